@@ -1,0 +1,1 @@
+"""The nouns of the project: what a conversation, a version, a run and a recipe are, and where they are kept."""

@@ -1,0 +1,161 @@
+"""A conversation in ShareGPT terms: its types, its content id, and the way between nested rows and single turns.
+
+Two carriers, one meaning. Many conversations travel as a *conversations frame* (one row each, the turns
+nested) or as a *turns frame* (one row per turn, sorted, for vectorised work); one conversation is a frozen
+`Conversation`. The id is a hash of the content alone, so the same words have the same id in every store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import polars_hash  # noqa: F401  registers the namespace `chash`
+import pyarrow as pa
+
+ROLES = ("system", "human", "gpt", "function_call", "observation")
+"""Who may speak. `function_call` is the assistant asking for tools, `observation` a tool's answer."""
+
+ASSISTANT_ROLES = ("gpt", "function_call")
+"""The roles whose text a model learns."""
+
+TURN_FIELDS = {"from": pl.String, "value": pl.String, "train": pl.Boolean, "tool_call_id": pl.String}
+TURN = pl.Struct(TURN_FIELDS)
+CONVERSATIONS = {"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String}
+"""Columns of a conversations frame; the store's table has the same ones first."""
+
+ID_LENGTH = 32
+"""Hex digits of SHA-256 that are kept: 128 bits, so a clash among 10^12 conversations has a chance of 10^-15."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance. `train=False`: the model sees it and does not learn it."""
+
+    role: str
+    value: str
+    train: bool = True
+    tool_call_id: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Turn:
+        """The turn that a struct of type `TURN` holds."""
+        train = row.get("train")
+        return cls(row["from"], row["value"], True if train is None else train, row.get("tool_call_id"))
+
+    def as_row(self) -> dict[str, Any]:
+        """The struct of type `TURN` that holds this turn."""
+        return {"from": self.role, "value": self.value, "train": self.train, "tool_call_id": self.tool_call_id}
+
+    def canonical(self) -> str:
+        """The text that the id is made of; every free part has its length in bytes before it.
+
+        >>> Turn("human", "Grüße").canonical()
+        'human:7:Grüße;'
+        >>> Turn("gpt", "Hi", train=False).canonical()
+        'gpt!:2:Hi;'
+        """
+        silent = "" if self.train else "!"
+        call = "" if self.tool_call_id is None else f"#{_sized(self.tool_call_id)}"
+        return f"{self.role}{silent}{call}:{_sized(self.value)};"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One conversation: its turns in order and, where it has them, the JSON text of its tools."""
+
+    turns: tuple[Turn, ...]
+    tools: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Conversation:
+        """The conversation that a row of a conversations frame holds."""
+        return cls(tuple(Turn.from_row(turn) for turn in row["conversations"]), row.get("tools"))
+
+    @property
+    def id(self) -> str:
+        """The content id, `ID_LENGTH` hex digits.
+
+        >>> Conversation((Turn("human", "Hi"), Turn("gpt", "Hello"))).id
+        'ba38274ab51c3a2fefe05fb28d3dd5be'
+        """
+        head = "" if self.tools is None else f"tools:{_sized(self.tools)};"
+        text = head + "".join(turn.canonical() for turn in self.turns)
+        return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
+
+
+def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = None) -> pl.DataFrame:
+    """Conversations of a turns frame: columns `row`, `id`, `conversations`, `tools`, in the order of the rows.
+
+    `turns` has the columns `row`, `from`, `value` and may have `train`, `tool_call_id`; the turns of one row
+    stand together, in order. `tools` holds one JSON text or null per distinct row. One pass, no grouping:
+    the nested column is laid over the turn columns by offsets.
+    """
+    turns = turns.select(
+        "row",
+        "from",
+        "value",
+        pl.col("train").fill_null(True) if "train" in turns.columns else pl.lit(True).alias("train"),
+        pl.col("tool_call_id") if "tool_call_id" in turns.columns else pl.lit(None, pl.String).alias("tool_call_id"),
+    )
+    runs = turns["row"].rle().struct.unnest()
+    offsets = _offsets(runs["len"])
+    folded = pl.DataFrame(
+        {
+            "row": runs["value"],
+            "canonical": _lists(offsets, turns.select(_canonical_turn())["canonical"].to_arrow()),
+            "conversations": _lists(offsets, turns.select(*TURN_FIELDS).to_struct("turn").to_arrow()),
+            "tools": pl.Series("tools", tools if tools is not None else [None] * runs.height, dtype=pl.String),
+        }
+    )
+    head = pl.when(pl.col("tools").is_null()).then(pl.lit("")).otherwise(pl.format("tools:{};", _sized_expr("tools")))
+    text = pl.concat_str(head, pl.col("canonical").list.join(""))
+    return folded.select("row", _sha256(text).str.head(ID_LENGTH).alias("id"), "conversations", "tools")
+
+
+def unfold(conversations: pl.DataFrame) -> pl.DataFrame:
+    """The turns frame of a conversations frame: `id`, `position` (from 0) and the fields of `TURN`."""
+    return (
+        conversations.select("id", "conversations", pl.int_ranges(pl.col("conversations").list.len()).alias("position"))
+        .explode("conversations", "position")
+        .unnest("conversations")
+        .select("id", "position", *TURN_FIELDS)
+    )
+
+
+def _sized(text: str) -> str:
+    return f"{len(text.encode())}:{text}"
+
+
+def _sized_expr(column: str) -> pl.Expr:
+    return pl.concat_str(pl.col(column).str.len_bytes().cast(pl.String), pl.lit(":"), column)
+
+
+def _canonical_turn() -> pl.Expr:
+    """`Turn.canonical` as an expression over a turns frame."""
+    silent = pl.when("train").then(pl.lit("")).otherwise(pl.lit("!"))
+    call = (
+        pl.when(pl.col("tool_call_id").is_null())
+        .then(pl.lit(""))
+        .otherwise(pl.concat_str(pl.lit("#"), _sized_expr("tool_call_id")))
+    )
+    return pl.concat_str("from", silent, call, pl.lit(":"), _sized_expr("value"), pl.lit(";")).alias("canonical")
+
+
+def _sha256(text: pl.Expr) -> pl.Expr:
+    hashed: pl.Expr = text.chash.sha2_256()  # type: ignore[attr-defined]
+    return hashed
+
+
+def _offsets(lengths: pl.Series) -> pa.Array:
+    return pl.concat([pl.Series("len", [0], pl.Int64), lengths.cast(pl.Int64).cum_sum()]).to_arrow()
+
+
+def _lists(offsets: pa.Array, values: pa.Array) -> pl.Series:
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    lists = pl.from_arrow(pa.LargeListArray.from_arrays(offsets, values))
+    assert isinstance(lists, pl.Series)
+    return lists

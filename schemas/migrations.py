@@ -1,0 +1,132 @@
+"""The store's tables, as the list of steps that made them: each function is applied once, in order, for ever.
+
+A step that has been released is never edited; a change is a new function at the end of `MIGRATIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from duckdb import DuckDBPyConnection
+
+TURNS_SQL = 'STRUCT("from" VARCHAR, "value" VARCHAR, train BOOLEAN, tool_call_id VARCHAR)[]'
+
+
+def import_tables(connection: DuckDBPyConnection) -> None:
+    """What was read: files, conversations, where each came from, and the rows that were refused."""
+    connection.execute(f"""
+        CREATE TABLE sources (
+            source VARCHAR NOT NULL,          -- content id of file, shape and mapping: the same import has the same id
+            path VARCHAR NOT NULL,            -- as it was given
+            sha256 VARCHAR NOT NULL,          -- of the file's bytes
+            bytes BIGINT NOT NULL,
+            shape VARCHAR NOT NULL,           -- alpaca, pairs, sharegpt, messages, transcript, long
+            mapping JSON NOT NULL,            -- role of each column, encoding, mends
+            columns VARCHAR[] NOT NULL,       -- the file's own columns, in its order
+            rows_read BIGINT NOT NULL,        -- = rows_kept + rows_duplicate + rows_rejected
+            rows_kept BIGINT NOT NULL,
+            rows_duplicate BIGINT NOT NULL,
+            rows_rejected BIGINT NOT NULL,
+            conversations BIGINT NOT NULL,    -- new ones; less than rows_kept where many rows make one conversation
+            warnings JSON NOT NULL,           -- code -> count
+            imported_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        CREATE TABLE conversations (
+            id VARCHAR NOT NULL,              -- 32 hex digits of the content's SHA-256
+            conversations {TURNS_SQL} NOT NULL,
+            tools VARCHAR,                    -- JSON text
+            parent VARCHAR                    -- the conversation that a person edited into this one
+        );
+        CREATE TABLE origins (
+            source VARCHAR NOT NULL,
+            row BIGINT NOT NULL,              -- record number in the source, from 1
+            line BIGINT,                      -- physical line where the record starts, from 1; null without lines
+            conversation VARCHAR NOT NULL,
+            duplicate BOOLEAN NOT NULL,       -- another row brought the same conversation before
+            metadata JSON,                    -- the columns that are not part of the conversation
+            mends VARCHAR[],                  -- what was mended, by name
+            raw VARCHAR                       -- the record as it was read, kept where it was mended
+        );
+        CREATE TABLE rejects (
+            source VARCHAR NOT NULL,
+            row BIGINT NOT NULL,
+            line BIGINT,
+            code VARCHAR NOT NULL,            -- the rule, such as empty-answer
+            reason VARCHAR NOT NULL,          -- a sentence
+            raw VARCHAR NOT NULL,             -- the record as it was read
+            closed_by VARCHAR                 -- the source that brought it back mended
+        );
+    """)
+
+
+def curation_tables(connection: DuckDBPyConnection) -> None:
+    """What was thought of it: scores, near-duplicate clusters, verdicts and people's reviews."""
+    connection.execute("""
+        CREATE TABLE scorers (
+            "column" VARCHAR PRIMARY KEY,     -- the column of `scores` that holds the values
+            scorer VARCHAR NOT NULL,
+            parameters JSON NOT NULL,
+            digest VARCHAR NOT NULL,          -- of scorer, its parameters and its revision
+            computed_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        CREATE TABLE scores (conversation VARCHAR NOT NULL);
+        CREATE TABLE clusters (
+            conversation VARCHAR NOT NULL,
+            method VARCHAR NOT NULL,
+            cluster VARCHAR NOT NULL          -- id of the cluster's first conversation
+        );
+        CREATE TABLE verdicts (
+            conversation VARCHAR NOT NULL,
+            verdict VARCHAR NOT NULL,         -- keep, drop or edit
+            reason VARCHAR NOT NULL,          -- the rule's text, or what the person said
+            by_whom VARCHAR NOT NULL,         -- rule, or a person's name
+            edited_to VARCHAR,                -- the conversation that takes its place
+            selection VARCHAR,                -- which run of `curate select` said so
+            decided_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        CREATE TABLE reviews (
+            conversation VARCHAR NOT NULL,
+            dataset VARCHAR NOT NULL,
+            reviewer VARCHAR NOT NULL,
+            response VARCHAR NOT NULL,        -- the labelling server's id of the answer
+            answers JSON NOT NULL,
+            status VARCHAR NOT NULL,          -- submitted, discarded or draft
+            answered_at TIMESTAMPTZ NOT NULL
+        );
+    """)
+
+
+def version_tables(connection: DuckDBPyConnection) -> None:
+    """What was frozen and what it was compiled to."""
+    connection.execute("""
+        CREATE TABLE versions (
+            version VARCHAR PRIMARY KEY,      -- name@number
+            name VARCHAR NOT NULL,
+            number INTEGER NOT NULL,
+            digest VARCHAR NOT NULL,          -- SHA-256 over the sorted members, their splits and the recipe
+            parent VARCHAR,
+            recipe JSON NOT NULL,             -- the part of the recipe that made the data
+            counts JSON NOT NULL,             -- split -> conversations
+            frozen_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        CREATE TABLE members (
+            version VARCHAR NOT NULL,
+            conversation VARCHAR NOT NULL,
+            split VARCHAR NOT NULL            -- train or held_out
+        );
+        CREATE TABLE runs (
+            run VARCHAR PRIMARY KEY,          -- r1, r2, …
+            version VARCHAR NOT NULL,
+            version_digest VARCHAR NOT NULL,
+            adapter VARCHAR NOT NULL,         -- folder
+            adapter_digest VARCHAR,           -- null until the run is done
+            status VARCHAR NOT NULL,          -- running, done, failed
+            manifest JSON NOT NULL,
+            metrics JSON NOT NULL,
+            started_at TIMESTAMPTZ NOT NULL,
+            finished_at TIMESTAMPTZ
+        );
+    """)
+
+
+MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [import_tables, curation_tables, version_tables]

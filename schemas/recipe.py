@@ -1,0 +1,175 @@
+"""The recipe: one TOML file that says everything a person decides, from column mapping to learning rate.
+
+`load_recipe` reads `curate.toml`, lays `--set section.key=value` over it and checks the whole: an unknown key or
+a wrong value is refused, all of them at once, each with the nearest known name. Two digests follow from it: the
+data part (score, select, freeze) belongs to a version, the train part to a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import RecipeError
+
+DEFAULT_RECIPE = Path("curate.toml")
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ImportSection(Section):
+    """How rows are read. Command-line options of `curate import` say the same things."""
+
+    shape: str | None = Field(
+        None, description="alpaca, pairs, sharegpt, messages, transcript or long; found if left out"
+    )
+    encoding: str | None = Field(None, description="such as cp1252; UTF-8 if left out")
+    map: dict[str, str] = Field({}, description="field = column, such as question = 'body'")
+    mend: tuple[str, ...] = Field((), description="names of mends to apply, such as trailing-user")
+    group_by: str | None = Field(None, description="long format: the column that names the conversation")
+    order_by: str | None = Field(None, description="long format: the column that orders its turns")
+    role: str | None = Field(None, description="long format: the column that says who speaks")
+    text: str | None = Field(None, description="long format: the column with the words")
+
+
+class SelectSection(Section):
+    """Which conversations stay: every rule must hold. A rule is an SQL expression over scores and metadata."""
+
+    rules: dict[str, str] = Field({}, description='name = expression, such as good = "quality >= 0.6"')
+
+
+class FreezeSection(Section):
+    """How a version is split."""
+
+    held_out: float = Field(0.05, ge=0, lt=1, description="share kept away from training, by content hash")
+    salt: str = Field("", description="change it to draw another split")
+
+
+class TrainSection(Section):
+    """How an adapter is trained. What is not named here goes into `extra`, to the trainer as it is."""
+
+    engine: str = Field("unsloth", description="unsloth or transformers")
+    model: str = Field("", description="folder or name of the base model")
+    method: Literal["qlora", "lora"] = Field("qlora", description="adapter on a 4-bit or a 16-bit base")
+    template: str = Field("tokenizer", description="the tokenizer's own, a known name, or a Jinja file")
+    max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")
+    long: Literal["refuse", "drop", "truncate"] = Field("refuse", description="what happens to a longer conversation")
+    max_dropped: float = Field(0.0, ge=0, le=1, description="share of conversations that may be dropped")
+    max_truncated: float = Field(0.0, ge=0, le=1, description="share of conversations that may be truncated")
+    rank: int = Field(16, ge=1, description="LoRA r")
+    alpha: int = Field(16, ge=1, description="LoRA alpha")
+    learning_rate: float = Field(2e-4, gt=0)
+    epochs: float = Field(1.0, gt=0, description="passes over the data, unless steps is given")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    batch: int = Field(2, ge=1, description="packs (or conversations, unpacked) per forward pass")
+    accumulate: int = Field(4, ge=1, description="forward passes per optimiser step")
+    packing: bool = Field(True, description="several conversations in one sequence, kept apart in attention")
+    save_every: int = Field(50, ge=1, description="steps between checkpoints")
+    seed: int = 3407
+    threads: int | None = Field(None, ge=1, description="CPU threads; the bits of the result depend on it")
+    extra: dict[str, Any] = Field({}, description="further arguments of the trainer, handed on and recorded")
+
+
+class Recipe(Section):
+    """The whole of `curate.toml`."""
+
+    import_: ImportSection = Field(ImportSection(), alias="import")
+    score: dict[str, dict[str, Any]] = Field({}, description="scorer = its parameters; all scorers run if left out")
+    select: SelectSection = SelectSection()
+    freeze: FreezeSection = FreezeSection()
+    train: TrainSection = TrainSection()
+
+    def data_part(self) -> dict[str, Any]:
+        """The decisions that make a version: how it was scored, selected and split."""
+        return self.model_dump(mode="json", include={"score", "select", "freeze"})
+
+    def train_part(self) -> dict[str, Any]:
+        """The decisions that make an adapter of a version."""
+        return self.train.model_dump(mode="json")
+
+
+def canonical_json(value: object) -> str:
+    """One text for one value: keys sorted, no white space, characters as they are.
+
+    >>> canonical_json({"b": 1, "a": "é"})
+    '{"a":"é","b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of the canonical JSON of `value`, 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the file at `path` (default: `curate.toml` if there is one) under `section.key=value` overrides.
+
+    Raises `RecipeError` for a missing or broken file, and for every unknown key or wrong value, all at once.
+    """
+    if path is None:
+        path = DEFAULT_RECIPE if DEFAULT_RECIPE.exists() else None
+    written = {} if path is None else _read_toml(path)
+    for override in overrides:
+        _lay_over(written, override)
+    return check_recipe(written, str(path) if path else "the options")
+
+
+def check_recipe(written: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that `written` spells. Raises `RecipeError` with all problems and the nearest known names."""
+    try:
+        return Recipe.model_validate(written)
+    except ValidationError as error:
+        problems = [_problem(details["type"], details["loc"], details["msg"]) for details in error.errors()]
+        raise RecipeError(
+            f"{where}: " + "; ".join(problems), "Correct the recipe; `curate init` writes a full one."
+        ) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"There is no recipe at {path}.", "curate init writes one.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no valid TOML: {error}.", "Correct it; text needs quotes in TOML.") from error
+
+
+def _lay_over(written: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not sections:
+        raise RecipeError(f"--set {override!r} is not section.key=value.", "For example: --set train.steps=20")
+    for section in sections:
+        written = written.setdefault(section, {})
+    try:
+        written[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        written[last] = text.strip()
+
+
+def _problem(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind != "extra_forbidden":
+        return f"{key}: {message}"
+    near = difflib.get_close_matches(key, list(_known_keys(Recipe)), n=1, cutoff=0.5)
+    return f"{key} is not a known key" + (f", did you mean {near[0]}?" if near else "")
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _known_keys(field.annotation, f"{key}.")

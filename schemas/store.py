@@ -1,0 +1,136 @@
+"""The store: one DuckDB file that holds everything up to the adapter.
+
+`reading` and `writing` are the two doors. DuckDB lets one process write and shuts all others out meanwhile, so
+a command opens the store, does its work in one transaction and closes it; nothing keeps it open while it
+trains or waits for a person.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+from schemas.errors import StoreError
+from schemas.migrations import MIGRATIONS
+
+DEFAULT_STORE = Path("curate.duckdb")
+STORE_VARIABLE = "CURATE_STORE"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[DuckDBPyConnection]:
+    """A read-only connection to the store at `path`.
+
+    Raises `StoreError` when there is no store, it is locked by a writer, newer than this release, or no store.
+    """
+    if not path.exists():
+        raise StoreError(f"There is no store at {path}.", f"curate import FILE --store {path} makes one.")
+    with _connected(path, read_only=True) as connection:
+        missing = len(MIGRATIONS) - _applied(connection, path)
+    if missing:
+        with writing(path):
+            pass  # a store of an older release: bring it up to date first
+    with _connected(path, read_only=True) as connection:
+        yield connection
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[DuckDBPyConnection]:
+    """A connection to the store at `path`, made if missing, inside one transaction.
+
+    Leaving the block commits, an exception rolls back: a command is done whole or not at all.
+    Raises `StoreError` as `reading` does.
+    """
+    if not path.parent.is_dir():
+        raise StoreError(f"The folder {path.parent} for the store is not there.", f"mkdir -p {path.parent}")
+    with _connected(path, read_only=False) as connection:
+        _migrate(connection, path)
+        connection.begin()
+        try:
+            yield connection
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+
+
+@contextmanager
+def _connected(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
+    connection = _connect(path, read_only=read_only)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
+    try:
+        return duckdb.connect(str(path), read_only=read_only)
+    except duckdb.IOException as error:
+        raise _explained(path, str(error)) from error
+    except duckdb.Error as error:
+        raise StoreError(
+            f"{path} cannot be opened as a store: {_first_line(error)}",
+            "Give another --store; if this file is yours, restore it from a copy.",
+        ) from error
+
+
+def _explained(path: Path, message: str) -> StoreError:
+    if "lock" in message.lower():
+        holder = re.search(r"PID (\d+)", message)
+        who = f"process {holder.group(1)}" if holder else "another process"
+        return StoreError(
+            f"The store {path} is in use by {who}, and DuckDB lets one process write at a time.",
+            "Wait for it to end, or close the program that has the file open, then run this again.",
+        )
+    if "not a valid DuckDB" in message:
+        return StoreError(f"{path} is not a curate store, nor any DuckDB file.", "Give another --store.")
+    return StoreError(f"The store {path} cannot be opened: {message.splitlines()[0]}", "Check the path and its rights.")
+
+
+def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
+    """Apply the steps that this store has not seen, each in its own transaction with its mark."""
+    applied = _applied(connection, path)
+    for number, step in enumerate(MIGRATIONS[applied:], start=applied + 1):
+        connection.begin()
+        if number == 1:
+            connection.execute(
+                "CREATE TABLE migrations (number INTEGER, name VARCHAR, applied_at TIMESTAMPTZ DEFAULT now())"
+            )
+        step(connection)
+        connection.execute("INSERT INTO migrations (number, name) VALUES (?, ?)", [number, step.__name__])
+        connection.commit()
+
+
+def _applied(connection: DuckDBPyConnection, path: Path) -> int:
+    tables = {name for (name,) in connection.sql("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if "migrations" not in tables:
+        if tables:
+            raise StoreError(
+                f"{path} is a DuckDB file with other tables ({', '.join(sorted(tables)[:3])}), not a curate store.",
+                "Give another --store; nothing was changed in this file.",
+            )
+        return 0
+    rows = connection.sql("SELECT coalesce(max(number), 0) FROM migrations").fetchall()
+    applied = int(rows[0][0])
+    if applied > len(MIGRATIONS):
+        raise StoreError(
+            f"The store {path} was written by a newer release (step {applied}, this one knows {len(MIGRATIONS)}).",
+            "pip install --upgrade curate-sft",
+        )
+    return applied
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def store_path(given: Path | None = None) -> Path:
+    """The store to use: the option, then the variable `CURATE_STORE`, then `curate.duckdb` in this folder."""
+    return given or Path(os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)

@@ -1,0 +1,89 @@
+"""What a person sees: results on stdout (or JSON), progress and logs on stderr, options that all commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="FILE",
+        help="The DuckDB file of this project.",
+        envvar="CURATE_STORE",
+        show_default="curate.duckdb",
+    ),
+]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="The recipe.", show_default="curate.toml if it is there")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, such as train.steps=20."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def print_json(value: object) -> None:
+    """Print `value` as JSON on stdout; dates and paths become text."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
+    """Print rows as a table on stdout. Cells are data: markup and control characters in them are shown, not obeyed."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(printable(row[column])) for column in columns))
+    Console().print(table)
+
+
+def printable(value: object) -> str:
+    r"""`value` as text that a terminal shows and does not obey: numbers grouped, control characters made visible.
+
+    >>> printable(31034), printable(0.5), printable(None), printable("a\x1b[31m")
+    ('31,034', '0.5', '', 'a␛[31m')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).translate(_VISIBLE)
+
+
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+
+
+def note(message: str) -> None:
+    """Print a line for people on stderr."""
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def progress_bar(description: str, total: float | None = None) -> Iterator[Progress]:
+    """A progress bar on stderr with one task, number 0; nothing is shown when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        progress.add_task(description, total=total)
+        yield progress
