@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
@@ -56,11 +56,12 @@ def find_version(connection: DuckDBPyConnection, label: str) -> Version:
     Raises `VersionError` naming the versions that are there.
     """
     name, at, number = label.partition("@")
-    query = "SELECT name, number, digest, parent, recipe, counts, frozen_at FROM versions WHERE name = ?"
+    query = "SELECT name, number, digest, parent, recipe, counts, epoch_us(frozen_at) FROM versions WHERE name = ?"
     found = connection.execute(f"{query} ORDER BY number DESC", [name]).fetchall()
-    for found_name, found_number, digest, parent, recipe, counts, frozen_at in found:
+    for found_name, found_number, digest, parent, recipe, counts, microseconds in found:
         if not at or str(found_number) == number:
-            return Version(found_name, found_number, digest, parent, json.loads(recipe), json.loads(counts), frozen_at)
+            at_time = datetime.fromtimestamp(microseconds / 1e6, UTC)
+            return Version(found_name, found_number, digest, parent, json.loads(recipe), json.loads(counts), at_time)
     known = [v for (v,) in connection.execute("SELECT version FROM versions ORDER BY name, number").fetchall()]
     have = (
         f"The store has {', '.join(known)}." if known else "The store has no version yet: curate freeze NAME makes one."
