@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import curate.siblings  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
 from schemas.errors import CurateError
+from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, note, print_json, print_table
 from train.cli import register as register_training_commands
 
-DATA, REVIEW, VERSIONS, LOOK = "Data", "Review", "Versions", "Look"
+START, DATA, REVIEW, VERSIONS, LOOK = "Start", "Data", "Review", "Versions", "Look"
 
 app = typer.Typer(
     name="curate",
@@ -35,6 +38,105 @@ def options(
     """From CSV and JSONL exports to a tuned model that names its data."""
     if debug:
         os.environ["CURATE_DEBUG"] = "1"
+
+
+@app.command(rich_help_panel=START)
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("curate.toml"),
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a recipe that is there.")] = False,
+) -> None:
+    """Write a full recipe: every key with its default and what it means.
+
+    \b
+    curate init
+    """
+    from curate.initialising import write_recipe
+
+    write_recipe(path, replace=replace)
+    typer.echo(f"{path} is written. Next: curate import FILE, then curate score.")
+
+
+@app.command(rich_help_panel=START)
+def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Say what is installed, which device there is, what clashes, and what to type.
+
+    \b
+    curate doctor
+    """
+    from dataclasses import asdict
+
+    from curate.diagnosing import diagnose
+    from schemas.store import store_path
+
+    findings = [asdict(finding) for finding in diagnose(store_path(store))]
+    if as_json:
+        print_json(findings)
+    else:
+        print_table(findings, ("about", "state", "found", "advice"))
+    if any(finding["state"] == "clash" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=VERSIONS)
+def freeze(
+    name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", help="Share kept away from training.", show_default="5%, or the recipe's"),
+    ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option("--parent", metavar="VERSION", help="What it follows, or none.", show_default="the newest NAME@n"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the split and the digest, write nothing.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Freeze the kept conversations as the next version of NAME, split so that nothing leaks.
+
+    \b
+    curate freeze support --held-out 5%
+    """
+    from curate import freezing
+    from schemas.recipe import load_recipe
+    from schemas.store import reading, store_path, writing
+
+    share = [] if held_out is None else [f"freeze.held_out={freezing.parse_share(held_out)}"]
+    settings = load_recipe(recipe, [*(set_ or []), *share])
+    with (reading if dry_run else writing)(store_path(store)) as connection:
+        frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
+    if as_json:
+        print_json(frozen.as_json())
+    else:
+        typer.echo(frozen.as_text())
+
+
+@app.command(rich_help_panel=VERSIONS)
+def versions(
+    name: Annotated[str | None, typer.Argument(help="Only the versions of this dataset.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the frozen versions: how large, from which parent, and what was trained on them.
+
+    \b
+    curate versions support
+    """
+    from curate.freezing import list_versions
+    from schemas.store import reading, store_path
+
+    with reading(store_path(store)) as connection:
+        listed = list_versions(connection, name)
+    if as_json:
+        print_json(listed)
+    elif listed:
+        cells = {"digest": lambda text: text[:12], "frozen_at": lambda text: text[:10], "runs": " ".join}
+        shown = [{key: cells.get(key, lambda same: same)(value) for key, value in row.items()} for row in listed]
+        print_table(shown, [column for column in shown[0] if column != "conversations"])
+    else:
+        note("No version is frozen yet: curate freeze NAME makes one.")
 
 
 register_training_commands(app)
