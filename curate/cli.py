@@ -68,12 +68,12 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     from curate.diagnosing import diagnose
     from schemas.store import store_path
 
-    findings = [asdict(finding) for finding in diagnose(store_path(store))]
+    findings = diagnose(store_path(store))
     if as_json:
-        print_json(findings)
+        print_json([asdict(finding) for finding in findings])
     else:
-        print_table(findings, ("about", "state", "found", "advice"))
-    if any(finding["state"] == "clash" for finding in findings):
+        typer.echo("\n".join(finding.as_text() for finding in findings))
+    if any(finding.state == "clash" for finding in findings):
         raise typer.Exit(1)
 
 

@@ -32,21 +32,33 @@ class ImportSection(Section):
     """How rows are read. Command-line options of `curate import` say the same things."""
 
     shape: str | None = Field(
-        None, description="alpaca, pairs, sharegpt, messages, transcript or long; found if left out"
+        None,
+        description="alpaca, pairs, sharegpt, messages, transcript or long; found if left out",
+        examples=["pairs"],
     )
-    encoding: str | None = Field(None, description="such as cp1252; UTF-8 if left out")
-    map: dict[str, str] = Field({}, description="field = column, such as question = 'body'")
+    encoding: str | None = Field(None, description="such as cp1252; UTF-8 if left out", examples=["cp1252"])
+    map: dict[str, str] = Field(
+        {}, description="which column is which part of a conversation", examples=[{"question": "body"}]
+    )
     mend: tuple[str, ...] = Field((), description="names of mends to apply, such as trailing-user")
-    group_by: str | None = Field(None, description="long format: the column that names the conversation")
-    order_by: str | None = Field(None, description="long format: the column that orders its turns")
-    role: str | None = Field(None, description="long format: the column that says who speaks")
-    text: str | None = Field(None, description="long format: the column with the words")
+    group_by: str | None = Field(
+        None, description="long format: the column that names the conversation", examples=["ticket"]
+    )
+    order_by: str | None = Field(
+        None, description="long format: the column that orders its turns", examples=["created_at"]
+    )
+    role: str | None = Field(None, description="long format: the column that says who speaks", examples=["author"])
+    text: str | None = Field(None, description="long format: the column with the words", examples=["body"])
 
 
 class SelectSection(Section):
     """Which conversations stay: every rule must hold. A rule is an SQL expression over scores and metadata."""
 
-    rules: dict[str, str] = Field({}, description='name = expression, such as good = "quality >= 0.6"')
+    rules: dict[str, str] = Field(
+        {},
+        description="the rules: a name of your choice = what must be true",
+        examples=[{"good": "quality >= 0.6", "english": "language = 'en'"}],
+    )
 
 
 class FreezeSection(Section):
@@ -69,23 +81,29 @@ class TrainSection(Section):
     max_truncated: float = Field(0.0, ge=0, le=1, description="share of conversations that may be truncated")
     rank: int = Field(16, ge=1, description="LoRA r")
     alpha: int = Field(16, ge=1, description="LoRA alpha")
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, description="step size at its peak")
     epochs: float = Field(1.0, gt=0, description="passes over the data, unless steps is given")
-    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs", examples=[60])
     batch: int = Field(2, ge=1, description="packs (or conversations, unpacked) per forward pass")
     accumulate: int = Field(4, ge=1, description="forward passes per optimiser step")
     packing: bool = Field(True, description="several conversations in one sequence, kept apart in attention")
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
-    seed: int = 3407
-    threads: int | None = Field(None, ge=1, description="CPU threads; the bits of the result depend on it")
-    extra: dict[str, Any] = Field({}, description="further arguments of the trainer, handed on and recorded")
+    seed: int = Field(3407, description="of everything that is drawn by lot")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; the bits of the result depend on it", examples=[2]
+    )
+    extra: dict[str, Any] = Field(
+        {}, description="further arguments of the trainer, handed on and recorded", examples=[{"weight_decay": 0.01}]
+    )
 
 
 class Recipe(Section):
     """The whole of `curate.toml`."""
 
     import_: ImportSection = Field(ImportSection(), alias="import")
-    score: dict[str, dict[str, Any]] = Field({}, description="scorer = its parameters; all scorers run if left out")
+    score: dict[str, dict[str, Any]] = Field(
+        {}, description="scorers and their parameters; all run if left out", examples=[{"EXAMPLE": {}}]
+    )
     select: SelectSection = SelectSection()
     freeze: FreezeSection = FreezeSection()
     train: TrainSection = TrainSection()
