@@ -1,0 +1,57 @@
+"""Small real stores for tests: conversations written as an import would leave them."""
+
+import json
+
+import polars as pl
+
+from schemas.conversation import Conversation, Turn, fold
+from schemas.store import writing
+
+
+def chat(*words, system=None, tools=None, **marks):
+    """Turns that alternate human, gpt; `marks` go to the last turn."""
+    turns = [Turn("system", system)] if system is not None else []
+    turns += [Turn("human" if n % 2 == 0 else "gpt", text) for n, text in enumerate(words)]
+    if marks:
+        turns[-1] = Turn(turns[-1].role, turns[-1].value, **marks)
+    return Conversation(tuple(turns), tools)
+
+
+def questions(count, start=0):
+    return [chat(f"What is question {n}?", f"Answer {n}.") for n in range(start, start + count)]
+
+
+def add(store, conversations, source="data.csv", parent=None, metadata=None):
+    """Write conversations and their origins, one row each from row 1 on; line = row + 1, as under a CSV header."""
+    turns = pl.DataFrame(
+        [{"row": row, **turn.as_row()} for row, talk in enumerate(conversations, 1) for turn in talk.turns],
+        schema_overrides={"tool_call_id": pl.String},
+    )
+    folded = fold(turns, [talk.tools for talk in conversations])
+    with writing(store) as connection:
+        connection.register("folded", folded)
+        connection.execute(
+            "INSERT INTO conversations SELECT id, conversations, tools, ? FROM folded"
+            " WHERE id NOT IN (SELECT id FROM conversations)",
+            [parent],
+        )
+        if parent is None:
+            connection.execute(
+                """INSERT INTO sources VALUES (?, ?, 'f00d', 1, 'pairs', '{}', ['q', 'a'], ?, ?, 0, 0, ?, '{}',
+                   TIMESTAMPTZ '2026-01-01 00:00:00+00')""",
+                [f"id of {source}", source, *[len(conversations)] * 3],
+            )
+            connection.execute(
+                "INSERT INTO origins SELECT ?, row, row + 1, id, false, ?, NULL, NULL FROM folded",
+                [f"id of {source}", json.dumps(metadata) if metadata else None],
+            )
+    return folded["id"].to_list()
+
+
+def say(store, conversation, verdict, *, by_whom="rule", reason="because", edited_to=None):
+    with writing(store) as connection:
+        connection.execute(
+            """INSERT INTO verdicts (conversation, verdict, reason, by_whom, edited_to, selection)
+               VALUES (?, ?, ?, ?, ?, ?)""",
+            [conversation, verdict, reason, by_whom, edited_to, "s1" if by_whom == "rule" else None],
+        )
