@@ -77,6 +77,23 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel=START)
+def demo(
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder for it.")] = Path("curate-demo"),
+    yes: Annotated[bool, typer.Option("--yes", help="Replace an earlier demo in that folder without asking.")] = False,
+) -> None:
+    """Walk the whole way on a sample, from a CSV to a tuned model, with the commands that do it.
+
+    \b
+    curate demo --to demo
+    """
+    from curate import demonstrating
+
+    if demonstrating.is_earlier_demo(to) and not yes:
+        typer.confirm(f"{to} holds an earlier demo. Replace it, with all that is in it?", abort=True)
+    demonstrating.demonstrate(to, typer.echo)
+
+
 @app.command(rich_help_panel=VERSIONS)
 def freeze(
     name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],

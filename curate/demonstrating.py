@@ -1,0 +1,113 @@
+"""Walks the whole way on the sample: a fresh folder comes in, real commands run in it, one after the other.
+
+Each step is the command that a person would type, printed before it runs, in a process of its own; so the
+folder that is left behind can be worked on with the same commands.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.errors import CurateError, SourceError
+
+MARK = ".curate-demo"
+"""A file in each folder that this made: only such a folder is ever replaced."""
+
+SAMPLE = ("support_tickets.csv", "chats.jsonl", "curate.toml")
+TINY = "tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of the way, and why it is there."""
+
+    why: str
+    command: str
+
+
+STEPS = (
+    Step(
+        "Read two exports of a support desk. Every row ends as a conversation, a duplicate or a reject.",
+        "import support_tickets.csv chats.jsonl",
+    ),
+    Step("Why rows were refused, and in which line they stand.", "rejects"),
+    Step("Measure every conversation.", "score"),
+    Step("Keep the good ones: curate.toml has the rules, each row that leaves has a reason.", "select"),
+    Step("Freeze what is kept as a version; its digest names exactly this data.", "freeze support"),
+    Step("What training would learn: the coloured part is learned, the rest is only seen.", "preview support@1"),
+    Step("How much that is, before anything is loaded.", "plan support@1"),
+    Step("Train an adapter on exactly that version.", "train support@1"),
+    Step("Prove that adapter, version, template and tokenizer are the ones that the manifest names.", "verify r1"),
+    Step("What the store knows now.", "runs"),
+)
+
+NEXT = """\
+Everything lies in {folder}
+  curate.toml      the recipe: change a rule, and run the commands above again
+  curate.duckdb    the store: every row, score, verdict, version and run
+  adapters/r1      the adapter, its manifest and its card
+
+Next, with rows of your own:
+  curate import YOUR.csv --dry-run     shows how it would be read, and what would be refused
+  curate init                          writes a full recipe to change
+"""
+
+
+def demonstrate(folder: Path, show: Callable[[str], None]) -> None:
+    """Lay the sample into `folder` and run `STEPS` there; `show` gets every line that is ours.
+
+    Raises `SourceError` when `folder` is not ours to fill, `CurateError` when a step fails.
+    """
+    lay_out(folder)
+    for number, step in enumerate(STEPS, start=1):
+        show(f"\n{number}/{len(STEPS)}  {step.why}\n$ curate {step.command}")
+        _run(step.command, folder)
+    show("\n" + NEXT.format(folder=folder))
+
+
+def sample_folder() -> Path:
+    """Where the sample lies: inside an installed `curate`, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed, checkout = package / "data", package.parent / "data"
+    return installed if installed.is_dir() else checkout
+
+
+def is_earlier_demo(folder: Path) -> bool:
+    """Whether `folder` is one that an earlier demo made, which a new one may replace."""
+    return (folder / MARK).is_file()
+
+
+def lay_out(folder: Path) -> None:
+    """A fresh `folder` with the sample in it. Raises `SourceError` when it holds anything but an earlier demo."""
+    if is_earlier_demo(folder):
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise SourceError(
+            f"{folder} is not empty and was not made by a demo.", "Give a new folder: curate demo --to NAME"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+    for name in SAMPLE:
+        shutil.copy(sample_folder() / name, folder / name)
+    shutil.copytree(sample_folder() / TINY, folder / TINY)
+
+
+def _run(command: str, folder: Path) -> None:
+    """Run `curate command` in `folder`, with the store there whatever CURATE_STORE says."""
+    environment = {name: value for name, value in os.environ.items() if name != "CURATE_STORE"}
+    arguments = [sys.executable, "-P", "-c", "from curate.cli import main; main()", *shlex.split(command)]
+    done = subprocess.run(arguments, cwd=folder, env=environment, check=False)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise CurateError(
+            f"The step `curate {command}` ended with exit code {done.returncode}; its own message stands above.",
+            f"cd {shlex.quote(str(folder))} and run it there; curate doctor says what is missing.",
+        )

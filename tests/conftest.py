@@ -1,0 +1,55 @@
+"""What all tests share: a quiet and repeatable machine, the sample, and `curate` as a person runs it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before torch or polars is imported: one thread gives the same bits on every machine, and nothing is fetched.
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "2",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "UNSLOTH_AUTO_INSTALL": "0",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "COLUMNS": "120",
+    "NO_COLOR": "1",
+}.items():
+    os.environ.setdefault(name, value)
+os.environ.pop("CURATE_STORE", None)
+
+Ran = subprocess.CompletedProcess[str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if shutil.which("nvidia-smi") is None:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The folder of the sample: support_tickets.csv, chats.jsonl, the recipe and the tiny model."""
+    return ROOT / "data"
+
+
+@pytest.fixture
+def curate(tmp_path: Path) -> Callable[..., Ran]:
+    """`curate(*arguments)` runs the command in `tmp_path`, in a process of its own; `input=` is its stdin."""
+
+    def run(*arguments: str, input: str | None = None, cwd: Path = tmp_path, **environment: str) -> Ran:  # noqa: A002
+        command = [sys.executable, "-P", "-c", "from curate.cli import main; main()", *arguments]
+        return subprocess.run(
+            command, cwd=cwd, env=os.environ | environment, input=input, capture_output=True, text=True, check=False
+        )
+
+    return run
