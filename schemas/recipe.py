@@ -73,7 +73,9 @@ class TrainSection(Section):
 
     engine: str = Field("unsloth", description="unsloth or transformers")
     model: str = Field("", description="folder or name of the base model")
-    method: Literal["qlora", "lora"] = Field("qlora", description="adapter on a 4-bit or a 16-bit base")
+    method: Literal["auto", "qlora", "lora"] = Field(
+        "auto", description="adapter on a 4-bit base (qlora) or on the base as it is (lora); auto: qlora on a GPU"
+    )
     template: str = Field("tokenizer", description="the tokenizer's own, a known name, or a Jinja file")
     max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")
     long: Literal["refuse", "drop", "truncate"] = Field("refuse", description="what happens to a longer conversation")
@@ -92,6 +94,7 @@ class TrainSection(Section):
     threads: int | None = Field(
         None, ge=1, description="CPU threads; the bits of the result depend on it", examples=[2]
     )
+    trust_remote_code: bool = Field(False, description="run Python that comes with the base model; recorded")
     extra: dict[str, Any] = Field(
         {}, description="further arguments of the trainer, handed on and recorded", examples=[{"weight_decay": 0.01}]
     )

@@ -1,0 +1,70 @@
+"""The engines that fit an adapter: one file each, all with the same single function, registered by name in `ENGINES`.
+
+In: a `Job`, which is token ids with their labels, a base model's folder and the recipe. Out: the adapter in
+`job.adapter` and a `Fit`, the measurements and what the engine really did. An engine imports its heavy friends
+inside `fit`, and two engines never share a process, since one of them patches the libraries of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection
+from train.engines.transformers import fit as fit_with_transformers
+from train.engines.unsloth import fit as fit_with_unsloth
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step that is done: `tokens` counts all that were seen so far, `seconds` since this process began."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an engine is asked to do. `rows` and `held_out` have the columns `input_ids` and `labels`."""
+
+    rows: pl.DataFrame
+    held_out: pl.DataFrame
+    model: Path
+    recipe: TrainSection
+    method: Literal["qlora", "lora"]
+    checkpoints: Path
+    adapter: Path
+    resume: Path | None
+    report: Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What an engine hands back: losses in nats per learned token, and the facts of how they came about."""
+
+    metrics: dict[str, float]
+    facts: dict[str, Any]
+
+
+Engine = Callable[[Job], Fit]
+
+ENGINES: dict[str, Engine] = {"unsloth": fit_with_unsloth, "transformers": fit_with_transformers}
+
+
+def find_engine(name: str) -> Engine:
+    """The engine called `name`. Raises `TrainError` naming those that are known."""
+    if name not in ENGINES:
+        raise TrainError(
+            f"There is no engine called {name!r}.", f"Known engines: {', '.join(ENGINES)} (train.engine in the recipe)."
+        )
+    return ENGINES[name]
