@@ -14,7 +14,16 @@ import typer
 
 import curate.siblings  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
 from schemas.errors import CurateError
-from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, note, print_json, print_table
+from schemas.terminal import (
+    GroupedHelp,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    note,
+    print_json,
+    print_table,
+)
 from train.cli import register as register_training_commands
 
 START, DATA, REVIEW, VERSIONS, LOOK = "Start", "Data", "Review", "Versions", "Look"
@@ -24,7 +33,8 @@ app = typer.Typer(
     help="From CSV and JSONL exports to a tuned model that names its data.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    cls=GroupedHelp,
+    rich_markup_mode=None,  # see GroupedHelp
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -154,6 +164,48 @@ def versions(
         print_table(shown, [column for column in shown[0] if column != "conversations"])
     else:
         note("No version is frozen yet: curate freeze NAME makes one.")
+
+
+@app.command(rich_help_panel=VERSIONS)
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="The earlier version.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The later version.")],
+    list_: Annotated[bool, typer.Option("--list", help="Show the single conversations, edits as text.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="How many of them; 0 shows all.")] = 20,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell two versions apart: what was added, removed, edited or moved, and why.
+
+    \b
+    curate diff support@1 support@2 --list
+    """
+    from curate.comparing import compare, list_changes
+    from schemas.store import reading, store_path
+
+    with reading(store_path(store)) as connection:
+        seen = compare(connection, before, after)
+        changes = list_changes(connection, seen, limit or None) if list_ or as_json else []
+    if as_json:
+        print_json({**seen.as_json(), "changes": changes})
+        return
+    for line in seen.summary():
+        typer.echo(printable(line))
+    print_table(seen.reasons.to_dicts(), ["change", "conversations", "reason"])
+    _print_changes(changes, seen.changes.height)
+
+
+def _print_changes(changes: list[dict[str, Any]], in_all: int) -> None:
+    for change in changes:
+        ids = " → ".join(change[side][:12] for side in ("before", "after") if change[side])
+        sides = " → ".join(dict.fromkeys(change[side] for side in ("split_before", "split_after") if change[side]))
+        typer.echo(printable(f"{change['change']:8} {ids} ({sides}) {change['origin'] or ''} {change['reason']}"))
+        for turn in change.get("turns", []):
+            typer.echo(printable(f"    turn {turn['position'] + 1}, {turn['role']}"))
+            for line in turn["lines"]:
+                typer.echo(printable(f"    {line}"))
+    if changes and len(changes) < in_all:
+        note(f"{in_all - len(changes):,} more: --limit 0 shows all.")
 
 
 register_training_commands(app)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from typer._click import Context, HelpFormatter
 
 StoreOption = Annotated[
     Path | None,
@@ -32,6 +34,25 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, such as train.steps=20."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class GroupedHelp(TyperGroup):
+    """A command's help with its commands under the headings of their `rich_help_panel`, whole sentences, no frames.
+
+    Typer's own grouped help imports Rich's Markdown, syntax and traceback parts, which takes longer than all else:
+    `curate --help` would need 2.5 times what `import typer, rich` does instead of 1.2 (tests/bench/bench_start.py).
+    """
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
+        """Write the commands, in the order in which they were registered."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            panel = command.rich_help_panel if isinstance(command, TyperCommand) else None
+            panels.setdefault(str(panel or "Commands"), []).append((name, command.get_short_help_str(limit=200)))
+        width = max(len(name) for name in self.commands)
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl([(name.ljust(width), purpose) for name, purpose in rows])
 
 
 def print_json(value: object) -> None:
