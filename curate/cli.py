@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from schemas.terminal import (
     note,
     print_json,
     print_table,
+    printable,
 )
 from train.cli import register as register_training_commands
 
