@@ -81,6 +81,9 @@ class TrainSection(Section):
     long: Literal["refuse", "drop", "truncate"] = Field("refuse", description="what happens to a longer conversation")
     max_dropped: float = Field(0.0, ge=0, le=1, description="share of conversations that may be dropped")
     max_truncated: float = Field(0.0, ge=0, le=1, description="share of conversations that may be truncated")
+    special_text: Literal["drop", "keep"] = Field(
+        "drop", description="what happens when an answer holds the text of a special token, such as <|im_end|>"
+    )
     rank: int = Field(16, ge=1, description="LoRA r")
     alpha: int = Field(16, ge=1, description="LoRA alpha")
     learning_rate: float = Field(2e-4, gt=0, description="step size at its peak")

@@ -1,0 +1,224 @@
+"""In: rendered conversations and what the recipe allows. Out: the ledger, one row each: kept, truncated or dropped.
+
+The fates:
+- kept: trained as rendered;
+- truncated: longer than `max_length` with `long = "truncate"`: cut behind the last learned answer that fits whole,
+  its end-of-turn token included, so never half an answer is learned;
+- dropped: with the reason: it cannot be rendered, has nothing to learn, is too long, or an answer holds the text of
+  a special token that the tokenizer would read as the token (`special_text = "keep"` in the recipe lets those in).
+
+Nothing is dropped or truncated without being told so: `check_limits` refuses above what the recipe allows, and it
+allows nothing by default.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import polars as pl
+
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection
+
+LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
+    "conversation": pl.String,
+    "split": pl.String,
+    "fate": pl.String,  # kept, truncated or dropped
+    "code": pl.String,  # unrendered, nothing-learned, special-text or too-long; null where kept
+    "reason": pl.String,  # a sentence; null where kept
+    "tokens": pl.Int64,  # as rendered; 0 where it cannot be
+    "cut": pl.Int64,  # of these, not trained: all of a dropped one
+    "learned": pl.Int64,  # of those trained, with a label
+    "learned_cut": pl.Int64,  # with a label, but not trained
+}
+"""Columns of the ledger; trained tokens are `tokens - cut`."""
+
+LEDGER_FILE = "ledger.parquet"
+SHOWN = 5
+
+
+def settle(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
+    """The ledger of a rendered frame: the columns of `LEDGER`, in its order. The sums are checked.
+
+    `rendered` has the columns of `train.rendering.RENDERED` and may have `split` (else all is `train`).
+    """
+    split = pl.col("split") if "split" in rendered.columns else pl.lit("train").alias("split")
+    measured = rendered.select(
+        pl.col("id").alias("conversation"),
+        split,
+        pl.col("input_ids").list.len().fill_null(0).cast(pl.Int64).alias("tokens"),
+        _learned(pl.col("labels")).alias("all_learned"),
+        _fitting(section.max_length).alias("fits"),
+        "labels",
+        "problem",
+        "learned_specials",
+    )
+    decided = measured.with_columns(code=_code(section)).with_columns(fate=_fate(section), reason=_reason(section))
+    ledger = _counted(decided)
+    _check_sums(ledger, rendered)
+    return ledger
+
+
+def trainable(rendered: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
+    """What is trained: `id`, `split`, `input_ids`, `labels` of the kept and, cut, of the truncated conversations."""
+    left = (pl.col("tokens") - pl.col("cut")).alias("left")
+    joined = rendered.select("id", "input_ids", "labels").join(
+        ledger.filter(pl.col("fate") != "dropped").select("conversation", "split", left),
+        left_on="id",
+        right_on="conversation",
+        maintain_order="left",
+    )
+    return joined.select(
+        "id", "split", pl.col("input_ids").list.head(pl.col("left")), pl.col("labels").list.head(pl.col("left"))
+    )
+
+
+def check_limits(ledger: pl.DataFrame, section: TrainSection) -> None:
+    """Raise `TrainError` when more is dropped or truncated than the recipe allows: how many, which, what to type."""
+    too_long = ledger.filter(pl.col("code") == "too-long")
+    if section.long == "refuse" and too_long.height:
+        raise TrainError(
+            f"{too_long.height:,} of {ledger.height:,} conversations are longer than max_length {section.max_length:,}"
+            f" tokens: {_longest(too_long)}.",
+            _ways_out(ledger, too_long),
+        )
+    for fate, allowed in (("dropped", section.max_dropped), ("truncated", section.max_truncated)):
+        _check_share(ledger, fate, allowed)
+
+
+def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:
+    """Write the ledger as `ledger.parquet` into `folder` and return its path; never a half-written one."""
+    path = folder / LEDGER_FILE
+    unfinished = folder / f"{LEDGER_FILE}.{os.getpid()}"
+    ledger.write_parquet(unfinished)
+    unfinished.replace(path)
+    return path
+
+
+def _learned(labels: pl.Expr) -> pl.Expr:
+    """How many labels are not ignored."""
+    ignored = labels.list.count_matches(-100)
+    return (labels.list.len().cast(pl.Int64) - ignored.cast(pl.Int64)).fill_null(0)
+
+
+def _fitting(max_length: int) -> pl.Expr:
+    """Tokens up to the end of the last learned answer that ends within `max_length`; null where none does."""
+    ends = pl.col("stops").list.eval(pl.element().filter(pl.element() <= max_length))
+    return ends.list.max().cast(pl.Int64)
+
+
+def _code(section: TrainSection) -> pl.Expr:
+    """Why a conversation is not trained as it is, the first of the reasons that hold; null where it is."""
+    typed = pl.col("learned_specials").is_not_null() & pl.lit(section.special_text == "drop")
+    return (
+        pl.when(pl.col("problem").is_not_null())
+        .then(pl.lit("unrendered"))
+        .when(pl.col("all_learned") == 0)
+        .then(pl.lit("nothing-learned"))
+        .when(typed)
+        .then(pl.lit("special-text"))
+        .when(pl.col("tokens") > section.max_length)
+        .then(pl.lit("too-long"))
+    )
+
+
+def _fate(section: TrainSection) -> pl.Expr:
+    can_be_cut = pl.lit(section.long == "truncate") & (pl.col("code") == "too-long") & pl.col("fits").is_not_null()
+    return (
+        pl.when(pl.col("code").is_null())
+        .then(pl.lit("kept"))
+        .when(can_be_cut)
+        .then(pl.lit("truncated"))
+        .otherwise(pl.lit("dropped"))
+    )
+
+
+def _reason(section: TrainSection) -> pl.Expr:
+    ending = ", and not even its first learned answer fits." if section.long == "truncate" else "."
+    size = pl.format("It has {} tokens, {} are allowed", "tokens", pl.lit(section.max_length))
+    sentences = {
+        "unrendered": pl.col("problem"),
+        "nothing-learned": pl.lit("It has nothing to learn: no answer of it is trained."),
+        "special-text": pl.format("An answer holds text that is read as a special token: {}.", "learned_specials"),
+        "too-long": pl.concat_str(size, pl.when(pl.col("fits").is_null()).then(pl.lit(ending)).otherwise(pl.lit("."))),
+    }
+    return pl.coalesce([pl.when(pl.col("code") == code).then(sentence) for code, sentence in sentences.items()])
+
+
+def _counted(decided: pl.DataFrame) -> pl.DataFrame:
+    left = (
+        pl.when(pl.col("fate") == "kept")
+        .then("tokens")
+        .when(pl.col("fate") == "truncated")
+        .then("fits")
+        .otherwise(pl.lit(0, pl.Int64))
+    )
+    return (
+        decided.with_columns(left=left)
+        .with_columns(learned=_learned(pl.col("labels").list.head(pl.col("left"))))
+        .with_columns(cut=pl.col("tokens") - pl.col("left"), learned_cut=pl.col("all_learned") - pl.col("learned"))
+        .select(*LEDGER)
+    )
+
+
+def _check_sums(ledger: pl.DataFrame, rendered: pl.DataFrame) -> None:
+    """Every conversation has one fate, every token was trained or cut, and whoever lost one was given a reason."""
+    rendered_tokens = int(rendered["input_ids"].list.len().sum())
+    tokens, cut = (int(ledger[column].sum()) for column in ("tokens", "cut"))
+    trained = int(_trained_tokens(ledger))
+    lost = pl.col("fate") != "kept"
+    assert ledger.height == rendered.height, "a conversation is missing in the ledger"
+    assert ledger["fate"].is_in(["kept", "truncated", "dropped"]).all(), "a conversation has no fate"
+    assert rendered_tokens == tokens == trained + cut, "the ledger's tokens are not the rendered ones"
+    assert ledger.filter(lost != pl.col("reason").is_not_null()).is_empty(), "a fate and its reason differ"
+
+
+def _trained_tokens(ledger: pl.DataFrame) -> int:
+    trained = pl.col("tokens") - pl.col("cut")
+    return int(ledger.filter(pl.col("fate") != "dropped").select(trained.sum()).item())
+
+
+def _check_share(ledger: pl.DataFrame, fate: str, allowed: float) -> None:
+    hit = ledger.filter(pl.col("fate") == fate)
+    if hit.height <= allowed * ledger.height:
+        return
+    raise TrainError(
+        f"{hit.height:,} of {ledger.height:,} conversations would be {fate}, max_{fate} allows {allowed:g}: "
+        f"{_by_code(hit)}.",
+        f"Mend the data, or allow it: --set train.max_{fate}={_share(hit.height, ledger.height)}; "
+        "curate plan says more.",
+    )
+
+
+def _by_code(hit: pl.DataFrame) -> str:
+    first = hit.sort("tokens", descending=True).group_by("code", maintain_order=True)
+    counted = first.agg(pl.len(), pl.first("conversation"), pl.first("reason")).sort("len", descending=True)
+    return "; ".join(
+        f"{count:,} {code}, such as {conversation[:12]}: {reason.rstrip('.')}"
+        for code, count, conversation, reason in counted.iter_rows()
+    )
+
+
+def _longest(too_long: pl.DataFrame) -> str:
+    worst = too_long.sort("tokens", descending=True).head(SHOWN)
+    return ", ".join(f"{name[:12]} has {tokens:,}" for name, tokens in worst.select("conversation", "tokens").rows())
+
+
+def _ways_out(ledger: pl.DataFrame, too_long: pl.DataFrame) -> str:
+    share = _share(too_long.height, ledger.height)
+    longest = int(too_long.select(pl.max("tokens")).item())
+    return (
+        f"Type --set train.max_length={longest}, or --set train.long=truncate --set train.max_truncated={share}, "
+        f"or --set train.long=drop --set train.max_dropped={share}."
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    """A share that is just large enough, short to type.
+
+    >>> _share(3, 1000), _share(1, 3)
+    ('0.003', '0.3334')
+    """
+    rounded = -(-part * 10_000 // whole) / 10_000
+    return f"{rounded:g}"
