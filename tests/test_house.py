@@ -1,0 +1,208 @@
+"""The house: which package may import which, what starts quickly, and that the README tells the truth."""
+
+import ast
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperCommand
+
+from curate.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FLOORS = {"schemas": {"curate", "train"}, "curate": {"train"}, "train": {"curate"}}
+ROOF = ROOT / "curate" / "cli.py"
+FOLDERS = ("curate", "train", "schemas", "tests", "data")
+HEAVY = ("polars", "duckdb", "pydantic", "torch", "pyarrow", "numpy", "tokenizers", "transformers", "rich.console")
+
+COMMANDS = {name: command for name, command in typer.main.get_command(app).commands.items() if not command.hidden}
+
+
+# floors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_floor_imports_nothing_from_above_or_beside(package):
+    modules = [path for path in (ROOT / package).rglob("*.py") if path != ROOF]
+    wrong = {str(path.relative_to(ROOT)): imported(path) & FLOORS[package] for path in modules}
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def imported(path):
+    """The top-level packages that a module imports, inside functions too."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    whole = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in plain | whole}
+
+
+def test_nothing_heavy_is_imported_at_start():
+    script = "import sys, curate.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert set(HEAVY) & set(done.stdout.split()) == set()
+
+
+def test_a_hidden_package_is_named_in_one_sentence(curate, tmp_path):
+    (tmp_path / "train.py").touch()
+    ran = curate("doctor", PYTHONPATH=str(tmp_path))
+    assert ran.returncode == 1
+    assert f"finds the package `train` in {tmp_path / 'train.py'}" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+# commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_a_purpose_an_example_and_a_place(name):
+    command = COMMANDS[name]
+    assert isinstance(command, TyperCommand)
+    purpose, _, example = (command.help or "").partition("\b\n")
+    assert purpose.strip().endswith("."), "a docstring opens with what the command does"
+    assert example.startswith(f"curate {name}"), "then, behind a line with \\b, an example to paste"
+    assert command.rich_help_panel, "and the command stands under a heading of the help"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_in_the_readme(name):
+    assert re.search(rf"^\| `curate {name}\b", README, re.MULTILINE), f"the table of commands lacks {name}"
+
+
+def test_the_readme_names_no_command_that_is_not_there():
+    assert set(re.findall(r"^\| `curate (\w+)", README, re.MULTILINE)) == set(COMMANDS)
+
+
+# the README ----------------------------------------------------------------------------------------------------
+
+
+def test_the_file_tree_in_the_readme_is_the_one_on_disk():
+    assert sorted(tree_in_readme()) == sorted(tree_on_disk())
+
+
+def tree_in_readme():
+    """The paths of the block under "Where things are": a folder ends with /, what lies in it is indented by two."""
+    block = re.search(r"## Where things are.*?```\n(.*?)```", README, re.DOTALL).group(1)
+    folders = []
+    for line in filter(str.strip, block.splitlines()):
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        assert len(line.split()) > 1, f"{name} has no purpose line"
+        folders[depth:] = [name]
+        yield "".join(folders)
+
+
+def tree_on_disk():
+    """Every file of the five folders and every folder but those of caches; data/tiny/ counts as one."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    files = [Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()]
+    files = [path for path in files if not path.is_relative_to("data/tiny")]
+    folders = {f"{parent}/" for path in files for parent in path.parents if parent != Path()}
+    return [*map(str, files), *folders, "data/tiny/"]
+
+
+def test_the_commands_in_the_readme_run_and_print_what_it_shows(curate, tmp_path, sample):
+    for name in ("support_tickets.csv", "chats.jsonl", "curate.toml"):
+        shutil.copy(sample / name, tmp_path)
+    shutil.copytree(sample / "tiny", tmp_path / "tiny")
+    for command, shown in walkthrough():
+        ran = curate(*shlex.split(command)[1:])
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+        printed = " ".join((ran.stdout + ran.stderr).split())
+        missing = [line for line in shown if " ".join(line.split()) not in printed]
+        assert missing == [], f"{command} printed\n{ran.stdout}{ran.stderr}"
+
+
+def walkthrough():
+    """Each `$ curate …` line of the console blocks, with the lines of its output that are shown."""
+    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for part in "\n".join(blocks).split("$ ")[1:]:
+        command, *shown = part.strip().splitlines()
+        yield command, [piece for line in shown for piece in line.split("…") if piece.strip()]
+
+
+# init, doctor, demo, sample ------------------------------------------------------------------------------------
+
+
+def test_init_writes_the_default_recipe_with_every_key_and_keeps_what_is_there(curate, tmp_path):
+    from schemas.recipe import Recipe, load_recipe
+
+    assert curate("init").returncode == 0
+    assert load_recipe(tmp_path / "curate.toml") == Recipe()
+    again = curate("init")
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+    assert curate("init", "--replace").returncode == 0
+
+
+def test_the_examples_in_the_recipe_of_init_are_a_valid_recipe():
+    from curate.initialising import recipe_text
+    from schemas.recipe import Recipe
+
+    lines = [line.removeprefix("#") if re.match(r"#\S", line) else line for line in recipe_text().splitlines()]
+    written = tomllib.loads("\n".join(lines))
+    assert Recipe.model_validate(written)
+    assert set(written) == {field.alias or name for name, field in Recipe.model_fields.items()}
+    assert set(written["train"]) == set(Recipe().train_part())
+
+
+def test_doctor_reports_as_json_and_ends_with_0_where_nothing_clashes(curate):
+    ran = curate("doctor", "--json")
+    findings = json.loads(ran.stdout)
+    assert {"Python", "packages", "GPU", "store", "machine"} <= {finding["about"] for finding in findings}
+    clashes = [finding for finding in findings if finding["state"] == "clash"]
+    assert (ran.returncode, clashes) == (0, [])
+
+
+def test_doctor_names_a_version_that_does_not_fit_and_what_to_type(monkeypatch):
+    from curate import diagnosing
+
+    there = diagnosing.version
+    monkeypatch.setattr(diagnosing, "version", lambda name: "1.15.0" if name == "trl" else there(name))
+    clashes = {
+        finding.about: finding for finding in diagnosing.diagnose(Path("none.duckdb")) if finding.state == "clash"
+    }
+    assert "cannot train without a Triton device" in clashes["trl"].found
+    assert clashes["trl"].advice.startswith("pip install 'trl")
+
+
+def test_doctor_says_that_a_store_is_no_store(curate, tmp_path):
+    (tmp_path / "notes.duckdb").write_text("buy milk")
+    ran = curate("doctor", "--store", "notes.duckdb")
+    assert ran.returncode == 1
+    assert "notes.duckdb is not a curate store" in ran.stdout
+
+
+def test_a_demo_replaces_nothing_but_an_earlier_demo(curate, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all my work")
+    ran = curate("demo", "--to", "mine", "--yes")
+    assert ran.returncode == 1
+    assert "not made by a demo" in ran.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all my work"
+
+
+def test_the_sample_is_what_its_script_writes(sample):
+    script = runpy.run_path(str(sample / "make_sample.py"))
+    topics = tomllib.loads((sample / "topics.toml").read_text(encoding="utf-8"))
+    assert script["tickets"](topics).encode() == (sample / "support_tickets.csv").read_bytes()
+    assert script["chats"](topics).encode() == (sample / "chats.jsonl").read_bytes()
+
+
+def test_no_registry_address_and_no_absolute_path_of_a_machine_is_written_down():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    suspicious = re.compile(r"(?:index-url|find-links)[ =]\S+:|/(?:home|root|Users|work)/\w")
+    texts = {name: (ROOT / name).read_bytes().decode("utf-8", "replace") for name in listed if (ROOT / name).is_file()}
+    assert [name for name, text in texts.items() if suspicious.search(text)] == []
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
