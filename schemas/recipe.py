@@ -108,7 +108,7 @@ class Recipe(Section):
 
     import_: ImportSection = Field(ImportSection(), alias="import")
     score: dict[str, dict[str, Any]] = Field(
-        {}, description="scorers and their parameters; all run if left out", examples=[{"EXAMPLE": {}}]
+        {}, description="scorers and their parameters; all run if left out", examples=[{"ngram_repetition": {"n": 4}}]
     )
     select: SelectSection = SelectSection()
     freeze: FreezeSection = FreezeSection()
