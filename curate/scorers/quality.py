@@ -1,0 +1,51 @@
+"""One number for a quick cut: what the other scores find wrong is taken off from 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from schemas.recipe import Section
+
+
+class Penalty(Section):
+    """How much a score may take off: nothing at `fine`, all of `weight` at `worst`, in proportion between."""
+
+    weight: float
+    fine: float = 0.0
+    worst: float = 1.0
+
+    def expression(self, score: str) -> pl.Expr:
+        """What the score takes off, from 0 to `weight`; a truth counts as 0 or 1, a missing score takes off nothing."""
+        share = (pl.col(score).cast(pl.Float64) - self.fine) / (self.worst - self.fine)
+        return (share.clip(0.0, 1.0) * self.weight).fill_null(0.0)
+
+
+PENALTIES = {
+    "answer_words": Penalty(weight=0.3, fine=10, worst=2),
+    "refusal": Penalty(weight=0.5),
+    "boilerplate": Penalty(weight=0.3),
+    "unfinished": Penalty(weight=0.3),
+    "echo": Penalty(weight=0.5, fine=0.8, worst=1.0),
+    "ngram_repetition": Penalty(weight=0.5, fine=0.1, worst=0.5),
+    "line_repetition": Penalty(weight=0.3, fine=0.2, worst=0.6),
+    "unbalanced_fences": Penalty(weight=0.2),
+    "control_tokens": Penalty(weight=0.5),
+}
+
+
+def quality(*, penalties: Mapping[str, Penalty] = PENALTIES) -> pl.Expr:
+    """1 minus the penalties of other scores, not below 0.
+
+    A recipe's `[score.quality.penalties]` replaces all of them: `refusal = {weight = 1}` takes off 1 where
+    `refusal` is true, `words = {weight = 0.3, fine = 20, worst = 5}` takes off nothing from 20 words on, 0.3
+    at 5 and less, and a part between. `curate score --why ID` shows what was taken off.
+
+    >>> frame = pl.DataFrame({"refusal": [True, False], "words": [5, 10]})
+    >>> penalties = {"refusal": Penalty(weight=0.5), "words": Penalty(weight=0.3, fine=20, worst=5)}
+    >>> frame.select(quality(penalties=penalties).round(2)).to_series().to_list()
+    [0.2, 0.8]
+    """
+    taken = pl.sum_horizontal(penalty.expression(score) for score, penalty in penalties.items())
+    return (1.0 - taken).clip(lower_bound=0.0)
