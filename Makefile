@@ -49,7 +49,7 @@ $(READY): pyproject.toml Makefile
 	@if command -v uv >/dev/null; then
 	    links="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}"
 	    [ -z "$$links" ] || export UV_FIND_LINKS="$${links// /,}"
-	    [ -x $(BIN)/python ] || uv venv --quiet --python ">=3.11" .venv
+	    [ -x $(BIN)/python ] || uv venv --quiet --python "$(if $(filter file,$(origin PYTHON)),>=3.11,$(PYTHON))" .venv
 	    install="uv pip install --quiet --python $(BIN)/python"
 	else
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
