@@ -1,0 +1,233 @@
+"""In: a prepared version and the id of a conversation. Out: what the model sees of it and what it learns.
+
+`preview` cuts a rendering into stretches that are learned or only seen; `trace_token` says for one token which
+turn, which characters of it, and which line of which file it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tokenizers import Encoding
+
+from schemas.errors import TrainError, VersionError
+from schemas.store import reading
+from train.planning import Prepared
+from train.rendering import IGNORED, Piece, Rendering, Script, token_range
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Text of some tokens in a row with the same lot: learned or only seen, trained or cut off."""
+
+    text: str
+    learned: bool
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenView:
+    """One token: its place, id, text, and its label (-100: seen, not learned)."""
+
+    token: int
+    id: int
+    text: str
+    label: int
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TurnView:
+    """One turn and the tokens that its words became, end excluded; none where the template left it out."""
+
+    turn: int  # from 1
+    role: str
+    first: int | None
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One conversation as it is trained."""
+
+    id: str
+    split: str
+    fate: str
+    reason: str | None
+    tokens: int
+    cut: int
+    learned: int
+    seen_specials: str | None
+    learned_specials: str | None
+    left_out: list[int]
+    stretches: list[Stretch]
+    turns: list[TurnView]
+    views: list[TokenView]
+
+    def as_json(self, *, tokens: bool = False) -> dict[str, Any]:
+        """The preview as plain values; each token only when asked for."""
+        plain = asdict(self)
+        views = plain.pop("views")
+        return {**plain, "views": views} if tokens else plain
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Where a token comes from. `characters` are those of the turn's value, end excluded, where it has them as is."""
+
+    conversation: str
+    token: int
+    id: int
+    text: str
+    label: int
+    part: str  # words of a turn, end of a turn, or template
+    turn: int | None  # from 1
+    role: str | None
+    characters: tuple[int, int] | None
+    origins: list[dict[str, Any]]  # path, row, line: every row of a source that is this conversation
+
+
+def choose(prepared: Prepared, prefix: str, limit: int) -> list[str]:
+    """The ids of the first `limit` conversations whose id begins with `prefix`.
+
+    Raises `VersionError` where there is none.
+    """
+    found = prepared.members.filter(pl.col("id").str.starts_with(prefix))["id"].head(limit).to_list()
+    if prefix and not found:
+        raise VersionError(
+            f"No conversation of {prepared.version.label} has an id that begins with {prefix}.",
+            f"curate preview {prepared.version.label} shows some.",
+        )
+    return found
+
+
+def preview(prepared: Prepared, conversation: str) -> Preview:
+    """The conversation with this id as it is trained."""
+    member, row, entry = _rows(prepared, conversation)
+    rendering, encoding = _encoded(prepared, member)
+    views = _views(rendering, encoding, row["labels"] or [], entry["tokens"] - entry["cut"])
+    return Preview(
+        id=conversation,
+        split=entry["split"],
+        fate=entry["fate"],
+        reason=entry["reason"],
+        tokens=entry["tokens"],
+        cut=entry["cut"],
+        learned=entry["learned"],
+        seen_specials=row["seen_specials"],
+        learned_specials=row["learned_specials"],
+        left_out=row["left_out"] or [],
+        stretches=_stretches(rendering, encoding, views),
+        turns=_turns(member["conversations"], rendering, encoding),
+        views=views,
+    )
+
+
+def trace_token(prepared: Prepared, store: Path, conversation: str, token: int) -> Traced:
+    """Where token number `token` (from 0) of a conversation comes from. Raises `TrainError` when it has none such."""
+    member, row, entry = _rows(prepared, conversation)
+    if not 0 <= token < entry["tokens"]:
+        raise TrainError(
+            f"{conversation} has {entry['tokens']} tokens, there is no token {token}.",
+            "The first is 0; curate preview --id … --tokens lists them.",
+        )
+    rendering, encoding = _encoded(prepared, member)
+    assert encoding is not None
+    start, end = encoding.token_to_chars(token) or (0, 0)
+    part, turn, characters = _place(rendering, member["conversations"], start, end)
+    return Traced(
+        conversation=conversation,
+        token=token,
+        id=row["input_ids"][token],
+        text=rendering.text[start:end],
+        label=row["labels"][token],
+        part=part,
+        turn=None if turn is None else turn + 1,
+        role=None if turn is None else member["conversations"][turn]["from"],
+        characters=characters,
+        origins=_origins(store, conversation),
+    )
+
+
+def _rows(prepared: Prepared, conversation: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    member = prepared.members.row(by_predicate=pl.col("id") == conversation, named=True)
+    row = prepared.rendered.row(by_predicate=pl.col("id") == conversation, named=True)
+    entry = prepared.ledger.row(by_predicate=pl.col("conversation") == conversation, named=True)
+    return member, row, entry
+
+
+def _encoded(prepared: Prepared, member: Mapping[str, Any]) -> tuple[Rendering, Encoding | None]:
+    rendering = Script(prepared.template, prepared.tokenizer).rendering(member)
+    if rendering.problem is not None:
+        return rendering, None
+    return rendering, prepared.tokenizer.encode([rendering.text])[0]
+
+
+def _views(rendering: Rendering, encoding: Encoding | None, labels: Sequence[int], trained: int) -> list[TokenView]:
+    if encoding is None:
+        return []
+    rows = zip(encoding.ids, encoding.offsets, labels, strict=True)
+    return [
+        TokenView(number, token, rendering.text[start:end], label, number < trained)
+        for number, (token, (start, end), label) in enumerate(rows)
+    ]
+
+
+def _stretches(rendering: Rendering, encoding: Encoding | None, views: Sequence[TokenView]) -> list[Stretch]:
+    """Neighbouring tokens of one lot as one text; every character of the rendering is in exactly one of them."""
+    if encoding is None:
+        return [Stretch(rendering.text, learned=False, trained=False)] if rendering.text else []
+    groups = [(lot, next(iter(run)).token) for lot, run in groupby(views, lambda v: (v.label != IGNORED, v.trained))]
+    starts = [encoding.offsets[first][0] for _, first in groups]
+    ends = [*starts[1:], len(rendering.text)]
+    starts[:1] = [0] if starts else []
+    return [Stretch(rendering.text[a:b], *lot) for (lot, _), a, b in zip(groups, starts, ends, strict=True)]
+
+
+def _turns(turns: Sequence[Mapping[str, Any]], rendering: Rendering, encoding: Encoding | None) -> list[TurnView]:
+    return [_turn_view(number, turn["from"], rendering, encoding) for number, turn in enumerate(turns)]
+
+
+def _turn_view(number: int, role: str, rendering: Rendering, encoding: Encoding | None) -> TurnView:
+    spans = [(p.start, p.end) for p in rendering.pieces if p.turn == number and p.end > p.start]
+    if encoding is None or not spans:
+        return TurnView(number + 1, role, None, None)
+    first, end, _ = token_range(encoding, min(spans)[0], max(end for _, end in spans))
+    return TurnView(number + 1, role, first, end)
+
+
+def _place(
+    rendering: Rendering, turns: Sequence[Mapping[str, Any]], start: int, end: int
+) -> tuple[str, int | None, tuple[int, int] | None]:
+    """Which part of the rendering the characters are: the turn's words, the end of a learned turn, or the template."""
+    for piece in rendering.pieces:
+        if start < piece.end and end > piece.start:
+            return "words", piece.turn, _in_value(rendering, turns[piece.turn]["value"], piece, start, end)
+    for region in rendering.regions:
+        if start < region.end and end > region.start:
+            return "end of turn" if end >= region.end and region.stop else "answer", region.turn, None
+    return "template", None, None
+
+
+def _in_value(rendering: Rendering, value: str, piece: Piece, start: int, end: int) -> tuple[int, int] | None:
+    """The characters of the turn's value, where the template renders the value as it is."""
+    core = value.strip()
+    if rendering.text[piece.start : piece.end] != core:
+        return None
+    shift = value.index(core) - piece.start
+    return max(start, piece.start) + shift, min(end, piece.end) + shift
+
+
+def _origins(store: Path, conversation: str) -> list[dict[str, Any]]:
+    with reading(store) as connection:
+        found: pl.DataFrame = connection.sql(
+            """SELECT DISTINCT s.path, o.row, o.line FROM origins o JOIN sources s ON s.source = o.source
+               WHERE o.conversation = ? ORDER BY s.path, o.row""",
+            params=[conversation],
+        ).pl()
+    return found.to_dicts()

@@ -1,0 +1,112 @@
+"""In: a plan, a preview, a traced token. Out: what a person sees of it in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from schemas.terminal import print_table, printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from train.planning import Plan
+    from train.previewing import Preview, Stretch, Traced
+
+BAR = 30
+"""Width of the longest bar of the histogram."""
+
+OPEN, CLOSE, CUT = "⟦", "⟧", "✂"
+"""Around what is learned, and before what is cut off, so that it can be told without colour too."""
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the plan: what is trained, how long it is, what is lost, and whether `curate train` would start."""
+    print_table(({"": name, " ": value} for name, value in _facts(plan)), ["", " "], title=f"{plan.version}, planned")
+    print_table(_bars(plan), ["tokens", "conversations", ""], title="Lengths of the train split")
+    if plan.problems:
+        columns = ["fate", "code", "conversations", "tokens_cut", "example", "reason"]
+        print_table(plan.problems, columns, title="Not trained as they are")
+    if plan.too_long:
+        print_table(plan.too_long, ["conversation", "tokens", "fate", "cut"], title="The longest")
+    if plan.lint:
+        lint = ({"trained, but look at it": what, "conversations": count} for what, count in plan.lint.items())
+        print_table(lint, ["trained, but look at it", "conversations"])
+    _print(f"curate train would refuse: {plan.refusal}\n  → {plan.way_out}" if plan.refusal else "Ready to train.")
+
+
+def show_preview(preview: Preview, *, tokens: bool = False) -> None:
+    """Print one conversation with what is learned coloured and in brackets; with `tokens` each token below it."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(_headline(preview), markup=False, style="bold")
+    console.print(_marked(preview.stretches))
+    if tokens:
+        rows = ({"token": v.token, "id": str(v.id), "text": repr(v.text), "label": str(v.label)} for v in preview.views)
+        print_table(rows, ["token", "id", "text", "label"])
+
+
+def show_trace(traced: Traced) -> None:
+    """Print where one token comes from, down to the line of each file."""
+    place = f"turn {traced.turn} ({traced.role})" if traced.turn else "the template's own text"
+    span = f", characters {traced.characters[0]} to {traced.characters[1]}" if traced.characters else ""
+    learned = "learned" if traced.label >= 0 else "seen, not learned"
+    _print(f"Token {traced.token} of {traced.conversation}: id {traced.id}, {traced.text!r}, {learned}")
+    _print(f"  {traced.part}: {place}{span}")
+    for origin in traced.origins:
+        line = f":{origin['line']}" if origin["line"] is not None else ""
+        _print(f"  {origin['path']}{line} (row {origin['row']})")
+    if not traced.origins:
+        _print("  no row of a source: the conversation was made in the store")
+
+
+def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
+    yield "template", f"{plan.template} ({plan.template_digest[:12]}), asks with {plan.prompt!r}"
+    yield "an answer ends with", " ".join(plan.end_of_turn)
+    yield "conversations", ", ".join(f"{count:,} {split}" for split, count in plan.conversations.items())
+    yield "fates", ", ".join(f"{count:,} {fate}" for fate, count in plan.fates.items())
+    yield "tokens", f"{plan.tokens:,}, of which {plan.learned:,} learned ({_percent(plan.learned, plan.tokens)})"
+    yield "cut", f"{plan.tokens_cut:,} tokens"
+    yield "longest", f"{plan.longest:,} of {plan.max_length:,} tokens"
+    yield "packs", f"{plan.packs:,}, {plan.fill:.1%} full"
+    yield "steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch; {plan.steps_unpacked:,} in all unpacked)"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "0%"
+
+
+def _bars(plan: Plan) -> Iterable[dict[str, object]]:
+    most = max((entry["conversations"] for entry in plan.lengths), default=1)
+    for entry in plan.lengths:
+        over = "  longer than max_length" if entry["up_to"] > plan.max_length else ""
+        bar = "█" * max(1, round(BAR * entry["conversations"] / most))
+        yield {"tokens": f"≤ {entry['up_to']:,}", "conversations": entry["conversations"], "": bar + over}
+
+
+def _headline(preview: Preview) -> str:
+    share = f"{preview.tokens:,} tokens, {preview.learned:,} learned"
+    reason = f": {printable(preview.reason)}" if preview.reason else ""
+    return f"{preview.id}  {preview.split}  {share}  {preview.fate}{reason}"
+
+
+def _marked(stretches: Iterable[Stretch]) -> Text:
+    """The rendering as rich text; characters that a terminal would obey are shown instead."""
+    from rich.text import Text
+
+    text, cut = Text(), False
+    for stretch in stretches:
+        if not stretch.trained and not cut:
+            text.append(f"{CUT} not trained from here\n", "red")
+            cut = True
+        words = printable(stretch.text)
+        style = "dim strike" if cut else "green" if stretch.learned else "dim"
+        text.append(f"{OPEN}{words}{CLOSE}" if stretch.learned else words, style)
+    return text
+
+
+def _print(line: str) -> None:
+    import typer
+
+    typer.echo(printable(line))
