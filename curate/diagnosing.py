@@ -181,8 +181,7 @@ def _store(path: Path) -> Finding:
 
 def _machine(store: Path) -> Finding:
     free = shutil.disk_usage(store.absolute().parent if store.absolute().parent.is_dir() else Path.cwd()).free
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = f"{_cores()} cores, {memory / GIB:.0f} GiB memory, {free / GIB:.0f} GiB free on the disk of the store"
+    found = f"{_cores()} cores, {_memory()}, {free / GIB:.0f} GiB free on the disk of the store"
     if free < GIB:
         return Finding("machine", "clash", found, "Free some disk: a store needs about the size of its sources.")
     return Finding("machine", "ok", found)
@@ -190,6 +189,12 @@ def _machine(store: Path) -> Finding:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    if sys.platform == "win32":
+        return "memory unknown"  # Windows has no sysconf
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.0f} GiB memory"
 
 
 def _requirements() -> Iterable[tuple[Requirement, str | None]]:
