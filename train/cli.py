@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from schemas.recipe import load_recipe
-from schemas.store import store_path
 from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, print_json
 
 if TYPE_CHECKING:
@@ -58,6 +56,7 @@ def preview_command(
     \b
     curate preview support@1 --model data/tiny --limit 1
     """
+    from schemas.store import store_path
     from train.previewing import choose, preview, trace_token
     from train.showing import show_preview, show_trace
 
@@ -105,6 +104,8 @@ def _prepared(
     overrides: list[str] | None,
 ) -> Prepared:
     """The version under the recipe with the options laid over it."""
+    from schemas.recipe import load_recipe
+    from schemas.store import store_path
     from train.planning import prepare
 
     options = {"train.model": model, "train.template": template}
