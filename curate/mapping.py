@@ -1,0 +1,310 @@
+"""Mapping: which column is what. From the columns and cells of a source to a shape and its fields.
+
+Names decide first; cells decide where names say nothing, and whether a named column holds what its name promises.
+Where two readings are possible nothing is guessed: the error lists them, each with the options that ask for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import polars as pl
+
+from curate.shapes import SHAPES
+from curate.shapes.shape import Field, Mapping, Read, Shape
+from schemas.errors import SourceError
+from schemas.recipe import ImportSection
+
+__all__ = ["Mapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
+
+_LISTED = 6
+"""Readings that an error lists; more would not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A mapping that is possible. Not `sure`: it rests on weak names, or has to be asked for."""
+
+    mapping: Mapping
+    sure: bool
+
+
+def find_mapping(table: pl.DataFrame, wanted: ImportSection) -> Mapping:
+    """The mapping that the columns and cells of `table` ask for, under what the recipe or the options say.
+
+    Raises `SourceError` for a field or column that is not known, for preference data, when no shape fits, when
+    two readings are possible and when rows of two shapes are mixed.
+    """
+    asked = _asked(table, wanted)
+    readings = _readings(table, wanted.shape, asked)
+    sure = _largest([reading.mapping for reading in readings if reading.sure])
+    if not sure:
+        raise _nothing_found(table, wanted.shape, asked, [reading.mapping for reading in readings])
+    if len(sure) > 1:
+        raise _mixed(table, sure) or _ambiguous(sure)
+    return sure[0]
+
+
+def extend(mapping: Mapping, table: pl.DataFrame, wanted: ImportSection) -> Mapping:
+    """The mapping after one more batch of the same source: what `find_mapping` says of it, merged.
+
+    A batch in which no shape can be found, such as one of broken cells, leaves the mapping as it is: its rows
+    become rejects. Raises `SourceError` when the batch contradicts the mapping.
+    """
+    asked = {name: column for name, column in _options(wanted).items() if not column or column in table.columns}
+    sure = _largest([reading.mapping for reading in _readings(table, wanted.shape, asked) if reading.sure])
+    if len(sure) > 1:
+        raise _mixed(table, sure) or _ambiguous(sure)
+    return merge(mapping, sure[0]) if sure else mapping
+
+
+def merge(first: Mapping, following: Mapping) -> Mapping:
+    """One mapping for two batches of a source; the later one may have more optional columns.
+
+    Raises `SourceError` when they contradict each other.
+
+    >>> merge(Mapping("pairs", {"question": "q"}), Mapping("pairs", {"question": "q", "system": "s"})).fields
+    {'question': 'q', 'system': 's'}
+    """
+    same = all(following.fields.get(name, column) == column for name, column in first.fields.items())
+    if first.shape == following.shape and same:
+        return Mapping(first.shape, {**first.fields, **following.fields})
+    raise SourceError(
+        f"The source changes on the way: it begins as {_described(first)} and goes on as {_described(following)}.",
+        _choose([first, following]),
+    )
+
+
+def to_turns(table: pl.DataFrame, mapping: Mapping) -> Read:
+    """The conversations of a table: every row ends in turns or in a problem."""
+    return SHAPES[mapping.shape].read(table, mapping)
+
+
+def metadata(table: pl.DataFrame, mapping: Mapping) -> pl.Series:
+    """JSON text per row of the columns that are no part of the conversation; null where a row has none.
+
+    >>> table = pl.DataFrame({"q": ["Hi"], "a": ["Ho"], "id": ["7"]})
+    >>> metadata(table, Mapping("pairs", {"question": "q", "answer": "a"}))[0]
+    '{"id":"7"}'
+    """
+    used = set(mapping.fields.values())
+    rest = [column for column in table.columns if column not in used]
+    if not rest:
+        return pl.Series("metadata", [None], dtype=pl.String).new_from_index(0, table.height)
+    text = pl.struct(rest).struct.json_encode()
+    some = pl.any_horizontal(pl.col(rest).is_not_null())
+    return table.select(pl.when(some).then(text).alias("metadata")).to_series()
+
+
+# --- what was asked for
+
+
+def _options(wanted: ImportSection) -> dict[str, str]:
+    """Field -> column as the options say; an empty column leaves the field out."""
+    long = {"group_by": wanted.group_by, "order_by": wanted.order_by, "role": wanted.role, "text": wanted.text}
+    return {**wanted.map, **{name: column for name, column in long.items() if column is not None}}
+
+
+def _asked(table: pl.DataFrame, wanted: ImportSection) -> dict[str, str]:
+    """The options, after a check that every name in them is known."""
+    asked = _options(wanted)
+    if wanted.shape is not None and wanted.shape not in SHAPES:
+        raise _unknown("shape", wanted.shape, SHAPES)
+    shapes = list(SHAPES.values()) if wanted.shape is None else [SHAPES[wanted.shape]]
+    fields = list(dict.fromkeys(name for shape in shapes for name in shape.fields))
+    for name, column in asked.items():
+        if name not in fields:
+            raise _unknown(f"field of {wanted.shape}" if wanted.shape else "field", name, fields)
+        if column and column not in table.columns:
+            raise _unknown("column", column, table.columns)
+    return asked
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> SourceError:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f", did you mean {near[0]}?" if near else "."
+    return SourceError(f"{name} is no known {kind}{meant}", f"There are: {', '.join(names)}.")
+
+
+# --- what is possible
+
+
+def _readings(table: pl.DataFrame, shape: str | None, asked: dict[str, str]) -> list[_Reading]:
+    """All readings of a table: by names, or by cells where no reading by names is sure."""
+    shapes = [shape] if shape else [name for name, known in SHAPES.items() if set(asked) <= set(known.fields)]
+    by_name = [reading for name in shapes for reading in _readings_as(table, name, asked, anywhere=False)]
+    if shape is not None or asked:
+        by_name = [_Reading(reading.mapping, sure=True) for reading in by_name]
+    else:
+        _refuse_preference_data(table)
+    if any(reading.sure for reading in by_name):
+        return by_name
+    return by_name + [reading for name in shapes for reading in _readings_as(table, name, asked, anywhere=True)]
+
+
+def _readings_as(table: pl.DataFrame, name: str, asked: dict[str, str], anywhere: bool) -> list[_Reading]:
+    """The ways to fill the fields of one shape, each column used once."""
+    shape = SHAPES[name]
+    free = {column: cells for column in table.columns if column not in asked.values() for cells in [table[column]]}
+    choices: dict[str, list[str]] = {}
+    for field_name, field in shape.fields.items():
+        given = asked.get(field_name)
+        choices[field_name] = _candidates(field, free, anywhere) if given is None else [given] if given else []
+        if field.required and not choices[field_name]:
+            return []
+    combinations = product(*(columns or [""] for columns in choices.values()))
+    found = {_fields(shape, dict(zip(choices, columns, strict=True))): None for columns in combinations}
+    return [_Reading(Mapping(name, dict(fields)), _is_sure(shape, dict(fields))) for fields in found if fields]
+
+
+def _candidates(field: Field, free: dict[str, pl.Series], anywhere: bool) -> list[str]:
+    """The columns that can be a field: by name, by cells (`anywhere`), by a weak name; the first that gives any."""
+    named = [column for column in _named(field.names, free) if _fit(field, free[column]) > 0]
+    if named:
+        return named
+    if anywhere and field.anywhere:
+        return [column for column, cells in free.items() if _fit(field, cells) >= 0.5]
+    return [column for column in _named(field.weak, free) if _fit(field, free[column]) > 0]
+
+
+def _named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
+    """The columns that are called one of `names`; `System Prompt` is `system_prompt` unless that is there too."""
+    columns = list(columns)
+    for name in names:
+        yield from [name] if name in columns else [column for column in columns if _plain(column) == _plain(name)]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _fit(field: Field, cells: pl.Series) -> float:
+    """The share of cells that can be the field; 1 where any cell can, or where there is none."""
+    if field.fits is None or cells.null_count() == cells.len():
+        return 0.0 if field.anywhere and field.fits is not None else 1.0
+    return float(field.fits(cells).sum()) / (cells.len() - cells.null_count())
+
+
+def _fields(shape: Shape, chosen: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """The fields that are filled, no column twice: nothing when two required fields want the same column."""
+    required = [chosen[name] for name, field in shape.fields.items() if field.required]
+    if len(set(required)) < len(required):
+        return ()
+    filled: dict[str, str] = {}
+    for name in sorted(chosen, key=lambda name: not shape.fields[name].required):
+        if chosen[name] and chosen[name] not in filled.values():
+            filled[name] = chosen[name]
+    return tuple((name, filled[name]) for name in shape.fields if name in filled)
+
+
+def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
+    """Whether a reading may be chosen without being asked for: at most one field has it by a weak name."""
+    weak = [name for name, column in fields.items() if column in _named(shape.fields[name].weak, [column])]
+    return shape.detected and len(weak) <= 1
+
+
+def _largest(mappings: list[Mapping]) -> list[Mapping]:
+    """The mappings whose columns are not all in another: instruction, input, output is more than input, output."""
+    columns = [set(mapping.fields.values()) for mapping in mappings]
+    return [
+        mapping for mapping, own in zip(mappings, columns, strict=True) if not any(own < other for other in columns)
+    ]
+
+
+def _refuse_preference_data(table: pl.DataFrame) -> None:
+    """Raise `SourceError` for rows that hold a better and a worse answer, or good and bad answers under a label."""
+    if {"chosen", "rejected"} <= set(table.columns):
+        raise SourceError(
+            "These are preferences (columns chosen and rejected): a better and a worse answer to each question, "
+            "not conversations.",
+            _chosen_only(table),
+        )
+    answers = {"completion", "response", "answer", "output"} & set(table.columns)
+    if (
+        answers
+        and "label" in table.columns
+        and set(table["label"].drop_nulls().str.to_lowercase()) == {"true", "false"}
+    ):
+        raise SourceError(
+            "These are preferences (column label): good answers are marked true, bad ones false.",
+            "Keep the rows with label true, or import all of them with --shape and --map.",
+        )
+
+
+def _chosen_only(table: pl.DataFrame) -> str:
+    for shape, name in (("messages", "messages"), ("sharegpt", "conversations"), ("transcript", "transcript")):
+        if _fit(SHAPES[shape].fields[name], table["chosen"]) >= 0.5:
+            return f"To import the chosen side alone: {Mapping(shape, {name: 'chosen'}).as_options()}"
+    names = ("instruction", *SHAPES["pairs"].fields["question"].names)
+    question = next(_named(names, table.columns), None)
+    if question is None or _fit(SHAPES["pairs"].fields["question"], table[question]) == 0:
+        return "Write each conversation with its chosen answer into one column first."
+    mapping = Mapping("pairs", {"question": question, "answer": "chosen"})
+    return f"To import the chosen answers alone: {mapping.as_options()}"
+
+
+# --- what to say
+
+
+def _nothing_found(table: pl.DataFrame, shape: str | None, asked: dict[str, str], unsure: list[Mapping]) -> SourceError:
+    columns = ", ".join(table.columns) or "none"
+    if unsure:
+        return SourceError(f"What these columns mean is not certain: {columns}.", _choose(unsure))
+    if shape is None and not asked:
+        example = Mapping(
+            "pairs", dict(zip(("question", "answer"), (*table.columns, "COLUMN", "COLUMN"), strict=False))
+        )
+        return SourceError(
+            f"No shape fits these columns: {columns}.", f"Say which is what, such as {example.as_options()}"
+        )
+    shapes = [shape] if shape else [name for name, known in SHAPES.items() if set(asked) <= set(known.fields)]
+    if not shapes:
+        return SourceError(f"No shape has all of the fields {', '.join(asked)}.", "Leave one of them out.")
+    missing = [name for name, field in SHAPES[shapes[0]].fields.items() if field.required and not asked.get(name)]
+    return SourceError(
+        f"For {shapes[0]}, no column is found for {' and '.join(missing)}; the columns are {columns}.",
+        "Add " + " ".join(f"--map {name}=COLUMN" for name in missing),
+    )
+
+
+def _mixed(table: pl.DataFrame, mappings: list[Mapping]) -> SourceError | None:
+    """The error for rows of which each fits one of the shapes alone; None when some row fits two."""
+    filled = [_filled(table, mapping) for mapping in mappings]
+    together = pl.DataFrame([mask.alias(str(number)) for number, mask in enumerate(filled)])
+    overlap = together.select(pl.sum_horizontal(pl.all().cast(pl.Int64)).max()).item()
+    if overlap > 1 or not all(mask.any() for mask in filled):
+        return None
+    counts = " and ".join(f"{mask.sum()} rows are {_described(m)}" for mask, m in zip(filled, mappings, strict=True))
+    return SourceError(f"The source mixes shapes: {counts}.", _choose(mappings, "Split it, or take one kind of row"))
+
+
+def _filled(table: pl.DataFrame, mapping: Mapping) -> pl.Series:
+    """Which rows hold something in every required field, of the kind that the field wants."""
+    masks = []
+    for name, field in SHAPES[mapping.shape].fields.items():
+        if field.required:
+            cells = mapping.column(table, name)
+            masks.append((cells.str.len_bytes() > 0).fill_null(False))
+            masks += [field.fits(cells).fill_null(False)] if field.fits is not None else []
+    return (
+        pl.DataFrame([mask.alias(str(n)) for n, mask in enumerate(masks)])
+        .select(pl.all_horizontal(pl.all()))
+        .to_series()
+    )
+
+
+def _ambiguous(mappings: list[Mapping]) -> SourceError:
+    described = " or ".join(_described(mapping) for mapping in mappings[:_LISTED])
+    return SourceError(f"The columns can be read in {len(mappings)} ways: {described}.", _choose(mappings))
+
+
+def _described(mapping: Mapping) -> str:
+    return f"{mapping.shape} ({', '.join(mapping.fields.values())})"
+
+
+def _choose(mappings: list[Mapping], choice: str = "Ask for one of them") -> str:
+    return f"{choice}:" + "".join(f"\n    {mapping.as_options()}" for mapping in mappings[:_LISTED])

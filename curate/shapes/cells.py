@@ -1,0 +1,98 @@
+"""JSON in cells: asked of DuckDB for all rows at once, and read letter by letter where a value's own text counts.
+
+DuckDB and Polars both write numbers anew (`1e5` becomes `100000.0`, long integers lose digits), so `members` and
+`items` cut the text of a nested value out of the cell, as it stands there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import duckdb
+import polars as pl
+
+from curate.shapes.shape import PROBLEMS, cut, problem
+
+_DECODER = json.JSONDecoder()
+_BLANK = " \t\n\r"
+
+
+def ask(query: str, **frames: pl.DataFrame) -> pl.DataFrame:
+    """The answer of an in-memory DuckDB to `query`, which may name the frames."""
+    with duckdb.connect() as connection:
+        for name, frame in frames.items():
+            connection.register(name, frame)
+        answer: pl.DataFrame = connection.sql(query).pl()
+    return answer
+
+
+def given(cells: pl.Series) -> pl.DataFrame:
+    """The cells that hold something: `row` (from 0), `cell`."""
+    frame = pl.DataFrame({"cell": cells}).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    held = frame.with_columns(pl.col("cell").str.strip_chars()).filter(~pl.col("cell").is_in(["", "null"]))
+    return frame.head(0) if cells.null_count() == cells.len() else held
+
+
+def lists(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The cells that hold a JSON list (`row`, `cell`), and the problems of those that hold something else."""
+    held = given(cells)
+    if held.is_empty():
+        return held, pl.DataFrame(schema=PROBLEMS)
+    broken = ask("SELECT row FROM held WHERE NOT json_valid(cell)", held=held)
+    sound = held.join(broken, on="row", how="anti", maintain_order="left") if broken.height else held
+    is_list = pl.col("cell").str.starts_with("[")
+    others = sound.filter(~is_list)
+    return sound.filter(is_list), pl.concat(
+        [
+            problem(held.join(broken, on="row", how="semi"), "broken-json", _why_broken()),
+            problem(others, "not-a-list", pl.format("A list of turns is expected, found: {}", cut(pl.col("cell")))),
+        ]
+    )
+
+
+def items(text: str) -> Iterator[str]:
+    """The text of each element of a JSON list, as it stands.
+
+    >>> list(items('[1.0, {"a":  1e5}]'))
+    ['1.0', '{"a":  1e5}']
+    """
+    at = _skip(text, _skip(text, 0) + 1)
+    while text[at] != "]":
+        _, end = _DECODER.raw_decode(text, at)
+        yield text[at:end]
+        at = _after_comma(text, end)
+
+
+def members(text: str) -> dict[str, str]:
+    """The text of each value of a JSON object, as it stands, by key.
+
+    >>> members('{"name": "add", "arguments": {"a": 1.0}}')
+    {'name': '"add"', 'arguments': '{"a": 1.0}'}
+    """
+    found = {}
+    at = _skip(text, _skip(text, 0) + 1)
+    while text[at] != "}":
+        key, end = _DECODER.raw_decode(text, at)
+        at = _skip(text, _skip(text, end) + 1)
+        _, end = _DECODER.raw_decode(text, at)
+        found[key] = text[at:end]
+        at = _after_comma(text, end)
+    return found
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _BLANK:
+        at += 1
+    return at
+
+
+def _after_comma(text: str, at: int) -> int:
+    at = _skip(text, at)
+    return _skip(text, at + 1) if text[at] == "," else at
+
+
+def _why_broken() -> pl.Expr:
+    python = pl.format("This is how Python prints a list, not JSON (json.dumps writes it): {}", cut(pl.col("cell")))
+    other = pl.format("This is no valid JSON: {}", cut(pl.col("cell")))
+    return pl.when(pl.col("cell").str.contains(r"^[\[{]\s*\{?\s*'")).then(python).otherwise(other)
