@@ -33,14 +33,25 @@ STEPS = 700
 PEAK_RATE = 4e-3
 
 SPECIAL_TOKENS = (
-    "<|pad|> <|endoftext|> <unk> <s> </s> <bos> <eos> <|begin_of_text|> <|end_of_text|> "  # ends of text
-    "<|im_start|> <|im_end|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|> "  # ChatML, Llama
-    "<start_of_turn> <end_of_turn> [INST] [/INST] <|system|> <|user|> <|assistant|> <|end|> "  # Gemma, Mistral, Phi
-    "<|start|> <|message|> <|channel|> <|return|> <|call|>"  # gpt-oss
-).split()
+    *("<|pad|>", "<|endoftext|>", "<unk>", "<s>", "</s>", "<bos>", "<eos>", "<|begin_of_text|>", "<|end_of_text|>"),
+    *("<|im_start|>", "<|im_end|>"),  # ChatML
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"),  # Llama 3
+    *("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"),  # Gemma, Mistral
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),  # Phi
+    *("<|start|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"),  # gpt-oss
+)
 """The control tokens of the common templates, so that any of them renders to single ids here."""
 
-MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool>", "</tool>", "<tool_response>", "</tool_response>")
+MARKS = (
+    "<think>",
+    "</think>",
+    "<tool>",
+    "</tool>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
 """Marks that are one token each, and text: decoding keeps them."""
 
 CHAT_TEMPLATE = """\
@@ -122,9 +133,7 @@ def _conversation(phrases: Mapping[str, Any], dice: random.Random) -> str:
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         pair = dice.choice(kinds["small_talk"] if dice.random() < 0.25 else kinds["unsure"])
         question, answer = _fill(pair, phrases["slots"], dice)
-        exchanges.append(
-            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
-        )
+        exchanges.append(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n")
     return system + "".join(exchanges)
 
 
@@ -171,7 +180,7 @@ def pretrain(tokenizer: Tokenizer, documents: Sequence[str]) -> LlamaForCausalLM
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == STEPS - 1:
-            print(f"step {step:4d}  loss {loss.item():.3f}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"step {step:4d}  loss {loss.item():.3f}", file=sys.stderr, flush=True)
     return model
 
 

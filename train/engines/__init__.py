@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -18,11 +18,12 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.engines.transformers import fit as fit_with_transformers
 from train.engines.unsloth import fit as fit_with_unsloth
+from train.loading import Method
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step that is done: `tokens` counts all that were seen so far, `seconds` since this process began."""
+    """One optimiser step that is done. `tokens` counts what the run has seen, `seconds` the time of this process."""
 
     step: int
     steps: int
@@ -35,13 +36,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an engine is asked to do. `rows` and `held_out` have the columns `input_ids` and `labels`."""
+    """What an engine is asked to do. `rows` and `held_out` have the columns `input_ids` and `labels`.
+
+    `checkpoints` and `adapter` are folders to write into; `resume` is a whole checkpoint to go on from.
+    """
 
     rows: pl.DataFrame
     held_out: pl.DataFrame
     model: Path
     recipe: TrainSection
-    method: Literal["qlora", "lora"]
+    method: Method
     checkpoints: Path
     adapter: Path
     resume: Path | None

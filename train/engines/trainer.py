@@ -6,12 +6,9 @@ Imported by an engine after its own libraries, since the order of imports matter
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
-import json
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +16,16 @@ from typing import Any
 import polars as pl
 import torch
 from datasets import Dataset, Features, List, Value
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
+from train.checkpointing import mark_complete
 from train.engines import Fit, Job, Step
 
 UNLEARNED = -100
 """The label of a token that is seen and not learned, by the convention of torch's cross entropy."""
-
-COMPLETE = "complete.json"
-"""Written last into a checkpoint: the digest of each of its files. A checkpoint without it was cut off."""
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA_KEYS = ("target_modules", "lora_dropout", "use_rslora", "modules_to_save", "bias")
@@ -38,8 +33,9 @@ LORA_KEYS = ("target_modules", "lora_dropout", "use_rslora", "modules_to_save", 
 
 def lora_arguments(recipe: TrainSection) -> dict[str, Any]:
     """The adapter's own arguments: rank, alpha, every linear layer, and what `train.extra` says of them."""
-    defaults = {"r": recipe.rank, "lora_alpha": recipe.alpha, "target_modules": list(LINEAR_LAYERS), "lora_dropout": 0.0}
-    return defaults | {key: recipe.extra[key] for key in LORA_KEYS if key in recipe.extra}
+    named = {"r": recipe.rank, "lora_alpha": recipe.alpha}
+    free = {"target_modules": list(LINEAR_LAYERS), "lora_dropout": 0.0}
+    return named | free | {key: recipe.extra[key] for key in LORA_KEYS if key in recipe.extra}
 
 
 def arguments(job: Job, engine: Mapping[str, Any]) -> SFTConfig:
@@ -96,20 +92,24 @@ def train(job: Job, model: Any, tokenizer: Any, settings: SFTConfig, *, may_unpa
     trainer = SFTTrainer(
         model=model, args=settings, train_dataset=_dataset(job.rows), processing_class=tokenizer, callbacks=[watch]
     )
+    trainer.remove_callback(PrinterCallback)
     packed = _check_packing(trainer, wanted=job.recipe.packing, may_unpack=may_unpack)
     _check_tokens(job.rows, trainer.train_dataset)
-    started = time.monotonic()
-    outcome = trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
-    seconds = time.monotonic() - started
+    try:
+        trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"The GPU's memory is full at batch {job.recipe.batch} and max_length {job.recipe.max_length}.",
+            f"--set train.batch={max(1, job.recipe.batch // 2)} --set train.accumulate={job.recipe.accumulate * 2}",
+        ) from error
     trainer.model.save_pretrained(job.adapter, safe_serialization=True)
-    metrics = {"steps": float(trainer.state.global_step), "train_loss": outcome.training_loss, "seconds": seconds}
-    return _fit(job, trainer, metrics, packed=packed)
+    return Fit(metrics=_losses(trainer.model, job.held_out), facts=_facts(job, trainer, packed=packed))
 
 
-def _fit(job: Job, trainer: SFTTrainer, metrics: dict[str, float], *, packed: bool) -> Fit:
-    metrics |= _losses(trainer.model, job.held_out)
+def _facts(job: Job, trainer: SFTTrainer, *, packed: bool) -> dict[str, Any]:
+    """What was really done, where the recipe leaves it open or the engine decides otherwise."""
     trained = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
-    facts = {
+    return {
         "method": job.method,
         "packing": packed,
         "sequences": len(trainer.train_dataset),
@@ -118,12 +118,10 @@ def _fit(job: Job, trainer: SFTTrainer, metrics: dict[str, float], *, packed: bo
         "base_dtype": str(trainer.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
         "optimizer": str(trainer.args.optim).rsplit(".", 1)[-1].lower(),
         "schedule": str(trainer.args.lr_scheduler_type).rsplit(".", 1)[-1].lower(),
-        "device": trained.device.type,
-        "threads": torch.get_num_threads(),
         "target_modules": sorted(trainer.model.peft_config["default"].target_modules),
-        "resumed_from": job.resume.name if job.resume else None,
+        "batch": trainer.args.per_device_train_batch_size,
+        "accumulate": trainer.args.gradient_accumulation_steps,
     }
-    return Fit(metrics=metrics, facts=facts)
 
 
 def _dataset(rows: pl.DataFrame) -> Dataset:
@@ -181,12 +179,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.tokens = tokens
         self.started = time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """A checkpoint of the last step is of no use: resuming from it would train one step more."""
         if state.global_step >= state.max_steps:
             control.should_save = False
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: Mapping[str, float], **_: Any) -> None:
         """Tell the caller how far the run is."""
         if "loss" not in logs:
             return
@@ -202,28 +200,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             )
         )
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """The checkpoint's files are all written: say so, in a file that appears at once or not at all."""
         mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """Write the digests of a checkpoint's files into it, after the files have reached the disk."""
-    digests = {path.name: _settled_digest(path) for path in _files(checkpoint)}
-    marker = checkpoint / f"{COMPLETE}.part"
-    marker.write_text(json.dumps(digests, indent=1), encoding="utf-8")
-    _settled_digest(marker)
-    marker.replace(checkpoint / COMPLETE)
-
-
-def _files(checkpoint: Path) -> Iterator[Path]:
-    return (path for path in sorted(checkpoint.iterdir()) if path.is_file() and not path.name.startswith(COMPLETE))
-
-
-def _settled_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _losses(model: Any, held_out: pl.DataFrame) -> dict[str, float]:
@@ -236,7 +215,6 @@ def _losses(model: Any, held_out: pl.DataFrame) -> dict[str, float]:
     return {"eval_loss": held_out_loss(model, held_out), "eval_loss_base": before}
 
 
-@torch.no_grad()
 def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
     """The mean loss per learned token of `rows`, in nats; every token counts the same, long conversations or short.
 
@@ -249,6 +227,7 @@ def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
         if not tokens:
             continue
         batch = {"input_ids": torch.tensor([ids], device=device), "labels": torch.tensor([labels], device=device)}
-        total += model(**batch, use_cache=False).loss.item() * tokens
+        with torch.no_grad():
+            total += model(**batch, use_cache=False).loss.item() * tokens
         learned += tokens
     return total / max(learned, 1)

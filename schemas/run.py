@@ -1,0 +1,187 @@
+"""A run: one training of one version, and its manifest, which says what the adapter was made of.
+
+The manifest stands beside the adapter and in the store. It names everything that decides the adapter's bits, each
+with a digest, and what came out. It holds no secrets: no environment, no tokens of any service, no path but the
+model's name as the recipe gave it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from duckdb import DuckDBPyConnection
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.errors import TrainError, VersionError
+from schemas.recipe import digest
+
+MANIFEST_FILE = "manifest.json"
+
+Status = Literal["running", "done", "failed"]
+
+
+class Facts(BaseModel):
+    """A part of the manifest: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataFacts(Facts):
+    """Which conversations: the version, its digest, and how many lie on each side of its split."""
+
+    version: str
+    digest: str
+    counts: dict[str, int]
+
+
+class ModelFacts(Facts):
+    """The base model: its name as the recipe gave it, and SHA-256 over its safetensors and config."""
+
+    name: str
+    digest: str
+
+
+class RenderingFacts(Facts):
+    """How conversations became tokens: template, tokenizer, mask policy, each with what identifies it."""
+
+    template: str
+    template_digest: str
+    tokenizer_digest: str
+    mask_policy: str
+
+
+class TokenFacts(Facts):
+    """What was trained: SHA-256 over ids and labels in the order handed over, and how many there were."""
+
+    digest: str
+    conversations: int
+    tokens: int
+    learned: int
+    dropped: int
+    truncated: int
+
+
+class MachineFacts(Facts):
+    """Where it ran. Threads decide the bits of a CPU's result."""
+
+    device: str
+    device_name: str
+    memory_gib: float
+    processor: str
+    system: str
+    python: str
+    threads: int
+
+
+class Manifest(Facts):
+    """All that an adapter is made of. What is decided before training stands first, then what came of it."""
+
+    format: Literal[1] = 1
+    curate: str
+    data: DataFacts
+    model: ModelFacts
+    rendering: RenderingFacts
+    tokens: TokenFacts
+    recipe: dict[str, Any]
+    recipe_digest: str
+    overrides: tuple[str, ...]
+    seed: int
+    packages: dict[str, str]
+    machine: MachineFacts
+    run: str
+    started: datetime
+    finished: datetime | None = None
+    engine: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    files: dict[str, str] = {}
+    adapter_digest: str | None = None
+    failure: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over what decides the result: two runs of one identity do the same work."""
+        decided = {"data", "model", "rendering", "tokens", "recipe", "packages", "machine", "curate"}
+        return digest(self.model_dump(mode="json", include=decided))
+
+    def as_json(self) -> str:
+        """The text of `manifest.json`."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the store knows of a run. `adapter` is its folder, there only when the status is `done`."""
+
+    run: str
+    status: Status
+    adapter: Path
+    manifest: Manifest
+
+    @property
+    def partial(self) -> Path:
+        """The folder of the unfinished run, beside the place where the adapter will be."""
+        return self.adapter.with_name(f"{self.adapter.name}.partial")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in an adapter's folder. Raises `TrainError` when there is none, or it cannot be read."""
+    path = folder / MANIFEST_FILE
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TrainError(f"{folder} has no {MANIFEST_FILE}.", "Give the folder that curate train wrote.") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise TrainError(f"{path} is no manifest of this release: {str(error).splitlines()[0]}.") from error
+
+
+def read_runs(connection: DuckDBPyConnection) -> list[Run]:
+    """All runs of a store, oldest first."""
+    rows = connection.execute(
+        "SELECT run, status, adapter, manifest FROM runs ORDER BY try_cast(substr(run, 2) AS BIGINT)"
+    ).fetchall()
+    return [
+        Run(run, status, Path(adapter), Manifest.model_validate(json.loads(manifest)))
+        for run, status, adapter, manifest in rows
+    ]
+
+
+def find_run(connection: DuckDBPyConnection, name: str) -> Run:
+    """The run called `name`, such as r3. Raises `VersionError` naming those that are there."""
+    runs = read_runs(connection)
+    for run in runs:
+        if run.run == name:
+            return run
+    have = f"The store has {', '.join(run.run for run in runs)}." if runs else "The store has no run yet."
+    raise VersionError(f"There is no run {name}.", f"{have} curate runs lists them.")
+
+
+def next_run(connection: DuckDBPyConnection) -> str:
+    """The name of the next run: r1, then r2 and so on."""
+    query = "SELECT coalesce(max(try_cast(substr(run, 2) AS BIGINT)), 0) + 1 FROM runs"
+    return f"r{connection.execute(query).fetchall()[0][0]}"
+
+
+def write_run(connection: DuckDBPyConnection, run: Run) -> None:
+    """Write a run's row, in place of the one it had."""
+    manifest = run.manifest
+    connection.execute("DELETE FROM runs WHERE run = ?", [run.run])
+    connection.execute(
+        """INSERT INTO runs (run, version, version_digest, adapter, adapter_digest, status, manifest, metrics,
+                             started_at, finished_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        [
+            run.run,
+            manifest.data.version,
+            manifest.data.digest,
+            str(run.adapter),
+            manifest.adapter_digest,
+            run.status,
+            manifest.as_json(),
+            json.dumps(manifest.metrics),
+            manifest.started,
+            manifest.finished,
+        ],
+    )

@@ -1,0 +1,392 @@
+"""In: a frozen version, a base model, the recipe. Out: an adapter with its manifest beside it, and a row in the store.
+
+The way: read the version and close the store, render, settle the ledger, claim a run, fit, save, write the row.
+A run is worked on in `FOLDER.partial` and becomes `FOLDER` in one move, so a folder without that ending is whole.
+A run that was cut off is taken up again by the same command, at its last whole checkpoint, and ends in the same
+adapter as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from schemas.errors import CurateError, TrainError
+from schemas.recipe import TrainSection, digest
+from schemas.run import (
+    DataFacts,
+    MachineFacts,
+    Manifest,
+    ModelFacts,
+    RenderingFacts,
+    Run,
+    TokenFacts,
+    next_run,
+    read_manifest,
+    read_runs,
+    write_run,
+)
+from schemas.store import reading, writing
+from schemas.version import find_version, read_members
+from train.checkpointing import newest_complete, step_of
+from train.engines import Fit, Job, Step, find_engine
+from train.ledger import check_limits, settle, trainable
+from train.loading import find_model, model_digest, pick_method
+from train.rendering import MASK_POLICY, Template, Tokenizer, find_template, render
+from train.saving import adapter_digest, save_adapter
+
+logger = logging.getLogger(__name__)
+
+Start = Literal["auto", "resume", "fresh"]
+
+PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes"),
+    *("safetensors", "tokenizers", "numpy", "polars", "jinja2"),
+)
+"""Packages whose versions can change the result; the manifest names them."""
+
+LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A training that is decided and not begun: its tokens, and a manifest with all that is known before."""
+
+    rows: pl.DataFrame
+    held_out: pl.DataFrame
+    ledger: pl.DataFrame
+    model: Path
+    template: Template
+    recipe: TrainSection
+    manifest: Manifest
+
+
+def train_version(
+    store: Path,
+    label: str,
+    recipe: TrainSection,
+    *,
+    overrides: Sequence[str] = (),
+    to: Path | None = None,
+    start: Start = "auto",
+    threads: int | None = None,
+    report: Callable[[Step], None] = lambda _: None,
+) -> Run:
+    """Train an adapter on version `label` and return its run, with the status `done`.
+
+    `to` is the adapter's folder (default: `adapters/NAME-NUMBER-RUN` beside the store). `start` "auto" takes up a
+    run of the same identity that was cut off, "resume" insists on one, "fresh" begins anew. `threads` goes before
+    the recipe's. Raises `TrainError` for everything that can be explained; the run's row then says `failed`.
+    """
+    prepared = prepare(store, label, recipe, overrides=overrides, threads=threads)
+    run = _claim(store, prepared.manifest, to, start)
+    with _locked(run):
+        if run.adapter.exists():  # cut off between the move and the row
+            return _finish(store, replace(run, status="done", manifest=read_manifest(run.adapter)))
+        return _finish(store, _fitted(store, run, prepared, report))
+
+
+def prepare(
+    store: Path, label: str, recipe: TrainSection, *, overrides: Sequence[str] = (), threads: int | None = None
+) -> Prepared:
+    """Everything up to the training itself: the version rendered, the ledger settled, every digest taken.
+
+    Raises `TrainError` when the ledger is over the recipe's limits, or nothing is left to train on.
+    """
+    find_engine(recipe.engine)
+    count = use_threads(threads or recipe.threads)
+    model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    with reading(store) as connection:
+        version = find_version(connection, label)
+        members = read_members(connection, version)
+    template, tokenizer = find_template(recipe.template, model), Tokenizer.load(model)
+    rendered = render(members, template, tokenizer).with_columns(members["split"])
+    ledger = settle(rendered, recipe)
+    check_limits(ledger, recipe)
+    rows = trainable(rendered, ledger)
+    learned = rows.filter(pl.col("split") == "train")
+    if learned.is_empty():
+        raise TrainError(f"{version.label} has no conversation to train on.", "curate freeze with a smaller held_out.")
+    return Prepared(
+        rows=learned,
+        held_out=rows.filter(pl.col("split") == "held_out"),
+        ledger=ledger,
+        model=model,
+        template=template,
+        recipe=recipe,
+        manifest=Manifest(
+            curate=_installed("curate-sft"),
+            data=DataFacts(version=version.label, digest=version.digest, counts=version.counts),
+            model=ModelFacts(name=recipe.model, digest=model_digest(model)),
+            rendering=rendering_facts(template, tokenizer),
+            tokens=token_facts(learned, ledger),
+            recipe=recipe.model_dump(mode="json"),
+            recipe_digest=digest(recipe.model_dump(mode="json")),
+            overrides=tuple(overrides),
+            seed=recipe.seed,
+            packages=package_versions(recipe.engine),
+            machine=machine_facts(count),
+            run="",
+            started=datetime.now(UTC),
+        ),
+    )
+
+
+def rendering_facts(template: Template, tokenizer: Tokenizer) -> RenderingFacts:
+    """What made the tokens, each with its digest."""
+    return RenderingFacts(
+        template=template.name,
+        template_digest=template.digest,
+        tokenizer_digest=tokenizer.digest,
+        mask_policy=MASK_POLICY,
+    )
+
+
+def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
+    """The tokens that are handed to the engine: their digest and their sums."""
+    fates = ledger.filter(pl.col("split") == "train")["fate"]
+    return TokenFacts(
+        digest=token_digest(rows),
+        conversations=rows.height,
+        tokens=int(rows["input_ids"].list.len().sum()),
+        learned=int(rows["labels"].explode().ne(-100).sum()),
+        dropped=int((fates == "dropped").sum()),
+        truncated=int((fates == "truncated").sum()),
+    )
+
+
+def token_digest(rows: pl.DataFrame) -> str:
+    """SHA-256 over the lengths, then the ids, then the labels of the rows in their order, little-endian.
+
+    >>> token_digest(pl.DataFrame({"input_ids": [[1, 2]], "labels": [[-100, 2]]}))[:12]
+    '14a943bba1ac'
+    """
+    hashed = sha256(rows["input_ids"].list.len().cast(pl.Int64).to_numpy().astype("<i8").tobytes())
+    for column in ("input_ids", "labels"):
+        hashed.update(rows[column].explode().to_numpy().astype("<i4").tobytes())
+    return hashed.hexdigest()
+
+
+def use_threads(wanted: int | None) -> int:
+    """Make torch use `wanted` threads (default: OMP_NUM_THREADS, else every core) and return how many that is."""
+    count = wanted or int(os.environ.get("OMP_NUM_THREADS", "0")) or len(_cores())
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)  # read when torch is imported
+    import torch
+
+    torch.set_num_threads(count)
+    return count
+
+
+def _cores() -> Sequence[int]:
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))  # what a container or taskset leaves of the machine
+    return range(os.cpu_count() or 1)
+
+
+def machine_facts(threads: int) -> MachineFacts:
+    """This machine, as far as it can change a result."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else _memory()
+    return MachineFacts(
+        device="cuda" if on_gpu else "cpu",
+        device_name=torch.cuda.get_device_name(0) if on_gpu else _processor(),
+        memory_gib=round(memory / 2**30, 1),
+        processor=_processor(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        threads=threads,
+    )
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def package_versions(engine: str) -> dict[str, str]:
+    """The versions of the packages that the engine's result depends on."""
+    names = [*PACKAGES, *(["unsloth", "unsloth_zoo"] if engine == "unsloth" else [])]
+    return {name: _installed(name) for name in names}
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+# ------------------------------------------------------------------------------------------------------- the run
+
+
+def _claim(store: Path, manifest: Manifest, to: Path | None, start: Start) -> Run:
+    """The run to work on: one of the same identity that was cut off, or a new one, written down as running."""
+    with writing(store) as connection:
+        runs = read_runs(connection)
+        unfinished = [run for run in runs if run.status != "done" and run.manifest.identity == manifest.identity]
+        if to is not None:
+            unfinished = [run for run in unfinished if run.adapter == to.resolve()]
+        if unfinished and start != "fresh":
+            run = replace(unfinished[-1], status="running")
+        elif start == "resume":
+            raise TrainError(
+                "There is no unfinished run of this version, recipe, model and machine.",
+                "Leave --resume out to begin one; curate runs lists all.",
+            )
+        else:
+            run = _new_run(store, next_run(connection), manifest, to)
+        write_run(connection, run)
+    return run
+
+
+def _new_run(store: Path, name: str, manifest: Manifest, to: Path | None) -> Run:
+    stem = manifest.data.version.replace("@", "-")
+    folder = (to or store.parent / "adapters" / f"{stem}-{name}").resolve()
+    if folder.exists() and any(folder.iterdir()):
+        raise TrainError(f"{folder} is already there.", "Give another --to FOLDER; nothing is written over.")
+    return Run(name, "running", folder, manifest.model_copy(update={"run": name}))
+
+
+@contextmanager
+def _locked(run: Run) -> Iterator[None]:
+    """Hold the run's folder, so that no second process works on it; the lock ends with the process."""
+    run.partial.mkdir(parents=True, exist_ok=True)
+    with (run.partial / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainError(
+                f"Run {run.run} is being trained by another process ({run.partial} is locked).",
+                "Wait for it, or begin another run with --fresh.",
+            ) from error
+        yield
+
+
+def _fitted(store: Path, run: Run, prepared: Prepared, report: Callable[[Step], None]) -> Run:
+    """Fit and save the adapter. A failure is written into the run's row with its reason; an interruption is not."""
+    try:
+        fit, losses = _fit(run, prepared, report)
+        return _saved(run, prepared, fit, losses)
+    except Exception as error:
+        reason = error.what if isinstance(error, CurateError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        manifest = run.manifest.model_copy(update={"failure": reason, "finished": datetime.now(UTC)})
+        with writing(store) as connection:
+            write_run(connection, replace(run, status="failed", manifest=manifest))
+        raise
+
+
+def _fit(run: Run, prepared: Prepared, report: Callable[[Step], None]) -> tuple[Fit, dict[str, float]]:
+    """Run the engine in the run's partial folder, from its last whole checkpoint if there is one."""
+    checkpoints = run.partial / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    resume = newest_complete(checkpoints)
+    if resume is not None:
+        logger.info("Run %s goes on from step %d.", run.run, step_of(resume))
+    record = _Record(run.partial / "metrics.jsonl", report, after=step_of(resume) if resume else 0)
+    adapter = run.partial / "adapter"
+    shutil.rmtree(adapter, ignore_errors=True)
+    job = Job(
+        rows=prepared.rows,
+        held_out=prepared.held_out,
+        model=prepared.model.resolve(),
+        recipe=prepared.recipe,
+        method=pick_method(prepared.recipe.method),
+        checkpoints=checkpoints,
+        adapter=adapter,
+        resume=resume,
+        report=record,
+    )
+    with _quiet(run.partial / "training.log"):
+        return find_engine(prepared.recipe.engine)(job), record.losses()
+
+
+class _Record:
+    """Writes each step as a line of `metrics.jsonl`, then tells the caller; lines after a checkpoint are cut off."""
+
+    def __init__(self, path: Path, report: Callable[[Step], None], after: int) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.path, self.report = path, report
+        self.path.write_text("".join(f"{line}\n" for line in lines[:after]), encoding="utf-8")
+
+    def __call__(self, step: Step) -> None:
+        """Write down one step."""
+        fields = {name: getattr(step, name) for name in Step.__dataclass_fields__}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(fields) + "\n")
+        self.report(step)
+
+    def losses(self) -> dict[str, float]:
+        """How many steps there were, their mean loss, that of the last tenth, and the speed of this process."""
+        steps = pl.read_ndjson(self.path)
+        last = steps.tail(max(1, steps.height // 10))
+        return {
+            "steps": float(steps.height),
+            "train_loss": float(steps.select(pl.mean("loss")).item()),
+            "train_loss_end": float(last.select(pl.mean("loss")).item()),
+        }
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """What the libraries print, log and warn goes into a file beside the checkpoints, not between our own lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for switch in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        os.environ.setdefault(switch, "1")
+    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(message, file=file)
+        handler = logging.StreamHandler(file)
+        loggers = [logging.getLogger(name) for name in LIBRARIES]
+        for library in loggers:
+            library.addHandler(handler)
+        try:
+            yield
+        finally:
+            for library in loggers:
+                library.removeHandler(handler)
+
+
+def _saved(run: Run, prepared: Prepared, fit: Fit, losses: dict[str, float]) -> Run:
+    """The adapter complete with manifest, card and ledger, moved to its place."""
+    manifest = run.manifest.model_copy(
+        update={"engine": fit.facts, "metrics": losses | fit.metrics, "finished": datetime.now(UTC), "failure": None}
+    )
+    adapter = run.partial / "adapter"
+    shutil.copy(run.partial / "metrics.jsonl", adapter)
+    manifest = save_adapter(adapter, manifest, prepared.model, prepared.template, prepared.ledger)
+    adapter.replace(run.adapter)
+    shutil.rmtree(run.partial)
+    return replace(run, status="done", manifest=manifest)
+
+
+def _finish(store: Path, run: Run) -> Run:
+    """The one place where a finished run is written into the store."""
+    shutil.rmtree(run.partial, ignore_errors=True)
+    if adapter_digest(run.adapter) != run.manifest.adapter_digest:
+        raise TrainError(f"The adapter in {run.adapter} is not the one that its manifest names.", "Train it again.")
+    with writing(store) as connection:
+        write_run(connection, run)
+    return run

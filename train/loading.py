@@ -1,0 +1,134 @@
+"""In: a base model's name. Out: its folder here, checked before anything of it runs; its digest and its weights.
+
+Weights are safetensors or nothing: a pickle runs whatever its author wrote the moment it is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas.errors import TrainError
+from schemas.recipe import digest
+
+Method = Literal["qlora", "lora"]
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""What is fetched of a model on the hub: no pickles, no code."""
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def find_model(name: str, *, trust_remote_code: bool = False) -> Path:
+    """The folder of the base model `name`: a folder, or a name on the Hugging Face hub, fetched if need be.
+
+    Raises `TrainError` when it is not there, is no base model, has no safetensors, or brings code nobody asked for.
+    """
+    if not name:
+        raise TrainError("No base model is named.", "Give --model FOLDER, or model = … under [train] in the recipe.")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _fetched(name, trust_remote_code=trust_remote_code)
+    _check_folder(folder, name, trust_remote_code=trust_remote_code)
+    return folder
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 over the names and digests of a model's safetensors and its config: what its answers depend on."""
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return digest({path.name: file_digest(path) for path in files})
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pick_method(wanted: str) -> Method:
+    """What `auto` comes to: qlora where there is a GPU; on a CPU 4 bits save nothing that is short, and cost speed."""
+    if wanted == "auto":
+        import torch
+
+        return "qlora" if torch.cuda.is_available() else "lora"
+    return "qlora" if wanted == "qlora" else "lora"
+
+
+def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False) -> Any:
+    """The base model's weights in memory: on the GPU in 16 bits (qlora: 4), on a CPU in fp32 (qlora: 4)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    on_gpu = torch.cuda.is_available()
+    dtype = _dtype(on_gpu=on_gpu)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        quantization_config=_four_bits(dtype) if method == "qlora" else None,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        device_map={"": 0} if on_gpu else None,
+    )
+    for module in model.modules():
+        # bitsandbytes 0.50 repacks a layer at its first forward pass without gradients, and training then learns
+        # nothing more from it; this switch of its Linear4bit keeps the layout that can be trained.
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _fetched(name: str, *, trust_remote_code: bool) -> Path:
+    if len(Path(name).parts) != 2 or name.startswith((".", "~", "/")):
+        raise TrainError(f"There is no model folder at {name}.", "Give a folder, or a name such as owner/model.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, *(["*.py"] if trust_remote_code else [])]))
+    except Exception as error:  # every failure of the hub client, network or name, is one sentence here
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        what = f"{name} is no folder here and could not be fetched: {reason}"
+        raise TrainError(what, "Give --model FOLDER.") from error
+
+
+def _check_folder(folder: Path, name: str, *, trust_remote_code: bool) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise TrainError(f"{name} is an adapter, not a base model.", "Give the model that the adapter was made for.")
+    config = folder / "config.json"
+    if not config.exists():
+        raise TrainError(f"{name} is no model: it has no config.json.", "Give the folder of a Hugging Face model.")
+    if not any(folder.glob("*.safetensors")):
+        found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        has = f"only pickles ({', '.join(found[:3])}), which run code when they are opened" if found else "no weights"
+        raise TrainError(f"{name} has {has}.", "Save it as safetensors: model.save_pretrained(FOLDER).")
+    if _brings_code(config) and not trust_remote_code:
+        raise TrainError(
+            f"{name} brings Python code of its own, which would run here.",
+            "Read it; if you trust it, --set train.trust_remote_code=true (the manifest will say so).",
+        )
+
+
+def _brings_code(config: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainError(f"{config} is no JSON: {error}.", "The model is damaged: get it again.") from error
+
+
+def _dtype(*, on_gpu: bool) -> Any:
+    """16 bits where a GPU computes in them, fp32 on any CPU: there they would be slow, and differ between machines."""
+    import torch
+
+    if not on_gpu:
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _four_bits(dtype: Any) -> Any:
+    """NF4 with double quantisation, as QLoRA (arXiv 2305.14314) uses it."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
