@@ -1,0 +1,40 @@
+"""What records are read from: a file in one of several formats, standard input, or a Hugging Face dataset.
+
+`expand` turns what a person typed into single sources, `open_source` opens one, and its `batches` give tables of
+text with the number and the line of every record. A format is one function and one line in `IMPORTERS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from curate.importers.batch import REJECTS, Batch, Reject
+from curate.importers.decoding import check_encoding
+from curate.importers.expanding import expand
+from curate.importers.jsonl import read_jsonl
+from curate.importers.source import Importer, Source
+from curate.importers.streaming import ByteStream
+from schemas.errors import SourceError
+
+__all__ = ["IMPORTERS", "REJECTS", "Batch", "Importer", "Reject", "Source", "expand", "open_source"]
+
+IMPORTERS: dict[str, Importer] = {
+    "jsonl": read_jsonl,
+}
+"""Format name to the function that reads it."""
+
+
+def open_source(path: str | Path, *, encoding: str | None = None, format: str | None = None) -> Source:
+    """The source at `path`: a file, a dataset's folder or name, or standard input as `-`.
+
+    `encoding` is a name that Python knows, and then the bytes are decoded strictly; without it they have to be
+    UTF-8. `format` is a key of `IMPORTERS`; without it, the name and the first bytes tell. Raises `SourceError`.
+    """
+    if encoding is not None:
+        check_encoding(encoding)
+    if format is not None and format not in IMPORTERS:
+        near = difflib.get_close_matches(format, IMPORTERS, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known formats: {', '.join(IMPORTERS)}."
+        raise SourceError(f"There is no format {format!r}.", hint)
+    return Source(ByteStream(str(path), encoding), IMPORTERS, format)

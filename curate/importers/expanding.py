@@ -1,0 +1,62 @@
+"""What a person typed to single sources: folders and patterns become their files, in the order of their names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from curate.importers.sniffing import SUFFIXES, data_suffix, is_dataset
+from schemas.errors import SourceError
+
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
+"""Files that lie beside data and describe it; in a folder they are passed over."""
+
+
+def expand(paths: Sequence[str]) -> list[str]:
+    """The sources that `paths` name, each once: files, the files of folders and patterns, datasets, `-`.
+
+    A folder is searched to its bottom for files with a known ending; what starts with a dot is passed over.
+    Raises `SourceError` for a path that names nothing.
+    """
+    return list(dict.fromkeys(source for path in paths for source in _sources(path)))
+
+
+def _sources(path: str) -> list[str]:
+    if path == "-" or is_dataset(path) or Path(path).is_file():
+        return [path]
+    if Path(path).is_dir():
+        return _files_of(path)
+    if any(sign in path for sign in "*?["):
+        return _matches(path)
+    if Path(path).exists():
+        return [path]
+    raise SourceError(f"There is no file or folder {path}.", _nearest(Path(path)))
+
+
+def _files_of(folder: str) -> list[str]:
+    files = [str(file) for file in sorted(Path(folder).rglob("*")) if _is_data(file, Path(folder))]
+    if not files:
+        raise SourceError(
+            f"The folder {folder} holds no data.", f"Known endings: {', '.join(SUFFIXES)}, and .gz, .zst."
+        )
+    return files
+
+
+def _is_data(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and file.name not in DESCRIPTIONS and data_suffix(file.name) in SUFFIXES and file.is_file()
+
+
+def _matches(pattern: str) -> list[str]:
+    root = Path(pattern).anchor
+    files = sorted(str(file) for file in Path(root).glob(str(Path(pattern).relative_to(root))) if file.is_file())
+    if not files:
+        raise SourceError(f"No file matches {pattern}.", "Check the pattern; ** reaches into folders.")
+    return files
+
+
+def _nearest(path: Path) -> str:
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, 1)
+    return f"Did you mean {path.parent / near[0]}?" if near else "Check the path."

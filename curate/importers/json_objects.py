@@ -1,0 +1,228 @@
+"""JSON objects, one per text, to a table of text: the part that JSON lines and JSON arrays share.
+
+DuckDB takes the cells out of the texts, all known keys in one parse: strict about what a string may hold, exact
+about whole numbers of any length, and a broken text costs nothing but itself. What it lets pass and JSON does not
+have (NaN) is found afterwards, and every refused text is explained with the help of Python's own parser.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple, NoReturn
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from curate.importers.batch import Batch, Reject, rejects_frame
+from curate.importers.decoding import foreign_encoding
+from curate.importers.streaming import Bytes, Positions
+from schemas.errors import SourceError
+
+MOST_COLUMNS = 5_000
+"""More different keys than this are no columns, but data that stands where keys belong."""
+
+SLICES = 8
+"""A batch is cut into as many parts, which DuckDB shares among its threads."""
+
+KEY = r'"\s*:'
+"""Every key of an object ends in a match; not every match ends a key."""
+
+SAMPLE = 200
+"""As many texts are looked at to name the encoding of a file."""
+
+NOT_JSON = ["NaN", "Infinity"]
+"""What DuckDB takes for numbers, and writes in this one way, and JSON does not have."""
+
+
+class Problem(NamedTuple):
+    """Why the text at `position` was refused: the rule's name and a sentence."""
+
+    position: int
+    code: str
+    reason: str
+
+
+class ObjectReader:
+    """Reads objects batch by batch and learns their keys on the way: a key that comes late is a late column."""
+
+    def __init__(self, path: str) -> None:
+        self.columns: list[str] = []
+        self._path = path
+        self._rows = 0
+        self._connection = duckdb.connect()
+
+    def batch(self, texts: pa.LargeStringArray, line: Positions) -> Batch:
+        """The next records of the source: `texts`, which start in the lines `line`.
+
+        Raises `SourceError` where they are in another encoding than UTF-8.
+        """
+        table, problems = self.read(texts)
+        _refuse_foreign(self._path, texts, problems, line)
+        row = self._rows + 1 + np.arange(len(texts))
+        self._rows += len(texts)
+        good = np.delete(np.arange(len(texts)), [problem.position for problem in problems])
+        rejects = [
+            Reject(int(row[at]), int(line[at]), code, reason, _as_it_stood(texts, at)) for at, code, reason in problems
+        ]
+
+        def raw(positions: pl.Series) -> pl.Series:
+            return as_text(texts.take(pa.array(good[positions.to_numpy()]))).str.strip_chars("\r\n").alias("raw")
+
+        return Batch(
+            table[good] if problems else table,
+            pl.Series("row", row[good], pl.Int64),
+            pl.Series("line", line[good], pl.Int64),
+            rejects_frame(rejects),
+            raw,
+        )
+
+    def read(self, texts: pa.LargeStringArray) -> tuple[pl.DataFrame, list[Problem]]:
+        """A table with a row for each text, and why some of its rows are to be left out.
+
+        The texts need not be valid UTF-8. A trailing comma is let pass: it can mean only one thing.
+        """
+        table, unread = self._cells(texts)
+        doubtful = _doubtful(table, unread, texts)
+        found = self._keys(texts.take(doubtful.to_arrow()))
+        if self._learn(found["keys"]):
+            table, unread = self._cells(texts)
+        twice = found.select(pl.col("keys").list.n_unique() < pl.col("keys").list.len()).to_series()
+        unread = pl.concat([unread, doubtful.filter(~found["object"])])
+        problems = [
+            *(_explain(position, _bytes(texts, position)) for position in unread),
+            *(Problem(position, "duplicate-key", "A key stands in it twice.") for position in doubtful.filter(twice)),
+            *(_explain(at, _bytes(texts, at)) for at in _perhaps_not_a_number(table) if _is_no_json(_bytes(texts, at))),
+        ]
+        return table, sorted({problem.position: problem for problem in reversed(problems)}.values())
+
+    def _cells(self, texts: pa.LargeStringArray) -> tuple[pl.DataFrame, pl.Series]:
+        """The value of every known key in every text, and the positions of the texts that are no JSON."""
+        pointers = ["/" + key.replace("~", "~0").replace("/", "~1") for key in self.columns]
+        found = self._query("SELECT try(text ->> $pointers::VARCHAR[]) AS cells FROM texts", texts, pointers=pointers)
+        columns = [pl.col("cells").list.get(at, null_on_oob=True).alias(key) for at, key in enumerate(self.columns)]
+        return found.select(columns), found["cells"].is_null().arg_true().cast(pl.Int64)
+
+    def _keys(self, texts: pa.LargeStringArray) -> pl.DataFrame:
+        """Columns `keys` and `object`: the keys of each text in its order, and whether it is an object."""
+        query = "SELECT coalesce(try(json_keys(text)), []) AS keys, json_type(text) = 'OBJECT' AS object FROM texts"
+        return self._query(query, texts)
+
+    def _query(self, query: str, texts: pa.LargeStringArray, **parameters: list[str]) -> pl.DataFrame:
+        step = max(1, -(-len(texts) // SLICES))
+        slices = [pa.record_batch([texts[at : at + step]], ["text"]) for at in range(0, len(texts), step)]
+        self._connection.register("texts", pa.Table.from_batches(slices, pa.schema([("text", pa.large_string())])))
+        found: pl.DataFrame = self._connection.sql(query, params=parameters or None).pl()
+        return found
+
+    def _learn(self, keys: pl.Series) -> bool:
+        """Add the keys that are new to the columns; say whether there were any."""
+        seen = keys.explode(empty_as_null=False).unique(maintain_order=True)
+        new = [key for key in seen if key not in self.columns]
+        self.columns += new
+        if len(self.columns) > MOST_COLUMNS:
+            raise SourceError(
+                f"{self._path} has more than {MOST_COLUMNS:,} different keys, such as {new[-1]!r}.",
+                "It may map ids to rows: write one object per row, with the id as a field of its own.",
+            )
+        return bool(new)
+
+
+def texts_of(data: Bytes, starts: Positions) -> pa.LargeStringArray:
+    """The texts that start at `starts`, each up to the next, laid over `data` without a copy."""
+    offsets = np.append(starts, len(data)).astype(np.int64)
+    return pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def as_text(texts: pa.LargeStringArray) -> pl.Series:
+    """The texts as a series, null where one is not valid UTF-8."""
+    series = pl.from_arrow(texts.cast(pa.large_binary()))
+    assert isinstance(series, pl.Series)
+    return series.cast(pl.String, strict=False)
+
+
+def _refuse_foreign(path: str, texts: pa.LargeStringArray, problems: list[Problem], line: Positions) -> None:
+    """Raise `SourceError` where most texts with other characters than ASCII are not UTF-8: then the file is not."""
+    foreign = [problem.position for problem in problems if problem.code == "not-utf8"]
+    if foreign:
+        text = as_text(texts)
+        if len(foreign) >= (text.str.len_chars() != text.str.len_bytes()).sum():
+            sample = b"".join(_bytes(texts, position) for position in foreign[:SAMPLE])
+            raise foreign_encoding(path, sample, int(line[foreign[0]]))
+
+
+def _doubtful(table: pl.DataFrame, unread: pl.Series, texts: pa.LargeStringArray) -> pl.Series:
+    """Positions of the texts that may have an unknown key, have a key twice, or be no object.
+
+    A text with as many ends of keys as it has values in the table has no other keys; one without any may be
+    something else than an object.
+    """
+    marks = as_text(texts).str.count_matches(KEY)
+    values = table.select(pl.sum_horizontal(pl.lit(0), pl.all().is_not_null())).to_series() if table.width else 0
+    doubtful = ((marks != values) | (marks == 0)).arg_true().cast(pl.Int64)
+    return doubtful.filter(~doubtful.is_in(unread.implode()))
+
+
+def _perhaps_not_a_number(table: pl.DataFrame) -> list[int]:
+    """Positions of the rows in which a cell, or a part of a nested one, may be NaN or an infinity."""
+    positions: set[int] = set()
+    for cell in table:
+        nested = cell.str.starts_with("{") | cell.str.starts_with("[")
+        number = (cell.str.len_bytes() <= 9) & cell.str.contains(r"^-?(NaN|Infinity)$")
+        positions.update(number.arg_true())
+        if nested.any():
+            positions.update((nested & cell.str.contains_any(NOT_JSON)).arg_true())
+    return sorted(positions)
+
+
+def _bytes(texts: pa.LargeStringArray, position: int) -> bytes:
+    return bytes(texts[position].as_buffer())
+
+
+def _as_it_stood(texts: pa.LargeStringArray, position: int) -> str:
+    return _bytes(texts, position).strip(b"\r\n").decode(errors="backslashreplace")
+
+
+def _is_no_json(text: bytes) -> bool:
+    try:
+        json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        return True
+    return False
+
+
+def _explain(position: int, text: bytes) -> Problem:
+    """What is wrong with a text that is no object, in words."""
+    try:
+        value = json.loads(text.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        reason = f"Byte 0x{text[error.start]:02x} at position {error.start + 1} is not UTF-8."
+        return Problem(position, "not-utf8", reason)
+    except json.JSONDecodeError as error:
+        return Problem(position, "broken-json", f"It is no valid JSON: {_in_words(error)}.")
+    except (ValueError, RecursionError) as error:
+        return Problem(position, "broken-json", f"It is no valid JSON: {error}.")
+    if not isinstance(value, dict):
+        return Problem(position, "not-an-object", f"It is {_KINDS[type(value)]}, and an object was expected.")
+    return Problem(position, "broken-json", r"A string in it holds half of a surrogate pair, such as \ud800.")
+
+
+_KINDS = {
+    list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false", type(None): "null"
+}  # fmt: skip
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value; null is what says that there is none")
+
+
+def _in_words(error: json.JSONDecodeError) -> str:
+    text = error.doc.rstrip()
+    if error.pos >= len(text):
+        return "it ends too early"
+    if error.msg == "Extra data":
+        return f"more text follows it, at character {error.pos + 1}"
+    if error.msg.startswith("Unterminated string"):
+        return f"the string that starts at character {error.pos + 1} has no end"
+    return f"{error.msg[0].lower()}{error.msg[1:]} at character {error.pos + 1}"

@@ -1,0 +1,95 @@
+"""The format of a source: by its name where that is enough, by its first bytes otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from curate.importers.streaming import ByteStream
+from schemas.errors import SourceError
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+"""File name's ending, without that of a compression, to format."""
+
+COMPRESSED = (".gz", ".zst")
+
+DATASET_NAME = re.compile(r"(hf:)?[\w.-]+/[\w.-]+(#[\w.-]+)?|hf:[\w.-]+(#[\w.-]+)?")
+"""A name on the Hugging Face hub, with a split behind `#`; one without an owner needs `hf:` before it."""
+
+
+def format_of(stream: ByteStream) -> str:
+    """Name of the format of `stream`. A name that ends in `.json` is no answer: both kinds of JSON are called so."""
+    if is_dataset(stream.path):
+        return "hub"
+    named = SUFFIXES.get(data_suffix(stream.path), "")
+    start = stream.head()
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if named in ("csv", "tsv", "parquet"):
+        return named
+    return _by_content(stream.path, start, named)
+
+
+def data_suffix(path: str) -> str:
+    """The ending of a file's name that tells its format, without that of a compression.
+
+    >>> data_suffix("tickets.CSV.gz")
+    '.csv'
+    """
+    name = Path(path.lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
+
+
+def is_dataset(path: str) -> bool:
+    """Whether `path` is a folder that `datasets` saved, or a name on the hub."""
+    folder = Path(path.partition("#")[0])
+    if folder.is_dir():
+        return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+    return not folder.exists() and not data_suffix(path) and DATASET_NAME.fullmatch(path) is not None
+
+
+def _by_content(path: str, start: bytes, named: str) -> str:
+    text = start.lstrip()
+    if not text:
+        raise SourceError(f"{path} is empty.", "Leave it out, or export it again.")
+    if re.match(rb"\[\s*[\[{\]]", text) or (named == "json" and text.startswith(b"[")):
+        return "json"
+    if named == "jsonl" or not text.startswith(b"{"):
+        return named or "csv"
+    return "jsonl" if any(_is_row(line) for line in text.split(b"\n", 5)[:5]) else "json"
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is an object, and not one that only wraps the list of all rows."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and rows_key(value) is None
+
+
+def rows_key(wrapper: dict[str, Any]) -> str | None:
+    """The key of the list of rows that an object wraps; None where it is a row itself.
+
+    >>> rows_key({"count": 1, "data": [{"question": "Why?"}]})
+    'data'
+    >>> rows_key({"messages": [{"role": "user", "content": "Why?"}]})
+    """
+    lists = {key: value[0] for key, value in wrapper.items() if _holds_objects(value)}
+    turns = any("role" in first or "from" in first for first in lists.values())
+    return next(iter(lists)) if len(lists) == 1 and not turns else None
+
+
+def _holds_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
