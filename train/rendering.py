@@ -55,7 +55,8 @@ RENDERED: dict[str, pl.DataType | type[pl.DataType]] = {
     "stops": pl.List(pl.Int32),  # how many tokens there are up to the end of each learned answer
     "seen_specials": pl.String,  # texts of special tokens that somebody typed, outside of what is learned
     "learned_specials": pl.String,  # the same inside of what is learned
-    "straddling": pl.Int32,  # tokens that lie across the border of what is learned
+    "left_out": pl.List(pl.Int32),  # turns (from 1) with words of which the template renders or lets learn none
+    "straddling": pl.Int32,  # tokens that lie across the start of what is learned
 }
 """Columns of a rendered frame."""
 
@@ -408,7 +409,7 @@ def _doubled_start(ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
 
 
 def _frame(ids: pl.Series, rows: Sequence[_Row]) -> pl.DataFrame:
-    return pl.DataFrame(
+    columns = pl.DataFrame(
         [
             ids.alias("id"),
             _lists("input_ids", [row.ids for row in rows]),
@@ -421,6 +422,7 @@ def _frame(ids: pl.Series, rows: Sequence[_Row]) -> pl.DataFrame:
             pl.Series("straddling", [row.straddling for row in rows], pl.Int32),
         ]
     )
+    return columns.match_to_schema(RENDERED)
 
 
 def _lists(name: str, values: Sequence[list[int] | None]) -> pl.Series:
