@@ -229,9 +229,19 @@ class Script:
         return first.start if first.whole else None
 
     def _stop(self, gap: str) -> re.Match[str] | None:
-        """The end-of-turn token in the template's text behind an answer: one that ends generation, or the first."""
-        found = list(self.tokenizer.special_text.finditer(gap))
-        return next((match for match in found if match.group() in self.tokenizer.stops), found[0] if found else None)
+        """The end-of-turn token in the template's text behind an answer: the first special token.
+
+        Where generation does not end there, but does at one of the special tokens right behind it, that one: so
+        Gemma 4 closes a tool call with one token and hands over with the next.
+        """
+        first, behind = None, 0
+        for match in self.tokenizer.special_text.finditer(gap):
+            if first is not None and match.start() != behind:
+                break
+            if match.group() in self.tokenizer.stops:
+                return match
+            first, behind = first or match, match.end()
+        return first
 
 
 def _learned(turn: Mapping[str, Any]) -> bool:
