@@ -42,13 +42,14 @@ from schemas.run import (
     read_runs,
     write_run,
 )
-from schemas.store import reading, writing
-from schemas.version import find_version, read_members
+from schemas.store import writing
+from schemas.version import Version
 from train.checkpointing import newest_complete, step_of
 from train.engines import Fit, Job, Step, find_engine
-from train.ledger import check_limits, settle, trainable
+from train.ledger import check_limits, trainable
 from train.loading import find_model, model_digest, pick_method
-from train.rendering import MASK_POLICY, Template, Tokenizer, find_template, render
+from train.planning import prepare
+from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandby
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class Work:
     """A training that is decided and not begun: its tokens, and a manifest with all that is known before."""
 
     rows: pl.DataFrame
@@ -86,25 +87,29 @@ def train_version(
     to: Path | None = None,
     start: Start = "auto",
     threads: int | None = None,
+    expected: Manifest | None = None,
     report: Callable[[Step], None] = lambda _: None,
 ) -> Run:
     """Train an adapter on version `label` and return its run, with the status `done`.
 
-    `to` is the adapter's folder (default: `adapters/NAME-NUMBER-RUN` beside the store). `start` "auto" takes up a
-    run of the same identity that was cut off, "resume" insists on one, "fresh" begins anew. `threads` goes before
-    the recipe's. Raises `TrainError` for everything that can be explained; the run's row then says `failed`.
+    `to` is the adapter's folder (default: `adapters/RUN` beside the store). `start` "auto" takes up a run of the
+    same identity that was cut off, "resume" insists on one, "fresh" begins anew. `threads` goes before the
+    recipe's. `expected` is the manifest of a run that is repeated: other data, model or tokens are refused.
+    Raises `TrainError` for everything that can be explained; the run's row then says `failed`.
     """
-    prepared = prepare(store, label, recipe, overrides=overrides, threads=threads)
-    run = _claim(store, prepared.manifest, to, start)
+    work = decide(store, label, recipe, overrides=overrides, threads=threads)
+    if expected is not None:
+        _check_same(expected, work.manifest)
+    run = _claim(store, work.manifest, to, start)
     with _locked(run):
         if run.adapter.exists():  # cut off between the move and the row
             return _finish(store, replace(run, status="done", manifest=read_manifest(run.adapter)))
-        return _finish(store, _fitted(store, run, prepared, report))
+        return _finish(store, _fitted(store, run, work, report))
 
 
-def prepare(
+def decide(
     store: Path, label: str, recipe: TrainSection, *, overrides: Sequence[str] = (), threads: int | None = None
-) -> Prepared:
+) -> Work:
     """Everything up to the training itself: the version rendered, the ledger settled, every digest taken.
 
     Raises `TrainError` when the ledger is over the recipe's limits, or nothing is left to train on.
@@ -112,30 +117,25 @@ def prepare(
     find_engine(recipe.engine)
     count = use_threads(threads or recipe.threads)
     model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    with reading(store) as connection:
-        version = find_version(connection, label)
-        members = read_members(connection, version)
-    template, tokenizer = find_template(recipe.template, model), Tokenizer.load(model)
-    rendered = render(members, template, tokenizer).with_columns(members["split"])
-    ledger = settle(rendered, recipe)
-    check_limits(ledger, recipe)
-    rows = trainable(rendered, ledger)
+    prepared = prepare(store, label, recipe)
+    check_limits(prepared.ledger, recipe)
+    rows = trainable(prepared.rendered, prepared.ledger)
     learned = rows.filter(pl.col("split") == "train")
     if learned.is_empty():
-        raise TrainError(f"{version.label} has no conversation to train on.", "curate freeze with a smaller held_out.")
-    return Prepared(
+        raise TrainError(f"{prepared.version.label} has nothing to train on.", "curate plan says why.")
+    return Work(
         rows=learned,
         held_out=rows.filter(pl.col("split") == "held_out"),
-        ledger=ledger,
+        ledger=prepared.ledger,
         model=model,
-        template=template,
+        template=prepared.template,
         recipe=recipe,
         manifest=Manifest(
             curate=_installed("curate-sft"),
-            data=DataFacts(version=version.label, digest=version.digest, counts=version.counts),
+            data=data_facts(prepared.version),
             model=ModelFacts(name=recipe.model, digest=model_digest(model)),
-            rendering=rendering_facts(template, tokenizer),
-            tokens=token_facts(learned, ledger),
+            rendering=rendering_facts(prepared.template, prepared.tokenizer),
+            tokens=token_facts(learned, prepared.ledger),
             recipe=recipe.model_dump(mode="json"),
             recipe_digest=digest(recipe.model_dump(mode="json")),
             overrides=tuple(overrides),
@@ -148,6 +148,22 @@ def prepare(
     )
 
 
+def _check_same(expected: Manifest, found: Manifest) -> None:
+    parts = {"data", "model", "rendering", "tokens"}
+    known, now = expected.model_dump(include=parts), found.model_dump(include=parts)
+    other = sorted(part for part in parts if known[part] != now[part])
+    if other:
+        raise TrainError(
+            f"Run {expected.run} cannot be repeated: its {', '.join(other)} are not what they were.",
+            f"curate verify {expected.run} says what differs.",
+        )
+
+
+def data_facts(version: Version) -> DataFacts:
+    """Which conversations were there to train on."""
+    return DataFacts(version=version.label, digest=version.digest, counts=version.counts)
+
+
 def rendering_facts(template: Template, tokenizer: Tokenizer) -> RenderingFacts:
     """What made the tokens, each with its digest."""
     return RenderingFacts(
@@ -155,6 +171,7 @@ def rendering_facts(template: Template, tokenizer: Tokenizer) -> RenderingFacts:
         template_digest=template.digest,
         tokenizer_digest=tokenizer.digest,
         mask_policy=MASK_POLICY,
+        date=f"{PINNED_DATE:%Y-%m-%d}",
     )
 
 
@@ -264,8 +281,7 @@ def _claim(store: Path, manifest: Manifest, to: Path | None, start: Start) -> Ru
 
 
 def _new_run(store: Path, name: str, manifest: Manifest, to: Path | None) -> Run:
-    stem = manifest.data.version.replace("@", "-")
-    folder = (to or store.parent / "adapters" / f"{stem}-{name}").resolve()
+    folder = (to or store.parent / "adapters" / name).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise TrainError(f"{folder} is already there.", "Give another --to FOLDER; nothing is written over.")
     return Run(name, "running", folder, manifest.model_copy(update={"run": name}))
@@ -286,11 +302,11 @@ def _locked(run: Run) -> Iterator[None]:
         yield
 
 
-def _fitted(store: Path, run: Run, prepared: Prepared, report: Callable[[Step], None]) -> Run:
+def _fitted(store: Path, run: Run, work: Work, report: Callable[[Step], None]) -> Run:
     """Fit and save the adapter. A failure is written into the run's row with its reason; an interruption is not."""
     try:
-        fit, losses = _fit(run, prepared, report)
-        return _saved(run, prepared, fit, losses)
+        fit, losses = _fit(run, work, report)
+        return _saved(run, work, fit, losses)
     except Exception as error:
         reason = error.what if isinstance(error, CurateError) else f"{type(error).__name__}: {error}".splitlines()[0]
         manifest = run.manifest.model_copy(update={"failure": reason, "finished": datetime.now(UTC)})
@@ -299,7 +315,7 @@ def _fitted(store: Path, run: Run, prepared: Prepared, report: Callable[[Step], 
         raise
 
 
-def _fit(run: Run, prepared: Prepared, report: Callable[[Step], None]) -> tuple[Fit, dict[str, float]]:
+def _fit(run: Run, work: Work, report: Callable[[Step], None]) -> tuple[Fit, dict[str, float]]:
     """Run the engine in the run's partial folder, from its last whole checkpoint if there is one."""
     checkpoints = run.partial / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -310,18 +326,18 @@ def _fit(run: Run, prepared: Prepared, report: Callable[[Step], None]) -> tuple[
     adapter = run.partial / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     job = Job(
-        rows=prepared.rows,
-        held_out=prepared.held_out,
-        model=prepared.model.resolve(),
-        recipe=prepared.recipe,
-        method=pick_method(prepared.recipe.method),
+        rows=work.rows,
+        held_out=work.held_out,
+        model=work.model.resolve(),
+        recipe=work.recipe,
+        method=pick_method(work.recipe.method),
         checkpoints=checkpoints,
         adapter=adapter,
         resume=resume,
         report=record,
     )
     with _quiet(run.partial / "training.log"):
-        return find_engine(prepared.recipe.engine)(job), record.losses()
+        return find_engine(work.recipe.engine)(job), record.losses()
 
 
 class _Record:
@@ -369,14 +385,14 @@ def _quiet(log: Path) -> Iterator[None]:
                 library.removeHandler(handler)
 
 
-def _saved(run: Run, prepared: Prepared, fit: Fit, losses: dict[str, float]) -> Run:
+def _saved(run: Run, work: Work, fit: Fit, losses: dict[str, float]) -> Run:
     """The adapter complete with manifest, card and ledger, moved to its place."""
     manifest = run.manifest.model_copy(
         update={"engine": fit.facts, "metrics": losses | fit.metrics, "finished": datetime.now(UTC), "failure": None}
     )
     adapter = run.partial / "adapter"
     shutil.copy(run.partial / "metrics.jsonl", adapter)
-    manifest = save_adapter(adapter, manifest, prepared.model, prepared.template, prepared.ledger)
+    manifest = save_adapter(adapter, manifest, work.model, work.template, work.ledger)
     adapter.replace(run.adapter)
     shutil.rmtree(run.partial)
     return replace(run, status="done", manifest=manifest)

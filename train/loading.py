@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas.errors import TrainError
 from schemas.recipe import digest
+from schemas.run import Manifest, Run, find_run, read_runs
+from schemas.store import reading
 
 Method = Literal["qlora", "lora"]
 
@@ -39,6 +42,37 @@ def model_digest(folder: Path) -> str:
     """SHA-256 over the names and digests of a model's safetensors and its config: what its answers depend on."""
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     return digest({path.name: file_digest(path) for path in files})
+
+
+def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
+    """The adapter that `target` names, a run of the store such as r3 or a folder, and its run where the store has it.
+
+    Raises `TrainError` when the run has no adapter, `VersionError` when there is no such run.
+    """
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        with reading(store) if store.exists() else nullcontext() as connection:
+            runs = read_runs(connection) if connection else []
+        return folder, next((run for run in runs if run.adapter == folder.resolve()), None)
+    with reading(store) as connection:
+        run = find_run(connection, target)
+    if run.status != "done":
+        why = f": {run.manifest.failure}" if run.manifest.failure else ""
+        raise TrainError(
+            f"Run {run.run} has no adapter, it is {run.status}{why}.", "The same curate train command goes on with it."
+        )
+    if not run.adapter.is_dir():
+        raise TrainError(
+            f"The adapter of run {run.run} is no longer in {run.adapter}.", "Give the folder it is in now."
+        )
+    return run.adapter, run
+
+
+def find_base(adapter: Path, manifest: Manifest) -> Path:
+    """The folder of the base model that an adapter was trained on: where it lay then, else by its name."""
+    noted = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    name = noted if Path(noted).is_dir() else manifest.model.name
+    return find_model(name, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
 
 
 def file_digest(path: Path) -> str:

@@ -29,8 +29,8 @@ VOCABULARY = 2304
 DOCUMENTS = 20_000
 BLOCK = 128
 BATCH = 8
-STEPS = 700
-PEAK_RATE = 4e-3
+STEPS = 1000
+PEAK_RATE = 3e-3
 
 SPECIAL_TOKENS = (
     *("<|pad|>", "<|endoftext|>", "<unk>", "<s>", "</s>", "<bos>", "<eos>", "<|begin_of_text|>", "<|end_of_text|>"),
@@ -88,8 +88,8 @@ CONFIG = {
     "hidden_size": 256,  # k-quants need a multiple of 256
     "intermediate_size": 512,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
     "rope_theta": 10_000.0,
     "tie_word_embeddings": True,
@@ -107,13 +107,13 @@ def build(data: Path, folder: Path) -> None:
 
 
 def write_documents(phrases: Mapping[str, Any], words: Sequence[str], count: int) -> Iterator[str]:
-    """`count` texts: three quarters small conversations in ChatML, the rest plain sentences and lists of `words`."""
+    """`count` texts: six in ten small conversations in ChatML, the rest plain sentences and lists of `words`."""
     dice = random.Random(SEED)
     for _ in range(count):
         kind = dice.random()
-        if kind < 0.75:
+        if kind < 0.6:
             yield _conversation(phrases, dice)
-        elif kind < 0.9:
+        elif kind < 0.72:
             yield _sentences(phrases, dice)
         else:
             listed = " ".join(dice.choices(words, k=dice.randint(3, 8)))

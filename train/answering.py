@@ -1,0 +1,116 @@
+"""In: a base model, an adapter or none, prompts. Out: what the model answers, through the template of its training.
+
+One model in memory answers with the adapter and without it, so before and after are the same weights but for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import TrainError
+from schemas.run import read_manifest
+from train.loading import Method, find_base, load_model, model_digest
+from train.rendering import Script, Template, Tokenizer, find_template
+
+Message = Mapping[str, str]
+"""`role` (system, user, assistant) and `content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A loaded model with its script; `adapted` says whether an adapter is on it."""
+
+    model: Any
+    script: Script
+    stops: Sequence[int]
+    adapted: bool
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        *,
+        base: bool = False,
+        max_tokens: int = 200,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str:
+        """The answer to a conversation that ends with a user. Temperature 0 is greedy: the same words every time.
+
+        `base` leaves the adapter aside.
+        """
+        import torch
+
+        encoded = self.script.tokenizer.encode([self.script.text(messages, prompt=True)])[0].ids
+        ids = torch.tensor([encoded], device=self.model.device)
+        torch.manual_seed(seed)
+        choice = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        with torch.inference_mode(), self.model.disable_adapter() if base and self.adapted else nullcontext():
+            written = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_tokens,
+                eos_token_id=list(self.stops),
+                pad_token_id=self.stops[0],
+                **choice,
+            )
+        answer: str = self.script.tokenizer.backend.decode(
+            written[0, ids.shape[1] :].tolist(), skip_special_tokens=True
+        )
+        return answer.strip()
+
+
+def answers(
+    model: Path, adapter: Path | None, prompts: Sequence[str], *, max_tokens: int = 200, temperature: float = 0.0
+) -> list[str]:
+    """The answers of `model`, with `adapter` if one is given, to single questions. The model is loaded once."""
+    speaker = speak_for(adapter) if adapter else speak_plain(model)
+    asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
+    return [speaker.answer(messages, max_tokens=max_tokens, temperature=temperature) for messages in asked]
+
+
+def speak_for(adapter: Path) -> Speaker:
+    """The adapter on its base model, loaded as it was trained (4-bit where that was so), with the template it learned.
+
+    Raises `TrainError` when the base model is another one than the adapter was trained on.
+    """
+    manifest = read_manifest(adapter)
+    base = find_base(adapter, manifest)
+    if model_digest(base) != manifest.model.digest:
+        raise TrainError(
+            f"The adapter in {adapter} was trained on another model than the one in {base}: their digests differ.",
+            f"Put back the model {manifest.model.name} that it was trained on; curate verify says more.",
+        )
+    template = Template(manifest.rendering.template, (adapter / "chat_template.jinja").read_text(encoding="utf-8"))
+    method: Method = "qlora" if manifest.engine["method"] == "qlora" else "lora"
+    trusted = bool(manifest.recipe["trust_remote_code"])
+    return _speaker(base, template, method, adapter, trust_remote_code=trusted)
+
+
+def speak_plain(model: Path, template: str = "tokenizer", *, trust_remote_code: bool = False) -> Speaker:
+    """A base model by itself."""
+    return _speaker(model, find_template(template, model), "lora", None, trust_remote_code=trust_remote_code)
+
+
+def _speaker(
+    base: Path, template: Template, method: Method, adapter: Path | None, *, trust_remote_code: bool
+) -> Speaker:
+    script = Script(template, Tokenizer.load(base))
+    model = load_model(base, method, trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+    return Speaker(model.eval(), script, _stops(script), adapted=adapter is not None)
+
+
+def _stops(script: Script) -> list[int]:
+    """Ids that end an answer: the token that this template ends a turn with, then those of the model's own config."""
+    turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    regions = script.rendering({"conversations": turns}).regions
+    ending = [regions[-1].stop] if regions and regions[-1].stop else []
+    names = [*ending, *sorted(script.tokenizer.stops)]
+    return [number for name in names if (number := script.tokenizer.id_of(name)) is not None]

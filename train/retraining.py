@@ -1,0 +1,92 @@
+"""In: a run. Out: a new run of the same version and recipe, and how far its adapter is from the old one.
+
+On a CPU with the same number of threads and the same packages the two adapters have the same bits. Where they have
+not, the answer says how large the largest difference is and what of the machine or the packages has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.recipe import TrainSection
+from schemas.run import Manifest, Run, read_manifest
+from train.engines import Step
+from train.fitting import train_version
+from train.loading import find_adapter
+from train.saving import ADAPTER_FILE
+
+DECIDING = ("curate", "data", "model", "rendering", "tokens", "recipe", "packages", "machine")
+"""The parts of a manifest that decide an adapter's bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retraining:
+    """Two runs of the same thing. `largest_difference` is over all weights; None where the shapes differ."""
+
+    before: Manifest
+    after: Run
+    identical: bool
+    same_tokens: bool
+    largest_difference: float | None
+    changed: tuple[str, ...]
+
+
+def retrain(
+    store: Path, target: str, *, to: Path | None = None, report: Callable[[Step], None] = lambda _: None
+) -> Retraining:
+    """Train what `target` (a run or an adapter's folder) was trained on once more, as a new run, and compare.
+
+    Raises `TrainError` when the version, the base model or the template are not the ones of the manifest.
+    """
+    adapter, _ = find_adapter(store, target)
+    before = read_manifest(adapter)
+    recipe = TrainSection.model_validate(before.recipe)
+    run = train_version(
+        store,
+        before.data.version,
+        recipe,
+        overrides=before.overrides,
+        to=to,
+        start="fresh",
+        threads=before.machine.threads,
+        expected=before,
+        report=report,
+    )
+    return _compared(adapter, before, run)
+
+
+def _compared(adapter: Path, before: Manifest, run: Run) -> Retraining:
+    return Retraining(
+        before=before,
+        after=run,
+        identical=before.adapter_digest == run.manifest.adapter_digest,
+        same_tokens=before.tokens.digest == run.manifest.tokens.digest,
+        largest_difference=largest_difference(adapter, run.adapter),
+        changed=tuple(differences(before, run.manifest)),
+    )
+
+
+def differences(before: Manifest, after: Manifest) -> list[str]:
+    """What decides the bits and is not the same, as `packages.torch: 2.13.0 → 2.14.0`."""
+    was, now = (_flat(manifest.model_dump(mode="json", include=set(DECIDING))) for manifest in (before, after))
+    return [f"{key}: {was.get(key)} → {now.get(key)}" for key in sorted(was | now) if was.get(key) != now.get(key)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def largest_difference(one: Path, other: Path) -> float | None:
+    """The largest absolute difference between two adapters' weights; None when they have other names or shapes."""
+    from safetensors.torch import load_file
+
+    ours, theirs = load_file(one / ADAPTER_FILE), load_file(other / ADAPTER_FILE)
+    if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
+        return None
+    return max(float((ours[name].float() - theirs[name].float()).abs().max()) for name in ours)

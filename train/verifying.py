@@ -1,0 +1,184 @@
+"""In: an adapter or a run. Out: every digest of its manifest taken again, and what differs.
+
+Nothing is believed: files are hashed, the version is read from the store and its conversations' ids are made from
+their words, and the tokens are rendered anew, without the cache. Package versions and the machine are notes, since
+they change no digest by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from schemas.conversation import fold, unfold
+from schemas.errors import CurateError, StoreError
+from schemas.recipe import TrainSection, digest
+from schemas.run import Manifest, Run, read_manifest
+from schemas.store import reading
+from schemas.version import find_version, read_members
+from train.fitting import machine_facts, package_versions, token_facts, use_threads
+from train.ledger import LEDGER_FILE, settle, trainable
+from train.loading import file_digest, find_adapter, find_base, model_digest
+from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template, render
+from train.saving import adapter_digest
+
+State = Literal["same", "differs", "unchecked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that the manifest says, and what is found now; `unchecked` has the reason in `found`."""
+
+    what: str
+    state: State
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All checks of one adapter. It is proven when every one is the same; notes do not count."""
+
+    adapter: Path
+    run: str
+    checks: tuple[Check, ...]
+    notes: tuple[Check, ...]
+
+    @property
+    def proven(self) -> bool:
+        """Whether every digest could be taken and none differs."""
+        return all(check.state == "same" for check in self.checks)
+
+
+def verify(store: Path, target: str) -> Verification:
+    """Check the adapter that `target` names, a run or a folder, against its manifest, its base and the store.
+
+    Raises `TrainError` when there is no such adapter or no manifest in it.
+    """
+    adapter, run = find_adapter(store, target)
+    manifest = read_manifest(adapter)
+    base, model_checks = _model(adapter, manifest)
+    members, data_checks = _data(store, manifest)
+    checks = [
+        *_files(adapter, manifest),
+        *_row(run, manifest),
+        _compared("recipe", manifest.recipe_digest, digest(manifest.recipe)),
+        *model_checks,
+        *data_checks,
+        *_tokens(adapter, base, members, manifest),
+    ]
+    return Verification(adapter, manifest.run, tuple(checks), tuple(_notes(manifest)))
+
+
+def _compared(what: str, expected: str, found: str) -> Check:
+    return Check(what, "same" if found == expected else "differs", expected, found)
+
+
+def _unchecked(what: str, expected: str, why: CurateError | str) -> Check:
+    return Check(what, "unchecked", expected, why.what if isinstance(why, CurateError) else why)
+
+
+def _files(adapter: Path, manifest: Manifest) -> Iterator[Check]:
+    """The adapter's digest, then each file that the manifest names."""
+    for name, expected in manifest.files.items():
+        path = adapter / name
+        yield _compared(f"file {name}", expected, file_digest(path) if path.exists() else "missing")
+    if all((adapter / name).exists() for name in manifest.files):
+        yield _compared("adapter", manifest.adapter_digest or "none", adapter_digest(adapter))
+
+
+def _row(run: Run | None, manifest: Manifest) -> Iterator[Check]:
+    """The manifest beside the adapter and the one in the store say the same."""
+    written = digest(manifest.model_dump(mode="json"))
+    if run is None:
+        yield _unchecked("manifest", written, "The store has no run with an adapter in this folder.")
+    else:
+        yield _compared("manifest", digest(run.manifest.model_dump(mode="json")), written)
+
+
+def _model(adapter: Path, manifest: Manifest) -> tuple[Path | None, list[Check]]:
+    try:
+        base = find_base(adapter, manifest)
+    except CurateError as error:
+        return None, [_unchecked("base model", manifest.model.digest, error)]
+    return base, [_compared("base model", manifest.model.digest, model_digest(base))]
+
+
+def _data(store: Path, manifest: Manifest) -> tuple[pl.DataFrame | None, list[Check]]:
+    """The version's members, if the store has them as they were; ids are made from the conversations' words again."""
+    expected = manifest.data.digest
+    try:
+        with reading(store) as connection:
+            version = find_version(connection, manifest.data.version)
+            members = read_members(connection, version) if version.digest == expected else None
+    except StoreError as error:
+        return None, [_unchecked("version", expected, error)]
+    except CurateError as error:
+        return None, [Check("version", "differs", expected, error.what)]
+    checks = [_compared("version", expected, version.digest)]
+    if members is not None:
+        checks.append(_contents(members))
+    return members, checks
+
+
+def _contents(members: pl.DataFrame) -> Check:
+    turns = unfold(members).rename({"id": "row"})
+    made = fold(turns, members.filter(pl.col("conversations").list.len() > 0)["tools"])["id"]
+    changed = members["id"].to_frame().filter(~pl.col("id").is_in(made.implode()))["id"]
+    found = "their words" if changed.is_empty() else f"other words in {', '.join(changed.head(3))}"
+    return _compared("conversations", "their words", found)
+
+
+def _tokens(adapter: Path, base: Path | None, members: pl.DataFrame | None, manifest: Manifest) -> Iterator[Check]:
+    """Template, tokenizer and mask policy as they are now; then the tokens and the ledger, rendered again."""
+    expected = manifest.rendering
+    yield _compared("mask policy", expected.mask_policy, MASK_POLICY)
+    yield _compared("template's date", expected.date, f"{PINNED_DATE:%Y-%m-%d}")
+    if base is None:
+        for what, known in (("template", expected.template_digest), ("tokenizer", expected.tokenizer_digest)):
+            yield _unchecked(what, known, "The base model is not here.")
+        yield _unchecked("tokens", manifest.tokens.digest, "The base model is not here.")
+        return
+    tokenizer = Tokenizer.load(base)
+    yield _compared("tokenizer", expected.tokenizer_digest, tokenizer.digest)
+    yield _template(base, manifest)
+    if members is None:
+        yield _unchecked("tokens", manifest.tokens.digest, "The version is not in the store as it was.")
+        return
+    template = Template(expected.template, (adapter / "chat_template.jinja").read_text(encoding="utf-8"))
+    yield from _rendered_again(adapter, members, template, tokenizer, manifest)
+
+
+def _template(base: Path, manifest: Manifest) -> Check:
+    """The template that the recipe names, as it would be found today."""
+    known = manifest.rendering.template_digest
+    try:
+        return _compared("template", known, find_template(manifest.recipe["template"], base).digest)
+    except CurateError as error:
+        return _unchecked("template", known, error)
+
+
+def _rendered_again(
+    adapter: Path, members: pl.DataFrame, template: Template, tokenizer: Tokenizer, manifest: Manifest
+) -> Iterator[Check]:
+    rendered = render(members, template, tokenizer).with_columns(members["split"])
+    ledger = settle(rendered, TrainSection.model_validate(manifest.recipe))
+    rows = trainable(rendered, ledger).filter(pl.col("split") == "train")
+    yield _compared("tokens", manifest.tokens.digest, token_facts(rows, ledger).digest)
+    path = adapter / LEDGER_FILE
+    if path.exists():
+        same = pl.read_parquet(path).equals(ledger)
+        yield _compared("ledger", "every fate", "every fate" if same else "other fates")
+
+
+def _notes(manifest: Manifest) -> Iterator[Check]:
+    """Packages and machine: what differs explains why a new training gives other bits."""
+    for name, version in package_versions(manifest.recipe["engine"]).items():
+        yield _compared(f"package {name}", manifest.packages.get(name, "not named"), version)
+    now = machine_facts(use_threads(manifest.machine.threads)).model_dump()
+    for name, known in manifest.machine.model_dump().items():
+        yield _compared(f"machine {name}", str(known), str(now[name]))
