@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,8 +24,13 @@ from schemas.terminal import (
     print_json,
     print_table,
     printable,
+    progress_bar,
 )
 from train.cli import register as register_training_commands
+
+if TYPE_CHECKING:
+    from curate.scoring import ScoreReport
+    from curate.selecting import Selection
 
 START, DATA, REVIEW, VERSIONS, LOOK = "Start", "Data", "Review", "Versions", "Look"
 
@@ -103,6 +108,115 @@ def demo(
     if demonstrating.is_earlier_demo(to) and not yes:
         typer.confirm(f"{to} holds an earlier demo. Replace it, with all that is in it?", abort=True)
     demonstrating.demonstrate(to, typer.echo)
+
+
+@app.command(rich_help_panel=DATA)
+def score(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Only this scorer; repeatable.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Compute what is computed already once more.")] = False,
+    why: Annotated[
+        str | None, typer.Option("--why", metavar="ID", help="Show one conversation's scores, and what its quality lost.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the scorers and their parameters.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score the conversations: only what is missing is computed.
+
+    \b
+    curate score
+    """
+    from dataclasses import asdict
+
+    from curate import scoring
+    from schemas.recipe import load_recipe
+    from schemas.store import store_path
+
+    settings = load_recipe(recipe, set_ or [])
+    if list_:
+        listed = scoring.describe_scorers()
+        print_json(listed) if as_json else print_table(listed, ["scorer", "parameters", "what"])
+    elif why is not None:
+        explained = scoring.explain(store_path(store), settings, why)
+        print_json(explained) if as_json else _print_explanation(explained)
+    else:
+        with progress_bar("Scoring") as bar:
+            report = scoring.score_store(
+                store_path(store),
+                settings,
+                only or [],
+                again=again,
+                progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+            )
+        print_json(asdict(report)) if as_json else _print_scores(report)
+
+
+def _print_scores(report: ScoreReport) -> None:
+    from curate.scoring import as_rows
+
+    numbers, others = as_rows(report)
+    print_table(numbers, ["score", "min", "median", "p95", "max", "new", "lowest", "highest"])
+    print_table(others, ["score", "value", "conversations", "share", "new", "examples"])
+    note("Next: curate score --why ID says how a quality came about; curate select applies the recipe's rules.")
+
+
+def _print_explanation(explained: dict[str, Any]) -> None:
+    print_table(({"score": name, "value": value} for name, value in explained["scores"].items()), ["score", "value"])
+    print_table(
+        explained["penalties"], ["score", "value", "fine", "worst", "weight", "taken"], "quality = 1 - what is taken"
+    )
+
+
+@app.command(rich_help_panel=DATA)
+def select(
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="SQL", help="One more rule, such as \"words >= 20\".")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, write nothing.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply the recipe's rules: who leaves, at which rule, and why.
+
+    \b
+    curate select --where "quality >= 0.6 and not refusal" --dry-run
+    """
+    from dataclasses import asdict
+
+    from curate.selecting import select_store
+    from schemas.recipe import load_recipe
+    from schemas.store import store_path
+
+    selection = select_store(store_path(store), load_recipe(recipe, set_ or []), where, dry_run=dry_run)
+    print_json(asdict(selection)) if as_json else _print_selection(selection, dry_run=dry_run)
+
+
+def _print_selection(selection: Selection, *, dry_run: bool) -> None:
+    from dataclasses import asdict
+
+    steps = [asdict(step) for step in selection.rules]
+    print_table(steps, ["name", "rule", "before", "leaving", "unknown", "after"])
+    for step in steps:
+        for example in step["examples"]:
+            typer.echo(printable(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}"))
+    typer.echo(
+        f"Rules keep {selection.kept_by_rules:,} of {selection.conversations:,}; people keep"
+        f" {selection.kept_by_people:,} more and drop {selection.dropped_by_people:,}."
+        f" A freeze takes {selection.kept:,}."
+    )
+    unknown = sum(step["unknown"] for step in steps)
+    if unknown:
+        note(f"For {unknown:,} conversations a rule gave NULL, neither true nor false: they do not stay.")
+    if dry_run:
+        note("Nothing was written. Next: curate select, without --dry-run.")
+    else:
+        note(f"{selection.verdicts:,} new verdicts. Next: curate freeze NAME.")
 
 
 @app.command(rich_help_panel=VERSIONS)

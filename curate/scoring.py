@@ -7,10 +7,9 @@ stand side by side.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -24,9 +23,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from curate.scorers import ENTRY_POINTS, REVISIONS, SCORERS, Scorer
 from curate.scorers.material import evaluate, material, takes_frame
-from schemas.errors import RecipeError
+from curate.scorers.quality import Penalty
+from schemas.errors import RecipeError, StoreError, VersionError
+from schemas.expression import nearest
 from schemas.recipe import Recipe, canonical_json, digest
-from schemas.store import writing
+from schemas.store import reading, writing
 
 SLICE = 100_000
 """Conversations that are read from the store at a time; with the words of the parts below they take about 300 MB."""
@@ -79,11 +80,19 @@ def score_store(
     Raises `RecipeError` for an unknown scorer or parameter, before anything is computed.
     """
     wanted = plan(recipe.score, only)
+    check_not_empty(store)
     with writing(store) as connection:
         _make_room(connection, wanted, again=again)
         computed = _fill(connection, wanted, progress)
         rows = connection.sql("SELECT count(*) FROM conversations").fetchall()
         return ScoreReport(int(rows[0][0]), computed, summarise(connection, [scoring.column for scoring in wanted]))
+
+
+def check_not_empty(store: Path) -> None:
+    """Raise `StoreError` for a store without conversations, or no store: before one is made by writing."""
+    with reading(store) as connection:
+        if not connection.sql("SELECT 1 FROM conversations LIMIT 1").fetchall():
+            raise StoreError(f"There are no conversations in {store} yet.", "curate import FILE")
 
 
 def score_frame(conversations: pl.DataFrame, wanted: Sequence[Scoring]) -> pl.DataFrame:
@@ -216,20 +225,13 @@ def keyword_parameters(function: Scorer) -> dict[str, inspect.Parameter]:
 def _problem(name: str, known: Sequence[str], problem: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
-        return f"score.{name}.{key} is not a parameter of {name}{_nearest(key, known)}"
+        return f"score.{name}.{key} is not a parameter of {name}{nearest(key, known)}"
     return f"score.{name}.{key}: {problem['msg']}"
 
 
 def _check_known(name: str) -> None:
     if name not in scorer_names():
-        raise RecipeError(
-            f"There is no scorer {name}{_nearest(name, scorer_names())}", "curate score --list shows all."
-        )
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {near[0]}?" if near else "."
+        raise RecipeError(f"There is no scorer {name}{nearest(name, scorer_names())}", "curate score --list shows all.")
 
 
 def scorer_names() -> list[str]:
@@ -404,3 +406,54 @@ def _value_summary(connection: DuckDBPyConnection, column: str) -> dict[str, Any
         SELECT "{column}" AS value, count(*) AS conversations, arg_min(conversation, conversation, 3) AS examples
         FROM scores GROUP BY value ORDER BY conversations DESC, value LIMIT 8""").fetchall()
     return {"values": [{"value": value, "conversations": count, "examples": ids} for value, count, ids in rows]}
+
+
+def as_rows(report: ScoreReport) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The summaries as rows of two tables: one row per number, and one per value of the truths and texts."""
+    numbers, others = [], []
+    for summary in report.summaries:
+        score = {"score": summary["column"], "new": report.computed.get(summary["column"], 0)}
+        if "values" not in summary:
+            ends = {end: " ".join(id_[:8] for id_ in summary[end]) for end in ("lowest", "highest")}
+            numbers.append(summary | ends | score)
+        for value in summary.get("values", ()):
+            share = f"{value['conversations'] / max(report.conversations, 1):.2%}"
+            examples = " ".join(id_[:8] for id_ in value["examples"])
+            others.append(score | value | {"share": share, "examples": examples})
+    return numbers, others
+
+
+def explain(store: Path, recipe: Recipe, conversation: str) -> dict[str, Any]:
+    """The scores of one conversation and, penalty by penalty, how its quality came about.
+
+    `conversation` is an id or its beginning. Raises `VersionError` when it fits none or many.
+    """
+    wanted = {scoring.name: scoring for scoring in plan(recipe.score)}
+    with reading(store) as connection:
+        row = _scores_of(connection, conversation)
+    penalties = wanted["quality"].parameters["penalties"]
+    values = {name: row[scoring.column] for name, scoring in wanted.items() if scoring.column in row}
+    frame = pl.DataFrame([{name: values.get(name) for name in penalties}])
+    return {
+        "conversation": row["conversation"],
+        "scores": values,
+        "penalties": [
+            {"score": name, "value": values.get(name), **penalty.model_dump(), "taken": _taken(frame, name, penalty)}
+            for name, penalty in penalties.items()
+        ],
+    }
+
+
+def _taken(frame: pl.DataFrame, score: str, penalty: Penalty) -> float:
+    taken: float = frame.select(penalty.expression(score)).item()
+    return round(taken, 4)
+
+
+def _scores_of(connection: DuckDBPyConnection, beginning: str) -> dict[str, Any]:
+    found = connection.sql("SELECT * FROM scores WHERE starts_with(conversation, ?) LIMIT 2", params=[beginning]).pl()
+    if found.height == 1:
+        row: dict[str, Any] = found.row(0, named=True)
+        return row
+    if found.height:
+        raise VersionError(f"More than one conversation begins with {beginning}.", "Give more of the id.")
+    raise VersionError(f"No scored conversation begins with {beginning}.", "curate score, or look at the id again.")

@@ -1,11 +1,103 @@
-"""Selecting: rules over scores and metadata come in, a verdict with the rule's text for every conversation goes out."""
+"""Selecting: rules over scores and facts come in, a verdict with the rule's text goes out for every conversation.
+
+A rule is an SQL condition of the recipe, `[select.rules] name = "quality >= 0.6"`; all must hold, and a
+conversation leaves at the first that does not. A rule that is neither true nor false (NULL) does not hold.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
 from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+from curate.scoring import check_not_empty, plan, scorer_names, stored_columns
+from schemas.errors import RecipeError
+from schemas.expression import Expression, nearest
+from schemas.recipe import Recipe, digest
+from schemas.store import reading, writing
 
 KEPT_SQL = "SELECT conversation FROM standing WHERE kept"
 """The ids that a freeze takes. The view `standing` (schemas/migrations.py) is the definition."""
+
+RULE = "rule"
+"""The author of a rule's verdicts, in `verdicts.by_whom`; every other author is a person."""
+
+EXAMPLES = 5
+FIRST_CHARACTERS = 80
+
+META = "meta"
+"""The prefix of a source's own columns: `meta.rating`."""
+
+_TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'], chr(10))"
+
+FACTS = {
+    "id": "c.id",
+    "source": "o.path",
+    "file": "parse_filename(o.path)",
+    "turns": "len(c.conversations)",
+    "has_tools": "c.tools IS NOT NULL",
+    "prompt": _TEXTS.format("human"),
+    "answer": _TEXTS.format("gpt"),
+}
+"""What a rule can read besides scores and `meta.<column>`: the conversation's id, the path and the file name it
+came from first, its number of turns, whether it has tools, and the texts of the user and of the assistant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a name in a rule stands for: SQL text over `c`, `s` and `o` of `_facts`; metadata is text to begin with."""
+
+    sql: str
+    metadata: bool = False
+    score: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """One step of the waterfall. `unknown` counts those of `leaving` where the rule gave NULL."""
+
+    name: str
+    rule: str
+    before: int
+    leaving: int
+    unknown: int
+    after: int
+    examples: list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the rules say, what people say against it, and what a freeze takes in the end."""
+
+    selection: str
+    rules: list[RuleCount]
+    conversations: int
+    kept_by_rules: int
+    kept_by_people: int
+    dropped_by_people: int
+    kept: int
+    verdicts: int
+
+
+def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_run: bool = False) -> Selection:
+    """Judge all conversations of the store by the recipe's rules, and by `where` as one more; write the verdicts.
+
+    `dry_run` counts the same and writes nothing. Where the latest verdict says the same for the same reason,
+    none is added. Raises `RecipeError` for a rule that is not a condition over known names, before anything
+    runs, and where scores that it needs are not computed.
+    """
+    check_not_empty(store)
+    written = recipe.select.rules | ({"--where": where} if where else {})
+    rules = [Expression.read(text, f"select.rules.{name}") for name, text in written.items()]
+    with (reading if dry_run else writing)(store) as connection:
+        columns = _columns(connection, recipe, rules)
+        selection = digest({"rules": list(written.items()), "scores": _score_digests(connection, columns)})[:32]
+        _judge(connection, rules, columns)
+        verdicts = 0 if dry_run else _write_verdicts(connection, written, selection)
+        return _selection(connection, selection, written, verdicts)
 
 
 def kept_ids(connection: DuckDBPyConnection) -> DuckDBPyRelation:
@@ -15,3 +107,221 @@ def kept_ids(connection: DuckDBPyConnection) -> DuckDBPyRelation:
     nothing was ever selected, everything. Where a person edited, the edited conversation is in and its parent out.
     """
     return connection.sql(KEPT_SQL)
+
+
+# --- what the names in a rule stand for ---
+
+
+def _columns(connection: DuckDBPyConnection, recipe: Recipe, rules: Sequence[Expression]) -> dict[str, Column]:
+    """What every name in the rules stands for: a fact, a score, or a source's own column, in this order.
+
+    Raises `RecipeError` for a name that is none of them.
+    """
+    names = {parts: rule for rule in rules for parts in rule.names}
+    return {".".join(parts): _column(connection, recipe, parts, rule) for parts, rule in names.items()}
+
+
+def _column(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ...], rule: Expression) -> Column:
+    name = ".".join(parts)
+    if name in FACTS:
+        return Column(FACTS[name])
+    if parts[0] == META and len(parts) == 2:
+        return _named_metadata_column(connection, parts[1], rule)
+    if name in scorer_names():
+        return _score_column(connection, plan(recipe.score, [name])[-1].column, rule)
+    if name in stored_columns(connection):
+        return _score_column(connection, name, rule)
+    keys = _metadata_keys(connection)
+    if name in keys:
+        return _metadata_column(name)
+    known = [*FACTS, *scorer_names(), *stored_columns(connection), *keys]
+    raise RecipeError(
+        f"{rule.where}: {rule.text!r} reads {name}, which is not known{nearest(name, known)}",
+        f"A rule can read {', '.join(dict.fromkeys([*FACTS, *scorer_names()]))} and {META}.COLUMN.",
+    )
+
+
+def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression) -> Column:
+    """The column of `scores`. Raises `RecipeError` while conversations wait for it."""
+    waiting = "SELECT count(*) FROM conversations WHERE id NOT IN (SELECT conversation FROM scores {})"
+    there = f'WHERE "{column}" IS NOT NULL' if column in stored_columns(connection) else "WHERE false"
+    count = connection.sql(waiting.format(there)).fetchall()[0][0]
+    if count:
+        what = f"{rule.where}: {rule.text!r} reads {column}, which is not computed for {count:,} conversations."
+        raise RecipeError(what, "curate score")
+    return Column(f's."{column}"', score=column)
+
+
+def _score_digests(connection: DuckDBPyConnection, columns: Mapping[str, Column]) -> dict[str, str]:
+    """By which formula the scores in the rules were computed: part of what a selection is."""
+    used = {column.score for column in columns.values()}
+    known = connection.sql('SELECT "column", digest FROM scorers ORDER BY 1').fetchall()
+    return {column: mark for column, mark in known if column in used}
+
+
+def _named_metadata_column(connection: DuckDBPyConnection, key: str, rule: Expression) -> Column:
+    """The column behind `meta.key`. Raises `RecipeError` when no source has it."""
+    keys = _metadata_keys(connection)
+    if key not in keys:
+        listed = f"There are {', '.join(sorted(keys))}." if keys else "No source has columns beside the conversation."
+        what = f"{rule.where}: {rule.text!r} reads {META}.{key}, which no source has{nearest(key, keys)}"
+        raise RecipeError(what, listed)
+    return _metadata_column(key)
+
+
+def _metadata_keys(connection: DuckDBPyConnection) -> list[str]:
+    return [key for (key,) in connection.sql("SELECT DISTINCT unnest(json_keys(metadata)) FROM origins").fetchall()]
+
+
+def _metadata_column(key: str) -> Column:
+    path = '$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return Column("o.metadata ->> '" + path.replace("'", "''") + "'", metadata=True)
+
+
+AS_NUMBER = " as number"
+
+
+def _facts(columns: Mapping[str, Column]) -> str:
+    """A query with one row per conversation that rules judge and one column per name in the rules.
+
+    A metadata column is there twice, as text and as a number, null where it is none. Editions are left out: a
+    person made them, and a person's word alone keeps them.
+    """
+    values = {name: column.sql for name, column in columns.items()}
+    values |= {
+        f"{name}{AS_NUMBER}": f"TRY_CAST({column.sql} AS DOUBLE)" for name, column in columns.items() if column.metadata
+    }
+    named = [f'{sql} AS "{_inside(name)}"' for name, sql in values.items()]
+    return f"""
+        SELECT {", ".join(["c.id AS conversation", *named])} FROM conversations c
+        LEFT JOIN scores s ON s.conversation = c.id
+        LEFT JOIN (
+            SELECT conversation, arg_min(path, row) AS path, arg_min(metadata, row) AS metadata
+            FROM origins LEFT JOIN sources USING (source) WHERE NOT duplicate GROUP BY conversation
+        ) o ON o.conversation = c.id
+        WHERE c.parent IS NULL OR c.id IN (SELECT conversation FROM origins)"""
+
+
+def _inside(name: str) -> str:
+    return name.replace('"', '""')
+
+
+# --- judging and writing ---
+
+
+def _judge(connection: DuckDBPyConnection, rules: Sequence[Expression], columns: Mapping[str, Column]) -> None:
+    """Make the temporary table `judged`: the first rule that does not hold (null: all hold), and if it gave NULL."""
+    facts = _facts(columns)
+    conditions = [_condition(connection, rule, columns, facts) for rule in rules]
+    outcomes = "".join(f", {condition} AS outcome_{number}" for number, condition in enumerate(conditions))
+    first = " ".join(f"WHEN outcome_{number} IS NOT TRUE THEN {number}" for number in range(len(rules)))
+    unknown = " ".join(f"WHEN {number} THEN outcome_{number} IS NULL" for number in range(len(rules)))
+    query = f"""
+        CREATE OR REPLACE TEMP TABLE judged AS
+        SELECT conversation,
+            {f"CASE {first} END" if rules else "NULL::INTEGER"} AS rule,
+            {f"CASE rule {unknown} ELSE false END" if rules else "false"} AS unknown
+        FROM (SELECT conversation{outcomes} FROM ({facts}))"""
+    try:
+        connection.execute(query)
+    except duckdb.Error as error:
+        raise RecipeError(f"The rules cannot be applied: {str(error).splitlines()[0]}", _CAST_HINT) from error
+
+
+_CAST_HINT = f"Metadata is text: write try_cast({META}.price AS DOUBLE), which gives NULL where it is no number."
+
+
+def _condition(connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column], facts: str) -> str:
+    """The rule as SQL over `facts`. Raises `RecipeError` where its types do not fit or it is no condition."""
+
+    def name_in_facts(parts: tuple[str, ...], as_number: bool) -> str:
+        name = ".".join(parts)
+        return f"{name}{AS_NUMBER}" if as_number and columns[name].metadata else name
+
+    sql = rule.sql(name_in_facts)
+    try:
+        kind = str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts}) LIMIT 0").types[0])
+    except duckdb.Error as error:
+        raise RecipeError(f"{rule.where}: {rule.text!r}: {str(error).splitlines()[0]}", _CAST_HINT) from error
+    if kind != "BOOLEAN":
+        raise RecipeError(
+            f"{rule.where}: {rule.text!r} is no condition, it gives {kind}.", "Compare it with something."
+        )
+    return sql
+
+
+def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], selection: str) -> int:
+    """Append the verdicts that are not the latest already; returns how many."""
+    reasons = [f"{name}: {text}" for name, text in written.items()]
+    inserted = connection.execute(
+        """
+        INSERT INTO verdicts (conversation, verdict, reason, by_whom, selection)
+        WITH said AS (
+            SELECT conversation, if(rule IS NULL, 'keep', 'drop') AS verdict,
+                if(rule IS NULL, $all, $reasons[rule + 1] || if(unknown, ' (unknown: NULL)', '')) AS reason
+            FROM judged
+        ), latest AS (
+            SELECT * FROM verdicts WHERE by_whom = $rule
+            QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
+        )
+        SELECT said.conversation, said.verdict, said.reason, $rule, $selection FROM said
+        LEFT JOIN latest ON latest.conversation = said.conversation AND latest.verdict = said.verdict
+            AND latest.reason = said.reason AND latest.selection = $selection
+        WHERE latest.conversation IS NULL""",
+        {"all": "; ".join(reasons) or "no rules", "reasons": reasons, "rule": RULE, "selection": selection},
+    ).fetchall()
+    return int(inserted[0][0])
+
+
+# --- counting ---
+
+
+def _selection(connection: DuckDBPyConnection, selection: str, written: Mapping[str, str], verdicts: int) -> Selection:
+    """What stands in `judged`, together with what people say."""
+    conversations, by_rules = connection.sql("SELECT count(*), count(*) FILTER (rule IS NULL) FROM judged").fetchall()[
+        0
+    ]
+    saved, dropped = connection.execute(
+        """SELECT count(*) FILTER (st.kept AND j.rule IS NOT NULL), count(*) FILTER (NOT st.kept AND j.rule IS NULL)
+           FROM standing st JOIN judged j USING (conversation) WHERE st.by_whom <> ?""",
+        [RULE],
+    ).fetchall()[0]
+    editions = connection.sql(
+        f"SELECT count(*) FROM ({KEPT_SQL}) WHERE conversation NOT IN (SELECT conversation FROM judged)"
+    ).fetchall()[0][0]
+    return Selection(
+        selection,
+        _waterfall(connection, written, conversations),
+        conversations,
+        by_rules,
+        kept_by_people=saved + editions,
+        dropped_by_people=dropped,
+        kept=by_rules + saved - dropped + editions,
+        verdicts=verdicts,
+    )
+
+
+def _waterfall(connection: DuckDBPyConnection, written: Mapping[str, str], before: int) -> list[RuleCount]:
+    """Rule by rule, in the recipe's order: rows before, rows that leave, rows after, and some that leave."""
+    rows = connection.sql(f"""
+        SELECT rule, count(*), count(*) FILTER (unknown), arg_min(conversation, conversation, {EXAMPLES})
+        FROM judged WHERE rule IS NOT NULL GROUP BY rule""").fetchall()
+    left = {rule: (leaving, unknown, ids) for rule, leaving, unknown, ids in rows}
+    words = first_words(connection, [id_ for _, _, ids in left.values() for id_ in ids])
+    steps = []
+    for number, (name, text) in enumerate(written.items()):
+        leaving, unknown, ids = left.get(number, (0, 0, []))
+        examples = [{"id": id_, "prompt": words[id_]} for id_ in ids]
+        steps.append(RuleCount(name, text, before, leaving, unknown, before - leaving, examples))
+        before -= leaving
+    return steps
+
+
+def first_words(connection: DuckDBPyConnection, ids: Sequence[str]) -> dict[str, str]:
+    """The beginning of what the user says first, on one line, per conversation."""
+    human = "list_filter(conversations, lambda turn: turn.\"from\" = 'human')"
+    rows = connection.execute(
+        f"SELECT id, {human}[1].value[:{FIRST_CHARACTERS}] FROM conversations WHERE id IN (SELECT unnest(?))",
+        [list(ids)],
+    ).fetchall()
+    return {id_: " ".join((text or "").split()) for id_, text in rows}

@@ -1,0 +1,195 @@
+"""An SQL expression that a person wrote, such as `quality >= 0.6 and not refusal`: parsed and checked before it runs.
+
+DuckDB's own parser reads it; the tree that it gives is walked, and everything that is not a plain condition over
+columns (a subquery, an aggregate, a window, a function that is not listed, a second statement) is refused by
+name. What runs later is written from the tree, not from the text, so nothing outside of it comes along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from schemas.errors import RecipeError
+
+Node = dict[str, Any]
+
+FUNCTIONS = frozenset((
+    "+", "-", "*", "/", "//", "%", "**", "||", "~~", "!~~", "~~*", "!~~*", "abs", "ceil", "floor", "round", "sign",
+    "sqrt", "ln", "log", "exp", "pow", "mod", "greatest", "least", "ifnull", "nullif", "lower", "upper", "trim",
+    "ltrim", "rtrim", "length", "len", "strlen", "contains", "prefix", "suffix", "starts_with", "ends_with", "left",
+    "right", "substr", "substring", "replace", "reverse", "concat", "instr", "position", "strpos", "split_part",
+    "regexp_matches", "regexp_extract", "regexp_replace", "like_escape", "not_like_escape", "ilike_escape",
+    "not_ilike_escape", "isnan", "isfinite",
+))  # fmt: skip
+"""Scalar functions that a rule may call; operators such as `LIKE` (`~~`) are functions to DuckDB."""
+
+_OPERATORS = {
+    *("OPERATOR_NOT", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE", "OPERATOR_NULLIF"),
+    *("COMPARE_IN", "COMPARE_NOT_IN"),
+}
+_CLASSES = {
+    "COMPARISON",
+    "CONJUNCTION",
+    "OPERATOR",
+    "BETWEEN",
+    "CASE",
+    "CAST",
+    "CONSTANT",
+    "COLUMN_REF",
+    "FUNCTION",
+    "TYPE",
+}
+_NAMES = {
+    "SUBQUERY": "a subquery",
+    "WINDOW": "a window function",
+    "LAMBDA": "a lambda",
+    "STAR": "a star",
+    "PARAMETER": "a parameter",
+    "COLLATE": "a collation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A condition that was read and holds nothing but columns, constants and listed functions."""
+
+    where: str
+    text: str
+    tree: Node
+
+    @classmethod
+    def read(cls, text: str, where: str) -> Expression:
+        """The expression that `text` spells; `where` names it in messages (the key in the recipe).
+
+        Raises `RecipeError` for anything that is not one plain expression.
+
+        >>> Expression.read("quality >= 0.6 and not refusal", "rule good").names
+        (('quality',), ('refusal',))
+        """
+        tree = _parse(text, where)
+        for node in _nodes(tree):
+            _check(node, text, where)
+        return cls(where, text, tree)
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The columns it reads, in order, each once; `meta.rating` has two parts."""
+        columns = (tuple(node["column_names"]) for node in _nodes(self.tree) if node["class"] == "COLUMN_REF")
+        return tuple(dict.fromkeys(columns))
+
+    def sql(self, column: Callable[[tuple[str, ...], bool], str]) -> str:
+        """The expression as SQL text, each column under the name that `column(name, as_number)` gives it.
+
+        `as_number` says that the column stands beside a number: `meta.rating >= 4`.
+        """
+        tree = _renamed(self.tree, column, as_number=False)
+        statement = _parsed(_framed("true"))
+        statement["statements"][0]["node"]["where_clause"] = tree
+        query = duckdb.execute("SELECT json_deserialize_sql(?)", [json.dumps(statement)]).fetchall()[0][0]
+        return str(query).removeprefix("SELECT 1 WHERE ")
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The end of a message about an unknown name: the nearest known one, or nothing.
+
+    >>> nearest("qualty", ["words", "quality"]), nearest("x", ["words"])
+    (', did you mean quality?', '.')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f", did you mean {near[0]}?" if near else "."
+
+
+def _framed(text: str) -> str:
+    return f"SELECT 1 WHERE (\n{text}\n)"  # line breaks, so that a comment in the text ends inside
+
+
+def _parsed(query: str) -> Node:
+    found: Node = json.loads(duckdb.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
+    return found
+
+
+def _parse(text: str, where: str) -> Node:
+    """The tree of the one expression in `text`."""
+    if not text.strip():
+        raise RecipeError(f"{where}: the rule is empty.", _EXAMPLE)
+    found, frame = _parsed(_framed(text)), _parsed(_framed("true"))
+    if found["error"]:
+        raise RecipeError(f"{where}: {text!r} is no SQL expression: {found['error_message']}.", _EXAMPLE)
+    node = found["statements"][0]["node"]
+    tree: Node | None = node.get("where_clause")
+    found["statements"][0]["node"] = {**node, "where_clause": None}
+    frame["statements"][0]["node"]["where_clause"] = None
+    if tree is None or _placeless(found) != _placeless(frame):
+        raise RecipeError(f"{where}: {text!r} is more than one expression.", _EXAMPLE)
+    return tree
+
+
+_EXAMPLE = 'A rule is one condition, such as "quality >= 0.6 and not refusal".'
+
+
+def _placeless(value: Any) -> Any:
+    """`value` without the places in the text, which differ with its length."""
+    if isinstance(value, dict):
+        return {key: _placeless(part) for key, part in value.items() if not key.startswith("query_location")}
+    return [_placeless(part) for part in value] if isinstance(value, list) else value
+
+
+def _nodes(value: Any) -> Iterator[Node]:
+    """All expressions in a tree, outer ones first."""
+    if isinstance(value, dict):
+        if "class" in value:
+            yield value
+        for part in value.values():
+            yield from _nodes(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _nodes(part)
+
+
+def _check(node: Node, text: str, where: str) -> None:
+    """Raise `RecipeError` for a node that a condition may not have."""
+    kind = node["class"]
+    if kind not in _CLASSES or (kind == "OPERATOR" and node["type"] not in _OPERATORS):
+        what = _NAMES.get(kind, node["type"].lower().replace("_", " "))
+        raise RecipeError(f"{where}: {text!r} has {what}, which a rule may not have.", _EXAMPLE)
+    if kind == "FUNCTION":
+        name = node["function_name"]
+        plain = len(node["qualified_name"]["path"]) == 1 and not (node.get("filter") or node.get("distinct"))
+        if name not in FUNCTIONS or not plain:
+            near = nearest(name, FUNCTIONS - {name}, cutoff=0.75)
+            raise RecipeError(f"{where}: {text!r} calls {name}, which a rule may not call{near}", _EXAMPLE)
+
+
+def _renamed(value: Any, column: Callable[[tuple[str, ...], bool], str], *, as_number: bool) -> Any:
+    """A copy of the tree with other column names."""
+    if isinstance(value, list):
+        return [_renamed(part, column, as_number=as_number) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("class") == "COLUMN_REF":
+        return {**value, "column_names": [column(tuple(value["column_names"]), as_number)]}
+    if "class" in value:
+        as_number = value["class"] != "CONJUNCTION" and any(_is_number(part) for part in _children(value))
+    return {key: _renamed(part, column, as_number=as_number) for key, part in value.items()}
+
+
+def _children(node: Node) -> Iterator[Node]:
+    """The expressions right below a node."""
+    for value in node.values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                inner = part.get("expression", part)
+                if isinstance(inner, dict) and "class" in inner:
+                    yield inner
+
+
+def _is_number(node: Node) -> bool:
+    if node["class"] == "FUNCTION" and node["function_name"] == "-":
+        return any(_is_number(part) for part in _children(node))
+    return node["class"] == "CONSTANT" and node.get("literal", {}).get("kind") in ("INTEGER", "NUMERIC")
