@@ -12,7 +12,9 @@ from pathlib import Path
 from curate.importers.batch import REJECTS, Batch, Reject
 from curate.importers.decoding import check_encoding
 from curate.importers.expanding import expand
+from curate.importers.hub import read_dataset
 from curate.importers.jsonl import read_jsonl
+from curate.importers.parquet import read_parquet
 from curate.importers.source import Importer, Source
 from curate.importers.streaming import ByteStream
 from schemas.errors import SourceError
@@ -21,6 +23,8 @@ __all__ = ["IMPORTERS", "REJECTS", "Batch", "Importer", "Reject", "Source", "exp
 
 IMPORTERS: dict[str, Importer] = {
     "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "hub": read_dataset,
 }
 """Format name to the function that reads it."""
 

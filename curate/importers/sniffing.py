@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from curate.importers.streaming import ByteStream
+from curate.importers.streaming import PARQUET, ByteStream
 from schemas.errors import SourceError
 
 SUFFIXES = {
@@ -34,7 +34,7 @@ def format_of(stream: ByteStream) -> str:
         return "hub"
     named = SUFFIXES.get(data_suffix(stream.path), "")
     start = stream.head()
-    if start.startswith(b"PAR1"):
+    if start.startswith(PARQUET):
         return "parquet"
     if named in ("csv", "tsv", "parquet"):
         return named
@@ -56,7 +56,8 @@ def is_dataset(path: str) -> bool:
     folder = Path(path.partition("#")[0])
     if folder.is_dir():
         return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-    return not folder.exists() and not data_suffix(path) and DATASET_NAME.fullmatch(path) is not None
+    named = DATASET_NAME.fullmatch(path) is not None and not folder.exists() and not data_suffix(path)
+    return named and (path.startswith("hf:") or not folder.parent.exists())
 
 
 def _by_content(path: str, start: bytes, named: str) -> str:

@@ -7,6 +7,7 @@ is parsed: reading, hashing and searching all let other threads run.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -34,6 +35,9 @@ CHUNK = 32 << 20
 
 HEAD = 1 << 20
 """Bytes that are looked at before the format is known."""
+
+PARQUET = b"PAR1"
+"""A Parquet file starts and ends with it."""
 
 BLOCK = 1 << 19
 """Bytes searched at a time: the mask of a block stays in the processor's cache, twice as fast as a chunk at once."""
@@ -73,6 +77,7 @@ class ByteStream:
         self._layers = ExitStack()
         self._top: Readable | None = None
         self._head = b""
+        self._unpacked = True
 
     @property
     def sha256(self) -> str:
@@ -100,6 +105,21 @@ class ByteStream:
         self.head()
         with self._explained(), self._layers:
             yield from ahead(self._split(split))
+
+    def seekable(self) -> Path | io.BytesIO:
+        """The whole content as something that can be read at any place: the file, or a copy where it is packed.
+
+        Digest and size are known afterwards.
+        """
+        copy = io.BytesIO(self.head())
+        packed = self.path == "-" or not self._unpacked
+        copy.seek(0, io.SEEK_END)
+        with self._explained(), self._layers:
+            assert self._top is not None
+            while block := read(self._top, HEAD):
+                if packed:
+                    copy.write(block)
+        return copy if packed else Path(self.path)
 
     def _split(self, split: Splitter[T]) -> Iterator[Chunk[T]]:
         rest: Bytes = np.frombuffer(self._head, np.uint8)
@@ -131,12 +151,16 @@ class ByteStream:
         file = Hashed(self._layers.enter_context(_opened(self.path)), self.seen)
         start = read(file, HEAD)
         refuse_binary(self.path, start)
-        plain = _decompressed(Pushed(start, file), start)
-        if self.encoding is not None:
-            return Recoded(plain, self.path, self.encoding)
+        unpacked = Pushed(start, file)
+        plain = _decompressed(unpacked, start)
+        self._unpacked = plain is unpacked
         first = read(plain, HEAD)
+        if first.startswith(PARQUET):
+            return Pushed(first, plain)
+        if self.encoding is not None:
+            return Recoded(Pushed(first, plain), self.path, self.encoding)
         refuse_wide_encoding(self.path, first)
-        return Pushed(first.removeprefix(b"\xef\xbb\xbf"), plain)
+        return Pushed(first.removeprefix(codecs.BOM_UTF8), plain)
 
     def seen(self, data: memoryview | bytes) -> None:
         """Count `data` into digest and size."""
