@@ -42,6 +42,7 @@ def save_sentencepiece(folder: Path, template: str | None = CHATML, **config: ob
     vocabulary = {text: number for number, text in enumerate([*pieces, *letters, *("".join(pair) for pair in merges)])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>"))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
     return _save(backend, folder, template, config)
 

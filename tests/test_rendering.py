@@ -181,7 +181,7 @@ def test_tokens_of_a_tokenizer_like_llama_2_are_labelled_the_same(tmp_path):
     tokenizer = Tokenizer.load(save_sentencepiece(tmp_path))
     row = rendered(chat("Hi é", " Hi 🎉\nll", "Hi", "ll"), tokenizer)
     assert tokens(row, tokenizer).count("[") == 11
-    assert learned(row, tokenizer) == "Hi 🎉\nll<|im_end|>ll<|im_end|>"
+    assert learned(row, tokenizer) == " Hi 🎉\nll<|im_end|>ll<|im_end|>"
 
 
 def test_an_end_of_turn_token_that_eats_the_white_space_behind_it_is_learned(tmp_path, folder):
