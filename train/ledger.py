@@ -181,7 +181,7 @@ def _trained_tokens(ledger: pl.DataFrame) -> int:
 
 def _check_share(ledger: pl.DataFrame, fate: str, allowed: float) -> None:
     hit = ledger.filter(pl.col("fate") == fate)
-    if hit.height <= allowed * ledger.height:
+    if hit.height == 0 or hit.height / ledger.height <= allowed:
         return
     raise TrainError(
         f"{hit.height:,} of {ledger.height:,} conversations would be {fate}, max_{fate} allows {allowed:g}: "

@@ -1,0 +1,156 @@
+"""The ledger: every conversation has one fate, every lost token a reason, and nothing is lost without being allowed."""
+
+import polars as pl
+import pytest
+
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection
+from train.ledger import LEDGER, _share, check_limits, settle, trainable, write_ledger
+from train.rendering import RENDERED
+
+
+def rendered(*rows):
+    """Rendered rows by name: labels (0: seen), and what else differs from a plain one."""
+    made = []
+    for name, labels, extra in rows:
+        ids = None if labels is None else list(range(len(labels)))
+        marked = None if labels is None else [number if learned else -100 for number, learned in enumerate(labels)]
+        ends = [n + 1 for n, learned in enumerate(labels or []) if learned and not (*labels, 0)[n + 1]]
+        plain = {"id": name, "input_ids": ids, "labels": marked, "stops": ends, "left_out": [], "straddling": 0}
+        made.append(plain | extra)
+    return pl.DataFrame(made, schema=RENDERED)
+
+
+TWO_ANSWERS = [0, 0, 1, 1, 0, 0, 1, 1, 0]  # nine tokens; the answers end behind tokens 4 and 8
+PLAIN = ("plain", [0, 0, 1, 1], {})
+LONG = ("long", TWO_ANSWERS, {})
+
+
+def entry(ledger, name):
+    return ledger.row(by_predicate=pl.col("conversation") == name, named=True)
+
+
+def test_a_conversation_that_fits_is_kept_whole():
+    ledger = settle(rendered(PLAIN), TrainSection(max_length=8))
+    assert ledger.schema == pl.Schema(LEDGER)
+    assert entry(ledger, "plain") == {
+        "conversation": "plain",
+        "split": "train",
+        "fate": "kept",
+        "code": None,
+        "reason": None,
+        "tokens": 4,
+        "cut": 0,
+        "learned": 2,
+        "learned_cut": 0,
+    }
+
+
+def test_a_long_conversation_is_cut_behind_the_last_answer_that_fits_whole():
+    section = TrainSection(max_length=8, long="truncate")
+    ledger = settle(rendered(LONG), section)
+    assert entry(ledger, "long")["fate"] == "truncated"
+    assert entry(ledger, "long")["cut"] == 1  # the newline behind the second answer
+    section = TrainSection(max_length=10, long="truncate")
+    assert entry(settle(rendered(LONG), section), "long")["fate"] == "kept"
+
+
+def test_half_an_answer_is_never_learned():
+    rows = rendered(("long", [0] * 7 + TWO_ANSWERS, {}))
+    section = TrainSection(max_length=14, long="truncate")
+    ledger = settle(rows, section)
+    assert entry(ledger, "long") | {"reason": None} == {
+        "conversation": "long",
+        "split": "train",
+        "fate": "truncated",
+        "code": "too-long",
+        "reason": None,
+        "tokens": 16,
+        "cut": 5,
+        "learned": 2,
+        "learned_cut": 2,
+    }
+    row = trainable(rows, ledger).row(0, named=True)
+    assert row["input_ids"] == list(range(11))
+    assert row["labels"] == [-100] * 9 + [9, 10]
+
+
+def test_a_conversation_whose_first_answer_does_not_fit_is_dropped_with_that_reason():
+    rows = rendered(("long", [0] * 7 + TWO_ANSWERS, {}))
+    ledger = settle(rows, TrainSection(max_length=10, long="truncate"))
+    assert entry(ledger, "long")["fate"] == "dropped"
+    assert entry(ledger, "long")["cut"] == 16
+    assert entry(ledger, "long")["reason"] == (
+        "It has 16 tokens, 10 are allowed, and not even its first learned answer fits."
+    )
+    assert trainable(rows, ledger).is_empty()
+
+
+def test_each_reason_has_its_code():
+    rows = rendered(
+        PLAIN,
+        ("silent", [0, 0, 0], {}),
+        ("refused", None, {"problem": "The template short refuses it: no."}),
+        ("typed", [0, 1, 1], {"learned_specials": "<|im_end|>"}),
+        LONG,
+    )
+    ledger = settle(rows, TrainSection(max_length=8, long="drop"))
+    assert ledger.select("conversation", "fate", "code", "reason").rows() == [
+        ("plain", "kept", None, None),
+        ("silent", "dropped", "nothing-learned", "It has nothing to learn: no answer of it is trained."),
+        ("refused", "dropped", "unrendered", "The template short refuses it: no."),
+        ("typed", "dropped", "special-text", "An answer holds text that is read as a special token: <|im_end|>."),
+        ("long", "dropped", "too-long", "It has 9 tokens, 8 are allowed."),
+    ]
+    assert ledger["tokens"].sum() == ledger["cut"].sum() + 4
+
+
+def test_text_of_a_special_token_in_an_answer_is_kept_when_the_recipe_says_so():
+    rows = rendered(("typed", [0, 1, 1], {"learned_specials": "<|im_end|>"}))
+    assert entry(settle(rows, TrainSection(special_text="keep")), "typed")["fate"] == "kept"
+
+
+def test_text_of_a_special_token_in_a_question_is_kept():
+    rows = rendered(("typed", [0, 1, 1], {"seen_specials": "<|im_end|>"}))
+    assert entry(settle(rows, TrainSection()), "typed")["fate"] == "kept"
+
+
+def test_by_default_a_long_conversation_stops_the_run_and_three_ways_out_are_named():
+    section = TrainSection(max_length=8)
+    with pytest.raises(TrainError) as refused:
+        check_limits(settle(rendered(PLAIN, LONG), section), section)
+    assert refused.value.what == "1 of 2 conversations are longer than max_length 8 tokens: long has 9."
+    assert refused.value.hint == (
+        "Type --set train.max_length=9, or --set train.long=truncate --set train.max_truncated=0.5, "
+        "or --set train.long=drop --set train.max_dropped=0.5."
+    )
+
+
+@pytest.mark.parametrize(("long", "fate"), [("drop", "dropped"), ("truncate", "truncated")])
+def test_what_is_lost_must_be_allowed_and_the_named_share_is_enough(long, fate):
+    section = TrainSection(max_length=8, long=long)
+    ledger = settle(rendered(PLAIN, PLAIN, LONG), section)
+    with pytest.raises(TrainError, match=f"1 of 3 conversations would be {fate}, max_{fate} allows 0") as refused:
+        check_limits(ledger, section)
+    share = refused.value.hint.partition(f"train.max_{fate}=")[2].partition(";")[0]
+    check_limits(ledger, section.model_copy(update={f"max_{fate}": float(share)}))
+
+
+def test_the_split_of_a_version_is_kept():
+    rows = rendered(PLAIN, LONG).with_columns(split=pl.Series(["held_out", "train"]))
+    ledger = settle(rows, TrainSection())
+    assert ledger["split"].to_list() == ["held_out", "train"]
+    assert trainable(rows, ledger)["split"].to_list() == ["held_out", "train"]
+
+
+def test_the_ledger_is_written_whole_or_not_at_all(tmp_path):
+    ledger = settle(rendered(PLAIN, LONG), TrainSection())
+    path = write_ledger(ledger, tmp_path)
+    assert [*tmp_path.iterdir()] == [path]
+    assert pl.read_parquet(path).equals(ledger)
+
+
+def test_the_share_that_a_refusal_names_is_always_enough():
+    for whole in range(1, 120):
+        for part in range(1, whole + 1):
+            assert part / whole <= float(_share(part, whole))
