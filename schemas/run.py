@@ -16,7 +16,7 @@ from typing import Any, Literal
 from duckdb import DuckDBPyConnection
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from schemas.errors import TrainError, VersionError
+from schemas.errors import StoreError, TrainError, VersionError
 from schemas.recipe import digest
 
 MANIFEST_FILE = "manifest.json"
@@ -46,12 +46,13 @@ class ModelFacts(Facts):
 
 
 class RenderingFacts(Facts):
-    """How conversations became tokens: template, tokenizer, mask policy, each with what identifies it."""
+    """How conversations became tokens: template, tokenizer and mask policy, each with what identifies it."""
 
     template: str
     template_digest: str
     tokenizer_digest: str
     mask_policy: str
+    date: str  # what a template that asks for today is told
 
 
 class TokenFacts(Facts):
@@ -126,6 +127,11 @@ class Run:
         """The folder of the unfinished run, beside the place where the adapter will be."""
         return self.adapter.with_name(f"{self.adapter.name}.partial")
 
+    def as_json(self) -> dict[str, Any]:
+        """The run as plain values, its manifest whole."""
+        manifest = self.manifest.model_dump(mode="json")
+        return {"run": self.run, "status": self.status, "adapter": str(self.adapter), "manifest": manifest}
+
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in an adapter's folder. Raises `TrainError` when there is none, or it cannot be read."""
@@ -139,14 +145,22 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_runs(connection: DuckDBPyConnection) -> list[Run]:
-    """All runs of a store, oldest first."""
+    """All runs of a store, oldest first. Raises `StoreError` when a manifest cannot be read."""
     rows = connection.execute(
         "SELECT run, status, adapter, manifest FROM runs ORDER BY try_cast(substr(run, 2) AS BIGINT)"
     ).fetchall()
-    return [
-        Run(run, status, Path(adapter), Manifest.model_validate(json.loads(manifest)))
-        for run, status, adapter, manifest in rows
-    ]
+    return [Run(run, status, Path(adapter), _manifest(run, text)) for run, status, adapter, text in rows]
+
+
+def _manifest(run: str, text: str) -> Manifest:
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        problems = ", ".join(".".join(map(str, details["loc"])) for details in error.errors())
+        raise StoreError(
+            f"The manifest of run {run} in the store is not one of this release: {problems}.",
+            f"Use the release that made it; or forget the run: DELETE FROM runs WHERE run = '{run}'",
+        ) from error
 
 
 def find_run(connection: DuckDBPyConnection, name: str) -> Run:

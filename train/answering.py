@@ -14,6 +14,7 @@ from typing import Any
 from schemas.errors import TrainError
 from schemas.run import read_manifest
 from train.loading import Method, find_base, load_model, model_digest
+from train.quieting import quiet
 from train.rendering import Script, Template, Tokenizer, find_template
 
 Message = Mapping[str, str]
@@ -99,11 +100,12 @@ def _speaker(
     base: Path, template: Template, method: Method, adapter: Path | None, *, trust_remote_code: bool
 ) -> Speaker:
     script = Script(template, Tokenizer.load(base))
-    model = load_model(base, method, trust_remote_code=trust_remote_code)
-    if adapter is not None:
-        from peft import PeftModel
+    with quiet():
+        model = load_model(base, method, trust_remote_code=trust_remote_code)
+        if adapter is not None:
+            from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+            model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
     return Speaker(model.eval(), script, _stops(script), adapted=adapter is not None)
 
 

@@ -12,6 +12,7 @@ import typer
 from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, print_json
 
 if TYPE_CHECKING:
+    from train.fitting import Start
     from train.planning import Prepared
 
 PANEL = "Train"
@@ -34,6 +35,11 @@ def register(app: typer.Typer) -> None:
     """Add the training commands to the roof's `app`."""
     app.command("preview", rich_help_panel=PANEL)(preview_command)
     app.command("plan", rich_help_panel=PANEL)(plan_command)
+    app.command("train", rich_help_panel=PANEL)(train_command)
+    app.command("runs", rich_help_panel=PANEL)(runs_command)
+    app.command("verify", rich_help_panel=PANEL)(verify_command)
+    app.command("retrain", rich_help_panel=PANEL)(retrain_command)
+    app.command("chat", rich_help_panel=PANEL)(chat_command)
 
 
 def preview_command(
@@ -108,7 +114,150 @@ def _prepared(
     from schemas.store import store_path
     from train.planning import prepare
 
-    options = {"train.model": model, "train.template": template}
-    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
-    section = load_recipe(recipe, [*(overrides or ()), *given]).train
+    section = load_recipe(recipe, _given(overrides, model=model, template=template)).train
     return prepare(store_path(store), version, section)
+
+
+def _given(overrides: list[str] | None, **options: str | None) -> list[str]:
+    """All that was said on the command line, as overrides of the recipe; an option goes before --set."""
+    named = [f"train.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    return [*(overrides or ()), *named]
+
+
+AdapterArgument = Annotated[
+    str, typer.Argument(metavar="RUN|FOLDER", help="A run such as r1, or an adapter's folder.", show_default=False)
+]
+ToOption = Annotated[
+    Path | None,
+    typer.Option("--to", metavar="FOLDER", help="Where the adapter goes.", show_default="adapters/RUN by the store"),
+]
+
+
+def train_command(
+    version: VersionArgument,
+    model: ModelOption = None,
+    template: TemplateOption = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="unsloth or transformers.", show_default="train.engine"),
+    ] = None,
+    to: ToOption = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--fresh",
+            help="Go on with the run that was cut off, or begin anew.",
+            show_default="resume if there is one",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+    store: StoreOption = None,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an adapter on a version. Cut off, the same command goes on where it was.
+
+    \b
+    curate train support@1 --model data/tiny --set train.steps=60
+    """
+    from schemas.recipe import load_recipe
+    from schemas.store import store_path
+    from train.fitting import decide, train_version
+    from train.narrating import progress, show_run, show_work
+
+    given = _given(overrides, model=model, template=template, engine=engine)
+    section = load_recipe(recipe, given).train
+    if dry_run:
+        work = decide(store_path(store), version, section, overrides=given)
+        print_json(work.manifest.model_dump(mode="json")) if as_json else show_work(work)
+        return
+    start: Start = "auto" if resume is None else "resume" if resume else "fresh"
+    with progress() as report:
+        run = train_version(
+            store_path(store), version, section, overrides=given, to=to, start=start, report=report
+        )
+    print_json(run.as_json()) if as_json else show_run(run)
+
+
+def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the runs: what each was trained on, how far it came, where its adapter lies.
+
+    \b
+    curate runs
+    """
+    from schemas.run import read_runs
+    from schemas.store import reading, store_path
+    from train.narrating import show_runs
+
+    with reading(store_path(store)) as connection:
+        runs = read_runs(connection)
+    print_json([run.as_json() for run in runs]) if as_json else show_runs(runs)
+
+
+def verify_command(adapter: AdapterArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Take every digest of an adapter's manifest again, and name what differs. Exit code 1 when it is not proven.
+
+    \b
+    curate verify r1
+    """
+    from schemas.store import store_path
+    from train.narrating import show_verification
+    from train.verifying import verify
+
+    verification = verify(store_path(store), adapter)
+    shown = {**asdict(verification), "proven": verification.proven}
+    print_json(shown) if as_json else show_verification(verification)
+    if not verification.proven:
+        raise typer.Exit(1)
+
+
+def retrain_command(
+    adapter: AdapterArgument, to: ToOption = None, store: StoreOption = None, as_json: JsonOption = False
+) -> None:
+    """Train the same version with the same recipe again, and say how far the new adapter is from the old one.
+
+    \b
+    curate retrain r1
+    """
+    from schemas.store import store_path
+    from train.narrating import progress, show_retraining
+    from train.retraining import retrain
+
+    with progress() as report:
+        retraining = retrain(store_path(store), adapter, to=to, report=report)
+    print_json(retraining.as_json()) if as_json else show_retraining(retraining)
+
+
+def chat_command(
+    adapter: AdapterArgument,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Ask this and stop; may be given often.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Ask both, before and after.")] = False,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 200,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="0 gives the same words every time.")
+    ] = 0.0,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask an adapter, its base model, or both. Without --prompt it is a conversation, line by line.
+
+    \b
+    curate chat r1 --compare --prompt "How do I return my boat?"
+    """
+    from schemas.store import store_path
+    from train.chatting import ask, converse
+    from train.loading import find_adapter
+    from train.narrating import show_answers
+
+    folder, _ = find_adapter(store_path(store), adapter)
+    sides = ("base", "adapter") if compare else ("base",) if base else ("adapter",)
+    if not prompt:
+        converse(folder, sides, system=system, max_tokens=max_tokens, temperature=temperature)
+        return
+    answered = ask(folder, prompt, sides, system=system, max_tokens=max_tokens, temperature=temperature)
+    print_json(answered) if as_json else show_answers(answered)

@@ -15,9 +15,8 @@ import os
 import platform
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -49,6 +48,7 @@ from train.engines import Fit, Job, Step, find_engine
 from train.ledger import check_limits, trainable
 from train.loading import find_model, model_digest, pick_method
 from train.planning import prepare
+from train.quieting import quiet
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
 
@@ -61,8 +61,6 @@ PACKAGES = (
     *("safetensors", "tokenizers", "numpy", "polars", "jinja2"),
 )
 """Packages whose versions can change the result; the manifest names them."""
-
-LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +334,7 @@ def _fit(run: Run, work: Work, report: Callable[[Step], None]) -> tuple[Fit, dic
         resume=resume,
         report=record,
     )
-    with _quiet(run.partial / "training.log"):
+    with quiet(run.partial / "training.log"):
         return find_engine(work.recipe.engine)(job), record.losses()
 
 
@@ -364,25 +362,6 @@ class _Record:
             "train_loss": float(steps.select(pl.mean("loss")).item()),
             "train_loss_end": float(last.select(pl.mean("loss")).item()),
         }
-
-
-@contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """What the libraries print, log and warn goes into a file beside the checkpoints, not between our own lines."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for switch in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
-        os.environ.setdefault(switch, "1")
-    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(message, file=file)
-        handler = logging.StreamHandler(file)
-        loggers = [logging.getLogger(name) for name in LIBRARIES]
-        for library in loggers:
-            library.addHandler(handler)
-        try:
-            yield
-        finally:
-            for library in loggers:
-                library.removeHandler(handler)
 
 
 def _saved(run: Run, work: Work, fit: Fit, losses: dict[str, float]) -> Run:

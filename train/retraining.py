@@ -33,6 +33,17 @@ class Retraining:
     largest_difference: float | None
     changed: tuple[str, ...]
 
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as plain values."""
+        return {
+            "before": self.before.run,
+            "after": self.after.as_json(),
+            "identical": self.identical,
+            "same_tokens": self.same_tokens,
+            "largest_difference": self.largest_difference,
+            "changed": list(self.changed),
+        }
+
 
 def retrain(
     store: Path, target: str, *, to: Path | None = None, report: Callable[[Step], None] = lambda _: None

@@ -23,7 +23,7 @@ from train.loading import Method
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step that is done. `tokens` counts what the run has seen, `seconds` the time of this process."""
+    """One optimiser step that is done. `tokens` counts what this process has trained on, `seconds` how long it took."""
 
     step: int
     steps: int
@@ -32,6 +32,11 @@ class Step:
     gradient_norm: float
     tokens: int
     seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)

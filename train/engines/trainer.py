@@ -177,7 +177,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def __init__(self, job: Job, tokens: int) -> None:
         self.job = job
         self.tokens = tokens
-        self.started = time.monotonic()
+        self.started = 0.0
+        self.epoch = 0.0
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The clock starts here: what came before was loading, or another process."""
+        self.started, self.epoch = time.monotonic(), state.epoch or 0.0
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """A checkpoint of the last step is of no use: resuming from it would train one step more."""
@@ -195,7 +200,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
                 loss=float(logs["loss"]),
                 learning_rate=float(logs["learning_rate"]),
                 gradient_norm=float(logs.get("grad_norm", 0.0)),
-                tokens=round(self.tokens * state.epoch),
+                tokens=round(self.tokens * (state.epoch - self.epoch)),
                 seconds=time.monotonic() - self.started,
             )
         )

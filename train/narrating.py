@@ -1,0 +1,179 @@
+"""In: a training as it goes, runs, a verification, a retraining. Out: what a person sees of it in the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from schemas.terminal import note, print_table, printable
+
+if TYPE_CHECKING:
+    from schemas.run import Run
+    from train.engines import Step
+    from train.fitting import Work
+    from train.retraining import Retraining
+    from train.verifying import Check, Verification
+
+LINES = 10
+"""Progress lines of a run whose stderr is no terminal."""
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Step], None]]:
+    """A function to call with each step; it moves a bar on a terminal and writes ten lines anywhere else."""
+    messages = logging.getLogger("train")
+    level, handler = messages.level, _Notes()
+    messages.addHandler(handler)
+    messages.setLevel(logging.INFO)
+    try:
+        with _bar() if sys.stderr.isatty() else _lines() as report:
+            yield report
+    finally:
+        messages.removeHandler(handler)
+        messages.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Our own log messages, as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Step], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None, state="")
+
+        def report(step: Step) -> None:
+            bar.update(task, description="training", total=step.steps, completed=step.step, state=_state(step))
+
+        yield report
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[Step], None]]:
+    def report(step: Step) -> None:
+        if step.step == step.steps or step.step % max(1, step.steps // LINES) == 0:
+            note(_state(step))
+
+    yield report
+
+
+def _state(step: Step) -> str:
+    return f"step {step.step:,}/{step.steps:,}  loss {step.loss:.3f}  {step.speed:,.0f} tokens/s"
+
+
+def show_work(work: Work) -> None:
+    """Print what a training would be made of."""
+    m = work.manifest
+    facts = {
+        "version": f"{m.data.version}, {m.data.digest[:12]}",
+        "base model": f"{m.model.name}, {m.model.digest[:12]}",
+        "template": f"{m.rendering.template}, {m.rendering.template_digest[:12]}",
+        "conversations": f"{m.tokens.conversations:,} to train on, {work.held_out.height:,} held out",
+        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} are learned",
+        "engine": f"{m.recipe['engine']} on {m.machine.device}, {m.machine.threads} threads",
+    }
+    _facts(facts, "Would train")
+    note("Nothing was trained or written. curate plan says more about lengths and steps.")
+
+
+def show_run(run: Run) -> None:
+    """Print a run that is done: where it lies, what it learned, what to type next."""
+    m = run.manifest
+    losses = [m.metrics[name] for name in ("eval_loss_base", "eval_loss") if name in m.metrics]
+    facts = {
+        "adapter": str(run.adapter),
+        "adapter digest": m.adapter_digest,
+        "trained on": f"{m.tokens.conversations:,} conversations of {m.data.version}, {m.tokens.learned:,} tokens",
+        "engine": f"{m.recipe['engine']}, {m.engine['method']}, packing {'on' if m.engine['packing'] else 'off'}, "
+        f"{m.machine.device}, {m.machine.threads} threads",
+        "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {m.metrics['steps']:,.0f} steps",
+        "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "nothing was held out",
+    }
+    _facts(facts, f"Run {run.run}")
+    note(f"Next: curate verify {run.run} · curate chat {run.run} --compare --prompt '…' · curate retrain {run.run}")
+
+
+def show_runs(runs: Iterable[Run]) -> None:
+    """Print one line per run."""
+    columns = ["run", "version", "status", "engine", "steps", "held-out loss", "adapter digest", "started", "adapter"]
+    print_table((_run_row(run) for run in runs), columns)
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    m = run.manifest
+    return {
+        "run": run.run,
+        "version": m.data.version,
+        "status": run.status if m.failure is None else f"{run.status}: {m.failure}",
+        "engine": m.recipe["engine"],
+        "steps": int(m.metrics["steps"]) if "steps" in m.metrics else None,
+        "held-out loss": m.metrics.get("eval_loss"),
+        "adapter digest": (m.adapter_digest or "")[:12],
+        "started": f"{m.started:%Y-%m-%d %H:%M}",
+        "adapter": run.adapter.name,
+    }
+
+
+def show_verification(verification: Verification) -> None:
+    """Print every check, then notes that differ, then the verdict."""
+    print_table((_check_row(check) for check in verification.checks), ["what", "state", "manifest", "now"])
+    differing = [check for check in verification.notes if check.state != "same"]
+    for check in differing:
+        note(f"Note: {check.what} was {check.expected}, is {check.found}.")
+    bad = [check.what for check in verification.checks if check.state != "same"]
+    verdict = f"not proven: {', '.join(bad)}" if bad else f"proven, {len(verification.checks)} checks"
+    print_line(f"Run {verification.run} is {verdict}.")
+
+
+def _check_row(check: Check) -> dict[str, str]:
+    marks = {"same": "✓", "differs": "✗ differs", "unchecked": "? unchecked"}
+    now = "" if check.state == "same" else check.found
+    return {"what": check.what, "state": marks[check.state], "manifest": _short(check.expected), "now": _short(now)}
+
+
+def _short(value: str) -> str:
+    """A digest by its first digits, anything else whole."""
+    return value[:16] if len(value) == 64 and " " not in value else value
+
+
+def show_retraining(retraining: Retraining) -> None:
+    """Print whether the two adapters are the same, and if not, how far apart and why that may be."""
+    before, after = retraining.before, retraining.after
+    if retraining.identical:
+        print_line(f"Run {after.run} is run {before.run} again, bit for bit: {before.adapter_digest}.")
+        return
+    far = retraining.largest_difference
+    size = "they have other shapes" if far is None else f"the largest difference of a weight is {far:.3g}"
+    print_line(f"Run {after.run} differs from run {before.run}: {size}.")
+    print_line(f"The tokens are {'the same' if retraining.same_tokens else 'others'}.")
+    for change in retraining.changed or ("Nothing that the manifest names: a GPU adds up in no fixed order.",):
+        print_line(f"  {change}")
+
+
+def show_answers(answered: Iterable[Mapping[str, str]]) -> None:
+    """Print each question with the answer of each side below it."""
+    names = {"prompt": "›", "base": "before:", "adapter": "after: "}
+    for place, answer in enumerate(answered):
+        if place:
+            print_line("")
+        for key, text in answer.items():
+            print_line(f"{names[key]} {text}")
+
+
+def print_line(line: str) -> None:
+    """Print one line of a result; what comes from data is shown and not obeyed."""
+    sys.stdout.write(printable(line) + "\n")
+
+
+def _facts(facts: dict[str, Any], title: str) -> None:
+    print_table(({"": name, " ": value} for name, value in facts.items()), ["", " "], title=title)
