@@ -74,12 +74,7 @@ def read_members(connection: DuckDBPyConnection, version: Version, split: str | 
 
     `split` keeps one side. Raises `VersionError` when the members do not give the version's digest any more.
     """
-    members = connection.sql("SELECT conversation, split FROM members WHERE version = ?", params=[version.label]).pl()
-    if version_digest(members, version.recipe) != version.digest:
-        raise VersionError(
-            f"The members of {version.label} are not the ones that were frozen: their digest differs.",
-            "The store was changed by hand; rebuild the version from its exported bundle.",
-        )
+    members = check_members(connection, version)
     frame: pl.DataFrame = connection.sql(
         """SELECT c.id, c.conversations, c.tools, m.split FROM members m JOIN conversations c ON c.id = m.conversation
            WHERE m.version = ? AND (m.split = ? OR ? IS NULL) ORDER BY c.id""",
@@ -92,3 +87,19 @@ def read_members(connection: DuckDBPyConnection, version: Version, split: str | 
             "Rebuild the version from its exported bundle.",
         )
     return frame
+
+
+def check_members(connection: DuckDBPyConnection, version: Version) -> pl.DataFrame:
+    """The ids and sides of a version's members: `conversation`, `split`.
+
+    Raises `VersionError` when they do not give the version's digest any more.
+    """
+    members: pl.DataFrame = connection.sql(
+        "SELECT conversation, split FROM members WHERE version = ?", params=[version.label]
+    ).pl()
+    if version_digest(members, version.recipe) != version.digest:
+        raise VersionError(
+            f"The members of {version.label} are not the ones that were frozen: their digest differs.",
+            "The store was changed by hand; curate restore rebuilds the version from its exported bundle.",
+        )
+    return members

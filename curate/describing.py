@@ -1,0 +1,81 @@
+"""Describing: a version comes in; where it came from, what was refused and how it scores goes out, for its card."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from schemas.version import Version
+
+LINEAGE_SQL = """
+    WITH RECURSIVE lineage AS (
+        SELECT conversation AS member, conversation AS ancestor FROM members WHERE version = $version
+        UNION
+        SELECT member, parent FROM lineage JOIN conversations ON id = ancestor WHERE parent IS NOT NULL
+    )
+"""
+"""Each member with itself and all that it was edited from: an edit has no row of a source, its ancestor has."""
+
+
+def describe_sources(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
+    """The sources that brought the version's conversations: their sums, and how many of those are `here`."""
+    rows = connection.sql(
+        f"""{LINEAGE_SQL}
+        SELECT path, shape, rows_read AS read, rows_kept AS kept, rows_duplicate AS duplicate,
+            rows_rejected AS rejected, here, left(sha256, 12) AS sha256
+        FROM (SELECT source, count(DISTINCT member) AS here
+              FROM lineage JOIN origins ON origins.conversation = ancestor GROUP BY source)
+        JOIN sources USING (source) ORDER BY path, sha256, source""",
+        params={"version": version.label},
+    ).pl()
+    return [{**row, "source": PurePath(row["path"]).name} for row in rows.to_dicts()]  # folders are nobody's business
+
+
+def describe_rejects(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
+    """The rows of those sources that were refused, by rule, and how many came back mended."""
+    return list(
+        connection.sql(
+            f"""{LINEAGE_SQL}
+            SELECT code, count(*) AS "rows", count(closed_by) AS "mended since" FROM rejects
+            WHERE source IN (SELECT source FROM lineage JOIN origins ON origins.conversation = ancestor)
+            GROUP BY code ORDER BY 2 DESC, code""",
+            params={"version": version.label},
+        )
+        .pl()
+        .to_dicts()
+    )
+
+
+def describe_scores(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
+    """Every numeric or yes/no score over the version's conversations: how many have it, min, median, mean, max."""
+    numeric = """SELECT column_name FROM duckdb_columns() WHERE table_name = 'scores' AND column_name <> 'conversation'
+                 AND (data_type IN ('BOOLEAN', 'DOUBLE', 'FLOAT') OR data_type LIKE '%INT%') ORDER BY column_index"""
+    columns = [name for (name,) in connection.sql(numeric).fetchall()]
+    return [row for column in columns if (row := _described(connection, version, column))["conversations"]]
+
+
+def describe_languages(connection: DuckDBPyConnection, version: Version) -> list[str]:
+    """The languages of at least one in a hundred conversations, the most frequent first, if they were scored."""
+    scored = "SELECT 1 FROM duckdb_columns() WHERE table_name = 'scores' AND column_name = 'language'"
+    if not connection.sql(scored).fetchall():
+        return []
+    rows = connection.execute(
+        """SELECT language, count(*) AS count FROM scores JOIN members USING (conversation)
+           WHERE version = ? AND regexp_full_match(language, '[a-z]{2,3}') GROUP BY language
+           HAVING count >= 0.01 * (SELECT count(*) FROM members WHERE version = ?) ORDER BY count DESC, language""",
+        [version.label, version.label],
+    ).fetchall()
+    return [language for language, _ in rows]
+
+
+def _described(connection: DuckDBPyConnection, version: Version, column: str) -> dict[str, Any]:
+    value = '"' + column.replace('"', '""') + '"::DOUBLE'
+    row = connection.sql(
+        f"""SELECT count({value}) AS conversations, min({value}) AS min, median({value}) AS median,
+                avg({value}) AS mean, max({value}) AS max
+            FROM scores JOIN members USING (conversation) WHERE version = ?""",
+        params=[version.label],
+    ).pl()
+    return {"score": column, **row.row(0, named=True)}
