@@ -49,6 +49,10 @@ class ImportSection(Section):
     )
     role: str | None = Field(None, description="long format: the column that says who speaks", examples=["author"])
     text: str | None = Field(None, description="long format: the column with the words", examples=["body"])
+    format: str | None = Field(
+        None, description="csv, tsv, jsonl, json or parquet; found if left out", examples=["jsonl"]
+    )
+    max_rejects: float = Field(1.0, ge=0, le=1, description="share of a file's rows that may be rejected")
 
 
 class SelectSection(Section):

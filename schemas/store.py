@@ -49,6 +49,8 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
     """
     if not path.parent.is_dir():
         raise StoreError(f"The folder {path.parent} for the store is not there.", f"mkdir -p {path.parent}")
+    if not path.exists():
+        _found(path)
     with _connected(path, read_only=False) as connection:
         _migrate(connection, path)
         connection.begin()
@@ -58,6 +60,24 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
             connection.rollback()
             raise
         connection.commit()
+
+
+def _found(path: Path) -> None:
+    """Make an empty store beside `path` and give it that name when it is whole.
+
+    DuckDB makes a file of 0 bytes and then writes its headers; a process killed in between would leave a file that
+    is refused ever after. A link, unlike a rename, leaves a store alone that another process founded meanwhile.
+    """
+    unborn = path.with_name(f".{path.name}.{os.getpid()}")
+    with _connected(unborn, read_only=False) as connection:
+        _migrate(connection, unborn)
+    try:
+        os.link(unborn, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        unborn.rename(path)
+    unborn.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,0 +1,316 @@
+"""Importing: files come in; conversations, where each came from, the rejects and the sums go into the store.
+
+Three stages overlap, each in a thread of its own: an importer parses the next batch, Polars turns the last one into
+conversations, DuckDB takes in those before. All files of one command are one transaction, so a command that is
+killed leaves the store as it was, and running it again does the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+from duckdb import DuckDBPyConnection
+
+from curate.converting import Conversion, join_batches, own_dropped
+from curate.importers import Batch, Source, expand, open_source
+from curate.importers.streaming import ahead
+from curate.landing import Parcel, Sums, count, count_conversations, forget, gather, land, rename, set_up
+from curate.mapping import Mapping, find_mapping
+from curate.mending import MENDS
+from curate.validating import RULES
+from schemas.conversation import ID_LENGTH
+from schemas.errors import RecipeError, SourceError
+from schemas.migrations import MIGRATIONS
+from schemas.recipe import ImportSection, canonical_json, digest
+from schemas.store import reading, writing
+
+Progress = Callable[[int, int], None]
+"""Told how many bytes of the files have been read, and of how many."""
+
+PENDING = "pending"
+"""The id of a source whose bytes are only known when they have been read, until then."""
+
+EXAMPLES = 3
+"""Conversations that a dry run shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """What an import did with one file: rows_read = rows_kept + rows_duplicate + rows_rejected."""
+
+    path: str
+    source: str
+    sha256: str
+    bytes: int
+    shape: str
+    mapping: dict[str, Any]
+    columns: tuple[str, ...]
+    rows_read: int
+    rows_kept: int
+    rows_duplicate: int
+    rows_rejected: int
+    conversations: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    """code -> rows"""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """code -> conversations"""
+    mended: dict[str, int] = field(default_factory=dict)
+    """mend -> conversations"""
+    closed: int = 0
+    """rejects of earlier imports that these rows brought back"""
+    imported_before: str | None = None
+    """the path under which the store had this very import already; then nothing was added"""
+    reject_examples: list[dict[str, Any]] = field(default_factory=list)
+    """the first reject of every code: row, line, code, reason, raw"""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """the first conversations, in a dry run"""
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return asdict(self)
+
+
+def import_files(
+    store: Path,
+    paths: Sequence[str],
+    section: ImportSection,
+    *,
+    dry_run: bool = False,
+    progress: Progress = lambda *_: None,
+) -> list[ImportResult]:
+    """Import files, folders or globs into the store at `store`, which is made if missing; one result per file.
+
+    With `dry_run` nothing is written and no store is made. A file that the store has already, byte for byte and
+    under the same mapping, adds nothing. Raises `SourceError` when a file cannot be read, can be read in two ways,
+    or loses more rows than `section.max_rejects` allows; then none of the files is imported.
+    """
+    _check_mends(section.mend)
+    files = expand(paths)
+    told = _counting(progress, files)
+    with _rehearsal(store) if dry_run else _landing(store) as connection:
+        return [_import_file(connection, path, section, dry_run, told) for path in files]
+
+
+def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]:
+    """Takes the bytes that have been read since it was last called, and tells `progress` of all of them."""
+    total = sum(Path(path).stat().st_size for path in files if Path(path).is_file())
+    done = 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return told
+
+
+@contextmanager
+def _landing(store: Path) -> Iterator[DuckDBPyConnection]:
+    """The store, set up for many rows, in one transaction."""
+    with writing(store) as connection:
+        set_up(connection)
+        yield connection
+
+
+@contextmanager
+def _rehearsal(store: Path) -> Iterator[DuckDBPyConnection]:
+    """A store in memory that knows the ids and sources of the real one, if there is one, and is thrown away."""
+    with duckdb.connect(":memory:") as connection:
+        for step in MIGRATIONS:
+            step(connection)
+        if store.exists():
+            with reading(store) as real:
+                ids = real.sql("SELECT id FROM conversations").to_arrow_table()  # noqa: F841  read by its name
+                sources = real.sql("FROM sources").to_arrow_table()  # noqa: F841
+            connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM ids")
+            connection.execute("INSERT INTO sources FROM sources")
+        yield connection
+
+
+def _check_mends(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in MENDS]
+    if unknown:
+        known = ", ".join(sorted(MENDS))
+        raise RecipeError(f"There is no mend called {', '.join(unknown)}.", f"These are there: {known}.")
+
+
+def _import_file(
+    connection: DuckDBPyConnection, path: str, section: ImportSection, dry_run: bool, told: Callable[[int], None]
+) -> ImportResult:
+    """Read one file into the store and prove its sums."""
+    source = open_source(path, encoding=section.encoding, format=section.format)
+    conversion, batches = _begun(source, section)
+    found = conversion.mapping
+    sha256 = _sha256_of(path)
+    source_id = PENDING if sha256 is None else _source_id(sha256, found, section)
+    if before := _imported_before(connection, source_id, path):
+        return before
+    had = count_conversations(connection)
+    warnings, examples = _land_all(connection, source_id, source, conversion.parcels(batches), dry_run, told)
+    if sha256 is None:
+        source_id = _source_id(source.sha256, found, section)
+        if before := _imported_before(connection, source_id, path):
+            forget(connection, PENDING)
+            return before
+        rename(connection, PENDING, source_id)
+    elif source.sha256 != sha256:
+        raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
+    sums = count(connection, source_id, had)
+    _prove(conversion.rows, sums)
+    _record(connection, source_id, source, conversion, sums, warnings)
+    result = _result(connection, source_id, examples)
+    _check_losses(result, section.max_rejects)
+    return result
+
+
+def _land_all(
+    connection: DuckDBPyConnection,
+    source_id: str,
+    source: Source,
+    parcels: Iterator[Parcel],
+    dry_run: bool,
+    told: Callable[[int], None],
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Land the parcels; the number of warnings by code, and the first conversations."""
+    warnings: Counter[str] = Counter()
+    examples: list[dict[str, Any]] = []
+    before = 0
+    for parcel in gather(ahead(parcels)):
+        warnings.update(dict(parcel.warnings.iter_rows()))
+        examples = examples or parcel.conversations.drop("key").head(EXAMPLES).to_dicts()
+        land(connection, source_id, _without_texts(parcel) if dry_run else parcel)
+        told(source.bytes - before)
+        before = source.bytes
+    return dict(warnings.most_common()), examples
+
+
+def _without_texts(parcel: Parcel) -> Parcel:
+    """The parcel as a dry run lands it: what is counted stays, what would only fill the memory goes."""
+    no_turns = pl.lit([], parcel.conversations.schema["conversations"]).alias("conversations")
+    return replace(
+        parcel,
+        conversations=parcel.conversations.with_columns(no_turns),
+        origins=parcel.origins.with_columns(metadata=pl.lit(None, pl.String), raw=pl.lit(None, pl.String)),
+    )
+
+
+def _begun(source: Source, section: ImportSection) -> tuple[Conversion, Iterator[Batch]]:
+    """The mapping, found on the first batch that has rows, and all batches from the first on."""
+    batches, head = source.batches(), []
+    for batch in batches:
+        head.append(batch)
+        if batch.table.height:
+            break
+    else:
+        raise _nothing_read(source.path, head)
+    whole = itertools.chain(head, batches)
+    conversion = Conversion(find_mapping(own_dropped(head[-1].table), section), section)
+    return conversion, iter([join_batches(whole)]) if conversion.mapping.shape == "long" else whole
+
+
+def _nothing_read(path: str, batches: list[Batch]) -> SourceError:
+    rejects = pl.concat([batch.rejects for batch in batches]) if batches else pl.DataFrame()
+    if rejects.is_empty():
+        return SourceError(f"{path} has no rows.", "Give a file with at least one record.")
+    first = rejects.row(0, named=True)
+    where = f"row {first['row']}" if first["line"] is None else f"line {first['line']}"
+    return SourceError(
+        f"{path}: none of its {rejects.height:,} rows can be read. {where}: {first['reason']}",
+        "If its format or encoding is another one, say so: --format, --encoding.",
+    )
+
+
+def _sha256_of(path: str) -> str | None:
+    """The digest of a file, ahead of reading it; none of what can be read only once, or is no single file."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source_id(sha256: str, mapping: Mapping, section: ImportSection) -> str:
+    """The id of an import: the same bytes, read in the same way, have the same id under any name."""
+    how = {"encoding": section.encoding, "format": section.format, "mend": sorted(section.mend)}
+    return digest({"sha256": sha256, **mapping.as_json(), **how})[:ID_LENGTH]
+
+
+def _imported_before(connection: DuckDBPyConnection, source_id: str, path: str) -> ImportResult | None:
+    """What was imported under this id before, if anything."""
+    known = connection.execute("SELECT path FROM sources WHERE source = ?", [source_id]).fetchall()
+    return replace(_result(connection, source_id, []), path=path, imported_before=known[0][0]) if known else None
+
+
+def _prove(rows_read: int, sums: Sums) -> None:
+    """Every row that was read is in the store exactly once; anything else is a defect of this program."""
+    placed = sums.rows_kept + sums.rows_duplicate + sums.rows_rejected
+    if placed != rows_read:
+        raise AssertionError(f"{rows_read} rows were read and {placed} have a place in the store: {sums}")
+
+
+def _record(
+    connection: DuckDBPyConnection,
+    source_id: str,
+    source: Source,
+    conversion: Conversion,
+    sums: Sums,
+    warnings: dict[str, int],
+) -> None:
+    section = conversion.section
+    how = {"encoding": section.encoding, "format": section.format, "mend": list(section.mend)}
+    connection.execute(
+        """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
+                                rows_duplicate, rows_rejected, conversations, warnings)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        [
+            *(source_id, source.path, source.sha256, source.bytes, conversion.mapping.shape),
+            *(canonical_json({**conversion.mapping.as_json(), **how}), list(conversion.columns), conversion.rows),
+            *(sums.rows_kept, sums.rows_duplicate, sums.rows_rejected, sums.conversations, canonical_json(warnings)),
+        ],
+    )
+
+
+def _result(connection: DuckDBPyConnection, source_id: str, examples: list[dict[str, Any]]) -> ImportResult:
+    """What the store knows of a source."""
+    row = connection.sql("FROM sources WHERE source = ?", params=[source_id]).pl().drop("imported_at").row(0, named=True)
+    rejects = connection.sql(
+        """SELECT "row", line, code, reason, raw, count(*) OVER (PARTITION BY code) AS count FROM rejects
+           WHERE source = ? QUALIFY row_number() OVER (PARTITION BY code ORDER BY "row") = 1
+           ORDER BY count DESC, code""",
+        params=[source_id],
+    ).pl()
+    mended = connection.execute(
+        """SELECT mend, count(DISTINCT conversation) FROM (
+               SELECT unnest(mends) AS mend, conversation FROM origins WHERE source = ? AND mends IS NOT NULL
+           ) GROUP BY mend ORDER BY mend""",
+        [source_id],
+    ).fetchall()
+    ((closed,),) = connection.execute("SELECT count(*) FROM rejects WHERE closed_by = ?", [source_id]).fetchall()
+    return ImportResult(
+        **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
+        rejected=dict(rejects.select("code", "count").iter_rows()),
+        mended=dict(mended),
+        closed=closed,
+        reject_examples=rejects.drop("count").to_dicts(),
+        examples=examples,
+    )
+
+
+def _check_losses(result: ImportResult, allowed: float) -> None:
+    lost = result.rows_rejected / max(result.rows_read, 1)
+    if lost > allowed:
+        reasons = ", ".join(f"{count:,} {code}" for code, count in result.rejected.items())
+        raise SourceError(
+            f"{result.path}: {result.rows_rejected:,} of {result.rows_read:,} rows ({lost:.1%}) would be rejected, "
+            f"more than the {allowed:.1%} that are allowed: {reasons}. Nothing was imported.",
+            "curate import --dry-run shows an example of each; --max-rejects allows more.",
+        )

@@ -1,0 +1,204 @@
+"""Rejecting: the rows that no import could take, grouped, listed, and written back in their own columns to be mended.
+
+A mended file is imported like any other; the column `_curate_reject` says which reject a row brings back, and the
+import closes it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from duckdb import DuckDBPyConnection
+
+from curate.converting import OWN_COLUMNS
+from schemas.errors import ExportError, SourceError
+
+FORMATS = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rejects: of a source (its id, the start of it, or its path), of a code; closed ones too."""
+
+    source: str | None = None
+    code: str | None = None
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export of rejects wrote: how many rows, and how many of them only as raw text."""
+
+    path: str
+    rows: int
+    raw_only: int
+
+
+def group_rejects(connection: DuckDBPyConnection, wanted: Wanted) -> list[dict[str, Any]]:
+    """Rejects by source and code, most frequent first: path, code, rows, the first places, reason and raw text."""
+    _check(connection, wanted)
+    return _selected(
+        connection,
+        wanted,
+        """SELECT path, source, code, count(*) AS rows, list("row" ORDER BY "row")[:5] AS first_rows,
+                  list(line ORDER BY "row")[:5] AS first_lines, arg_min(reason, "row") AS reason,
+                  arg_min(raw, "row") AS raw, count(closed_by) AS closed
+           FROM wanted GROUP BY path, source, code ORDER BY rows DESC, path, code""",
+    ).to_dicts()
+
+
+def list_rejects(connection: DuckDBPyConnection, wanted: Wanted, limit: int | None) -> list[dict[str, Any]]:
+    """Single rejects in the order of the files: path, row, line, code, reason, raw, closed_by."""
+    _check(connection, wanted)
+    end = "" if limit is None else f"LIMIT {limit}"
+    query = f"""SELECT path, source, "row", line, code, reason, raw, closed_by FROM wanted
+                ORDER BY imported_at, path, "row" {end}"""
+    return _selected(connection, wanted, query).to_dicts()
+
+
+def export_rejects(connection: DuckDBPyConnection, wanted: Wanted, path: Path, *, replace: bool = False) -> Exported:
+    """Write rejects to `path`, CSV or JSONL, in their source's own columns, with `OWN_COLUMNS` behind them.
+
+    A row that cannot be split into its columns stands whole in `_curate_raw`. A JSON object goes into a JSONL file
+    as the text it was, with two keys more. Cells are exact: what begins with `=` stays so. Raises `ExportError`
+    when there is nothing to write, the suffix is another one, or the file is there and `replace` is not said.
+    """
+    _check(connection, wanted)
+    if path.suffix not in FORMATS:
+        raise ExportError(f"{path} ends neither in .csv nor in .jsonl.", "Give one of these: --export fix.csv")
+    if path.exists() and not replace:
+        raise ExportError(f"{path} is there already; it may hold your corrections.", "Another name, or --replace.")
+    rejects = _selected(
+        connection, wanted, 'SELECT source, "row", reason, raw, columns, mapping FROM wanted ORDER BY imported_at, "row"'
+    )
+    if rejects.is_empty():
+        raise ExportError("There are no such rejects.", "curate rejects shows those there are.")
+    split = [_split(reject) for reject in rejects.iter_rows(named=True)]  # each by itself: one may be broken
+    text = _as_jsonl(split) if path.suffix == ".jsonl" else _as_csv(split)
+    _write(path, text)
+    return Exported(str(path), len(split), sum(row.cells is None for row in split))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A reject on its way back into a file; `cells` is missing where the raw text has no columns."""
+
+    raw: str
+    cells: dict[str, str | None] | None
+    is_json: bool
+    own: dict[str, str]
+
+
+_SQL = """WITH wanted AS (
+    SELECT rejects.*, sources.path, sources.columns, sources.mapping, sources.imported_at
+    FROM rejects JOIN sources USING (source)
+    WHERE ($closed OR closed_by IS NULL) AND ($code IS NULL OR code = $code) AND ($source IS NULL OR $source = path
+          OR ends_with(path, '/' || $source) OR starts_with(source, $source))
+) """
+
+
+def _selected(connection: DuckDBPyConnection, wanted: Wanted, query: str) -> pl.DataFrame:
+    parameters = {"source": wanted.source, "code": wanted.code, "closed": wanted.closed}
+    frame: pl.DataFrame = connection.sql(_SQL + query, params=parameters).pl()
+    return frame
+
+
+def _check(connection: DuckDBPyConnection, wanted: Wanted) -> None:
+    """Refuse a source or a code that the store has not heard of, and say which there are."""
+    if wanted.source is not None:
+        known = connection.execute("SELECT path, source FROM sources ORDER BY imported_at").fetchall()
+        named = (path == wanted.source or path.endswith(f"/{wanted.source}") for path, _ in known)
+        if not any(named) and not any(source.startswith(wanted.source) for _, source in known):
+            there = ", ".join(path for path, _ in known) or "none"
+            raise SourceError(f"There is no source {wanted.source}.", f"There are: {there}.")
+    if wanted.code is not None:
+        codes = [code for (code,) in connection.execute("SELECT DISTINCT code FROM rejects ORDER BY code").fetchall()]
+        if wanted.code not in codes:
+            there = ", ".join(codes) or "none"
+            raise SourceError(f"No row was rejected for {wanted.code}.", f"There are: {there}.")
+
+
+def _split(reject: Mapping[str, Any]) -> _Row:
+    """A reject in the columns of its source."""
+    mapping = json.loads(reject["mapping"])
+    is_json = mapping["format"] not in {"csv", "tsv"}
+    cells = _json_cells(reject["raw"]) if is_json else _csv_cells(reject["raw"], reject["columns"], mapping)
+    own = {OWN_COLUMNS[0]: f"{reject['source']}:{reject['row']}", OWN_COLUMNS[1]: reject["reason"]}
+    if cells is not None:
+        cells = {column: cell for column, cell in cells.items() if column not in OWN_COLUMNS}
+    return _Row(reject["raw"], cells, is_json, own)
+
+
+def _json_cells(raw: str) -> dict[str, str | None] | None:
+    """The values of a JSON object as texts; None where the text is no object."""
+    try:
+        value = json.loads(raw, parse_float=str, parse_int=str)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    whole = json.loads(raw)
+    return {
+        key: cell if isinstance(cell, str) or cell is None else json.dumps(whole[key], ensure_ascii=False)
+        for key, cell in value.items()
+    }
+
+
+def _csv_cells(raw: str, columns: list[str], mapping: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """The cells of a CSV record; None where it has not one for every column."""
+    csv.field_size_limit(sys.maxsize)
+    try:
+        records = list(csv.reader(io.StringIO(raw, newline=""), delimiter=mapping["delimiter"], strict=True))
+    except csv.Error:
+        return None
+    if len(records) != 1 or len(records[0]) != len(columns):
+        return None
+    return {column: cell or None for column, cell in zip(columns, records[0], strict=True)}
+
+
+def _as_jsonl(rows: list[_Row]) -> str:
+    return "".join(f"{_json_line(row)}\n" for row in rows)
+
+
+def _json_line(row: _Row) -> str:
+    """The object as it was with our keys behind its own, or a new object of the cells."""
+    if row.cells is None:
+        return json.dumps({OWN_COLUMNS[2]: row.raw, **row.own}, ensure_ascii=False)
+    if not row.is_json or set(OWN_COLUMNS) & set(json.loads(row.raw)):
+        return json.dumps({**row.cells, **row.own}, ensure_ascii=False)
+    body = row.raw.strip().removesuffix("}").rstrip().replace("\n", " ")
+    own = json.dumps(row.own, ensure_ascii=False).removeprefix("{")
+    return f"{body}{', ' if row.cells else ''}{own}"
+
+
+def _as_csv(rows: list[_Row]) -> str:
+    """All rows under the union of their columns."""
+    columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
+    if any(row.cells is None for row in rows):
+        columns.append(OWN_COLUMNS[2])
+    columns += OWN_COLUMNS[:2]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**(row.cells or {OWN_COLUMNS[2]: row.raw}), **row.own} for row in rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the whole text, or leave no file."""
+    unborn = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unborn.write_text(text, encoding="utf-8", newline="")
+        unborn.replace(path)
+    except OSError as error:
+        unborn.unlink(missing_ok=True)
+        raise ExportError(f"{path} cannot be written: {error.strerror}.", "Check the folder and its rights.") from error
