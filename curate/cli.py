@@ -117,7 +117,7 @@ def score(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Compute what is computed already once more.")] = False,
     why: Annotated[
-        str | None, typer.Option("--why", metavar="ID", help="Show one conversation's scores, and what its quality lost.")
+        str | None, typer.Option("--why", metavar="ID", help="Show one conversation's scores and lost quality.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the scorers and their parameters.")] = False,
     recipe: RecipeOption = None,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import polars as pl
 
-_ENDS_OPEN = (
-    r"(?:[,;\-–—(\[{]|\b(?:a|an|the|and|or|but|of|to|in|for|with|by|at|from|that|which|is|are|was|were|as|than|their"
-    r"|its|his|her|your|my|our|und|oder|der|die|das|ein|eine|mit|von|et|ou|le|la|les|des|un|une|y|el|los|las))$"
+_WORD = r"[\p{L}\p{N}'’-]+"
+_ASKS_FOR_MORE = (
+    rf"(?:{_WORD}[,;:]? +){{4,}}(?:{_WORD},|(?:a|an|the|and|or|but|nor|of|than|their|its|my|your|our|into|because"
+    r"|der|die|das|ein|eine|einer|und|oder|et|ou|les|des|un|une|el|los|las|del))$|[(\[{–—]$"
 )
-"""An ending that asks for more: a comma, an open bracket, a dash, or a word that no sentence ends with."""
+"""A last line that asks for more: it ends in a comma after five words (fewer are a greeting), in a word that no
+sentence ends with, an open bracket or a dash."""
 
-_PROSE_END = r"[.!?…。！？؟।]"
-_BROKEN_OFF = rf"{_PROSE_END}['\"”’)\]]* +\p{{Lu}}[^.!?…。！？\n`|=<>{{}}]{{30,}}[\p{{Ll}}\d]$"
-"""After a full sentence a second one of 30 characters and more on the same line, without its full stop."""
+_BROKEN_OFF = (
+    r"^[^\d\s\-*•#>|<`].*\p{Ll}{3}[.!?…]['\"”’)\]]* +\p{Lu}[\p{Ll}'’]* [^.!?…:;`|=<>{}()_\\/#@\n]{25,}\p{Ll}{2}$"
+)
+"""A last line of prose where another sentence follows a full one and has 30 characters and more, but no full stop;
+headings, list items, code, titles and a tweet's hashtags are none."""
 
 CONTROL_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|end_of_text|>",
@@ -24,20 +28,20 @@ CONTROL_TOKENS = (
 
 
 def unfinished() -> pl.Expr:
-    """Whether the last answer stops in the middle of a sentence.
+    r"""Whether the last answer stops in the middle of a sentence.
 
     C4 (Raffel et al. 2020, arXiv 1910.10683) drops every line without end punctuation, but answers are often a
-    word, a list or a title: here an answer must end in a comma, a dash, an open bracket or a word that no
-    sentence ends with, or break off in a second sentence on the same line.
+    word, a list, code or a title: here the last line must end in a comma, a dash, an open bracket or a word that
+    no sentence ends with, or break off in a second sentence.
 
     >>> from curate.scorers.material import scored
-    >>> scored(unfinished, ("Why?", "Because it rains and the"), ("Who?", "Marie Curie"))
-    [True, False]
-    >>> scored(unfinished, ("Why?", "It rains. In the north of the country it will keep on raining until Mon"))
+    >>> scored(unfinished, ("Why?", "It rains because of the"), ("Who?", "Marie Curie"), ("List", "1. Tea\n2. Milk"))
+    [True, False, False]
+    >>> scored(unfinished, ("Why?", "It rains. In the north of the country it will keep on raining until the end"))
     [True]
     """
-    ending = pl.col("answers").list.last().str.strip_chars_end().str.tail(400)
-    return (ending.str.contains(_ENDS_OPEN) | ending.str.contains(_BROKEN_OFF)).fill_null(False)
+    last_line = pl.col("answers").list.last().str.strip_chars_end().str.tail(600).str.extract(r"([^\n]*)$")
+    return (last_line.str.contains(_ASKS_FOR_MORE) | last_line.str.contains(_BROKEN_OFF)).fill_null(False)
 
 
 def unbalanced_fences() -> pl.Expr:

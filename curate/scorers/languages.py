@@ -5,21 +5,60 @@ from __future__ import annotations
 import polars as pl
 
 FUNCTION_WORDS = {
-    "en": "i the of and to in is that it for was with as be on are this you your by from or have not can an which has",
-    "de": "der die das und ist nicht ein eine zu den von mit sich des auf für im dem als auch es wie werden oder sind",
-    "fr": "le la les et est des une dans que pour qui sur pas au ce avec il sont vous plus par cette du en nous ou",
-    "es": "el la los las y es que en una por con para del se no su como al más este son o lo pero sus un",
-    "pt": "o a os as e é que em uma para com não do da dos das se por como mais ao um são na no foi ou",
-    "it": "il lo la gli le e è che di un una per con non del della si sono in nel dei più come alla ha",
-    "nl": "de het een en van is dat niet te zijn op met voor er aan ook als bij of naar door deze worden om kan",
-    "sv": "och att det som en på är av för med den till inte har de ett om var jag men kan från eller vid sin",
-    "pl": "i w na z się nie do to jest że o jak za od po co są ale przez dla jego oraz lub być może czy",
-    "tr": "ve bir bu için ile da de çok olarak daha gibi olan ne en var kadar sonra mi ama ya değil her veya",
-    "id": "yang dan di dengan untuk ini itu dari dalam tidak pada adalah akan ke juga oleh atau sebagai bisa kami",
-    "vi": "và là của có một các không trong cho được những với này khi đã đến người từ như để cũng",
+    "en": (
+        "a i the of and to in is that it for was with as be on are this you your by from or have not can an "
+        "which has he she his her they their we our will would do does if but what how when who who's about "
+        "into than more no so were had its it's some any all these there one per me my at up out"
+    ),
+    "de": (
+        "der die das und ist nicht ein eine einen einem einer zu den von mit sich des auf für im dem als auch "
+        "es wie werden wird oder sind bei aus nach kann ich sie wir war hat noch nur über so zum zur was du "
+        "mein bitte"
+    ),
+    "fr": (
+        "le la les et est des une dans que pour qui sur pas au aux ce avec il elle sont vous nous plus par "
+        "cette du en ou je un mon votre ses sa son comme mais être a été très leur si fait on se ne de"
+    ),
+    "es": (
+        "el la los las es que en una un por con para del se no su sus como al más este esta son lo pero yo mi "
+        "muy ser fue hay está también cuando qué de te me ya"
+    ),
+    "pt": (
+        "os as é que em uma um para com não do da dos das se por como mais ao são na no nas nos foi ou seu "
+        "sua muito também você eu está pela pelo ser tem já de isso"
+    ),
+    "it": (
+        "il lo la gli le è che di un una per con non del della delle dei si sono in nel nella più come alla "
+        "al ha ma anche questo questa io mi da su se essere molto dal"
+    ),
+    "nl": (
+        "de het een en van is dat niet te zijn op met voor er aan ook als bij of naar door deze worden om kan "
+        "ik je wij was heeft maar dit wordt uit nog hij mijn in"
+    ),
+    "sv": (
+        "och att det som en på är av för med den till inte har de ett om var jag men kan från eller vid sin "
+        "du vi så under också när efter"
+    ),
+    "pl": (
+        "na się nie do to jest że jak za od po co są ale przez dla jego oraz lub być może czy tak już tylko "
+        "ten jako przy było ich jej"
+    ),
+    "tr": (
+        "ve bir bu için ile da de çok olarak daha gibi olan ne en var kadar sonra mi ama ya değil her veya "
+        "ben sen ise ki şey olur"
+    ),
+    "id": (
+        "yang dan di dengan untuk ini itu dari dalam tidak pada adalah akan ke juga oleh atau sebagai bisa "
+        "kami saya anda dapat lebih ada telah mereka karena"
+    ),
+    "vi": (
+        "và là của có một các không trong cho được những với này khi đã đến người từ như để cũng tôi bạn về "
+        "nhiều rất vào ra"
+    ),
 }
-"""Frequent words that carry grammar, lower-case; a word of several languages counts a share for each.
-Between equals the earlier language is taken: "a" alone is English before it is Portuguese."""
+"""Frequent words that carry grammar, lower-case; a word of several languages counts a share for each. Words of one
+letter are left out, since they are variables in sums and code, but for those that English has so many of.
+Between equals the earlier language is taken."""
 
 SCRIPTS = {
     "ja": r"[\p{Hiragana}\p{Katakana}]",

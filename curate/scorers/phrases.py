@@ -5,20 +5,22 @@ from __future__ import annotations
 import polars as pl
 
 _APOSTROPHE = "['’]"
-_CANNOT = rf"(?:cannot|can not|can{_APOSTROPHE}t|could not|couldn{_APOSTROPHE}t|unable|not able|won{_APOSTROPHE}t)"
-_HELP = (
-    r"(?:help|assist|provide|create|generate|answer|fulfil|complete|comply|do (?:that|this)|support|discuss|write"
-    r"|give|offer|recommend|perform|access|browse|search|translate|edit|produce|process|determine|identify)"
+_CANNOT = rf"(?:cannot|can not|can{_APOSTROPHE}t|(?:am|{_APOSTROPHE}m) (?:unable|not able) to)"
+_TASK = (
+    r"(?:help (?:you|with)|assist|provide|create|generate|answer|fulfil|complete|comply|do (?:that|this)|discuss"
+    r"|perform|set up|send|access|browse|search|play|draw|display|show|upload|open|process"
+    r"|determine|identify|recommend)"
 )
 
 REFUSALS = (
-    # English: an apology followed by an inability; an inability to do a task; a task that cannot be done
+    # English: an apology and an inability; an inability to do a task; a task that cannot be done
     rf"(?:i{_APOSTROPHE}m|i am|we are|we{_APOSTROPHE}re)?\s*(?:very |so |truly |really )?"
-    rf"(?:sorry|afraid|apologi[sz]e)\b[^.!?\n]{{0,60}}\bi[^.!?\n]{{0,20}}\b{_CANNOT}",
-    rf"(?:unfortunately,? |sorry,? )?(?:as an? [^.\n]{{0,40}},? )?i(?: am|{_APOSTROPHE}m)? {_CANNOT}"
-    rf" (?:to |directly |legally )?{_HELP}\b",
-    rf"(?:the|this|that|your)(?: type of)? (?:request|task|instruction|question|prompt) {_CANNOT} be "
+    rf"(?:sorry|afraid|apologi[sz]e)\b[^.!?\n]{{0,60}}\bi *(?:{_CANNOT}|won{_APOSTROPHE}t|don{_APOSTROPHE}t have)\b",
+    rf"(?:unfortunately,? )?(?:as an? [^.\n]{{0,40}},? )?i *{_CANNOT} (?:directly |legally )?{_TASK}\b",
+    rf"(?:the|this|that|your)(?: type of| kind of)? (?:request|task|instruction|question|prompt) {_CANNOT} be "
     r"(?:answered|fulfilled|completed|done|performed|processed|carried out)",
+    r"(?:sorry,? )?(?:the|this) (?:request|task|instruction) (?:requires|involves|does not|is not|is beyond|is outside)"
+    r"[^.\n]{0,80}\b(?:gpt|language model|the model|ai assistant|cannot)\b",
     r"i (?:must|have to|will have to) (?:decline|refuse)",
     # German, French, Spanish, Portuguese, Italian, Dutch, Russian, Chinese, Japanese
     r"(?:es )?tut mir leid,? (?:aber )?(?:ich|das|da|dabei) ?(?:kann|darf)?[^.\n]{0,40}nicht",
@@ -31,7 +33,7 @@ REFUSALS = (
     r"(?:很?抱歉|对不起)[，,]?(?:但是?)?我(?:不能|无法|不可以)",
     r"申し訳(?:ありません|ございません)が",
 )
-"""Beginnings of a line, in lower case, that refuse the task."""
+"""Beginnings of an answer, in lower case, that refuse the task."""
 
 BOILERPLATE = (
     "as an ai ",
@@ -42,7 +44,6 @@ BOILERPLATE = (
     "i'm an ai ",
     "i am an ai ",
     "i'm just an ai",
-    "ai language model",
     "i do not have personal opinions",
     "i don't have personal opinions",
     "i don't have personal experiences",
@@ -52,7 +53,7 @@ BOILERPLATE = (
     "my knowledge cutoff",
     "my training data",
     "my last update",
-    "gpt model",
+    "as a gpt",
     "als ki-modell",
     "als ki-sprachmodell",
     "als künstliche intelligenz",
@@ -81,9 +82,9 @@ BOILERPLATE = (
 
 
 def refusal(*, within: int = 300) -> pl.Expr:
-    """Whether a line in the first `within` characters of an answer refuses the task, in ten languages.
+    """Whether an answer opens with a refusal of the task, in ten languages; `within` characters are looked at.
 
-    After the phrase lists with which Vicuna and WizardLM cleaned ShareGPT; here a phrase must open a line and
+    After the phrase lists with which Vicuna and WizardLM cleaned ShareGPT; here a phrase must open the answer and
     name an inability, since "sorry" alone is an everyday word.
 
     >>> from curate.scorers.material import scored
@@ -93,7 +94,7 @@ def refusal(*, within: int = 300) -> pl.Expr:
     [True, True]
     """
     opening = pl.element().str.slice(0, within).str.to_lowercase()
-    pattern = rf"(?m)^\W*(?:{'|'.join(REFUSALS)})"
+    pattern = rf"^\W*(?:{'|'.join(REFUSALS)})"
     return pl.col("answers").list.eval(opening.str.contains(pattern)).list.any()
 
 

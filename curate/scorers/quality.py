@@ -23,15 +23,15 @@ class Penalty(Section):
 
 
 PENALTIES = {
-    "answer_words": Penalty(weight=0.3, fine=10, worst=2),
+    "answer_words": Penalty(weight=1.0, fine=1, worst=0),
     "refusal": Penalty(weight=0.5),
-    "boilerplate": Penalty(weight=0.3),
-    "unfinished": Penalty(weight=0.3),
-    "echo": Penalty(weight=0.5, fine=0.8, worst=1.0),
-    "ngram_repetition": Penalty(weight=0.5, fine=0.1, worst=0.5),
-    "line_repetition": Penalty(weight=0.3, fine=0.2, worst=0.6),
-    "unbalanced_fences": Penalty(weight=0.2),
     "control_tokens": Penalty(weight=0.5),
+    "ngram_repetition": Penalty(weight=0.4, fine=0.2, worst=0.5),
+    "line_repetition": Penalty(weight=0.3, fine=0.2, worst=0.5),
+    "echo": Penalty(weight=0.5, fine=0.8, worst=1.0),
+    "unfinished": Penalty(weight=0.3),
+    "boilerplate": Penalty(weight=0.3),
+    "unbalanced_fences": Penalty(weight=0.2),
 }
 
 

@@ -109,21 +109,28 @@ def line_repetition(frame: pl.DataFrame) -> pl.Series:
 
 
 def echo(frame: pl.DataFrame, *, n: int = 5) -> pl.Series:
-    """Share of the answer's characters inside an n-gram that also stands in the prompt; 1 where both are equal.
+    """How much the answer is the prompt again: 1 where both are the same, 0 where they share no n-gram.
 
-    Own measure, over the words that `ngram_repetition` uses. Tasks such as "correct this sentence" are high by
-    nature; only near 1 does the answer say nothing of its own.
+    Own measure: the share of the answer's characters inside an n-gram of the prompt, and the share of the
+    prompt's inside an n-gram of the answer; the smaller of both. So an extract of a long prompt is no echo, and
+    neither is an answer that restates the question before it goes on.
 
     >>> from curate.scorers.material import scored
     >>> scored(echo, ("Is the sky blue today?", "Is the sky blue today? Yes."), ("A b?", "a B?"))
     [0.818, 1.0]
     """
     answer, prompt = Terms.of(frame, "answer_terms"), Terms.of(frame, "prompt_terms")
-    (hashes, whole), (asked, asked_whole) = answer.ngrams(n), prompt.ngrams(n)
-    found = whole & pl.Series(hashes).is_in(pl.Series(asked[asked_whole]).implode()).to_numpy()
+    (told, told_whole), (asked, asked_whole) = answer.ngrams(n), prompt.ngrams(n)
+    from_prompt = told_whole & _found(told, asked[asked_whole])
+    in_answer = asked_whole & _found(asked, told[told_whole])
+    shares = [_covered_share(frame, answer, from_prompt, n), _covered_share(frame, prompt, in_answer, n)]
     same = (pl.col("answer_terms") == pl.col("prompt_terms")) & (pl.col("answer_terms").list.len() > 0)
-    share = _covered_share(frame, answer, found, n)
-    return frame.select(pl.when(same).then(1.0).otherwise(share)).to_series()
+    return frame.select(pl.when(same).then(1.0).otherwise(pl.min_horizontal(*shares))).to_series()
+
+
+def _found(hashes: Hashes, among: Hashes) -> Flags:
+    flags: Flags = pl.Series(hashes).is_in(pl.Series(among).implode()).to_numpy()
+    return flags
 
 
 def _covered_share(frame: pl.DataFrame, terms: Terms, starts: Flags, n: int) -> pl.Series:
