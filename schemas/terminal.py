@@ -90,7 +90,11 @@ def printable(value: object) -> str:
     return str(value).translate(_VISIBLE)
 
 
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_VISIBLE = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),  # C1: some terminals obey these too
+}
 
 
 def note(message: str) -> None:

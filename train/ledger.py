@@ -193,7 +193,8 @@ def _check_share(ledger: pl.DataFrame, fate: str, allowed: float) -> None:
 
 def _by_code(hit: pl.DataFrame) -> str:
     first = hit.sort("tokens", descending=True).group_by("code", maintain_order=True)
-    counted = first.agg(pl.len(), pl.first("conversation"), pl.first("reason")).sort("len", descending=True)
+    counted = first.agg(pl.len(), pl.first("conversation"), pl.first("reason"))
+    counted = counted.sort("len", descending=True, maintain_order=True)
     return "; ".join(
         f"{count:,} {code}, such as {conversation[:12]}: {reason.rstrip('.')}"
         for code, count, conversation, reason in counted.iter_rows()

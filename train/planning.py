@@ -160,7 +160,11 @@ def _problems(ledger: pl.DataFrame) -> list[dict[str, Any]]:
     grouped = lost.group_by("fate", "code", maintain_order=True).agg(
         pl.len().alias("conversations"), pl.col("cut").sum().alias("tokens_cut"), pl.first("conversation", "reason")
     )
-    return grouped.sort("conversations", descending=True).rename({"conversation": "example"}).to_dicts()
+    return (
+        grouped.sort("conversations", descending=True, maintain_order=True)
+        .rename({"conversation": "example"})
+        .to_dicts()
+    )
 
 
 def _too_long(ledger: pl.DataFrame) -> list[dict[str, Any]]:

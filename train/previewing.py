@@ -190,15 +190,16 @@ def _stretches(rendering: Rendering, encoding: Encoding | None, views: Sequence[
 
 
 def _turns(turns: Sequence[Mapping[str, Any]], rendering: Rendering, encoding: Encoding | None) -> list[TurnView]:
-    return [_turn_view(number, turn["from"], rendering, encoding) for number, turn in enumerate(turns)]
+    return [_turn_view(number, turn, rendering, encoding) for number, turn in enumerate(turns)]
 
 
-def _turn_view(number: int, role: str, rendering: Rendering, encoding: Encoding | None) -> TurnView:
-    spans = [(p.start, p.end) for p in rendering.pieces if p.turn == number and p.end > p.start]
-    if encoding is None or not spans:
-        return TurnView(number + 1, role, None, None)
+def _turn_view(number: int, turn: Mapping[str, Any], rendering: Rendering, encoding: Encoding | None) -> TurnView:
+    pieces = [p for p in rendering.pieces if p.turn == number and p.end > p.start]
+    if encoding is None or not pieces:
+        return TurnView(number + 1, turn["from"], None, None)
+    spans = [_with_spaces(rendering, turn["value"], piece) for piece in pieces]
     first, end, _ = token_range(encoding, min(spans)[0], max(end for _, end in spans))
-    return TurnView(number + 1, role, first, end)
+    return TurnView(number + 1, turn["from"], first, end)
 
 
 def _place(
@@ -206,21 +207,27 @@ def _place(
 ) -> tuple[str, int | None, tuple[int, int] | None]:
     """Which part of the rendering the characters are: the turn's words, the end of a learned turn, or the template."""
     for piece in rendering.pieces:
-        if start < piece.end and end > piece.start:
-            return "words", piece.turn, _in_value(rendering, turns[piece.turn]["value"], piece, start, end)
+        value = turns[piece.turn]["value"]
+        low, high = _with_spaces(rendering, value, piece)
+        if start < high and end > low:
+            as_is = rendering.text[piece.start : piece.end] == value.strip()
+            shift = len(value) - len(value.lstrip()) - piece.start
+            return "words", piece.turn, (max(start, low) + shift, min(end, high) + shift) if as_is else None
     for region in rendering.regions:
         if start < region.end and end > region.start:
             return "end of turn" if end >= region.end and region.stop else "answer", region.turn, None
     return "template", None, None
 
 
-def _in_value(rendering: Rendering, value: str, piece: Piece, start: int, end: int) -> tuple[int, int] | None:
-    """The characters of the turn's value, where the template renders the value as it is."""
-    core = value.strip()
-    if rendering.text[piece.start : piece.end] != core:
-        return None
-    shift = value.index(core) - piece.start
-    return max(start, piece.start) + shift, min(end, piece.end) + shift
+def _with_spaces(rendering: Rendering, value: str, piece: Piece) -> tuple[int, int]:
+    """The piece and, where the template did not trim it, the white space around the turn's words."""
+    text, core = rendering.text, value.strip()
+    if text[piece.start : piece.end] != core:
+        return piece.start, piece.end
+    head, _, tail = value.partition(core)
+    low = piece.start - len(head) if text.endswith(head, 0, piece.start) else piece.start
+    high = piece.end + len(tail) if text.startswith(tail, piece.end) else piece.end
+    return low, high
 
 
 def _origins(store: Path, conversation: str) -> list[dict[str, Any]]:
