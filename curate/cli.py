@@ -110,6 +110,161 @@ def demo(
     demonstrating.demonstrate(to, typer.echo)
 
 
+@app.command("import", rich_help_panel=DATA)
+def import_(
+    files: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, a Hugging Face dataset, or - for standard input.")
+    ],
+    shape: Annotated[
+        str | None,
+        typer.Option(help="alpaca, pairs, sharegpt, messages, transcript or long.", show_default="found by the columns"),
+    ] = None,
+    map_: Annotated[
+        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Which column is what; repeatable.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Such as cp1252.", show_default="UTF-8")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, tsv, jsonl, json or parquet.", show_default="found by suffix and content")
+    ] = None,
+    mend: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A mend to apply, such as trailing-user; repeatable.")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Long format: names the conversation of a row.")
+    ] = None,
+    order_by: Annotated[str | None, typer.Option(metavar="COLUMN", help="Long format: orders the turns.")] = None,
+    role: Annotated[str | None, typer.Option(metavar="COLUMN", help="Long format: who speaks.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Long format: the words.")] = None,
+    max_rejects: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Import nothing if a file loses more of its rows.", show_default="100%"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the mapping, examples and what would be rejected; write nothing.")
+    ] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read files into the store: every row becomes a conversation, a duplicate of one, or a reject with its reason.
+
+    \b
+    curate import tickets.csv --map question=title --map answer=reply --dry-run
+    curate import chats.csv --group-by ticket --order-by created_at --role author --text body
+    """
+    from curate.importing import import_files, lay_over
+    from curate.reporting import show_import
+    from schemas.recipe import load_recipe
+    from schemas.store import store_path
+
+    written = {
+        **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "mend": mend, "group_by": group_by},
+        **{"order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
+    }
+    section = lay_over(load_recipe(recipe, set_ or []).import_, written)
+    with progress_bar("importing") as bar:
+        results = import_files(
+            store_path(store),
+            files,
+            section,
+            dry_run=dry_run,
+            progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total or None),
+        )
+    if as_json:
+        print_json([result.as_json() for result in results])
+    else:
+        show_import(results, dry_run=dry_run)
+
+
+@app.command(rich_help_panel=DATA)
+def rejects(
+    source: Annotated[str | None, typer.Option(metavar="FILE", help="Only those of a file, or of a source id.")] = None,
+    code: Annotated[str | None, typer.Option(help="Only those refused by this rule.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Every row instead of groups.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Rows that --list shows.")] = 50,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write them to a .csv or .jsonl file to be mended.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Let --export write over a file.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="Show all rules and mends instead.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the rows that were refused, and why; or write them to a file that is mended and imported again.
+
+    \b
+    curate rejects --code empty-answer --export fix.csv
+    """
+    from curate import rejecting, reporting
+    from schemas.store import reading, store_path
+
+    if rules:
+        return print_json(reporting.rules()) if as_json else reporting.show_rules()
+    option = f" --store {store}" if store else ""
+    wanted = rejecting.Wanted(source, code, closed=all_)
+    with reading(store_path(store)) as connection:
+        if export is not None:
+            exported = rejecting.export_rejects(connection, wanted, export, replace=replace)
+            return print_json(exported.as_json()) if as_json else reporting.show_exported(exported, option)
+        found = (
+            rejecting.list_rejects(connection, wanted, limit) if list_ else rejecting.group_rejects(connection, wanted)
+        )
+    if as_json:
+        return print_json(found)
+    return reporting.show_reject_list(found, limit) if list_ else reporting.show_reject_groups(found)
+
+
+@app.command(rich_help_panel=LOOK)
+def status(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Say in one look what the store holds, and what comes next.
+
+    \b
+    curate status
+    """
+    from curate.reporting import show_status
+    from curate.surveying import survey
+    from schemas.store import reading, store_path
+
+    path = store_path(store)
+    with reading(path) as connection:
+        found = survey(connection)
+    if as_json:
+        print_json(found)
+    else:
+        show_status(path, found)
+
+
+@app.command(rich_help_panel=LOOK)
+def sql(
+    query: Annotated[str, typer.Argument(help="A SELECT; DESCRIBE, SUMMARIZE and SHOW TABLES work too.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows to print.", show_default="40 as a table, else all")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the store a question in SQL. Nothing can be changed that way.
+
+    \b
+    curate sql "SELECT path, rows_read, rows_rejected FROM sources"
+    """
+    from curate import reporting
+    from curate.querying import ask
+    from schemas.store import reading, store_path
+
+    with reading(store_path(store)) as connection:
+        answer = ask(connection, query)
+        if as_csv:
+            reporting.print_csv(answer, limit)
+        elif as_json:
+            print_json(answer.as_json(limit))
+        else:
+            reporting.show_answer(answer, limit or 40)
+
+
 @app.command(rich_help_panel=DATA)
 def score(
     only: Annotated[
@@ -321,6 +476,61 @@ def _print_changes(changes: list[dict[str, Any]], in_all: int) -> None:
                 typer.echo(printable(f"    {line}"))
     if changes and len(changes) < in_all:
         note(f"{in_all - len(changes):,} more: --limit 0 shows all.")
+
+
+@app.command(rich_help_panel=VERSIONS)
+def export(
+    version: Annotated[str, typer.Argument(metavar="NAME@n", help="The version; NAME alone is its newest.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder, or a file that ends in .jsonl or .parquet.")],
+    format_: Annotated[str, typer.Option("--format", help="sharegpt, messages or alpaca.")] = "sharegpt",
+    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet instead of JSON Lines in the folder.")] = False,
+    split: Annotated[str | None, typer.Option("--split", help="Only train or held_out; all for one file.")] = None,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="Leave out and list what does not fit.")] = False,
+    with_scores: Annotated[bool, typer.Option("--with-scores", help="Add scores.parquet.")] = False,
+    with_origins: Annotated[bool, typer.Option("--with-origins", help="Add origins.parquet: file, line, raw.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version as files that prove themselves, with a dataset card.
+
+    \b
+    curate export support@1 --format messages --to support-1
+    """
+    from curate.exporting import export_version
+    from schemas.store import reading, store_path
+
+    options = {"parquet": parquet, "skip_unfit": skip_unfit, "force": force}
+    sides = {"with_scores": with_scores, "with_origins": with_origins}
+    with reading(store_path(store)) as connection:
+        exported = export_version(connection, version, to, format=format_, split=split, **options, **sides)
+    if as_json:
+        print_json(exported.as_json())
+    else:
+        typer.echo(exported.as_text())
+
+
+@app.command(rich_help_panel=VERSIONS)
+def restore(
+    bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="What curate export wrote, as sharegpt or messages.")],
+    name: Annotated[str | None, typer.Option("--name", help="Restore it under another name.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rebuild a version from its exported bundle alone; its digest proves it.
+
+    \b
+    curate restore support-1 --store other.duckdb
+    """
+    from curate import restoring
+    from schemas.store import store_path, writing
+
+    with writing(store_path(store)) as connection:
+        restored = restoring.restore(connection, bundle, name=name)
+    if as_json:
+        print_json(restored.as_json())
+    else:
+        typer.echo(restored.as_text())
 
 
 register_training_commands(app)

@@ -86,6 +86,11 @@ class Exported:
     left_out: pl.DataFrame
 
     @property
+    def whole(self) -> bool:
+        """Whether every conversation of the version is in it."""
+        return sum(file.conversations for file in self.files.values()) == sum(self.version.counts.values())
+
+    @property
     def reasons(self) -> dict[str, int]:
         """How many conversations were left out, by reason, the most frequent first."""
         return count_reasons(self.left_out)
@@ -279,7 +284,7 @@ def _prove(path: Path, exporter: Exporter, count: int) -> None:
             why = record["problem"] or f"it reads back as {record['id']}"
             raise ExportError(
                 f"{exporter.name} cannot hold conversation {record['said']} as it is: {why}.",
-                "--format sharegpt holds everything that an import brings in; curate trace shows the conversation.",
+                "--format sharegpt holds everything that an import brings in, unless the store was changed by hand.",
             )
     if seen != count:
         raise ExportError(
@@ -317,6 +322,7 @@ def _write_papers(connection: DuckDBPyConnection, exported: Exported, place: Pat
     facts = Facts(
         files={written.split: name for name, written in exported.files.items()},
         format=exported.format,
+        restorable=find_exporter(exported.format).restorable and exported.whole,
         languages=describe_languages(connection, version),
         sources=describe_sources(connection, version),
         rejects=describe_rejects(connection, version),

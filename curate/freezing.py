@@ -99,7 +99,7 @@ def freeze(
     `parent` is a label, `none`, or left out for the newest version of this name. `dry_run` writes nothing, and a
     read-only connection will do. Raises `VersionError` for a bad name, an unknown parent or an empty selection.
     """
-    _check_name(name)
+    check_name(name)
     made_by = recipe.data_part()
     members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)
     _refuse_empty(connection, members)
@@ -112,7 +112,7 @@ def freeze(
         name, newest.number + 1 if newest else 1, digest, before, made_by, counts, datetime.now(UTC)
     )
     if same is None and not dry_run:
-        _write(connection, version, members)
+        write_version(connection, version, members)
     groups = _counts(members, pl.col("group").n_unique())
     return Frozen(
         version, same is None, same is None and not dry_run, groups, _moved(connection, version.parent, members)
@@ -178,12 +178,14 @@ def _join_groups(links: pl.DataFrame) -> pl.DataFrame:
         groups = spread
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> str:
+    """The name, if a version can have it; raises `VersionError` if not."""
     if not NAME.fullmatch(name):
         raise VersionError(
             f"{name!r} cannot be the name of a version.",
             "Use small letters, digits, '.', '_' and '-', such as support; the number behind @ comes by itself.",
         )
+    return name
 
 
 def _refuse_empty(connection: DuckDBPyConnection, members: pl.DataFrame) -> None:
@@ -220,7 +222,8 @@ def _counts(members: pl.DataFrame, count: pl.Expr) -> dict[str, int]:
     return {split: int(found.get(split, 0)) for split in SPLITS}
 
 
-def _write(connection: DuckDBPyConnection, version: Version, members: pl.DataFrame) -> None:
+def write_version(connection: DuckDBPyConnection, version: Version, members: pl.DataFrame) -> None:
+    """Insert a version and its members (`conversation`, `split`)."""
     connection.execute(
         "INSERT INTO versions (version, name, number, digest, parent, recipe, counts, frozen_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -19,6 +19,7 @@ class Facts:
     files: Mapping[str, str]
     """split -> file name"""
     format: str
+    restorable: bool = True
     languages: Sequence[str] = ()
     sources: Sequence[Mapping[str, Any]] = ()
     rejects: Sequence[Mapping[str, Any]] = ()
@@ -36,21 +37,26 @@ def write_card(version: Version, facts: Facts) -> str:
         _section("Rows that were refused", _table(["code", "rows", "mended since"], facts.rejects)),
         _section("Scores", _table(["score", "conversations", "min", "median", "mean", "max"], facts.scores)),
         _section("Recipe", f"```json\n{_pretty(version.recipe)}\n```"),
-        _section("How to verify", _VERIFY.format(label=version.label, digest=version.digest)),
+        _section("How to verify", _verify(version, facts)),
     ]
     return "\n".join(part for part in parts if part)
 
 
 _SOURCE_COLUMNS = ["source", "shape", "read", "kept", "duplicate", "rejected", "here", "sha256"]
 
-_VERIFY = """The digest is the SHA-256 of one line per conversation, `id split`, sorted by id, followed by the
-recipe as canonical JSON. An id is a hash of the conversation's own words. So the files here prove themselves:
+_DIGEST = """The digest is the SHA-256 of one line per conversation, `id split`, sorted by id, followed by the
+recipe as canonical JSON. An id is a hash of the conversation's own words."""
+
+_WHOLE = """So the files here prove themselves:
 
 ```
 curate restore . --store check.duckdb
 ```
 
 computes every id again and ends with {label} and the digest `{digest}`."""
+
+_PART = """The files here do not hold the whole version, so they alone cannot give its
+digest; an export as `sharegpt` or `messages` can. `version.json` has the SHA-256 of each file."""
 
 
 def _header(version: Version, facts: Facts) -> str:
@@ -81,6 +87,11 @@ def _introduction(version: Version, facts: Facts) -> str:
         f"frozen {version.frozen_at:%Y-%m-%d}.\n\n{counts}\n\nDigest `{version.digest}`.\n\n"
         "Conversations with the same first question, near-duplicates and edits never sit on both sides of the split.\n"
     )
+
+
+def _verify(version: Version, facts: Facts) -> str:
+    rest = _WHOLE if facts.restorable else _PART
+    return f"{_DIGEST} {rest.format(label=version.label, digest=version.digest)}"
 
 
 def _left_out(facts: Facts) -> list[dict[str, Any]]:
