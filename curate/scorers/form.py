@@ -40,7 +40,9 @@ def unfinished() -> pl.Expr:
     >>> scored(unfinished, ("Why?", "It rains. In the north of the country it will keep on raining until the end"))
     [True]
     """
-    last_line = pl.col("answers").list.last().str.strip_chars_end().str.tail(600).str.extract(r"([^\n]*)$")
+    ending = pl.col("answers").list.last().str.strip_chars_end().str.tail(600)
+    doubtful = pl.when(~ending.str.contains(r"[.!?。！？]$")).then(ending)  # two in three need no closer look
+    last_line = doubtful.str.extract(r"([^\n]*)$")
     return (last_line.str.contains(_ASKS_FOR_MORE) | last_line.str.contains(_BROKEN_OFF)).fill_null(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 FUNCTION_WORDS = {
@@ -76,7 +77,7 @@ SCRIPTS = {
 UNKNOWN = "unknown"
 
 
-def language(frame: pl.DataFrame, *, within: int = 60, evidence: float = 0.05) -> pl.Series:
+def language(frame: pl.DataFrame, *, within: int = 40, evidence: float = 0.05) -> pl.Series:
     """The answer's language as an ISO 639-1 code; where it is too short to tell, the prompt's; else "unknown".
 
     A script that fills half of the letters names its language. Latin script is judged by function words among
@@ -89,10 +90,12 @@ def language(frame: pl.DataFrame, *, within: int = 60, evidence: float = 0.05) -
     ['en', 'unknown', 'zh']
     """
     answer = _guess(frame["answer"], frame["answer_terms"], within, evidence)
-    return answer.fill_null(prompt_language(frame, within=within, evidence=evidence))
+    short = answer.is_null()
+    asked = prompt_language(frame.filter(short), within=within, evidence=evidence)
+    return answer.scatter(short.arg_true(), asked)
 
 
-def prompt_language(frame: pl.DataFrame, *, within: int = 60, evidence: float = 0.05) -> pl.Series:
+def prompt_language(frame: pl.DataFrame, *, within: int = 40, evidence: float = 0.05) -> pl.Series:
     """The prompt's language, guessed as `language` does: `language <> prompt_language` finds an answer in another one.
 
     >>> from curate.scorers.material import scored
@@ -104,16 +107,16 @@ def prompt_language(frame: pl.DataFrame, *, within: int = 60, evidence: float = 
 
 def _guess(texts: pl.Series, terms: pl.Series, within: int, evidence: float) -> pl.Series:
     """An ISO code per text, null where nothing speaks for one."""
-    found = pl.DataFrame(
-        {"script": _by_script(texts.str.head(8 * within)), "words": _by_words(terms.list.head(within), evidence)}
-    )
+    found = pl.DataFrame({"script": _by_script(texts, 8 * within), "words": _by_words(terms, within, evidence)})
     return found.select(pl.coalesce("script", "words")).to_series()
 
 
-def _by_script(texts: pl.Series) -> pl.Series:
+def _by_script(texts: pl.Series, characters: int) -> pl.Series:
     """The language whose script fills half of the letters; only texts that are not plain ASCII are looked at."""
-    other = pl.DataFrame({"row": pl.int_range(len(texts), eager=True), "text": texts}).filter(
-        pl.col("text").str.len_bytes() != pl.col("text").str.len_chars()
+    other = (
+        pl.DataFrame({"row": pl.int_range(len(texts), eager=True), "text": texts})
+        .filter(pl.col("text").str.len_bytes() != pl.col("text").str.len_chars())
+        .with_columns(pl.col("text").str.head(characters))
     )
     counts = other.select("row", letters=_count(r"\p{L}"), **{code: _count(script) for code, script in SCRIPTS.items()})
     kana = pl.when(pl.col("ja") * 10 > pl.col("zh")).then(pl.col("ja") + pl.col("zh")).otherwise(0)
@@ -127,19 +130,17 @@ def _by_script(texts: pl.Series) -> pl.Series:
     return _spread(most, len(texts))
 
 
-def _by_words(terms: pl.Series, evidence: float) -> pl.Series:
-    words = pl.DataFrame({"row": pl.int_range(len(terms), eager=True), "word": terms, "of": terms.list.len()})
-    most = (
-        words.explode("word")
-        .with_columns(pl.col("word").str.strip_chars(".,;:!?\"'()“”„«»"))
-        .join(_FUNCTION_WORDS, on="word")
-        .group_by("row", "of", "code", "rank")
-        .agg(pl.col("weight").sum())
-        .filter(pl.col("weight") >= evidence * pl.col("of"))
-        .sort(["weight", "rank"], descending=[True, False])
-        .unique("row", keep="first", maintain_order=True)
-    )
-    return _spread(most, len(terms))
+def _by_words(terms: pl.Series, within: int, evidence: float) -> pl.Series:
+    """The language with the most function words among the first words, null where they are too few."""
+    words = pl.DataFrame({"row": pl.int_range(len(terms), eager=True), "word": terms.list.head(within)})
+    found = words.explode("word").join(_FUNCTION_WORDS, on="word")
+    places = (found["row"] * len(FUNCTION_WORDS) + found["rank"]).to_numpy()
+    weights = np.bincount(places, found["weight"].to_numpy(), minlength=len(terms) * len(FUNCTION_WORDS))
+    by_language = weights.reshape(len(terms), len(FUNCTION_WORDS))
+    most, best = by_language.max(axis=1), by_language.argmax(axis=1)  # argmax takes the first of equals
+    enough = (most > 0) & (most >= evidence * words["word"].list.len().to_numpy())
+    codes = pl.DataFrame({"code": pl.Series(list(FUNCTION_WORDS)).gather(best), "enough": enough})
+    return codes.select(pl.when("enough").then("code")).to_series()
 
 
 def _count(pattern: str) -> pl.Expr:
@@ -152,9 +153,8 @@ def _spread(found: pl.DataFrame, height: int) -> pl.Series:
 
 
 def _word_table() -> pl.DataFrame:
-    languages = enumerate(FUNCTION_WORDS.items())
-    pairs = [(word, code, rank) for rank, (code, words) in languages for word in words.split()]
-    table = pl.DataFrame(pairs, schema=["word", "code", "rank"], orient="row").unique(maintain_order=True)
+    pairs = [(word, rank) for rank, words in enumerate(FUNCTION_WORDS.values()) for word in words.split()]
+    table = pl.DataFrame(pairs, schema=["word", "rank"], orient="row").unique(maintain_order=True)
     return table.with_columns(weight=1.0 / pl.len().over("word"))
 
 

@@ -63,10 +63,12 @@ def word_repetition(frame: pl.DataFrame, *, n: int = 2) -> pl.Series:
     """
     terms = Terms.of(frame, "answer_terms")
     hashes, whole = terms.ngrams(n)
-    sizes = _window_sum(terms.size, n)
-    grams = pl.DataFrame({"row": terms.row, "gram": hashes, "size": sizes}).filter(pl.Series(whole))
-    repeated = grams.filter(pl.col("gram").is_duplicated()).group_by("row", "gram").agg(pl.col("size").sum())
-    top = repeated.group_by("row").agg(pl.col("size").max())
+    starts = np.flatnonzero(whole)
+    starts = starts[pl.Series(hashes[starts]).is_duplicated().to_numpy()]
+    repeated = pl.DataFrame(
+        {"row": terms.row[starts], "gram": hashes[starts], "size": _window_sum(terms.size, n)[starts]}
+    )
+    top = repeated.group_by("row", "gram").agg(pl.col("size").sum()).group_by("row").agg(pl.col("size").max())
     return _share(frame, terms, top["row"].to_numpy(), top["size"].to_numpy())
 
 
@@ -124,7 +126,7 @@ def echo(frame: pl.DataFrame, *, n: int = 5) -> pl.Series:
     from_prompt = told_whole & _found(told, asked[asked_whole])
     in_answer = asked_whole & _found(asked, told[told_whole])
     shares = [_covered_share(frame, answer, from_prompt, n), _covered_share(frame, prompt, in_answer, n)]
-    same = (pl.col("answer_terms") == pl.col("prompt_terms")) & (pl.col("answer_terms").list.len() > 0)
+    same = (pl.col("answer_lower") == pl.col("prompt_lower")) & (pl.col("answer_lower") != "")
     return frame.select(pl.when(same).then(1.0).otherwise(pl.min_horizontal(*shares))).to_series()
 
 

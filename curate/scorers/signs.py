@@ -10,7 +10,6 @@ import pyarrow as pa
 LETTER = r"[\p{L}\p{M}]"
 SYMBOL = r"[\p{S}\p{C}#%&*/@\\_\[\]{}--\s]"
 """Neither letter, digit, space nor the punctuation of prose: markup, code, emoji, control characters."""
-VISIBLE = r"\S"
 
 
 def letter_ratio(frame: pl.DataFrame) -> pl.Series:
@@ -23,7 +22,7 @@ def letter_ratio(frame: pl.DataFrame) -> pl.Series:
     >>> scored(letter_ratio, ("2 + 2?", "a = 4!"), ("Say", "Grüße"))
     [0.25, 1.0]
     """
-    return _ratio(_count(frame["answer"], LETTER), _count(frame["answer"], VISIBLE), empty=1.0)
+    return _ratio(frame, LETTER, empty=1.0)
 
 
 def symbol_ratio(frame: pl.DataFrame) -> pl.Series:
@@ -35,11 +34,16 @@ def symbol_ratio(frame: pl.DataFrame) -> pl.Series:
     >>> scored(symbol_ratio, ("Code?", "a*b ="), ("Say", "Yes, sir."), ("Say", "né 🎉🎉"))
     [0.5, 0.0, 0.5]
     """
-    return _ratio(_count(frame["answer"], SYMBOL), _count(frame["answer"], VISIBLE), empty=0.0)
+    return _ratio(frame, SYMBOL, empty=0.0)
 
 
-def _ratio(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64], *, empty: float) -> pl.Series:
-    return pl.Series(np.where(whole > 0, part / np.maximum(whole, 1), empty))
+def _ratio(frame: pl.DataFrame, pattern: str, *, empty: float) -> pl.Series:
+    """Per answer the share of its characters that match; what is no white space is what stands in its words."""
+    part = _count(frame["answer"], pattern)
+    whole = (
+        frame.select(pl.col("answer_terms").list.eval(pl.element().str.len_chars()).list.sum()).to_series().to_numpy()
+    )
+    return pl.Series(np.where(whole > 0, np.minimum(part / np.maximum(whole, 1), 1.0), empty))
 
 
 def _count(texts: pl.Series, pattern: str) -> npt.NDArray[np.int64]:
