@@ -512,7 +512,7 @@ def export(
 
 @app.command(rich_help_panel=VERSIONS)
 def restore(
-    bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="What curate export wrote, as sharegpt or messages.")],
+    bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="What curate export wrote.")],
     name: Annotated[str | None, typer.Option("--name", help="Restore it under another name.")] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -525,12 +525,37 @@ def restore(
     from curate import restoring
     from schemas.store import store_path, writing
 
+    stated = restoring.read_bundle(bundle)
     with writing(store_path(store)) as connection:
-        restored = restoring.restore(connection, bundle, name=name)
+        restored = restoring.restore(connection, stated, name=name)
     if as_json:
         print_json(restored.as_json())
     else:
         typer.echo(restored.as_text())
+
+
+@app.command(rich_help_panel=LOOK)
+def trace(
+    what: Annotated[str, typer.Argument(metavar="ID|FILE:LINE", help="The beginning of an id, or a line of a file.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a row from its line in a file to every version and training, or back.
+
+    \b
+    curate trace data.csv:7
+    """
+    from curate import tracing
+    from schemas.store import reading, store_path
+
+    with reading(store_path(store)) as connection:
+        found = tracing.trace(connection, what)
+    if as_json:
+        print_json([one.as_json() for one in found])
+        return
+    for one in found:
+        for line in one.lines():
+            typer.echo(printable(line))
 
 
 register_training_commands(app)

@@ -81,13 +81,12 @@ class _Seen:
     new: int = 0
 
 
-def restore(connection: DuckDBPyConnection, folder: Path, *, name: str | None = None) -> Restored:
-    """The version of the bundle in `folder`, written into the store, under another `name` if one is given.
+def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None = None) -> Restored:
+    """The version of the bundle, written into the store, under another `name` if one is given.
 
-    Raises `VersionError` when the folder is no whole bundle, when its words do not give its digest (with the
-    first ids that differ), or when the store has another version of this label.
+    Raises `VersionError` when its words do not give its digest (with the first ids that differ), or when the store
+    has another version of this label.
     """
-    bundle = read_bundle(folder)
     version = bundle.version if name is None else replace(bundle.version, name=check_name(name))
     there = _there(connection, version)
     set_up(connection)
@@ -108,10 +107,12 @@ def read_bundle(folder: Path) -> Bundle:
     """What the bundle in `folder` states. Raises `VersionError` when it is none, or cannot hold a version whole."""
     proof = _read_proof(folder)
     exporter = EXPORTERS.get(proof["format"])
-    if exporter is None or not exporter.restorable or proof["left_out"]:
+    held = sum(stated["conversations"] for stated in proof["files"].values())
+    if exporter is None or not exporter.restorable or held != sum(proof["counts"].values()):
         raise VersionError(
-            f"{folder} is an export as {proof['format']}, which does not hold the whole version.",
-            "Restore from a bundle that was exported with --format sharegpt or messages.",
+            f"{folder} is an export as {proof['format']} with {held:,} of {sum(proof['counts'].values()):,} "
+            "conversations, which cannot give back the whole version.",
+            "Restore from a bundle with both sides that was exported with --format sharegpt or messages.",
         )
     version = Version(
         check_name(proof["name"]),
@@ -137,7 +138,6 @@ def _read_proof(folder: Path) -> dict[str, Any]:
         "frozen_at",
         "format",
         "files",
-        "left_out",
     }
     try:
         proof = json.loads((folder / PROOF).read_text(encoding="utf-8"))

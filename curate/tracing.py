@@ -1,0 +1,329 @@
+"""Tracing: an id, or a line of a file, comes in; the whole journey of that row goes out, both ways.
+
+From the line of a file to the conversation it became (or the reason why it became none), to what was thought of it,
+to the versions it is in and to what became of it in every training.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+from schemas.conversation import Conversation
+from schemas.errors import VersionError
+
+LEDGER = "ledger.parquet"
+"""What a training leaves beside its adapter: the fate of every conversation."""
+
+PREFIX = re.compile(r"[0-9a-fA-F]{4,32}")
+PLACE = re.compile(r"(?P<file>.+)(?P<by>[:#])(?P<number>\d+)", re.DOTALL)
+CANDIDATES = 10
+RECORDS_PER_LINE = 20
+
+PLACES_SQL = """
+    WITH places AS (
+        SELECT source, "row", line, conversation, NULL AS code FROM origins
+        UNION ALL SELECT source, "row", line, NULL, code FROM rejects
+    ), named AS (
+        SELECT source, "row", if($by = '#', "row", coalesce(line, "row")) AS start, conversation
+        FROM places JOIN sources USING (source)
+        WHERE path = $file OR ends_with(path, '/' || $file)
+    )
+    SELECT source, "row", start, conversation FROM named
+    WHERE start = (SELECT max(start) FROM named AS same WHERE same.source = named.source AND same.start <= $number)
+    ORDER BY source, "row"
+"""
+"""The records that start on this line, or on the last line before it on which one starts."""
+
+ORIGINS_SQL = """
+    SELECT path, "row", line, duplicate, shape, sha256, imported_at, metadata, mends, raw
+    FROM origins JOIN sources USING (source) WHERE conversation = ? ORDER BY imported_at, path, "row"
+"""
+REJECT_SQL = """
+    SELECT s.path, r."row", r.line, r.code, r.reason, r.raw, closing.path AS mended_in
+    FROM rejects r JOIN sources s USING (source) LEFT JOIN sources closing ON closing.source = r.closed_by
+    WHERE r.source = ? AND r."row" = ?
+"""
+VERDICTS_SQL = """
+    SELECT verdict, reason, by_whom, edited_to, decided_at FROM verdicts
+    WHERE conversation = ? ORDER BY decided_at, rowid
+"""
+REVIEWS_SQL = """
+    SELECT dataset, reviewer, status, answers, answered_at FROM reviews WHERE conversation = ? ORDER BY answered_at
+"""
+CLUSTERS_SQL = """
+    SELECT method, cluster, count(*) AS size FROM clusters
+    WHERE (method, cluster) IN (SELECT (method, cluster) FROM clusters WHERE conversation = ?)
+    GROUP BY ALL ORDER BY method
+"""
+VERSIONS_SQL = """
+    SELECT version, split, digest, frozen_at FROM members JOIN versions USING (version)
+    WHERE conversation = ? ORDER BY name, number
+"""
+RUNS_SQL = """
+    SELECT run, runs.version, split, status, adapter FROM runs JOIN members ON members.version = runs.version
+    WHERE conversation = ? ORDER BY started_at
+"""
+STANDING_SQL = "SELECT kept, by_whom, reason FROM standing WHERE conversation = ?"
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that became no conversation: where it stood, the rule and the reason, and its text."""
+
+    path: str
+    row: int
+    line: int | None
+    code: str
+    reason: str
+    raw: str
+    mended_in: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return {"rejected": asdict(self)}
+
+    def lines(self) -> Iterator[str]:
+        """The row for people, line by line."""
+        yield f"{_where(self.path, self.row, self.line)} was rejected: {self.code}"
+        yield f"  {self.reason}"
+        if self.mended_in:
+            yield f"  brought back mended by {self.mended_in}"
+        yield f"  {_cut(self.raw)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """All that the store, and the ledgers of its runs, know of one conversation."""
+
+    id: str
+    conversation: Conversation
+    parent: str | None
+    edits: list[str]
+    origins: Rows
+    scores: dict[str, Any]
+    standing: dict[str, Any]
+    verdicts: Rows
+    reviews: Rows
+    clusters: Rows
+    versions: Rows
+    runs: Rows
+
+    def as_json(self) -> dict[str, Any]:
+        """The journey as plain values."""
+        turns = [turn.as_row() for turn in self.conversation.turns]
+        values = {**asdict(self), "conversations": turns, "tools": self.conversation.tools}
+        values.pop("conversation")
+        return values
+
+    def lines(self) -> Iterator[str]:
+        """The journey for people, line by line."""
+        yield f"conversation {self.id}"
+        for turn in self.conversation.turns:
+            marks = "" if turn.train else " (not learned)"
+            yield f"  {turn.role}{marks}: {_cut(turn.value)}"
+        if self.conversation.tools:
+            yield f"  tools: {_cut(self.conversation.tools)}"
+        yield from _listed("came from", map(_origin_line, self.origins))
+        if self.parent:
+            yield f"edited from {self.parent}"
+        yield from _listed("edited to", self.edits)
+        yield from _listed(
+            "near-duplicates", (f"{c['method']}: {c['size']} with {c['cluster']}" for c in self.clusters)
+        )
+        yield from _listed("scores", (f"{name} {_short(value)}" for name, value in self.scores.items()))
+        yield from _listed("verdicts", map(_verdict_line, self.verdicts))
+        yield from _listed("reviews", map(_review_line, self.reviews))
+        yield _standing_line(self.standing)
+        yield from _listed("versions", (f"{v['version']}, {v['split']}" for v in self.versions))
+        yield from _listed("runs", map(_run_line, self.runs))
+
+
+def trace(connection: DuckDBPyConnection, asked: str) -> list[Journey | Refused]:
+    """The journeys of what was asked for: an id or its beginning, `file:line`, or `file#row`.
+
+    A line on which several records start gives several. Raises `VersionError` when nothing is found, when the
+    beginning of an id fits several conversations (they are listed), or when the text is neither.
+    """
+    if PREFIX.fullmatch(asked):
+        return [_journey(connection, _complete(connection, asked.lower()))]
+    place = PLACE.fullmatch(asked)
+    if place is None:
+        raise VersionError(
+            f"{asked!r} is neither an id nor a place in a file.",
+            "Give at least 4 hex digits of an id, or a place such as data.csv:7 (line) or data.csv#6 (row).",
+        )
+    return [_found(connection, record) for record in _records(connection, place)]
+
+
+def _complete(connection: DuckDBPyConnection, prefix: str) -> str:
+    """The one id that begins with `prefix`."""
+    query = "SELECT id FROM conversations WHERE starts_with(id, ?) ORDER BY id LIMIT ?"
+    ids = [one for (one,) in connection.execute(query, [prefix, CANDIDATES + 1]).fetchall()]
+    if len(ids) == 1:
+        return str(ids[0])
+    if not ids:
+        raise VersionError(f"No conversation's id begins with {prefix}.", "Ask for the line of a file: data.csv:7.")
+    more = " and more" if len(ids) > CANDIDATES else ""
+    raise VersionError(
+        f"The ids of several conversations begin with {prefix}: {', '.join(ids[:CANDIDATES])}{more}.",
+        "Give more digits.",
+    )
+
+
+def _records(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple[str, int, str | None]]:
+    """The records at a place: source, row, and the conversation, null where the row was rejected."""
+    file, number = place["file"], int(place["number"])
+    params = {"file": file, "by": place["by"], "number": number}
+    found = connection.execute(PLACES_SQL, params).fetchall()
+    if not found:
+        raise _no_such_place(connection, file, number)
+    if len(found) > RECORDS_PER_LINE:
+        raise VersionError(
+            f"{len(found):,} records start on line {found[0][2]} of {file}.",
+            f"Ask for one by its number, such as {file}#{found[0][1]}.",
+        )
+    return [(source, row, conversation) for source, row, _, conversation in found]
+
+
+def _no_such_place(connection: DuckDBPyConnection, file: str, number: int) -> VersionError:
+    paths = [path for (path,) in connection.sql("SELECT DISTINCT path FROM sources ORDER BY path").fetchall()]
+    if any(path == file or path.endswith(f"/{file}") for path in paths):
+        return VersionError(
+            f"No record of {file} starts on line {number} or before.", "The first line may be a header."
+        )
+    known = f"Imported were {', '.join(paths[:CANDIDATES])}." if paths else "curate import FILE reads some in."
+    return VersionError(f"Nothing was imported from {file}.", known)
+
+
+def _found(connection: DuckDBPyConnection, record: tuple[str, int, str | None]) -> Journey | Refused:
+    source, row, conversation = record
+    if conversation is not None:
+        return _journey(connection, conversation)
+    (reject,) = connection.sql(REJECT_SQL, params=[source, row]).pl().to_dicts()
+    return Refused(**reject)
+
+
+def _journey(connection: DuckDBPyConnection, identity: str) -> Journey:
+    """Everything about one conversation."""
+
+    def ask(query: str) -> Rows:
+        return list(connection.sql(query, params=[identity]).pl().to_dicts())
+
+    (row,) = ask("SELECT conversations, tools, parent FROM conversations WHERE id = ?")
+    scores = ask("SELECT * FROM scores WHERE conversation = ?")
+    edits = ask("SELECT id FROM conversations WHERE parent = ? ORDER BY id")
+    return Journey(
+        id=identity,
+        conversation=Conversation.from_row(row),
+        parent=row["parent"],
+        edits=[edit["id"] for edit in edits],
+        origins=[_read_metadata(origin) for origin in ask(ORIGINS_SQL)],
+        scores={
+            name: score
+            for each in scores
+            for name, score in each.items()
+            if name != "conversation" and score is not None
+        },
+        standing=next(iter(ask(STANDING_SQL)), {}),
+        verdicts=ask(VERDICTS_SQL),
+        reviews=ask(REVIEWS_SQL),
+        clusters=ask(CLUSTERS_SQL),
+        versions=ask(VERSIONS_SQL),
+        runs=[{**run, **_fate(connection, run["adapter"], identity)} for run in ask(RUNS_SQL)],
+    )
+
+
+def _read_metadata(origin: dict[str, Any]) -> dict[str, Any]:
+    return {**origin, "metadata": json.loads(origin["metadata"]) if origin["metadata"] else None}
+
+
+def _fate(connection: DuckDBPyConnection, adapter: str, identity: str) -> dict[str, Any]:
+    """What the run's ledger says of the conversation: `ledger` (a row or null), and `note` when there is no ledger."""
+    path = Path(adapter) / LEDGER
+    if not path.is_file():
+        return {"ledger": None, "note": f"{path} is not there"}
+    try:
+        rows = connection.sql("SELECT * FROM read_parquet(?) WHERE conversation = ?", params=[str(path), identity]).pl()
+    except duckdb.Error as error:
+        return {"ledger": None, "note": f"{path} cannot be read: {str(error).splitlines()[0]}"}
+    return {"ledger": next(iter(rows.to_dicts()), None), "note": None if rows.height else "not in its ledger"}
+
+
+# --- for people
+
+SHOWN = 5
+CUT = 300
+
+
+def _listed(title: str, entries: Iterable[str]) -> Iterator[str]:
+    """A title and the first entries under it; nothing when there are none."""
+    listed = list(entries)
+    if listed:
+        yield title
+    limit = len(listed) if title == "scores" else SHOWN
+    yield from (f"  {entry}" for entry in listed[:limit])
+    if len(listed) > limit:
+        yield f"  and {len(listed) - limit:,} more: --json shows all"
+
+
+def _where(path: str, row: int, line: int | None) -> str:
+    return f"{path} line {line} (row {row})" if line is not None else f"{path} row {row}"
+
+
+def _origin_line(origin: dict[str, Any]) -> str:
+    parts = [_where(origin["path"], origin["row"], origin["line"])]
+    parts += ["as a duplicate"] if origin["duplicate"] else []
+    parts += (
+        [f"mended: {', '.join(origin['mends'])}; as it was: {_cut(origin['raw'] or '')}"] if origin["mends"] else []
+    )
+    parts += [f"beside it: {_cut(json.dumps(origin['metadata'], ensure_ascii=False))}"] if origin["metadata"] else []
+    return "; ".join(parts)
+
+
+def _verdict_line(verdict: dict[str, Any]) -> str:
+    to = f" to {verdict['edited_to']}" if verdict["edited_to"] else ""
+    return f"{verdict['decided_at']:%Y-%m-%d %H:%M} {verdict['by_whom']}: {verdict['verdict']}{to}, {verdict['reason']}"
+
+
+def _review_line(review: dict[str, Any]) -> str:
+    return f"{review['answered_at']:%Y-%m-%d %H:%M} {review['reviewer']} in {review['dataset']}: {review['answers']}"
+
+
+def _standing_line(standing: dict[str, Any]) -> str:
+    word = "kept" if standing.get("kept") else "not kept"
+    judge = f", {standing['by_whom']}: {standing['reason']}" if standing.get("by_whom") else ""
+    return f"stands now: {word}{judge}"
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    head = f"{run['run']} on {run['version']} ({run['split']}), {run['status']}"
+    ledger = run["ledger"]
+    if ledger is None:
+        return f"{head}: {run['note']}"
+    told = ", ".join(
+        f"{name} {_short(value)}" for name, value in ledger.items() if name not in _TOLD and value is not None
+    )
+    return f"{head}: {told}"
+
+
+_TOLD = ("conversation", "split")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cut(text: str) -> str:
+    """The text, shortened to what a screen bears, its further lines set in so that none looks like one of ours."""
+    shown = text if len(text) <= CUT else f"{text[:CUT]}… ({len(text):,} characters; --json shows all)"
+    return "\n    ".join(shown.splitlines())
