@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from curate.control_tokens import CONTROL_TOKENS
+
 _WORD = r"[\p{L}\p{N}'’-]+"
 _ASKS_FOR_MORE = (
     rf"(?:{_WORD}[,;:]? +){{4,}}(?:{_WORD},|(?:a|an|the|and|or|but|nor|of|than|their|its|my|your|our|into|because"
@@ -17,14 +19,6 @@ _BROKEN_OFF = (
 )
 """A last line of prose where another sentence follows a full one and has 30 characters and more, but no full stop;
 headings, list items, code, titles and a tweet's hashtags are none."""
-
-CONTROL_TOKENS = (
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|end_of_text|>",
-    "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>", "<|user|>", "<|assistant|>",
-    "<|system|>", "<|end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>",
-    "</s>", "<|eot|>", "<|header_start|>", "<|header_end|>", "<|channel|>", "<|message|>", "<|return|>",
-    "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>",
-)  # fmt: skip
 
 
 def unfinished() -> pl.Expr:

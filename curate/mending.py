@@ -1,0 +1,119 @@
+"""Mending: turns come in, turns with a safe repair go out, and which conversations were touched by which mend.
+
+A mend is applied only where it is asked for by name, in the order asked; nothing is repaired by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from schemas.conversation import ASSISTANT_ROLES
+
+MENDED = {"row": pl.Int64, "mends": pl.List(pl.String)}
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """A repair: what it does in a sentence, and the function from turns to mended turns."""
+
+    sentence: str
+    apply: Callable[[pl.DataFrame], pl.DataFrame]
+
+
+def mend(turns: pl.DataFrame, names: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The turns after the mends called `names`, and `row`, `mends` of the conversations that they changed.
+
+    A conversation of which a mend would leave nothing stays as it was, and is left to the rules.
+    """
+    touched = pl.DataFrame(schema={"row": pl.Int64, "mend": pl.String})
+    for name in names:
+        mended = _none_lost(turns, MENDS[name].apply(turns))
+        changed = _changed(turns, mended)
+        touched = pl.concat([touched, changed.select("row", pl.lit(name).alias("mend"))])
+        turns = mended
+    return turns, touched.group_by("row", maintain_order=True).agg(pl.col("mend").alias("mends")).sort("row")
+
+
+def strip(turns: pl.DataFrame) -> pl.DataFrame:
+    """White space around every turn is taken away.
+
+    >>> strip(pl.DataFrame({"row": [0], "from": ["human"], "value": [" Hi "]}))["value"].to_list()
+    ['Hi']
+    """
+    return turns.with_columns(pl.col("value").str.strip_chars())
+
+
+def drop_trailing_user(turns: pl.DataFrame) -> pl.DataFrame:
+    """What comes behind the assistant's last turn is taken away.
+
+    >>> talk = pl.DataFrame({"row": [0, 0, 0], "from": ["human", "gpt", "human"], "value": ["Hi", "Hello", "Bye"]})
+    >>> drop_trailing_user(talk)["value"].to_list()
+    ['Hi', 'Hello']
+    """
+    return turns.filter(pl.col("from").is_in(list(ASSISTANT_ROLES)).cum_max(reverse=True).over("row"))
+
+
+def drop_leading_assistant(turns: pl.DataFrame) -> pl.DataFrame:
+    """What the assistant says before the first question is taken away; a system prompt stays.
+
+    >>> talk = pl.DataFrame({"row": [0, 0, 0], "from": ["gpt", "human", "gpt"], "value": ["Welcome", "Hi", "Hello"]})
+    >>> drop_leading_assistant(talk)["value"].to_list()
+    ['Hi', 'Hello']
+    """
+    asked = (pl.col("from") == "human").cum_max().over("row")
+    return turns.filter(asked | (pl.col("from") == "system"))
+
+
+def merge_consecutive(turns: pl.DataFrame) -> pl.DataFrame:
+    r"""Turns of the same speaker in a row become one, with a blank line between; tool calls and results stay apart.
+
+    >>> talk = pl.DataFrame({"row": [0, 0, 0], "from": ["human", "human", "gpt"], "value": ["Hi", "You?", "Hello"]})
+    >>> merge_consecutive(talk)["value"].to_list()
+    ['Hi\n\nYou?', 'Hello']
+    """
+    joins = (
+        (pl.col("row") == pl.col("row").shift(1))
+        & (pl.col("from") == pl.col("from").shift(1))
+        & pl.col("from").is_in(["system", "human", "gpt"])
+    ).fill_null(False)
+    if not turns.select(joins.any()).item():
+        return turns
+    others = [name for name in turns.columns if name != "value"]
+    together = turns.with_columns(joins.not_().cum_sum().alias("_turn")).group_by("_turn", maintain_order=True)
+    merged = together.agg(pl.col(others).first(), pl.col("value").str.join("\n\n"))
+    return merged.select(turns.columns)
+
+
+MENDS: dict[str, Mend] = {
+    "strip": Mend("Take away white space around every turn.", strip),
+    "trailing-user": Mend("Take away what comes behind the assistant's last turn.", drop_trailing_user),
+    "leading-assistant": Mend("Take away what the assistant says before the first question.", drop_leading_assistant),
+    "merge-consecutive": Mend(
+        "Join turns of one speaker that follow each other, with a blank line.", merge_consecutive
+    ),
+}
+"""Every mend by the name that `--mend` takes."""
+
+
+def _none_lost(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    """The mended turns, and as they were those of conversations that have none left."""
+    if before.height == after.height:
+        return after
+    lost = before.join(after.select("row").unique(), on="row", how="anti", maintain_order="left")
+    return after if lost.is_empty() else pl.concat([after, lost]).sort("row", maintain_order=True)
+
+
+def _changed(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose turns are not what they were."""
+    if before.height == after.height:
+        differs = (before["value"].ne_missing(after["value"])) | (before["from"].ne_missing(after["from"]))
+        return before.filter(differs).select("row").unique(maintain_order=True)
+    texts = [
+        turns.group_by("row", maintain_order=True).agg(pl.col("value"), pl.col("from")) for turns in (before, after)
+    ]
+    both = texts[0].join(texts[1], on="row", suffix="_after", maintain_order="left")
+    unlike = (pl.col("value") != pl.col("value_after")) | (pl.col("from") != pl.col("from_after"))
+    return both.filter(unlike).select("row")
