@@ -383,6 +383,15 @@ def test_our_templates_give_the_ids_of_apply_chat_template(name, folder, tokeniz
     assert _check(name, find_template(name, folder).text, tokenizer, transformers_tokenizer) >= len(CONVERSATIONS)
 
 
+def test_the_tiny_model_is_rendered_as_by_transformers(sample):
+    from transformers import AutoTokenizer
+
+    folder = sample / "tiny"
+    text = find_template("tokenizer", folder).text
+    taken = _check("tiny", text, Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder))
+    assert taken == len(CONVERSATIONS) + 1
+
+
 @pytest.mark.slow
 def test_every_template_of_unsloth_gives_the_ids_of_apply_chat_template(tokenizer, transformers_tokenizer):
     templates = _unsloth()

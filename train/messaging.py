@@ -29,9 +29,9 @@ def as_is(_turn: int, text: str) -> str:
 
 
 def to_messages(turns: Sequence[Mapping[str, Any]], write: Write = as_is) -> list[dict[str, Any]]:
-    """The messages of `turns`, each with the extra key-free meaning of an OpenAI chat message.
+    """The messages of `turns`, as OpenAI writes them, but a call's arguments are an object, not its text.
 
-    An assistant message that only calls tools has the content "" (templates compare and add strings).
+    An assistant message that only calls tools has the content "": many templates add to it or look into it.
     Raises `UnreadableTurnError` for a function_call that is no JSON.
 
     >>> to_messages([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}])
