@@ -11,6 +11,7 @@ from pathlib import Path
 
 from curate.importers.batch import REJECTS, Batch, Reject
 from curate.importers.decoding import check_encoding
+from curate.importers.delimited import read_csv, read_tsv
 from curate.importers.expanding import expand
 from curate.importers.hub import read_dataset
 from curate.importers.jsonl import read_jsonl
@@ -23,6 +24,8 @@ __all__ = ["IMPORTERS", "REJECTS", "Batch", "Importer", "Reject", "Source", "exp
 
 IMPORTERS: dict[str, Importer] = {
     "jsonl": read_jsonl,
+    "csv": read_csv,
+    "tsv": read_tsv,
     "parquet": read_parquet,
     "hub": read_dataset,
 }

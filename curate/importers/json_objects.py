@@ -8,16 +8,16 @@ have (NaN) is found afterwards, and every refused text is explained with the hel
 from __future__ import annotations
 
 import json
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curate.importers.batch import Batch, Reject, rejects_frame
-from curate.importers.decoding import foreign_encoding
-from curate.importers.streaming import Bytes, Positions
+from curate.importers.batch import Batch
+from curate.importers.streaming import Positions
+from curate.importers.texts import Numbers, Problem, as_bytes, as_text, batch_of, not_utf8, refuse_foreign
 from schemas.errors import SourceError
 
 MOST_COLUMNS = 5_000
@@ -29,19 +29,8 @@ SLICES = 8
 KEY = r'"\s*:'
 """Every key of an object ends in a match; not every match ends a key."""
 
-SAMPLE = 200
-"""As many texts are looked at to name the encoding of a file."""
-
 NOT_JSON = ["NaN", "Infinity"]
 """What DuckDB takes for numbers, and writes in this one way, and JSON does not have."""
-
-
-class Problem(NamedTuple):
-    """Why the text at `position` was refused: the rule's name and a sentence."""
-
-    position: int
-    code: str
-    reason: str
 
 
 class ObjectReader:
@@ -59,24 +48,11 @@ class ObjectReader:
         Raises `SourceError` where they are in another encoding than UTF-8.
         """
         table, problems = self.read(texts)
-        _refuse_foreign(self._path, texts, problems, line)
+        refuse_foreign(self._path, texts, problems, line)
         row = self._rows + 1 + np.arange(len(texts))
         self._rows += len(texts)
         good = np.delete(np.arange(len(texts)), [problem.position for problem in problems])
-        rejects = [
-            Reject(int(row[at]), int(line[at]), code, reason, _as_it_stood(texts, at)) for at, code, reason in problems
-        ]
-
-        def raw(positions: pl.Series) -> pl.Series:
-            return as_text(texts.take(pa.array(good[positions.to_numpy()]))).str.strip_chars("\r\n").alias("raw")
-
-        return Batch(
-            table[good] if problems else table,
-            pl.Series("row", row[good], pl.Int64),
-            pl.Series("line", line[good], pl.Int64),
-            rejects_frame(rejects),
-            raw,
-        )
+        return batch_of(table[good] if problems else table, texts, good, problems, Numbers(row, line))
 
     def read(self, texts: pa.LargeStringArray) -> tuple[pl.DataFrame, list[Problem]]:
         """A table with a row for each text, and why some of its rows are to be left out.
@@ -91,9 +67,13 @@ class ObjectReader:
         twice = found.select(pl.col("keys").list.n_unique() < pl.col("keys").list.len()).to_series()
         unread = pl.concat([unread, doubtful.filter(~found["object"])])
         problems = [
-            *(_explain(position, _bytes(texts, position)) for position in unread),
+            *(_explain(position, as_bytes(texts, position)) for position in unread),
             *(Problem(position, "duplicate-key", "A key stands in it twice.") for position in doubtful.filter(twice)),
-            *(_explain(at, _bytes(texts, at)) for at in _perhaps_not_a_number(table) if _is_no_json(_bytes(texts, at))),
+            *(
+                _explain(at, as_bytes(texts, at))
+                for at in _perhaps_not_a_number(table)
+                if _is_no_json(as_bytes(texts, at))
+            ),
         ]
         return table, sorted({problem.position: problem for problem in reversed(problems)}.values())
 
@@ -129,38 +109,15 @@ class ObjectReader:
         return bool(new)
 
 
-def texts_of(data: Bytes, starts: Positions) -> pa.LargeStringArray:
-    """The texts that start at `starts`, each up to the next, laid over `data` without a copy."""
-    offsets = np.append(starts, len(data)).astype(np.int64)
-    return pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(data))
-
-
-def as_text(texts: pa.LargeStringArray) -> pl.Series:
-    """The texts as a series, null where one is not valid UTF-8."""
-    series = pl.from_arrow(texts.cast(pa.large_binary()))
-    assert isinstance(series, pl.Series)
-    return series.cast(pl.String, strict=False)
-
-
-def _refuse_foreign(path: str, texts: pa.LargeStringArray, problems: list[Problem], line: Positions) -> None:
-    """Raise `SourceError` where most texts with other characters than ASCII are not UTF-8: then the file is not."""
-    foreign = [problem.position for problem in problems if problem.code == "not-utf8"]
-    if foreign:
-        text = as_text(texts)
-        if len(foreign) >= (text.str.len_chars() != text.str.len_bytes()).sum():
-            sample = b"".join(_bytes(texts, position) for position in foreign[:SAMPLE])
-            raise foreign_encoding(path, sample, int(line[foreign[0]]))
-
-
 def _doubtful(table: pl.DataFrame, unread: pl.Series, texts: pa.LargeStringArray) -> pl.Series:
     """Positions of the texts that may have an unknown key, have a key twice, or be no object.
 
-    A text with as many ends of keys as it has values in the table has no other keys; one without any may be
-    something else than an object.
+    A text with as many ends of keys as it has values in the table has no other keys.
     """
-    marks = as_text(texts).str.count_matches(KEY)
+    text = as_text(texts)
     values = table.select(pl.sum_horizontal(pl.lit(0), pl.all().is_not_null())).to_series() if table.width else 0
-    doubtful = ((marks != values) | (marks == 0)).arg_true().cast(pl.Int64)
+    sure = (text.str.count_matches(KEY) == values) & text.str.starts_with("{")
+    doubtful = (~sure).arg_true().cast(pl.Int64)
     return doubtful.filter(~doubtful.is_in(unread.implode()))
 
 
@@ -176,14 +133,6 @@ def _perhaps_not_a_number(table: pl.DataFrame) -> list[int]:
     return sorted(positions)
 
 
-def _bytes(texts: pa.LargeStringArray, position: int) -> bytes:
-    return bytes(texts[position].as_buffer())
-
-
-def _as_it_stood(texts: pa.LargeStringArray, position: int) -> str:
-    return _bytes(texts, position).strip(b"\r\n").decode(errors="backslashreplace")
-
-
 def _is_no_json(text: bytes) -> bool:
     try:
         json.loads(text, parse_constant=_refuse_constant)
@@ -196,9 +145,8 @@ def _explain(position: int, text: bytes) -> Problem:
     """What is wrong with a text that is no object, in words."""
     try:
         value = json.loads(text.decode(), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        reason = f"Byte 0x{text[error.start]:02x} at position {error.start + 1} is not UTF-8."
-        return Problem(position, "not-utf8", reason)
+    except UnicodeDecodeError:
+        return not_utf8(position, text)
     except json.JSONDecodeError as error:
         return Problem(position, "broken-json", f"It is no valid JSON: {_in_words(error)}.")
     except (ValueError, RecursionError) as error:

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curate.importers.batch import Batch
-from curate.importers.json_objects import ObjectReader, as_text, texts_of
+from curate.importers.json_objects import ObjectReader
 from curate.importers.streaming import Bytes, ByteStream, Chunk, Positions, whole_lines
+from curate.importers.texts import as_text, texts_of
 
 
 def read_jsonl(stream: ByteStream) -> Iterator[Batch]:
