@@ -92,7 +92,7 @@ def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = N
 
     `turns` has the columns `row`, `from`, `value` and may have `train`, `tool_call_id`; the turns of one row
     stand together, in order. `tools` holds one JSON text or null per distinct row. One pass, no grouping:
-    the nested column is laid over the turn columns by offsets.
+    the nested column is laid over the turn columns.
     """
     turns = turns.select(
         "row",
@@ -102,12 +102,11 @@ def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = N
         pl.col("tool_call_id") if "tool_call_id" in turns.columns else pl.lit(None, pl.String).alias("tool_call_id"),
     )
     runs = turns["row"].rle().struct.unnest()
-    offsets = _offsets(runs["len"])
     folded = pl.DataFrame(
         {
             "row": runs["value"],
-            "canonical": _lists(offsets, turns.select(_canonical_turn())["canonical"].to_arrow()),
-            "conversations": _lists(offsets, turns.select(*TURN_FIELDS).to_struct("turn").to_arrow()),
+            "canonical": _nested(turns.select(_canonical_turn()).to_series(), runs["len"]),
+            "conversations": _nested(turns.select(*TURN_FIELDS).to_struct("turn"), runs["len"]),
             "tools": pl.Series("tools", tools if tools is not None else [None] * runs.height, dtype=pl.String),
         }
     )
@@ -150,12 +149,15 @@ def _sha256(text: pl.Expr) -> pl.Expr:
     return hashed
 
 
-def _offsets(lengths: pl.Series) -> pa.Array:
-    return pl.concat([pl.Series("len", [0], pl.Int64), lengths.cast(pl.Int64).cum_sum()]).to_arrow()
-
-
-def _lists(offsets: pa.Array, values: pa.Array) -> pl.Series:
-    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    lists = pl.from_arrow(pa.LargeListArray.from_arrays(offsets, values))
+def _nested(values: pl.Series, lengths: pl.Series) -> pl.Series:
+    """Lists of `lengths` over the flat `values`. Equal lengths, the common case, cost no copy."""
+    if lengths.n_unique() == 1:
+        return values.reshape((-1, lengths[0])).arr.to_list()
+    offsets = pl.concat([pl.Series([0], dtype=pl.Int64), lengths.cast(pl.Int64).cum_sum()])
+    lists = pl.from_arrow(pa.LargeListArray.from_arrays(offsets.to_arrow(), _one_chunk(values.to_arrow())))
     assert isinstance(lists, pl.Series)
     return lists
+
+
+def _one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
