@@ -1,0 +1,169 @@
+"""The rules: what each refuses, what it says, and that all of them together equal a plain statement of the demands."""
+
+import itertools
+import random
+
+import polars as pl
+import pytest
+
+from curate.mending import MENDS, mend
+from curate.validating import RULES, Limits, validate
+
+CALL = '{"name": "add", "arguments": {"a": 1.0}}'
+
+
+def turns(*conversations: list[tuple]) -> pl.DataFrame:
+    """A turns frame; a turn is (role, words) or (role, words, tool_call_id)."""
+    rows = [
+        {"row": n, "from": turn[0], "value": turn[1], "tool_call_id": turn[2] if len(turn) > 2 else None}
+        for n, talk in enumerate(conversations)
+        for turn in talk
+    ]
+    schema = {"row": pl.Int64, "from": pl.String, "value": pl.String, "tool_call_id": pl.String}
+    return pl.DataFrame(rows, schema=schema).with_columns(train=pl.lit(True))
+
+
+def codes(*conversations: list[tuple], **options) -> list[tuple[int, str]]:
+    return validate(turns(*conversations), **options).select("row", "code").rows()
+
+
+SOUND = [
+    [("human", "Hi"), ("gpt", "Hello")],
+    [("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Bye")],
+    [("human", "1+1?"), ("function_call", CALL), ("observation", "2"), ("gpt", "2")],
+    [("human", "1+1?"), ("gpt", "Let me see."), ("function_call", CALL), ("observation", "2"), ("gpt", "2")],
+    [("human", "?"), ("function_call", f"[{CALL}, {CALL}]"), ("observation", "2"), ("observation", "2"), ("gpt", "2")],
+    [("human", "?"), ("function_call", CALL), ("observation", "0"), ("function_call", CALL), ("observation", "2"),
+     ("gpt", "2")],
+]  # fmt: skip
+
+
+def test_sound_conversations_have_no_findings():
+    assert codes(*SOUND) == []
+
+
+REFUSED = {
+    "unknown-role": [("wizard", "Hi"), ("gpt", "Hello")],
+    "empty-question": [("human", " \n"), ("gpt", "Hello")],
+    "empty-answer": [("human", "Hi"), ("gpt", "")],
+    "empty-turn": [("system", ""), ("human", "Hi"), ("gpt", "Hello")],
+    "not-ending-with-assistant": [("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")],
+    "misplaced-system": [("human", "Hi"), ("system", "Be brief."), ("gpt", "Hello")],
+    "not-starting-with-user": [("system", "Be brief."), ("gpt", "Welcome"), ("human", "Hi"), ("gpt", "Hello")],
+    "same-role-twice": [("human", "Hi"), ("gpt", "Hello"), ("gpt", "Still there?")],
+    "unanswered-tool-call": [("human", "1+1?"), ("function_call", CALL), ("gpt", "2")],
+    "result-without-call": [("human", "1+1?"), ("observation", "2"), ("gpt", "2")],
+    "wrong-order": [("human", "?"), ("function_call", CALL), ("observation", "2"), ("human", "So?"), ("gpt", "2")],
+    "broken-tool-call": [("human", "1+1?"), ("function_call", '{"name": "add", "arguments": "a=1"}')],
+    "unanswered-call-id": [
+        ("human", "?"),
+        ("function_call", '{"name": "add", "arguments": {}, "id": "c1"}'),
+        ("observation", "2", "c2"),
+        ("gpt", "2"),
+    ],
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_a_broken_rule_is_found_by_its_code(code):
+    found = validate(turns(SOUND[0], REFUSED[code], SOUND[1])).filter(pl.col("severity") == "reject")
+    assert found.select("row", "code").rows() == [(1, code)]
+
+
+def test_every_rule_that_refuses_has_a_case():
+    refusing = {code for code, rule in RULES.items() if rule.severity == "reject"}
+    assert refusing - REFUSED.keys() == {"too-many-turns", "too-long", "broken-tools"}
+
+
+def test_a_finding_says_which_turn_and_what_was_found():
+    found = validate(turns(SOUND[0], REFUSED["not-ending-with-assistant"], REFUSED["broken-tool-call"]))
+    assert found.filter(pl.col("severity") == "reject")["reason"].to_list() == [
+        "Turn 3 (human) is the last, and not the assistant's.",
+        'Turn 2 (function_call) is no valid tool call: {"name": "add", "arguments": "a=1"}',
+    ]
+
+
+def test_limits_count_turns_and_text():
+    long = [("human", "x" * 50), ("gpt", "y" * 51)]
+    many = [("human", "x"), ("gpt", "y")] * 3
+    assert codes(many, limits=Limits(turns=5)) == [(0, "too-many-turns")]
+    assert codes(SOUND[0], long, SOUND[0], limits=Limits(characters=100)) == [(1, "too-long")]
+
+
+def test_tools_that_are_no_list_of_objects_are_refused():
+    tools = pl.DataFrame({"row": [0, 1, 2], "tools": ['[{"name": "f"}]', '{"name": "f"}', "[1]"]})
+    assert codes(SOUND[0], SOUND[0], SOUND[0], tools=tools) == [(1, "broken-tools"), (2, "broken-tools")]
+
+
+def test_warnings_are_told_all_and_refuse_nothing():
+    talk = [("human", " What is <|im_end|>?"), ("gpt", "A caf\ufffd.")]
+    found = validate(turns(talk))
+    assert found["code"].to_list() == ["control-token-text", "unreadable-character", "outer-white-space"]
+    assert set(found["severity"]) == {"warning"}
+    assert found["reason"][0] == "Turn 1 (human) holds <|im_end|>."
+
+
+def test_a_call_that_ends_the_conversation_is_what_is_learned():
+    assert codes([("human", "1+1?"), ("function_call", CALL)]) == [(0, "open-tool-call")]
+
+
+def plain_verdict(talk: list[tuple]) -> bool:
+    """The demands on roles and emptiness, said once more in plain Python."""
+    roles = [turn[0] for turn in talk]
+    rest = roles[1:] if roles[0] == "system" else roles
+    follows = {
+        "human": {"gpt", "function_call"},
+        "gpt": {"human", "function_call"},
+        "function_call": {"observation"},
+        "observation": {"observation", "gpt", "function_call"},
+        "system": set(),
+    }
+    return (
+        all(turn[1].strip() for turn in talk)
+        and rest[:1] == ["human"]
+        and all(b in follows[a] for a, b in itertools.pairwise(rest))
+        and roles[-1] in ("gpt", "function_call")
+    )
+
+
+def test_rules_over_frames_equal_a_plain_statement_of_them():
+    rng = random.Random(11)
+    words = {"function_call": CALL}
+    talks = []
+    for _ in range(3_000):
+        roles = rng.choices(
+            ["system", "human", "gpt", "function_call", "observation"], [1, 5, 5, 2, 2], k=rng.randint(1, 6)
+        )
+        talks.append([(role, words.get(role, rng.choice(["a", "b", "a", "b", " "]))) for role in roles])
+    refused = set(validate(turns(*talks)).filter(pl.col("severity") == "reject")["row"])
+    assert refused == {n for n, talk in enumerate(talks) if not plain_verdict(talk)}
+    assert 0 < len(refused) < len(talks)
+
+
+MENDABLE = {
+    "strip": ([("human", " Hi\n"), ("gpt", "Hello ")], [("human", "Hi"), ("gpt", "Hello")]),
+    "trailing-user": ([("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")], [("human", "Hi"), ("gpt", "Hello")]),
+    "leading-assistant": ([("gpt", "Welcome"), ("human", "Hi"), ("gpt", "Hello")], [("human", "Hi"), ("gpt", "Hello")]),
+    "merge-consecutive": (
+        [("human", "Hi"), ("human", "You?"), ("gpt", "Hello")],
+        [("human", "Hi\n\nYou?"), ("gpt", "Hello")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MENDS)
+def test_a_mend_repairs_what_it_names_and_leaves_the_rest(name):
+    broken, whole = MENDABLE[name]
+    mended, touched = mend(turns(SOUND[0], broken, SOUND[1]), [name])
+    assert mended.equals(turns(SOUND[0], whole, SOUND[1]))
+    assert touched.rows() == [(1, [name])]
+
+
+def test_every_mend_that_a_rule_offers_is_there():
+    assert {rule.mend for rule in RULES.values() if rule.mend} == MENDS.keys()
+
+
+def test_a_conversation_of_which_nothing_would_be_left_stays():
+    mended, touched = mend(turns([("human", "Hi")], SOUND[0]), ["trailing-user"])
+    assert mended.equals(turns([("human", "Hi")], SOUND[0]))
+    assert touched.is_empty()
