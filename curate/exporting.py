@@ -144,6 +144,8 @@ def export_version(
     with in_place(to, force=force) as place:
         files, left_out = _write_files(connection, version, exporter, place, plan)
         _refuse_unfit(left_out, version, exporter, skip_unfit=skip_unfit)
+        for name, written in files.items():
+            _prove(place if single else place / name, exporter, written.conversations)
         exported = Exported(version, exporter.name, to, files, left_out)
         if not single:
             _write_sides(connection, version, place, with_scores=with_scores, with_origins=with_origins)
@@ -195,14 +197,13 @@ def _known_split(split: str | None) -> str:
 def _write_files(
     connection: DuckDBPyConnection, version: Version, exporter: Exporter, place: Path, plan: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, WrittenFile], pl.DataFrame]:
-    """Write every file of the plan and read it back."""
+    """Write every file of the plan: what it holds, and what does not fit (`id`, `reason`, `split`)."""
     files: dict[str, WrittenFile] = {}
     left_out = [pl.DataFrame(schema={**UNFIT, "split": pl.String})]
     single = place.suffix in SUFFIXES
     for name, sides in plan.items():
         path = place if single else place / name
         count, unfit = _write_file(connection, version, exporter, path, sides)
-        _prove(path, exporter, count)
         left_out.append(unfit)
         files[name] = WrittenFile("+".join(sides), count, path.stat().st_size, _sha256(path))
     return files, pl.concat(left_out)

@@ -46,6 +46,7 @@ SILENT = Conversation(
 )
 PLAIN = [
     chat("Hello?", "Hi.", "How?", "So."),
+    chat("A?", "1.", "B?", "2.", "C?", "3."),
     chat("Who?", 'Me, "you" \\ and 😀.', system="Be kind."),
     *questions(30),
 ]
@@ -145,7 +146,7 @@ def test_tools_in_a_spelling_of_their_own_stay_text_in_messages(tmp_path):
 
 def test_alpaca_refuses_what_does_not_fit_with_counts(store, tmp_path):
     with pytest.raises(
-        ExportError, match=r"2 of the 34 .*1: a turn is marked as not learned; 1: it has tools"
+        ExportError, match=r"2 of the 35 .*1: a turn is marked as not learned; 1: it has tools"
     ) as refused:
         export(store, tmp_path / "bundle", format="alpaca")
     assert "--skip-unfit" in refused.value.hint
@@ -154,14 +155,14 @@ def test_alpaca_refuses_what_does_not_fit_with_counts(store, tmp_path):
 
 def test_alpaca_leaves_out_and_lists_what_does_not_fit_when_asked(store, tmp_path):
     result = export(store, tmp_path / "bundle", format="alpaca", skip_unfit=True)
-    assert sum(file.conversations for file in result.files.values()) + result.left_out.height == 34
+    assert sum(file.conversations for file in result.files.values()) + result.left_out.height == 35
     listed = pl.read_csv(tmp_path / "bundle" / "left_out.csv")
     assert set(listed["id"]) == {AGENT.id, SILENT.id}
     records = {record["id"]: record for name in result.files for record in lines(tmp_path / "bundle" / name)}
     assert records[PLAIN[0].id]["history"] == [["Hello?", "Hi."]]
     assert (records[PLAIN[0].id]["instruction"], records[PLAIN[0].id]["output"]) == ("How?", "So.")
-    assert records[PLAIN[1].id]["system"] == "Be kind."
-    with pytest.raises(VersionError, match="32 of 34"):
+    assert records[PLAIN[2].id]["system"] == "Be kind."
+    with pytest.raises(VersionError, match="33 of 35"):
         read_bundle(tmp_path / "bundle")
 
 
@@ -195,7 +196,7 @@ def test_the_card_names_counts_sources_and_how_to_verify(store, tmp_path):
     assert "a\\|b.csv" in card
     assert "secret" not in card
     assert "| empty-answer | 1 | 0 |" in card
-    assert "| quality | 34 | 0.5 | 0.5 | 0.5 | 0.5 |" in card
+    assert "| quality | 35 | 0.5 | 0.5 | 0.5 | 0.5 |" in card
     assert result.version.digest in card
 
 
@@ -290,11 +291,11 @@ def test_sums_hold_for_what_a_bundle_brought(store, tmp_path):
     export(store, tmp_path / "bundle")
     other = tmp_path / "other.duckdb"
     add(other, PLAIN[:10])
-    assert restored(other, tmp_path / "bundle").conversations == 24
+    assert restored(other, tmp_path / "bundle").conversations == 25
     with reading(other) as connection:
         sums = "SELECT sum(rows_read), sum(rows_kept), sum(rows_duplicate), sum(conversations) FROM sources"
-        assert connection.sql(f"{sums} WHERE shape = 'bundle'").fetchall() == [(34, 24, 10, 24)]
-        assert connection.sql("SELECT count(*), count(*) FILTER (duplicate) FROM origins").fetchall() == [(44, 10)]
+        assert connection.sql(f"{sums} WHERE shape = 'bundle'").fetchall() == [(35, 25, 10, 25)]
+        assert connection.sql("SELECT count(*), count(*) FILTER (duplicate) FROM origins").fetchall() == [(45, 10)]
 
 
 def test_restoring_twice_adds_nothing_and_mends_a_damaged_store(store, tmp_path):
@@ -304,7 +305,7 @@ def test_restoring_twice_adds_nothing_and_mends_a_damaged_store(store, tmp_path)
         connection.execute("DELETE FROM members WHERE conversation = ?", [PLAIN[4].id])
     result = restored(store, tmp_path / "bundle")
     assert (result.new, result.conversations) == (False, 1)
-    assert members(store).height == 34
+    assert members(store).height == 35
     with reading(store) as connection:
         before = connection.sql("SELECT count(*) FROM origins").fetchall()
     assert restored(store, tmp_path / "bundle").conversations == 0
@@ -321,7 +322,7 @@ def test_another_version_of_the_same_label_is_not_overwritten(store, tmp_path):
     with pytest.raises(VersionError, match="another support@1"):
         restored(other, tmp_path / "bundle")
     assert restored(other, tmp_path / "bundle", name="guest").version.label == "guest@1"
-    assert members(other, "guest@1").height == 34
+    assert members(other, "guest@1").height == 35
 
 
 def test_a_folder_that_is_no_bundle_is_named(tmp_path):
@@ -349,4 +350,4 @@ def test_the_commands_export_and_restore(store, tmp_path):
     assert seen.exit_code == 0, seen.output
     assert json.loads(seen.stdout)["left_out"] == {}
     again = run.invoke(app, ["restore", bundle, "--store", str(tmp_path / "other.duckdb")])
-    assert "support@1 restored: 34 conversations" in again.stdout
+    assert "support@1 restored: 35 conversations" in again.stdout

@@ -27,6 +27,6 @@ def read_history(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _turns(pairs: pl.DataFrame) -> pl.DataFrame:
-    spoken = pl.lit(pl.Series([["human", "gpt"]]))
+    spoken = pl.lit(pl.Series([["human", "gpt"]])).first()
     turns = pairs.select("row", spoken.alias("from"), pl.col("pair").alias("value")).explode("from", "value")
     return turns.with_columns(pl.col("value").fill_null(""), train=pl.lit(True), tool_call_id=pl.lit(None, pl.String))
