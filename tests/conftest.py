@@ -42,6 +42,17 @@ def sample() -> Path:
     return ROOT / "data"
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run r1 is done, by Unsloth's CPU backend; read it, do not write into it."""
+    from training import make_project, train
+
+    folder = tmp_path_factory.mktemp("trained")
+    make_project(folder)
+    train(folder)
+    return folder
+
+
 @pytest.fixture
 def curate(tmp_path: Path) -> Callable[..., Ran]:
     """`curate(*arguments)` runs the command in `tmp_path`, in a process of its own; `input=` is its stdin."""

@@ -29,14 +29,15 @@ OF_THE_MODEL = ("config.json", "generation_config.json", "chat_template.jinja")
 def save_adapter(folder: Path, manifest: Manifest, model: Path, template: Template, ledger: pl.DataFrame) -> Manifest:
     """Complete the adapter in `folder` and return its manifest, now with the digest of every file.
 
-    The manifest is written last; the card is not in it, since people edit cards.
+    The manifest is written last. Two files are not among those it names: the card, since people edit cards, and
+    the adapter's settings, which say where the base model lies on this machine; the adapter's digest has the rest.
     """
     _write_config(folder / CONFIG_FILE, manifest, model)
     _write_tokenizer(folder, model, template)
     write_ledger(ledger, folder)
     (folder / "recipe.json").write_text(_json(manifest.recipe), encoding="utf-8")
     (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT writes an empty form
-    named = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    named = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != CONFIG_FILE}
     manifest = manifest.model_copy(update={"files": named, "adapter_digest": adapter_digest(folder)})
     (folder / CARD_FILE).write_text(card(manifest), encoding="utf-8")
     (folder / MANIFEST_FILE).write_text(manifest.as_json(), encoding="utf-8")

@@ -1,0 +1,329 @@
+"""Fitting: what is handed over is what is trained, by both engines; and what cannot be trained is refused in words."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from stores import add, chat
+from training import TINY, make_project, section, train
+
+from schemas.errors import TrainError
+from schemas.run import read_manifest, read_runs
+from schemas.store import reading
+from train import engines, fitting
+from train.answering import speak_for
+from train.fitting import decide, token_digest, train_version
+from train.loading import find_model
+
+pytestmark = pytest.mark.slow
+
+RECORDING = """
+import sys
+from collections import Counter
+from pathlib import Path
+import polars as pl
+from schemas.recipe import TrainSection
+from train.engines import ENGINES, Job
+
+engine, rows_file, model, out = sys.argv[1:5]
+rows = pl.read_parquet(rows_file)
+if engine == "unsloth":
+    import unsloth
+from transformers import Trainer
+
+seen, step = [], Trainer.training_step
+
+def training_step(self, model, inputs, *rest, **named):
+    seen.extend(zip(inputs["input_ids"].tolist(), inputs["labels"].tolist()))
+    return step(self, model, inputs, *rest, **named)
+
+Trainer.training_step = training_step
+recipe = TrainSection(model=model, engine=engine, epochs=3, batch=2, accumulate=1, learning_rate=5e-3, max_length=256)
+losses = []
+job = Job(rows, rows.head(4), Path(model), recipe, "lora", Path(out, "ck"), Path(out, "adapter"), None,
+          lambda step: losses.append(step.loss))
+fit = ENGINES[engine](job)
+handed = Counter(tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows())
+trained = Counter()
+for ids, labels in seen:
+    pairs = list(zip(ids, labels))
+    while pairs and pairs[0] != (0, -100):  # padding
+        for document in handed:
+            if tuple(pairs[: len(document)]) == document:
+                trained[document] += 1
+                pairs = pairs[len(document) :]
+                break
+        else:
+            raise SystemExit(f"not handed over: {pairs[:9]}")
+assert trained == Counter({document: 3 * count for document, count in handed.items()}), (len(trained), len(handed))
+assert losses[-1] < losses[0] - 0.5, losses
+assert fit.metrics["eval_loss"] < fit.metrics["eval_loss_base"]
+print("PACKING", fit.facts["packing"], fit.facts["sequences"])
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project that nothing was trained in, as the current folder; its store."""
+    store = make_project(tmp_path / "project")
+    monkeypatch.chdir(store.parent)
+    return store
+
+
+@pytest.fixture
+def manifest(trained):
+    return read_manifest(trained / "adapters" / "r1")
+
+
+@pytest.mark.parametrize(("engine", "packing"), [("unsloth", "PACKING False 30"), ("transformers", "PACKING True")])
+def test_the_labels_handed_over_are_the_labels_trained_on(engine, packing, project, tmp_path):
+    rows = decide(project, "support@1", section()).rows.head(30)
+    rows.write_parquet(tmp_path / "rows.parquet")
+    arguments = [
+        sys.executable,
+        "-P",
+        "-c",
+        RECORDING,
+        engine,
+        str(tmp_path / "rows.parquet"),
+        str(TINY),
+        str(tmp_path),
+    ]
+    ran = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert packing in ran.stdout
+
+
+def test_packed_conversations_do_not_see_each_other():
+    import torch
+
+    from train.loading import load_model
+
+    model = load_model(TINY, "lora").eval()
+    one, other, changed = (torch.randint(30, 2000, (12,), generator=torch.Generator().manual_seed(n)) for n in range(3))
+    places = torch.arange(12).repeat(2)[None]
+    with torch.no_grad():
+        packed, neighbour_changed = (
+            model(torch.cat([first, other])[None], position_ids=places, use_cache=False).logits[0, 12:]
+            for first in (one, changed)
+        )
+        alone = model(other[None], use_cache=False).logits[0]
+    assert torch.equal(packed, neighbour_changed)
+    assert (packed - alone).abs().max() < 1e-4
+
+
+def test_the_loss_falls_on_what_was_trained_and_on_what_was_held_out(trained, manifest):
+    steps = pl.read_ndjson(trained / "adapters" / "r1" / "metrics.jsonl")
+    assert steps["step"].to_list() == list(range(1, 17))
+    assert steps["loss"].tail(3).mean() < steps["loss"].head(3).mean() - 1
+    assert manifest.metrics["eval_loss"] < manifest.metrics["eval_loss_base"] - 1
+
+
+def test_the_manifest_names_all_that_the_adapter_is_made_of(trained, manifest):
+    assert manifest.data.version == "support@1"
+    assert manifest.data.counts["train"] == manifest.tokens.conversations
+    assert manifest.model.name == "tiny"
+    assert manifest.rendering.mask_policy == "assistant-turns/1"
+    assert manifest.packages["unsloth"] == "2026.10.9"
+    assert (manifest.machine.device, manifest.machine.threads, manifest.seed) == ("cpu", 1, 3407)
+    assert manifest.engine["method"] == "lora"
+    assert manifest.engine["packing"] is False  # Unsloth's CPU backend trains one conversation a row
+    assert manifest.engine["base_dtype"] == manifest.engine["adapter_dtype"] == "float32"
+    assert "train.steps=16" in manifest.overrides
+    for name in (manifest.data.digest, manifest.model.digest, manifest.tokens.digest, manifest.adapter_digest):
+        assert len(name) == 64
+
+
+def test_the_manifest_tells_no_secret_and_no_place(trained, monkeypatch):
+    text = (trained / "adapters" / "r1" / "manifest.json").read_text(encoding="utf-8")
+    assert str(trained) not in text
+    assert str(Path.home()) not in text
+    assert "TOKEN" not in text
+
+
+def test_the_token_digest_is_over_ids_and_labels_in_order():
+    rows = pl.DataFrame({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [3]]})
+    shifted = pl.DataFrame({"input_ids": [[1], [2, 3]], "labels": [[-100], [2, 3]]})
+    unlearned = pl.DataFrame({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [-100]]})
+    assert len({token_digest(frame) for frame in (rows, rows.reverse(), shifted, unlearned)}) == 4
+
+
+def test_the_card_names_the_data_and_keeps_no_place_of_this_machine(trained, manifest):
+    card = (trained / "adapters" / "r1" / "README.md").read_text(encoding="utf-8")
+    assert manifest.data.digest in card
+    assert manifest.tokens.digest in card
+    assert "curate verify" in card
+    assert str(trained) not in card
+
+
+def test_peft_loads_the_adapter_folder_as_it_is(trained):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    folder = trained / "adapters" / "r1"
+    model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert model.peft_config["default"].r == 8
+
+
+def test_answers_before_and_after_differ_and_greedy_ones_repeat(trained):
+    speaker = speak_for(trained / "adapters" / "r1")
+    question = [{"role": "user", "content": "What about the blue tent?"}]
+    after = speaker.answer(question, max_tokens=30)
+    before = speaker.answer(question, base=True, max_tokens=30)
+    assert after.startswith("Hello! The")
+    assert not before.startswith("Hello!")
+    assert speaker.answer(question, max_tokens=30) == after
+
+
+def test_an_adapter_is_not_put_on_another_model(trained, tmp_path):
+    from training import copy_project
+
+    store = copy_project(trained, tmp_path / "copy")
+    config = store.parent / "tiny" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("10000.0", "20000.0"), encoding="utf-8")
+    with pytest.raises(TrainError, match="trained on another model"):
+        speak_for(store.parent / "adapters" / "r1")
+
+
+def test_the_run_is_a_row_that_sql_can_read(trained):
+    with reading(trained / "curate.duckdb") as connection:
+        (run,) = read_runs(connection)
+        (row,) = connection.sql("SELECT status, adapter_digest, version_digest FROM runs").fetchall()
+    assert row == ("done", run.manifest.adapter_digest, run.manifest.data.digest)
+    assert run.manifest == read_manifest(run.adapter)
+
+
+def test_a_dry_run_writes_nothing(curate, project):
+    before = project.read_bytes()
+    ran = curate("train", "support@1", "--set", "train.model=tiny", "--dry-run", cwd=project.parent)
+    assert ran.returncode == 0, ran.stderr
+    assert "Would train" in ran.stdout
+    assert project.read_bytes() == before
+    assert not (project.parent / "adapters").exists()
+
+
+def test_a_conversation_that_is_too_long_stops_the_run_before_it_begins(project):
+    with pytest.raises(TrainError, match="longer than max_length 16"):
+        train_version(project, "support@1", section(max_length=16))
+    with reading(project) as connection:
+        assert read_runs(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"output_dir": "elsewhere"}, "set by curate itself"),
+        ({"data_collator": "mine"}, "no argument of the trainer"),
+        ({"weight_decy": 0.1}, "no argument of the trainer"),
+    ],
+)
+def test_an_extra_that_is_unknown_or_undoes_a_promise_is_refused(extra, message, tmp_path):
+    from train.engines.trainer import arguments
+
+    job = engines.Job(
+        pl.DataFrame(), pl.DataFrame(), TINY, section(extra=extra), "lora", tmp_path, tmp_path, None, print
+    )
+    with pytest.raises(TrainError, match=message):
+        arguments(job, {})
+
+
+def test_an_extra_that_the_trainer_knows_is_handed_on(tmp_path):
+    from train.engines.trainer import arguments, lora_arguments
+
+    recipe = section(extra={"weight_decay": 0.1, "lora_dropout": 0.05})
+    job = engines.Job(pl.DataFrame(), pl.DataFrame(), TINY, recipe, "lora", tmp_path, tmp_path, None, print)
+    assert arguments(job, {}).weight_decay == 0.1
+    assert lora_arguments(recipe)["lora_dropout"] == 0.05
+
+
+def test_tokens_that_the_trainer_lost_stop_the_run():
+    from train.engines.trainer import _check_tokens, _dataset
+
+    rows = pl.DataFrame({"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]]})
+    _check_tokens(rows, _dataset(rows))
+    for spoiled in (
+        {"input_ids": [[5, 6]], "labels": [[-100, 6]]},
+        {"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 8]]},
+    ):
+        with pytest.raises(TrainError, match="would not train on what it was given"):
+            _check_tokens(rows, _dataset(pl.DataFrame(spoiled)))
+
+
+def test_an_unknown_engine_is_named_with_those_that_are_known(project):
+    with pytest.raises(TrainError, match="no engine called 'axolotl'") as caught:
+        train_version(project, "support@1", section(engine="axolotl"))
+    assert "unsloth, transformers" in caught.value.hint
+
+
+def test_a_model_of_pickles_is_refused_unopened(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(TrainError, match=r"only pickles \(pytorch_model.bin\)"):
+        find_model(str(tmp_path))
+
+
+def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "evil.Model"}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(TrainError, match="brings Python code of its own"):
+        find_model(str(tmp_path))
+    assert find_model(str(tmp_path), trust_remote_code=True) == tmp_path
+
+
+def test_an_adapter_is_no_base_model(trained):
+    with pytest.raises(TrainError, match="is an adapter, not a base model"):
+        find_model(str(trained / "adapters" / "r1"))
+
+
+def test_nothing_is_written_over(project):
+    there = project.parent / "mine"
+    there.mkdir()
+    (there / "notes.txt").write_text("keep me")
+    with pytest.raises(TrainError, match="already there"):
+        train_version(project, "support@1", section(), to=there)
+    assert (there / "notes.txt").read_text() == "keep me"
+
+
+def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkeypatch):
+    from curate.freezing import freeze
+    from schemas.recipe import Recipe
+    from schemas.store import writing
+
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.parent)
+    silent = chat("Say nothing.", "I was never learned.", "And now?", "Learned.")
+    silent = replace(silent, turns=(silent.turns[0], replace(silent.turns[1], train=False), *silent.turns[2:]))
+    (name,) = add(project, [silent], source="more.csv")
+    with writing(project) as connection:
+        freeze(connection, "support", Recipe.model_validate({"freeze": {"held_out": 0.0}}))
+    rows = decide(project, "support@2", section()).rows.filter(pl.col("id") == name)
+    learned = [label for label in rows["labels"].item() if label != -100]
+    from train.rendering import Tokenizer
+
+    assert Tokenizer.load(TINY).backend.decode(learned, skip_special_tokens=False) == "Learned.<|im_end|>"
+
+
+def test_the_reference_engine_trains_by_the_same_command(project):
+    run = train(project.parent, "--engine", "transformers", "--to", "reference")
+    metrics, engine = run["manifest"]["metrics"], run["manifest"]["engine"]
+    assert metrics["eval_loss"] < metrics["eval_loss_base"] - 1
+    assert engine["packing"] is True
+    assert engine["sequences"] < run["manifest"]["tokens"]["conversations"]
+    assert (project.parent / "reference" / "adapter_model.safetensors").exists()
+
+
+def test_a_run_in_four_bits_says_so(project):
+    run = train(project.parent, "--set", "train.method=qlora", "--set", "train.steps=4")
+    assert run["manifest"]["engine"]["method"] == "qlora"
+    assert json.loads((project.parent / "adapters/r1/adapter_config.json").read_text())["r"] == 8
+    assert fitting.pick_method("auto") == "lora"

@@ -1,0 +1,160 @@
+"""Interrupted is not broken: a run that was killed, failed or shut out ends like one that nobody disturbed."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from training import SETTINGS, command, copy_project, make_project, section, train
+
+from schemas.errors import TrainError
+from schemas.run import read_runs
+from schemas.store import reading, writing
+from train import engines, fitting
+from train.checkpointing import is_complete, mark_complete, newest_complete
+from train.fitting import train_version
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    store = make_project(tmp_path / "project")
+    monkeypatch.chdir(store.parent)
+    return store
+
+
+def runs_of(store):
+    with reading(store) as connection:
+        return read_runs(connection)
+
+
+def kill_after(folder, steps):
+    """Start `curate train` and kill it -9 once it has done `steps` steps."""
+    process = subprocess.Popen(
+        command("train", "support@1", *SETTINGS), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = folder / "adapters/r1.partial/metrics.jsonl"
+    until = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < steps:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(project, trained):
+    folder = project.parent
+    kill_after(folder, 8)
+    (run,) = runs_of(project)
+    assert run.status == "running"
+    assert not run.adapter.exists()
+    checkpoints = folder / "adapters/r1.partial/checkpoints"
+    first, *later = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert is_complete(first)
+    for cut_off in later:  # as if it had been killed while it wrote them
+        weights = cut_off / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    resumed = train(folder)
+    undisturbed = json.loads((trained / "adapters/r1/manifest.json").read_text())
+    assert resumed["run"] == "r1"
+    assert resumed["manifest"]["adapter_digest"] == undisturbed["adapter_digest"]
+    losses = [
+        [json.loads(line)["loss"] for line in (where / "adapters/r1/metrics.jsonl").read_text().splitlines()]
+        for where in (folder, trained)
+    ]
+    assert losses[0] == losses[1]
+    assert [(run.run, run.status) for run in runs_of(project)] == [("r1", "done")]
+    assert not (folder / "adapters/r1.partial").exists()
+
+
+def test_a_checkpoint_counts_when_each_of_its_files_is_whole(tmp_path):
+    for step in (5, 10):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "optimizer.pt").write_bytes(b"state")
+        mark_complete(checkpoint)
+    unmarked = tmp_path / "checkpoint-15"
+    unmarked.mkdir()
+    (unmarked / "optimizer.pt").write_bytes(b"state")
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-10"
+    assert not unmarked.exists()
+    (tmp_path / "checkpoint-10" / "optimizer.pt").write_bytes(b"stat")
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-5"
+    (tmp_path / "checkpoint-5" / "optimizer.pt").unlink()
+    assert newest_complete(tmp_path) is None
+
+
+def fails_with(error):
+    def fit(job):
+        raise error
+
+    return fit
+
+
+def test_a_failed_run_is_recorded_with_its_reason_and_can_be_taken_up_again(project, monkeypatch):
+    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(RuntimeError("the disk is full\nand more")))
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        train_version(project, "support@1", section())
+    (run,) = runs_of(project)
+    assert (run.status, run.manifest.failure) == ("failed", "RuntimeError: the disk is full")
+    with pytest.raises(RuntimeError):
+        train_version(project, "support@1", section())
+    assert [run.run for run in runs_of(project)] == ["r1"]
+
+
+def test_an_interruption_is_no_failure(project, monkeypatch):
+    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train_version(project, "support@1", section())
+    assert [run.status for run in runs_of(project)] == ["running"]
+
+
+def test_fresh_and_another_recipe_begin_another_run(project, monkeypatch):
+    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    for recipe, start in ((section(), "auto"), (section(), "fresh"), (section(seed=1), "auto"), (section(), "resume")):
+        with pytest.raises(KeyboardInterrupt):
+            train_version(project, "support@1", recipe, start=start)
+    assert [run.run for run in runs_of(project)] == ["r1", "r2", "r3"]
+
+
+def test_resume_insists_on_a_run_to_go_on_with(project):
+    with pytest.raises(TrainError, match="no unfinished run"):
+        train_version(project, "support@1", section(), start="resume")
+    assert runs_of(project) == []
+
+
+def test_two_processes_do_not_work_on_one_run(project, monkeypatch):
+    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train_version(project, "support@1", section())
+    with (project.parent / "adapters/r1.partial/lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(TrainError, match="being trained by another process"):
+            train_version(project, "support@1", section())
+
+
+def test_a_run_killed_between_its_adapter_and_its_row_is_finished_without_training(trained, tmp_path, monkeypatch):
+    store = copy_project(trained, tmp_path / "copy")
+    monkeypatch.chdir(store.parent)
+    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(AssertionError("it trained again")))
+    with writing(store) as connection:
+        connection.execute("UPDATE runs SET status = 'running', adapter_digest = NULL")
+    run = train_version(store, "support@1", section())
+    assert (run.run, run.status) == ("r1", "done")
+    assert [run.status for run in runs_of(store)] == ["done"]
+
+
+def test_steps_after_the_checkpoint_are_cut_from_the_metrics(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    step = engines.Step(1, 9, 1.5, 0.1, 1.0, 100, 1.0)
+    fields = {name: getattr(step, name) for name in engines.Step.__dataclass_fields__}
+    metrics.write_text("".join(json.dumps({**fields, "step": n}) + "\n" for n in range(1, 8)))
+    record = fitting._Record(metrics, lambda _: None, after=5)
+    record(engines.Step(6, 9, 0.5, 0.1, 1.0, 600, 6.0))
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert record.losses()["steps"] == 6

@@ -1,0 +1,177 @@
+"""Verifying and retraining: an adapter is proven by digests taken again, and repeated to the same bits."""
+
+import json
+import subprocess
+
+import pytest
+from training import command, copy_project
+
+from schemas.errors import TrainError, VersionError
+from schemas.store import writing
+from train.retraining import differences, largest_difference
+from train.verifying import verify
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def project(trained, tmp_path, monkeypatch):
+    """A copy of the trained project that a test may spoil; its store."""
+    store = copy_project(trained, tmp_path / "copy")
+    monkeypatch.chdir(store.parent)
+    return store
+
+
+def spoilt(verification):
+    return {check.what: check.state for check in verification.checks if check.state != "same"}
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_an_adapter_that_nobody_touched_is_proven(trained):
+    verification = verify(trained / "curate.duckdb", "r1")
+    assert spoilt(verification) == {}
+    assert verification.proven
+    names = {check.what for check in verification.checks}
+    assert {"adapter", "base model", "version", "conversations", "tokenizer", "template", "tokens", "ledger"} <= names
+
+
+def test_a_folder_is_as_good_as_its_runs_name(trained):
+    assert verify(trained / "curate.duckdb", str(trained / "adapters" / "r1")).proven
+
+
+def test_one_changed_byte_of_the_weights_is_found(project):
+    weights = project.parent / "adapters/r1/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert spoilt(verify(project, "r1")) == {"file adapter_model.safetensors": "differs", "adapter": "differs"}
+
+
+def test_a_changed_setting_of_the_adapter_is_found(project):
+    edit(project.parent / "adapters/r1/adapter_config.json", '"lora_alpha": 16', '"lora_alpha": 32')
+    assert spoilt(verify(project, "r1"))["adapter"] == "differs"
+
+
+def test_a_missing_file_is_found(project):
+    (project.parent / "adapters/r1/ledger.parquet").unlink()
+    assert spoilt(verify(project, "r1")) == {"file ledger.parquet": "differs"}
+
+
+def test_another_base_model_is_found(project):
+    edit(project.parent / "tiny/config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
+    assert spoilt(verify(project, "r1")) == {"base model": "differs"}
+
+
+def test_another_tokenizer_is_found_and_so_are_its_tokens(project):
+    edit(project.parent / "tiny/tokenizer.json", '"lstrip": false', '"lstrip": true')
+    assert spoilt(verify(project, "r1"))["tokenizer"] == "differs"
+
+
+def test_another_template_is_found(project):
+    edit(project.parent / "tiny/tokenizer_config.json", "You are a helpful assistant.", "You are no help.")
+    assert spoilt(verify(project, "r1")) == {"template": "differs"}
+
+
+def test_a_conversation_that_was_changed_in_the_store_is_found(project):
+    with writing(project) as connection:
+        name = connection.sql("SELECT min(conversation) FROM members WHERE split = 'train'").fetchall()[0][0]
+        connection.execute(
+            """UPDATE conversations SET conversations = list_transform(conversations, lambda turn: struct_update(
+                 turn, "value" := replace(turn."value", 'Hello', 'Hullo'))) WHERE id = ?""",
+            [name],
+        )
+    found = verify(project, "r1")
+    assert {"conversations", "tokens"} <= set(spoilt(found))
+    assert any(name in check.found for check in found.checks)
+
+
+def test_a_version_whose_members_were_changed_is_found(project):
+    with writing(project) as connection:
+        connection.execute("UPDATE members SET split = 'train'")
+    assert spoilt(verify(project, "r1")) == {"version": "differs", "tokens": "unchecked"}
+
+
+def test_a_manifest_that_was_edited_is_not_the_one_in_the_store(project):
+    edit(project.parent / "adapters/r1/manifest.json", '"learning_rate": 0.005', '"learning_rate": 0.001')
+    assert spoilt(verify(project, "r1")) == {"manifest": "differs", "recipe": "differs"}
+
+
+def test_what_cannot_be_checked_is_not_proven(trained, tmp_path):
+    found = verify(tmp_path / "none.duckdb", str(trained / "adapters" / "r1"))
+    assert spoilt(found) == {"manifest": "unchecked", "version": "unchecked", "tokens": "unchecked"}
+    assert not found.proven
+
+
+def test_the_command_ends_with_1_and_names_what_differs(curate, project):
+    assert curate("verify", "r1", cwd=project.parent).returncode == 0
+    (project.parent / "adapters/r1/recipe.json").write_text("{}")
+    ran = curate("verify", "r1", cwd=project.parent)
+    assert ran.returncode == 1
+    assert "not proven: file recipe.json" in ran.stdout
+
+
+def test_a_run_or_folder_that_is_not_there_is_explained(trained, tmp_path):
+    with pytest.raises(VersionError, match="There is no run r9"):
+        verify(trained / "curate.duckdb", "r9")
+    with pytest.raises(TrainError, match=r"has no manifest.json"):
+        verify(trained / "curate.duckdb", str(tmp_path))
+
+
+def test_retraining_gives_the_same_bits(project):
+    ran = subprocess.run(
+        command("retrain", "r1", "--json"), cwd=project.parent, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["identical"]
+    assert found["same_tokens"]
+    assert found["largest_difference"] == 0.0
+    assert found["changed"] == []
+    assert found["after"]["run"] == "r2"
+    one, two = (project.parent / f"adapters/{run}/adapter_model.safetensors" for run in ("r1", "r2"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_how_far_two_adapters_are_apart_is_measured(trained, project):
+    from safetensors.torch import load_file, save_file
+
+    folder = project.parent / "adapters/r1"
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = sorted(weights)[0]
+    weights[name][0, 0] += 0.25
+    save_file(weights, folder / "adapter_model.safetensors")
+    assert largest_difference(trained / "adapters/r1", folder) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_what_explains_a_difference_is_named(trained):
+    from schemas.run import read_manifest
+
+    before = read_manifest(trained / "adapters/r1")
+    after = before.model_copy(update={"packages": {**before.packages, "torch": "9.9"}})
+    assert differences(before, after) == [f"packages.torch: {before.packages['torch']} → 9.9"]
+
+
+def test_a_run_whose_base_model_has_changed_is_not_repeated(curate, project):
+    edit(project.parent / "tiny/config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
+    ran = curate("retrain", "r1", cwd=project.parent)
+    assert ran.returncode == 1
+    assert "Run r1 cannot be repeated: its model are not what they were" in ran.stderr
+
+
+def test_a_chat_shows_before_and_after(curate, project):
+    ran = curate("chat", "r1", "--compare", "--json", "-p", "What about the red lamp?", cwd=project.parent)
+    assert ran.returncode == 0, ran.stderr
+    (answer,) = json.loads(ran.stdout)
+    assert answer["adapter"].startswith("Hello! The")
+    assert answer["base"] != answer["adapter"]
+
+
+def test_a_base_model_may_move(project):
+    moved = project.parent / "elsewhere"
+    (project.parent / "tiny").rename(moved)
+    config = project.parent / "adapters/r1/adapter_config.json"
+    edit(config, str(project.parent / "tiny"), str(moved))
+    assert verify(project, "r1").proven
