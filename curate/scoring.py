@@ -19,17 +19,18 @@ from typing import Any
 
 import polars as pl
 from duckdb import DuckDBPyConnection
+from polars.exceptions import PolarsError
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from curate.scorers import ENTRY_POINTS, REVISIONS, SCORERS, Scorer
-from curate.scorers.material import evaluate, material, takes_frame
+from curate.scorers.material import MATERIAL, evaluate, material, takes_frame
 from curate.scorers.quality import Penalty
 from schemas.errors import RecipeError, StoreError, VersionError
 from schemas.expression import nearest
 from schemas.recipe import Recipe, canonical_json, digest
 from schemas.store import reading, writing
 
-SLICE = 100_000
+SLICE = 65_536
 """Conversations that are read from the store at a time; with the words of the parts below they take about 300 MB."""
 
 PART = 8_192
@@ -54,7 +55,14 @@ class Scoring:
 
     def over(self, frame: pl.DataFrame) -> pl.Series:
         """The values for the rows of a scorers' frame, under the scorer's name."""
-        return _storable(evaluate(self.function, frame, **self.parameters).alias(self.name), frame.height)
+        try:
+            values = evaluate(self.function, frame, **self.parameters).alias(self.name)
+        except PolarsError as error:
+            what = f"The scorer {self.name} cannot be computed: {str(error).splitlines()[0]}"
+            raise RecipeError(
+                what, f"Look at score.{self.name} in the recipe; {self.written} is what it was given."
+            ) from error
+        return _storable(values, frame.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,7 @@ def _plan(
         raise RecipeError(f"Scorers stand on each other in a circle: {' → '.join((*path, name))}.", "Break the circle.")
     function = find_scorer(name)
     parameters = _check_parameters(name, function, sections.get(name, {}))
-    needs = _needs(function, parameters.values)
+    needs = _needs(name, function, parameters.values)
     for need in needs:
         _plan(need, sections, planned, (*path, name))
     planned[name] = _scoring(name, function, parameters, [planned[need] for need in needs])
@@ -180,13 +188,21 @@ def _scoring(name: str, function: Scorer, parameters: _Parameters, needs: Sequen
     return Scoring(name, function, parameters.values, names, column, mark, canonical_json(parameters.written))
 
 
-def _needs(function: Scorer, parameters: Mapping[str, Any]) -> list[str]:
-    """The scorers whose values an expression reads; a scorer that takes the frame reads only the frame."""
+def _needs(name: str, function: Scorer, parameters: Mapping[str, Any]) -> list[str]:
+    """The scorers whose values an expression reads; a scorer that takes the frame reads only the frame.
+
+    Raises `RecipeError` for an expression over something that is neither a score nor part of the material.
+    """
     if takes_frame(function):
         return []
     made = function(**parameters)
-    assert isinstance(made, pl.Expr)
-    return [name for name in made.meta.root_names() if name in scorer_names()]
+    assert isinstance(made, pl.Expr)  # its roots include "", the element of a list
+    read = [root for root in dict.fromkeys(made.meta.root_names()) if root and root not in MATERIAL]
+    for root in read:
+        if root not in scorer_names():
+            what = f"{name} stands on {root}, which is no scorer{nearest(root, scorer_names())}"
+            raise RecipeError(what, f"Look at score.{name} in the recipe; curate score --list shows the scorers.")
+    return read
 
 
 def _check_parameters(name: str, function: Scorer, given: Mapping[str, Any]) -> _Parameters:

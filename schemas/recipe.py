@@ -112,7 +112,9 @@ class Recipe(Section):
 
     import_: ImportSection = Field(ImportSection(), alias="import")
     score: dict[str, dict[str, Any]] = Field(
-        {}, description="scorers and their parameters; all run if left out", examples=[{"ngram_repetition": {"n": 4}}]
+        {},
+        description="parameters of scorers; the others run with their defaults",
+        examples=[{"ngram_repetition": {"n": 4}}],
     )
     select: SelectSection = SelectSection()
     freeze: FreezeSection = FreezeSection()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import polars as pl
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 FUNCTION_WORDS = {
     "en": (
@@ -77,7 +83,7 @@ SCRIPTS = {
 UNKNOWN = "unknown"
 
 
-def language(frame: pl.DataFrame, *, within: int = 40, evidence: float = 0.05) -> pl.Series:
+def language(frame: pl.DataFrame, *, within: Count = 40, evidence: Share = 0.05) -> pl.Series:
     """The answer's language as an ISO 639-1 code; where it is too short to tell, the prompt's; else "unknown".
 
     A script that fills half of the letters names its language. Latin script is judged by function words among
@@ -95,7 +101,7 @@ def language(frame: pl.DataFrame, *, within: int = 40, evidence: float = 0.05) -
     return answer.scatter(short.arg_true(), asked)
 
 
-def prompt_language(frame: pl.DataFrame, *, within: int = 40, evidence: float = 0.05) -> pl.Series:
+def prompt_language(frame: pl.DataFrame, *, within: Count = 40, evidence: Share = 0.05) -> pl.Series:
     """The prompt's language, guessed as `language` does: `language <> prompt_language` finds an answer in another one.
 
     >>> from curate.scorers.material import scored

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
-from schemas.conversation import TURN
+from schemas.conversation import CONVERSATIONS, TURN
 
 HUMAN, ASSISTANT = "human", "gpt"
 
@@ -55,6 +55,10 @@ def _texts_of(role: str) -> pl.Expr:
 def _terms_of(column: str) -> pl.Expr:
     spaced = pl.col(column).str.replace_all(_UNSPACED, " $1 ").str.replace_all(_SPACES, " ")
     return spaced.str.split(" ").list.filter(pl.element() != "")
+
+
+MATERIAL = frozenset(material(pl.DataFrame(schema=cast(pl.Schema, CONVERSATIONS))).columns)
+"""The names of the columns above."""
 
 
 def evaluate(scorer: Callable[..., Any], frame: pl.DataFrame, **parameters: object) -> pl.Series:

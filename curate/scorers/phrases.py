@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import polars as pl
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=1)]
 
 _APOSTROPHE = "['’]"
 _CANNOT = rf"(?:cannot|can not|can{_APOSTROPHE}t|(?:am|{_APOSTROPHE}m) (?:unable|not able) to)"
@@ -81,7 +86,7 @@ BOILERPLATE = (
 """What assistants say of themselves, in lower case."""
 
 
-def refusal(*, within: int = 300) -> pl.Expr:
+def refusal(*, within: Count = 300) -> pl.Expr:
     """Whether an answer opens with a refusal of the task, in ten languages; `within` characters are looked at.
 
     After the phrase lists with which Vicuna and WizardLM cleaned ShareGPT; here a phrase must open the answer and

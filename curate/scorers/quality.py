@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import polars as pl
+from pydantic import Field, model_validator
 
 from schemas.recipe import Section
 
@@ -12,9 +14,15 @@ from schemas.recipe import Section
 class Penalty(Section):
     """How much a score may take off: nothing at `fine`, all of `weight` at `worst`, in proportion between."""
 
-    weight: float
+    weight: float = Field(ge=0, le=1)
     fine: float = 0.0
     worst: float = 1.0
+
+    @model_validator(mode="after")
+    def _has_a_slope(self) -> Self:
+        if self.fine == self.worst:
+            raise ValueError("fine and worst are the same")
+        return self
 
     def expression(self, score: str) -> pl.Expr:
         """What the score takes off, from 0 to `weight`; a truth counts as 0 or 1, a missing score takes off nothing."""

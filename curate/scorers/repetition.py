@@ -10,13 +10,17 @@ made for web pages of 50 words and more.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import Field
 
 Hashes = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
+Length = Annotated[int, Field(ge=1)]
+"""Words in an n-gram."""
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 """2^64 divided by the golden ratio, odd: multiplying by it spreads hashes (Knuth, TAOCP 3, section 6.4)."""
@@ -50,7 +54,7 @@ class Terms:
         return hashes, whole
 
 
-def word_repetition(frame: pl.DataFrame, *, n: int = 2) -> pl.Series:
+def word_repetition(frame: pl.DataFrame, *, n: Length = 2) -> pl.Series:
     """Share of the answer's characters that its most frequent n-gram takes: Gopher's top n-gram.
 
     White space is not counted, and overlapping occurrences are counted each, so the share is cut off at 1.
@@ -72,7 +76,7 @@ def word_repetition(frame: pl.DataFrame, *, n: int = 2) -> pl.Series:
     return _share(frame, terms, top["row"].to_numpy(), top["size"].to_numpy())
 
 
-def ngram_repetition(frame: pl.DataFrame, *, n: int = 5) -> pl.Series:
+def ngram_repetition(frame: pl.DataFrame, *, n: Length = 5) -> pl.Series:
     """Share of the answer's characters inside an n-gram that stood there before: Gopher's duplicate n-grams.
 
     Characters in overlapping n-grams count once, white space does not count.
@@ -110,7 +114,7 @@ def line_repetition(frame: pl.DataFrame) -> pl.Series:
     return _scatter(frame, lines["row"].to_numpy(), shares.to_numpy())
 
 
-def echo(frame: pl.DataFrame, *, n: int = 5) -> pl.Series:
+def echo(frame: pl.DataFrame, *, n: Length = 5) -> pl.Series:
     """How much the answer is the prompt again: 1 where both are the same, 0 where they share no n-gram.
 
     Own measure: the share of the answer's characters inside an n-gram of the prompt, and the share of the

@@ -1,0 +1,283 @@
+"""What each scorer says of small conversations; the doctests in curate/scorers show the plain cases."""
+
+import polars as pl
+import pytest
+
+from curate.scorers import SCORERS
+from curate.scorers.form import control_tokens, unbalanced_fences, unfinished
+from curate.scorers.languages import FUNCTION_WORDS, language
+from curate.scorers.material import evaluate, material, scored
+from curate.scorers.phrases import boilerplate, refusal
+from curate.scorers.quality import PENALTIES, Penalty, quality
+from curate.scorers.repetition import echo, line_repetition, ngram_repetition, word_repetition
+from curate.scorers.signs import LETTER, SYMBOL, letter_ratio, symbol_ratio
+from curate.scorers.size import assistant_share, characters, turns, words
+from schemas.conversation import CONVERSATIONS, fold
+
+
+def frame_of(*conversations):
+    rows = [
+        {"row": row, "from": role, "value": value}
+        for row, conversation in enumerate(conversations)
+        for role, value in conversation
+    ]
+    return fold(pl.DataFrame(rows)).select("id", "conversations", "tools")
+
+
+def values(scorer, *conversations, **parameters):
+    return evaluate(scorer, material(frame_of(*conversations)), **parameters).to_list()
+
+
+def answers(scorer, *texts, **parameters):
+    return scored(scorer, *(("Go on, please", text) for text in texts), **parameters)
+
+
+TOOL_CALL = [
+    ("human", "Weather in Rome?"),
+    ("function_call", '{"name": "weather", "arguments": {}}'),
+    ("observation", '{"sky": "blue"}'),
+    ("gpt", "It is sunny."),
+]
+
+
+def test_every_scorer_has_one_line_of_help_and_a_doctest():
+    for name, scorer in SCORERS.items():
+        assert scorer.__name__ == name
+        assert scorer.__doc__.splitlines()[0].endswith(".") or ":" in scorer.__doc__.splitlines()[0], name
+        assert ">>>" in scorer.__doc__, name
+
+
+def test_no_scorer_takes_the_name_of_a_column_of_its_material():
+    columns = material(pl.DataFrame(schema=CONVERSATIONS)).columns
+    assert not set(columns) & set(SCORERS)
+
+
+def test_every_scorer_takes_a_frame_without_rows():
+    frame = material(pl.DataFrame(schema=CONVERSATIONS))
+    for name, scorer in SCORERS.items():
+        made = evaluate(scorer, frame).alias(name)
+        assert made.len() == 0, name
+        frame = frame.with_columns(made)
+
+
+@pytest.mark.parametrize("name", [name for name in SCORERS if name != "quality"])
+def test_no_scorer_gives_null_for_odd_conversations(name):
+    odd = [
+        [("human", ""), ("gpt", "")],
+        [("system", "Be kind.")],
+        [("human", "Call it"), ("function_call", "{}")],
+        [("gpt", "I speak first.")],
+        [("human", "\n\t "), ("gpt", "\u3000\n")],
+        [("human", "🎉"), ("gpt", "🎉🎉\x00")],
+        TOOL_CALL,
+    ]
+    assert None not in values(SCORERS[name], *odd)
+
+
+def test_a_row_has_the_same_scores_alone_and_among_others():
+    many = [
+        [("human", f"Say {n}"), ("gpt", "one two three four five " * (n % 4 + 1) + "é" * (n % 3))] for n in range(20)
+    ]
+    frame = material(frame_of(*many))
+    for name, scorer in SCORERS.items():
+        if name == "quality":
+            continue
+        together = evaluate(scorer, frame).to_list()
+        alone = [evaluate(scorer, frame.slice(row, 1)).item() for row in range(frame.height)]
+        assert together == alone, name
+
+
+def test_characters_and_turns_count_every_role():
+    assert values(characters, TOOL_CALL) == [sum(len(text) for _, text in TOOL_CALL)]
+    assert values(turns, TOOL_CALL) == [4]
+
+
+def test_words_count_what_people_and_the_assistant_say_not_tool_calls():
+    assert values(words, TOOL_CALL) == [6]
+
+
+def test_the_assistants_share_counts_its_tool_calls():
+    learned = len(TOOL_CALL[1][1]) + len(TOOL_CALL[3][1])
+    assert values(assistant_share, TOOL_CALL) == [learned / sum(len(text) for _, text in TOOL_CALL)]
+
+
+def test_a_chinese_character_is_a_word_of_its_own():
+    assert answers(SCORERS["answer_words"], "你好，世界", "カナ and kanji 漢字") == [5, 6]
+
+
+def test_an_ngram_that_occurs_once_is_no_repetition():
+    assert answers(word_repetition, "Yes.", "New York") == [0.0, 0.0]
+
+
+def test_overlapping_repeats_count_each_character_once():
+    assert answers(ngram_repetition, "a a a a a a a a", n=3) == [0.875]  # the 2nd to the 8th word stand in a repeat
+
+
+def test_ngrams_do_not_reach_into_the_next_conversation():
+    assert answers(ngram_repetition, "one two three", "one two three", n=3) == [0.0, 0.0]
+    assert answers(ngram_repetition, "one two", "three one two three", n=3) == [0.0, 0.0]
+
+
+def test_an_answer_shorter_than_the_ngram_repeats_nothing():
+    assert answers(ngram_repetition, "no no", n=5) == [0.0]
+    assert answers(word_repetition, "", n=2) == [0.0]
+
+
+def test_empty_lines_are_no_repeated_lines():
+    assert answers(line_repetition, "one\n\n\n\ntwo") == [0.0]
+
+
+def test_an_extract_of_a_long_prompt_is_no_echo():
+    text = " ".join(f"word{n}" for n in range(50))
+    assert scored(echo, (f"Give the last five words of: {text}", text[-34:])) == [pytest.approx(0.1, abs=0.05)]
+
+
+def test_a_copied_prompt_is_an_echo_in_any_case():
+    assert scored(echo, ("Create a looping GIF", "create a looping gif")) == [1.0]
+
+
+def test_counting_bytes_agrees_with_the_regular_expressions():
+    texts = ["Aa1 !?", "x = y*2; {ok} #5", "\t\n\\ @", "", "'\"`~^|<>$"]
+    frame = pl.DataFrame({"text": texts})
+    for scorer, pattern in ((letter_ratio, LETTER), (symbol_ratio, SYMBOL)):
+        matches = frame.select(pl.col("text").str.count_matches(pattern)).to_series()
+        visible = frame.select(pl.col("text").str.count_matches(r"\S")).to_series()
+        expected = [m / v if v else float(scorer is letter_ratio) for m, v in zip(matches, visible, strict=True)]
+        assert answers(scorer, *texts) == [pytest.approx(value, abs=1e-3) for value in expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Take the first road to the left and the",
+        "The number of protons in an atom of calcium is,",
+        "It is done in three steps (",
+        "Rome was built over many years. Its oldest parts stand on the Palatine hill near the riv",
+    ],
+)
+def test_an_answer_that_stops_in_the_middle_is_unfinished(text):
+    assert answers(unfinished, text) == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paris",
+        "1. Natural Language Processing\n2. Understanding the Different Types of Leadership",
+        "Thank you for your time.\n\nSincerely,",
+        "SELECT * FROM table WHERE price > 100;",
+        "x = 2 * y",
+        "Good news. We are taking bookings for the whole summer from today on #travel #summer",
+        "Here you are:\n```\nfor x in y\n```",
+        "It is over. 终于结束了。",
+        "",
+    ],
+)
+def test_short_answers_lists_greetings_and_code_are_finished(text):
+    assert answers(unfinished, text) == [False]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't assist with that request.",
+        "I’m sorry, I cannot do that.",
+        "Sorry, the task requires a visual output which cannot be generated by the model.",
+        "This instruction cannot be completed by a GPT model.",
+        "As an AI language model, I cannot browse the internet.",
+        "Unfortunately, I am not able to access your files.",
+        "Je suis désolé, mais je ne peux pas répondre.",
+        "Lo siento, pero no puedo ayudarte con eso.",
+        "对不起，我无法回答。",
+    ],
+)
+def test_a_refusal_is_known_by_its_opening(text):
+    assert answers(refusal, text) == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry to hear that. Is there anything I can do to help?",
+        "I couldn't help noticing the flowers.",
+        "Chorus:\nI won't give up and I won't quit",
+        "Dear customer, we apologize for any inconvenience.",
+        "A GPT model is a language model.",
+    ],
+)
+def test_an_apology_is_no_refusal(text):
+    assert answers(refusal, text) == [False]
+
+
+def test_a_refusal_in_any_answer_of_a_long_conversation_counts():
+    talk = [("human", "Hi"), ("gpt", "Hello!"), ("human", "Do it"), ("gpt", "I'm sorry, I can't do that.")]
+    assert values(refusal, talk) == [True]
+
+
+def test_boilerplate_is_found_anywhere_and_in_any_case():
+    assert answers(boilerplate, "Well. AS AN AI LANGUAGE MODEL, I have no taste.", "AI is fun.") == [True, False]
+
+
+def test_fences_are_balanced_answer_by_answer():
+    open_, close = ("gpt", "```py\nx"), ("gpt", "y\n```")
+    assert values(unbalanced_fences, [("human", "a"), open_, ("human", "b"), close]) == [True]
+
+
+def test_control_tokens_are_found_in_any_turn():
+    talk = [("human", "Why does <|im_start|> break it?"), ("gpt", "Because.")]
+    assert values(control_tokens, talk, TOOL_CALL) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("en", "The parcel is on its way to you."),
+        ("de", "Das Paket ist auf dem Weg zu dir."),
+        ("fr", "Le colis est en route vers vous et il arrive demain."),
+        ("es", "El paquete está en camino y llega mañana por la tarde."),
+        ("pt", "O pacote está a caminho e não chega hoje."),
+        ("it", "Il pacco è in viaggio e arriva nella mattina di domani."),
+        ("nl", "Het pakket is onderweg naar je en het komt morgen."),
+        ("sv", "Paketet är på väg till dig och det kommer i morgon."),
+        ("pl", "Paczka jest w drodze i będzie na miejscu jutro, ale nie rano."),
+        ("tr", "Paket yolda ve yarın için bir teslimat daha var."),
+        ("id", "Paket itu sudah dikirim dan akan tiba dengan kurir pada hari ini."),
+        ("vi", "Gói hàng đang được gửi và sẽ đến với bạn."),
+        ("ru", "Посылка уже в пути."),
+        ("zh", "包裹正在路上。"),
+        ("ja", "荷物は配送中です。"),
+        ("ko", "소포가 배송 중입니다."),
+        ("ar", "الطرد في الطريق."),
+        ("he", "החבילה בדרך."),
+        ("el", "Το δέμα είναι καθ' οδόν."),
+        ("hi", "पार्सल रास्ते में है।"),
+        ("th", "พัสดุกำลังมา"),
+    ],
+)
+def test_the_language_is_told_from_script_and_function_words(code, text):
+    assert scored(language, ("42", text)) == [code]
+
+
+def test_a_number_has_the_language_of_its_question():
+    assert scored(language, ("Combien font six fois sept dans la base dix ?", "42"), ("6*7", "42")) == ["fr", "unknown"]
+
+
+def test_no_function_word_of_one_letter_but_the_english_ones():
+    letters = {word for words in FUNCTION_WORDS.values() for word in words.split() if len(word) == 1}
+    assert {letter for letter in letters if letter.isascii()} == {"a", "i"}
+
+
+def test_quality_takes_off_nothing_at_fine_all_at_worst_and_a_part_between():
+    frame = pl.DataFrame({"words": [50, 20, 15, 10, 0]})
+    penalties = {"words": Penalty(weight=0.4, fine=20, worst=10)}
+    assert frame.select(quality(penalties=penalties)).to_series().round(6).to_list() == [1.0, 1.0, 0.8, 0.6, 0.6]
+
+
+def test_quality_never_falls_below_nothing():
+    frame = pl.DataFrame({"refusal": [True], "boilerplate": [True]})
+    penalties = {name: Penalty(weight=0.8) for name in frame.columns}
+    assert frame.select(quality(penalties=penalties)).item() == 0.0
+
+
+def test_the_default_penalties_name_scorers():
+    assert set(PENALTIES) <= set(SCORERS)
