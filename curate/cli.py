@@ -117,7 +117,7 @@ def import_(
     ],
     shape: Annotated[
         str | None,
-        typer.Option(help="alpaca, pairs, sharegpt, messages, transcript or long.", show_default="found by the columns"),
+        typer.Option(help="alpaca, pairs, sharegpt, messages, transcript or long.", show_default="found"),
     ] = None,
     map_: Annotated[
         list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Which column is what; repeatable.")

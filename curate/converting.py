@@ -5,13 +5,15 @@ Nothing here touches the store. Every row of a batch is in its parcel exactly on
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 
 from curate.importers import Batch
-from curate.landing import CLOSES, ORIGINS, REJECTS, WARNINGS, Parcel
+from curate.landing import CLOSES, REJECTS, Parcel
 from curate.mapping import Mapping, extend, metadata, to_turns
 from curate.mending import mend
 from curate.validating import validate
@@ -22,14 +24,23 @@ OWN_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
 """What `curate rejects --export` writes beside a source's own columns. The first names the reject that is mended."""
 
 
+EXAMPLES = 3
+"""Conversations that a dry run shows."""
+
+
 @dataclass(slots=True)
 class Conversion:
-    """How one source becomes conversations. The mapping grows with the columns that later batches bring."""
+    """How one source becomes conversations, and what has been seen of it so far."""
 
     mapping: Mapping
+    """grows with the optional columns that later batches bring"""
     section: ImportSection
     columns: tuple[str, ...] = ()
     rows: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
+    """code -> conversations"""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """the first conversations"""
 
     def parcels(self, batches: Iterable[Batch]) -> Iterator[Parcel]:
         """One parcel per batch. Raises `SourceError` when a batch contradicts the mapping."""
@@ -37,15 +48,18 @@ class Conversion:
             self.rows += batch.table.height + batch.rejects.height
             if batch.table.height:
                 self._learn(batch.table)
-            yield convert(batch, self.mapping, self.section)
+            parcel, warnings = convert(batch, self.mapping, self.section)
+            self.warnings.update(warnings)
+            self.examples = self.examples or _first_different(parcel.conversations)
+            yield parcel
 
     def _learn(self, table: pl.DataFrame) -> None:
         self.mapping = extend(self.mapping, own_dropped(table), self.section)
         self.columns = tuple(dict.fromkeys([*self.columns, *table.columns]))
 
 
-def convert(batch: Batch, mapping: Mapping, section: ImportSection) -> Parcel:
-    """Read, mend, validate and fold the rows of one batch."""
+def convert(batch: Batch, mapping: Mapping, section: ImportSection) -> tuple[Parcel, dict[str, int]]:
+    """Read, mend, validate and fold the rows of one batch; beside the parcel, how often each rule only warned."""
     table = own_dropped(batch.table)
     read = to_turns(table, mapping)
     turns, mended = mend(read.turns, section.mend)
@@ -53,13 +67,13 @@ def convert(batch: Batch, mapping: Mapping, section: ImportSection) -> Parcel:
     refused = _refused(read.problems, findings)
     folded = _folded(turns, read.tools, refused)
     members = read.members if read.members.height else None
-    return Parcel(
+    parcel = Parcel(
         conversations=folded.select(pl.Series("key", batch.row.gather(folded["row"])), "id", "conversations", "tools"),
         origins=_origins(batch, metadata(table, mapping), folded["row"], members, mended),
         rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, refused, members)]).sort("row"),
-        warnings=_warnings(findings, refused),
         closes=_closes(batch.table),
     )
+    return parcel, _warnings(findings, refused)
 
 
 def own_dropped(table: pl.DataFrame) -> pl.DataFrame:
@@ -122,7 +136,7 @@ def _origins(
         }
     )
     if mended.is_empty():
-        return origins.with_columns(mends=pl.lit(None, ORIGINS["mends"]), raw=pl.lit(None, pl.String))
+        return origins.with_columns(mends=pl.lit(None, pl.List(pl.String)), raw=pl.lit(None, pl.String))
     mends = places.join(mended, left_on="owner", right_on="row", how="left", maintain_order="left")["mends"]
     kept_raw = position.filter(mends.is_not_null())
     raws = pl.DataFrame({"row": batch.row.gather(kept_raw), "raw": batch.raw(kept_raw)})
@@ -149,10 +163,15 @@ def _rejects(batch: Batch, refused: pl.DataFrame, members: pl.DataFrame | None) 
     )
 
 
-def _warnings(findings: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
-    """How many taken conversations break a rule that only warns."""
+def _warnings(findings: pl.DataFrame, refused: pl.DataFrame) -> dict[str, int]:
+    """How many taken conversations break each rule that only warns."""
     warnings = findings.filter(pl.col("severity") == "warning").join(refused, on="row", how="anti")
-    return warnings.group_by("code").agg(pl.col("row").n_unique().cast(pl.Int64).alias("count"))
+    return dict(warnings.group_by("code").agg(pl.col("row").n_unique()).iter_rows())
+
+
+def _first_different(conversations: pl.DataFrame) -> list[dict[str, Any]]:
+    first = conversations.head(100 * EXAMPLES).drop("key").unique("id", keep="first", maintain_order=True)
+    return first.head(EXAMPLES).to_dicts()
 
 
 def _closes(table: pl.DataFrame) -> pl.DataFrame:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping as Dictionary
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,10 @@ from curate.importers.streaming import ahead
 from curate.landing import Parcel, Sums, count, count_conversations, forget, gather, land, rename, set_up
 from curate.mapping import Mapping, find_mapping
 from curate.mending import MENDS
-from curate.validating import RULES
 from schemas.conversation import ID_LENGTH
 from schemas.errors import RecipeError, SourceError
 from schemas.migrations import MIGRATIONS
-from schemas.recipe import ImportSection, canonical_json, digest
+from schemas.recipe import ImportSection, canonical_json, check_recipe, digest
 from schemas.store import reading, writing
 
 Progress = Callable[[int, int], None]
@@ -39,9 +39,6 @@ Progress = Callable[[int, int], None]
 
 PENDING = "pending"
 """The id of a source whose bytes are only known when they have been read, until then."""
-
-EXAMPLES = 3
-"""Conversations that a dry run shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +111,42 @@ def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]
     return told
 
 
+def lay_over(section: ImportSection, options: Dictionary[str, Any]) -> ImportSection:
+    """The recipe's part on importing under the options that were given; `None` and `[]` are not given.
+
+    `map` is a list of `field=column`, `max_rejects` a share such as `5%`. Raises `RecipeError`.
+    """
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    if "map" in given:
+        given["map"] = {**section.map, **dict(_pair(text) for text in given["map"])}
+    if "max_rejects" in given:
+        given["max_rejects"] = _share(given["max_rejects"])
+    return check_recipe({"import": {**section.model_dump(), **given}}, "the options").import_
+
+
+def _pair(text: str) -> tuple[str, str]:
+    field_name, equals, column = text.partition("=")
+    if not equals:
+        raise RecipeError(f"--map {text!r} is not field=column.", "For example: --map question=title")
+    return field_name.strip(), column
+
+
+def _share(text: str) -> float:
+    """A share as people write it.
+
+    >>> _share("5%"), _share("0.05")
+    (0.05, 0.05)
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if rest or not 0 <= share <= 1:
+        raise RecipeError(f"{text!r} is no share of the rows.", "Write --max-rejects 5% or --max-rejects 0.05.")
+    return share
+
+
 @contextmanager
 def _landing(store: Path) -> Iterator[DuckDBPyConnection]:
     """The store, set up for many rows, in one transaction."""
@@ -130,10 +163,10 @@ def _rehearsal(store: Path) -> Iterator[DuckDBPyConnection]:
             step(connection)
         if store.exists():
             with reading(store) as real:
-                ids = real.sql("SELECT id FROM conversations").to_arrow_table()  # noqa: F841  read by its name
-                sources = real.sql("FROM sources").to_arrow_table()  # noqa: F841
-            connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM ids")
-            connection.execute("INSERT INTO sources FROM sources")
+                known_ids = real.sql("SELECT id FROM conversations").to_arrow_table()  # noqa: F841  read by its name
+                known_sources = real.sql("FROM sources").to_arrow_table()  # noqa: F841
+            connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM known_ids")
+            connection.execute("INSERT INTO sources FROM known_sources")
         yield connection
 
 
@@ -150,48 +183,46 @@ def _import_file(
     """Read one file into the store and prove its sums."""
     source = open_source(path, encoding=section.encoding, format=section.format)
     conversion, batches = _begun(source, section)
-    found = conversion.mapping
+    id_of = partial(_source_id, mapping=conversion.mapping, section=section)
     sha256 = _sha256_of(path)
-    source_id = PENDING if sha256 is None else _source_id(sha256, found, section)
-    if before := _imported_before(connection, source_id, path):
+    if before := sha256 and _imported_before(connection, id_of(sha256), path):
         return before
     had = count_conversations(connection)
-    warnings, examples = _land_all(connection, source_id, source, conversion.parcels(batches), dry_run, told)
-    if sha256 is None:
-        source_id = _source_id(source.sha256, found, section)
-        if before := _imported_before(connection, source_id, path):
-            forget(connection, PENDING)
-            return before
-        rename(connection, PENDING, source_id)
-    elif source.sha256 != sha256:
+    landed_as = id_of(sha256) if sha256 else PENDING
+    for parcel in _told(source, gather(ahead(conversion.parcels(batches))), told):
+        land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
+    if sha256 not in (None, source.sha256):
         raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
+    source_id = id_of(source.sha256)
+    if before := _settled(connection, landed_as, source_id, path):
+        return before
     sums = count(connection, source_id, had)
     _prove(conversion.rows, sums)
-    _record(connection, source_id, source, conversion, sums, warnings)
-    result = _result(connection, source_id, examples)
+    _record(connection, source_id, source, conversion, sums)
+    result = _result(connection, source_id)
     _check_losses(result, section.max_rejects)
-    return result
+    return replace(result, examples=conversion.examples) if dry_run else result
 
 
-def _land_all(
-    connection: DuckDBPyConnection,
-    source_id: str,
-    source: Source,
-    parcels: Iterator[Parcel],
-    dry_run: bool,
-    told: Callable[[int], None],
-) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Land the parcels; the number of warnings by code, and the first conversations."""
-    warnings: Counter[str] = Counter()
-    examples: list[dict[str, Any]] = []
+def _told(source: Source, parcels: Iterator[Parcel], told: Callable[[int], None]) -> Iterator[Parcel]:
+    """The parcels; behind each, `told` hears how many more bytes have been read."""
     before = 0
-    for parcel in gather(ahead(parcels)):
-        warnings.update(dict(parcel.warnings.iter_rows()))
-        examples = examples or parcel.conversations.drop("key").head(EXAMPLES).to_dicts()
-        land(connection, source_id, _without_texts(parcel) if dry_run else parcel)
+    for parcel in parcels:
+        yield parcel
         told(source.bytes - before)
         before = source.bytes
-    return dict(warnings.most_common()), examples
+
+
+def _settled(connection: DuckDBPyConnection, landed_as: str, source_id: str, path: str) -> ImportResult | None:
+    """Give what landed under a preliminary id its own; unless the store has that import, then take it out again."""
+    if landed_as == source_id:
+        return None
+    before = _imported_before(connection, source_id, path)
+    if before:
+        forget(connection, landed_as)
+    else:
+        rename(connection, landed_as, source_id)
+    return before
 
 
 def _without_texts(parcel: Parcel) -> Parcel:
@@ -247,7 +278,7 @@ def _source_id(sha256: str, mapping: Mapping, section: ImportSection) -> str:
 def _imported_before(connection: DuckDBPyConnection, source_id: str, path: str) -> ImportResult | None:
     """What was imported under this id before, if anything."""
     known = connection.execute("SELECT path FROM sources WHERE source = ?", [source_id]).fetchall()
-    return replace(_result(connection, source_id, []), path=path, imported_before=known[0][0]) if known else None
+    return replace(_result(connection, source_id), path=path, imported_before=known[0][0]) if known else None
 
 
 def _prove(rows_read: int, sums: Sums) -> None:
@@ -263,25 +294,34 @@ def _record(
     source: Source,
     conversion: Conversion,
     sums: Sums,
-    warnings: dict[str, int],
 ) -> None:
+    """Write the row of `sources`."""
     section = conversion.section
-    how = {"encoding": section.encoding, "format": section.format, "mend": list(section.mend)}
+    how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
+    mapping = {**conversion.mapping.as_json(), **how, "mend": list(section.mend)}
     connection.execute(
         """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
                                 rows_duplicate, rows_rejected, conversations, warnings)
            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
             *(source_id, source.path, source.sha256, source.bytes, conversion.mapping.shape),
-            *(canonical_json({**conversion.mapping.as_json(), **how}), list(conversion.columns), conversion.rows),
-            *(sums.rows_kept, sums.rows_duplicate, sums.rows_rejected, sums.conversations, canonical_json(warnings)),
+            *(canonical_json(mapping), list(conversion.columns), conversion.rows),
+            *(
+                sums.rows_kept,
+                sums.rows_duplicate,
+                sums.rows_rejected,
+                sums.conversations,
+                canonical_json(conversion.warnings),
+            ),
         ],
     )
 
 
-def _result(connection: DuckDBPyConnection, source_id: str, examples: list[dict[str, Any]]) -> ImportResult:
+def _result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
     """What the store knows of a source."""
-    row = connection.sql("FROM sources WHERE source = ?", params=[source_id]).pl().drop("imported_at").row(0, named=True)
+    row = (
+        connection.sql("FROM sources WHERE source = ?", params=[source_id]).pl().drop("imported_at").row(0, named=True)
+    )
     rejects = connection.sql(
         """SELECT "row", line, code, reason, raw, count(*) OVER (PARTITION BY code) AS count FROM rejects
            WHERE source = ? QUALIFY row_number() OVER (PARTITION BY code ORDER BY "row") = 1
@@ -301,7 +341,6 @@ def _result(connection: DuckDBPyConnection, source_id: str, examples: list[dict[
         mended=dict(mended),
         closed=closed,
         reject_examples=rejects.drop("count").to_dicts(),
-        examples=examples,
     )
 
 

@@ -25,7 +25,6 @@ ORIGINS = {
     "raw": pl.String,
 }
 REJECTS = {"row": pl.Int64, "line": pl.Int64, "code": pl.String, "reason": pl.String, "raw": pl.String}
-WARNINGS = {"code": pl.String, "count": pl.Int64}
 CLOSES = {"source": pl.String, "row": pl.Int64}
 
 
@@ -39,8 +38,6 @@ class Parcel:
     """`ORIGINS`: one line per row that is part of a conversation, `key` says of which."""
     rejects: pl.DataFrame
     """`REJECTS`: one line per row that is not."""
-    warnings: pl.DataFrame
-    """`WARNINGS`: how many conversations each rule would like a person to look at."""
     closes: pl.DataFrame
     """`CLOSES`: the rejects of an earlier import that these rows bring back."""
 
@@ -64,11 +61,12 @@ def set_up(connection: DuckDBPyConnection) -> None:
     """Set a connection up for taking in many rows.
 
     Text is stored as it is: DuckDB's choice of compression for it took three quarters of the insert's time (128 MB:
-    1.5 s against 0.3 s) to halve the file. Without insertion order both cores insert. The limit keeps what is not
-    yet committed on disk instead of in memory.
+    1.5 s against 0.3 s) to halve the file. One thread inserts, while others read and convert: with two, the row
+    groups of a million rows were written twice, and the file was twice as large. The limit keeps what is not yet
+    committed on disk instead of in memory.
     """
     connection.execute("SET disabled_compression_methods = 'dict_fsst,fsst,dictionary'")
-    connection.execute("SET preserve_insertion_order = false")
+    connection.execute("SET threads = 1")
     connection.execute("SET memory_limit = '512MB'")
 
 
@@ -143,7 +141,7 @@ def _fresh(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> pl.Se
     """Which of them the store does not have, each only where it comes first."""
     if conversations.is_empty():
         return pl.Series("fresh", [], pl.Boolean)
-    ids = conversations.select("id")  # noqa: F841
+    ids = conversations.select("id")
     known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
     fresh = ids["id"].is_first_distinct()
     return fresh & ~ids["id"].is_in(known.implode()) if known.len() else fresh
@@ -164,6 +162,5 @@ def _joined(parcels: list[Parcel]) -> Parcel:
         pl.concat([parcel.conversations for parcel in parcels]),
         pl.concat([parcel.origins for parcel in parcels]),
         pl.concat([parcel.rejects for parcel in parcels]),
-        pl.concat([parcel.warnings for parcel in parcels]),
         pl.concat([parcel.closes for parcel in parcels]),
     )

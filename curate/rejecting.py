@@ -11,8 +11,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping as Dictionary
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.converting import OWN_COLUMNS
+from curate.mapping import Mapping
 from schemas.errors import ExportError, SourceError
 
 FORMATS = (".csv", ".jsonl")
+FORMULA_STARTS = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the start of a formula."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,20 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export of rejects wrote: how many rows, and how many of them only as raw text."""
+    """What an export of rejects wrote."""
 
     path: str
     rows: int
     raw_only: int
+    """rows that stand whole in `_curate_raw`"""
+    formulas: int
+    """cells of a CSV file that a spreadsheet would take for formulas"""
+    options: str
+    """the options of `curate import` that read the file as its source was read"""
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return asdict(self)
 
 
 def group_rejects(connection: DuckDBPyConnection, wanted: Wanted) -> list[dict[str, Any]]:
@@ -78,14 +90,22 @@ def export_rejects(connection: DuckDBPyConnection, wanted: Wanted, path: Path, *
     if path.exists() and not replace:
         raise ExportError(f"{path} is there already; it may hold your corrections.", "Another name, or --replace.")
     rejects = _selected(
-        connection, wanted, 'SELECT source, "row", reason, raw, columns, mapping FROM wanted ORDER BY imported_at, "row"'
+        connection,
+        wanted,
+        'SELECT source, "row", reason, raw, columns, mapping FROM wanted ORDER BY imported_at, "row"',
     )
     if rejects.is_empty():
         raise ExportError("There are no such rejects.", "curate rejects shows those there are.")
     split = [_split(reject) for reject in rejects.iter_rows(named=True)]  # each by itself: one may be broken
-    text = _as_jsonl(split) if path.suffix == ".jsonl" else _as_csv(split)
-    _write(path, text)
-    return Exported(str(path), len(split), sum(row.cells is None for row in split))
+    as_csv = path.suffix == ".csv"
+    _write(path, _as_csv(split) if as_csv else _as_jsonl(split))
+    return Exported(
+        str(path),
+        len(split),
+        raw_only=sum(row.cells is None for row in split),
+        formulas=sum(map(_formulas, split)) if as_csv else 0,
+        options=_options(split, set(rejects["mapping"])),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +147,7 @@ def _check(connection: DuckDBPyConnection, wanted: Wanted) -> None:
             raise SourceError(f"No row was rejected for {wanted.code}.", f"There are: {there}.")
 
 
-def _split(reject: Mapping[str, Any]) -> _Row:
+def _split(reject: Dictionary[str, Any]) -> _Row:
     """A reject in the columns of its source."""
     mapping = json.loads(reject["mapping"])
     is_json = mapping["format"] not in {"csv", "tsv"}
@@ -153,7 +173,7 @@ def _json_cells(raw: str) -> dict[str, str | None] | None:
     }
 
 
-def _csv_cells(raw: str, columns: list[str], mapping: Mapping[str, Any]) -> dict[str, str | None] | None:
+def _csv_cells(raw: str, columns: list[str], mapping: Dictionary[str, Any]) -> dict[str, str | None] | None:
     """The cells of a CSV record; None where it has not one for every column."""
     csv.field_size_limit(sys.maxsize)
     try:
@@ -191,6 +211,19 @@ def _as_csv(rows: list[_Row]) -> str:
     writer.writeheader()
     writer.writerows({**(row.cells or {OWN_COLUMNS[2]: row.raw}), **row.own} for row in rows)
     return text.getvalue()
+
+
+def _formulas(row: _Row) -> int:
+    return sum((cell or "").startswith(FORMULA_STARTS) for cell in (row.cells or {"": row.raw}).values())
+
+
+def _options(rows: list[_Row], mappings: set[str]) -> str:
+    """The options that read the exported rows as their source was read; none where sources differ in that."""
+    if len(mappings) != 1:
+        return ""
+    mapping = json.loads(mappings.pop())
+    columns = {column for row in rows for column in row.cells or {}}
+    return Mapping(mapping["shape"], {k: v for k, v in mapping["fields"].items() if v in columns}).as_options()
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,20 +1,30 @@
-"""Reporting: what an import, the rejects and the state of the store look like to a person."""
+"""Reporting: what an import, the rejects, the state of the store and the answer to a question look like to a person."""
 
 from __future__ import annotations
 
+import csv
+import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from curate.importing import ImportResult
+from curate.mending import MENDS
+from curate.querying import Answer
+from curate.rejecting import Exported
 from curate.validating import RULES
-from schemas.terminal import print_table, printable
+from schemas.terminal import note, print_table, printable
 
 ROLE_WIDTH = 13
 EXAMPLE_LENGTH = 400
 """Characters of a turn that a dry run shows."""
+
+CELL = 80
+"""Characters of a cell that a table shows."""
 
 
 def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
@@ -104,9 +114,9 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     for code, number in _together(result.warnings for result in results).items():
         yield f"Warning {code}: {number:,} conversations. {RULES[code].sentence}"
     for code, number in _together(result.rejected for result in results).items():
-        mend = RULES[code].mend if code in RULES else None
-        if mend:
-            yield f"{number:,} rows rejected for {code} could be mended: --mend {mend}"
+        rule = RULES.get(code)
+        if rule and rule.mend:
+            yield f"{number:,} rows rejected for {code} could be mended: --mend {rule.mend}"
 
 
 def _together(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -139,3 +149,132 @@ def _next_step(results: Sequence[ImportResult], *, dry_run: bool) -> str:
     if any(result.rows_rejected for result in results):
         return "Next: curate rejects shows what was refused and why; curate score goes on with the rest."
     return "Next: curate score"
+
+
+def show_reject_groups(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Print rejects grouped by file and reason, with the first places and one example each."""
+    if not groups:
+        return typer.echo("No row is rejected, or all rejects are closed: curate rejects --all shows those.")
+    rows = [
+        {
+            "file": group["path"],
+            "rejected for": group["code"],
+            "rows": group["rows"],
+            "first at": _places(group),
+            "because": group["reason"],
+            "example": _cut(group["raw"]),
+        }
+        for group in groups
+    ]
+    print_table(rows, list(rows[0]))
+    typer.echo(f"{sum(row['rows'] for row in rows):,} rows.")
+    return typer.echo(
+        "Next: curate rejects --list shows each; curate rejects --export fix.csv writes them to be mended."
+    )
+
+
+def show_reject_list(rejects: Sequence[Mapping[str, Any]], limit: int) -> None:
+    """Print single rejects."""
+    rows = [
+        {
+            "file": reject["path"],
+            "row": reject["row"],
+            "line": reject["line"],
+            "rejected for": reject["code"],
+            "because": reject["reason"],
+            "as it was read": _cut(reject["raw"]),
+        }
+        for reject in rejects
+    ]
+    if rows:
+        print_table(rows, list(rows[0]))
+    if len(rows) == limit:
+        note(f"The first {limit:,} are shown: --limit shows more.")
+
+
+def show_exported(exported: Exported, store_option: str) -> None:
+    """Print what was written, and how it comes back."""
+    typer.echo(f"{exported.rows:,} rejects are written to {exported.path}, in the columns of their source.")
+    if exported.raw_only:
+        typer.echo(f"{exported.raw_only:,} of them could not be split into columns: fill these in from _curate_raw.")
+    if exported.formulas:
+        typer.echo(
+            f"{exported.formulas:,} cells begin with =, +, - or @. They are written exactly as they were, for the way "
+            "back; a spreadsheet may take them for formulas."
+        )
+    typer.echo("Correct the rows, delete those that shall stay out, leave _curate_reject as it is; then:")
+    typer.echo(f"  curate import {exported.path} {exported.options}{store_option}".rstrip())
+
+
+def rules() -> list[dict[str, Any]]:
+    """All rules of validation: code, severity, sentence, the mend that is offered."""
+    return [
+        {"rule": code, "then": rule.severity, "because": rule.sentence, "mend": rule.mend}
+        for code, rule in RULES.items()
+    ]
+
+
+def show_rules() -> None:
+    """Print the rules and the mends."""
+    listed = rules()
+    print_table(listed, list(listed[0]))
+    print_table(
+        [{"mend": name, "what it does": mend.sentence} for name, mend in MENDS.items()], ["mend", "what it does"]
+    )
+
+
+def show_status(store: Path, found: Mapping[str, Any]) -> None:
+    """Print what the store holds, and the command that comes next."""
+    counts = found["counts"]
+    typer.echo(f"{store}: {counts['conversations']:,} conversations from {len(found['sources']):,} files")
+    columns = ["path", "shape", "rows_read", "conversations", "rows_duplicate", "rows_rejected", "open_rejects"]
+    for title, rows, names in (
+        ("", found["sources"], columns),
+        ("Versions", found["versions"], ["version", "counts", "frozen_at"]),
+        ("Runs", found["runs"], ["run", "version", "status", "adapter", "started_at"]),
+    ):
+        if rows:
+            print_table(rows, names, title)
+    scored = "nothing is scored" if not counts["scorers"] else f"{counts['scorers']:,} scorers"
+    missing = f", {counts['unscored']:,} conversations without scores" if counts["unscored"] else ""
+    typer.echo(f"Scores    {scored}{missing}")
+    people = f", {counts['judged_by_people']:,} by people" if counts["judged_by_people"] else ""
+    typer.echo(f"Verdicts  {counts['judged']:,} conversations judged{people}; {counts['kept']:,} are kept")
+    typer.echo(f"Rejects   {counts['open_rejects']:,} open, {counts['closed_rejects']:,} closed")
+    typer.echo(f"Next: {found['next']}")
+
+
+def show_answer(answer: Answer, limit: int) -> None:
+    """Print at most `limit` rows of an answer as a table, long cells cut."""
+    rows = [dict(zip(answer.columns, map(_cell, row), strict=True)) for row in answer.first(limit + 1)]
+    print_table(rows[:limit], answer.columns)
+    if len(rows) > limit:
+        note(f"The first {limit:,} rows are shown: --limit shows more; --json and --csv show all.")
+
+
+def print_csv(answer: Answer, limit: int | None) -> None:
+    """Print an answer as CSV; lists and structs as JSON."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(answer.columns)
+    writer.writerows([_as_json(cell) for cell in row] for row in answer.first(limit))
+
+
+def _as_json(cell: object) -> object:
+    return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, (list, dict)) else cell
+
+
+def _cell(cell: object) -> object:
+    return cell if cell is None or isinstance(cell, (bool, int, float)) else _cut(str(_as_json(cell)))
+
+
+def _cut(text: str) -> str:
+    """The start of a text, on one line."""
+    line = " ".join(text[: 4 * CELL].split())
+    return line if len(line) <= CELL else f"{line[:CELL]}…"
+
+
+def _places(group: Mapping[str, Any]) -> str:
+    lines = [line for line in group["first_lines"] if line is not None]
+    places = ", ".join(f"{number:,}" for number in lines or group["first_rows"])
+    more = " …" if group["rows"] > len(group["first_rows"]) else ""
+    return f"{'line' if lines else 'row'} {places}{more}"

@@ -20,7 +20,7 @@ from curate.exporters import EXPORTERS
 from curate.exporters.exporter import Exporter
 from curate.exporting import BUNDLE, PROOF
 from curate.freezing import check_name, write_version
-from curate.landing import CLOSES, REJECTS, WARNINGS, Parcel, Sums, count, count_conversations, land, set_up
+from curate.landing import CLOSES, REJECTS, Parcel, Sums, count, count_conversations, land, set_up
 from curate.rereading import differing, reread
 from schemas.conversation import ID_LENGTH
 from schemas.errors import VersionError
@@ -216,7 +216,6 @@ def _parcel(records: pl.DataFrame, *, known: bool) -> Parcel:
         conversations=records.select(pl.col("row").alias("key"), "id", "conversations", "tools"),
         origins=origins.head(0) if known else origins,
         rejects=pl.DataFrame(schema=REJECTS),
-        warnings=pl.DataFrame(schema=WARNINGS),
         closes=pl.DataFrame(schema=CLOSES),
     )
 

@@ -28,12 +28,19 @@ def read_csv(stream: ByteStream) -> Iterator[Batch]:
     A file with nothing but a header gives one empty batch. Raises `SourceError` where there is no header, or the
     file is in another encoding than UTF-8.
     """
-    return _read(stream, find_delimiter(stream.head()) or ",")
+    return _read(stream, delimiter_of(stream.head(), "csv"))
 
 
 def read_tsv(stream: ByteStream) -> Iterator[Batch]:
     """The same for a TSV file: tabs are the delimiter where there is one in the header."""
-    return _read(stream, find_delimiter(stream.head(), "\t") or find_delimiter(stream.head()) or "\t")
+    return _read(stream, delimiter_of(stream.head(), "tsv"))
+
+
+def delimiter_of(head: bytes, format: str) -> str:
+    """What separates the cells of a file in format `csv` or `tsv` that begins with `head`."""
+    if format == "tsv":
+        return find_delimiter(head, "\t") or find_delimiter(head) or "\t"
+    return find_delimiter(head) or ","
 
 
 def _read(stream: ByteStream, delimiter: str) -> Iterator[Batch]:

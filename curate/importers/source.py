@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from curate.importers.batch import Batch
+from curate.importers.delimited import delimiter_of
 from curate.importers.sniffing import format_of
 from curate.importers.streaming import ByteStream
 
@@ -31,6 +32,11 @@ class Source:
     def format(self) -> str:
         """Name of the format, as it was given or as the name and the first bytes tell."""
         return self._format or format_of(self._stream)
+
+    @property
+    def delimiter(self) -> str | None:
+        """What separates the cells of a CSV or TSV file; None in other formats."""
+        return delimiter_of(self._stream.head(), self.format) if self.format in ("csv", "tsv") else None
 
     def batches(self) -> Iterator[Batch]:
         """The records, in order; once. Raises `SourceError` where the file cannot be read."""

@@ -1,0 +1,55 @@
+"""Querying: an SQL question to the store comes in, rows go out. Nothing can be changed that way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+from duckdb import DuckDBPyConnection, StatementType
+
+from schemas.errors import StoreError
+
+SLICE = 10_000
+"""Rows that are fetched at a time, so that a large answer is printed without holding it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Column names, and the rows as they are fetched; the store must stay open meanwhile."""
+
+    columns: list[str]
+    rows: Iterator[tuple[Any, ...]]
+
+    def first(self, limit: int | None = None) -> Iterator[tuple[Any, ...]]:
+        """At most `limit` rows; they are fetched as they are taken."""
+        return itertools.islice(self.rows, limit)
+
+    def as_json(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """At most `limit` rows as dictionaries."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.first(limit)]
+
+
+def ask(connection: DuckDBPyConnection, query: str) -> Answer:
+    """The answer to one SELECT (also DESCRIBE, SUMMARIZE, SHOW TABLES).
+
+    Raises `StoreError` for anything that is no question, and for one that DuckDB cannot answer.
+    """
+    try:
+        statements = connection.extract_statements(query)
+        if len(statements) != 1 or statements[0].type != StatementType.SELECT:
+            raise StoreError(
+                "curate sql only reads: give it one SELECT.", "Import, select and freeze change the store."
+            )
+        result = connection.execute(query)
+        columns = [column[0] for column in result.description]
+    except duckdb.Error as error:
+        raise StoreError(str(error).strip(), "curate sql 'SHOW TABLES' lists the tables.") from error
+    return Answer(columns, _fetched(result))
+
+
+def _fetched(result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    while rows := result.fetchmany(SLICE):
+        yield from rows

@@ -1,0 +1,63 @@
+"""Surveying: what the store holds, in one look, and which command comes next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+SOURCES_SQL = """
+    SELECT path, shape, rows_read, conversations, rows_duplicate, rows_rejected,
+           (SELECT count(*) FROM rejects r WHERE r.source = s.source AND r.closed_by IS NULL) AS open_rejects,
+           imported_at::VARCHAR AS imported_at, source
+    FROM sources s ORDER BY s.imported_at, path
+"""
+COUNTS_SQL = """
+    SELECT (SELECT count(*) FROM conversations) AS conversations,
+           (SELECT count(*) FROM standing WHERE kept) AS kept,
+           (SELECT count(*) FROM standing WHERE by_whom IS NOT NULL) AS judged,
+           (SELECT count(DISTINCT conversation) FROM verdicts WHERE by_whom <> 'rule') AS judged_by_people,
+           (SELECT count(*) FROM scorers) AS scorers,
+           (SELECT count(*) FROM conversations WHERE id NOT IN (SELECT conversation FROM scores)) AS unscored,
+           (SELECT count(*) FROM rejects WHERE closed_by IS NULL) AS open_rejects,
+           (SELECT count(*) FROM rejects WHERE closed_by IS NOT NULL) AS closed_rejects
+"""
+VERSIONS_SQL = """
+    SELECT version, digest, counts, frozen_at::VARCHAR AS frozen_at FROM versions ORDER BY versions.frozen_at, version
+"""
+RUNS_SQL = (
+    "SELECT run, version, status, adapter, started_at::VARCHAR AS started_at FROM runs ORDER BY runs.started_at, run"
+)
+
+
+def survey(connection: DuckDBPyConnection) -> dict[str, Any]:
+    """What the store holds: `sources`, `versions` and `runs` as lists, `counts`, and the command that comes `next`."""
+    found: dict[str, Any] = {
+        "sources": _rows(connection, SOURCES_SQL),
+        "counts": _rows(connection, COUNTS_SQL)[0],
+        "versions": _rows(connection, VERSIONS_SQL),
+        "runs": _rows(connection, RUNS_SQL),
+    }
+    return {**found, "next": _next_command(found)}
+
+
+def _rows(connection: DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = connection.sql(query).pl().to_dicts()
+    return rows
+
+
+def _next_command(found: dict[str, Any]) -> str:
+    """The first step of the way from file to adapter that has not been taken."""
+    counts, versions, runs = found["counts"], found["versions"], found["runs"]
+    if not counts["conversations"]:
+        return "curate import FILE"
+    if counts["unscored"]:
+        return "curate score"
+    if not counts["judged"]:
+        return "curate select --dry-run"
+    if not versions:
+        return "curate freeze NAME"
+    newest = versions[-1]["version"]
+    if not any(run["version"] == newest and run["status"] == "done" for run in runs):
+        return f"curate train {newest}"
+    return f"curate verify {runs[-1]['adapter']}"

@@ -1,0 +1,153 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curate.importing import ImportResult, import_files
+from curate.rejecting import Wanted, export_rejects, group_rejects, list_rejects
+from schemas.errors import ExportError, SourceError
+from schemas.recipe import ImportSection
+from schemas.store import reading
+
+TICKETS = '''ticket,question,answer,note
+1,Where is it?,Here.,ok
+2,When?,,=cmd()
+3,"Who, and
+why?",,"quoted ""note"""
+4,How?,So.,too,many,cells
+5,What?,This.,
+'''
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "curate.duckdb"
+
+
+@pytest.fixture
+def tickets(tmp_path: Path, store: Path) -> Path:
+    """A CSV of five rows: two without an answer, one with too many cells; imported."""
+    path = tmp_path / "tickets.csv"
+    path.write_text(TICKETS, encoding="utf-8")
+    result = import_one(store, path)
+    assert (result.rows_kept, result.rows_rejected) == (2, 3)
+    return path
+
+
+def import_one(store: Path, path: Path) -> ImportResult:
+    (result,) = import_files(store, [str(path)], ImportSection())
+    return result
+
+
+def export(store: Path, path: Path, **wanted: Any) -> Any:
+    with reading(store) as connection:
+        return export_rejects(connection, Wanted(**wanted), path)
+
+
+def open_rejects(store: Path) -> list[tuple[int, str]]:
+    with reading(store) as connection:
+        return [(reject["row"], reject["code"]) for reject in list_rejects(connection, Wanted(), None)]
+
+
+def test_rejects_are_grouped_by_file_and_reason(store: Path, tickets: Path) -> None:
+    with reading(store) as connection:
+        groups = group_rejects(connection, Wanted())
+    assert (groups[0]["path"], groups[0]["code"], groups[0]["rows"]) == (str(tickets), "empty-answer", 2)
+    assert groups[0]["first_lines"] == [3, 4]
+    assert groups[0]["raw"] == "2,When?,,=cmd()"
+
+
+def test_an_export_has_the_columns_of_the_source_and_ours_behind(store: Path, tickets: Path, tmp_path: Path) -> None:
+    exported = export(store, tmp_path / "fix.csv")
+    with (tmp_path / "fix.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["ticket", "question", "answer", "note", "_curate_raw", "_curate_reject", "_curate_reason"]
+    assert rows[0]["note"] == "=cmd()"
+    assert (rows[1]["question"], rows[1]["note"]) == ("Who, and\nwhy?", 'quoted "note"')
+    assert rows[2]["_curate_raw"] == "4,How?,So.,too,many,cells"
+    assert (exported.rows, exported.raw_only, exported.formulas) == (3, 1, 1)
+
+
+def test_importing_the_mended_file_closes_its_rejects(store: Path, tickets: Path, tmp_path: Path) -> None:
+    fix = tmp_path / "fix.csv"
+    export(store, fix, code="empty-answer")
+    with fix.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["answer"] = "Now."
+    with fix.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerow(rows[0])  # the second row is left out: its reject stays open
+    result = import_one(store, fix)
+    assert (result.rows_kept, result.closed) == (1, 1)
+    assert [row for row, _ in open_rejects(store)] == [3, 4]
+    with reading(store) as connection:
+        (closed,) = [r for r in list_rejects(connection, Wanted(closed=True), None) if r["closed_by"]]
+        metadata = connection.execute("SELECT metadata FROM origins WHERE source = ?", [result.source]).fetchall()
+    assert (closed["row"], closed["closed_by"]) == (2, result.source)
+    assert json.loads(metadata[0][0]) == {"ticket": "2", "note": "=cmd()"}
+
+
+def test_a_row_that_comes_back_unmended_is_open_once(store: Path, tickets: Path, tmp_path: Path) -> None:
+    fix = tmp_path / "fix.csv"
+    export(store, fix, code="empty-answer")
+    result = import_one(store, fix)
+    assert (result.rows_rejected, result.closed) == (2, 2)
+    assert len(open_rejects(store)) == 3
+    again = export(store, tmp_path / "fix2.csv", source=result.source)
+    assert again.rows == 2
+    header = (tmp_path / "fix2.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == "ticket,question,answer,note,_curate_reject,_curate_reason"
+
+
+def test_a_json_object_goes_back_as_the_text_it_was(store: Path, tmp_path: Path) -> None:
+    odd = '{"prompt": "a",  "response": "", "n": 1.50, "x": {"deep": [1e3]}}'
+    lines = [odd, '{"prompt": "b", "resp', '{"prompt": "c", "response": "ok"}']
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(lines), encoding="utf-8")
+    import_one(store, source)
+    exported = export(store, tmp_path / "fix.jsonl")
+    first, second = (tmp_path / "fix.jsonl").read_text(encoding="utf-8").splitlines()
+    assert first.startswith(lines[0][:-1] + ', "_curate_reject": ')
+    assert json.loads(second)["_curate_raw"] == lines[1]
+    assert (exported.rows, exported.raw_only) == (2, 1)
+    (tmp_path / "fix.jsonl").write_text(first.replace('"response": ""', '"response": "yes"'), encoding="utf-8")
+    assert import_one(store, tmp_path / "fix.jsonl").closed == 1
+    assert [row for row, _ in open_rejects(store)] == [2]
+
+
+def test_an_export_is_never_written_over_by_itself(store: Path, tickets: Path, tmp_path: Path) -> None:
+    export(store, tmp_path / "fix.csv")
+    with pytest.raises(ExportError, match="there already"):
+        export(store, tmp_path / "fix.csv")
+    with pytest.raises(ExportError, match=r"\.csv"):
+        export(store, tmp_path / "fix.xlsx")
+
+
+def test_unknown_sources_and_codes_are_answered_with_those_there_are(store: Path, tickets: Path) -> None:
+    with reading(store) as connection:
+        with pytest.raises(SourceError) as error:
+            group_rejects(connection, Wanted(source="other.csv"))
+        assert str(tickets) in error.value.hint
+        with pytest.raises(SourceError) as error:
+            group_rejects(connection, Wanted(code="too-purple"))
+        assert "empty-answer" in error.value.hint
+        assert group_rejects(connection, Wanted(source="tickets.csv", code="empty-answer"))[0]["rows"] == 2
+
+
+def test_the_command_shows_groups_rows_rules_and_the_way_back(
+    store: Path, tickets: Path, curate: Callable[..., Any]
+) -> None:
+    assert "empty-answer" in curate("rejects").stdout
+    assert len(json.loads(curate("rejects", "--list", "--json").stdout)) == 3
+    assert "first 1" in curate("rejects", "--list", "--limit", "1").stderr
+    assert "trailing-user" in curate("rejects", "--rules").stdout
+    shown = curate("rejects", "--code", "empty-answer", "--export", "fix.csv").stdout
+    assert "curate import fix.csv" in shown
+    assert "1 cells begin with" in shown
+    assert curate("rejects", "--export", "fix.csv").returncode == 1
+    command = next(line.strip() for line in shown.splitlines() if line.strip().startswith("curate import"))
+    assert curate(*command.split()[1:]).returncode == 0
