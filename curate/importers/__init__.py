@@ -14,6 +14,7 @@ from curate.importers.decoding import check_encoding
 from curate.importers.delimited import read_csv, read_tsv
 from curate.importers.expanding import expand
 from curate.importers.hub import read_dataset
+from curate.importers.json_array import read_json
 from curate.importers.jsonl import read_jsonl
 from curate.importers.parquet import read_parquet
 from curate.importers.source import Importer, Source
@@ -24,6 +25,7 @@ __all__ = ["IMPORTERS", "REJECTS", "Batch", "Importer", "Reject", "Source", "exp
 
 IMPORTERS: dict[str, Importer] = {
     "jsonl": read_jsonl,
+    "json": read_json,
     "csv": read_csv,
     "tsv": read_tsv,
     "parquet": read_parquet,

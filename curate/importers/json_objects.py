@@ -8,7 +8,7 @@ have (NaN) is found afterwards, and every refused text is explained with the hel
 from __future__ import annotations
 
 import json
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import duckdb
 import numpy as np
@@ -33,6 +33,15 @@ NOT_JSON = ["NaN", "Infinity"]
 """What DuckDB takes for numbers, and writes in this one way, and JSON does not have."""
 
 
+class Objects(NamedTuple):
+    """What some texts hold."""
+
+    table: pl.DataFrame
+    """A row for each text."""
+    problems: list[Problem]
+    """Which texts are no proper objects, in their order; their rows mean nothing."""
+
+
 class ObjectReader:
     """Reads objects batch by batch and learns their keys on the way: a key that comes late is a late column."""
 
@@ -42,19 +51,25 @@ class ObjectReader:
         self._rows = 0
         self._connection = duckdb.connect()
 
-    def batch(self, texts: pa.LargeStringArray, line: Positions) -> Batch:
-        """The next records of the source: `texts`, which start in the lines `line`.
+    def batch(self, texts: pa.LargeStringArray, line: Positions, found: Objects | None = None) -> Batch:
+        """The next records of the source: `texts`, which start in the lines `line`, and what `read` found in them.
 
         Raises `SourceError` where they are in another encoding than UTF-8.
         """
-        table, problems = self.read(texts)
+        table, problems = found or self.read(texts)
         refuse_foreign(self._path, texts, problems, line)
         row = self._rows + 1 + np.arange(len(texts))
         self._rows += len(texts)
         good = np.delete(np.arange(len(texts)), [problem.position for problem in problems])
         return batch_of(table[good] if problems else table, texts, good, problems, Numbers(row, line))
 
-    def read(self, texts: pa.LargeStringArray) -> tuple[pl.DataFrame, list[Problem]]:
+    def refusal(self, line: int, code: str, reason: str) -> Batch:
+        """A last record that is none: the source ends in a way that may have lost some."""
+        nothing = pl.DataFrame(schema=dict.fromkeys(self.columns, pl.String))
+        at = Numbers(np.array([self._rows + 1]), np.array([line]))
+        return batch_of(nothing, pa.array([""], pa.large_string()), at.row[:0], [Problem(0, code, reason)], at)
+
+    def read(self, texts: pa.LargeStringArray) -> Objects:
         """A table with a row for each text, and why some of its rows are to be left out.
 
         The texts need not be valid UTF-8. A trailing comma is let pass: it can mean only one thing.
@@ -65,17 +80,12 @@ class ObjectReader:
         if self._learn(found["keys"]):
             table, unread = self._cells(texts)
         twice = found.select(pl.col("keys").list.n_unique() < pl.col("keys").list.len()).to_series()
-        unread = pl.concat([unread, doubtful.filter(~found["object"])])
         problems = [
-            *(_explain(position, as_bytes(texts, position)) for position in unread),
-            *(Problem(position, "duplicate-key", "A key stands in it twice.") for position in doubtful.filter(twice)),
-            *(
-                _explain(at, as_bytes(texts, at))
-                for at in _perhaps_not_a_number(table)
-                if _is_no_json(as_bytes(texts, at))
-            ),
+            *(_explain(at, as_bytes(texts, at)) for at in (*unread, *doubtful.filter(~found["object"]))),
+            *(Problem(at, "duplicate-key", "A key stands in it twice.") for at in doubtful.filter(twice)),
+            *(problem for at in _perhaps_no_numbers(table) if (problem := _no_number(at, as_bytes(texts, at)))),
         ]
-        return table, sorted({problem.position: problem for problem in reversed(problems)}.values())
+        return Objects(table, sorted({problem.position: problem for problem in reversed(problems)}.values()))
 
     def _cells(self, texts: pa.LargeStringArray) -> tuple[pl.DataFrame, pl.Series]:
         """The value of every known key in every text, and the positions of the texts that are no JSON."""
@@ -121,7 +131,7 @@ def _doubtful(table: pl.DataFrame, unread: pl.Series, texts: pa.LargeStringArray
     return doubtful.filter(~doubtful.is_in(unread.implode()))
 
 
-def _perhaps_not_a_number(table: pl.DataFrame) -> list[int]:
+def _perhaps_no_numbers(table: pl.DataFrame) -> list[int]:
     """Positions of the rows in which a cell, or a part of a nested one, may be NaN or an infinity."""
     positions: set[int] = set()
     for cell in table:
@@ -133,12 +143,13 @@ def _perhaps_not_a_number(table: pl.DataFrame) -> list[int]:
     return sorted(positions)
 
 
-def _is_no_json(text: bytes) -> bool:
+def _no_number(position: int, text: bytes) -> Problem | None:
+    """The problem of a text with a number that JSON does not have; None where it only looked like one."""
     try:
         json.loads(text, parse_constant=_refuse_constant)
     except ValueError:
-        return True
-    return False
+        return _explain(position, text)
+    return None
 
 
 def _explain(position: int, text: bytes) -> Problem:

@@ -87,10 +87,15 @@ def rows_key(wrapper: dict[str, Any]) -> str | None:
     'data'
     >>> rows_key({"messages": [{"role": "user", "content": "Why?"}]})
     """
-    lists = {key: value[0] for key, value in wrapper.items() if _holds_objects(value)}
-    turns = any("role" in first or "from" in first for first in lists.values())
-    return next(iter(lists)) if len(lists) == 1 and not turns else None
+    lists = {key: value for key, value in wrapper.items() if holds_objects(value)}
+    return next(iter(lists)) if len(lists) == 1 and not any(map(holds_turns, lists.values())) else None
 
 
-def _holds_objects(value: object) -> bool:
+def holds_objects(value: object) -> bool:
+    """Whether a value is a list of objects, by its first element."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def holds_turns(objects: list[dict[str, Any]]) -> bool:
+    """Whether the objects of a list are turns of a conversation and no rows, by the first."""
+    return "role" in objects[0] or "from" in objects[0]
