@@ -1,0 +1,179 @@
+import json
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from stores import add, chat, questions, say
+from typer.testing import CliRunner
+
+from curate.cli import app
+from curate.freezing import freeze
+from curate.tracing import Journey, Refused, trace
+from schemas.errors import VersionError
+from schemas.recipe import check_recipe
+from schemas.store import reading, writing
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = tmp_path / "x.duckdb"
+    add(store, [chat("Hello?", "Hi."), *questions(20)], source="desk/data.csv", metadata={"ticket": 7})
+    return store
+
+
+def traced(store, what):
+    with reading(store) as connection:
+        return trace(connection, what)
+
+
+def text(found):
+    return "\n".join(line for one in found for line in one.lines())
+
+
+def reject(store, row, line, closed_by=None):
+    with writing(store) as connection:
+        connection.execute(
+            "INSERT INTO rejects VALUES ('id of desk/data.csv', ?, ?, 'empty-answer', 'Turn 2 is empty.', 'q,', ?)",
+            [row, line, closed_by],
+        )
+
+
+def test_a_line_leads_to_its_conversation_and_the_conversation_to_its_line(store):
+    (by_line,) = traced(store, "data.csv:2")
+    (by_id,) = traced(store, chat("Hello?", "Hi.").id)
+    assert by_line == by_id
+    (origin,) = by_id.origins
+    assert (origin["path"], origin["row"], origin["line"], origin["metadata"]) == ("desk/data.csv", 1, 2, {"ticket": 7})
+    assert "desk/data.csv line 2 (row 1)" in text([by_id])
+
+
+def test_a_row_number_leads_there_too(store):
+    assert traced(store, "desk/data.csv#1") == traced(store, "data.csv:2")
+
+
+def test_a_line_inside_a_record_leads_to_the_record(store):
+    with writing(store) as connection:
+        connection.execute("UPDATE origins SET line = line * 3")
+    assert traced(store, "data.csv:8") == traced(store, "data.csv:6")
+
+
+def test_a_rejected_line_is_found_with_its_reason_and_the_file_that_mended_it(store):
+    add(store, [chat("Late?", "Yes.")], source="fix.csv")
+    reject(store, 90, 91, closed_by="id of fix.csv")
+    (found,) = traced(store, "data.csv:91")
+    assert found == Refused("desk/data.csv", 90, 91, "empty-answer", "Turn 2 is empty.", "q,", "fix.csv")
+    assert "was rejected: empty-answer" in text([found])
+
+
+def test_the_beginning_of_an_id_is_enough_and_an_ambiguous_one_lists_the_candidates(store):
+    one = chat("Hello?", "Hi.").id
+    assert traced(store, one[:10].upper())[0].id == one
+    with writing(store) as connection:
+        copy = "INSERT INTO conversations SELECT ?, conversations, tools, parent FROM conversations LIMIT 1"
+        connection.execute(copy, [one[:6] + "0" * 26])
+    with pytest.raises(VersionError, match=one) as several:
+        traced(store, one[:6])
+    assert several.value.hint == "Give more digits."
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("abc", "neither an id nor a place"),
+        ("ffffffffffff", "No conversation's id begins"),
+        ("other.csv:3", "Nothing was imported from other.csv"),
+        ("data.csv:1", "No record of data.csv starts on line 1"),
+        ("data.csv", "neither an id nor a place"),
+    ],
+)
+def test_what_is_not_there_is_said_in_a_sentence(store, what, said):
+    with pytest.raises(VersionError, match=said):
+        traced(store, what)
+
+
+def test_a_line_with_very_many_records_asks_for_a_row(store):
+    add(store, questions(30), source="one-line.json")
+    with writing(store) as connection:
+        connection.execute("UPDATE origins SET line = 1 WHERE source = 'id of one-line.json'")
+    with pytest.raises(VersionError, match="30 records start on line 1") as many:
+        traced(store, "one-line.json:1")
+    assert "one-line.json#1" in many.value.hint
+
+
+def test_edits_scores_verdicts_reviews_and_clusters_are_told(store):
+    talk, other = questions(2)
+    (edited,) = add(store, [chat("What is question 0?", "Better.")], parent=talk.id)
+    say(store, talk.id, "edit", by_whom="ada", reason="wrong", edited_to=edited)
+    with writing(store) as connection:
+        connection.execute("ALTER TABLE scores ADD COLUMN quality DOUBLE")
+        connection.execute("INSERT INTO scores VALUES (?, 0.75)", [talk.id])
+        for one in (talk, other):
+            connection.execute("INSERT INTO clusters VALUES (?, 'minhash', ?)", [one.id, talk.id])
+        connection.execute(
+            """INSERT INTO reviews VALUES (?, 'desk', 'ada', 'r1', '{"good": "no"}', 'submitted', ?)""",
+            [talk.id, datetime(2026, 1, 1, tzinfo=UTC)],
+        )
+    (old,), (new,) = traced(store, talk.id), traced(store, edited)
+    assert (old.edits, new.parent, new.origins) == ([edited], talk.id, [])
+    assert old.scores == {"quality": 0.75}
+    assert (old.standing["kept"], new.standing["kept"]) == (False, True)
+    assert old.clusters == [{"method": "minhash", "cluster": talk.id, "size": 2}]
+    shown = text([old])
+    assert "ada: edit to" in shown
+    assert "minhash: 2 with" in shown
+    assert 'ada in desk: {"good": "no"}' in shown
+
+
+def test_versions_and_the_fate_in_each_training_are_told(store, tmp_path):
+    with writing(store) as connection:
+        freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+        for run, adapter in (("r1", tmp_path / "one"), ("r2", tmp_path / "gone")):
+            connection.execute(
+                "INSERT INTO runs VALUES (?, 'support@1', 'd', ?, NULL, 'done', '{}', '{}', now(), now())",
+                [run, str(adapter)],
+            )
+    one = chat("Hello?", "Hi.").id
+    (tmp_path / "one").mkdir()
+    ledger = {"conversation": [one], "fate": ["truncated"], "reason": ["too long"], "tokens": [12], "cut": [3]}
+    pl.DataFrame(ledger).write_parquet(tmp_path / "one" / "ledger.parquet")
+    (found,) = traced(store, one)
+    assert [(v["version"], v["split"]) for v in found.versions] == [("support@1", "train")]
+    assert found.runs[0]["ledger"]["fate"] == "truncated"
+    assert "ledger.parquet is not there" in found.runs[1]["note"]
+    assert "r1 on support@1 (train), done: fate truncated, reason too long, tokens 12, cut 3" in text([found])
+
+
+def test_a_ledger_that_is_no_parquet_is_noted_not_fatal(store, tmp_path):
+    with writing(store) as connection:
+        freeze(connection, "support", check_recipe({}, "the test"))
+        connection.execute(
+            "INSERT INTO runs VALUES ('r1', 'support@1', 'd', ?, NULL, 'done', '{}', '{}', now(), now())",
+            [str(tmp_path)],
+        )
+    (tmp_path / "ledger.parquet").write_text("no parquet")
+    assert "cannot be read" in traced(store, chat("Hello?", "Hi.").id)[0].runs[0]["note"]
+
+
+def test_a_real_import_is_traced_from_a_line_inside_a_multi_line_cell(tmp_path):
+    from curate.importing import import_files
+    from schemas.recipe import ImportSection
+
+    store, file = tmp_path / "x.duckdb", tmp_path / "data.csv"
+    file.write_text('question,answer,ticket\n"One\nlong\nquestion?",Yes.,a1\nTwo?,,a2\n', encoding="utf-8")
+    import_files(store, [str(file)], ImportSection())
+    (inside,) = traced(store, "data.csv:4")
+    assert isinstance(inside, Journey)
+    assert (inside.origins[0]["line"], inside.origins[0]["metadata"]) == (2, {"ticket": "a1"})
+    (refused,) = traced(store, "data.csv:5")
+    assert isinstance(refused, Refused)
+    assert (refused.row, refused.line, refused.raw) == (2, 5, "Two?,,a2")
+
+
+def test_the_command_shows_control_characters_and_does_not_obey_them(store):
+    add(store, [chat("a\x1b[2Jb\nruns", "c")], source="evil.csv")
+    run = CliRunner()
+    seen = run.invoke(app, ["trace", "evil.csv:2", "--store", str(store)])
+    assert seen.exit_code == 0, seen.output
+    assert "human: a␛[2Jb\n    runs" in seen.stdout
+    (one,) = json.loads(run.invoke(app, ["trace", "evil.csv:2", "--store", str(store), "--json"]).stdout)
+    assert one["conversations"][0]["value"] == "a\x1b[2Jb\nruns"
