@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
+from curate.scorers import SCORERS
 from curate.scoring import check_not_empty, plan, scorer_names, stored_columns
 from schemas.errors import RecipeError
 from schemas.expression import Expression, nearest
@@ -27,6 +28,9 @@ RULE = "rule"
 
 EXAMPLES = 5
 FIRST_CHARACTERS = 80
+
+JUDGED = "(c.parent IS NULL OR c.id IN (SELECT conversation FROM origins))"
+"""Which conversations rules judge: not the editions, since a person made them and a person's word alone keeps them."""
 
 META = "meta"
 """The prefix of a source's own columns: `meta.rating`."""
@@ -142,10 +146,16 @@ def _column(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ..
 
 
 def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression) -> Column:
-    """The column of `scores`. Raises `RecipeError` while conversations wait for it."""
-    waiting = "SELECT count(*) FROM conversations WHERE id NOT IN (SELECT conversation FROM scores {})"
-    there = f'WHERE "{column}" IS NOT NULL' if column in stored_columns(connection) else "WHERE false"
-    count = connection.sql(waiting.format(there)).fetchall()[0][0]
+    """The column of `scores`. Raises `RecipeError` while conversations wait for it.
+
+    A scorer of this project never gives null, so a null waits too; where another one does, the rule gives NULL.
+    """
+    there = "true" if column in stored_columns(connection) else "false"
+    if column in stored_columns(connection) and column.partition("__")[0] in SCORERS:
+        there = f'"{column}" IS NOT NULL'
+    count = connection.sql(f"""
+        SELECT count(*) FROM conversations c
+        WHERE {JUDGED} AND id NOT IN (SELECT conversation FROM scores WHERE {there})""").fetchall()[0][0]
     if count:
         what = f"{rule.where}: {rule.text!r} reads {column}, which is not computed for {count:,} conversations."
         raise RecipeError(what, "curate score")
@@ -184,8 +194,7 @@ AS_NUMBER = " as number"
 def _facts(columns: Mapping[str, Column]) -> str:
     """A query with one row per conversation that rules judge and one column per name in the rules.
 
-    A metadata column is there twice, as text and as a number, null where it is none. Editions are left out: a
-    person made them, and a person's word alone keeps them.
+    A metadata column is there twice, as text and as a number, null where it is none.
     """
     values = {name: column.sql for name, column in columns.items()}
     values |= {
@@ -199,7 +208,7 @@ def _facts(columns: Mapping[str, Column]) -> str:
             SELECT conversation, arg_min(path, row) AS path, arg_min(metadata, row) AS metadata
             FROM origins LEFT JOIN sources USING (source) WHERE NOT duplicate GROUP BY conversation
         ) o ON o.conversation = c.id
-        WHERE c.parent IS NULL OR c.id IN (SELECT conversation FROM origins)"""
+        WHERE {JUDGED}"""
 
 
 def _inside(name: str) -> str:

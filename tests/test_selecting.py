@@ -1,7 +1,19 @@
-import pytest
+import json
+import shutil
+from pathlib import Path
 
-from curate.selecting import kept_ids
-from schemas.store import writing
+import pytest
+from stores import add, chat, questions
+from stores import say as say_in
+from typer.testing import CliRunner
+
+from curate.cli import app
+from curate.scoring import score_store
+from curate.selecting import kept_ids, select_store
+from schemas.errors import RecipeError, StoreError
+from schemas.expression import Expression
+from schemas.recipe import Recipe, check_recipe
+from schemas.store import reading, writing
 
 
 @pytest.fixture
@@ -76,3 +88,214 @@ def test_an_edit_back_to_the_first_text_keeps_the_first_text(connection):
     say(connection, "a", "edit", "ann", edited_to="A")
     say(connection, "A", "edit", "ann", edited_to="a")
     assert kept(connection) == "abc"
+
+
+# --- rules ---
+
+RATED = [chat("Where is it?", "On its way to you."), chat("Why so late?", "A storm held the ship back for days.")]
+
+
+@pytest.fixture(scope="module")
+def scored_store(tmp_path_factory):
+    """Three scored conversations: two of ann.csv, rated 4.5 and not a number, one of bob.csv, not rated."""
+    path = tmp_path_factory.mktemp("selecting") / "x.duckdb"
+    add(path, RATED[:1], source="in/ann.csv", metadata={"rating": "4.5", "the topic": "it's late"})
+    add(path, RATED[1:], source="in/ann2.csv", metadata={"rating": "none"})
+    add(path, [chat("Do it", "I'm sorry, but I can't help with that.", tools="[]")], source="in/bob.csv")
+    score_store(path, Recipe())
+    return path
+
+
+@pytest.fixture
+def store(scored_store, tmp_path):
+    return Path(shutil.copy(scored_store, tmp_path / "x.duckdb"))
+
+
+def rules(**written):
+    return check_recipe({"select": {"rules": written}}, "the test")
+
+
+def staying(store, rule):
+    """The first words of the questions that a rule keeps."""
+    selection = select_store(store, rules(rule=rule))
+    with reading(store) as connection:
+        ids = [id_ for (id_,) in kept_ids(connection).fetchall()]
+        rows = connection.execute(
+            "SELECT conversations[1].value FROM conversations WHERE id IN (SELECT unnest(?))", [ids]
+        )
+        words = sorted(text.split()[0] for (text,) in rows.fetchall())
+    assert len(words) == selection.kept
+    return words
+
+
+def verdicts(store):
+    with reading(store) as connection:
+        return connection.sql(
+            "SELECT conversation, verdict, reason, by_whom, selection FROM verdicts ORDER BY rowid"
+        ).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("rule", "stay"),
+    [
+        ("not refusal", ["Where", "Why"]),
+        ("quality between 0.4 and 0.6", ["Do"]),
+        ("language in ('en', 'de') and answer_words > 7", ["Do", "Why"]),
+        ("meta.rating >= 4", ["Where"]),
+        ("meta.rating = 'none'", ["Why"]),
+        ("rating >= 4 or rating is null", ["Do", "Where"]),
+        ("meta.\"the topic\" like '%late'", ["Where"]),
+        ("file = 'bob.csv'", ["Do"]),
+        ("source like 'in/ann%' and turns = 2", ["Where", "Why"]),
+        ("has_tools", ["Do"]),
+        ("prompt ilike 'WHY%' or contains(answer, 'sorry')", ["Do", "Why"]),
+        ("case when refusal then words > 100 else true end", ["Where", "Why"]),
+        ("try_cast(meta.rating as double) is null -- a comment ends with its line", ["Do", "Why"]),
+        ("coalesce(meta.rating, '5') <> 'none'", ["Do", "Where"]),
+        ("true", ["Do", "Where", "Why"]),
+    ],
+)
+def test_a_rule_reads_scores_facts_and_metadata(store, rule, stay):
+    assert staying(store, rule) == stay
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("", "the rule is empty"),
+        ("quality >", "is no SQL expression"),
+        ("quality > 0.5; DROP TABLE verdicts", "is no SQL expression"),
+        ("true) UNION (SELECT true", "more than one expression"),
+        ("true) ORDER BY (1", "more than one expression"),
+        ("true) LIMIT (0", "more than one expression"),
+        ("id IN (SELECT conversation FROM verdicts)", "a subquery"),
+        ("EXISTS (FROM verdicts)", "a subquery"),
+        ("count(*) > 1", "calls count_star"),
+        ("row_number() OVER () = 1", "a window function"),
+        ("getenv('HOME') = 'x'", "calls getenv"),
+        ("read_text('x') = 'y'", "calls read_text"),
+        ("main.lower(id) = 'x'", "calls lower"),
+        ("lowr(id) = 'x'", "did you mean lower"),
+        ("list_transform([1], lambda x: x) = [1]", "calls"),
+        ("words = $1", "more than one expression|a parameter"),
+        ("qualty > 0.5", "reads qualty, which is not known, did you mean quality"),
+        ("meta.ratin > 3", "did you mean rating"),
+        ("scores.quality > 1", "reads scores.quality, which is not known"),
+        ("words + 1", "is no condition, it gives BIGINT"),
+        ("refusal > 'often'", "often"),
+        ("meta.rating::integer > 3", "cannot be applied"),
+    ],
+)
+def test_anything_but_a_condition_over_known_names_is_refused(store, rule, message):
+    before = verdicts(store)
+    with pytest.raises(RecipeError, match=message) as raised:
+        select_store(store, rules(bad=rule))
+    assert raised.value.hint
+    assert verdicts(store) == before
+
+
+def test_names_in_a_rule_are_found_wherever_they_stand():
+    rule = Expression.read("case when a then b in (c, 1) else not (d + e between f and 2) end", "the test")
+    assert [name for (name,) in rule.names] == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_a_rule_about_scores_that_are_not_computed_says_so(store):
+    add(store, questions(2))
+    with pytest.raises(RecipeError, match="reads quality, which is not computed for 2 conversations") as raised:
+        select_store(store, rules(good="quality > 0.5"))
+    assert raised.value.hint == "curate score"
+
+
+def test_a_rule_reads_the_score_as_the_recipe_configures_it(store):
+    recipe = check_recipe(
+        {"score": {"word_repetition": {"n": 1}}, "select": {"rules": {"r": "word_repetition = 0"}}}, "the test"
+    )
+    with pytest.raises(RecipeError, match="word_repetition__"):
+        select_store(store, recipe)
+    score_store(store, recipe)
+    assert select_store(store, recipe).rules[0].rule == "word_repetition = 0"
+
+
+def test_the_waterfall_counts_each_leaver_at_the_first_rule_that_fails(store):
+    selection = select_store(store, rules(polite="not refusal", rated="meta.rating > 3"), "turns = 2")
+    steps = [(step.name, step.before, step.leaving, step.unknown, step.after) for step in selection.rules]
+    assert steps == [("polite", 3, 1, 0, 2), ("rated", 2, 1, 1, 1), ("--where", 1, 0, 0, 1)]
+    assert selection.rules[0].examples[0]["prompt"] == "Do it"
+    assert (selection.conversations, selection.kept_by_rules, selection.kept) == (3, 1, 1)
+
+
+def test_verdicts_carry_the_rules_text(store):
+    selection = select_store(store, rules(polite="not refusal", rated="meta.rating > 3"))
+    reasons = sorted((verdict, reason, by_whom, sel) for _, verdict, reason, by_whom, sel in verdicts(store))
+    assert reasons == [
+        ("drop", "polite: not refusal", "rule", selection.selection),
+        ("drop", "rated: meta.rating > 3 (unknown: NULL)", "rule", selection.selection),
+        ("keep", "polite: not refusal; rated: meta.rating > 3", "rule", selection.selection),
+    ]
+
+
+def test_the_same_selection_again_adds_nothing(store):
+    assert select_store(store, rules(polite="not refusal")).verdicts == 3
+    assert select_store(store, rules(polite="not refusal")).verdicts == 0
+    assert len(verdicts(store)) == 3
+
+
+def test_going_back_to_earlier_rules_is_a_new_word(store):
+    for rule, kept in (("not refusal", 2), ("true", 3), ("not refusal", 2)):
+        selection = select_store(store, rules(one=rule))
+        assert (selection.verdicts, selection.kept) == (3, kept)
+
+
+def test_without_rules_everything_is_kept_again(store):
+    select_store(store, rules(none="false"))
+    selection = select_store(store, Recipe())
+    assert (selection.kept, selection.rules) == (3, [])
+    assert verdicts(store)[-1][2] == "no rules"
+
+
+def test_new_conversations_get_a_verdict_and_old_ones_no_second(store):
+    select_store(store, rules(any="turns > 0"))
+    add(store, questions(4))
+    assert select_store(store, rules(any="turns > 0")).verdicts == 4
+
+
+def test_a_dry_run_counts_the_same_and_writes_nothing(store):
+    dry = select_store(store, rules(polite="not refusal"), dry_run=True)
+    assert verdicts(store) == []
+    wet = select_store(store, rules(polite="not refusal"))
+    assert (dry.rules, dry.kept, dry.verdicts, wet.verdicts) == (wet.rules, wet.kept, 0, 3)
+
+
+def test_people_outrank_rules_in_the_count(store):
+    with reading(store) as connection:
+        ids = {
+            text: id_ for id_, text in connection.sql("SELECT id, conversations[1].value FROM conversations").fetchall()
+        }
+    say_in(store, ids["Do it"], "keep", by_whom="ann")
+    say_in(store, ids["Where is it?"], "drop", by_whom="ann")
+    (edition,) = add(store, [chat("Why so late?", "A storm.")], parent=ids["Why so late?"])
+    say_in(store, ids["Why so late?"], "edit", by_whom="ann", edited_to=edition)
+    for dry_run in (True, False):
+        selection = select_store(store, rules(polite="not refusal"), dry_run=dry_run)
+        assert selection.kept_by_rules == 2
+        assert (selection.kept_by_people, selection.dropped_by_people, selection.kept) == (2, 2, 2)
+    with reading(store) as connection:
+        assert {id_ for (id_,) in kept_ids(connection).fetchall()} == {ids["Do it"], edition}
+
+
+def test_a_store_without_conversations_is_said(tmp_path):
+    with pytest.raises(StoreError, match="There is no store"):
+        select_store(tmp_path / "none.duckdb", Recipe())
+
+
+def test_the_command_shows_the_waterfall_examples_and_what_to_type_next(store):
+    command = ["select", "--store", str(store), "--where", "not refusal and meta.rating > 3"]
+    result = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "not refusal and meta.rating > 3" in result.stdout
+    assert "Do it" in result.stdout
+    assert "A freeze takes 1" in result.stdout
+    assert "NULL" in result.stderr
+    assert "Nothing was written" in result.stderr
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert (found["kept"], found["verdicts"]) == (1, 3)
