@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +24,9 @@ from schemas.version import SPLITS, Version, find_version, version_digest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 NO_PARENT = "none"
+NO_RULES, UNKNOWN, WHERE_RULE = "no rules", " (unknown: NULL)", "--where"
+WHERE = f"{WHERE_RULE}: "
+"""How `curate select` words its reasons."""
 
 PROMPT_SQL = """conversations[list_position([turn."from" for turn in conversations], 'human')].value"""
 SPACES = r"[\s\p{Z}]{2,}|[\t-\r\x{85}\x{A0}\x{2000}-\x{200A}\x{2028}-\x{202F}\x{3000}]"
@@ -97,10 +101,12 @@ def freeze(
     """The version that the kept conversations and `recipe` make: a new one, or the one of this name that is the same.
 
     `parent` is a label, `none`, or left out for the newest version of this name. `dry_run` writes nothing, and a
-    read-only connection will do. Raises `VersionError` for a bad name, an unknown parent or an empty selection.
+    read-only connection will do. Raises `VersionError` for a bad name, an unknown parent, an empty selection, and
+    where the latest selection applied other rules than the recipe names: a version states what made it.
     """
     check_name(name)
     made_by = recipe.data_part()
+    made_by["select"]["rules"] = applied_rules(connection, recipe.select.rules)
     members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)
     _refuse_empty(connection, members)
     digest = version_digest(members, made_by)
@@ -144,6 +150,32 @@ def split_members(connection: DuckDBPyConnection, held_out: float, salt: str = "
     ).pl()
     connection.unregister("joined_groups")
     return members
+
+
+def applied_rules(connection: DuckDBPyConnection, rules: Mapping[str, str]) -> dict[str, str]:
+    """The rules behind the latest selection: those of the recipe, and the `--where` of the command if it had one.
+
+    A verdict that keeps has all rules as its reason. Raises `VersionError` when they are not the recipe's.
+    """
+    said = connection.execute(
+        """SELECT verdict, reason FROM verdicts WHERE by_whom = 'rule'
+           ORDER BY decided_at DESC, verdict = 'keep' DESC LIMIT 1"""
+    ).fetchall()
+    named = "; ".join(f"{name}: {text}" for name, text in rules.items())
+    if not said and not rules:
+        return {}
+    verdict, reason = said[0] if said else ("", "")
+    if verdict == "keep" and reason == (named or NO_RULES):
+        return dict(rules)
+    before, where, text = reason.partition(WHERE)
+    if verdict == "keep" and where and before == (f"{named}; " if named else ""):
+        return {**rules, WHERE_RULE: text}
+    if verdict == "drop" and reason.removesuffix(UNKNOWN) in {f"{name}: {text}" for name, text in rules.items()}:
+        return dict(rules)
+    raise VersionError(
+        f"The recipe's rules ({named or 'none'}) are not those of the latest selection ({reason or 'there was none'}).",
+        "curate select applies the rules of the recipe; give both commands the same --recipe and --set.",
+    )
 
 
 def parse_share(text: str) -> float:

@@ -50,7 +50,7 @@ def test_added_removed_and_edited_conversations_are_told_apart_with_reasons(stor
     frozen(store)
     say(store, talks[0].id, "drop", by_whom="rule", reason="quality >= 0.6")
     for talk in talks[1:]:
-        say(store, talk.id, "keep", reason="every rule holds")
+        say(store, talk.id, "keep", reason="no rules")
     say(store, talks[1].id, "drop", by_whom="ada", reason="names a customer")
     new = edit(store, talks[2], chat("What is question 2?", "A better answer."))
     (late,) = add(store, [chat("New?", "Yes.")], source="more.csv")

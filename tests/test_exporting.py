@@ -185,7 +185,7 @@ def test_exporting_twice_gives_the_same_bytes(store, tmp_path, parquet):
 
 def test_the_card_names_counts_sources_and_how_to_verify(store, tmp_path):
     with writing(store) as connection:
-        connection.execute("UPDATE sources SET path = '/home/ada/secret/a|b.csv'")
+        connection.execute("UPDATE sources SET path = 'secret/a|b.csv'")
         connection.execute("INSERT INTO rejects SELECT source, 99, 99, 'empty-answer', 'No.', 'x', NULL FROM sources")
         connection.execute("ALTER TABLE scores ADD COLUMN quality DOUBLE")
         connection.execute("INSERT INTO scores SELECT id, 0.5 FROM conversations")

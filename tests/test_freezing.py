@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from curate.cli import app
 from curate.freezing import freeze, list_versions, split_members
+from curate.selecting import select_store
 from schemas.errors import VersionError
 from schemas.recipe import check_recipe
 from schemas.store import reading, writing
@@ -54,7 +55,7 @@ def test_freezing_the_same_thing_twice_adds_nothing(store):
 
 def test_another_recipe_makes_another_version_of_the_same_members(store):
     add(store, questions(20))
-    recipe = check_recipe({"select": {"rules": {"long": "words > 3"}}, "freeze": {"held_out": 0.2}}, "the test")
+    recipe = check_recipe({"score": {"words": {}}, "freeze": {"held_out": 0.2}}, "the test")
     assert frozen(store).version.digest != frozen(store, recipe=recipe).version.digest
 
 
@@ -203,6 +204,37 @@ def test_the_parent_can_be_another_dataset_none_or_must_at_least_exist(store):
     assert frozen(store, name="branch", parent="none").version.parent is None
     with pytest.raises(VersionError, match="no version nothing@7"):
         frozen(store, name="other", parent="nothing@7")
+
+
+def select(store, rules, where=None):
+    select_store(store, check_recipe({"select": {"rules": rules}}, "the test"), where)
+
+
+def test_a_version_states_the_rules_that_made_it(store):
+    add(store, questions(20))
+    rules = {"early": "turns < 10", "known": "prompt <> 'What is question 3?'"}
+    recipe = check_recipe({"select": {"rules": rules}}, "the test")
+    with pytest.raises(VersionError, match="there was none"):
+        frozen(store, recipe=recipe)
+    select(store, rules)
+    assert frozen(store, recipe=recipe).version.recipe["select"]["rules"] == rules
+    with pytest.raises(VersionError, match="not those of the latest selection"):
+        frozen(store)
+    select(store, rules, where="prompt <> 'What is question 4?'")
+    version = frozen(store, recipe=recipe).version
+    assert version.recipe["select"]["rules"] == {**rules, "--where": "prompt <> 'What is question 4?'"}
+    assert sum(version.counts.values()) == 18
+    select(store, {})
+    assert frozen(store).version.recipe["select"]["rules"] == {}
+
+
+def test_people_may_keep_what_every_rule_drops(store):
+    ids = add(store, questions(5))
+    rules = {"none": "turns > 99"}
+    select(store, rules)
+    say(store, ids[0], "keep", by_whom="ada")
+    version = frozen(store, recipe=check_recipe({"select": {"rules": rules}}, "the test")).version
+    assert sum(version.counts.values()) == 1
 
 
 def test_the_commands_freeze_and_list(store, tmp_path, monkeypatch):
