@@ -17,7 +17,7 @@ import numpy as np
 
 from curate.importers.batch import Batch
 from curate.importers.json_objects import ObjectReader
-from curate.importers.sniffing import holds_turns
+from curate.importers.sniffing import holds_objects, holds_turns
 from curate.importers.streaming import BLOCK, CHUNK, Bytes, ByteStream, Positions, find
 from curate.importers.texts import texts_of
 from schemas.errors import SourceError
@@ -60,9 +60,9 @@ def read_json(stream: ByteStream) -> Iterator[Batch]:
     for chunk in stream.chunks(splitter):
         starts, texts = chunk.parts, texts_of(chunk.data, chunk.parts)
         found = objects.read(texts)
-        broken = [problem.position for problem in found.problems if problem.code == "broken-json"]
-        if len(cut := splitter.cut(chunk.data, starts, broken)) > len(starts):
-            starts, texts = cut, texts_of(chunk.data, cut)
+        if broken := [problem.position for problem in found.problems if problem.code == "broken-json"]:
+            starts = splitter.cut(chunk.data, starts, broken)
+            texts = texts_of(chunk.data, starts)
             found = objects.read(texts)
         yield objects.batch(texts, chunk.line_at(starts), found)
         line = chunk.first_line + len(chunk.newlines)
@@ -142,18 +142,20 @@ class ElementSplitter:
         return whole, _clear_between(data, starts, stops, min(whole, end))
 
     def cut(self, data: Bytes, starts: Positions, broken: Sequence[int]) -> Positions:
-        """The starts, with those that are found within the broken elements; commas before them are overwritten."""
+        """The starts, with those that are found within the broken elements; what separates them is overwritten.
+
+        A broken element at the end of the data may have taken the list's closing bracket along.
+        """
         found = [starts]
         bounds = np.append(starts, len(data))
-        if self._start is None:
-            return starts
-        for element in broken:
-            start, stop = int(bounds[element]), int(bounds[element + 1])
-            within = [match.start() for match in self._start.finditer(memoryview(data.data)[:stop], start + 1)]
+        for start, stop in zip(bounds[broken].tolist(), bounds[np.add(broken, 1)].tolist(), strict=True):
+            within = self._starts_within(data[:stop], start)
             found.append(np.array(within, np.int64))
             for begin, end in zip([start, *within], [*within, stop], strict=True):
-                kept = data[begin:end].tobytes().rstrip(b" \t\r\n,")
+                piece = data[begin:end].tobytes()
+                kept = (_LIST_END if end == len(data) and not self.closed else _COMMA).sub(b"", piece)
                 data[begin + len(kept) : end] = SPACE
+        self.closed |= bounds[-2] in bounds[broken]
         return np.sort(np.concatenate(found))
 
     def _find_end(self, data: Bytes, surplus: Positions, *, last: bool) -> int:
@@ -179,9 +181,18 @@ class ElementSplitter:
         if last or end < len(data):
             return np.append(stops, end)
         if self._start and end - starts[-1] > LONGEST:
-            within = [match.start() for match in self._start.finditer(memoryview(data.data), int(starts[-1]) + 1)]
-            return np.append(stops, within[-1:]).astype(np.int64)
+            return np.append(stops, self._starts_within(data, int(starts[-1]))[-1:]).astype(np.int64)
         return stops
+
+    def _starts_within(self, data: Bytes, start: int) -> list[int]:
+        """Where elements seem to start behind the one at `start`."""
+        return (
+            [match.start() for match in self._start.finditer(memoryview(data.data), start + 1)] if self._start else []
+        )
+
+
+_COMMA = re.compile(rb"[ \t\r\n,]+\Z")
+_LIST_END = re.compile(rb"[ \t\r\n,]+\Z|(?<=\})[ \t\r\n,]*\][ \t\r\n]*\Z")
 
 
 def elements(data: Bytes) -> tuple[Positions, Positions, Positions]:
@@ -234,8 +245,13 @@ def _clear_between(data: Bytes, starts: Positions, stops: Positions, end: int) -
 
 
 def _check_rest(path: str, rest: bytes | None) -> None:
-    """Raise `SourceError` where another list of objects follows the one that was read."""
-    if rest and re.search(rb"\[\s*\{", rest):
-        raise SourceError(
-            f"{path} holds several lists of objects.", "Write each into a file of its own, as one object a line."
-        )
+    """Raise `SourceError` where something else than single values follows the list that was read."""
+    if rest is None or not rest.strip():
+        return
+    try:
+        more = any(map(holds_objects, json.loads(b"{" + rest.strip(b" \t\r\n,")).values()))
+    except ValueError:
+        more = True
+    if more:
+        what = f"{path} is an object around a list, and more lists or objects follow behind it."
+        raise SourceError(what, "Write one object a line, or one list a file.")

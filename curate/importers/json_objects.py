@@ -92,7 +92,8 @@ class ObjectReader:
         pointers = ["/" + key.replace("~", "~0").replace("/", "~1") for key in self.columns]
         found = self._query("SELECT try(text ->> $pointers::VARCHAR[]) AS cells FROM texts", texts, pointers=pointers)
         columns = [pl.col("cells").list.get(at, null_on_oob=True).alias(key) for at, key in enumerate(self.columns)]
-        return found.select(columns), found["cells"].is_null().arg_true().cast(pl.Int64)
+        table = found.select(columns) if columns else pl.DataFrame(height=found.height)
+        return table, found["cells"].is_null().arg_true().cast(pl.Int64)
 
     def _keys(self, texts: pa.LargeStringArray) -> pl.DataFrame:
         """Columns `keys` and `object`: the keys of each text in its order, and whether it is an object."""
@@ -155,7 +156,7 @@ def _no_number(position: int, text: bytes) -> Problem | None:
 def _explain(position: int, text: bytes) -> Problem:
     """What is wrong with a text that is no object, in words."""
     try:
-        value = json.loads(text.decode(), parse_constant=_refuse_constant)
+        value = json.loads(text.strip(b"\r\n").decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         return not_utf8(position, text)
     except json.JSONDecodeError as error:
@@ -184,4 +185,5 @@ def _in_words(error: json.JSONDecodeError) -> str:
         return f"more text follows it, at character {error.pos + 1}"
     if error.msg.startswith("Unterminated string"):
         return f"the string that starts at character {error.pos + 1} has no end"
-    return f"{error.msg[0].lower()}{error.msg[1:]} at character {error.pos + 1}"
+    message = error.msg.removesuffix(" at")
+    return f"{message[0].lower()}{message[1:]} at character {error.pos + 1}"

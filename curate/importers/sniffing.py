@@ -68,27 +68,28 @@ def _by_content(path: str, start: bytes, named: str) -> str:
         return "json"
     if named == "jsonl" or not text.startswith(b"{"):
         return named or "csv"
-    return "jsonl" if any(_is_row(line) for line in text.split(b"\n", 5)[:5]) else "json"
+    objects = [value for line in text.split(b"\n", 5)[:5] if (value := _object(line)) is not None]
+    return "jsonl" if len(objects) > 1 or any(not wraps_rows(value) for value in objects) else "json"
 
 
-def _is_row(line: bytes) -> bool:
-    """Whether a line is an object, and not one that only wraps the list of all rows."""
+def _object(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except ValueError:
-        return False
-    return isinstance(value, dict) and rows_key(value) is None
+        return None
+    return value if isinstance(value, dict) else None
 
 
-def rows_key(wrapper: dict[str, Any]) -> str | None:
-    """The key of the list of rows that an object wraps; None where it is a row itself.
+def wraps_rows(value: dict[str, Any]) -> bool:
+    """Whether an object is no row itself, but stands around a list of rows.
 
-    >>> rows_key({"count": 1, "data": [{"question": "Why?"}]})
-    'data'
-    >>> rows_key({"messages": [{"role": "user", "content": "Why?"}]})
+    >>> wraps_rows({"count": 1, "data": [{"question": "Why?"}]})
+    True
+    >>> wraps_rows({"messages": [{"role": "user", "content": "Why?"}]})
+    False
     """
-    lists = {key: value for key, value in wrapper.items() if holds_objects(value)}
-    return next(iter(lists)) if len(lists) == 1 and not any(map(holds_turns, lists.values())) else None
+    lists = [one for one in value.values() if holds_objects(one)]
+    return bool(lists) and not any(map(holds_turns, lists))
 
 
 def holds_objects(value: object) -> bool:

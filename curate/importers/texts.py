@@ -42,7 +42,17 @@ def as_text(texts: pa.LargeStringArray) -> pl.Series:
     """The texts as a series, null where one is not valid UTF-8."""
     series = pl.from_arrow(texts.cast(pa.large_binary()))
     assert isinstance(series, pl.Series)
-    return series.cast(pl.String, strict=False)
+    try:
+        return series.cast(pl.String)
+    except pl.exceptions.ComputeError:  # only then one by one
+        return pl.Series([_decoded(text) for text in series], dtype=pl.String)
+
+
+def _decoded(text: bytes) -> str | None:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def as_bytes(texts: pa.LargeStringArray, position: int) -> bytes:
