@@ -107,13 +107,13 @@ def build(data: Path, folder: Path) -> None:
 
 
 def write_documents(phrases: Mapping[str, Any], words: Sequence[str], count: int) -> Iterator[str]:
-    """`count` texts: six in ten small conversations in ChatML, the rest plain sentences and lists of `words`."""
+    """`count` texts: three quarters small conversations in ChatML, the rest plain sentences and lists of `words`."""
     dice = random.Random(SEED)
     for _ in range(count):
         kind = dice.random()
-        if kind < 0.6:
+        if kind < 0.75:
             yield _conversation(phrases, dice)
-        elif kind < 0.72:
+        elif kind < 0.85:
             yield _sentences(phrases, dice)
         else:
             listed = " ".join(dice.choices(words, k=dice.randint(3, 8)))
@@ -131,15 +131,23 @@ def _conversation(phrases: Mapping[str, Any], dice: random.Random) -> str:
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if dice.random() < 0.33 else ""
     exchanges = []
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
-        pair = dice.choice(kinds["small_talk"] if dice.random() < 0.25 else kinds["unsure"])
+        pair = dice.choice(kinds[dice.choices(("unsure", "known", "small_talk"), (3, 3, 1))[0]])
         question, answer = _fill(pair, phrases["slots"], dice)
         exchanges.append(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n")
     return system + "".join(exchanges)
 
 
 def _fill(texts: Sequence[str], slots: Mapping[str, Sequence[str]], dice: random.Random) -> list[str]:
-    chosen = {slot: dice.choice(slots[slot]) for slot in sorted(set(re.findall(r"{(\w+)}", " ".join(texts))))}
-    return [text.format_map(chosen) for text in texts]
+    wanted = sorted(set(re.findall(r"{(\w+)}", " ".join(texts))))
+    chosen = {slot: dice.choice(slots[slot]) for slot in wanted if not slot.startswith("its_")}
+    number = slots["thing"].index(chosen["thing"]) if "thing" in chosen else 0
+    known = {slot: _fact(number, slots[slot[4:]]) for slot in wanted if slot.startswith("its_")}
+    return [text.format_map(chosen | known) for text in texts]
+
+
+def _fact(number: int, values: Sequence[str]) -> str:
+    """What belongs to thing `number`, always the same: something to know by heart and look up."""
+    return values[number * 7 % len(values)]
 
 
 def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
