@@ -25,7 +25,7 @@ from duckdb import DuckDBPyConnection
 from curate.converting import Conversion, join_batches, own_dropped
 from curate.importers import Batch, Source, expand, open_source
 from curate.importers.streaming import ahead
-from curate.landing import Parcel, Sums, count, count_conversations, forget, gather, land, rename, set_up
+from curate.landing import Parcel, Sums, count, count_conversations, forget, gather, land, rename, set_up, take_over
 from curate.mapping import Mapping, find_mapping
 from curate.mending import MENDS
 from schemas.conversation import ID_LENGTH
@@ -198,6 +198,7 @@ def _import_file(
         return before
     sums = count(connection, source_id, had)
     _prove(conversion.rows, sums)
+    take_over(connection, source_id, source.sha256)
     _record(connection, source_id, source, conversion, sums)
     result = _result(connection, source_id)
     _check_losses(result, section.max_rejects)
@@ -305,7 +306,7 @@ def _record(
            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
             *(source_id, source.path, source.sha256, source.bytes, conversion.mapping.shape),
-            *(canonical_json(mapping), list(conversion.columns), conversion.rows),
+            *(json.dumps(mapping, ensure_ascii=False), list(conversion.columns), conversion.rows),
             *(
                 sums.rows_kept,
                 sums.rows_duplicate,

@@ -124,6 +124,15 @@ def count_conversations(connection: DuckDBPyConnection) -> int:
     return int(number)
 
 
+def take_over(connection: DuckDBPyConnection, source: str, sha256: str) -> None:
+    """Close the open rejects of earlier readings of the same bytes: all of their rows are in this one again."""
+    connection.execute(
+        """UPDATE rejects SET closed_by = ? WHERE closed_by IS NULL
+           AND source IN (SELECT source FROM sources WHERE sha256 = ?)""",
+        [source, sha256],
+    )
+
+
 def rename(connection: DuckDBPyConnection, source: str, to: str) -> None:
     """Give what has landed under the id `source` the id `to`."""
     connection.execute("UPDATE origins SET source = ? WHERE source = ?", [to, source])

@@ -23,6 +23,9 @@ ROLE_WIDTH = 13
 EXAMPLE_LENGTH = 400
 """Characters of a turn that a dry run shows."""
 
+EXAMPLE_GROUPS = 8
+"""Groups of rejects of which an example is shown."""
+
 CELL = 80
 """Characters of a cell that a table shows."""
 
@@ -35,13 +38,10 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
         for result in results:
             _show_examples(result)
     new = [result for result in results if result.imported_before is None]
-    if new:
-        print_table([_sums_row(result) for result in new], list(_sums_row(new[0])))
-    _show_reasons(new)
-    for result in new if len(new) <= 10 else []:
-        typer.echo(sum_line([result]))
-    if len(new) > 1:
-        typer.echo(f"Together: {sum_line(new)}")
+    if len(new) == 1:
+        _show_outcomes(new[0])
+    elif new:
+        _show_files(new)
     for line in _remarks(new):
         typer.echo(line)
     typer.echo(_next_step(new, dry_run=dry_run))
@@ -58,11 +58,20 @@ def sum_line(results: Iterable[ImportResult]) -> str:
             rejected=result.rows_rejected,
             conversations=result.conversations,
         )
-    kept = f"{total['conversations']:,} conversations"
+    kept = _counted(total["conversations"], "conversation")
     if total["kept"] != total["conversations"]:
-        kept = f"{total['kept']:,} rows in {kept}"
-    duplicates = f"{total['duplicate']:,} duplicates"
-    return f"{total['read']:,} rows read = {kept} + {duplicates} + {total['rejected']:,} rejected"
+        kept = f"{_counted(total['kept'], 'row')} in {kept}"
+    duplicates = _counted(total["duplicate"], "duplicate")
+    return f"{_counted(total['read'], 'row')} read = {kept} + {duplicates} + {total['rejected']:,} rejected"
+
+
+def _counted(number: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> _counted(1, "row"), _counted(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _how_it_was_read(result: ImportResult) -> str:
@@ -73,50 +82,79 @@ def _how_it_was_read(result: ImportResult) -> str:
     return f"{printable(result.path)}: {result.shape} ({printable(fields)})"
 
 
-def _sums_row(result: ImportResult) -> dict[str, Any]:
-    return {
-        "file": result.path,
-        "rows": result.rows_read,
-        "conversations": result.conversations,
-        "duplicates": result.rows_duplicate,
-        "rejected": result.rows_rejected,
-    }
-
-
-def _show_reasons(results: Sequence[ImportResult]) -> None:
-    """A table of the reasons for which rows were refused, most frequent first, each with where it first occurs."""
+def _show_outcomes(result: ImportResult) -> None:
+    """What became of the rows of one file."""
     rows = [
+        {"outcome": "conversations", "rows": result.rows_kept, "first at": "", "because": ""},
+        {"outcome": "duplicates", "rows": result.rows_duplicate, "first at": "", "because": ""},
+        *_reasons(result),
+    ]
+    print_table(rows, list(rows[0]))
+    typer.echo(sum_line([result]))
+
+
+def _show_files(results: Sequence[ImportResult]) -> None:
+    """What became of the rows of several files, and why rows were refused."""
+    names = file_names([result.path for result in results])
+    sums = [
         {
-            "rejected for": example["code"],
-            "rows": result.rejected[example["code"]],
-            "first at": _place(result.path if len(results) > 1 else "", example),
-            "because": example["reason"],
+            "file": names[result.path],
+            "rows": result.rows_read,
+            "conversations": result.conversations,
+            "duplicates": result.rows_duplicate,
+            "rejected": result.rows_rejected,
         }
         for result in results
+    ]
+    print_table(sums, list(sums[0]))
+    reasons = [{"file": names[result.path], **reason} for result in results for reason in _reasons(result)]
+    if reasons:
+        print_table(sorted(reasons, key=lambda reason: -reason["rows"]), list(reasons[0]))
+    typer.echo(sum_line(results))
+
+
+def _reasons(result: ImportResult) -> list[dict[str, Any]]:
+    """Why rows were refused, most frequent first, each with where it first occurs."""
+    return [
+        {
+            "outcome": f"rejected: {example['code']}",
+            "rows": result.rejected[example["code"]],
+            "first at": _place(example),
+            "because": example["reason"],
+        }
         for example in result.reject_examples
     ]
-    if rows:
-        print_table(sorted(rows, key=lambda row: -row["rows"]), list(rows[0]))
 
 
-def _place(path: str, example: Mapping[str, Any]) -> str:
-    where = f"row {example['row']}" if example["line"] is None else f"line {example['line']}"
-    return f"{path} {where}".strip()
+def file_names(paths: Iterable[str]) -> dict[str, str]:
+    """What files are called in a table: their names, or their whole paths where two have the same name.
+
+    >>> file_names(["a/x.csv", "b/y.csv"])
+    {'a/x.csv': 'x.csv', 'b/y.csv': 'y.csv'}
+    """
+    all_paths = set(paths)
+    short = {path: Path(path).name or path for path in sorted(all_paths)}
+    return short if len(set(short.values())) == len(all_paths) else {path: path for path in sorted(all_paths)}
+
+
+def _place(example: Mapping[str, Any]) -> str:
+    return f"row {example['row']:,}" if example["line"] is None else f"line {example['line']:,}"
 
 
 def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     """Lines on what was mended, closed, looks odd, or could be mended."""
     for mend, number in _together(result.mended for result in results).items():
-        yield f"Mended by {mend}: {number:,}; what they were before is kept with their origin."
+        yield f"Mended by {mend}: {_counted(number, 'conversation')}; what it was before is kept with its origin."
     closed = sum(result.closed for result in results)
     if closed:
-        yield f"{closed:,} rejects of earlier imports came back and are closed."
+        yield f"Closed: {_counted(closed, 'reject')} of earlier imports."
     for code, number in _together(result.warnings for result in results).items():
-        yield f"Warning {code}: {number:,} conversations. {RULES[code].sentence}"
+        mend = f" (--mend {RULES[code].mend})" if RULES[code].mend else ""
+        yield f"Warning {code}: {_counted(number, 'conversation')}. {RULES[code].sentence}{mend}"
     for code, number in _together(result.rejected for result in results).items():
         rule = RULES.get(code)
         if rule and rule.mend:
-            yield f"{number:,} rows rejected for {code} could be mended: --mend {rule.mend}"
+            yield f"{_counted(number, 'row')} rejected for {code} could be mended by --mend {rule.mend}."
 
 
 def _together(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -133,7 +171,7 @@ def _show_examples(result: ImportResult) -> None:
         for turn in example["conversations"]:
             typer.echo(f"    {turn['from']:{ROLE_WIDTH}}  {_shortened(turn['value'])}")
     for example in result.reject_examples:
-        typer.echo(f"\n  rejected for {example['code']}, {_place('', example)}: {printable(example['reason'])}")
+        typer.echo(f"\n  rejected for {example['code']}, {_place(example)}: {printable(example['reason'])}")
         typer.echo(f"    {_shortened(example['raw'])}")
     typer.echo("")
 
@@ -152,34 +190,34 @@ def _next_step(results: Sequence[ImportResult], *, dry_run: bool) -> str:
 
 
 def show_reject_groups(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Print rejects grouped by file and reason, with the first places and one example each."""
+    """Print rejects grouped by file and reason, with the first places, and an example of each."""
     if not groups:
-        return typer.echo("No row is rejected, or all rejects are closed: curate rejects --all shows those.")
+        return typer.echo("No reject is open. curate rejects --all shows those that were closed.")
+    names = file_names(group["path"] for group in groups)
     rows = [
         {
-            "file": group["path"],
+            "file": names[group["path"]],
             "rejected for": group["code"],
             "rows": group["rows"],
             "first at": _places(group),
             "because": group["reason"],
-            "example": _cut(group["raw"]),
         }
         for group in groups
     ]
     print_table(rows, list(rows[0]))
-    typer.echo(f"{sum(row['rows'] for row in rows):,} rows.")
-    return typer.echo(
-        "Next: curate rejects --list shows each; curate rejects --export fix.csv writes them to be mended."
-    )
+    for row, group in zip(rows, groups[:EXAMPLE_GROUPS], strict=False):
+        typer.echo(f"{printable(row['file'])}, {row['rejected for']}, such as:\n    {_cut(group['raw'])}")
+    typer.echo(f"{_counted(sum(group['rows'] for group in groups), 'row')} in all.")
+    return typer.echo("Next: curate rejects --list shows each; --export fix.csv writes them to a file to be mended.")
 
 
 def show_reject_list(rejects: Sequence[Mapping[str, Any]], limit: int) -> None:
     """Print single rejects."""
+    names = file_names(reject["path"] for reject in rejects)
     rows = [
         {
-            "file": reject["path"],
-            "row": reject["row"],
-            "line": reject["line"],
+            "file": names[reject["path"]],
+            "at": _place(reject),
             "rejected for": reject["code"],
             "because": reject["reason"],
             "as it was read": _cut(reject["raw"]),
@@ -194,14 +232,13 @@ def show_reject_list(rejects: Sequence[Mapping[str, Any]], limit: int) -> None:
 
 def show_exported(exported: Exported, store_option: str) -> None:
     """Print what was written, and how it comes back."""
-    typer.echo(f"{exported.rows:,} rejects are written to {exported.path}, in the columns of their source.")
+    typer.echo(f"{_counted(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
     if exported.raw_only:
         typer.echo(f"{exported.raw_only:,} of them could not be split into columns: fill these in from _curate_raw.")
     if exported.formulas:
-        typer.echo(
-            f"{exported.formulas:,} cells begin with =, +, - or @. They are written exactly as they were, for the way "
-            "back; a spreadsheet may take them for formulas."
-        )
+        cells = _counted(exported.formulas, "cell")
+        typer.echo(f"{cells} beginning with =, +, - or @: written exactly as they were, for the way back.")
+        typer.echo("  A spreadsheet may take them for formulas.")
     typer.echo("Correct the rows, delete those that shall stay out, leave _curate_reject as it is; then:")
     typer.echo(f"  curate import {exported.path} {exported.options}{store_option}".rstrip())
 
@@ -226,15 +263,26 @@ def show_rules() -> None:
 def show_status(store: Path, found: Mapping[str, Any]) -> None:
     """Print what the store holds, and the command that comes next."""
     counts = found["counts"]
-    typer.echo(f"{store}: {counts['conversations']:,} conversations from {len(found['sources']):,} files")
-    columns = ["path", "shape", "rows_read", "conversations", "rows_duplicate", "rows_rejected", "open_rejects"]
-    for title, rows, names in (
-        ("", found["sources"], columns),
-        ("Versions", found["versions"], ["version", "counts", "frozen_at"]),
-        ("Runs", found["runs"], ["run", "version", "status", "adapter", "started_at"]),
-    ):
+    typer.echo(
+        f"{store}: {_counted(counts['conversations'], 'conversation')} from {_counted(len(found['sources']), 'file')}"
+    )
+    names = file_names(source["path"] for source in found["sources"])
+    sources = [
+        {
+            "file": names[source["path"]],
+            "shape": source["shape"],
+            "rows": source["rows_read"],
+            "conversations": source["conversations"],
+            "duplicates": source["rows_duplicate"],
+            "rejected": source["rows_rejected"],
+            "still open": source["open_rejects"],
+        }
+        for source in found["sources"]
+    ]
+    versions = [{**version, "digest": version["digest"][:12]} for version in found["versions"]]
+    for rows in (sources, versions, found["runs"]):
         if rows:
-            print_table(rows, names, title)
+            print_table(rows, list(rows[0]))
     scored = "nothing is scored" if not counts["scorers"] else f"{counts['scorers']:,} scorers"
     missing = f", {counts['unscored']:,} conversations without scores" if counts["unscored"] else ""
     typer.echo(f"Scores    {scored}{missing}")
@@ -270,7 +318,7 @@ def _cell(cell: object) -> object:
 def _cut(text: str) -> str:
     """The start of a text, on one line."""
     line = " ".join(text[: 4 * CELL].split())
-    return line if len(line) <= CELL else f"{line[:CELL]}…"
+    return printable(line if len(line) <= CELL else f"{line[:CELL]}…")
 
 
 def _places(group: Mapping[str, Any]) -> str:

@@ -53,13 +53,14 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
         _found(path)
     with _connected(path, read_only=False) as connection:
         _migrate(connection, path)
-        connection.begin()
-        try:
-            yield connection
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.commit()
+        with _written(path):
+            connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
 
 
 def _found(path: Path) -> None:
@@ -81,10 +82,26 @@ def _found(path: Path) -> None:
 
 
 @contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say in a sentence that the disk would not take what was written: it is full, or the file may not grow."""
+    try:
+        yield
+    except (duckdb.IOException, duckdb.TransactionException) as error:
+        raise StoreError(
+            f"The store {path} cannot be written: {_first_line(error)}",
+            "Free some disk space and run the command again; the store is as it was before it.",
+        ) from error
+
+
+@contextmanager
 def _connected(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
     connection = _connect(path, read_only=read_only)
     try:
         yield connection
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":  # how DuckDB tells of Ctrl-C during a query
+            raise KeyboardInterrupt from error
+        raise
     finally:
         connection.close()
 

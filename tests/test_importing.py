@@ -260,7 +260,7 @@ def test_the_import_says_the_sums_the_offer_and_the_next_step(tmp_path: Path, cu
     ]
     write_jsonl(tmp_path / "chats.jsonl", chats)
     ran = curate("import", "chats.jsonl")
-    assert "2 rows read = 1 conversations + 0 duplicates + 1 rejected" in ran.stdout
+    assert "2 rows read = 1 conversation + 0 duplicates + 1 rejected" in ran.stdout
     assert "--mend trailing-user" in ran.stdout
     assert "curate rejects" in ran.stdout
     assert ran.stderr == ""

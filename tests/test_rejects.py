@@ -103,6 +103,16 @@ def test_a_row_that_comes_back_unmended_is_open_once(store: Path, tickets: Path,
     assert header == "ticket,question,answer,note,_curate_reject,_curate_reason"
 
 
+def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path, tmp_path: Path) -> None:
+    turns = [{"from": who, "value": str(n)} for n, who in enumerate(["human", "gpt", "human"])]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"conversations": turns}) + '\n{"conversations": 7}\n', encoding="utf-8")
+    assert import_one(store, path).rows_rejected == 2
+    (mended,) = import_files(store, [str(path)], ImportSection(mend=("trailing-user",)))
+    assert (mended.rows_kept, mended.rows_rejected, mended.closed) == (1, 1, 2)
+    assert [row for row, _ in open_rejects(store)] == [2]
+
+
 def test_a_json_object_goes_back_as_the_text_it_was(store: Path, tmp_path: Path) -> None:
     odd = '{"prompt": "a",  "response": "", "n": 1.50, "x": {"deep": [1e3]}}'
     lines = [odd, '{"prompt": "b", "resp', '{"prompt": "c", "response": "ok"}']
@@ -147,7 +157,7 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
     assert "trailing-user" in curate("rejects", "--rules").stdout
     shown = curate("rejects", "--code", "empty-answer", "--export", "fix.csv").stdout
     assert "curate import fix.csv" in shown
-    assert "1 cells begin with" in shown
+    assert "1 cell beginning with =" in shown
     assert curate("rejects", "--export", "fix.csv").returncode == 1
     command = next(line.strip() for line in shown.splitlines() if line.strip().startswith("curate import"))
     assert curate(*command.split()[1:]).returncode == 0

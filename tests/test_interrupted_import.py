@@ -1,0 +1,119 @@
+"""A store after a command that did not end: killed, interrupted, locked out, or out of disk."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.store import reading, writing
+
+CURATE = [sys.executable, "-P", "-c", "from curate.cli import main; main()"]
+ROWS = 20_000
+KILLS = 12
+
+CONTENT = {
+    "sources": "SELECT * EXCLUDE (imported_at) FROM sources ORDER BY source",
+    "conversations": "FROM conversations ORDER BY id",
+    "origins": 'FROM origins ORDER BY source, "row"',
+    "rejects": 'FROM rejects ORDER BY source, "row"',
+}
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file of `ROWS` rows with duplicates, empty answers and broken lines."""
+    path = tmp_path / "large.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(ROWS):
+            words = " ".join(f"word{number * step % 977}" for step in range(1, 40))
+            row = {"prompt": f"What is {number % 18_000}?", "response": words if number % 50 else "", "n": number}
+            file.write(json.dumps(row)[: 30 if number % 997 == 0 else None] + "\n")
+    return path
+
+
+def content(store: Path) -> dict[str, list[Any]]:
+    with reading(store) as connection:
+        return {table: connection.sql(query).pl().to_dicts() for table, query in CONTENT.items()}
+
+
+def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*CURATE, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def import_into(folder: Path, store: str, file: Path) -> float:
+    """Import undisturbed; the seconds it took."""
+    started = time.monotonic()
+    process = start(folder, "import", str(file), "--store", store)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return time.monotonic() - started
+
+
+def test_an_import_that_is_killed_again_and_again_ends_in_the_same_store(large: Path, tmp_path: Path) -> None:
+    seconds = import_into(tmp_path, "undisturbed.duckdb", large)
+    draw = random.Random(11)
+    for _ in range(KILLS):
+        process = start(tmp_path, "import", str(large), "--store", "killed.duckdb")
+        try:
+            process.wait(draw.uniform(0.2, 1.1) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        if (tmp_path / "killed.duckdb").exists():
+            (count,) = content(tmp_path / "killed.duckdb")["sources"] or [None]
+            assert count is None or count["rows_read"] == ROWS
+    import_into(tmp_path, "killed.duckdb", large)
+    assert content(tmp_path / "killed.duckdb") == content(tmp_path / "undisturbed.duckdb")
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.5, 0.8])
+def test_an_interrupt_leaves_the_store_as_it_was(large: Path, tmp_path: Path, seconds: float) -> None:
+    process = start(tmp_path, "import", str(large), "-", stdin=subprocess.PIPE)
+    while not (tmp_path / "curate.duckdb").exists():
+        time.sleep(0.02)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (130, "")
+    assert errors == "Interrupted; the store is as it was before this command.\n"
+    assert content(tmp_path / "curate.duckdb")["origins"] == []
+
+
+def test_a_store_in_use_is_named_with_the_process_that_has_it(
+    large: Path, tmp_path: Path, curate: Callable[..., Any]
+) -> None:
+    with writing(tmp_path / "curate.duckdb"):
+        ran = curate("import", str(large))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert f"in use by process {os.getpid()}" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 2
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(large: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.jsonl"
+    small.write_text('{"prompt": "Hi", "response": "Hello"}\n', encoding="utf-8")
+    import_into(tmp_path, "curate.duckdb", small)
+    before = content(tmp_path / "curate.duckdb")
+
+    def no_file_larger_than_4_mb() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+
+    process = start(tmp_path, "import", str(large), preexec_fn=no_file_larger_than_4_mb)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (1, "")
+    assert len(errors.splitlines()) == 2
+    assert "curate.duckdb" in errors
+    assert content(tmp_path / "curate.duckdb") == before
+    import_into(tmp_path, "curate.duckdb", large)

@@ -1,0 +1,71 @@
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROWS = [{"prompt": f"Question {n}?", "response": f"Answer {n}."} for n in range(60)]
+
+
+@pytest.fixture
+def filled(tmp_path: Path, curate: Callable[..., Any]) -> Path:
+    """A folder with a store of sixty conversations."""
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS), encoding="utf-8")
+    assert curate("import", "rows.jsonl").returncode == 0
+    return tmp_path
+
+
+def test_a_question_is_answered_as_a_table_json_or_csv(filled: Path, curate: Callable[..., Any]) -> None:
+    query = "SELECT id, conversations[1] AS turn FROM conversations ORDER BY id"
+    table = curate("sql", query)
+    assert "40 rows are shown" in table.stderr
+    assert len(json.loads(curate("sql", query, "--json").stdout)) == 60
+    rows = list(csv.DictReader(io.StringIO(curate("sql", query, "--csv", "--limit", "50").stdout)))
+    assert len(rows) == 50
+    assert json.loads(rows[0]["turn"])["from"] == "human"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM conversations",
+        "SELECT 1; DROP TABLE conversations",
+        "COPY conversations TO 'stolen.csv'",
+        "ATTACH 'other.duckdb'",
+        "EXPLAIN ANALYZE COPY conversations TO 'stolen.csv'",
+        "PRAGMA threads = 1",
+        "",
+    ],
+)
+def test_nothing_can_be_changed_by_a_question(filled: Path, curate: Callable[..., Any], query: str) -> None:
+    files = sorted(filled.iterdir())
+    ran = curate("sql", query)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("Error: curate sql only reads")
+    assert len(ran.stderr.splitlines()) == 2
+    assert sorted(filled.iterdir()) == files
+
+
+def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate: Callable[..., Any]) -> None:
+    ran = curate("sql", "SELECT nothing FROM conversations")
+    assert ran.returncode == 1
+    assert "nothing" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_status_says_what_there_is_and_what_comes_next(filled: Path, curate: Callable[..., Any]) -> None:
+    shown = curate("status").stdout
+    assert "60 conversations from 1 file" in shown
+    assert "Next: curate score" in shown
+    found = json.loads(curate("status", "--json").stdout)
+    assert found["counts"]["kept"] == 60
+    assert found["sources"][0]["rows_read"] == 60
+
+
+def test_without_a_store_the_status_says_how_to_make_one(curate: Callable[..., Any]) -> None:
+    ran = curate("status")
+    assert ran.returncode == 1
+    assert "curate import" in ran.stderr
