@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from curate.scoring import ScoreReport
     from curate.selecting import Selection
 
+INTERRUPTED = 130
 START, DATA, REVIEW, VERSIONS, LOOK = "Start", "Data", "Review", "Versions", "Look"
 
 app = typer.Typer(
@@ -572,6 +573,7 @@ def main() -> None:
         if error.hint:
             typer.echo(f"  → {error.hint}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; the store is as it was before this command.", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C
+            typer.echo("Interrupted; the store is as it was before this command.", err=True)
+        raise
