@@ -168,7 +168,8 @@ class _Chunk:
             if at >= len(self._data):
                 return True
             walk = self._walk(at)
-            if not walk.whole or len(walk.ends) != self._width:
+            odd_quote = self._next_odd_quote(int(np.searchsorted(self._quotes, at)))
+            if not walk.whole or len(walk.ends) != self._width or odd_quote < walk.ends[-1]:
                 return walk.open and not self._last
             at = walk.ends[-1]
         return True

@@ -56,18 +56,20 @@ def read_json(stream: ByteStream) -> Iterator[Batch]:
     """
     splitter = ElementSplitter(find_frame(stream.head()))
     objects = ObjectReader(stream.path)
-    line = 1
+    line, open_end = 1, False
     for chunk in stream.chunks(splitter):
         starts, texts = chunk.parts, texts_of(chunk.data, chunk.parts)
         found = objects.read(texts)
-        if broken := [problem.position for problem in found.problems if problem.code == "broken-json"]:
+        broken = [problem.position for problem in found.problems if problem.code == "broken-json"]
+        open_end = broken[-1:] == [len(starts) - 1]
+        if broken:
             starts = splitter.cut(chunk.data, starts, broken)
             texts = texts_of(chunk.data, starts)
             found = objects.read(texts)
         yield objects.batch(texts, chunk.line_at(starts), found)
         line = chunk.first_line + len(chunk.newlines)
     _check_rest(stream.path, splitter.rest)
-    if not splitter.closed:
+    if not splitter.closed and not open_end:
         yield objects.refusal(line, "not-closed", "The list has no closing bracket: the file may be cut off here.")
 
 
@@ -153,9 +155,8 @@ class ElementSplitter:
             found.append(np.array(within, np.int64))
             for begin, end in zip([start, *within], [*within, stop], strict=True):
                 piece = data[begin:end].tobytes()
-                kept = (_LIST_END if end == len(data) and not self.closed else _COMMA).sub(b"", piece)
+                kept = (_LIST_END if end == len(data) else _COMMA).sub(b"", piece)
                 data[begin + len(kept) : end] = SPACE
-        self.closed |= bounds[-2] in bounds[broken]
         return np.sort(np.concatenate(found))
 
     def _find_end(self, data: Bytes, surplus: Positions, *, last: bool) -> int:
