@@ -6,6 +6,7 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -314,9 +315,10 @@ def score(
 def _print_scores(report: ScoreReport) -> None:
     from curate.scoring import as_rows
 
-    numbers, others = as_rows(report)
-    print_table(numbers, ["score", "min", "median", "p95", "max", "new", "lowest", "highest"])
-    print_table(others, ["score", "value", "conversations", "share", "new", "examples"])
+    numbers, others = as_rows(report, 3 if shutil.get_terminal_size().columns >= 120 else 1)
+    print_table(numbers, ["score", "min", "median", "p95", "max", "lowest", "highest"])
+    print_table(others, ["score", "value", "conversations", "share", "examples"])
+    note(f"{sum(report.computed.values()):,} values were missing and are computed now.")
     note("Next: curate score --why ID says how a quality came about; curate select applies the recipe's rules.")
 
 

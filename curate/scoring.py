@@ -424,19 +424,25 @@ def _value_summary(connection: DuckDBPyConnection, column: str) -> dict[str, Any
     return {"values": [{"value": value, "conversations": count, "examples": ids} for value, count, ids in rows]}
 
 
-def as_rows(report: ScoreReport) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The summaries as rows of two tables: one row per number, and one per value of the truths and texts."""
+def as_rows(report: ScoreReport, examples: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The summaries as rows of two tables: one row per number, and one per value of the truths and texts.
+
+    `examples` says how many ids a cell has, by their first 8 digits.
+    """
     numbers, others = [], []
     for summary in report.summaries:
-        score = {"score": summary["column"], "new": report.computed.get(summary["column"], 0)}
+        score = {"score": summary["column"]}
         if "values" not in summary:
-            ends = {end: " ".join(id_[:8] for id_ in summary[end]) for end in ("lowest", "highest")}
+            ends = {end: _short(summary[end][:examples]) for end in ("lowest", "highest")}
             numbers.append(summary | ends | score)
         for value in summary.get("values", ()):
             share = f"{value['conversations'] / max(report.conversations, 1):.2%}"
-            examples = " ".join(id_[:8] for id_ in value["examples"])
-            others.append(score | value | {"share": share, "examples": examples})
+            others.append(score | value | {"share": share, "examples": _short(value["examples"][:examples])})
     return numbers, others
+
+
+def _short(ids: Sequence[str]) -> str:
+    return " ".join(id_[:8] for id_ in ids)
 
 
 def explain(store: Path, recipe: Recipe, conversation: str) -> dict[str, Any]:

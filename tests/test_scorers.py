@@ -152,7 +152,7 @@ def test_counting_bytes_agrees_with_the_regular_expressions():
         "Take the first road to the left and the",
         "The number of protons in an atom of calcium is,",
         "It is done in three steps (",
-        "Rome was built over many years. Its oldest parts stand on the Palatine hill near the riv",
+        "Rome was built over many years. Its oldest parts stand on the Palatine hill near the river, where the first sett",
     ],
 )
 def test_an_answer_that_stops_in_the_middle_is_unfinished(text):
@@ -170,6 +170,7 @@ def test_an_answer_that_stops_in_the_middle_is_unfinished(text):
         "Good news. We are taking bookings for the whole summer from today on #travel #summer",
         "Here you are:\n```\nfor x in y\n```",
         "It is over. 终于结束了。",
+        "Thanks. It will be ready in a few minutes",
         "",
     ],
 )

@@ -15,10 +15,10 @@ _ASKS_FOR_MORE = (
 sentence ends with, an open bracket or a dash."""
 
 _BROKEN_OFF = (
-    r"^[^\d\s\-*•#>|<`].*\p{Ll}{3}[.!?…]['\"”’)\]]* +\p{Lu}[\p{Ll}'’]* [^.!?…:;`|=<>{}()_\\/#@\n]{25,}\p{Ll}{2}$"
+    r"^[^\d\s\-*•#>|<`].*\p{Ll}{3}[.!?…]['\"”’)\]]* +\p{Lu}[\p{Ll}'’]* [^.!?…:;`|=<>{}()_\\/#@\n]{55,}\p{Ll}{2}$"
 )
-"""A last line of prose where another sentence follows a full one and has 30 characters and more, but no full stop;
-headings, list items, code, titles and a tweet's hashtags are none."""
+"""A last line of prose where another sentence follows a full one and has 60 characters and more, but no full stop
+(in chats, shorter ones often go without). Headings, list items, code and a tweet's hashtags are none."""
 
 
 def unfinished() -> pl.Expr:

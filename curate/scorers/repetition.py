@@ -72,7 +72,7 @@ def word_repetition(frame: pl.DataFrame, *, n: Length = 2) -> pl.Series:
     repeated = pl.DataFrame(
         {"row": terms.row[starts], "gram": hashes[starts], "size": _window_sum(terms.size, n)[starts]}
     )
-    top = repeated.group_by("row", "gram").agg(pl.col("size").sum()).group_by("row").agg(pl.col("size").max())
+    top = repeated.group_by("gram").agg(pl.first("row"), pl.sum("size")).group_by("row").agg(pl.col("size").max())
     return _share(frame, terms, top["row"].to_numpy(), top["size"].to_numpy())
 
 
