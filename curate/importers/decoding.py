@@ -26,6 +26,9 @@ BINARY = {
 }
 """First bytes of files that hold no text, what each is, and what to do with it."""
 
+CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+"""Bytes that hardly stand in text."""
+
 WIDE = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -56,8 +59,8 @@ def refuse_wide_encoding(path: str, start: bytes) -> None:
     wide = next((WIDE[mark] for mark in WIDE if start.startswith(mark)), None) or _wide_by_nul_bytes(start[:1000])
     if wide is not None:
         raise SourceError(f"{path} is encoded as {wide.upper()}, not UTF-8.", f"Say so: --encoding {wide}")
-    if start[:1000].count(0) > 10:
-        raise SourceError(f"{path} is no text: it holds NUL bytes.", "Give CSV, TSV, JSON, JSONL or Parquet.")
+    if len(start[:1000]) - len(start[:1000].translate(None, CONTROL)) > 20:
+        raise SourceError(f"{path} is no text: it is full of control bytes.", "Give CSV, TSV, JSON, JSONL or Parquet.")
 
 
 def _wide_by_nul_bytes(start: bytes) -> str | None:
@@ -73,8 +76,7 @@ def _wide_by_nul_bytes(start: bytes) -> str | None:
 def foreign_encoding(path: str, sample: bytes, line: int) -> SourceError:
     """The error for a file that is not UTF-8: where the first wrong byte of `sample` stands, and what it looks like.
 
-    `line` is the line of that byte. Detection by charset-normalizer; on short samples it cannot tell the Western
-    code pages apart, so theirs is named as the one that is usual: cp1252.
+    `line` is the line of that byte. Detection by charset-normalizer.
     """
     try:
         sample.decode()
@@ -91,9 +93,17 @@ def foreign_encoding(path: str, sample: bytes, line: int) -> SourceError:
 
 
 def likely_encoding(sample: bytes) -> str | None:
-    """Name of the encoding that `sample` is most likely in, as Python spells it; None where none fits."""
-    best = from_bytes(sample).best()
-    return None if best is None else best.encoding.replace("_", "-")
+    """Name of the encoding that `sample` is most likely in, as Python spells it; None where none fits.
+
+    Of those that fit equally well, which a short text cannot tell apart, the one that Windows writes in the West.
+    """
+    found = from_bytes(sample)
+    best = found.best()
+    if best is None:
+        return None
+    equal = (one for one in found if (one.chaos, one.coherence) == (best.chaos, best.coherence))
+    names = {name for one in equal for name in one.could_be_from_charset}
+    return "cp1252" if "cp1252" in names else best.encoding.replace("_", "-")
 
 
 def check_encoding(encoding: str) -> None:

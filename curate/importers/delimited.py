@@ -74,10 +74,10 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
 
     Raises `SourceError` where there is none, or its quotes do not close.
     """
+    if not stream.head().strip():
+        raise SourceError(f"{stream.path} is empty.", "Leave it out, or export it again.")
     data = np.frombuffer(stream.head(), np.uint8)
     layout = _first_records(data, delimiter)
-    if layout.blank.all():
-        raise SourceError(f"{stream.path} is empty.", "Leave it out, or export it again.")
     record = int(np.argmin(layout.blank))
     if record in layout.faults:
         raise SourceError(

@@ -1,0 +1,251 @@
+import gzip
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+import zstandard
+
+from curate.importers import IMPORTERS, expand, open_source
+from schemas.errors import SourceError
+
+ROWS = [
+    {"question": "Wie heißt du?", "answer": "Ich heiße Käthe."},
+    {"question": "Où?", "answer": "Là-bas, près d'ici."},
+]
+JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+CSV = 'question,answer\nWie heißt du?,Ich heiße Käthe.\nOù?,"Là-bas, près d\'ici."\n'
+
+
+def rows(path, **options) -> list[dict]:
+    return [row for batch in open_source(path, **options).batches() for row in batch.table.to_dicts()]
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, zstandard.compress])
+def test_a_packed_file_is_unpacked_and_hashed_as_it_stands(tmp_path, name, pack):
+    content = {"a.jsonl": JSONL, "a.csv": CSV, "a.json": json.dumps(ROWS)}[name].encode()
+    suffix = {gzip.compress: ".gz", zstandard.compress: ".zst"}.get(pack, "")
+    path = written(tmp_path / (name + suffix), pack(content))
+    source = open_source(path)
+    assert [row for batch in source.batches() for row in batch.table.to_dicts()] == ROWS
+    assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source.bytes == path.stat().st_size
+
+
+def test_several_packed_parts_in_one_file_are_all_read(tmp_path):
+    parts = [line.encode() + b"\n" for line in JSONL.splitlines()]
+    assert rows(written(tmp_path / "a.jsonl.gz", b"".join(map(gzip.compress, parts)))) == ROWS
+    assert rows(written(tmp_path / "a.jsonl.zst", b"".join(map(zstandard.compress, parts)))) == ROWS
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("missing", [1, 40])
+def test_a_packed_file_that_is_cut_off_is_refused(tmp_path, pack, missing):
+    lines = "".join(hashlib.sha256(str(number).encode()).hexdigest() + "\n" for number in range(100))
+    path = written(tmp_path / "a.csv.x", pack(lines.encode())[:-missing])
+    with pytest.raises(SourceError, match="damaged or cut off"):
+        rows(path, format="csv")
+
+
+def test_an_unpacked_file_may_keep_the_name_of_a_packed_one(tmp_path):
+    assert rows(written(tmp_path / "a.jsonl.gz", JSONL)) == ROWS
+
+
+@pytest.mark.parametrize("content", [JSONL, CSV])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, content):
+    assert rows(written(tmp_path / "a.txt", b"\xef\xbb\xbf" + content.encode())) == ROWS
+
+
+@pytest.mark.parametrize(("name", "content", "line"), [("a.jsonl", JSONL, 1), ("a.csv", CSV, 2)])
+def test_another_encoding_is_named_and_asked_for(tmp_path, name, content, line):
+    path = written(tmp_path / name, content.encode("cp1252"))
+    with pytest.raises(
+        SourceError, match=rf"{name}, line {line}: byte 0xdf is not UTF-8; the text looks like cp1252"
+    ) as error:
+        rows(path)
+    assert error.value.hint == "Say so: --encoding cp1252"
+    assert rows(path, encoding="cp1252") == ROWS
+
+
+def test_a_foreign_byte_after_a_megabyte_of_ascii_is_found(tmp_path):
+    content = '{"a": "plain"}\n' * 100_000 + '{"a": "naïve café"}\n'
+    with pytest.raises(SourceError, match="line 100001: byte 0xef is not UTF-8"):
+        rows(written(tmp_path / "a.jsonl", content.encode("cp1252")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf16_is_named_and_asked_for(tmp_path, encoding):
+    path = written(tmp_path / "a.csv", CSV.encode(encoding))
+    with pytest.raises(SourceError, match="not UTF-8") as error:
+        rows(path)
+    assert error.value.hint == f"Say so: --encoding {encoding}"
+    assert rows(path, encoding=encoding) == ROWS
+
+
+def test_a_given_encoding_is_held_strictly(tmp_path):
+    path = written(tmp_path / "a.csv", b"q,a\n1,x\n2,\x81\n")
+    with pytest.raises(SourceError, match=r"a\.csv, line 3: byte 0x81 is not cp1252"):
+        rows(path, encoding="cp1252")
+
+
+def test_an_unknown_encoding_or_format_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="no encoding 'cp12525'"):
+        open_source(tmp_path / "a.csv", encoding="cp12525")
+    with pytest.raises(SourceError, match="no format 'jsnl'") as error:
+        open_source(tmp_path / "a.csv", format="jsnl")
+    assert error.value.hint == "Did you mean jsonl?"
+
+
+def _workbook() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<x/>")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (_workbook(), "an Excel workbook"),
+        (b"PK\x03\x04" + bytes(100), "a zip archive"),
+        (b"%PDF-1.7\n%\xe2\xe3", "a PDF document"),
+        (b"SQLite format 3\0" + bytes(100), "an SQLite database"),
+        (b"BZh91AY", "compressed with bzip2"),
+        (bytes(range(256)) * 30 + bytes(50), "full of control bytes"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path, content, kind):
+    with pytest.raises(SourceError, match=kind) as error:
+        rows(written(tmp_path / "a.csv", content))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a"])
+@pytest.mark.parametrize("content", ["", "\n  \n"])
+def test_an_empty_file_is_refused(tmp_path, name, content):
+    with pytest.raises(SourceError, match="is empty"):
+        rows(written(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("content", "format"),
+    [
+        (JSONL, "jsonl"),
+        (CSV, "csv"),
+        (json.dumps(ROWS), "json"),
+        (json.dumps({"data": ROWS}), "json"),
+        (CSV.replace(",", "\t"), "csv"),
+    ],
+)
+def test_the_format_of_a_nameless_file_is_found(tmp_path, content, format):
+    source = open_source(written(tmp_path / "export", content))
+    assert source.format == format
+    assert sum(batch.table.height for batch in source.batches()) == 2
+
+
+@pytest.mark.parametrize("content", [JSONL.encode(), CSV.encode(), gzip.compress(JSONL.encode())])
+def test_standard_input_is_read_once(content):
+    program = """
+from curate.importers import open_source
+source = open_source("-")
+print([batch.table.height for batch in source.batches()], source.bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", program], input=content, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == f"[2] {len(content)}"
+
+
+def test_folders_and_patterns_become_their_files_in_order(tmp_path):
+    for name in ["b.csv", "a.jsonl.gz", "deep/er/c.parquet", ".hidden/d.csv", "notes.md", "dataset_info.json"]:
+        written(tmp_path / name, "x")
+    names = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path)])]
+    assert names == ["a.jsonl.gz", "b.csv", "deep/er/c.parquet"]
+    assert expand([str(tmp_path / "*.csv"), str(tmp_path / "b.csv"), "-"]) == [str(tmp_path / "b.csv"), "-"]
+    assert expand([str(tmp_path / "**/*.parquet")]) == [str(tmp_path / "deep/er/c.parquet")]
+
+
+def test_a_path_that_names_nothing_is_refused(tmp_path):
+    written(tmp_path / "tickets.csv", CSV)
+    with pytest.raises(SourceError, match="no file or folder") as error:
+        expand([str(tmp_path / "tickts.csv")])
+    assert error.value.hint == f"Did you mean {tmp_path / 'tickets.csv'}?"
+    with pytest.raises(SourceError, match="No file matches"):
+        expand([str(tmp_path / "*.parquet")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="holds no data"):
+        expand([str(tmp_path / "empty")])
+    with pytest.raises(SourceError, match="There is no file"):
+        rows(tmp_path / "gone.csv")
+
+
+def test_parquet_gives_text_and_nested_values_as_json(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "messages": [[{"role": "user", "content": 'a"\n'}], None],
+            "score": [0.5, float("nan")],
+            "day": [date(2026, 11, 21), None],
+            "good": [True, False],
+            "A": ["x", "é"],
+            "a": ["1.50", ""],
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    (batch,) = open_source(tmp_path / "a.parquet").batches()
+    assert batch.table.rows(named=True) == [
+        {
+            "messages": '[{"role":"user","content":"a\\"\\n"}]',
+            "score": "0.5",
+            "day": "2026-11-21",
+            "good": "true",
+            "A": "x",
+            "a": "1.50",
+        },
+        {"messages": None, "score": None, "day": None, "good": "false", "A": "é", "a": ""},
+    ]
+    assert batch.row.to_list() == [1, 2]
+    assert batch.line.to_list() == [None, None]
+    assert json.loads(batch.raw(pl.Series([1]))[0])["A"] == "é"
+
+
+def test_a_parquet_file_is_known_by_its_content_and_hashed(tmp_path):
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    source = open_source(written(tmp_path / "export.gz", gzip.compress(content)))
+    assert [row for batch in source.batches() for row in batch.table.to_dicts()] == ROWS
+    assert source.sha256 == hashlib.sha256((tmp_path / "export.gz").read_bytes()).hexdigest()
+    assert rows(tmp_path / "a.parquet", encoding="cp1252") == ROWS
+
+
+def test_a_parquet_file_that_is_cut_off_is_refused(tmp_path):
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="no whole Parquet file"):
+        rows(written(tmp_path / "b.parquet", (tmp_path / "a.parquet").read_bytes()[:-20]))
+
+
+def test_a_saved_dataset_is_read_by_its_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list([{**row, "turns": [{"from": "human"}]} for row in ROWS])
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "two")
+    assert rows(tmp_path / "one") == [{**row, "turns": '[{"from":"human"}]'} for row in ROWS]
+    with pytest.raises(SourceError, match="has the splits train, test"):
+        rows(tmp_path / "two")
+    (path,) = expand([f"{tmp_path / 'two'}#test"])
+    assert len(rows(path)) == 1
+
+
+def test_every_format_can_be_named(tmp_path):
+    assert set(IMPORTERS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
+    assert rows(written(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS
