@@ -33,7 +33,10 @@ JUDGED = "(c.parent IS NULL OR c.id IN (SELECT conversation FROM origins))"
 """Which conversations rules judge: not the editions, since a person made them and a person's word alone keeps them."""
 
 META = "meta"
-"""The prefix of a source's own columns: `meta.rating`."""
+"""The prefix of a source's own columns: `meta.rating`. An empty cell is null there, as everybody expects of a CSV."""
+
+WHERE = "--where"
+"""The name of the rule that the command line adds."""
 
 _TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'], chr(10))"
 
@@ -94,8 +97,8 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
     runs, and where scores that it needs are not computed.
     """
     check_not_empty(store)
-    written = recipe.select.rules | ({"--where": where} if where else {})
-    rules = [Expression.read(text, f"select.rules.{name}") for name, text in written.items()]
+    written = recipe.select.rules | ({WHERE: where} if where else {})
+    rules = [Expression.read(text, name if name == WHERE else f"select.rules.{name}") for name, text in written.items()]
     with (reading if dry_run else writing)(store) as connection:
         columns = _columns(connection, recipe, rules)
         selection = digest({"rules": list(written.items()), "scores": _score_digests(connection, columns)})[:32]
@@ -185,7 +188,8 @@ def _metadata_keys(connection: DuckDBPyConnection) -> list[str]:
 
 def _metadata_column(key: str) -> Column:
     path = '$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return Column("o.metadata ->> '" + path.replace("'", "''") + "'", metadata=True)
+    quoted = path.replace("'", "''")
+    return Column(f"nullif(trim(o.metadata ->> '{quoted}'), '')", metadata=True)
 
 
 AS_NUMBER = " as number"

@@ -152,7 +152,7 @@ def test_counting_bytes_agrees_with_the_regular_expressions():
         "Take the first road to the left and the",
         "The number of protons in an atom of calcium is,",
         "It is done in three steps (",
-        "Rome was built over many years. Its oldest parts stand on the Palatine hill near the river, where the first sett",
+        "Rome was built over many years. Its oldest parts stand on the Palatine hill near the river, where the fir",
     ],
 )
 def test_an_answer_that_stops_in_the_middle_is_unfinished(text):

@@ -100,7 +100,7 @@ def scored_store(tmp_path_factory):
     """Three scored conversations: two of ann.csv, rated 4.5 and not a number, one of bob.csv, not rated."""
     path = tmp_path_factory.mktemp("selecting") / "x.duckdb"
     add(path, RATED[:1], source="in/ann.csv", metadata={"rating": "4.5", "the topic": "it's late"})
-    add(path, RATED[1:], source="in/ann2.csv", metadata={"rating": "none"})
+    add(path, RATED[1:], source="in/ann2.csv", metadata={"rating": "none", "the topic": " "})
     add(path, [chat("Do it", "I'm sorry, but I can't help with that.", tools="[]")], source="in/bob.csv")
     score_store(path, Recipe())
     return path
@@ -152,6 +152,7 @@ def verdicts(store):
         ("case when refusal then words > 100 else true end", ["Where", "Why"]),
         ("try_cast(meta.rating as double) is null -- a comment ends with its line", ["Do", "Why"]),
         ("coalesce(meta.rating, '5') <> 'none'", ["Do", "Where"]),
+        ('meta."the topic" is null', ["Do", "Why"]),
         ("true", ["Do", "Where", "Why"]),
     ],
 )
