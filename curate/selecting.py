@@ -38,6 +38,9 @@ META = "meta"
 WHERE = "--where"
 """The name of the rule that the command line adds."""
 
+NO_RULES, UNKNOWN = "no rules", " (unknown: NULL)"
+"""The reason of a verdict without rules, and the end of the reason where a rule gave NULL."""
+
 _TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'], chr(10))"
 
 FACTS = {
@@ -271,7 +274,7 @@ def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], 
         INSERT INTO verdicts (conversation, verdict, reason, by_whom, selection)
         WITH said AS (
             SELECT conversation, if(rule IS NULL, 'keep', 'drop') AS verdict,
-                if(rule IS NULL, $all, $reasons[rule + 1] || if(unknown, ' (unknown: NULL)', '')) AS reason
+                if(rule IS NULL, $all, $reasons[rule + 1] || if(unknown, $unknown, '')) AS reason
             FROM judged
         ), latest AS (
             SELECT * FROM verdicts WHERE by_whom = $rule
@@ -281,7 +284,13 @@ def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], 
         LEFT JOIN latest ON latest.conversation = said.conversation AND latest.verdict = said.verdict
             AND latest.reason = said.reason AND latest.selection = $selection
         WHERE latest.conversation IS NULL""",
-        {"all": "; ".join(reasons) or "no rules", "reasons": reasons, "rule": RULE, "selection": selection},
+        {
+            "all": "; ".join(reasons) or NO_RULES,
+            "reasons": reasons,
+            "rule": RULE,
+            "selection": selection,
+            "unknown": UNKNOWN,
+        },
     ).fetchall()
     return int(inserted[0][0])
 
