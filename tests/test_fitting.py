@@ -314,6 +314,7 @@ def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkey
 
 
 def test_the_reference_engine_trains_by_the_same_command(project):
+    (project.parent / "reference").mkdir()  # an empty folder may be given
     run = train(project.parent, "--engine", "transformers", "--to", "reference")
     metrics, engine = run["manifest"]["metrics"], run["manifest"]["engine"]
     assert metrics["eval_loss"] < metrics["eval_loss_base"] - 1

@@ -174,9 +174,7 @@ def train_command(
         return
     start: Start = "auto" if resume is None else "resume" if resume else "fresh"
     with progress() as report:
-        run = train_version(
-            store_path(store), version, section, overrides=given, to=to, start=start, report=report
-        )
+        run = train_version(store_path(store), version, section, overrides=given, to=to, start=start, report=report)
     print_json(run.as_json()) if as_json else show_run(run)
 
 

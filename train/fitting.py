@@ -29,6 +29,7 @@ import polars as pl
 from schemas.errors import CurateError, TrainError
 from schemas.recipe import TrainSection, digest
 from schemas.run import (
+    MANIFEST_FILE,
     DataFacts,
     MachineFacts,
     Manifest,
@@ -100,7 +101,7 @@ def train_version(
         _check_same(expected, work.manifest)
     run = _claim(store, work.manifest, to, start)
     with _locked(run):
-        if run.adapter.exists():  # cut off between the move and the row
+        if (run.adapter / MANIFEST_FILE).exists():  # cut off between the move and the row
             return _finish(store, replace(run, status="done", manifest=read_manifest(run.adapter)))
         return _finish(store, _fitted(store, run, work, report))
 
@@ -305,6 +306,9 @@ def _fitted(store: Path, run: Run, work: Work, report: Callable[[Step], None]) -
     try:
         fit, losses = _fit(run, work, report)
         return _saved(run, work, fit, losses)
+    except KeyboardInterrupt:
+        logger.info("Run %s is interrupted; the same command goes on with it.", run.run)
+        raise
     except Exception as error:
         reason = error.what if isinstance(error, CurateError) else f"{type(error).__name__}: {error}".splitlines()[0]
         manifest = run.manifest.model_copy(update={"failure": reason, "finished": datetime.now(UTC)})

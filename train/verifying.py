@@ -181,6 +181,6 @@ def _notes(manifest: Manifest) -> Iterator[Check]:
     """Packages and machine: what differs explains why a new training gives other bits."""
     for name, version in package_versions(manifest.recipe["engine"]).items():
         yield _compared(f"package {name}", manifest.packages.get(name, "not named"), version)
-    now = machine_facts(use_threads(manifest.machine.threads)).model_dump()
+    now = machine_facts(use_threads(manifest.recipe["threads"])).model_dump()
     for name, known in manifest.machine.model_dump().items():
         yield _compared(f"machine {name}", str(known), str(now[name]))
