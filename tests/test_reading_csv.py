@@ -236,3 +236,8 @@ def test_well_formed_csv_is_read_as_the_standard_library_reads_it(tmp_path, smal
     assert [list(row) for batch in batches for row in batch.table.rows()] == rows
     records = [next(csv.reader(io.StringIO(one, newline=""))) for batch in batches for one in raw(batch)]
     assert records == rows
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="carriage returns alone"):
+        read(written(tmp_path / "a.csv", "q,a\r1,2\r3,4\r"))

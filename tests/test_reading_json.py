@@ -195,6 +195,10 @@ def test_json_lines_may_be_called_json(tmp_path):
     assert source.format == "jsonl"
 
 
+def test_spread_out_objects_may_be_called_json_lines(tmp_path):
+    assert only(written(tmp_path / "a.jsonl", json.dumps({"a": "1"}, indent=2) * 2)).table["a"].to_list() == ["1", "1"]
+
+
 @pytest.mark.parametrize(
     "broken",
     [

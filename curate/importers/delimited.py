@@ -76,6 +76,9 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
     """
     if not stream.head().strip():
         raise SourceError(f"{stream.path} is empty.", "Leave it out, or export it again.")
+    if b"\n" not in stream.head() and b"\r" in stream.head():
+        what = f"The lines of {stream.path} end in carriage returns alone, as on old Macs."
+        raise SourceError(what, "Convert them: tr '\\r' '\\n' < FILE")
     data = np.frombuffer(stream.head(), np.uint8)
     layout = _first_records(data, delimiter)
     record = int(np.argmin(layout.blank))

@@ -29,8 +29,10 @@ SLICES = 8
 KEY = r'"\s*:'
 """Every key of an object ends in a match; not every match ends a key."""
 
-NOT_JSON = ["NaN", "Infinity"]
-"""What DuckDB takes for numbers, and writes in this one way, and JSON does not have."""
+NOT_JSON = "NaN|Infinity"
+NOT_A_NUMBER = "(?i)^-?(nan|inf|infinity)$"
+NOT_JSON_LENGTHS = sorted(len(sign + name) for sign in ("", "-") for name in ("nan", "infinity"))
+"""What DuckDB takes for numbers and JSON does not have: anywhere in a text, and as a whole cell."""
 
 
 class Objects(NamedTuple):
@@ -75,7 +77,8 @@ class ObjectReader:
         The texts need not be valid UTF-8. A trailing comma is let pass: it can mean only one thing.
         """
         table, unread = self._cells(texts)
-        doubtful = _doubtful(table, unread, texts)
+        text = as_text(texts)
+        doubtful = _doubtful(table, unread, text)
         found = self._keys(texts.take(doubtful.to_arrow()))
         if self._learn(found["keys"]):
             table, unread = self._cells(texts)
@@ -83,7 +86,7 @@ class ObjectReader:
         problems = [
             *(_explain(at, as_bytes(texts, at)) for at in (*unread, *doubtful.filter(~found["object"]))),
             *(Problem(at, "duplicate-key", "A key stands in it twice.") for at in doubtful.filter(twice)),
-            *(problem for at in _perhaps_no_numbers(table) if (problem := _no_number(at, as_bytes(texts, at)))),
+            *(problem for at in _perhaps_no_numbers(table, text) if (problem := _no_number(at, as_bytes(texts, at)))),
         ]
         return Objects(table, sorted({problem.position: problem for problem in reversed(problems)}.values()))
 
@@ -120,27 +123,23 @@ class ObjectReader:
         return bool(new)
 
 
-def _doubtful(table: pl.DataFrame, unread: pl.Series, texts: pa.LargeStringArray) -> pl.Series:
+def _doubtful(table: pl.DataFrame, unread: pl.Series, text: pl.Series) -> pl.Series:
     """Positions of the texts that may have an unknown key, have a key twice, or be no object.
 
     A text with as many ends of keys as it has values in the table has no other keys.
     """
-    text = as_text(texts)
     values = table.select(pl.sum_horizontal(pl.lit(0), pl.all().is_not_null())).to_series() if table.width else 0
     sure = (text.str.count_matches(KEY) == values) & text.str.starts_with("{")
     doubtful = (~sure).arg_true().cast(pl.Int64)
     return doubtful.filter(~doubtful.is_in(unread.implode()))
 
 
-def _perhaps_no_numbers(table: pl.DataFrame) -> list[int]:
-    """Positions of the rows in which a cell, or a part of a nested one, may be NaN or an infinity."""
-    positions: set[int] = set()
+def _perhaps_no_numbers(table: pl.DataFrame, text: pl.Series) -> list[int]:
+    """Positions of the rows that may hold not-a-number or an infinity, as JSON writers or as C spell it."""
+    positions = set(text.str.contains(NOT_JSON).arg_true())
     for cell in table:
-        nested = cell.str.starts_with("{") | cell.str.starts_with("[")
-        number = (cell.str.len_bytes() <= 9) & cell.str.contains(r"^-?(NaN|Infinity)$")
-        positions.update(number.arg_true())
-        if nested.any():
-            positions.update((nested & cell.str.contains_any(NOT_JSON)).arg_true())
+        short = cell.str.len_bytes().is_in(NOT_JSON_LENGTHS).arg_true()
+        positions.update(short.filter(cell.gather(short).str.contains(NOT_A_NUMBER)))
     return sorted(positions)
 
 

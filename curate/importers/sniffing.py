@@ -66,8 +66,10 @@ def _by_content(path: str, start: bytes, named: str) -> str:
         raise SourceError(f"{path} is empty.", "Leave it out, or export it again.")
     if re.match(rb"\[\s*[\[{\]]", text) or (named == "json" and text.startswith(b"[")):
         return "json"
-    if named == "jsonl" or not text.startswith(b"{"):
+    if not text.startswith(b"{"):
         return named or "csv"
+    if named == "jsonl":
+        return "json" if text.split(b"\n", 1)[0].strip() == b"{" else "jsonl"
     objects = [value for line in text.split(b"\n", 5)[:5] if (value := _object(line)) is not None]
     return "jsonl" if len(objects) > 1 or any(not wraps_rows(value) for value in objects) else "json"
 
