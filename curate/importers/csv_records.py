@@ -222,14 +222,16 @@ def _odd_quotes(data: Bytes, quotes: Positions, delimiter: int) -> tuple[Positio
     """
     if not len(quotes):
         return quotes, quotes
-    before, behind = data[np.maximum(quotes - 1, 0)], data[np.minimum(quotes + 1, len(data) - 1)]
-    return_ends = (behind == RETURN) & (data[np.minimum(quotes + 2, len(data) - 1)] == NEWLINE)
-    signs = np.array([delimiter, NEWLINE, QUOTE], np.uint8)
-    cannot_open = ~np.isin(before, signs) & (quotes > 0)
-    cannot_close = ~np.isin(behind, signs) & ~return_ends & (quotes < len(data) - 1)
-    even = np.arange(len(quotes)) % 2 == 0
-    wrong_first, wrong_second = np.where(even, cannot_open, cannot_close), np.where(even, cannot_close, cannot_open)
-    return np.flatnonzero(wrong_first), np.flatnonzero(wrong_second)
+    borders = np.zeros(256, np.bool_)
+    borders[[delimiter, NEWLINE, QUOTE]] = True
+    end = len(data) - 1
+    cannot_open = ~borders[data[np.maximum(quotes - 1, 0)]] & (quotes > 0)
+    cannot_close = ~borders[data[np.minimum(quotes + 1, end)]] & (quotes < end)
+    lines = np.flatnonzero(cannot_close & (data[np.minimum(quotes + 1, end)] == RETURN))
+    cannot_close[lines] = data[np.minimum(quotes[lines] + 2, end)] != NEWLINE
+    even, odd = cannot_open.copy(), cannot_close.copy()
+    even[1::2], odd[1::2] = cannot_close[1::2], cannot_open[1::2]
+    return np.flatnonzero(even), np.flatnonzero(odd)
 
 
 def _find_either(data: Bytes, one: int, other: int) -> Positions:
