@@ -181,18 +181,17 @@ def _import_file(
     connection: DuckDBPyConnection, path: str, section: ImportSection, dry_run: bool, told: Callable[[int], None]
 ) -> ImportResult:
     """Read one file into the store and prove its sums."""
-    source = open_source(path, encoding=section.encoding, format=section.format)
+    file = _File.at(path)
+    source = open_source(path, encoding=section.encoding, format=section.format, sha256=file.sha256)
     conversion, batches = _begun(source, section)
     id_of = partial(_source_id, mapping=conversion.mapping, section=section)
-    sha256 = _sha256_of(path)
-    if before := sha256 and _imported_before(connection, id_of(sha256), path):
+    if file.sha256 and (before := _imported_before(connection, id_of(file.sha256), path)):
         return before
     had = count_conversations(connection)
-    landed_as = id_of(sha256) if sha256 else PENDING
+    landed_as = id_of(file.sha256) if file.sha256 else PENDING
     for parcel in _told(source, gather(ahead(conversion.parcels(batches))), told):
         land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
-    if sha256 not in (None, source.sha256):
-        raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
+    file.check_unchanged()
     source_id = id_of(source.sha256)
     if before := _settled(connection, landed_as, source_id, path):
         return before
@@ -203,6 +202,35 @@ def _import_file(
     result = _result(connection, source_id)
     _check_losses(result, section.max_rejects)
     return replace(result, examples=conversion.examples) if dry_run else result
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What is known of a path before it is read; nothing, where it can be read only once or is no single file."""
+
+    path: Path
+    sha256: str | None
+    stamp: tuple[int, int] | None
+    """size and time of the last change"""
+
+    @classmethod
+    def at(cls, name: str) -> _File:
+        path = Path(name)
+        if not path.is_file():
+            return cls(path, None, None)
+        stamp = _stamp(path)
+        with path.open("rb") as file:
+            return cls(path, hashlib.file_digest(file, "sha256").hexdigest(), stamp)
+
+    def check_unchanged(self) -> None:
+        """Raise `SourceError` when the file was written to since it was hashed."""
+        if self.stamp is not None and self.stamp != _stamp(self.path):
+            raise SourceError(f"{self.path} was changed while it was read.", "Run the command again when it is done.")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def _told(source: Source, parcels: Iterator[Parcel], told: Callable[[int], None]) -> Iterator[Parcel]:
@@ -260,14 +288,6 @@ def _nothing_read(path: str, batches: list[Batch]) -> SourceError:
         f"{path}: none of its {rejects.height:,} rows can be read. {where}: {first['reason']}",
         "If its format or encoding is another one, say so: --format, --encoding.",
     )
-
-
-def _sha256_of(path: str) -> str | None:
-    """The digest of a file, ahead of reading it; none of what can be read only once, or is no single file."""
-    if not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _source_id(sha256: str, mapping: Mapping, section: ImportSection) -> str:
