@@ -34,29 +34,34 @@ class Step:
 
 STEPS = (
     Step(
-        "Read two exports of a support desk. Every row ends as a conversation, a duplicate or a reject.",
+        "Read two exports of a support desk: every row ends as a conversation, a duplicate or a reject.",
         "import support_tickets.csv chats.jsonl",
     ),
-    Step("Why rows were refused, and in which line they stand.", "rejects"),
+    Step("Why rows were refused, and where they stand.", "rejects"),
     Step("Measure every conversation.", "score"),
-    Step("Keep the good ones: curate.toml has the rules, each row that leaves has a reason.", "select"),
-    Step("Freeze what is kept as a version; its digest names exactly this data.", "freeze support"),
-    Step("What training would learn: the coloured part is learned, the rest is only seen.", "preview support@1"),
+    Step("Keep the good ones by the rules in curate.toml; who leaves, leaves at a rule.", "select"),
+    Step("Freeze what is kept: the digest stands for exactly this data.", "freeze support"),
+    Step("What will be learned, in brackets; the rest is only seen.", "preview support@1 --limit 1"),
     Step("How much that is, before anything is loaded.", "plan support@1"),
-    Step("Train an adapter on exactly that version.", "train support@1"),
-    Step("Prove that adapter, version, template and tokenizer are the ones that the manifest names.", "verify r1"),
-    Step("What the store knows now.", "runs"),
+    Step("Train an adapter on exactly that version. The base is a toy of 1.8 million parameters.", "train support@1"),
+    Step(
+        "The same questions before and after. A toy learns the voice of the house, not its facts.",
+        "chat r1 --compare --max-tokens 60"
+        " --prompt 'How long is the warranty?' --prompt 'What does the Gannet cost at the moment?'",
+    ),
+    Step("Prove that the adapter is made of what its manifest says.", "verify r1"),
 )
 
 NEXT = """\
-Everything lies in {folder}
-  curate.toml      the recipe: change a rule, and run the commands above again
+Everything lies in {folder}:
+  curate.toml      the recipe: change a rule, and the commands above make support@2
   curate.duckdb    the store: every row, score, verdict, version and run
-  adapters/r1      the adapter, its manifest and its card
+  adapters/r1      the adapter, with its manifest and its card
 
-Next, with rows of your own:
-  curate import YOUR.csv --dry-run     shows how it would be read, and what would be refused
-  curate init                          writes a full recipe to change
+Next, in that folder:
+  curate trace support_tickets.csv:2       what became of a line
+  curate import YOUR.csv --dry-run         how your rows would be read, and what would be refused
+  curate init mine.toml                    a full recipe, with every key explained
 """
 
 
