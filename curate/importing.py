@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as Dictionary
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -181,55 +182,52 @@ def _import_file(
     connection: DuckDBPyConnection, path: str, section: ImportSection, dry_run: bool, told: Callable[[int], None]
 ) -> ImportResult:
     """Read one file into the store and prove its sums."""
-    file = _File.at(path)
-    source = open_source(path, encoding=section.encoding, format=section.format, sha256=file.sha256)
-    conversion, batches = _begun(source, section)
+    stamp = _stamp(path)
+    with _digest_of(path) as digest:
+        source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
+        conversion, batches = _begun(source, section)
     id_of = partial(_source_id, mapping=conversion.mapping, section=section)
-    if file.sha256 and (before := _imported_before(connection, id_of(file.sha256), path)):
+    landed_as = id_of(digest.result()) if digest else PENDING
+    if before := _imported_before(connection, landed_as, path):
         return before
     had = count_conversations(connection)
-    landed_as = id_of(file.sha256) if file.sha256 else PENDING
     for parcel in _told(source, gather(ahead(conversion.parcels(batches))), told):
         land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
-    file.check_unchanged()
-    source_id = id_of(source.sha256)
+    if stamp != _stamp(path):
+        raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
+    sha256 = digest.result() if digest else source.sha256
+    source_id = id_of(sha256)
     if before := _settled(connection, landed_as, source_id, path):
         return before
     sums = count(connection, source_id, had)
     _prove(conversion.rows, sums)
-    take_over(connection, source_id, source.sha256)
-    _record(connection, source_id, source, conversion, sums)
+    take_over(connection, source_id, sha256)
+    _record(connection, source_id, source, conversion, sums, sha256=sha256)
     result = _result(connection, source_id)
     _check_losses(result, section.max_rejects)
     return replace(result, examples=conversion.examples) if dry_run else result
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """What is known of a path before it is read; nothing, where it can be read only once or is no single file."""
-
-    path: Path
-    sha256: str | None
-    stamp: tuple[int, int] | None
-    """size and time of the last change"""
-
-    @classmethod
-    def at(cls, name: str) -> _File:
-        path = Path(name)
-        if not path.is_file():
-            return cls(path, None, None)
-        stamp = _stamp(path)
-        with path.open("rb") as file:
-            return cls(path, hashlib.file_digest(file, "sha256").hexdigest(), stamp)
-
-    def check_unchanged(self) -> None:
-        """Raise `SourceError` when the file was written to since it was hashed."""
-        if self.stamp is not None and self.stamp != _stamp(self.path):
-            raise SourceError(f"{self.path} was changed while it was read.", "Run the command again when it is done.")
+@contextmanager
+def _digest_of(path: str) -> Iterator[Future[str] | None]:
+    """The SHA-256 of a file, made in a thread; of what can be read only once, or is no single file, nothing."""
+    if not Path(path).is_file():
+        yield None
+        return
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(_sha256, path)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    state = path.stat()
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Size and time of the last change of a file."""
+    if not Path(path).is_file():
+        return None
+    state = Path(path).stat()
     return state.st_size, state.st_mtime_ns
 
 
@@ -315,6 +313,8 @@ def _record(
     source: Source,
     conversion: Conversion,
     sums: Sums,
+    *,
+    sha256: str,
 ) -> None:
     """Write the row of `sources`."""
     section = conversion.section
@@ -325,7 +325,7 @@ def _record(
                                 rows_duplicate, rows_rejected, conversations, warnings)
            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
-            *(source_id, source.path, source.sha256, source.bytes, conversion.mapping.shape),
+            *(source_id, source.path, sha256, source.bytes, conversion.mapping.shape),
             *(json.dumps(mapping, ensure_ascii=False), list(conversion.columns), conversion.rows),
             *(
                 sums.rows_kept,

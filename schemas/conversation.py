@@ -110,8 +110,10 @@ def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = N
             "tools": pl.Series("tools", tools if tools is not None else [None] * runs.height, dtype=pl.String),
         }
     )
-    head = pl.when(pl.col("tools").is_null()).then(pl.lit("")).otherwise(pl.format("tools:{};", _sized_expr("tools")))
-    text = pl.concat_str(head, pl.col("canonical").list.join(""))
+    text = pl.col("canonical").list.join("")
+    if tools is not None:
+        head = pl.format("tools:{};", _sized_expr("tools"))
+        text = pl.concat_str(pl.when(pl.col("tools").is_null()).then(pl.lit("")).otherwise(head), text)
     return folded.select("row", _sha256(text).str.head(ID_LENGTH).alias("id"), "conversations", "tools")
 
 

@@ -35,13 +35,13 @@ IMPORTERS: dict[str, Importer] = {
 
 
 def open_source(
-    path: str | Path, *, encoding: str | None = None, format: str | None = None, sha256: str | None = None
+    path: str | Path, *, encoding: str | None = None, format: str | None = None, hashed: bool = True
 ) -> Source:
     """The source at `path`: a file, a dataset's folder or name, or standard input as `-`.
 
     `encoding` is a name that Python knows, and then the bytes are decoded strictly; without it they have to be
-    UTF-8. `format` is a key of `IMPORTERS`; without it, the name and the first bytes tell. `sha256` is the digest
-    of the file where the caller has it; then it is not computed again. Raises `SourceError`.
+    UTF-8. `format` is a key of `IMPORTERS`; without it, the name and the first bytes tell. With `hashed=False`
+    a file's digest is left to the caller. Raises `SourceError`.
     """
     if encoding is not None:
         check_encoding(encoding)
@@ -49,4 +49,4 @@ def open_source(
         near = difflib.get_close_matches(format, IMPORTERS, 1)
         hint = f"Did you mean {near[0]}?" if near else f"Known formats: {', '.join(IMPORTERS)}."
         raise SourceError(f"There is no format {format!r}.", hint)
-    return Source(ByteStream(str(path), encoding, sha256), IMPORTERS, format)
+    return Source(ByteStream(str(path), encoding, hashed=hashed), IMPORTERS, format)

@@ -69,11 +69,11 @@ Says how many bytes at the front are whole records, 0 for none yet, and where th
 class ByteStream:
     """One file, or standard input as `-`, read once from the front. Digest and size are those of the file on disk."""
 
-    def __init__(self, path: str, encoding: str | None = None, sha256: str | None = None) -> None:
-        """`sha256` is the digest where it is known already; then the bytes are not hashed again."""
+    def __init__(self, path: str, encoding: str | None = None, *, hashed: bool = True) -> None:
+        """`hashed=False` leaves the digest to the caller; then `sha256` means nothing."""
         self.path = path
         self.encoding = encoding
-        self._known_digest = sha256
+        self._hashed = hashed
         self._digest = hashlib.sha256()
         self._size = 0
         self._layers = ExitStack()
@@ -84,7 +84,7 @@ class ByteStream:
     @property
     def sha256(self) -> str:
         """Hex digest of the bytes read so far: of the file, after the last chunk."""
-        return self._known_digest or self._digest.hexdigest()
+        return self._digest.hexdigest()
 
     @property
     def size(self) -> int:
@@ -166,7 +166,7 @@ class ByteStream:
 
     def seen(self, data: memoryview | bytes) -> None:
         """Count `data` into digest and size."""
-        if self._known_digest is None:
+        if self._hashed:
             self._digest.update(data)
         self._size += len(data)
 
