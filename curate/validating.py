@@ -68,10 +68,14 @@ def validate(turns: pl.DataFrame, tools: pl.DataFrame | None = None, limits: Lim
 
 
 def _seen(turns: pl.DataFrame) -> pl.DataFrame:
-    """The turns with what the rules look at: neighbours, emptiness, sizes, and the number of the turn from 1."""
+    """The turns with what the rules look at: neighbours, emptiness, sizes, and the number of the turn from 1.
+
+    `role` is `from` as an enum, null where it is not known: comparing numbers takes a fifth of comparing texts.
+    """
     first = (pl.col("row") != pl.col("row").shift(1)).fill_null(True)
     last = (pl.col("row") != pl.col("row").shift(-1)).fill_null(True)
     index = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
+    bytes_, core = pl.col("value").str.len_bytes().fill_null(0), pl.col("value").str.strip_chars().str.len_bytes()
     return (
         turns.lazy()
         .select(
@@ -79,14 +83,16 @@ def _seen(turns: pl.DataFrame) -> pl.DataFrame:
             "from",
             "value",
             "tool_call_id",
+            pl.col("from").cast(pl.Enum(ROLES), strict=False).alias("role"),
             first.alias("first"),
             last.alias("last"),
-            (pl.col("value").is_null() | (pl.col("value").str.strip_chars().str.len_bytes() == 0)).alias("empty"),
+            (core.fill_null(0) == 0).alias("empty"),
+            (core != bytes_).alias("padded"),
             index.alias("index"),
-            pl.col("value").str.len_bytes().fill_null(0).cast(pl.Int64).cum_sum().alias("bytes"),
+            bytes_.cast(pl.Int64).cum_sum().alias("bytes"),
         )
         .with_columns(
-            pl.when(~pl.col("first")).then(pl.col("from").shift(1)).alias("before"),
+            pl.when(~pl.col("first")).then(pl.col("role").shift(1)).alias("before"),
             pl.when("first").then(pl.col("index") - 1).forward_fill().alias("start"),
             pl.when("first").then(pl.col("bytes").shift(1, fill_value=0)).forward_fill().alias("bytes_before"),
         )
@@ -100,7 +106,7 @@ def _seen(turns: pl.DataFrame) -> pl.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------- the rules
 
-FROM, BEFORE = pl.col("from"), pl.col("before")
+ROLE, BEFORE = pl.col("role"), pl.col("before")
 OPENS = pl.col("first") | ((BEFORE == "system") & (pl.col("turn") == 2))
 ANSWERS_MAY_FOLLOW = ("human", "observation")
 
@@ -110,7 +116,9 @@ def _this_turn(text: str) -> Callable[[Limits], pl.Expr]:
 
 
 def _beside(text: str) -> Callable[[Limits], pl.Expr]:
-    return lambda _: pl.format(f"Turn {{}} ({{}}) {text} (turn {{}}, {{}}).", "turn", FROM, pl.col("turn") - 1, BEFORE)
+    return lambda _: pl.format(
+        f"Turn {{}} ({{}}) {text} (turn {{}}, {{}}).", "turn", "from", pl.col("turn") - 1, BEFORE.cast(pl.String)
+    )
 
 
 def _says(text: str) -> Callable[[Limits], pl.Expr]:
@@ -129,60 +137,60 @@ def _wrong_order() -> pl.Expr:
         "function_call": (*ANSWERS_MAY_FOLLOW, "gpt"),
         "observation": ("function_call", "observation"),
     }
-    follows = reduce(or_, ((FROM == role) & BEFORE.is_in(list(before)) for role, before in allowed.items()))  # noqa: SIM300
-    return ~OPENS & FROM.is_in(list(allowed)) & (FROM != BEFORE) & ~follows
+    follows = reduce(or_, ((ROLE == role) & BEFORE.is_in(list(before)) for role, before in allowed.items()))  # noqa: SIM300
+    return ~OPENS & ROLE.is_in(list(allowed)) & (ROLE != BEFORE) & ~follows
 
 
 RULES: dict[str, Rule] = {
     "unknown-role": Rule(
         f"Every turn is said by one of {', '.join(ROLES)}.",
-        lambda _: ~FROM.is_in(list(ROLES)) | FROM.is_null(),
+        lambda _: ROLE.is_null(),
         _this_turn("is said by nobody that is known"),
     ),
     "empty-question": Rule(
-        "A question has words.", lambda _: pl.col("empty") & (FROM == "human"), _this_turn("is empty")
+        "A question has words.", lambda _: pl.col("empty") & (ROLE == "human"), _this_turn("is empty")
     ),
     "empty-answer": Rule(
         "An answer has words.",
-        lambda _: pl.col("empty") & FROM.is_in(list(ASSISTANT_ROLES)),
+        lambda _: pl.col("empty") & ROLE.is_in(list(ASSISTANT_ROLES)),
         _this_turn("is empty"),
     ),
     "empty-turn": Rule(
         "A system prompt and a tool's result have words.",
-        lambda _: pl.col("empty") & FROM.is_in(["system", "observation"]),
+        lambda _: pl.col("empty") & ROLE.is_in(["system", "observation"]),
         _this_turn("is empty"),
     ),
     "not-ending-with-assistant": Rule(
         "A conversation ends with the assistant: there is nothing to learn behind its last answer.",
-        lambda _: pl.col("last") & ~FROM.is_in(list(ASSISTANT_ROLES)),
+        lambda _: pl.col("last") & ~ROLE.is_in(list(ASSISTANT_ROLES)),
         _this_turn("is the last, and not the assistant's"),
         mend="trailing-user",
     ),
     "misplaced-system": Rule(
         "A system prompt stands at the beginning, once.",
-        lambda _: (FROM == "system") & ~pl.col("first"),
+        lambda _: (ROLE == "system") & ~pl.col("first"),
         _this_turn("is not the first"),
     ),
     "not-starting-with-user": Rule(
         "A conversation begins with the user, behind the system prompt where there is one.",
-        lambda _: OPENS & ~FROM.is_in(["human", "system"]),
+        lambda _: OPENS & ~ROLE.is_in(["human", "system"]),
         _this_turn("comes before any question"),
         mend="leading-assistant",
     ),
     "same-role-twice": Rule(
         "User and assistant take turns.",
-        lambda _: (FROM == BEFORE) & FROM.is_in(["human", "gpt", "function_call"]),
+        lambda _: (ROLE == BEFORE) & ROLE.is_in(["human", "gpt", "function_call"]),
         _beside("follows its like"),
         mend="merge-consecutive",
     ),
     "unanswered-tool-call": Rule(
         "What calls a tool is followed by the tool's result.",
-        lambda _: (BEFORE == "function_call") & FROM.is_in(["human", "gpt"]),
+        lambda _: (BEFORE == "function_call") & ROLE.is_in(["human", "gpt"]),
         _beside("follows a tool call that has no result"),
     ),
     "result-without-call": Rule(
         "A tool's result follows what called the tool.",
-        lambda _: (FROM == "observation") & BEFORE.is_in(["human", "gpt"]),
+        lambda _: (ROLE == "observation") & BEFORE.is_in(["human", "gpt"]),
         _beside("is the result of no call"),
     ),
     "wrong-order": Rule(
@@ -205,10 +213,13 @@ RULES: dict[str, Rule] = {
         lambda _: pl.lit(False),  # judged by `_bad_calls`, for the few turns that call
         _says("is no valid tool call"),
     ),
-    "unanswered-call-id": Rule(
-        "Where results name their calls, every call has its result.",
+    "mismatched-results": Rule(
+        "A tool call has as many results as calls, and under their ids where both name them.",
         lambda _: pl.lit(False),  # judged by `_bad_calls`
-        _this_turn("calls a tool whose result names another call, or none"),
+        lambda _: pl.format(
+            "Turn {} ({}) makes {} calls, {} results follow; ids asked: {}; ids answered: {}.",
+            *("turn", "from", "calls", "results", _listed("ids"), _listed("answered")),
+        ),
     ),
     "broken-tools": Rule(
         "The tools of a conversation are a JSON list of objects.",
@@ -217,7 +228,7 @@ RULES: dict[str, Rule] = {
     ),
     "open-tool-call": Rule(
         "It ends with a tool call that has no result; the call itself is what is learned.",
-        lambda _: pl.col("last") & (FROM == "function_call"),
+        lambda _: pl.col("last") & (ROLE == "function_call"),
         _this_turn("calls a tool, and there the conversation ends"),
         severity="warning",
     ),
@@ -235,7 +246,7 @@ RULES: dict[str, Rule] = {
     ),
     "outer-white-space": Rule(
         "A turn begins or ends with white space, which most templates keep.",
-        lambda _: pl.col("value").str.strip_chars().str.len_bytes() != pl.col("value").str.len_bytes(),
+        lambda _: pl.col("padded"),
         _this_turn("begins or ends with white space"),
         severity="warning",
         mend="strip",
@@ -247,34 +258,50 @@ RULES: dict[str, Rule] = {
 # ----------------------------------------------------------------------------------------------- tools and findings
 
 _CALLS = """
-    SELECT * EXCLUDE (calls),
-        len(calls) = 0 OR list_bool_or([
+    SELECT * EXCLUDE (entries), len(entries) AS calls,
+        calls = 0 OR list_bool_or([
             coalesce(json_type(c, '$.name') <> 'VARCHAR' OR json_type(c, '$.arguments') <> 'OBJECT', true)
-            FOR c IN calls
+            FOR c IN entries
         ]) AS broken,
-        [c ->> '$.id' FOR c IN calls IF c ->> '$.id' IS NOT NULL] AS ids
+        [c ->> '$.id' FOR c IN entries IF c ->> '$.id' IS NOT NULL] AS ids
     FROM (
         SELECT *, CASE
             WHEN NOT json_valid(value) THEN []
             WHEN json_type(value::JSON) = 'ARRAY' THEN CAST(value::JSON AS JSON[])
-            ELSE [value::JSON] END AS calls
+            ELSE [value::JSON] END AS entries
         FROM calling
     )
 """
 
 
 def _bad_calls(seen: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The turns whose tool calls cannot be read, and those whose results name other calls."""
-    calling = seen.filter(FROM == "function_call")
+    """The turns whose tool calls cannot be read, and those whose results are not theirs."""
+    calling = seen.filter(ROLE == "function_call")
     if calling.is_empty():
         return {}
     judged = ask(_CALLS, calling=calling)
-    named = seen.filter((FROM == "observation") & pl.col("tool_call_id").is_not_null()).select("row", id="tool_call_id")
-    asked = judged.filter(~pl.col("last")).explode("ids").drop_nulls("ids")
-    unanswered = asked.join(named.select("row").unique(), on="row", how="semi").join(
-        named, left_on=["row", "ids"], right_on=["row", "id"], how="anti"
-    )
-    return {"broken-tool-call": judged.filter("broken"), "unanswered-call-id": unanswered}
+    call = pl.when(ROLE == "function_call").then("index").forward_fill()
+    results = seen.select("row", "role", "tool_call_id", call.alias("index")).filter(ROLE == "observation")
+    follow = results.group_by("row", "index").agg(results=pl.len(), answered=pl.col("tool_call_id").drop_nulls())
+    answered = judged.filter(~pl.col("broken")).join(follow, on=["row", "index"]).filter(_mismatched()).sort("index")
+    return {"broken-tool-call": judged.filter("broken"), "mismatched-results": answered}
+
+
+def _mismatched() -> pl.Expr:
+    """Whether the results that follow a call are not its own.
+
+    Several calls without ids may be answered by one result that holds all of them, as ShareGPT files have it.
+    """
+    ids, answered = pl.col("ids").list.len(), pl.col("answered").list.len()
+    all_named = (ids == pl.col("calls")) & (answered == pl.col("results"))
+    others = pl.col("ids").list.set_symmetric_difference("answered").list.len() > 0
+    in_one = (pl.col("results") == 1) & (ids + answered == 0)
+    return ((pl.col("results") != pl.col("calls")) & ~in_one) | (all_named & others)
+
+
+def _listed(column: str) -> pl.Expr:
+    names = pl.col(column).list.join(", ")
+    return cut(pl.when(names == "").then(pl.lit("none")).otherwise(names))
 
 
 def _bad_tools(tools: pl.DataFrame | None) -> dict[str, pl.DataFrame]:

@@ -1,6 +1,7 @@
 """The rules: what each refuses, what it says, and that all of them together equal a plain statement of the demands."""
 
 import itertools
+import json
 import random
 
 import polars as pl
@@ -55,7 +56,7 @@ REFUSED = {
     "result-without-call": [("human", "1+1?"), ("observation", "2"), ("gpt", "2")],
     "wrong-order": [("human", "?"), ("function_call", CALL), ("observation", "2"), ("human", "So?"), ("gpt", "2")],
     "broken-tool-call": [("human", "1+1?"), ("function_call", '{"name": "add", "arguments": "a=1"}')],
-    "unanswered-call-id": [
+    "mismatched-results": [
         ("human", "?"),
         ("function_call", '{"name": "add", "arguments": {}, "id": "c1"}'),
         ("observation", "2", "c2"),
@@ -123,18 +124,39 @@ def plain_verdict(talk: list[tuple]) -> bool:
         and rest[:1] == ["human"]
         and all(b in follows[a] for a, b in itertools.pairwise(rest))
         and roles[-1] in ("gpt", "function_call")
+        and all(results_match(talk, at) for at, role in enumerate(roles[:-1]) if role == "function_call")
     )
+
+
+def results_match(talk: list[tuple], at: int) -> bool:
+    """Whether the results that follow the call at `at` are as many as it makes, under its ids, or one without."""
+    calls = json.loads(talk[at][1])
+    ids = [call["id"] for call in calls if "id" in call]
+    results = list(itertools.takewhile(lambda turn: turn[0] == "observation", talk[at + 1 :]))
+    answered = [turn[2] for turn in results if len(turn) > 2]
+    if len(results) != len(calls):
+        return len(results) == 1 and not ids and not answered
+    all_named = len(ids) == len(calls) and len(answered) == len(results)
+    return not all_named or set(ids) == set(answered)
+
+
+def random_turn(rng: random.Random, role: str) -> tuple:
+    """A turn with words, sometimes without; a call is one or two calls, with or without ids."""
+    if role == "function_call":
+        calls = [{"name": "add", "arguments": {}, **({"id": f"c{n}"} if rng.random() < 0.5 else {})} for n in range(2)]
+        return (role, json.dumps(calls[: rng.choice([1, 1, 2])]))
+    id_ = (rng.choice(["c0", "c1"]),) if role == "observation" and rng.random() < 0.5 else ()
+    return (role, rng.choice(["a", "b", "a", "b", "c", " "]), *id_)
 
 
 def test_rules_over_frames_equal_a_plain_statement_of_them():
     rng = random.Random(11)
-    words = {"function_call": CALL}
     talks = []
-    for _ in range(3_000):
+    for _ in range(20_000):
         roles = rng.choices(
-            ["system", "human", "gpt", "function_call", "observation"], [1, 5, 5, 2, 2], k=rng.randint(1, 6)
+            ["system", "human", "gpt", "function_call", "observation"], [1, 5, 5, 4, 5], k=rng.randint(1, 6)
         )
-        talks.append([(role, words.get(role, rng.choice(["a", "b", "a", "b", " "]))) for role in roles])
+        talks.append([random_turn(rng, role) for role in roles])
     refused = set(validate(turns(*talks)).filter(pl.col("severity") == "reject")["row"])
     assert refused == {n for n, talk in enumerate(talks) if not plain_verdict(talk)}
     assert 0 < len(refused) < len(talks)

