@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -112,16 +111,24 @@ def tree_on_disk():
     return [*map(str, files), *folders, "data/tiny/"]
 
 
+@pytest.mark.slow
 def test_the_commands_in_the_readme_run_and_print_what_it_shows(curate, tmp_path, sample):
-    for name in ("support_tickets.csv", "chats.jsonl", "curate.toml"):
-        shutil.copy(sample / name, tmp_path)
-    shutil.copytree(sample / "tiny", tmp_path / "tiny")
+    lay_out(tmp_path / "w", steps=2)
     for command, shown in walkthrough():
-        ran = curate(*shlex.split(command)[1:])
+        ran = curate(*shlex.split(command)[1:], cwd=tmp_path / "w")
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
         printed = " ".join((ran.stdout + ran.stderr).split())
         missing = [line for line in shown if " ".join(line.split()) not in printed]
         assert missing == [], f"{command} printed\n{ran.stdout}{ran.stderr}"
+
+
+def lay_out(folder, steps):
+    """The demo's folder, with a recipe that trains for so many steps only."""
+    from curate import demonstrating
+
+    demonstrating.lay_out(folder)
+    recipe = folder / "curate.toml"
+    recipe.write_text(re.sub(r"^steps = \d+", f"steps = {steps}", recipe.read_text(), flags=re.MULTILINE))
 
 
 def walkthrough():
@@ -182,6 +189,17 @@ def test_doctor_says_that_a_store_is_no_store(curate, tmp_path):
     ran = curate("doctor", "--store", "notes.duckdb")
     assert ran.returncode == 1
     assert "notes.duckdb is not a curate store" in ran.stdout
+
+
+def test_the_ten_commands_of_the_readme_are_the_steps_of_the_demo():
+    from curate.demonstrating import STEPS
+
+    typed = re.findall(r"^\$ curate (.*)", README, re.MULTILINE)
+    kept = {"chat": "chat r1 --compare"}
+    missing = [
+        step.command for step in STEPS if kept.get(step.command.split()[0], step.command) not in " | ".join(typed)
+    ]
+    assert missing == []
 
 
 def test_a_demo_replaces_nothing_but_an_earlier_demo(curate, tmp_path):
