@@ -20,6 +20,9 @@ from schemas.recipe import ImportSection
 
 __all__ = ["Mapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
 
+_GLANCE = 100
+"""Cells that are looked at before all of them: one that fits is enough, and it is nearly always among these."""
+
 _LISTED = 6
 """Readings that an error lists; more would not be read."""
 
@@ -163,12 +166,12 @@ def _readings_as(table: pl.DataFrame, name: str, asked: dict[str, str], anywhere
 
 def _candidates(field: Field, free: dict[str, pl.Series], anywhere: bool) -> list[str]:
     """The columns that can be a field: by name, by cells (`anywhere`), by a weak name; the first that gives any."""
-    named = [column for column in _named(field.names, free) if _fit(field, free[column]) > 0]
+    named = [column for column in _named(field.names, free) if _can_be(field, free[column])]
     if named:
         return named
     if anywhere and field.anywhere:
-        return [column for column, cells in free.items() if _fit(field, cells) >= 0.5]
-    return [column for column in _named(field.weak, free) if _fit(field, free[column]) > 0]
+        return [column for column, cells in free.items() if _mostly_is(field, cells)]
+    return [column for column in _named(field.weak, free) if _can_be(field, free[column])]
 
 
 def _named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
@@ -182,11 +185,19 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def _fit(field: Field, cells: pl.Series) -> float:
-    """The share of cells that can be the field; 1 where any cell can, or where there is none."""
-    if field.fits is None or cells.null_count() == cells.len():
-        return 0.0 if field.anywhere and field.fits is not None else 1.0
-    return float(field.fits(cells).sum()) / (cells.len() - cells.null_count())
+def _can_be(field: Field, cells: pl.Series) -> bool:
+    """Whether some cell can be the field; of a column without any cell only a field of plain words can be sure."""
+    if field.fits is None:
+        return True
+    if cells.null_count() == cells.len():
+        return not field.anywhere
+    return bool(field.fits(cells.head(_GLANCE)).any() or field.fits(cells).any())
+
+
+def _mostly_is(field: Field, cells: pl.Series) -> bool:
+    """Whether at least half of the cells that hold something are the field."""
+    held = cells.len() - cells.null_count()
+    return field.fits is not None and held > 0 and int(field.fits(cells).sum()) * 2 >= held
 
 
 def _fields(shape: Shape, chosen: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -237,11 +248,11 @@ def _refuse_preference_data(table: pl.DataFrame) -> None:
 
 def _chosen_only(table: pl.DataFrame) -> str:
     for shape, name in (("messages", "messages"), ("sharegpt", "conversations"), ("transcript", "transcript")):
-        if _fit(SHAPES[shape].fields[name], table["chosen"]) >= 0.5:
+        if _mostly_is(SHAPES[shape].fields[name], table["chosen"]):
             return f"To import the chosen side alone: {Mapping(shape, {name: 'chosen'}).as_options()}"
     names = ("instruction", *SHAPES["pairs"].fields["question"].names)
     question = next(_named(names, table.columns), None)
-    if question is None or _fit(SHAPES["pairs"].fields["question"], table[question]) == 0:
+    if question is None or not _can_be(SHAPES["pairs"].fields["question"], table[question]):
         return "Write each conversation with its chosen answer into one column first."
     mapping = Mapping("pairs", {"question": question, "answer": "chosen"})
     return f"To import the chosen answers alone: {mapping.as_options()}"
