@@ -155,6 +155,9 @@ def import_(
     curate import tickets.csv --map question=title --map answer=reply --dry-run
     curate import chats.csv --group-by ticket --order-by created_at --role author --text body
     """
+    # Read by Polars' allocator when it is loaded: keep memory for the next batch, instead of giving it back and
+    # taking it again page by page, which cost a tenth of the time.
+    os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1")
     from curate.importing import import_files, lay_over
     from curate.reporting import show_import
     from schemas.recipe import load_recipe
@@ -332,7 +335,7 @@ def _print_explanation(explained: dict[str, Any]) -> None:
 @app.command(rich_help_panel=DATA)
 def select(
     where: Annotated[
-        str | None, typer.Option("--where", metavar="SQL", help="One more rule, such as \"words >= 20\".")
+        str | None, typer.Option("--where", metavar="SQL", help='One more rule, such as "words >= 20".')
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, write nothing.")] = False,
     recipe: RecipeOption = None,
