@@ -146,7 +146,8 @@ def _readings(table: pl.DataFrame, shape: str | None, asked: dict[str, str]) -> 
         _refuse_preference_data(table)
     if any(reading.sure for reading in by_name):
         return by_name
-    return by_name + [reading for name in shapes for reading in _readings_as(table, name, asked, anywhere=True)]
+    by_cells = [reading for name in shapes for reading in _readings_as(table, name, asked, anywhere=True)]
+    return by_name + [reading for reading in by_cells if reading not in by_name]
 
 
 def _readings_as(table: pl.DataFrame, name: str, asked: dict[str, str], anywhere: bool) -> list[_Reading]:
@@ -264,7 +265,8 @@ def _chosen_only(table: pl.DataFrame) -> str:
 def _nothing_found(table: pl.DataFrame, shape: str | None, asked: dict[str, str], unsure: list[Mapping]) -> SourceError:
     columns = ", ".join(table.columns) or "none"
     if unsure:
-        return SourceError(f"What these columns mean is not certain: {columns}.", _choose(unsure))
+        choice = "Ask for it" if len(unsure) == 1 else "Ask for one of them"
+        return SourceError(f"What these columns mean is not certain: {columns}.", _choose(unsure, choice))
     if shape is None and not asked:
         example = Mapping(
             "pairs", dict(zip(("question", "answer"), (*table.columns, "COLUMN", "COLUMN"), strict=False))

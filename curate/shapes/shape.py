@@ -18,6 +18,27 @@ TOOLS = {"row": pl.Int64, "tools": pl.String}
 PROBLEMS = {"row": pl.Int64, "code": pl.String, "reason": pl.String}
 MEMBERS = {"row": pl.Int64, "position": pl.Int64}
 
+PROBLEM_SENTENCES = {
+    "missing-conversation": "The cell with the conversation is not empty.",
+    "broken-json": "A cell with turns is valid JSON.",
+    "not-a-list": "A cell with turns holds a list.",
+    "empty-conversation": "A conversation has turns.",
+    "missing-role": "Every turn says who speaks.",
+    "unknown-role": "Every turn is by somebody whose role is known.",
+    "broken-tool-call": "Tool calls are a list of objects.",
+    "non-text-content": "Every turn is text, without images or sound.",
+    "odd-train-flag": "Whether a turn is learned is said by true, false, 1 or 0.",
+    "two-system-texts": "The system column and the first turn do not contradict each other.",
+    "broken-tools": "The tools of a conversation are a JSON list of objects.",
+    "broken-history": "A history is a list of pairs of question and answer.",
+    "no-speaker": "A transcript names its speakers.",
+    "text-before-speaker": "A transcript begins with a speaker.",
+    "reserved-character": "A transcript holds no U+FDD0 or U+FDD1, which are no characters.",
+    "missing-group": "In long format every row names its conversation.",
+    "missing-order": "In long format every row says where in its conversation it stands.",
+}
+"""What a row must be to be read at all, by the code of the problem that says it is not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
@@ -114,6 +135,7 @@ def cut(text: pl.Expr, length: int = 60) -> pl.Expr:
 
 def problem(rows: pl.DataFrame, code: str, reason: str | pl.Expr) -> pl.DataFrame:
     """Problems for `rows`, which have a column `row` and the columns that the expression `reason` needs."""
+    assert code in PROBLEM_SENTENCES, code
     sentence = pl.lit(reason) if isinstance(reason, str) else reason
     return rows.select(pl.col("row").cast(pl.Int64), pl.lit(code).alias("code"), sentence.alias("reason"))
 

@@ -1,0 +1,381 @@
+"""The shapes: what each makes of its cells, and what it says of a cell it cannot read."""
+
+import json
+
+import polars as pl
+import pytest
+
+from curate.mapping import Mapping, Read, to_turns
+from curate.shapes.shape import PROBLEM_SENTENCES
+from schemas.errors import SourceError
+
+CALL = '{"name": "add", "arguments": {"a": 1.0}}'
+
+
+def read(shape: str, table: dict[str, list], **fields: str) -> Read:
+    frame = pl.DataFrame(table, schema=dict.fromkeys(table, pl.String))
+    return to_turns(frame, Mapping(shape, fields or {name: name for name in table}))
+
+
+def talk(found: Read, row: int = 0) -> list[tuple[str, str]]:
+    return found.turns.filter(pl.col("row") == row).select("from", "value").rows()
+
+
+def messages(*turns: object, **columns: str) -> Read:
+    """One row of OpenAI messages."""
+    table = {"messages": [json.dumps(turns, ensure_ascii=False)], **{name: [cell] for name, cell in columns.items()}}
+    return read("messages", table)
+
+
+def sharegpt(*turns: tuple[str, object]) -> Read:
+    """One row of ShareGPT turns."""
+    return read("sharegpt", {"conversations": [json.dumps([{"from": who, "value": what} for who, what in turns])]})
+
+
+def problems(found: Read) -> list[tuple[int, str]]:
+    assert found.turns.join(found.problems, on="row", how="semi").is_empty(), "a row is in two places"
+    assert set(found.problems["code"]) <= PROBLEM_SENTENCES.keys()
+    return found.problems.select("row", "code").rows()
+
+
+USER, ANSWER = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
+
+
+def asking(arguments: object, content: str | None = None, **more: object) -> dict:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    return {"role": "assistant", "content": content, "tool_calls": [call], **more}
+
+
+# ------------------------------------------------------------------------------------------------- alpaca and pairs
+
+
+def test_the_input_stands_behind_the_instruction_and_a_blank_line():
+    table = {
+        "instruction": ["Sum up.", "Hi", "Hi", "Hi"],
+        "input": ["A text.", "", None, " \n"],
+        "output": list("abcd"),
+    }
+    found = read("alpaca", table)
+    assert found.turns.filter(pl.col("from") == "human")["value"].to_list() == ["Sum up.\n\nA text.", "Hi", "Hi", "Hi"]
+    assert found.turns["row"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert found.turns.schema == {
+        "row": pl.Int64, "from": pl.String, "value": pl.String, "train": pl.Boolean, "tool_call_id": pl.String,
+    }  # fmt: skip
+
+
+def test_an_absent_cell_is_an_empty_turn():
+    found = read("pairs", {"question": ["Hi", None], "answer": [None, "Ho"]})
+    assert (talk(found, 0), talk(found, 1)) == ([("human", "Hi"), ("gpt", "")], [("human", ""), ("gpt", "Ho")])
+
+
+def test_a_system_text_comes_first_and_earlier_turns_before_the_question():
+    table = {
+        "instruction": ["c", "e"],
+        "output": ["d", "f"],
+        "system": ["Be brief.", " "],
+        "history": ['[["a", "b"], ["a2", "b2"]]', "[]"],
+    }
+    found = read("alpaca", table)
+    earlier = [("human", "a"), ("gpt", "b"), ("human", "a2"), ("gpt", "b2")]
+    assert talk(found) == [("system", "Be brief."), *earlier, ("human", "c"), ("gpt", "d")]
+    assert talk(found, 1) == [("human", "e"), ("gpt", "f")]
+
+
+def test_a_history_that_is_no_list_of_pairs_is_a_problem_of_its_row_alone():
+    history = ['[["a"]]', "[[", '{"a": 1}', '[["a", "b"]]', "null"]
+    found = read("pairs", {"question": list("abcde"), "answer": list("abcde"), "history": history})
+    assert problems(found) == [(0, "broken-history"), (1, "broken-json"), (2, "not-a-list")]
+    assert found.turns["row"].unique().to_list() == [3, 4]
+
+
+def test_context_stands_behind_the_question():
+    found = read("pairs", {"question": ["Who?"], "context": ["Ada wrote it."], "answer": ["Ada"]})
+    assert talk(found) == [("human", "Who?\n\nAda wrote it."), ("gpt", "Ada")]
+
+
+# -------------------------------------------------------------------------------------------------------- ShareGPT
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        *(("human", "human"), ("User", "human"), ("gpt", "gpt"), ("chatgpt", "gpt"), ("bing", "gpt"), ("bard", "gpt")),
+        *(("system", "system"), ("function_call", "function_call"), ("tool_call", "function_call")),
+        *(("function-response", "observation"), ("observation", "observation"), ("tool", "observation")),
+    ],
+)
+def test_the_names_of_roles_that_exports_use(name, role):
+    assert talk(sharegpt((name, "x"))) == [(role, "x")]
+
+
+def test_a_role_that_is_not_known_is_named_with_its_turn():
+    found = sharegpt(("human", "Hi"), ("narrator", "Enter Ada."))
+    assert problems(found) == [(0, "unknown-role")]
+    assert found.problems["reason"][0] == "Turn 2 is by narrator, which is no role that is known."
+
+
+@pytest.mark.parametrize(
+    ("cell", "code"),
+    [
+        *((None, "missing-conversation"), ("", "missing-conversation"), (" null ", "missing-conversation")),
+        *(("[]", "empty-conversation"), ('{"a": 1}', "not-a-list"), ('"Hi"', "not-a-list"), ("7", "not-a-list")),
+        *(('[{"from": "human", "val', "broken-json"), ("[{'from': 'human'}]", "broken-json")),
+        *(("[1]", "missing-role"), ("[null]", "missing-role"), ("[[]]", "missing-role")),
+        *(('[{"value": "Hi"}]', "missing-role"), ('[{"from": null, "value": "Hi"}]', "missing-role")),
+        *(('[{"from": "human", "value": {"a": 1}}]', "non-text-content"),),
+        *(('[{"from": "gpt", "value": "Hi", "weight": 0.5}]', "odd-train-flag"),),
+        *(('[{"from": "gpt", "value": "Hi", "tool_calls": {"name": "add"}}]', "broken-tool-call"),),
+    ],
+)
+def test_a_cell_that_cannot_be_read_is_a_problem_and_its_neighbours_are_read(cell, code):
+    sound = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]'
+    found = read("sharegpt", {"conversations": [sound, cell, sound]})
+    assert problems(found) == [(1, code)]
+    assert found.turns["row"].to_list() == [0, 0, 2, 2]
+
+
+def test_python_s_way_of_writing_a_list_is_named():
+    found = read("sharegpt", {"conversations": ["[{'from': 'human', 'value': 'Hi'}]"]})
+    assert found.problems["reason"][0].startswith("This is how Python prints a list, not JSON")
+
+
+def test_a_table_of_unreadable_cells_has_no_turns():
+    assert read("sharegpt", {"conversations": [None, None]}).turns.is_empty()
+    assert read("sharegpt", {"conversations": []}).turns.is_empty()
+
+
+def test_calls_and_results_keep_their_text_to_the_letter():
+    cell = (
+        '[{"from": "human", "value": "?"}, {"from": "function_call", "value": {"name":  "f", "arguments": {"a": 1e5}}},'
+        ' {"from": "observation", "value": [{"b":  1.10, "long": 12345678901234567890123}]}]'
+    )
+    found = read("sharegpt", {"conversations": [cell]})
+    assert talk(found)[1:] == [
+        ("function_call", '{"name":  "f", "arguments": {"a": 1e5}}'),
+        ("observation", '[{"b":  1.10, "long": 12345678901234567890123}]'),
+    ]
+
+
+def test_a_call_in_another_spelling_is_spelt_like_the_others():
+    nested = json.dumps({"id": "c1", "function": {"name": "add", "arguments": '{"a": 1.0}'}})
+    found = sharegpt(("function_call", nested), ("function_call", '{"name": "add", "parameters": {"a": 1.0}}'))
+    assert talk(found) == [
+        ("function_call", '{"name": "add", "arguments": {"a": 1.0}, "id": "c1"}'),
+        ("function_call", CALL),
+    ]
+
+
+def test_a_call_that_is_no_json_is_left_for_the_rules():
+    assert talk(sharegpt(("function_call", '{"name": "f", "arguments": "'))) == [
+        ("function_call", '{"name": "f", "arguments": "')
+    ]
+
+
+def test_an_empty_announcement_of_a_call_goes():
+    assert talk(sharegpt(("gpt", " "), ("function_call", CALL))) == [("function_call", CALL)]
+    assert talk(sharegpt(("gpt", ""), ("human", "Hi"))) == [("gpt", ""), ("human", "Hi")]
+
+
+def test_tools_keep_their_text_and_no_tools_are_none():
+    cell = '[{"from": "human", "value": "Hi"}]'
+    tools = [' [{"name":  "f", "max": 1e5}]', "[]", "", None, '{"name": "f"}', "f, g", '["f"]']
+    found = read("sharegpt", {"conversations": [cell] * len(tools), "tools": tools})
+    assert found.tools.rows() == [(0, '[{"name":  "f", "max": 1e5}]'), (4, '[{"name": "f"}]')]
+    assert problems(found) == [(5, "broken-tools"), (6, "broken-tools")]
+
+
+def test_a_system_column_stands_first_unless_the_list_says_the_same():
+    hi, system = {"from": "human", "value": "Hi"}, {"from": "system", "value": "Be brief."}
+    cells = [json.dumps(cell) for cell in ([hi], [system, hi], [{**system, "value": "Be long."}, hi], [hi])]
+    texts = ["Be brief.", "Be brief.", "Be brief.", ""]
+    found = read("sharegpt", {"conversations": cells, "system": texts})
+    assert talk(found, 0) == talk(found, 1) == [("system", "Be brief."), ("human", "Hi")]
+    assert talk(found, 3) == [("human", "Hi")]
+    assert problems(found) == [(2, "two-system-texts")]
+
+
+# -------------------------------------------------------------------------------------------------------- messages
+
+
+def test_words_and_calls_of_one_message_are_two_turns():
+    result = {"role": "tool", "tool_call_id": "c1", "content": "2"}
+    found = messages(USER, asking('{"a": 1.0}', "Let me see."), result, ANSWER)
+    assert found.turns.select("from", "value", "tool_call_id").rows() == [
+        ("human", "1+1?", None),
+        ("gpt", "Let me see.", None),
+        ("function_call", '{"name": "add", "arguments": {"a": 1.0}, "id": "c1"}', None),
+        ("observation", "2", "c1"),
+        ("gpt", "2", None),
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_a_message_that_only_calls_is_one_turn(content):
+    assert [who for who, _ in talk(messages(USER, asking("{}", content)))] == ["human", "function_call"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ('{"a":  1e5, "b": "ü"}', '{"a":  1e5, "b": "ü"}'),
+        ("", "{}"),
+        (None, "{}"),
+        ('{"a": ', r'"{\"a\": "'),
+        ("[1]", '"[1]"'),
+        ({"a": 1.10}, '{"a": 1.1}'),
+    ],
+)
+def test_arguments_become_an_object_where_they_spell_one(arguments, kept):
+    expected = '{"name": "add", "arguments": ' + kept + ', "id": "c1"}'
+    assert talk(messages(USER, asking(arguments)))[1] == ("function_call", expected)
+
+
+def test_arguments_that_are_objects_keep_their_text_to_the_letter():
+    cell = '[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x":  1e5, "y": 1.0}}}]}]'
+    found = read("messages", {"messages": [cell]})
+    assert talk(found) == [("function_call", '{"name": "f", "arguments": {"x":  1e5, "y": 1.0}}')]
+
+
+def test_calls_at_once_are_a_list():
+    calls = [{"id": f"c{n}", "function": {"name": "add", "arguments": f'{{"n": {n}.0}}'}} for n in range(3)]
+    found = messages(USER, {"role": "assistant", "content": None, "tool_calls": calls})
+    assert (
+        talk(found)[1][1]
+        == "[" + ", ".join(f'{{"name": "add", "arguments": {{"n": {n}.0}}, "id": "c{n}"}}' for n in range(3)) + "]"
+    )
+
+
+def test_the_old_function_call_and_its_result():
+    call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"a": 1.0}'}}
+    found = messages(USER, call, {"role": "function", "name": "add", "content": "2"})
+    assert talk(found)[1:] == [("function_call", CALL), ("observation", "2")]
+
+
+def test_a_developer_is_the_system():
+    assert talk(messages({"role": "developer", "content": "Be brief."}, USER))[0] == ("system", "Be brief.")
+
+
+def test_text_parts_are_joined_and_images_are_a_problem():
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
+    assert talk(messages({"role": "user", "content": parts}, ANSWER))[0] == ("human", "1+1?")
+    found = messages(
+        USER, ANSWER, {"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": "x"}}]}
+    )
+    assert problems(found) == [(0, "non-text-content")]
+    assert found.problems["reason"][0] == "Turn 3 is not text: it has image_url."
+
+
+def test_a_text_that_looks_like_json_stays_text():
+    text = '[{"type": "text", "text": "Hi"}]'
+    assert talk(messages({"role": "user", "content": text}))[0] == ("human", text)
+
+
+def test_what_weighs_nothing_is_seen_and_not_learned():
+    found = messages(
+        {**USER, "weight": 0},
+        {**ANSWER, "weight": 0},
+        USER,
+        {**ANSWER, "train": True},
+        USER,
+        {**ANSWER, "loss": "false"},
+    )
+    assert found.turns["train"].to_list() == [True, False, True, True, True, False]
+
+
+def test_both_turns_of_a_silent_message_are_silent():
+    assert messages(USER, asking("{}", "Wait.", weight=0)).turns["train"].to_list() == [True, False, False]
+
+
+def test_reasoning_beside_an_answer_stands_before_it():
+    found = messages(USER, {**ANSWER, "reasoning_content": "One and one."})
+    assert talk(found)[1] == ("gpt", "<think>\nOne and one.\n</think>\n\n2")
+
+
+def test_a_completion_continues_its_prompt():
+    found = read("messages", {"messages": [json.dumps([USER])], "completion": [json.dumps([ANSWER])]})
+    assert talk(found) == [("human", "1+1?"), ("gpt", "2")]
+
+
+# ------------------------------------------------------------------------------------------------------ transcripts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Human: Hi\nAssistant: Hello\nthere",
+        "\n\nHuman: Hi\n\nAssistant: Hello\nthere",
+        "### Human: Hi\n### Assistant: Hello\nthere",
+        "**User:** Hi\n**Assistant:** Hello\nthere",
+        "USER: Hi ASSISTANT: Hello\nthere",
+        "Customer : Hi\nSupport : Hello\nthere",
+    ],
+)
+def test_a_transcript_is_cut_where_a_speaker_is_named(text):
+    assert talk(read("transcript", {"transcript": [text]})) == [("human", "Hi"), ("gpt", "Hello\nthere")]
+
+
+def test_a_name_inside_a_line_is_no_speaker_where_others_begin_lines():
+    found = read("transcript", {"transcript": ["Human: The User: field?\nAssistant: It is new."]})
+    assert talk(found) == [("human", "The User: field?"), ("gpt", "It is new.")]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        *((None, "missing-conversation"), (" ", "missing-conversation"), ("Hello there", "no-speaker")),
+        *(("A chat.\nHuman: Hi\nAssistant: Hello", "text-before-speaker"),),
+        *(("Human: \ufdd0\nAssistant: Hello", "reserved-character"),),
+    ],
+)
+def test_a_transcript_without_order_is_a_problem(text, code):
+    found = read("transcript", {"transcript": ["Human: Hi\nAssistant: Hello", text]})
+    assert problems(found) == [(1, code)]
+
+
+# ------------------------------------------------------------------------------------------------------ long format
+
+LONG = {"group_by": "ticket", "order_by": "at", "role": "author", "text": "body"}
+
+
+def long(rows: list[tuple[str | None, ...]], **fields: str) -> Read:
+    table = {
+        name: list(cells)
+        for name, cells in zip(("ticket", "at", "author", "body"), zip(*rows, strict=True), strict=True)
+    }
+    return read("long", table, **(fields or LONG))
+
+
+def test_turns_are_put_together_by_group_in_their_order():
+    found = long(
+        [("b", "2", "agent", "Bo"), ("a", "10", "agent", "Al"), ("b", "1", "customer", "B"), ("a", "9", "user", "A")]
+    )
+    assert talk(found, 0) == [("human", "B"), ("gpt", "Bo")]
+    assert talk(found, 1) == [("human", "A"), ("gpt", "Al")]
+    assert found.members.rows() == [(0, 0), (1, 1), (0, 2), (1, 3)]
+
+
+def test_dates_are_ordered_by_the_moment_they_mean():
+    found = long([("a", "2026-01-05T09:30:00+02:00", "user", "A"), ("a", "2026-01-05T08:00:00Z", "agent", "Al")])
+    assert [what for _, what in talk(found)] == ["A", "Al"]
+
+
+def test_without_an_order_rows_stand_as_they_are():
+    rows = [("a", "x", "user", "A"), ("a", "x", "agent", "Al")]
+    found = long(rows, **{name: column for name, column in LONG.items() if name != "order_by"})
+    assert [what for _, what in talk(found)] == ["A", "Al"]
+
+
+def test_an_order_that_is_neither_number_nor_date_is_refused():
+    with pytest.raises(SourceError, match="'5/1/2026 9:00' is neither a number nor a date"):
+        long([("a", "5/1/2026 9:00", "user", "A")])
+
+
+def test_a_row_that_cannot_be_placed_takes_its_conversation_with_it():
+    rows = [
+        *(("a", "1", "user", "A"), ("a", "2", "wizard", "?"), (None, "1", "user", "C"), ("c", None, "user", "D")),
+        *(("d", "1", None, "E"), ("e", "1", "user", "F")),
+    ]
+    found = long(rows)
+    assert problems(found) == [(0, "unknown-role"), (2, "missing-group"), (3, "missing-order"), (4, "missing-role")]
+    assert found.turns["row"].to_list() == [5]
+    assert found.members["position"].to_list() == [0, 1, 2, 3, 4, 5]
