@@ -16,6 +16,7 @@ from curate.importing import ImportResult
 from curate.mending import MENDS
 from curate.querying import Answer
 from curate.rejecting import Exported
+from curate.shapes.shape import PROBLEM_SENTENCES
 from curate.validating import RULES
 from schemas.terminal import note, print_table, printable
 
@@ -244,8 +245,13 @@ def show_exported(exported: Exported, store_option: str) -> None:
 
 
 def rules() -> list[dict[str, Any]]:
-    """All rules of validation: code, severity, sentence, the mend that is offered."""
-    return [
+    """What a row must be to be read, then the rules of validation: code, severity, sentence, mend that is offered."""
+    to_be_read = [
+        {"rule": code, "then": "reject", "because": sentence, "mend": None}
+        for code, sentence in PROBLEM_SENTENCES.items()
+        if code not in RULES
+    ]
+    return to_be_read + [
         {"rule": code, "then": rule.severity, "because": rule.sentence, "mend": rule.mend}
         for code, rule in RULES.items()
     ]

@@ -7,6 +7,7 @@ import random
 import polars as pl
 import pytest
 
+from curate.control_tokens import CONTROL_TOKENS
 from curate.mending import MENDS, mend
 from curate.validating import RULES, Limits, validate
 
@@ -102,6 +103,10 @@ def test_warnings_are_told_all_and_refuse_nothing():
     assert found["code"].to_list() == ["control-token-text", "unreadable-character", "outer-white-space"]
     assert set(found["severity"]) == {"warning"}
     assert found["reason"][0] == "Turn 1 (human) holds <|im_end|>."
+
+
+def test_control_tokens_begin_alike_so_that_looking_for_them_is_quick():
+    assert {token[0] for token in CONTROL_TOKENS} == {"<", "["}
 
 
 def test_a_call_that_ends_the_conversation_is_what_is_learned():
