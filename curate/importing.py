@@ -264,7 +264,7 @@ def _without_texts(parcel: Parcel) -> Parcel:
 
 def _begun(source: Source, section: ImportSection) -> tuple[Conversion, Iterator[Batch]]:
     """The mapping, found on the first batch that has rows, and all batches from the first on."""
-    batches, head = source.batches(), []
+    batches, head = ahead(source.batches()), []
     for batch in batches:
         head.append(batch)
         if batch.table.height:

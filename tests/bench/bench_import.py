@@ -1,0 +1,222 @@
+"""Import against its peers: DuckDB's own readers into a table file, and Hugging Face datasets with the same checks.
+
+    python tests/bench/bench_import.py                  a million rows that this script makes
+    python tests/bench/bench_import.py rows.jsonl       a JSONL file with instruction, input, output
+    python tests/bench/bench_import.py --large          also five million rows, for the memory
+
+Every command runs in a process of its own and is measured from start to end, imports included, with the file in the
+page cache. Peers take turns with `curate`, so that other work on the machine meets both; the best of three counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import polars as pl
+
+CURATE = "from curate.cli import main; main()"
+
+BARE_JSON = """
+import duckdb, sys
+duckdb.connect(sys.argv[2]).execute(f"CREATE TABLE rows AS SELECT * FROM read_json('{sys.argv[1]}')").close()
+"""
+BARE_CSV = BARE_JSON.replace("read_json", "read_csv")
+
+DATASETS = """
+import hashlib, sys
+import datasets
+
+TOKENS = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<start_of_turn>", "</s>", "[INST]")
+datasets.disable_progress_bars()
+
+def check(batch):
+    out = {"id": [], "conversations": [], "reason": []}
+    for instruction, extra, output in zip(batch["instruction"], batch["input"], batch["output"]):
+        question = f"{instruction}\\n\\n{extra}" if extra.strip() else instruction
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": output}]
+        reason = next((f"empty {turn['from']}" for turn in turns if not turn["value"].strip()), None)
+        if any(token in turn["value"] for turn in turns for token in TOKENS):
+            reason = reason or "control token"
+        text = "".join(f"{turn['from']}:{len(turn['value'].encode())}:{turn['value']};" for turn in turns)
+        out["id"].append(hashlib.sha256(text.encode()).hexdigest()[:32])
+        out["conversations"].append(turns)
+        out["reason"].append(reason)
+    return out
+
+rows = datasets.load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[2])
+rows = rows.map(check, batched=True)
+seen = set()
+new = [not (id in seen or seen.add(id)) and reason is None for id, reason in zip(rows["id"], rows["reason"])]
+print(sum(new))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How long a process took, what it computed, and how much memory it held at most."""
+
+    seconds: float
+    cpu: float
+    """seconds of all cores together: what counts where the machine does other things too"""
+    megabytes: float
+
+
+def main() -> None:
+    """Make the files, run everything, print the table."""
+    options = _options()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        scratch = Path(folder)
+        path = options.file or write_rows(scratch / "rows.jsonl", options.rows)
+        print(f"{platform.machine()}, {os.cpu_count()} cores, {_versions()}")
+        print(f"{path.name}: {path.stat().st_size / 1e6:,.0f} MB\n")
+        for line in _measure(path, scratch, options):
+            print(line, flush=True)
+
+
+def _measure(path: Path, scratch: Path, options: argparse.Namespace) -> Iterator[str]:
+    """The lines of the table, as they are known."""
+    yield "| what | seconds | CPU s | peak MB | against |"
+    yield "| --- | --- | --- | --- | --- |"
+    ours, bare = _in_turn([lambda: _import(path, scratch), lambda: _bare(BARE_JSON, path, scratch)], options.repeats)
+    yield _line("curate import, JSONL", ours, "")
+    yield _line("DuckDB read_json into a table", bare, f"curate takes {ours.seconds / bare.seconds:.2f} of its time")
+    broken, whole = _in_turn(
+        [lambda: _import(_broken(path, scratch), scratch), lambda: _import(path, scratch)], options.repeats
+    )
+    yield _line(
+        "curate import, a broken line in the middle", broken, f"{broken.seconds / whole.seconds:.2f} x unbroken"
+    )
+    as_csv = _as_csv(path, scratch)
+    ours_csv, bare_csv = _in_turn(
+        [lambda: _import(as_csv, scratch), lambda: _bare(BARE_CSV, as_csv, scratch)], options.repeats
+    )
+    yield _line("curate import, CSV", ours_csv, "")
+    yield _line("DuckDB read_csv into a table", bare_csv, f"curate takes {ours_csv.seconds / bare_csv.seconds:.2f}")
+    peer = run([sys.executable, "-c", DATASETS, str(path), str(scratch / "cache")])
+    yield _line("datasets: load_dataset, map", peer, f"curate is {peer.seconds / ours.seconds:.1f} x as fast")
+    if options.large:
+        large = write_rows(scratch / "large.jsonl", 5 * options.rows)
+        many = _import(large, scratch)
+        yield _line("curate import, five times the rows", many, f"{many.megabytes / ours.megabytes:.2f} x the memory")
+
+
+def run(command: list[str]) -> Run:
+    """Run a command to its end. Raises `CalledProcessError` when it fails."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        if status:
+            output.seek(0)
+            raise subprocess.CalledProcessError(status, command, output.read())
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def _import(path: Path, scratch: Path) -> Run:
+    store = scratch / "store.duckdb"
+    store.unlink(missing_ok=True)
+    return run([sys.executable, "-P", "-c", CURATE, "import", str(path), "--store", str(store)])
+
+
+def _bare(script: str, path: Path, scratch: Path) -> Run:
+    table = scratch / "bare.duckdb"
+    table.unlink(missing_ok=True)
+    return run([sys.executable, "-c", script, str(path), str(table)])
+
+
+def _in_turn(runs: list[Callable[[], Run]], repeats: int) -> list[Run]:
+    """The best of several runs of each, one after the other in turn."""
+    rounds = [[each() for each in runs] for _ in range(repeats)]
+    return [min(times, key=lambda one: one.seconds) for times in zip(*rounds, strict=True)]
+
+
+# --------------------------------------------------------------------------------------------------------- the files
+
+SYLLABLES = ["ta", "ri", "mo", "ke", "lun", "sa", "per", "vi", "dor", "na", "eli", "gro", "un", "chi", "bel", "or"]
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """`count` Alpaca-shaped rows of about 470 bytes: one in twenty a duplicate, one in ten thousand without answer."""
+    draw = random.Random(7)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(5_000)]
+    phrases = [" ".join(draw.choices(words, k=12)) for _ in range(20_000)]
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            kind = draw.random()
+            told = draw.randrange(number) if number and kind < 0.05 else number
+            own = random.Random(told)
+            row = {
+                "instruction": f"{own.choice(phrases).capitalize()}, number {told}?",
+                "input": own.choice(phrases) if told % 3 == 0 else "",
+                "output": "" if told % 10_000 == 0 else ". ".join(own.choices(phrases, k=own.randint(1, 6))),
+                "id": number,
+                "source": "bench",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def _broken(path: Path, scratch: Path) -> Path:
+    """The file with its middle line cut in half."""
+    broken = scratch / "broken.jsonl"
+    if not broken.exists():
+        shutil.copy(path, broken)
+        with broken.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.readline()
+            start = file.tell()
+            line = file.readline()
+            file.seek(start + len(line) // 2)
+            file.write(b" " * (len(line) - len(line) // 2 - 1))
+    return broken
+
+
+def _as_csv(path: Path, scratch: Path) -> Path:
+    as_csv = scratch / "rows.csv"
+    columns = ["instruction", "input", "output", "id"]
+    rows = pl.scan_ndjson(path).select(columns)
+    rows.sink_csv(as_csv, quote_style="necessary")
+    with as_csv.open(encoding="utf-8", newline="") as file:
+        assert next(csv.reader(file)) == columns
+    return as_csv
+
+
+# ---------------------------------------------------------------------------------------------------------- printing
+
+
+def _line(what: str, measured: Run, against: str) -> str:
+    return f"| {what} | {measured.seconds:.2f} | {measured.cpu:.1f} | {measured.megabytes:,.0f} | {against} |"
+
+
+def _versions() -> str:
+    names = ("duckdb", "polars", "datasets")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, nargs="?", help="a JSONL file; without it, rows are made")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--large", action="store_true", help="also five times as many rows")
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder otherwise")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
