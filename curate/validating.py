@@ -16,7 +16,7 @@ from typing import Literal
 import polars as pl
 
 from curate.control_tokens import CONTROL_TOKENS
-from curate.shapes.cells import ask
+from curate.shapes.cells import ask, too_deep
 from curate.shapes.shape import cut
 from schemas.conversation import ASSISTANT_ROLES, ROLES
 
@@ -280,6 +280,7 @@ def _bad_calls(seen: pl.DataFrame) -> dict[str, pl.DataFrame]:
     if calling.is_empty():
         return {}
     judged = ask(_CALLS, calling=calling)
+    judged = judged.with_columns(broken=judged["broken"] | too_deep(judged["value"]))
     call = pl.when(ROLE == "function_call").then("index").forward_fill()
     results = seen.select("row", "role", "tool_call_id", call.alias("index")).filter(ROLE == "observation")
     follow = results.group_by("row", "index").agg(results=pl.len(), answered=pl.col("tool_call_id").drop_nulls())

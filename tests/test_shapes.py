@@ -119,6 +119,7 @@ def test_a_role_that_is_not_known_is_named_with_its_turn():
     [
         *((None, "missing-conversation"), ("", "missing-conversation"), (" null ", "missing-conversation")),
         *(("[]", "empty-conversation"), ('{"a": 1}', "not-a-list"), ('"Hi"', "not-a-list"), ("7", "not-a-list")),
+        *(("[" * 501 + "]" * 501, "too-deep"), ("[" * 5000 + "]" * 5000, "too-deep")),
         *(('[{"from": "human", "val', "broken-json"), ("[{'from': 'human'}]", "broken-json")),
         *(("[1]", "missing-role"), ("[null]", "missing-role"), ("[[]]", "missing-role")),
         *(('[{"value": "Hi"}]', "missing-role"), ('[{"from": null, "value": "Hi"}]', "missing-role")),
@@ -132,6 +133,16 @@ def test_a_cell_that_cannot_be_read_is_a_problem_and_its_neighbours_are_read(cel
     found = read("sharegpt", {"conversations": [sound, cell, sound]})
     assert problems(found) == [(1, code)]
     assert found.turns["row"].to_list() == [0, 0, 2, 2]
+
+
+def test_brackets_inside_texts_nest_nothing():
+    cell = json.dumps([{"from": "human", "value": '\\"[{' * 600}, {"from": "gpt", "value": "Hello"}])
+    assert problems(read("sharegpt", {"conversations": [cell]})) == []
+
+
+def test_what_is_no_number_is_no_answer():
+    cell = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": NaN}]'
+    assert talk(read("sharegpt", {"conversations": [cell]})) == [("human", "Hi"), ("gpt", "")]
 
 
 def test_python_s_way_of_writing_a_list_is_named():

@@ -109,6 +109,13 @@ def test_control_tokens_begin_alike_so_that_looking_for_them_is_quick():
     assert {token[0] for token in CONTROL_TOKENS} == {"<", "["}
 
 
+def test_a_call_that_nests_deeper_than_python_reads_is_refused():
+    deep = '{"name": "f", "arguments": ' + '{"a": ' * 2000 + "1" + "}" * 2000 + "}"
+    assert codes([("human", "?"), ("function_call", deep), ("observation", "2"), ("gpt", "2")]) == [
+        (0, "broken-tool-call")
+    ]
+
+
 def test_a_call_that_ends_the_conversation_is_what_is_learned():
     assert codes([("human", "1+1?"), ("function_call", CALL)]) == [(0, "open-tool-call")]
 

@@ -7,6 +7,7 @@ DuckDB and Polars both write numbers anew (`1e5` becomes `100000.0`, long intege
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 
@@ -17,6 +18,11 @@ from curate.shapes.shape import PROBLEMS, cut, problem
 
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\n\r"
+
+DEEPEST = 500
+"""Lists and objects inside each other. Python's reader gives up at 1,000, and so would all that comes after."""
+
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 
 def ask(query: str, **frames: pl.DataFrame) -> pl.DataFrame:
@@ -49,15 +55,40 @@ def lists(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     if held.is_empty():
         return held, pl.DataFrame(schema=PROBLEMS)
     broken = ask("SELECT row FROM held WHERE NOT json_valid(cell)", held=held)
-    sound = held.join(broken, on="row", how="anti", maintain_order="left") if broken.height else held
+    valid = held.join(broken, on="row", how="anti", maintain_order="left") if broken.height else held
+    deep = too_deep(valid["cell"])
+    sound = valid.filter(~deep)
     is_list = pl.col("cell").str.starts_with("[")
-    others = sound.filter(~is_list)
+    expected = pl.format("A list of turns is expected, found: {}", cut(pl.col("cell")))
     return sound.filter(is_list), pl.concat(
         [
             problem(held.join(broken, on="row", how="semi"), "broken-json", _why_broken()),
-            problem(others, "not-a-list", pl.format("A list of turns is expected, found: {}", cut(pl.col("cell")))),
+            problem(
+                valid.filter(deep), "too-deep", f"Lists and objects stand inside each other more than {DEEPEST} times."
+            ),
+            problem(sound.filter(~is_list), "not-a-list", expected),
         ]
     )
+
+
+def too_deep(texts: pl.Series) -> pl.Series:
+    """Which JSON texts nest more than `DEEPEST` lists and objects.
+
+    A loop over the few texts that have so many brackets at all: depth cannot be told by a pattern.
+    """
+    brackets = texts.str.count_matches("[", literal=True) + texts.str.count_matches("{", literal=True)
+    suspects = (brackets > DEEPEST).fill_null(False)
+    if not suspects.any():
+        return suspects
+    return pl.Series([many and _depth(text) > DEEPEST for many, text in zip(suspects, texts, strict=True)])
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for token in _BRACKET.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def items(text: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ MEMBERS = {"row": pl.Int64, "position": pl.Int64}
 PROBLEM_SENTENCES = {
     "missing-conversation": "The cell with the conversation is not empty.",
     "broken-json": "A cell with turns is valid JSON.",
+    "too-deep": "Lists and objects stand inside each other at most 500 times.",
     "not-a-list": "A cell with turns holds a list.",
     "empty-conversation": "A conversation has turns.",
     "missing-role": "Every turn says who speaks.",

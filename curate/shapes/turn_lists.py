@@ -144,7 +144,10 @@ def _missing(cells: pl.Series, spoken: pl.DataFrame) -> pl.DataFrame:
 
 def _spoken(found: pl.DataFrame) -> pl.DataFrame:
     """One line per element of the lists: who, what, and everything that hangs on it."""
-    spoken = ask(_SPOKEN, found=found).with_columns(role(pl.col("name")).alias("from"))
+    no_number = (pl.col("kind") != '"') & pl.col("text").is_in(["NaN", "Infinity", "-Infinity"])
+    spoken = ask(_SPOKEN, found=found).with_columns(
+        role(pl.col("name")).alias("from"), pl.when(~no_number).then("text").alias("text")
+    )
     nested = spoken.filter(pl.col("nested").is_not_null()).select("row", "position", "from", "nested")
     if nested.is_empty():
         return spoken.with_columns(all_words=pl.lit(None, pl.Boolean), other=pl.lit(None, pl.String))
