@@ -578,7 +578,19 @@ def main() -> None:
         if error.hint:
             typer.echo(f"  → {error.hint}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:  # while the commands are set up
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":  # how DuckDB tells of Ctrl-C, on any connection
+            raise
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            typer.echo("Interrupted; the store is as it was before this command.", err=True)
+            _say_interrupted()
         raise
+
+
+def _say_interrupted() -> None:
+    typer.echo("Interrupted; the store is as it was before this command.", err=True)
