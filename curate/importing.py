@@ -186,12 +186,15 @@ def _import_file(
     with _digest_of(path) as digest:
         source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
         conversion, batches = _begun(source, section)
-    id_of = partial(_source_id, mapping=conversion.mapping, section=section)
+        mapping = conversion.mapping
+        parcels = gather(ahead(conversion.parcels(batches)))
+        first = list(itertools.islice(parcels, 1))  # while the digest is being made
+    id_of = partial(_source_id, mapping=mapping, section=section)
     landed_as = id_of(digest.result()) if digest else PENDING
     if before := _imported_before(connection, landed_as, path):
         return before
     had = count_conversations(connection)
-    for parcel in _told(source, gather(ahead(conversion.parcels(batches))), told):
+    for parcel in _told(source, itertools.chain(first, parcels), told):
         land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
     if stamp != _stamp(path):
         raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
