@@ -571,12 +571,13 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 explained failure, 2 wrong usage, 130 interrupted."""
     try:
         app()
-    except CurateError as error:
-        if os.environ.get("CURATE_DEBUG"):
+    except (CurateError, ModuleNotFoundError) as error:
+        explained = error if isinstance(error, CurateError) else _missing(error)
+        if explained is None or os.environ.get("CURATE_DEBUG"):
             raise
-        typer.echo(f"Error: {error.what}", err=True)
-        if error.hint:
-            typer.echo(f"  → {error.hint}", err=True)
+        typer.echo(f"Error: {explained.what}", err=True)
+        if explained.hint:
+            typer.echo(f"  → {explained.hint}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:  # while the commands are set up
         _say_interrupted()
@@ -590,6 +591,15 @@ def main() -> None:
         if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C
             _say_interrupted()
         raise
+
+
+def _missing(error: ModuleNotFoundError) -> CurateError | None:
+    """What to install for a package of one of our extras; None when it is none of them, which is a surprise."""
+    from curate.diagnosing import extra_of
+
+    extra = extra_of(error.name or "")
+    advice = f"pip install 'curate-sft[{extra}]'"
+    return CurateError(f"This needs {error.name}, which is not installed.", advice) if extra else None
 
 
 def _say_interrupted() -> None:

@@ -74,6 +74,19 @@ def diagnose(store: Path) -> list[Finding]:
     ]
 
 
+def extra_of(package: str) -> str | None:
+    """The extra that installs `package`, if one of ours does.
+
+    >>> extra_of("torch"), extra_of("unsloth_zoo"), extra_of("polars")
+    ('train', 'unsloth', None)
+    """
+    return next((extra for needed, extra in _requirements() if _same(needed.name, package)), None)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.replace("_", "-").lower() == other.replace("_", "-").lower()
+
+
 def _python() -> Finding:
     found = sys.version.split()[0]
     wanted = metadata(DISTRIBUTION)["Requires-Python"]

@@ -59,6 +59,23 @@ def test_a_hidden_package_is_named_in_one_sentence(curate, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
+def test_a_package_of_an_extra_that_is_missing_is_named_with_the_extra(curate, tmp_path):
+    hidden = tmp_path / "hidden"
+    (hidden / "torch").mkdir(parents=True)
+    (hidden / "torch" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    )
+    lay_out(tmp_path / "w", steps=2)
+    for command in ("import chats.jsonl", "freeze chats"):
+        assert curate(*command.split(), "--set", "select.rules={}", cwd=tmp_path / "w").returncode == 0
+    ran = curate("train", "chats@1", cwd=tmp_path / "w", PYTHONPATH=str(hidden))
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-2:] == [
+        "Error: This needs torch, which is not installed.",
+        "  → pip install 'curate-sft[train]'",
+    ]
+
+
 # commands ------------------------------------------------------------------------------------------------------
 
 
