@@ -37,7 +37,14 @@ check: setup
 	$(BIN)/python -m pytest tests/test_house.py -k "floor or nothing_heavy"
 
 bench: setup
-	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@$(BIN)/python tests/bench/bench_start.py
+	$(BIN)/python tests/bench/bench_import.py
+	if [ -z "$(ALPACA)" ]; then
+	    echo "make bench ALPACA=FILE.jsonl, with instruction, input and output a line, measures scoring and rendering too."
+	    exit
+	fi
+	$(BIN)/python tests/bench/bench_score.py "$(ALPACA)"
+	$(BIN)/python tests/bench/bench_rendering.py "$(ALPACA)"
 
 clean:
 	@rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
