@@ -35,8 +35,8 @@ JUDGED = "(c.parent IS NULL OR c.id IN (SELECT conversation FROM origins))"
 META = "meta"
 """The prefix of a source's own columns: `meta.rating`. An empty cell is null there, as everybody expects of a CSV."""
 
-WHERE = "--where"
-"""The name of the rule that the command line adds."""
+WHERE, ORDER = "--where", "--order"
+"""The name of the rule that the command line adds, and of what it sorts by."""
 
 NO_RULES, UNKNOWN = "no rules", " (unknown: NULL)"
 """The reason of a verdict without rules, and the end of the reason where a rule gave NULL."""
@@ -117,6 +117,30 @@ def kept_ids(connection: DuckDBPyConnection) -> DuckDBPyRelation:
     nothing was ever selected, everything. Where a person edited, the edited conversation is in and its parent out.
     """
     return connection.sql(KEPT_SQL)
+
+
+def matching(connection: DuckDBPyConnection, recipe: Recipe, where: str | None, order: str | None) -> DuckDBPyRelation:
+    """The conversations that meet `where`: columns `conversation` and `place`, from 0, in the order that `order` gives.
+
+    `order` is an expression, smallest first, or largest first with `desc` behind it; ties, and all where it is not
+    given, stand by id. Raises `RecipeError` as rules do.
+    """
+    text, falling = _direction(order or "id")
+    asked, by = Expression.read(where or "true", WHERE), Expression.read(text, ORDER)
+    columns = _columns(connection, recipe, [asked, by])
+    facts = _facts(columns)
+    condition = _condition(connection, asked, columns, facts)
+    key = _in_facts(connection, by, columns, facts)[0]
+    return connection.sql(f"""
+        SELECT conversation,
+            row_number() OVER (ORDER BY {key} {"DESC" if falling else "ASC"} NULLS LAST, conversation) - 1 AS place
+        FROM ({facts}) WHERE {condition}""")
+
+
+def _direction(order: str) -> tuple[str, bool]:
+    """An order without its last word, and whether that was `desc`."""
+    head, _, last = order.strip().rpartition(" ")
+    return (head, last.lower() == "desc") if head and last.lower() in ("asc", "desc") else (order, False)
 
 
 # --- what the names in a rule stand for ---
@@ -249,6 +273,18 @@ _CAST_HINT = f"Metadata is text: write try_cast({META}.price AS DOUBLE), which g
 
 def _condition(connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column], facts: str) -> str:
     """The rule as SQL over `facts`. Raises `RecipeError` where its types do not fit or it is no condition."""
+    sql, kind = _in_facts(connection, rule, columns, facts)
+    if kind != "BOOLEAN":
+        raise RecipeError(
+            f"{rule.where}: {rule.text!r} is no condition, it gives {kind}.", "Compare it with something."
+        )
+    return sql
+
+
+def _in_facts(
+    connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column], facts: str
+) -> tuple[str, str]:
+    """An expression as SQL over `facts`, and the type that it gives."""
 
     def name_in_facts(parts: tuple[str, ...], as_number: bool) -> str:
         name = ".".join(parts)
@@ -256,14 +292,9 @@ def _condition(connection: DuckDBPyConnection, rule: Expression, columns: Mappin
 
     sql = rule.sql(name_in_facts)
     try:
-        kind = str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts}) LIMIT 0").types[0])
+        return sql, str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts}) LIMIT 0").types[0])
     except duckdb.Error as error:
         raise RecipeError(f"{rule.where}: {rule.text!r}: {str(error).splitlines()[0]}", _CAST_HINT) from error
-    if kind != "BOOLEAN":
-        raise RecipeError(
-            f"{rule.where}: {rule.text!r} is no condition, it gives {kind}.", "Compare it with something."
-        )
-    return sql
 
 
 def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], selection: str) -> int:

@@ -170,9 +170,49 @@ def standing_view(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def review_tables(connection: DuckDBPyConnection) -> None:
+    """What was put before people and where, and which of their words counts: the latest of each person."""
+    connection.execute("""
+        CREATE TABLE review_sets (
+            review_set VARCHAR PRIMARY KEY,   -- the set's name, here and on the server
+            server VARCHAR,                   -- address; null for spreadsheets
+            remote VARCHAR,                   -- the server's id of the set
+            questions JSON NOT NULL,          -- as they were asked
+            overlap INTEGER NOT NULL,         -- how many answers a conversation waits for
+            activity VARCHAR,                 -- the server's mark at the latest pull: the same mark, nothing new
+            pulled_at TIMESTAMPTZ,
+            made_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        CREATE TABLE review_records (
+            review_set VARCHAR NOT NULL,
+            conversation VARCHAR NOT NULL,
+            record VARCHAR,                   -- the server's id; null for spreadsheets
+            queue VARCHAR NOT NULL,           -- why it was chosen, such as disagreement
+            blind BOOLEAN NOT NULL,           -- shown without suggestions
+            suggestions JSON NOT NULL,        -- what was suggested, by whom
+            digest VARCHAR NOT NULL,          -- of all that was shown: the same again need not be sent
+            gone BOOLEAN NOT NULL DEFAULT false,  -- deleted on the server
+            pushed_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        ALTER TABLE reviews ADD COLUMN record VARCHAR;      -- the server's id of what the person saw
+        ALTER TABLE reviews ADD COLUMN blind BOOLEAN;       -- whether the person saw no suggestions
+        ALTER TABLE reviews ADD COLUMN pulled_at TIMESTAMPTZ;
+        ALTER TABLE verdicts ADD COLUMN review VARCHAR;     -- the review set whose pull wrote it
+        CREATE VIEW latest_reviews AS                       -- one row per set, conversation and person
+            SELECT * FROM reviews
+            QUALIFY row_number() OVER (
+                PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, rowid DESC) = 1;
+        CREATE VIEW opinions AS                             -- one row per conversation and person, over all sets
+            SELECT * FROM latest_reviews WHERE status = 'submitted'
+            QUALIFY row_number() OVER (
+                PARTITION BY conversation, reviewer ORDER BY answered_at DESC, dataset DESC) = 1;
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
     version_tables,
     standing_view,
+    review_tables,
 ]

@@ -13,13 +13,17 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import RecipeError
+from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, Policy
 
 DEFAULT_RECIPE = Path("curate.toml")
+
+AUTO_COUNTS_AS = 2
+"""What `batch = "auto"` stands for in batch times accumulate, so that a measured batch does not change the steps."""
 
 
 class Section(BaseModel):
@@ -65,6 +69,64 @@ class SelectSection(Section):
     )
 
 
+class QuestionSection(Section):
+    """A question of one's own, beside the standard ones: its answers are kept and measured, and decide nothing."""
+
+    kind: Literal["rating", "choice", "labels", "text"]
+    title: str
+    options: tuple[int | str, ...] = ()
+    required: bool = False
+
+    @model_validator(mode="after")
+    def _check_options(self) -> QuestionSection:
+        if self.kind != "text" and len(self.options) < 2:
+            raise ValueError(f"a question of kind {self.kind} needs two options or more")
+        if self.kind == "rating" and not all(isinstance(option, int) and 0 <= option <= 10 for option in self.options):
+            raise ValueError("the options of a rating are whole numbers from 0 to 10")
+        return self
+
+
+class ReviewSection(Section):
+    """What people are asked about conversations, and how their answers become verdicts."""
+
+    questions: tuple[Literal["quality", "decision", "issues", "turns", "answer", "note"], ...] = Field(
+        STANDARD_QUESTIONS,
+        description="quality 1-5, keep / fix / drop, issues, turns not to learn from, corrected last answer, note",
+    )
+    labels: tuple[str, ...] = Field(
+        ("wrong", "unfinished", "off-topic", "unsafe", "style", "refusal", "boilerplate"),
+        description="the issues to choose from; one that is the name of a yes-or-no score is suggested by it",
+    )
+    guidelines: str = Field("", description="what reviewers should know, shown beside the questions")
+    policy: str = Field("majority", description="any-drop, majority, expert, or a mean such as mean >= 3.5")
+    experts: tuple[str, ...] = Field((), description="policy expert: whose answer wins, the first named first")
+    overlap: int = Field(1, ge=1, description="how many people answer for each conversation")
+    blind: float = Field(0.1, ge=0, le=1, description="share shown without suggestions, to measure what these do")
+    more: dict[str, QuestionSection] = Field(
+        {},
+        description="further questions: a name of your choice = kind (rating, choice, labels, text), title, options",
+        examples=[{"tone": {"kind": "choice", "title": "How does it sound?", "options": ["warm", "cold"]}}],
+    )
+
+    @field_validator("policy")
+    @classmethod
+    def _check_policy(cls, text: str) -> str:
+        return str(Policy.read(text))
+
+    @model_validator(mode="after")
+    def _check_questions(self) -> ReviewSection:
+        needed = QUALITY if Policy.read(self.policy).name == "mean" else DECISION
+        if needed not in self.questions:
+            raise ValueError(f"the policy {self.policy} needs the question {needed}")
+        if self.policy == "expert" and not self.experts:
+            raise ValueError("the policy expert needs names in experts")
+        if ISSUES in self.questions and len(set(self.labels)) < 2:
+            raise ValueError("the question issues needs two labels or more")
+        if clash := set(self.more) & set(STANDARD_QUESTIONS):
+            raise ValueError(f"more.{min(clash)} has the name of a standard question")
+        return self
+
+
 class FreezeSection(Section):
     """How a version is split."""
 
@@ -78,7 +140,9 @@ class TrainSection(Section):
     engine: str = Field("unsloth", description="unsloth or transformers")
     model: str = Field("", description="folder or name of the base model")
     method: Literal["auto", "qlora", "lora"] = Field(
-        "auto", description="adapter on a 4-bit base (qlora) or on the base as it is (lora); auto: qlora on a GPU"
+        "auto",
+        description="adapter on a 4-bit base (qlora) or on the base as it is (lora); "
+        "auto: qlora on a GPU",
     )
     template: str = Field("tokenizer", description="the tokenizer's own, a known name, or a Jinja file")
     max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")
@@ -93,18 +157,41 @@ class TrainSection(Section):
     learning_rate: float = Field(2e-4, gt=0, description="step size at its peak")
     epochs: float = Field(1.0, gt=0, description="passes over the data, unless steps is given")
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs", examples=[60])
-    batch: int = Field(2, ge=1, description="packs (or conversations, unpacked) per forward pass")
-    accumulate: int = Field(4, ge=1, description="forward passes per optimiser step")
+    batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="packs (or conversations, unpacked) per forward pass; auto: the fastest that fits, measured"
+    )
+    accumulate: int = Field(4, ge=1, description="forward passes per optimiser step; auto counts as a batch of 2")
+    effective_batch: int | None = Field(
+        None, ge=1, description="packs per optimiser step on all GPUs together, instead of accumulate", examples=[16]
+    )
+    max_memory: float | None = Field(None, gt=0, description="GiB of the GPU that may be used", examples=[12.0])
     packing: bool = Field(True, description="several conversations in one sequence, kept apart in attention")
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between held-out losses; the best adapter is kept", examples=[50]
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many held-out losses that were no better", examples=[3]
+    )
+    track: tuple[str, ...] | None = Field(
+        None,
+        description="where losses are shown: tensorboard, wandb, mlflow, trackio; tensorboard if it is installed",
+        examples=[("tensorboard",)],
+    )
     seed: int = Field(3407, description="of everything that is drawn by lot")
     threads: int | None = Field(
         None, ge=1, description="CPU threads; the bits of the result depend on it", examples=[2]
     )
+    deterministic: bool = Field(False, description="only kernels that repeat bit for bit; slower on a GPU")
     trust_remote_code: bool = Field(False, description="run Python that comes with the base model; recorded")
     extra: dict[str, Any] = Field(
         {}, description="further arguments of the trainer, handed on and recorded", examples=[{"weight_decay": 0.01}]
     )
+
+    @property
+    def packs_per_step(self) -> int:
+        """Packs (or conversations, unpacked) of one optimiser step, over all forward passes and GPUs."""
+        return self.effective_batch or self.accumulate * (AUTO_COUNTS_AS if self.batch == "auto" else self.batch)
 
 
 class Recipe(Section):
@@ -117,6 +204,7 @@ class Recipe(Section):
         examples=[{"ngram_repetition": {"n": 4}}],
     )
     select: SelectSection = SelectSection()
+    review: ReviewSection = ReviewSection()
     freeze: FreezeSection = FreezeSection()
     train: TrainSection = TrainSection()
 

@@ -110,7 +110,8 @@ def test_edits_scores_verdicts_reviews_and_clusters_are_told(store):
         for one in (talk, other):
             connection.execute("INSERT INTO clusters VALUES (?, 'minhash', ?)", [one.id, talk.id])
         connection.execute(
-            """INSERT INTO reviews VALUES (?, 'desk', 'ada', 'r1', '{"good": "no"}', 'submitted', ?)""",
+            """INSERT INTO reviews (conversation, dataset, reviewer, response, answers, status, answered_at)
+               VALUES (?, 'desk', 'ada', 'r1', '{"good": "no"}', 'submitted', ?)""",
             [talk.id, datetime(2026, 1, 1, tzinfo=UTC)],
         )
     (old,), (new,) = traced(store, talk.id), traced(store, edited)
