@@ -187,7 +187,7 @@ def _import_file(
         source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
         conversion, batches = _begun(source, section)
         mapping = conversion.mapping
-        parcels = gather(ahead(conversion.parcels(batches)))
+        parcels = ahead(gather(conversion.parcels(batches)))
         first = list(itertools.islice(parcels, 1))  # while the digest is being made
     id_of = partial(_source_id, mapping=mapping, section=section)
     landed_as = id_of(digest.result()) if digest else PENDING

@@ -6,6 +6,7 @@ Which origins are duplicates is decided here, where all earlier conversations ar
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -80,7 +81,9 @@ def set_up(connection: DuckDBPyConnection) -> None:
 
 
 def gather(parcels: Iterable[Parcel]) -> Iterator[Parcel]:
-    """The same rows in fewer parcels, of about `PARCEL_ROWS` rows or `PARCEL_BYTES` each."""
+    """The same rows in fewer parcels, of about `PARCEL_ROWS` rows or `PARCEL_BYTES` each; the first goes on at once."""
+    parcels = iter(parcels)
+    yield from itertools.islice(parcels, 1)
     waiting: list[Parcel] = []
     for parcel in parcels:
         waiting.append(parcel)
