@@ -122,6 +122,16 @@ def test_fresh_and_another_recipe_begin_another_run(project, monkeypatch):
     assert [run.run for run in runs_of(project)] == ["r1", "r2", "r3"]
 
 
+def test_a_new_run_never_goes_on_from_the_checkpoints_of_another(project, monkeypatch, tmp_path):
+    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train_version(project, "support@1", section(seed=1), to=tmp_path / "out")
+    for recipe, start in ((section(seed=2), "auto"), (section(seed=1), "fresh")):
+        with pytest.raises(TrainError, match=r"out\.partial is already there"):
+            train_version(project, "support@1", recipe, to=tmp_path / "out", start=start)
+    assert [run.run for run in runs_of(project)] == ["r1"]
+
+
 def test_resume_insists_on_a_run_to_go_on_with(project):
     with pytest.raises(TrainError, match="no unfinished run"):
         train_version(project, "support@1", section(), start="resume")

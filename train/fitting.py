@@ -281,9 +281,11 @@ def _claim(store: Path, manifest: Manifest, to: Path | None, start: Start) -> Ru
 
 def _new_run(store: Path, name: str, manifest: Manifest, to: Path | None) -> Run:
     folder = (to or store.parent / "adapters" / name).resolve()
-    if folder.exists() and any(folder.iterdir()):
-        raise TrainError(f"{folder} is already there.", "Give another --to FOLDER; nothing is written over.")
-    return Run(name, "running", folder, manifest.model_copy(update={"run": name}))
+    run = Run(name, "running", folder, manifest.model_copy(update={"run": name}))
+    for taken in (folder, run.partial):  # what lies in a .partial are another run's checkpoints
+        if taken.exists() and any(taken.iterdir()):
+            raise TrainError(f"{taken} is already there.", "Give another --to FOLDER, or remove that one first.")
+    return run
 
 
 @contextmanager
