@@ -66,8 +66,9 @@ def test_another_base_model_is_found(project):
 
 
 def test_another_tokenizer_is_found_and_so_are_its_tokens(project):
-    edit(project.parent / "tiny/tokenizer.json", '"lstrip": false', '"lstrip": true')
-    assert spoilt(verify(project, "r1"))["tokenizer"] == "differs"
+    edit(project.parent / "tiny/tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true')
+    found = spoilt(verify(project, "r1"))
+    assert (found["tokenizer"], found["tokens"]) == ("differs", "differs")
 
 
 def test_another_template_is_found(project):
@@ -86,6 +87,23 @@ def test_a_conversation_that_was_changed_in_the_store_is_found(project):
     found = verify(project, "r1")
     assert {"conversations", "tokens"} <= set(spoilt(found))
     assert any(name in check.found for check in found.checks)
+
+
+def test_two_conversations_whose_words_were_exchanged_are_found(project):
+    with writing(project) as connection:
+        first, second = (
+            name
+            for (name,) in connection.sql(
+                "SELECT conversation FROM members WHERE split = 'held_out' ORDER BY 1 LIMIT 2"
+            ).fetchall()
+        )
+        connection.execute(
+            """UPDATE conversations SET conversations = other.conversations FROM conversations AS other
+               WHERE (conversations.id, other.id) IN ((?, ?), (?, ?))""",
+            [first, second, second, first],
+        )
+    (check,) = [check for check in verify(project, "r1").checks if check.state == "differs"]
+    assert (check.what, first in check.found, second in check.found) == ("conversations", True, True)
 
 
 def test_a_version_whose_members_were_changed_is_found(project):

@@ -128,9 +128,10 @@ def _data(store: Path, manifest: Manifest) -> tuple[pl.DataFrame | None, list[Ch
 
 
 def _contents(members: pl.DataFrame) -> Check:
-    turns = unfold(members).rename({"id": "row"})
-    made = fold(turns, members.filter(pl.col("conversations").list.len() > 0)["tools"])["id"]
-    changed = members["id"].to_frame().filter(~pl.col("id").is_in(made.implode()))["id"]
+    filled = members.filter(pl.col("conversations").list.len() > 0)
+    made = fold(unfold(filled).rename({"id": "row"}), filled["tools"]).select("id", conversation="row")
+    same = made.filter(pl.col("id") == pl.col("conversation"))["id"]
+    changed = members.filter(~pl.col("id").is_in(same.implode()))["id"]
     found = "their words" if changed.is_empty() else f"other words in {', '.join(changed.head(3))}"
     return _compared("conversations", "their words", found)
 
