@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -52,6 +52,7 @@ from train.planning import prepare
 from train.quieting import quiet
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
+from train.sizing import Size
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Work:
     template: Template
     recipe: TrainSection
     manifest: Manifest
+    size: Size | None = None  # of a pass, where a run is repeated
 
 
 def train_version(
@@ -99,6 +101,7 @@ def train_version(
     work = decide(store, label, recipe, overrides=overrides, threads=threads)
     if expected is not None:
         _check_same(expected, work.manifest)
+        work = replace(work, size=size_of(expected))
     run = _claim(store, work.manifest, to, start)
     with _locked(run):
         if (run.adapter / MANIFEST_FILE).exists():  # cut off between the move and the row
@@ -145,6 +148,12 @@ def decide(
             started=datetime.now(UTC),
         ),
     )
+
+
+def size_of(manifest: Manifest) -> Size:
+    """The size of a pass that a run ended with; it decides the last bits of a result."""
+    facts = manifest.engine
+    return Size(facts["batch"], facts["accumulate"], facts.get("checkpointing", False))
 
 
 def _check_same(expected: Manifest, found: Manifest) -> None:
@@ -329,6 +338,7 @@ def _fit(run: Run, work: Work, report: Callable[[Step], None]) -> tuple[Fit, dic
     record = _Record(run.partial / "metrics.jsonl", report, after=step_of(resume) if resume else 0)
     adapter = run.partial / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
+    settled = run.partial / "size.json"
     job = Job(
         rows=work.rows,
         held_out=work.held_out,
@@ -339,9 +349,39 @@ def _fit(run: Run, work: Work, report: Callable[[Step], None]) -> tuple[Fit, dic
         adapter=adapter,
         resume=resume,
         report=record,
+        size=work.size or _read_size(settled),
+        trial=trial_key(work.manifest, work.recipe),
+        evaluations=record.evaluations(),
+        board=run.adapter.parent / "tensorboard" / run.run,
+        settled=lambda size: _write_size(settled, size),
     )
     with quiet(run.partial / "training.log"):
         return find_engine(work.recipe.engine)(job), record.losses()
+
+
+def trial_key(manifest: Manifest, recipe: TrainSection) -> str:
+    """What the measured size of a pass depends on: the model, the chip, the versions, and what the recipe asks for."""
+    asked = {"engine", "method", "max_length", "rank", "packing", "max_memory", "deterministic", "extra"}
+    return digest(
+        {
+            "model": manifest.model.digest,
+            "chip": [manifest.machine.device_name, manifest.machine.memory_gib],
+            "packages": manifest.packages,
+            "recipe": recipe.model_dump(mode="json", include=asked),
+            "packs": recipe.packs_per_step,
+        }
+    )
+
+
+def _write_size(path: Path, size: Size) -> None:
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(asdict(size)), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _read_size(path: Path) -> Size | None:
+    """The size of a pass with which a run that was cut off went on last."""
+    return Size(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 class _Record:
@@ -351,6 +391,11 @@ class _Record:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.path, self.report = path, report
         self.path.write_text("".join(f"{line}\n" for line in lines[:after]), encoding="utf-8")
+
+    def evaluations(self) -> dict[int, float]:
+        """The held-out losses that were taken so far, by step."""
+        steps = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        return {step["step"]: step["eval_loss"] for step in steps if step.get("eval_loss") is not None}
 
     def __call__(self, step: Step) -> None:
         """Write down one step."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -103,14 +104,21 @@ def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False)
         quantization_config=_four_bits(dtype) if method == "qlora" else None,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
-        device_map={"": 0} if on_gpu else None,
+        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else None,
     )
+    keep_trainable(model)
+    return model
+
+
+def keep_trainable(model: Any) -> None:
+    """Let a 4-bit model be asked without gradients on a CPU and trained on afterwards.
+
+    bitsandbytes 0.50 repacks a layer at its first forward pass without gradients, and training then learns nothing
+    more from it; this switch of its Linear4bit keeps the layout that can be trained.
+    """
     for module in model.modules():
-        # bitsandbytes 0.50 repacks a layer at its first forward pass without gradients, and training then learns
-        # nothing more from it; this switch of its Linear4bit keeps the layout that can be trained.
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
-    return model
 
 
 def _fetched(name: str, *, trust_remote_code: bool) -> Path:

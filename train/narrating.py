@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from schemas.terminal import note, print_table, printable
@@ -68,7 +69,9 @@ def _lines() -> Iterator[Callable[[Step], None]]:
 
 
 def _state(step: Step) -> str:
-    return f"step {step.step:,}/{step.steps:,}  loss {step.loss:.3f}  {step.speed:,.0f} tokens/s"
+    held_out = "" if step.eval_loss is None else f"  held-out {step.eval_loss:.3f}"
+    pace = f"{step.speed:,.0f} tokens/s  {step.memory:.1f} GiB  {timedelta(seconds=round(step.left))} left"
+    return f"step {step.step:,}/{step.steps:,}  loss {step.loss:.3f}{held_out}  {pace}"
 
 
 def show_work(work: Work) -> None:

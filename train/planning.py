@@ -133,7 +133,7 @@ def plan(prepared: Prepared) -> Plan:
 
 def _steps(sequences: int, section: TrainSection) -> int:
     """Optimiser steps of one epoch, the last one possibly smaller, as transformers' Trainer counts them."""
-    return math.ceil(math.ceil(sequences / section.batch) / section.accumulate)
+    return math.ceil(sequences / section.packs_per_step)
 
 
 def _end_of_turn(prepared: Prepared) -> list[str]:

@@ -7,8 +7,8 @@ inside `fit`, and two engines never share a process, since one of them patches t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from schemas.recipe import TrainSection
 from train.engines.transformers import fit as fit_with_transformers
 from train.engines.unsloth import fit as fit_with_unsloth
 from train.loading import Method
+from train.sizing import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,9 @@ class Step:
     gradient_norm: float
     tokens: int
     seconds: float
+    left: float = 0.0  # seconds, at the pace so far
+    memory: float = 0.0  # GiB, the peak of this process: of the GPU where there is one
+    eval_loss: float | None = None  # on the held-out conversations, where it was taken after this step
 
     @property
     def speed(self) -> float:
@@ -43,7 +47,9 @@ class Step:
 class Job:
     """What an engine is asked to do. `rows` and `held_out` have the columns `input_ids` and `labels`.
 
-    `checkpoints` and `adapter` are folders to write into; `resume` is a whole checkpoint to go on from.
+    `checkpoints` and `adapter` are folders to write into; `resume` is a whole checkpoint to go on from. `size` is
+    that of the run which is repeated or resumed. `trial` names what a measured size is remembered under, `evaluations`
+    are the held-out losses by step up to `resume`, `board` is the folder for TensorBoard.
     """
 
     rows: pl.DataFrame
@@ -55,6 +61,11 @@ class Job:
     adapter: Path
     resume: Path | None
     report: Callable[[Step], None]
+    size: Size | None = None
+    trial: str | None = None
+    evaluations: Mapping[int, float] = field(default_factory=dict)
+    board: Path | None = None
+    settled: Callable[[Size], None] = lambda _: None  # told each size before it is trained with
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What every engine does with TRL's trainer: its arguments, the proof of its tokens, checkpoints, the held-out loss.
+"""What every engine does with TRL's trainer: its arguments, the proof of its tokens, the size of a pass, the fit.
 
 Imported by an engine after its own libraries, since the order of imports matters to them.
 """
@@ -6,29 +6,84 @@ Imported by an engine after its own libraries, since the order of imports matter
 from __future__ import annotations
 
 import difflib
+import gc
 import inspect
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 from datasets import Dataset, Features, List, Value
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.checkpointing import mark_complete
-from train.engines import Fit, Job, Step
+from train.engines import Fit, Job
+from train.engines.evaluating import UNLEARNED, held_out_loss, take_best
+from train.engines.measuring import enough_rows, measure
+from train.engines.ranks import rank, world
+from train.engines.watching import Watch, stopping_gently
+from train.sizing import Checkpointing, Measured, Size, fastest, measure_sizes, recall, remember, written_size
 
-UNLEARNED = -100
-"""The label of a token that is seen and not learned, by the convention of torch's cross entropy."""
+logger = logging.getLogger(__name__)
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LORA_KEYS = ("target_modules", "lora_dropout", "use_rslora", "modules_to_save", "bias")
+LORA_KEYS = (
+    *("target_modules", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias"),
+    *("init_lora_weights", "loftq_config", "layers_to_transform"),
+)
+OURS = (*LORA_KEYS, "gradient_checkpointing")
+"""Keys of `train.extra` that are not the trainer's: the adapter's, and one that the size of a pass decides."""
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with its adapter, as an engine hands it over.
+
+    `kinds` are the kinds of checkpointing to try, the fastest first and the one that needs least memory last; `switch`
+    puts the model into one of them. `settings` are the engine's own arguments of the trainer, `facts` go into the
+    manifest.
+    """
+
+    model: Any
+    tokenizer: Any
+    kinds: Sequence[Checkpointing]
+    switch: Callable[[Checkpointing], None]
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    may_unpack: bool
+
+
+def limit_memory(recipe: TrainSection) -> None:
+    """Keep this process within the recipe's share of the GPU. Raises `TrainError` where there is not so much."""
+    if recipe.max_memory is None or not torch.cuda.is_available():
+        return
+    there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
+    if recipe.max_memory > there:
+        raise TrainError(
+            f"max_memory is {recipe.max_memory:g} GiB, the GPU has {there:.1f}.", "Leave train.max_memory out."
+        )
+    torch.cuda.set_per_process_memory_fraction(recipe.max_memory / there)
+
+
+def repeat_bit_for_bit(recipe: TrainSection) -> None:
+    """With `deterministic`, let torch take only kernels that add up in a fixed order. Before the first use of CUDA."""
+    if not recipe.deterministic:
+        return
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor, changes no bit
+    torch.backends.cudnn.benchmark = False
 
 
 def lora_arguments(recipe: TrainSection) -> dict[str, Any]:
@@ -38,19 +93,19 @@ def lora_arguments(recipe: TrainSection) -> dict[str, Any]:
     return named | free | {key: recipe.extra[key] for key in LORA_KEYS if key in recipe.extra}
 
 
-def arguments(job: Job, engine: Mapping[str, Any]) -> SFTConfig:
+def arguments(job: Job, engine: Mapping[str, Any], size: Size | None = None) -> SFTConfig:
     """The trainer's arguments: the recipe's knobs, the engine's own over them, then `train.extra`.
 
     Raises `TrainError` for a key of `train.extra` that is unknown, or that would undo what the run promises.
     """
-    recipe = job.recipe
+    recipe, size = job.recipe, size or written_size(job.recipe, world(), checkpointing=False)
     named = {
         "output_dir": str(job.checkpoints),
         "max_length": recipe.max_length,
         "packing": recipe.packing,
         "eval_packing": False,
-        "per_device_train_batch_size": recipe.batch,
-        "gradient_accumulation_steps": recipe.accumulate,
+        "per_device_train_batch_size": size.batch,
+        "gradient_accumulation_steps": size.accumulate,
         "learning_rate": recipe.learning_rate,
         "num_train_epochs": recipe.epochs,
         "max_steps": recipe.steps or -1,
@@ -60,7 +115,7 @@ def arguments(job: Job, engine: Mapping[str, Any]) -> SFTConfig:
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "logging_steps": 1,
-        "report_to": "none",
+        "report_to": trackers(recipe) or "none",
         "disable_tqdm": True,
         "push_to_hub": False,
         "use_cpu": not torch.cuda.is_available(),
@@ -68,9 +123,25 @@ def arguments(job: Job, engine: Mapping[str, Any]) -> SFTConfig:
         "fp16": torch.cuda.is_available() and not torch.cuda.is_bf16_supported(),
     }
     free = {"lr_scheduler_type": "linear", "warmup_steps": 0.03, "optim": "adamw_torch_fused", **engine}
-    extra = {key: value for key, value in recipe.extra.items() if key not in (*LORA_KEYS, "gradient_checkpointing")}
+    extra = {key: value for key, value in recipe.extra.items() if key not in OURS}
     _check_extra(extra, named)
     return SFTConfig(**named, **(free | extra))
+
+
+def trackers(recipe: TrainSection) -> list[str]:
+    """Where losses are shown besides our own lines: what the recipe names, else TensorBoard if it is installed.
+
+    The others send to a server, so they are never switched on by being installed. Raises `TrainError` for one that is
+    unknown or missing.
+    """
+    if recipe.track is None:
+        return ["tensorboard"] if find_spec("tensorboard") else []
+    for name in recipe.track:
+        if name not in TRACKERS:
+            raise TrainError(f"There is no tracker called {name!r}.", f"Known: {', '.join(TRACKERS)} (train.track).")
+        if not find_spec(name):
+            raise TrainError(f"The tracker {name} is not installed.", f"pip install {name}")
+    return list(recipe.track)
 
 
 def _check_extra(extra: Mapping[str, Any], named: Mapping[str, Any]) -> None:
@@ -86,32 +157,162 @@ def _check_extra(extra: Mapping[str, Any], named: Mapping[str, Any]) -> None:
             raise TrainError(f"train.extra.{key} is no argument of the trainer.", hint)
 
 
-def train(job: Job, model: Any, tokenizer: Any, settings: SFTConfig, *, may_unpack: bool) -> Fit:
-    """Run the trainer from the start or from `job.resume`, save the adapter, measure. The one way through."""
-    watch = _Watch(job, tokens=_weigh(job.rows).tokens)
-    trainer = SFTTrainer(
-        model=model, args=settings, train_dataset=_dataset(job.rows), processing_class=tokenizer, callbacks=[watch]
-    )
-    trainer.remove_callback(PrinterCallback)
-    packed = _check_packing(trainer, wanted=job.recipe.packing, may_unpack=may_unpack)
+def train(job: Job, loaded: Loaded) -> Fit:
+    """Settle the size of a pass, train from the start or from `job.resume`, save the adapter, measure. The one way."""
+    trial = _trial(job, loaded)
+    size = job.size or (fastest(trial) if trial else written_size(job.recipe, world(), loaded.kinds[-1]))
+    steps_down: list[dict[str, Any]] = []
+    while True:
+        job.settled(size)
+        fitted = _run(job, loaded, size)
+        if not isinstance(fitted, _Full):
+            break
+        size, job = _step_down(job, loaded, size, fitted)
+        steps_down.append({"step": fitted.step, "batch": size.batch, "accumulate": size.accumulate})
+    facts = {"trial": [found.as_json() for found in trial], "steps_down": steps_down, "gpus": world()}
+    return Fit(metrics=_settle(job, fitted), facts=_facts(job, loaded, fitted.trainer, size) | facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Full:
+    """A run that ended because the GPU's memory was full, and the checkpoint of the last step that was done."""
+
+    step: int
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A run that came to its end."""
+
+    trainer: SFTTrainer
+    watch: Watch
+
+
+def _trial(job: Job, loaded: Loaded) -> list[Measured]:
+    """What the sizes measured here or remembered from before; nothing where the recipe or a repeated run says one."""
+    if job.recipe.batch != "auto" or job.size is not None or not torch.cuda.is_available():
+        return []
+    known = recall(job.trial) if job.trial else None
+    if known is not None:
+        return known
+    logger.info("Measuring how large a pass is the fastest …")
+    smallest = written_size(job.recipe, world(), loaded.kinds[-1])
+    trainer, _ = _trainer(job, loaded, smallest, enough_rows(job.rows, job.recipe))
+    measured = measure_sizes(job.recipe, world(), loaded.kinds, lambda size: measure(trainer, size, loaded.switch))
+    measured = _agreed(measured)
+    if job.trial and rank() == 0:
+        remember(job.trial, measured)
+    return measured
+
+
+def _agreed(measured: list[Measured]) -> list[Measured]:
+    """What the first process measured: all of them have to take the same size."""
+    if world() > 1:
+        box = [measured]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+    return measured
+
+
+def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
+    """Train with one size. Running out of memory is an answer; being stopped is a KeyboardInterrupt."""
+    loaded.switch(size.checkpointing)
+    trainer, watch = _trainer(job, loaded, size, job.rows)
     _check_tokens(job.rows, trainer.train_dataset)
     try:
-        trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
-    except torch.OutOfMemoryError as error:
+        with stopping_gently(watch):
+            trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
+    except torch.OutOfMemoryError:
+        if world() > 1:
+            raise  # the other processes wait for this one; they start anew together
+    else:
+        if watch.stopped:
+            raise KeyboardInterrupt
+        return _Done(trainer, watch)
+    return _Full(trainer.state.global_step, _saved_at_last_step(trainer, job))
+
+
+def _saved_at_last_step(trainer: SFTTrainer, job: Job) -> Path | None:
+    """The checkpoint of the last step that was done; memory filled up within the step after it."""
+    step = trainer.state.global_step
+    checkpoint = job.checkpoints / f"checkpoint-{step}"
+    if not step or checkpoint.exists():
+        return checkpoint if step else None
+    trainer.model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    trainer._save_checkpoint(trainer.model, trial=None)
+    mark_complete(checkpoint)
+    return checkpoint
+
+
+def _step_down(job: Job, loaded: Loaded, size: Size, full: _Full) -> tuple[Size, Job]:
+    """The same steps in smaller passes, from the last step on. Raises `TrainError` where nothing is left to give."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    smaller = size.halved()
+    if smaller is not None and smaller.checkpointing and not size.checkpointing:
+        smaller = replace(smaller, checkpointing=loaded.kinds[-1]) if loaded.kinds[-1] else None
+    if smaller is None:
         raise TrainError(
-            f"The GPU's memory is full at batch {job.recipe.batch} and max_length {job.recipe.max_length}.",
-            f"--set train.batch={max(1, job.recipe.batch // 2)} --set train.accumulate={job.recipe.accumulate * 2}",
-        ) from error
-    trainer.model.save_pretrained(job.adapter, safe_serialization=True)
-    return Fit(metrics=_losses(trainer.model, job.held_out), facts=_facts(job, trainer, packed=packed))
+            f"The GPU's memory is full at a batch of {size.batch} and max_length {job.recipe.max_length}.",
+            "Take a smaller max_length or rank; or let curate choose: --set train.batch=auto.",
+        )
+    logger.info(
+        "The GPU's memory was full after step %d at a batch of %d. It goes on from there with %d, %d times a step%s.",
+        *(full.step, size.batch, smaller.batch, smaller.accumulate),
+        ", with checkpointing" if smaller.checkpointing and not size.checkpointing else "",
+    )
+    return smaller, replace(job, resume=full.checkpoint or job.resume)
 
 
-def _facts(job: Job, trainer: SFTTrainer, *, packed: bool) -> dict[str, Any]:
+def _trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tuple[SFTTrainer, Watch]:
+    """TRL's trainer on these rows, packed as the recipe says, and what watches over it."""
+    if job.board is not None:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.board)
+    watch = Watch(job, tokens=_weigh(rows).tokens, save=lambda folder: save(loaded.model, folder))
+    settings = arguments(job, {**loaded.settings, "gradient_checkpointing": bool(size.checkpointing)}, size)
+    trainer = SFTTrainer(
+        model=loaded.model,
+        args=settings,
+        train_dataset=_dataset(rows),
+        processing_class=loaded.tokenizer,
+        callbacks=[watch],
+    )
+    watch.log = trainer.log
+    trainer.remove_callback(PrinterCallback)
+    check_packing(trainer, wanted=job.recipe.packing, may_unpack=loaded.may_unpack)
+    return trainer, watch
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write the adapter as safetensors: the first process alone where each has all of it, else all together."""
+    if rank() == 0 or is_sharded():
+        model.save_pretrained(folder, safe_serialization=True)
+
+
+def is_sharded() -> bool:
+    """Whether several processes share one model between them."""
+    return os.environ.get("UNSLOTH_FSDP2") == "1"
+
+
+def _settle(job: Job, done: _Done) -> dict[str, float]:
+    """Save the adapter, the best one where held-out losses were taken on the way, and say what was measured."""
+    model = done.trainer.model
+    losses = _losses(model, job.held_out)
+    best = take_best(done.watch.best, job.adapter, losses["eval_loss"]) if done.watch.evaluations else None
+    if best is None:
+        save(model, job.adapter)
+        return losses
+    return losses | {"eval_loss": best[1], "best_step": float(best[0]), "last_eval_loss": losses["eval_loss"]}
+
+
+def _facts(job: Job, loaded: Loaded, trainer: SFTTrainer, size: Size) -> dict[str, Any]:
     """What was really done, where the recipe leaves it open or the engine decides otherwise."""
     trained = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
     return {
         "method": job.method,
-        "packing": packed,
+        "packing": is_packed(trainer),
         "sequences": len(trainer.train_dataset),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "adapter_dtype": str(trained.dtype).removeprefix("torch."),
@@ -119,8 +320,10 @@ def _facts(job: Job, trainer: SFTTrainer, *, packed: bool) -> dict[str, Any]:
         "optimizer": str(trainer.args.optim).rsplit(".", 1)[-1].lower(),
         "schedule": str(trainer.args.lr_scheduler_type).rsplit(".", 1)[-1].lower(),
         "target_modules": sorted(trainer.model.peft_config["default"].target_modules),
-        "batch": trainer.args.per_device_train_batch_size,
-        "accumulate": trainer.args.gradient_accumulation_steps,
+        "batch": size.batch,
+        "accumulate": size.accumulate,
+        "checkpointing": size.checkpointing,
+        **loaded.facts,
     }
 
 
@@ -130,15 +333,18 @@ def _dataset(rows: pl.DataFrame) -> Dataset:
     return Dataset.from_polars(rows.select("input_ids", "labels")).cast(kinds)
 
 
-def _check_packing(trainer: SFTTrainer, *, wanted: bool, may_unpack: bool) -> bool:
-    """Whether packing is on. Raises `TrainError` when it was wanted, is off, and the engine has no reason for that."""
-    packed = bool(trainer.args.packing) and "seq_lengths" in trainer.train_dataset.column_names
-    if wanted and not packed and not may_unpack:
+def is_packed(trainer: SFTTrainer) -> bool:
+    """Whether several conversations share a sequence, and their lengths are known."""
+    return bool(trainer.args.packing) and "seq_lengths" in trainer.train_dataset.column_names
+
+
+def check_packing(trainer: SFTTrainer, *, wanted: bool, may_unpack: bool) -> None:
+    """Raises `TrainError` when packing was wanted, is off, and the engine has no reason for that."""
+    if wanted and not may_unpack and not is_packed(trainer):
         raise TrainError(
             "Packing was switched off by the trainer without a word.",
             "Look at train.extra for a data collator or metrics; or set train.packing=false.",
         )
-    return packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,68 +377,10 @@ def _check_tokens(handed_over: pl.DataFrame, dataset: Dataset) -> None:
         )
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports every step, marks whole checkpoints, and leaves out the one after the last step."""
-
-    def __init__(self, job: Job, tokens: int) -> None:
-        self.job = job
-        self.tokens = tokens
-        self.started = 0.0
-        self.epoch = 0.0
-
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The clock starts here: what came before was loading, or another process."""
-        self.started, self.epoch = time.monotonic(), state.epoch or 0.0
-
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A checkpoint of the last step is of no use: resuming from it would train one step more."""
-        if state.global_step >= state.max_steps:
-            control.should_save = False
-
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Mapping[str, float], **_: Any) -> None:
-        """Tell the caller how far the run is."""
-        if "loss" not in logs:
-            return
-        self.job.report(
-            Step(
-                step=state.global_step,
-                steps=state.max_steps,
-                loss=float(logs["loss"]),
-                learning_rate=float(logs["learning_rate"]),
-                gradient_norm=float(logs.get("grad_norm", 0.0)),
-                tokens=round(self.tokens * (state.epoch - self.epoch)),
-                seconds=time.monotonic() - self.started,
-            )
-        )
-
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The checkpoint's files are all written: say so, in a file that appears at once or not at all."""
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
 def _losses(model: Any, held_out: pl.DataFrame) -> dict[str, float]:
     """The held-out loss with the adapter and without it; empty when nothing was held out."""
     if held_out.is_empty():
         return {}
-    model.eval()
     with model.disable_adapter():
         before = held_out_loss(model, held_out)
     return {"eval_loss": held_out_loss(model, held_out), "eval_loss_base": before}
-
-
-def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
-    """The mean loss per learned token of `rows`, in nats; every token counts the same, long conversations or short.
-
-    One conversation at a time, in a loop: each has a length of its own, and what is not padded cannot leak.
-    """
-    device = next(model.parameters()).device
-    total, learned = 0.0, 0
-    for ids, labels in rows.select("input_ids", "labels").iter_rows():
-        tokens = sum(label != UNLEARNED for label in labels[1:])  # nothing comes before the first token
-        if not tokens:
-            continue
-        batch = {"input_ids": torch.tensor([ids], device=device), "labels": torch.tensor([labels], device=device)}
-        with torch.no_grad():
-            total += model(**batch, use_cache=False).loss.item() * tokens
-        learned += tokens
-    return total / max(learned, 1)

@@ -10,6 +10,7 @@ from train.loading import load_model
 
 if TYPE_CHECKING:
     from train.engines import Fit, Job
+    from train.sizing import Checkpointing
 
 
 def fit(job: Job) -> Fit:
@@ -31,14 +32,31 @@ def fit(job: Job) -> Fit:
             f"The engine transformers cannot be imported: {error}.", "pip install 'curate-sft[train]'"
         ) from error
 
-    from train.engines.trainer import arguments, lora_arguments, train
+    from train.engines.trainer import Loaded, limit_memory, lora_arguments, train
 
+    limit_memory(job.recipe)
     trusted = job.recipe.trust_remote_code
     model = load_model(job.model, job.method, trust_remote_code=trusted)
     model.config.use_cache = False  # with a cache, packed conversations attend to each other
     set_seed(job.recipe.seed)  # TRL seeds only after the adapter's first values are drawn
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora_arguments(job.recipe)))
-    tokenizer = AutoTokenizer.from_pretrained(job.model, trust_remote_code=trusted)
-    checkpointing = job.recipe.extra.get("gradient_checkpointing", torch.cuda.is_available())
-    settings = arguments(job, {"gradient_checkpointing": bool(checkpointing)})
-    return train(job, model, tokenizer, settings, may_unpack=False)
+
+    def switch(kind: Checkpointing) -> None:
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False}
+        ) if kind else model.gradient_checkpointing_disable()
+
+    on_gpu = torch.cuda.is_available()
+    written = job.recipe.extra.get("gradient_checkpointing")
+    return train(
+        job,
+        Loaded(
+            model=model,
+            tokenizer=AutoTokenizer.from_pretrained(job.model, trust_remote_code=trusted),
+            kinds=((False, True) if on_gpu else (False,)) if written is None else (bool(written),),
+            switch=switch,
+            settings={},
+            facts={},
+            may_unpack=False,
+        ),
+    )

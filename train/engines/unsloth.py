@@ -6,14 +6,17 @@ engine there. Without a GPU it trains unpacked: its CPU attention would let pack
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import TrainError
+from train.loading import keep_trainable
 
 if TYPE_CHECKING:
     from train.engines import Fit, Job
+    from train.sizing import Checkpointing
 
 QUIET = {
     "UNSLOTH_AUTO_INSTALL": "0",  # or exporting runs apt-get and clones llama.cpp without asking
@@ -28,29 +31,55 @@ def fit(job: Job) -> Fit:
     tokens than it was given.
     """
     unsloth = _import()
+    from train.engines.trainer import Loaded, limit_memory, train
+
+    limit_memory(job.recipe)
+    model, tokenizer = _load(unsloth, job)
+    on_gpu = _on_gpu()
+
+    def switch(kind: Checkpointing) -> None:
+        if on_gpu:  # where Unsloth itself looks, each time that it makes the model ready for training
+            model._unsloth_gradient_checkpointing = kind
+            model.for_training(use_gradient_checkpointing=kind)
+
+    return train(
+        job,
+        Loaded(
+            model=model,
+            tokenizer=tokenizer,
+            kinds=_kinds(job, on_gpu=on_gpu),
+            switch=switch,
+            settings={},
+            facts={"attention": _attention()} if on_gpu else {},
+            may_unpack=not on_gpu,
+        ),
+    )
+
+
+def _load(unsloth: Any, job: Job) -> tuple[Any, Any]:
+    """The base model with a fresh adapter, and its tokenizer."""
     import torch
 
-    from train.engines.trainer import arguments, lora_arguments, train
+    from train.engines.trainer import lora_arguments
 
-    on_gpu = torch.cuda.is_available()
+    kind = _kinds(job, on_gpu=_on_gpu())[-1]
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         str(job.model),
         max_seq_length=job.recipe.max_length,
-        dtype=None if on_gpu else torch.float32,  # 16 bits differ between CPUs, fp32 is the same on all
+        dtype=None if _on_gpu() else torch.float32,  # 16 bits differ between CPUs, fp32 is the same on all
         load_in_4bit=job.method == "qlora",
         trust_remote_code=job.recipe.trust_remote_code,
-        use_gradient_checkpointing=_checkpointing(job, on_gpu=on_gpu),
+        use_gradient_checkpointing=kind,
     )
+    keep_trainable(model)
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
         random_state=job.recipe.seed,
-        use_gradient_checkpointing=_checkpointing(job, on_gpu=on_gpu),
+        use_gradient_checkpointing=kind,
         max_seq_length=job.recipe.max_length,
         **lora_arguments(job.recipe),
     )
-    # The model is checkpointed already; TRL's own switch would put plain checkpointing in its place.
-    settings = arguments(job, {} if on_gpu else {"gradient_checkpointing": False})
-    return train(job, model, tokenizer, settings, may_unpack=not on_gpu)
+    return model, tokenizer
 
 
 def _import() -> Any:
@@ -61,6 +90,7 @@ def _import() -> Any:
             "Start `curate train` in a process of its own.",
         )
     try:
+        _let_varlen_in()
         import unsloth
     except ImportError as error:
         raise TrainError(
@@ -70,7 +100,42 @@ def _import() -> Any:
     return unsloth
 
 
-def _checkpointing(job: Job, *, on_gpu: bool) -> bool | str:
-    """What the recipe says; else Unsloth's own kind on a GPU, and none where memory is the machine's own."""
-    wanted: bool | str = job.recipe.extra.get("gradient_checkpointing", "unsloth" if on_gpu else False)
-    return wanted
+def _on_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _kinds(job: Job, *, on_gpu: bool) -> tuple[Checkpointing, ...]:
+    """What the recipe says; else none or Unsloth's own on a GPU, and none where memory is the machine's own."""
+    if "gradient_checkpointing" in job.recipe.extra:
+        return (job.recipe.extra["gradient_checkpointing"],)
+    return (False, "unsloth") if on_gpu else (False,)
+
+
+def _let_varlen_in() -> None:
+    """Make one attention call a pack, where torch has the kernel and only its front door looks different.
+
+    Unsloth takes torch's varlen attention when that has the argument `enable_gqa`, new in torch 2.12. In 2.11 the
+    kernel below shares keys and values between heads as well, and nothing asks for it; so there it is given the name.
+    """
+    from torch.nn.attention import varlen
+
+    plain = varlen.varlen_attn
+    named = inspect.signature(plain).parameters
+    if "window_size" not in named or "enable_gqa" in named:
+        return
+
+    def varlen_attn(*given: Any, window_size: Any = (-1, -1), enable_gqa: bool = False, **rest: Any) -> Any:  # noqa: ARG001
+        return plain(*given, window_size=window_size, **rest)
+
+    varlen.varlen_attn = varlen_attn
+
+
+def _attention() -> str:
+    """How Unsloth attends within packs here: in one call a pack, or in one a conversation."""
+    from unsloth.utils import attention_dispatch as dispatch
+
+    if dispatch.HAS_FLASH_ATTENTION or dispatch.HAS_XFORMERS:
+        return "flash-attn" if dispatch.HAS_FLASH_ATTENTION else "xformers"
+    return "one call a conversation" if dispatch._TORCH_VARLEN_ATTN is None else "torch varlen"
