@@ -1,6 +1,7 @@
 """Ids and labels: exact ones for what goes wrong elsewhere, and equality with transformers for the rest."""
 
 import json
+import random
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -434,6 +435,99 @@ def test_a_template_with_generation_tags_renders_as_in_transformers(tokenizer, t
         "{{ '<|im_start|>'", "{% generation %}{% set x = 1 %}{% endgeneration %}{{ '<|im_start|>'"
     )
     assert _check("tags", template, tokenizer, transformers_tokenizer) == len(CONVERSATIONS)
+
+
+# ------------------------------------------------------------------------------------- the same, in less time
+
+
+def _alike():
+    """Conversations that share their shape with one before, and are not all easy."""
+    plain = [chat(f"Hi {n}", f"Hello {n}.", f"And {n}?", f"Bye {n}", system=f"Be {n}.") for n in range(3)]
+    return [*plain, *(other for c in CONVERSATIONS.values() for other in (c, _said_again(c)))]
+
+
+def _said_again(conversation):
+    return Conversation(tuple(Turn(turn.role, f"{turn.value}?") for turn in conversation.turns))
+
+
+def _assert_as_if_alone(text, tokenizer):
+    template = Template("under test", text)
+    together = render(frame(*_alike()), template, tokenizer)
+    alone = pl.concat(render(frame(conversation), template, tokenizer) for conversation in _alike())
+    assert together.equals(alone)
+
+
+def test_a_conversation_like_an_earlier_one_is_labelled_as_if_it_stood_alone(tokenizer, folder):
+    for name in ("tokenizer", *own_names()):
+        _assert_as_if_alone(find_template(name, folder).text, tokenizer)
+
+
+@pytest.mark.slow
+def test_so_it_is_in_every_template_of_unsloth(tokenizer):
+    for text in set(_unsloth().values()):
+        _assert_as_if_alone(text, tokenizer)
+
+
+def test_a_template_that_looks_into_words_is_not_taken_for_one_that_does_not(tokenizer):
+    shouting = CHATML.replace("message.content +", "(message.content if 'a' in message.content else 'ohne a') +")
+    rows = render(frame(chat("a", "a b"), chat("a", "c")), Template("shouting", shouting), tokenizer)
+    assert learned(rows.row(0, named=True), tokenizer) == "a b<|im_end|>"
+    assert rows["left_out"].to_list() == [[], [2]]
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _cutting(folder, tmp_path, pre_tokenizer):
+    written = json.loads((folder / "tokenizer.json").read_text()) | {"pre_tokenizer": pre_tokenizer}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    return Tokenizer.load(tmp_path)
+
+
+def _split(expression):
+    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [split, level]}
+
+
+@pytest.mark.parametrize(
+    "expression", [LLAMA_3, LLAMA_3.replace("{1,3}", ""), r" ?\p{Lu}*\p{Ll}+|\p{Lu}+|\p{P}+|[^\p{L}\p{P}]+"]
+)
+def test_words_alone_have_the_ids_and_borders_of_the_whole_text(sample, tmp_path, expression):
+    draw, tokenizer = random.Random(expression), _cutting(sample / "tiny", tmp_path, _split(expression))
+    pieces = ["<|im_start|>", "<|im_end|>", "<|im", "'s", "'RE", "  ", "\n", "\r\n", "The", " lamp", "1234"]
+    for _ in range(300):
+        text = "".join(draw.choices([*pieces, *map(chr, range(128))], k=draw.randrange(40)))
+        encoding = tokenizer.encode([text])[0]
+        for border in range(len(text) + 1):
+            found = tokenizer.words.spell(text, [border])
+            before = sum(end <= border for _, end in encoding.offsets)
+            assert found in (None, (encoding.ids, [before]))
+        assert tokenizer.words.spell(text, [0, len(text)]) == (encoding.ids, [0, len(encoding.ids)])
+
+
+def test_words_are_not_looked_at_alone_where_that_gives_other_ids(folder, sample, tmp_path):
+    level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    assert Tokenizer.load(folder).words is None  # cuts nowhere
+    assert Tokenizer.load(save_sentencepiece(tmp_path / "sentencepiece")).words is None
+    assert _cutting(sample / "tiny", tmp_path, level).words is None
+    assert _cutting(sample / "tiny", tmp_path, _split(r"\p{Han}+|.")).words is None  # an unknown property
+    assert _cutting(sample / "tiny", tmp_path, _split(r"\p{L}+")).words is None  # cuts what it does not name, too
+    assert Tokenizer.load(sample / "tiny").words.spell("naïve", []) is None
+
+
+def test_many_are_rendered_by_several_processes_to_the_same_frame(sample, monkeypatch):
+    folder = sample / "tiny"
+    conversations = frame(*(chat(f"Hi {n} é", f"Hello {n}.") for n in range(30)), WITH_CALL)
+    template, tokenizer = find_template("tokenizer", folder), Tokenizer.load(folder)
+    one = render(conversations, template, tokenizer)
+    monkeypatch.setattr(rendering, "CHUNK", 7)
+    monkeypatch.setattr(rendering, "_processes", lambda _size: 2)
+    monkeypatch.setattr(rendering, "_rendered", None)  # not here
+    assert render(conversations, template, tokenizer).equals(one)
 
 
 # --------------------------------------------------------------------------------------------------- the tokenizer

@@ -76,11 +76,13 @@ def compiled(template: Template) -> Callable[..., str]:
     Raises `TrainError` for a text that is no Jinja; the function raises jinja2's errors.
     """
     try:
-        return _environment().from_string(template.text).render
+        jinja = _environment().from_string(template.text)
     except TemplateError as error:
         raise TrainError(
             f"The template {template.name} is no valid Jinja: {error}.", "Correct the template."
         ) from error
+    jinja.globals = dict(jinja.globals)  # a ChainMap, which each rendering copies: a sixth of its time
+    return jinja.render
 
 
 class _Generation(Extension):
@@ -93,12 +95,23 @@ class _Generation(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox, looking into messages first: `message.role` is no attribute of a dict, and asking costs a fifth."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """What the sandbox answers; for a key of a plain dict without the detour over its attributes."""
+        if type(obj) is dict and attribute not in _OF_DICTS and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+_OF_DICTS = frozenset(dir(dict))
+
+
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
     """The sandbox that transformers 5.17 renders in (`utils/chat_template_utils.py`)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = PINNED_DATE.strftime
