@@ -1,5 +1,8 @@
 """On a CUDA device: QLoRA is packed, learns, and the same training gives the same adapter, bit for bit."""
 
+import subprocess
+import sys
+
 import pytest
 from training import make_project, train
 
@@ -20,3 +23,36 @@ def test_qlora_on_a_gpu_is_packed_learns_and_repeats_bit_for_bit(engine, tmp_pat
     assert manifest.engine["packing"]
     assert manifest.metrics["eval_loss"] < manifest.metrics["eval_loss_base"]
     assert manifest.adapter_digest == read_manifest(folder / "again").adapter_digest
+
+
+VARLEN = """
+import torch
+from train.engines.unsloth import _import
+_import()
+from unsloth.utils import attention_dispatch as dispatch
+assert dispatch._TORCH_VARLEN_ATTN is not None, "no varlen attention"
+torch.manual_seed(0)
+lengths, heads, groups, width = [5, 300, 64, 131], 32, 8, 128
+starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
+q, k, v = (torch.randn(sum(lengths), n, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+           for n in (heads, groups, groups))
+weight = torch.randn(sum(lengths), heads, width, device="cuda", dtype=torch.bfloat16)
+packed = dispatch._varlen_attn_call(q, k, v, starts, max(lengths), scale=None, window_size=(-1, 0), enable_gqa=True)
+gradients = torch.autograd.grad((packed * weight).sum(), (q, k, v))
+parts = [torch.nn.functional.scaled_dot_product_attention(
+    *(t[a:b].transpose(0, 1).float()[None] for t in (q, k, v)), is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+    for a, b in zip(starts[:-1].tolist(), starts[1:].tolist())]
+alone = torch.cat(parts)
+expected = torch.autograd.grad((alone * weight.float()).sum(), (q, k, v))
+print("FORWARD", (packed.float() - alone).abs().max().item())
+for name, one, other in zip("qkv", gradients, expected):
+    far = ((one.float() - other.float()).norm() / other.float().norm()).item()
+    print("GRADIENT", name, far)
+    assert far < 0.01, (name, far)
+assert (packed.float() - alone).abs().max() < 0.03
+"""
+
+
+def test_one_attention_call_a_pack_gives_what_one_call_a_conversation_gives():
+    ran = subprocess.run([sys.executable, "-c", VARLEN], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-500:] + ran.stderr[-2000:]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import resource
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from itertools import cycle, islice
 from typing import Any
 
@@ -46,63 +46,73 @@ def enough_rows(rows: pl.DataFrame, recipe: TrainSection) -> pl.DataFrame:
 
 
 def measure(trainer: Any, size: Size, switch: Callable[[Any], None]) -> Measured:
-    """One size as it runs on this GPU with the rows of `trainer`; without speed where memory was not enough."""
+    """One size as it runs here with the rows of `trainer`; without speed where memory was not enough."""
     switch(size.checkpointing)
+    device = next(trainer.model.parameters()).device
     _clean(trainer.model)
-    torch.cuda.reset_peak_memory_stats()
-    state = torch.cuda.get_rng_state(), torch.get_rng_state()
     speed: float | None = None
     memory: float | None = None
     try:
-        held = _held_back(trainer.model)
-        speed = _speed(trainer, size.batch)
-        memory = (torch.cuda.max_memory_reserved() - _margin()) / 2**30
-        del held
+        with torch.random.fork_rng():
+            held = _held_back(trainer.model, device)
+            speed = _speed(trainer, size.batch, device)
+            memory = peak_memory() - _margin(device) / 2**30
+            del held
     except torch.OutOfMemoryError:
         logger.info("A batch of %d does not fit%s.", size.batch, " with checkpointing" if size.checkpointing else "")
-    finally:
-        torch.cuda.set_rng_state(state[0])
-        torch.set_rng_state(state[1])
     _clean(trainer.model)
     return Measured(size, speed, memory)
 
 
-def _held_back(model: Any) -> torch.Tensor:
+def _held_back(model: Any, device: torch.device) -> torch.Tensor:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return torch.empty(trained * ADAM_BYTES + _margin(), dtype=torch.uint8, device="cuda")
+    return torch.empty(trained * ADAM_BYTES + _margin(device), dtype=torch.uint8, device=device)
 
 
-def _margin() -> int:
-    return int(MARGIN * torch.cuda.get_device_properties(0).total_memory)
+def _margin(device: torch.device) -> int:
+    return int(MARGIN * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
-def _speed(trainer: Any, batch: int) -> float:
+def _speed(trainer: Any, batch: int, device: torch.device) -> float:
     """Tokens per second of forward and backward passes over `batch` rows of the trainer's dataset at a time."""
     rows = cycle(range(len(trainer.train_dataset)))
     seconds = []
     for number in range(WARM_UP + TIMED):
         inputs = trainer.data_collator([trainer.train_dataset[n] for n in islice(rows, batch)])
         tokens = int(inputs["input_ids"].numel())
-        torch.cuda.synchronize()
+        _wait(device)
         started = time.perf_counter()
-        _pass(trainer, {name: value.cuda() for name, value in inputs.items() if torch.is_tensor(value)})
-        torch.cuda.synchronize()
+        _pass(trainer, {name: value.to(device) for name, value in inputs.items() if torch.is_tensor(value)})
+        _wait(device)
         if number >= WARM_UP:
             seconds.append((time.perf_counter() - started) / tokens)
     return 1 / min(seconds)
 
 
 def _pass(trainer: Any, inputs: Mapping[str, Any]) -> None:
+    """Forward and backward, in the precision in which the trainer will do it."""
     learned = (inputs["labels"] != UNLEARNED).sum()
-    precision: AbstractContextManager[Any] = torch.autocast(
-        "cuda", dtype=torch.bfloat16 if trainer.args.bf16 else torch.float16
-    )
-    with precision:
+    kind = torch.bfloat16 if trainer.args.bf16 else torch.float16
+    with torch.autocast(learned.device.type, dtype=kind, enabled=trainer.args.bf16 or trainer.args.fp16):
         loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=learned)
     loss.backward()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _clean(model: Any) -> None:
     model.zero_grad(set_to_none=True)
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in GiB: the GPU's, else the machine's."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_reserved()) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

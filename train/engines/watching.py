@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from transformers import TrainerCallback
 from train.checkpointing import mark_complete
 from train.engines import Job, Step
 from train.engines.evaluating import held_out_loss, keep_best
+from train.engines.measuring import peak_memory
 from train.engines.ranks import rank, total, world
 
 logger = logging.getLogger(__name__)
@@ -110,13 +110,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             torch.distributed.barrier()
         if rank() == 0:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
-def peak_memory() -> float:
-    """The most memory that this process has held so far, in GiB: the GPU's, else the machine's."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_reserved()) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 @contextmanager

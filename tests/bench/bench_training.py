@@ -1,0 +1,406 @@
+"""How fast training is beside its peers: learned tokens a second in the steady state, and the peak of memory.
+
+Each arm runs in a process of its own, on the same conversations, with the same packs per optimiser step, one after the
+other. The model has the shape of Llama 3.1 8B and random weights; speed does not depend on what they are.
+
+python tests/bench/bench_training.py                                   # on a GPU: some minutes
+python tests/bench/bench_training.py --shape tiny --steps 8 --packs 4  # anywhere: whether it runs
+python tests/bench/bench_training.py --arms curate,curate-segments,curate-12gib,notebook,trl --profile
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+os.environ |= {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1"}
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "data" / "tiny"
+
+SHAPES = {
+    "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+}
+
+# The recipe's keys that an arm changes, or the peer that it is; then what is set in its environment.
+ARMS = {
+    "curate": ({"batch": "auto"}, {}),
+    "curate-12gib": ({"batch": "auto", "max_memory": 12.0}, {}),
+    "curate-segments": ({"batch": "auto"}, {"UNSLOTH_TORCH_VARLEN": "0"}),
+    "curate-lora": ({"batch": "auto", "method": "lora"}, {}),
+    "curate-deterministic": ({"batch": "auto", "deterministic": True}, {}),
+    "curate-transformers": ({"batch": "auto", "engine": "transformers"}, {}),
+    "notebook": ("notebook", {}),
+    "trl": ("trl", {}),
+}
+
+STEADY = 3
+"""Steps that do not count: kernels are compiled in them."""
+
+MEAN, SPREAD, UNLEARNED = 370, 0.9, 0.25
+"""Of the log-normal lengths in tokens, and the share of each conversation that is seen and not learned."""
+
+
+def main() -> None:
+    """Make the model and the conversations, run the arms, print a table."""
+    given = options()
+    folder = given.folder / given.shape
+    if given.arm:
+        print("RESULT " + json.dumps(run_arm(given.arm, folder, given)), flush=True)
+        return
+    make(folder, given)
+    results = {arm: in_a_process(arm, given) for arm in given.arms.split(",")}
+    print_table(results, given)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", default="curate,notebook,trl", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--shape", default="llama-8b", choices=[*SHAPES, "tiny"])
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--packs", type=int, default=16, help="per optimiser step")
+    parser.add_argument("--batch", type=int, default=8, help="packs per pass of the peers")
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--method", default="qlora", choices=["qlora", "lora"])
+    parser.add_argument("--limit", type=int, default=240, help="seconds that an arm may take")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/bench_training"))
+    parser.add_argument("--profile", action="store_true", help="print where one step of curate's arms spends its time")
+    return parser.parse_args()
+
+
+def in_a_process(arm: str, given: argparse.Namespace) -> dict:
+    """The arm's result, or its error; what it prints goes to a file."""
+    _, environment = ARMS[arm]
+    log = given.folder / f"{arm}.log"
+    command = [sys.executable, str(Path(__file__).resolve()), "--arm", arm, *sys.argv[1:]]
+    started = time.monotonic()
+    print(f"{arm} … (its output: {log})", flush=True)
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(
+                command,
+                env=os.environ | environment | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=given.limit,
+                check=False,
+            )
+            error = f"exit code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            error = f"longer than {given.limit} s"
+    text = log.read_text(errors="replace")
+    found = [line for line in text.splitlines() if line.startswith("RESULT ")]
+    result = json.loads(found[-1].removeprefix("RESULT ")) if found else {"error": error, "tail": text[-2500:]}
+    result["wall"] = round(time.monotonic() - started)
+    print(json.dumps(result, indent=1) if "error" not in result else f"{result['error']}\n{result.get('tail')}")
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------- in the arm
+
+
+def run_arm(arm: str, folder: Path, given: argparse.Namespace) -> dict:
+    """Train with one arm: its pace, its memory and what it says of itself."""
+    what, _ = ARMS[arm]
+    import polars as pl
+
+    rows = pl.read_parquet(given.folder / "rows.parquet")
+    pace = Pace(rows, profile=given.profile)
+    try:
+        facts = (
+            run_curate(what, folder, rows, given, pace)
+            if isinstance(what, dict)
+            else run_peer(what, folder, rows, given, pace)
+        )
+    except BaseException as error:
+        return {"error": f"{type(error).__name__}: {str(error)[:600]}", "tail": traceback.format_exc()[-2500:]}
+    return pace.result() | {"facts": facts}
+
+
+class Pace:
+    """Looks at the clock after each step: the loss has been read by then, so the GPU is done."""
+
+    def __init__(self, rows, *, profile):
+        self.tokens = rows["input_ids"].list.len().sum()
+        self.learned = sum(sum(label != -100 for label in labels) for labels in rows["labels"].to_list())
+        self.seen, self.losses = {}, {}
+        self.profile = profile
+        self.profiler = None
+
+    def step(self, number, epoch, loss):
+        import torch
+
+        self.seen[number] = (time.perf_counter(), epoch * self.tokens)
+        self.losses[number] = loss
+        if number == STEADY and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        if self.profile and number == STEADY + 2:
+            from torch.profiler import ProfilerActivity, profile
+
+            self.profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            self.profiler.start()
+        if self.profile and number == STEADY + 3:
+            self.profiler.stop()
+            print(self.profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=25), flush=True)
+
+    def result(self):
+        import torch
+
+        (start, before), (end, after) = self.seen[STEADY], self.seen[max(self.seen)]
+        if self.profile:  # the profiler slows its own step down
+            (end, after) = self.seen[STEADY + 2]
+        speed = (after - before) / (end - start)
+        on_gpu = torch.cuda.is_available()
+        return {
+            "tokens_per_second": round(speed),
+            "learned_per_second": round(speed * self.learned / self.tokens),
+            "seconds_per_step": round((end - start) / (len([n for n in self.seen if n > STEADY]) or 1), 3),
+            "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
+            "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 1) if on_gpu else None,
+            "first_loss": self.losses[1],
+            "last_loss": self.losses[max(self.losses)],
+            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        }
+
+
+def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pace: Pace) -> dict:
+    """The engine as `curate train` calls it, but for the store."""
+    import logging
+
+    import polars as pl
+
+    logging.basicConfig(level=logging.INFO)
+    from schemas.recipe import TrainSection
+    from train.engines import Job, find_engine
+    from train.loading import pick_method
+
+    recipe = TrainSection(
+        **{
+            "model": str(folder),
+            "method": given.method,
+            "max_length": given.length,
+            "steps": given.steps,
+            "effective_batch": given.packs,
+            "save_every": 10_000,
+            "track": (),
+            **changes,
+        }
+    )
+    to = given.folder / "out" / str(os.getpid())
+    to.mkdir(parents=True)
+    epochs_per_token = 1 / pace.tokens
+    job = Job(
+        rows=rows,
+        held_out=pl.DataFrame(schema=rows.schema),
+        model=folder,
+        recipe=recipe,
+        method=pick_method(recipe.method),
+        checkpoints=to / "checkpoints",
+        adapter=to / "adapter",
+        resume=None,
+        report=lambda step: pace.step(step.step, step.tokens * epochs_per_token, step.loss),
+        trial=None,
+    )
+    return find_engine(recipe.engine)(job).facts
+
+
+def run_peer(peer: str, folder: Path, rows, given: argparse.Namespace, pace: Pace) -> dict:
+    """A peer as its own examples write it: QLoRA r=16 on all linear layers, packed, two passes a step."""
+    if peer == "notebook":
+        from unsloth import FastLanguageModel  # first: it patches the others
+    import peft
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    on_gpu = torch.cuda.is_available()
+    in_four = given.method == "qlora"
+    if peer == "notebook":
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            str(folder), max_seq_length=given.length, load_in_4bit=in_four, dtype=None if on_gpu else torch.float32
+        )
+        model = FastLanguageModel.get_peft_model(
+            model, r=16, lora_alpha=16, target_modules=layers, use_gradient_checkpointing="unsloth" if on_gpu else False
+        )
+    else:
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, quantization_config=four if in_four else None, device_map={"": 0} if on_gpu else None
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules=layers)
+        )
+
+    class Timer(TrainerCallback):
+        def on_log(self, _args, state, _control, logs, **_):
+            if "loss" in logs:
+                pace.step(state.global_step, state.epoch, logs["loss"])
+
+    accumulate = max(1, given.packs // given.batch)
+    settings = SFTConfig(
+        output_dir=str(given.folder / "out" / str(os.getpid())),
+        max_length=given.length,
+        packing=True,
+        per_device_train_batch_size=min(given.batch, given.packs),
+        gradient_accumulation_steps=accumulate,
+        max_steps=given.steps,
+        learning_rate=2e-4,
+        optim="adamw_8bit" if on_gpu else "adamw_torch",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        seed=3407,
+        **({} if on_gpu else {"gradient_checkpointing": False}),
+    )
+    dataset = Dataset.from_polars(rows.select("input_ids", "labels"))
+    trainer = SFTTrainer(
+        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Timer()]
+    )
+    packed = bool(trainer.args.packing) and "seq_lengths" in trainer.train_dataset.column_names
+    trainer.train()
+    return {
+        "packing": packed,
+        "batch": settings.per_device_train_batch_size,
+        "accumulate": accumulate,
+        "checkpointing": "unsloth" if peer == "notebook" else bool(settings.gradient_checkpointing),
+    }
+
+
+# ----------------------------------------------------------------------------------------- the model and the rows
+
+
+def make(folder: Path, given: argparse.Namespace) -> None:
+    """The conversations, drawn anew, and the model, once: random weights in bf16, a shard a layer or so."""
+    import numpy as np
+    import polars as pl
+
+    given.folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(3407)
+    count = int(1.15 * given.steps * given.packs * given.length / min(MEAN, given.length / 4)) + 64
+    mean = math.log(min(MEAN, given.length / 4)) - SPREAD**2 / 2 + 0.03
+    lengths = np.clip(draw.lognormal(mean, SPREAD, count), 16, given.length).astype(int)
+    vocabulary = 2000 if given.shape == "tiny" else 128_000
+    ids = [draw.integers(300, vocabulary, size).astype(np.int32) for size in lengths]
+    labels = [np.where(np.arange(len(row)) < UNLEARNED * len(row), -100, row).astype(np.int32) for row in ids]
+    rows = pl.DataFrame({"input_ids": [row.tolist() for row in ids], "labels": [row.tolist() for row in labels]})
+    rows = rows.cast({"input_ids": pl.List(pl.Int32), "labels": pl.List(pl.Int32)})
+    rows.write_parquet(given.folder / "rows.parquet")
+    print(f"{count:,} conversations, {lengths.sum():,} tokens, mean {lengths.mean():.0f}, longest {lengths.max()}")
+    if not (folder / "done").exists():
+        make_model(folder, given)
+
+
+def make_model(folder: Path, given: argparse.Namespace) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(TINY, folder)
+    if given.shape == "tiny":
+        (folder / "done").touch()
+        return
+    started = time.monotonic()
+    (folder / "model.safetensors").unlink()
+    shape = SHAPES[given.shape] | ({"num_hidden_layers": given.layers} if given.layers else {})
+    config = LlamaConfig(
+        **shape,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+        max_position_embeddings=131_072,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        bos_token_id=7,
+        eos_token_id=10,
+        pad_token_id=0,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shards: list[dict] = [{}]
+    for name, size in shapes.items():
+        if sum(t.numel() for t in shards[-1].values()) > 1e9:
+            shards.append({})
+        one = torch.ones if "norm" in name else torch.randn
+        shards[-1][name] = (one(size, dtype=torch.bfloat16, device=device) * (1 if "norm" in name else 0.02)).cpu()
+    names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    total = sum(t.numel() * 2 for shard in shards for t in shard.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "done").touch()
+    print(f"Made {total / 2**30:.1f} GiB of random weights in {time.monotonic() - started:.0f} s", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- table
+
+
+def print_table(results: dict, given: argparse.Namespace) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(name):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "none"
+
+    devices = {result["device"] for result in results.values() if "device" in result}
+    names = ("torch", "unsloth", "transformers", "trl", "peft", "bitsandbytes", "xformers", "flash-attn")
+    shape = given.shape + (f" cut to {given.layers} layers" if given.layers else "")
+    print(
+        f"\n{', '.join(devices)}; {shape}, {given.method} r=16, {given.packs} packs of {given.length} a step, "
+        f"{given.steps} steps, the first {STEADY} not counted. Python {sys.version.split()[0]}, "
+        + ", ".join(f"{name} {installed(name)}" for name in names)
+        + "\n"
+    )
+    columns = ("arm", "learned tokens/s", "tokens/s", "x notebook", "x trl", "peak GiB (reserved)", "batch")
+    columns += ("checkpointing", "attention", "s in all")
+    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
+    for arm, result in results.items():
+        if "error" in result:
+            print(f"| {arm} | failed: {result['error'][:100]} | | | | | | | | {result['wall']} |")
+            continue
+        facts = result["facts"]
+        ratios = [ratio(result, results.get(peer, {})) for peer in ("notebook", "trl")]
+        cells = [
+            arm,
+            f"{result['learned_per_second']:,}",
+            f"{result['tokens_per_second']:,}",
+            *ratios,
+            f"{result['peak_allocated_gib']} ({result['peak_reserved_gib']})",
+            f"{facts['batch']}x{facts['accumulate']}" + ("" if facts["packing"] else ", unpacked"),
+            facts["checkpointing"],
+            facts.get("attention", ""),
+            result["wall"],
+        ]
+        print("| " + " | ".join(map(str, cells)) + " |")
+    for arm, result in results.items():
+        for tried in result.get("facts", {}).get("trial", []):
+            print(f"{arm} measured: {tried}")
+
+
+def ratio(result: dict, peer: dict) -> str:
+    return f"{result['learned_per_second'] / peer['learned_per_second']:.2f}" if "learned_per_second" in peer else ""
+
+
+if __name__ == "__main__":
+    main()
