@@ -316,7 +316,7 @@ def _fill(connection: DuckDBPyConnection, wanted: Sequence[Scoring], progress: P
     total, done = sum(piece.rows for piece in slices), 0
     computed = {scoring.column: 0 for scoring in wanted}
     for piece in slices:
-        scores = score_frame(_read(connection, piece), piece.missing)
+        scores = score_frame(_read(connection, piece, wanted), piece.missing)
         _write(connection, piece, scores.rename({scoring.name: scoring.column for scoring in piece.missing}))
         computed |= {scoring.column: computed[scoring.column] + piece.rows for scoring in piece.missing}
         done += piece.rows
@@ -344,12 +344,15 @@ def _find_missing(connection: DuckDBPyConnection, wanted: Sequence[Scoring]) -> 
         yield _Slice(new, missing, mask, first, last, count)
 
 
-def _read(connection: DuckDBPyConnection, piece: _Slice) -> pl.DataFrame:
-    """The conversations of a slice, with the scores that the missing ones stand on and that are there already."""
-    names = {scoring.name for scoring in piece.missing}
-    columns = {scoring.name: scoring for scoring in piece.missing}
-    there = sorted({need for scoring in columns.values() for need in scoring.needs} - names)
-    extra = "".join(f', s."{column}"' for column in there)
+def _read(connection: DuckDBPyConnection, piece: _Slice, wanted: Sequence[Scoring]) -> pl.DataFrame:
+    """The conversations of a slice, with the scores that the missing ones stand on and that are there already.
+
+    Each is read from the column that its parameters in this recipe have, and stands under its scorer's name.
+    """
+    columns = {scoring.name: scoring.column for scoring in wanted}
+    missing = {scoring.name for scoring in piece.missing}
+    there = sorted({need for scoring in piece.missing for need in scoring.needs} - missing)
+    extra = "".join(f', s."{columns[need]}" AS "{need}"' for need in there)
     frame: pl.DataFrame = connection.sql(
         f"""SELECT c.id, c.conversations, c.tools{extra}
             FROM conversations c JOIN missing m ON m.number = c.rowid LEFT JOIN scores s ON s.conversation = c.id

@@ -131,6 +131,21 @@ def test_other_parameters_make_another_column_beside_the_first(store):
     assert computed(score_store(store, ALL)) == {}
 
 
+@pytest.mark.parametrize("scored_before", [[ALL], []], ids=["beside the default column", "without one"])
+def test_quality_stands_on_the_column_that_the_recipe_asks_for(store, tmp_path, scored_before):
+    talks = [chat("Hi", "one two three four five six seven one two three four five six seven"), *questions(2)]
+    longer = {"ngram_repetition": {"n": 12}}
+    wanted = recipe(**longer, quality={"penalties": {"ngram_repetition": {"weight": 1, "fine": 0, "worst": 1}}})
+    for path in (store, tmp_path / "fresh.duckdb"):
+        add(path, talks)
+    for before in (*scored_before, recipe(**longer)):
+        score_store(store, before)
+    score_store(store, wanted)
+    score_store(tmp_path / "fresh.duckdb", wanted)
+    asked = plan(wanted.score, ["quality"])[-1].column
+    assert scores(store, f'"{asked}"').rows() == scores(tmp_path / "fresh.duckdb", f'"{asked}"').rows()
+
+
 def test_default_parameters_spelt_out_are_the_default_column():
     assert plan({"ngram_repetition": {"n": 5}}, ["ngram_repetition"])[0].column == "ngram_repetition"
 
