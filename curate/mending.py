@@ -12,8 +12,6 @@ import polars as pl
 
 from schemas.conversation import ASSISTANT_ROLES
 
-MENDED = {"row": pl.Int64, "mends": pl.List(pl.String)}
-
 
 @dataclass(frozen=True, slots=True)
 class Mend:
@@ -70,15 +68,14 @@ def drop_leading_assistant(turns: pl.DataFrame) -> pl.DataFrame:
 def merge_consecutive(turns: pl.DataFrame) -> pl.DataFrame:
     r"""Turns of the same speaker in a row become one, with a blank line between; tool calls and results stay apart.
 
+    So do turns of which one is learned and the other is not: one turn cannot be half learned.
+
     >>> talk = pl.DataFrame({"row": [0, 0, 0], "from": ["human", "human", "gpt"], "value": ["Hi", "You?", "Hello"]})
     >>> merge_consecutive(talk)["value"].to_list()
     ['Hi\n\nYou?', 'Hello']
     """
-    joins = (
-        (pl.col("row") == pl.col("row").shift(1))
-        & (pl.col("from") == pl.col("from").shift(1))
-        & pl.col("from").is_in(["system", "human", "gpt"])
-    ).fill_null(False)
+    alike = [pl.col(name) == pl.col(name).shift(1) for name in ("row", "from", "train") if name in turns.columns]
+    joins = pl.all_horizontal(*alike, pl.col("from").is_in(["system", "human", "gpt"])).fill_null(False)
     if not turns.select(joins.any()).item():
         return turns
     others = [name for name in turns.columns if name != "value"]

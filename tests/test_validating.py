@@ -193,6 +193,16 @@ def test_a_mend_repairs_what_it_names_and_leaves_the_rest(name):
     assert touched.rows() == [(1, [name])]
 
 
+@pytest.mark.parametrize("learned", [(False, True), (True, False)])
+def test_turns_are_not_merged_where_one_is_learned_and_the_other_is_not(learned):
+    talk = turns([("human", "Hi"), ("gpt", "Draft."), ("gpt", "Final.")])
+    talk = talk.with_columns(train=pl.Series([True, *learned]))
+    mended, touched = mend(talk, ["merge-consecutive"])
+    assert mended.equals(talk)
+    assert touched.is_empty()
+    assert [code for _, code in validate(talk).select("row", "code").rows()] == ["same-role-twice"]
+
+
 def test_every_mend_that_a_rule_offers_is_there():
     assert {rule.mend for rule in RULES.values() if rule.mend} == MENDS.keys()
 
