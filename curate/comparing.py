@@ -259,5 +259,6 @@ def _spoken(turn: Turn | None) -> str:
 
 
 def _diff(before: str, after: str) -> tuple[str, ...]:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm="")
-    return tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
+    """The changed lines and their neighbours: each line of the texts behind its sign, so `@@` begins none of them."""
+    lines = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm=""))[2:]  # two are a head
+    return tuple(line for line in lines if not line.startswith("@@"))

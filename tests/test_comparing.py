@@ -141,6 +141,12 @@ def test_the_difference_of_an_edit_is_shown_turn_by_turn():
     assert change.lines == ("-(gpt)", "+(gpt) (not learned)", " First line.", "-Two weeks.", "+Three weeks.")
 
 
+def test_lines_that_look_like_the_signs_of_a_difference_are_shown():
+    before = chat("SQL?", "-- old comment\n---\n@@ x\nSELECT 1")
+    (change,) = turn_changes(before, chat("SQL?", "@@ x\nSELECT 1\n++new\n+++"))
+    assert change.lines == (" (gpt)", "--- old comment", "----", " @@ x", " SELECT 1", "+++new", "++++")
+
+
 def test_a_version_that_is_not_there_is_named(store):
     add(store, questions(3))
     frozen(store)
