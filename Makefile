@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench clean review-server
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,7 @@ help:
 	echo "make test    every test, training on the CPU included"
 	echo "make check   style, types, and which package may import which"
 	echo "make bench   the benchmarks, each beside its peers"
+	echo "make review-server   set up the labelling server ahead, which its first start would do"
 	echo "make clean   remove everything that make made, .venv too"
 
 setup: $(READY)
@@ -27,8 +28,11 @@ setup: $(READY)
 demo: setup
 	@$(BIN)/curate demo --to demo --yes
 
-test: setup
+test: setup review-server
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+review-server: setup
+	@$(BIN)/curate review serve --only-set-up
 
 check: setup
 	@$(BIN)/ruff check .
@@ -68,11 +72,11 @@ $(READY): pyproject.toml Makefile
 	fi
 	if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
 	    echo "Setting up .venv for CUDA, some minutes …"
-	    $$install -e ".[train,unsloth,dev]"
+	    $$install -e ".[train,unsloth,review,dev]"
 	else
 	    echo "Setting up .venv for the CPU, some minutes …"
 	    $$install "$(CPU_TORCH)"
-	    $$install -e ".[train,dev]" "$(CPU_TORCH)"
+	    $$install -e ".[train,review,dev]" "$(CPU_TORCH)"
 	    $$install --no-deps $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["unsloth"])')
 	fi
 	touch $@

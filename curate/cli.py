@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import curate.siblings  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
+from curate.review_cli import app as review_app
+from curate.serving_cli import register as register_server_commands
 from schemas.errors import CurateError
 from schemas.terminal import (
     GroupedHelp,
@@ -385,6 +387,9 @@ def freeze(
     name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],
     held_out: Annotated[
         str | None,
+app.add_typer(review_app, name="review", rich_help_panel=REVIEW)
+
+
         typer.Option("--held-out", help="Share kept away from training.", show_default="5%, or the recipe's"),
     ] = None,
     parent: Annotated[
@@ -569,6 +574,7 @@ register_training_commands(app)
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 explained failure, 2 wrong usage, 130 interrupted."""
+register_server_commands(review_app)
     try:
         app()
     except (CurateError, ModuleNotFoundError) as error:

@@ -47,7 +47,7 @@ class GroupedHelp(TyperGroup):
         """Write the commands, in the order in which they were registered."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name, command in self.commands.items():
-            panel = command.rich_help_panel if isinstance(command, TyperCommand) else None
+            panel = command.rich_help_panel if isinstance(command, TyperCommand | TyperGroup) else None
             panels.setdefault(str(panel or "Commands"), []).append((name, command.get_short_help_str(limit=200)))
         width = max(len(name) for name in self.commands)
         for panel, rows in panels.items():

@@ -4,10 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from labelling_server import LabellingServer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +55,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_project(folder)
     train(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LabellingServer]":
+    """The real labelling server, started once: `.url`, `.api_key` of its owner, `.home`, `.annotator("ann")`."""
+    from labelling_server import LabellingServer
+
+    server = LabellingServer(tmp_path_factory.mktemp("review") / "home")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

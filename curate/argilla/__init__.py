@@ -1,0 +1,1 @@
+"""Everything that knows Argilla: the server that `curate review serve` runs, and how a running one is spoken to."""

@@ -1,0 +1,192 @@
+"""`python -m server.launching --home DIR`: the labelling server, from nothing to a page that answers.
+
+First what costs nothing and can fail (the home's lock, the port), then Argilla itself. A line on stdout says where it
+is; `server.json` in the home says it to other commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from .jobs import Jobs
+
+DATABASE, STATE, LOCK, SECRET, TEMPORARY = "argilla.db", "server.json", "lock", "secret", "tmp"
+_GRACE = 5
+"""Seconds that open requests are given when the server stops."""
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # uvicorn catches them, ends its requests, and sends them again
+    given = _arguments()
+    home = _make_home(given.home)
+    lock = _lock(home)
+    sock = _bind(given.host, given.port)
+    killed = (home / STATE).exists()
+    _set_up(home, given.redis)
+    _serve(home, sock, in_process=given.redis is None, killed=killed)
+    lock.close()
+
+
+def _leave(_number: int, _frame: object) -> NoReturn:
+    sys.exit(0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=6900)
+    parser.add_argument("--redis")
+    return parser.parse_args()
+
+
+def _make_home(home: Path) -> Path:
+    os.umask(0o077)  # keys and answers are nobody else's
+    home.mkdir(parents=True, exist_ok=True)
+    return home.resolve()
+
+
+def _lock(home: Path) -> IO[str]:
+    """The home's lock, which goes with the process however that ends."""
+    file = (home / LOCK).open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _fail(f"A server runs on {home} already.", "Stop it, or give another folder: --home DIR")
+    return file
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        _fail(f"The server cannot listen on {host}:{port}: {error.strerror}.", "Give another port: --port 6901")
+    return sock
+
+
+def _set_up(home: Path, redis: str | None) -> None:
+    """What argilla_server reads from the environment when it is imported."""
+    shutil.rmtree(home / TEMPORARY, ignore_errors=True)
+    (home / TEMPORARY).mkdir()
+    tempfile.tempdir = str(home / TEMPORARY)  # each start copies the web page's 14 MB there and leaves them
+    for name in [name for name in os.environ if name.startswith("ARGILLA_")]:
+        del os.environ[name]  # a person's own, such as the key of another server
+    os.environ |= {
+        "ARGILLA_HOME_PATH": str(home),
+        "ARGILLA_DATABASE_URL": f"sqlite+aiosqlite:///{home / DATABASE}",
+        "ARGILLA_DATABASE_SQLITE_TIMEOUT": "60",
+        "ARGILLA_SEARCH_ENGINE": "curate",
+        "ARGILLA_AUTH_SECRET_KEY": _secret(home),
+        "ARGILLA_AUTH_OAUTH_CFG": str(home / "oauth.yaml"),
+        "ARGILLA_CORS_ORIGINS": "[]",  # stock lets every page in the world ask
+        "ARGILLA_DOCS_ENABLED": "false",  # its documentation pages load scripts from elsewhere
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if redis is not None:
+        os.environ["ARGILLA_REDIS_URL"] = redis
+
+
+def _secret(home: Path) -> str:
+    """What signs sessions, the same at every start: stock draws one each time, which signs everybody out."""
+    file = home / SECRET
+    if not file.exists():
+        new = home / f"{SECRET}.new"
+        new.write_text(secrets.token_hex(32), encoding="utf-8")
+        new.replace(file)
+    return file.read_text(encoding="utf-8")
+
+
+def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -> None:
+    from .jobs import Jobs, redis_in_memory
+
+    with redis_in_memory() if in_process else nullcontext():
+        from argilla_server import _app
+
+    import uvicorn
+    from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE
+
+    from .accounts import make_owner
+    from .engine import SqliteSearchEngine
+    from .headers import SecurityHeaders
+    from .healing import Unusable, heal
+    from .indexing import connect
+    from .patching import patch
+
+    database = home / DATABASE
+    try:
+        mended = heal(database, Path(_app.__file__).parent / "alembic", killed=killed)
+    except Unusable as error:
+        _fail(str(error), "Restore a copy: curate review restore FILE")
+    SqliteSearchEngine.the_one = SqliteSearchEngine(database)
+    patch(connect(database))
+    password = asyncio.run(make_owner())
+    jobs: Jobs | None = Jobs([HIGH_QUEUE, DEFAULT_QUEUE]) if in_process else None
+
+    class Server(uvicorn.Server):
+        """Says that it is ready when it is."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                _announce(home, sock, password, mended)
+
+    pages = Path(next(route.app.directory for route in _app.app.routes if route.name == "static"))
+    config = uvicorn.Config(
+        SecurityHeaders(_app.app, pages),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE,
+        server_header=False,
+    )
+    try:
+        if jobs is not None:
+            jobs.start()
+        Server(config).run(sockets=[sock])
+    finally:
+        if jobs is not None:
+            jobs.stop()
+        (home / STATE).unlink(missing_ok=True)
+        shutil.rmtree(home / TEMPORARY, ignore_errors=True)
+
+
+def _announce(home: Path, sock: socket.socket, password: str | None, mended: str) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    state = {"url": f"http://{shown}:{port}", "pid": os.getpid()}
+    new = home / f"{STATE}.new"
+    new.write_text(json.dumps(state), encoding="utf-8")
+    new.replace(home / STATE)
+    lines = [f"The labelling server is ready: {state['url']}"]
+    if password is not None:
+        lines += ["Sign in as owner with the password", f"    {password}", "It is shown this once and kept nowhere."]
+    if mended:
+        lines.append(f"Mended after the last end: {mended}.")
+    print(*lines, sep="\n", flush=True)
+
+
+def _fail(what: str, hint: str) -> NoReturn:
+    print(f"Error: {what}\n  → {hint}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""curate review serve: a labelling server with its accounts, its environment, its copies; one home folder holds it all.
+
+The server is the real argilla-server. It pins packages that curate needs in other versions, so it runs in a virtual
+environment of its own, made on first use from `curate/argilla/constraints.txt` and used again without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from schemas.errors import ReviewError
+
+DEFAULT_HOME = Path("curate-review")
+DATABASE, STATE, LOCK = "argilla.db", "server.json", "lock"
+ENVIRONMENT_VARIABLE = "CURATE_REVIEW_ENVIRONMENT"
+"""Names the folder of the server's environment, where the user's cache is not the place for it."""
+
+_ARGILLA = Path(__file__).parent / "argilla"
+_CONSTRAINTS = _ARGILLA / "constraints.txt"
+_REQUIRED = ("argilla-server", "fakeredis")
+_READY = "ready"
+_PYTHONS = {(3, 11), (3, 12), (3, 13)}  # its pydantic has no build for a later one
+_SHOWN_LINES = 3
+_PAGES = 1000
+"""Pages of the database that are copied at once: others may write in between."""
+
+Progress = Callable[[int, int, str], None]
+
+
+def serve(home: Path, host: str, port: int, redis: str | None, progress: Progress) -> NoReturn:
+    """Become the server. Returns never: this process is replaced, so that signals and its exit code are the server's.
+
+    Raises `ReviewError` when its environment cannot be made.
+    """
+    python = make_environment(progress)
+    options = ["--home", str(home), "--host", host, "--port", str(port)]
+    if redis is not None:
+        options += ["--redis", redis]
+    surroundings = os.environ | {"PYTHONPATH": str(_ARGILLA), "PYTHONNOUSERSITE": "1"}
+    os.execve(python, [str(python), "-P", "-m", "server.launching", *options], surroundings)
+
+
+# the environment
+
+
+def make_environment(progress: Progress) -> Path:
+    """The Python of the server's environment, made if it is not there; then nothing is fetched.
+
+    `progress(done, total, what)` counts packages. Raises `ReviewError` when it cannot be made.
+    """
+    folder = environment()
+    python = folder / "bin" / "python"
+    with _alone(folder):
+        if not (folder / _READY).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _make(folder, python, progress)
+            (folder / _READY).touch()
+    return python
+
+
+def environment() -> Path:
+    """Where the environment lies: one folder for each set of constraints and each Python."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    if named:
+        return Path(named).absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    seen = hashlib.sha256(_CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    return cache / "curate" / f"argilla-server-{seen}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process makes the same environment."""
+    import fcntl
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, python: Path, progress: Progress) -> None:
+    total = sum("==" in line for line in _CONSTRAINTS.read_text(encoding="utf-8").splitlines())
+    progress(0, total, "making the labelling server's environment")
+    _run([str(_base_python()), "-m", "venv", str(folder)], lambda _line: None, "sudo apt install python3-venv")
+    done = 0
+
+    def follow(line: str) -> None:
+        nonlocal done
+        done += line.startswith("Collecting ")
+        what = line.split()[1].partition("==")[0].partition(">")[0] if line.startswith("Collecting ") else ""
+        if line.startswith("Installing "):
+            progress(total, total, "installing, half a minute")
+        elif what:
+            progress(min(done, total), total, f"fetching {what}")
+
+    install = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
+    _run([*install, *_REQUIRED, "-c", str(_CONSTRAINTS)], follow, "Try again with a network; it is needed this once.")
+
+
+def _base_python() -> Path:
+    """A Python that the server runs on: this one, or an older one beside it."""
+    if sys.version_info[:2] in _PYTHONS:
+        return Path(sys.executable)
+    for major, minor in sorted(_PYTHONS, reverse=True):
+        found = shutil.which(f"python{major}.{minor}")
+        if found is not None:
+            return Path(found)
+    raise ReviewError(
+        f"The labelling server runs on Python 3.11 to 3.13; this is {sys.version.split()[0]} and no other was found.",
+        "Install one of them, such as: sudo apt install python3.13-venv",
+    )
+
+
+def _run(command: list[str], follow: Callable[[str], None], hint: str) -> None:
+    """Run a command and hand on its lines. Raises `ReviewError` with its last lines when it fails."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        lines = []
+        for line in process.stdout or ():
+            lines.append(line.strip())
+            follow(line)
+    if process.returncode:
+        told = " ".join(lines[-_SHOWN_LINES:])
+        raise ReviewError(f"The labelling server's environment could not be made: {told}", hint)
+
+
+# a home
+
+
+def running(home: Path) -> dict[str, Any] | None:
+    """What the server of this home says of itself (url, pid); None when none runs there."""
+    import fcntl
+
+    try:
+        with (home / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        state = home / STATE  # not there while it starts
+        return dict(json.loads(state.read_text(encoding="utf-8"))) if state.exists() else None
+    return None
+
+
+def server_of(home: Path) -> tuple[str, str]:
+    """The address of the server that runs on this home, and its owner's API key.
+
+    Raises `ReviewError` when none runs there.
+    """
+    state = running(home)
+    if state is None:
+        raise ReviewError(f"No labelling server runs on {home}.", f"curate review serve --home {home}")
+    return str(state["url"]), _owner_key(home)
+
+
+def _owner_key(home: Path) -> str:
+    """The first owner's API key, which Argilla keeps in its database."""
+    with closing(sqlite3.connect(home / DATABASE)) as connection:
+        found = connection.execute("SELECT api_key FROM users WHERE role = 'owner' ORDER BY inserted_at").fetchone()
+    if found is None:
+        raise ReviewError(f"{home} has no owner.", f"curate review serve --home {home} makes one when it starts.")
+    return str(found[0])
+
+
+# copies
+
+
+def backup(home: Path, to: Path, progress: Callable[[int, int], None]) -> int:
+    """Copy the home's database into a file, whole also while people work; how many answers it holds.
+
+    Raises `ReviewError` when there is none, or the file is there already.
+    """
+    if not (home / DATABASE).exists():
+        raise ReviewError(f"{home} holds no labelling server's data.", "Name its folder: --home DIR")
+    if to.exists():
+        raise ReviewError(f"{to} is there already.", "Give another name.")
+    new = to.with_name(f"{to.name}.part")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)  # it holds keys
+    with closing(sqlite3.connect(home / DATABASE)) as source, closing(sqlite3.connect(new)) as target:
+        source.backup(target, pages=_PAGES, progress=lambda _status, left, total: progress(total - left, total))
+        target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+    answers = _answers(new)
+    new.replace(to)
+    return answers
+
+
+def restore(file: Path, home: Path, *, replace: bool) -> int:
+    """Lay a copy into a home; how many answers it holds. With `replace`, what is there is kept beside it.
+
+    Raises `ReviewError` when the file is no such copy, a server runs there, or data lie there.
+    """
+    answers = _answers(file)
+    if running(home) is not None:
+        raise ReviewError(f"A labelling server runs on {home}.", "Stop it first.")
+    there = home / DATABASE
+    if there.exists() and not replace:
+        raise ReviewError(f"{home} holds data already.", "Add --replace, or name another folder: --home DIR")
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = home / f"{DATABASE}.new"
+    shutil.copyfile(file, new)
+    new.chmod(0o600)
+    if there.exists():
+        with closing(sqlite3.connect(there)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")  # nothing of it is left in a log beside it
+        there.replace(home / f"{DATABASE}.before-restore")
+    new.replace(there)
+    return answers
+
+
+def _answers(file: Path) -> int:
+    """How many answers a whole copy holds."""
+    if not file.is_file():
+        raise ReviewError(f"There is no {file}.", "curate review backup FILE makes one.")
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            (answers,) = connection.execute("SELECT count(*) FROM responses").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise ReviewError(f"{file} is no copy of a labelling server's data: {error}.", "Name another file.") from error
+    if sound != "ok":
+        raise ReviewError(f"{file} is damaged: {sound}.", "Take an older copy.")
+    return int(answers)

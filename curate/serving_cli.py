@@ -1,0 +1,194 @@
+"""The words of `curate review serve`, `users`, `backup`, `restore`: the server where people judge conversations.
+
+Nothing heavy is imported here: each command imports what it needs when it runs.
+"""
+
+# No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start.
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.terminal import GroupedHelp, JsonOption, note, print_json, print_table, progress_bar
+
+SERVER = "Server"
+
+users = typer.Typer(
+    name="users",
+    help="Say who may sign in to the labelling server.",
+    no_args_is_help=True,
+    cls=GroupedHelp,
+    rich_markup_mode=None,
+)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="DIR", help="The server's folder.", envvar="CURATE_REVIEW_HOME",
+                 show_default="curate-review"),
+]  # fmt: skip
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", help="A server of your own, with its key in ARGILLA_API_KEY.", envvar="ARGILLA_API_URL",
+                 show_default="the one of --home"),
+]  # fmt: skip
+
+
+def register(review: typer.Typer) -> None:
+    """Add the server's commands to `curate review`."""
+    for command in (serve, backup, restore):
+        review.command(rich_help_panel=SERVER)(command)
+    review.add_typer(users, rich_help_panel=SERVER)
+
+
+def serve(
+    home: HomeOption = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets the network in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 6900,
+    redis: Annotated[
+        str | None, typer.Option(metavar="URL", help="A Redis for background jobs.", show_default="in the process")
+    ] = None,
+    only_set_up: Annotated[
+        bool, typer.Option("--only-set-up", help="Make its environment, which needs the network once, and end.")
+    ] = False,
+) -> None:
+    """Run the labelling server: Argilla and its web page on this machine, until Ctrl-C.
+
+    \b
+    curate review serve
+    curate review serve --home labels --port 7000
+    """
+    from curate import serving
+
+    with progress_bar("the labelling server's environment") as bar:
+
+        def show(done: int, total: int, what: str) -> None:
+            if not done:
+                note("Making the labelling server's environment: 90 packages, about a minute, this once.")
+            bar.update(bar.task_ids[0], completed=done, total=total, description=what)
+
+        serving.make_environment(show)
+    if only_set_up:
+        note(f"The labelling server's environment is ready: {serving.environment()}")
+        return
+    if host not in {"127.0.0.1", "localhost", "::1"}:
+        note("It listens beyond this machine, unencrypted: put a proxy with TLS in front of it where that matters.")
+    serving.serve(home or serving.DEFAULT_HOME, host, port, redis, lambda _done, _total, _what: None)
+
+
+@users.command(rich_help_panel=SERVER)
+def add(
+    name: Annotated[str, typer.Argument(help="The name to sign in with.")],
+    role: Annotated[str, typer.Option(help="annotator, admin or owner.")] = "annotator",
+    workspace: Annotated[str, typer.Option(help="The workspace whose datasets they see.")] = "curate",
+    home: HomeOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an account, with a password that is shown this once.
+
+    \b
+    curate review users add ann
+    """
+    from dataclasses import asdict
+
+    from curate.argilla.people import add_account
+
+    made = add_account(*_server(home, url), name, role=role, workspace=workspace)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        typer.echo(f"{made.name}, {made.role} in the workspace {made.workspace}\npassword {made.password}")
+        note("The password is shown this once and kept nowhere.")
+
+
+@users.command(rich_help_panel=SERVER)
+def password(
+    name: Annotated[str, typer.Argument(help="Whose.")],
+    home: HomeOption = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give an account a new password, which is shown this once.
+
+    \b
+    curate review users password owner
+    """
+    from curate.argilla.people import set_password
+
+    new = set_password(*_server(home, url), name)
+    print_json({"name": name, "password": new}) if as_json else typer.echo(f"{name}\npassword {new}")
+
+
+@users.command("list", rich_help_panel=SERVER)
+def list_(home: HomeOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """List who may sign in.
+
+    \b
+    curate review users list
+    """
+    from curate.argilla.people import list_accounts
+
+    listed = list_accounts(*_server(home, url))
+    print_json(listed) if as_json else print_table(listed, ["name", "role", "since"])
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the labelling server's data into one file, also while people work.
+
+    \b
+    curate review backup labels-friday.db
+    """
+    from curate import serving
+
+    with progress_bar("copying") as bar:
+        answers = serving.backup(
+            home or serving.DEFAULT_HOME,
+            file,
+            lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+        )
+    if as_json:
+        print_json({"file": file, "answers": answers})
+    else:
+        typer.echo(
+            f"{file} is written, with {answers:,} answers. It holds the accounts' keys too: keep it to yourself."
+        )
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="What curate review backup wrote.")],
+    home: HomeOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Put what lies there aside.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Lay a copy of the labelling server's data into a folder.
+
+    \b
+    curate review restore labels-friday.db --home labels
+    """
+    from curate import serving
+
+    place = home or serving.DEFAULT_HOME
+    answers = serving.restore(file, place, replace=replace)
+    if as_json:
+        print_json({"home": place, "answers": answers})
+    else:
+        typer.echo(f"{place} holds {answers:,} answers. Next: curate review serve --home {place}")
+
+
+def _server(home: Path | None, url: str | None) -> tuple[str, str]:
+    """The address and the key of the server that is meant: one's own by address, or the one of a home."""
+    from curate import serving
+    from schemas.errors import ReviewError
+
+    if url is None:
+        return serving.server_of(home or serving.DEFAULT_HOME)
+    key = os.environ.get("ARGILLA_API_KEY")
+    if not key:
+        raise ReviewError(f"There is no key for {url}.", "Put it into the environment: export ARGILLA_API_KEY=…")
+    return url, key
