@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import curate.siblings  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
-from curate.review_cli import app as review_app
-from curate.serving_cli import register as register_server_commands
 from schemas.errors import CurateError
 from schemas.terminal import (
     GroupedHelp,
@@ -160,24 +158,29 @@ def import_(
     # Read by Polars' allocator when it is loaded: keep memory for the next batch, instead of giving it back and
     # taking it again page by page, which cost a tenth of the time.
     os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1")
-    from curate.importing import import_files, lay_over
-    from curate.reporting import show_import
-    from schemas.recipe import load_recipe
-    from schemas.store import store_path
+    from curate.hashing import Hashing
 
-    written = {
-        **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "mend": mend, "group_by": group_by},
-        **{"order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
-    }
-    section = lay_over(load_recipe(recipe, set_ or []).import_, written)
-    with progress_bar("importing") as bar:
-        results = import_files(
-            store_path(store),
-            files,
-            section,
-            dry_run=dry_run,
-            progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total or None),
-        )
+    with Hashing() as hashing:
+        hashing.begin(files[0])  # before all that the next lines load
+        from curate.importing import import_files, lay_over
+        from curate.reporting import show_import
+        from schemas.recipe import load_recipe
+        from schemas.store import store_path
+
+        written = {
+            **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "mend": mend},
+            **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
+        }
+        section = lay_over(load_recipe(recipe, set_ or []).import_, written)
+        with progress_bar("importing") as bar:
+            results = import_files(
+                store_path(store),
+                files,
+                section,
+                dry_run=dry_run,
+                progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total or None),
+                hashing=hashing,
+            )
     if as_json:
         print_json([result.as_json() for result in results])
     else:
@@ -387,9 +390,6 @@ def freeze(
     name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],
     held_out: Annotated[
         str | None,
-app.add_typer(review_app, name="review", rich_help_panel=REVIEW)
-
-
         typer.Option("--held-out", help="Share kept away from training.", show_default="5%, or the recipe's"),
     ] = None,
     parent: Annotated[
@@ -574,7 +574,6 @@ register_training_commands(app)
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 explained failure, 2 wrong usage, 130 interrupted."""
-register_server_commands(review_app)
     try:
         app()
     except (CurateError, ModuleNotFoundError) as error:

@@ -7,12 +7,10 @@ killed leaves the store as it was, and running it again does the work.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as Dictionary
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,6 +22,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.converting import Conversion, join_batches, own_dropped
+from curate.hashing import Digest, Hashing, stamp
 from curate.importers import Batch, Source, expand, open_source
 from curate.importers.streaming import ahead
 from curate.landing import Parcel, Sums, count, count_conversations, forget, gather, land, rename, set_up, take_over
@@ -85,18 +84,22 @@ def import_files(
     *,
     dry_run: bool = False,
     progress: Progress = lambda *_: None,
+    hashing: Hashing | None = None,
 ) -> list[ImportResult]:
     """Import files, folders or globs into the store at `store`, which is made if missing; one result per file.
 
     With `dry_run` nothing is written and no store is made. A file that the store has already, byte for byte and
-    under the same mapping, adds nothing. Raises `SourceError` when a file cannot be read, can be read in two ways,
-    or loses more rows than `section.max_rejects` allows; then none of the files is imported.
+    under the same mapping, adds nothing. `hashing` may have begun with files already. Raises `SourceError` when a
+    file cannot be read, can be read in two ways, or loses more rows than `section.max_rejects` allows; then none of
+    the files is imported.
     """
     _check_mends(section.mend)
     files = expand(paths)
     told = _counting(progress, files)
-    with _rehearsal(store) if dry_run else _landing(store) as connection:
-        return [_import_file(connection, path, section, dry_run, told) for path in files]
+    with hashing or Hashing() as digests, _rehearsal(store) if dry_run else _landing(store) as connection:
+        return [
+            _import_file(connection, path, digests.begin(path), section, dry_run=dry_run, told=told) for path in files
+        ]
 
 
 def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]:
@@ -179,26 +182,30 @@ def _check_mends(names: Sequence[str]) -> None:
 
 
 def _import_file(
-    connection: DuckDBPyConnection, path: str, section: ImportSection, dry_run: bool, told: Callable[[int], None]
+    connection: DuckDBPyConnection,
+    path: str,
+    digest: Digest | None,
+    section: ImportSection,
+    *,
+    dry_run: bool,
+    told: Callable[[int], None],
 ) -> ImportResult:
     """Read one file into the store and prove its sums."""
-    stamp = _stamp(path)
-    with _digest_of(path) as digest:
-        source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
-        conversion, batches = _begun(source, section)
-        mapping = conversion.mapping
-        parcels = ahead(gather(conversion.parcels(batches)))
-        first = list(itertools.islice(parcels, 1))  # while the digest is being made
+    source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
+    conversion, batches = _begun(source, section)
+    mapping = conversion.mapping
+    parcels = ahead(gather(conversion.parcels(batches)))
+    first = list(itertools.islice(parcels, 1))  # while the digest is being made
     id_of = partial(_source_id, mapping=mapping, section=section)
-    landed_as = id_of(digest.result()) if digest else PENDING
+    landed_as = id_of(digest.sha256.result()) if digest else PENDING
     if before := _imported_before(connection, landed_as, path):
         return before
     had = count_conversations(connection)
     for parcel in _told(source, itertools.chain(first, parcels), told):
         land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
-    if stamp != _stamp(path):
+    if digest and digest.stamp != stamp(path):
         raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
-    sha256 = digest.result() if digest else source.sha256
+    sha256 = digest.sha256.result() if digest else source.sha256
     source_id = id_of(sha256)
     if before := _settled(connection, landed_as, source_id, path):
         return before
@@ -209,29 +216,6 @@ def _import_file(
     result = _result(connection, source_id)
     _check_losses(result, section.max_rejects)
     return replace(result, examples=conversion.examples) if dry_run else result
-
-
-@contextmanager
-def _digest_of(path: str) -> Iterator[Future[str] | None]:
-    """The SHA-256 of a file, made in a thread; of what can be read only once, or is no single file, nothing."""
-    if not Path(path).is_file():
-        yield None
-        return
-    with ThreadPoolExecutor(1) as thread:
-        yield thread.submit(_sha256, path)
-
-
-def _sha256(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of the last change of a file."""
-    if not Path(path).is_file():
-        return None
-    state = Path(path).stat()
-    return state.st_size, state.st_mtime_ns
 
 
 def _told(source: Source, parcels: Iterator[Parcel], told: Callable[[int], None]) -> Iterator[Parcel]:
