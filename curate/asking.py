@@ -24,6 +24,7 @@ from schemas.review import (
     QUALITY,
     TURNS,
     Question,
+    StandardQuestion,
     Suggestion,
     Task,
 )
@@ -56,7 +57,7 @@ def questions_of(section: ReviewSection, turns: int) -> tuple[Question, ...]:
     return (*(_standard(name, section, offered) for name in section.questions), *own)
 
 
-def _standard(name: str, section: ReviewSection, turns: int) -> Question:
+def _standard(name: StandardQuestion, section: ReviewSection, turns: int) -> Question:
     required = name == (QUALITY if section.policy.startswith("mean") else DECISION)
     numbers = tuple(str(number) for number in range(1, turns + 1))
     return {

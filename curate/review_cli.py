@@ -205,7 +205,9 @@ def export(
     done = export_sheet(store_path(store), settings, file, name or file.stem.lower(), wanted, replace=replace)
     if as_json:
         return print_json(done.as_json())
-    typer.echo(f"{file}: {done.rows:,} conversations of the review set {done.review_set}, {done.blind:,} of them blind.")
+    typer.echo(
+        f"{file}: {done.rows:,} conversations of the review set {done.review_set}, {done.blind:,} of them blind."
+    )
     _print_unfit(done.unfit)
     note(f"Fill the columns behind the suggestions, and `reviewer`. Next: curate review import {file}")
     return None
@@ -235,7 +237,9 @@ def import_(
     done = import_sheet(store_path(store), load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial)
     if as_json:
         return print_json(done.as_json())
-    typer.echo(f"{file}: {done.answered:,} rows with answers, {done.empty:,} still empty, {len(done.refused):,} refused.")
+    typer.echo(
+        f"{file}: {done.answered:,} rows with answers, {done.empty:,} still empty, {len(done.refused):,} refused."
+    )
     for row in done.refused:
         typer.echo(printable(f"  line {row['line']:,}: {row['reason']}"))
     for pulled in done.pulled:

@@ -201,7 +201,7 @@ def review_tables(connection: DuckDBPyConnection) -> None:
         CREATE VIEW latest_reviews AS                       -- one row per set, conversation and person
             SELECT * FROM reviews
             QUALIFY row_number() OVER (
-                PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, rowid DESC) = 1;
+                PARTITION BY dataset, conversation, reviewer ORDER BY rowid DESC) = 1;
         CREATE VIEW opinions AS                             -- one row per conversation and person, over all sets
             SELECT * FROM latest_reviews WHERE status = 'submitted'
             QUALIFY row_number() OVER (

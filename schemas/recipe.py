@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import RecipeError
-from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, Policy
+from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, Policy, StandardQuestion
 
 DEFAULT_RECIPE = Path("curate.toml")
 
@@ -89,7 +89,7 @@ class QuestionSection(Section):
 class ReviewSection(Section):
     """What people are asked about conversations, and how their answers become verdicts."""
 
-    questions: tuple[Literal["quality", "decision", "issues", "turns", "answer", "note"], ...] = Field(
+    questions: tuple[StandardQuestion, ...] = Field(
         STANDARD_QUESTIONS,
         description="quality 1-5, keep / fix / drop, issues, turns not to learn from, corrected last answer, note",
     )
@@ -141,8 +141,7 @@ class TrainSection(Section):
     model: str = Field("", description="folder or name of the base model")
     method: Literal["auto", "qlora", "lora"] = Field(
         "auto",
-        description="adapter on a 4-bit base (qlora) or on the base as it is (lora); "
-        "auto: qlora on a GPU",
+        description="adapter on a 4-bit base (qlora) or on the base as it is (lora); auto: qlora on a GPU",
     )
     template: str = Field("tokenizer", description="the tokenizer's own, a known name, or a Jinja file")
     max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")

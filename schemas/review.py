@@ -14,9 +14,11 @@ from typing import Any, Literal, Protocol
 import polars as pl
 
 Kind = Literal["rating", "choice", "labels", "text"]
+MetadataKind = Literal["text", "whole", "number"]
 
-QUALITY, DECISION, ISSUES, TURNS, ANSWER, NOTE = "quality", "decision", "issues", "turns", "answer", "note"
-STANDARD_QUESTIONS = (QUALITY, DECISION, ISSUES, TURNS, ANSWER, NOTE)
+StandardQuestion = Literal["quality", "decision", "issues", "turns", "answer", "note"]
+STANDARD_QUESTIONS: tuple[StandardQuestion, ...] = ("quality", "decision", "issues", "turns", "answer", "note")
+QUALITY, DECISION, ISSUES, TURNS, ANSWER, NOTE = STANDARD_QUESTIONS
 """The questions that this project gives a meaning; a recipe can leave some out and add others of its own."""
 
 KEEP, FIX, DROP = "keep", "fix", "drop"
@@ -25,7 +27,7 @@ DECISIONS = (KEEP, FIX, DROP)
 SUBMITTED, DISCARDED, DRAFT, WITHDRAWN = "submitted", "discarded", "draft", "withdrawn"
 """What an answer can be. Only a submitted one counts; `withdrawn` was there at an earlier pull and is no more."""
 
-ANSWERS = {
+ANSWERS: dict[str, Any] = {
     "record": pl.String,
     "conversation": pl.String,
     "reviewer": pl.String,
@@ -78,6 +80,19 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class SetPlan:
+    """How a review set is to be: what it asks, how many answers it waits for, what can be filtered by.
+
+    `metadata` says of each key that tasks carry whether it is a text, a whole number or a number.
+    """
+
+    questions: tuple[Question, ...]
+    overlap: int
+    guidelines: str
+    metadata: Mapping[str, MetadataKind]
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteSet:
     """A review set as a server knows it: its id there, what it asks, how many answers it waits for."""
 
@@ -103,8 +118,8 @@ class ReviewServer(Protocol):
     def find_set(self, name: str) -> RemoteSet | None:
         """The set of this name, null when the server has none."""
 
-    def make_set(self, name: str, questions: Sequence[Question], overlap: int, guidelines: str) -> RemoteSet:
-        """A new set that asks these questions."""
+    def make_set(self, name: str, plan: SetPlan) -> RemoteSet:
+        """A new set as it is planned."""
 
     def unfit(self, task: Task) -> str | None:
         """Why the server cannot take this task, as a sentence; null when it can."""

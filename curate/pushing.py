@@ -1,0 +1,286 @@
+"""Pushing: what is wanted and a server come in; a review set with its tasks goes out, there and in the store.
+
+The store is read and closed, then the tasks travel, then one short write says what arrived: also when the server
+went away half way, so that the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from duckdb import DuckDBPyConnection
+
+from curate.asking import questions_of, task_of
+from curate.freezing import check_name
+from curate.judging import DISPUTED, judge
+from curate.queueing import DISAGREEMENT, Wanted, choose, metadata_kinds, read_tasks
+from schemas.errors import CurateError, ReviewError
+from schemas.recipe import Recipe, ReviewSection, canonical_json, digest
+from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Task
+from schemas.store import reading, writing
+
+Progress = Callable[[int, int], None]
+"""Told how many tasks have arrived, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A task on its way: why it was chosen, whether it is blind, and the digest of all that it shows."""
+
+    task: Task
+    queue: str
+    blind: bool
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A set as it is to be, and what the store knows of it: `sent` is conversation -> digest of what is there."""
+
+    name: str
+    plan: SetPlan
+    entries: list[Entry]
+    server: str | None
+    sent: dict[str, str]
+
+
+@dataclass(slots=True)
+class Pushed:
+    """What a push did. `unfit` lists what the server cannot take: conversation and reason."""
+
+    review_set: str
+    server: str
+    conversations: int
+    sent: int = 0
+    unchanged: int = 0
+    blind: int = 0
+    unfit: list[dict[str, str]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return asdict(self)
+
+
+def push(
+    store: Path,
+    recipe: Recipe,
+    server: ReviewServer,
+    name: str,
+    wanted: Wanted,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Pushed:
+    """Bring the set `name` to the server: what is new or shows something else is sent, answers there stay.
+
+    Raises `RecipeError` for rules that cannot be applied and `ReviewError` for a set of other questions, an empty
+    choice, or a server that fails; what had arrived by then is written down.
+    """
+    prepared = prepare(store, recipe, name, wanted)
+    if prepared.server not in (None, server.url):
+        raise ReviewError(
+            f"The set {name} is on {prepared.server}, not on {server.url}.", "Give that --url, or another name."
+        )
+    done = Pushed(name, server.url, len(prepared.entries), blind=sum(entry.blind for entry in prepared.entries))
+    remote = server.find_set(name)
+    if remote is not None:
+        check_same_questions(prepared.plan.questions, remote.questions, f"The set {name} on {server.url}")
+    waiting = _waiting(prepared, server, remote, done)
+    if dry_run:
+        return done
+    remote = remote or server.make_set(name, prepared.plan)
+    arrived: list[tuple[Entry, str]] = []
+    try:
+        _send(server, remote, waiting, arrived, progress)
+    except CurateError as error:
+        raise ReviewError(
+            f"{error.what} {len(arrived):,} of {len(waiting):,} conversations had arrived.",
+            f"{error.hint} The same command goes on from there.".strip(),
+        ) from error
+    finally:
+        with writing(store) as connection:
+            note_set(connection, prepared, server.url, remote.id)
+            note_records(connection, name, arrived)
+    done.sent = len(arrived)
+    return done
+
+
+def prepare(store: Path, recipe: Recipe, name: str, wanted: Wanted) -> Prepared:
+    """The set `name` as `wanted` and the recipe make it; the store is read and closed again.
+
+    Raises `ReviewError` where the recipe now asks something else than the set does, and where nothing is chosen.
+    """
+    check_name(name)
+    with reading(store) as connection:
+        disputed = disputes(connection, recipe.review) if wanted.queue == DISAGREEMENT else []
+        chosen = choose(connection, recipe, name, wanted, disputed)
+        if chosen.is_empty():
+            raise _nothing(connection, wanted)
+        known = _known_set(connection, name)
+        longest = _longest(connection, chosen)
+        questions = questions_of(recipe.review, longest)
+        if known is not None:
+            check_same_questions(questions, known.plan.questions, f"The set {name}")
+            questions = known.plan.questions
+        overlap = known.plan.overlap if known else recipe.review.overlap
+        plan = SetPlan(questions, overlap, recipe.review.guidelines, metadata_kinds(connection))
+        rows = read_tasks(connection, chosen)
+    entries = [_entry(row, questions) for row in rows]
+    return Prepared(name, plan, entries, known.server if known else None, known.sent if known else {})
+
+
+def disputes(connection: DuckDBPyConnection, section: ReviewSection) -> list[str]:
+    """The conversations on which people differ now."""
+    asked = connection.sql("SELECT DISTINCT conversation FROM opinions").pl()["conversation"].to_list()
+    return judge(connection, section, asked).of(DISPUTED)
+
+
+def check_same_questions(ours: Sequence[Question], theirs: Sequence[Question], whose: str) -> None:
+    """Raise `ReviewError` where two sets of questions differ in a name, a kind or an option (but for turn numbers)."""
+    mine, other = ({question.name: question for question in questions} for questions in (ours, theirs))
+    missing, more = sorted(mine.keys() - other.keys()), sorted(other.keys() - mine.keys())
+    changed = [
+        name
+        for name in sorted(mine.keys() & other.keys())
+        if mine[name].kind != other[name].kind
+        or (name != TURNS and set(mine[name].options) != set(other[name].options))
+    ]
+    told = [
+        *(f"does not ask {name}" for name in missing),
+        *(f"asks {name}, which the recipe does not" for name in more),
+        *(f"has other options for {name}" for name in changed),
+    ]
+    if told:
+        raise ReviewError(
+            f"{whose} {', '.join(told)}.",
+            "Answers of different questions do not mix: push under another name, or change [review] back.",
+        )
+
+
+def note_set(connection: DuckDBPyConnection, prepared: Prepared, server: str | None, remote: str | None) -> None:
+    """Write down the set, or where it is now."""
+    connection.execute(
+        """INSERT INTO review_sets (review_set, server, remote, questions, overlap) VALUES (?, ?, ?, ?, ?)
+           ON CONFLICT (review_set) DO UPDATE SET
+               server = coalesce(excluded.server, server), remote = coalesce(excluded.remote, remote)""",
+        [
+            prepared.name,
+            server,
+            remote,
+            canonical_json([question.as_json() for question in prepared.plan.questions]),
+            prepared.plan.overlap,
+        ],
+    )
+
+
+def note_records(connection: DuckDBPyConnection, name: str, arrived: Sequence[tuple[Entry, str | None]]) -> None:
+    """Write down what is in the set now, with the server's ids."""
+    records = pl.DataFrame(
+        {
+            "conversation": [entry.task.conversation for entry, _ in arrived],
+            "record": [record for _, record in arrived],
+            "queue": [entry.queue for entry, _ in arrived],
+            "blind": [entry.blind for entry, _ in arrived],
+            "suggestions": [canonical_json([s.as_json() for s in entry.task.suggestions]) for entry, _ in arrived],
+            "digest": [entry.digest for entry, _ in arrived],
+        },
+        schema_overrides={"record": pl.String, "conversation": pl.String},
+    )
+    connection.register("arrived", records)
+    connection.execute(
+        "DELETE FROM review_records WHERE review_set = ? AND conversation IN (SELECT conversation FROM arrived)", [name]
+    )
+    connection.execute(
+        """INSERT INTO review_records (review_set, conversation, record, queue, blind, suggestions, digest)
+           SELECT ?, conversation, record, queue, blind, suggestions, digest FROM arrived""",
+        [name],
+    )
+    connection.unregister("arrived")
+
+
+def _known_set(connection: DuckDBPyConnection, name: str) -> Prepared | None:
+    """The set as the store knows it, without its tasks."""
+    rows = connection.execute(
+        "SELECT server, questions, overlap FROM review_sets WHERE review_set = ?", [name]
+    ).fetchall()
+    if not rows:
+        return None
+    server, questions, overlap = rows[0]
+    sent = connection.execute(
+        "SELECT conversation, digest FROM review_records WHERE review_set = ? AND record IS NOT NULL AND NOT gone",
+        [name],
+    ).fetchall()
+    return Prepared(name, SetPlan(read_questions(questions), overlap, "", {}), [], server, dict(sent))
+
+
+def read_questions(text: str) -> tuple[Question, ...]:
+    """The questions that `note_set` wrote."""
+    return tuple(Question(**{**each, "options": tuple(each["options"])}) for each in json.loads(text))
+
+
+def _longest(connection: DuckDBPyConnection, chosen: pl.DataFrame) -> int:
+    connection.register("chosen", chosen)
+    rows = connection.sql(
+        "SELECT max(len(conversations)) FROM conversations WHERE id IN (SELECT conversation FROM chosen)"
+    ).fetchall()
+    connection.unregister("chosen")
+    return int(rows[0][0])
+
+
+def _entry(row: dict[str, Any], questions: Sequence[Question]) -> Entry:
+    row["metadata"]["queue"] = row["queue"]
+    task = task_of(row, questions, blind=row["blind"])
+    shown = {**asdict(task), "messages": list(task.messages)}
+    return Entry(task, row["queue"], row["blind"], digest(shown))
+
+
+def _nothing(connection: DuckDBPyConnection, wanted: Wanted) -> ReviewError:
+    if wanted.queue == DISAGREEMENT:
+        return ReviewError(
+            "There is no conversation on which people differ.", "curate review status shows who says what."
+        )
+    ((stored,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
+    if not stored:
+        return ReviewError("The store has no conversation yet.", "curate import FILE reads some in.")
+    return ReviewError(
+        f"None of the {stored:,} conversations fits: not one that is kept, that no person has judged, and that the"
+        " options name.",
+        "Loosen --where, or add --also-dropped.",
+    )
+
+
+def _waiting(prepared: Prepared, server: ReviewServer, remote: RemoteSet | None, done: Pushed) -> list[Entry]:
+    """What has to be sent: all that the server can take and does not have just so."""
+    there = prepared.sent if remote is not None and server.count(remote) >= len(prepared.sent) else {}
+    waiting = []
+    for entry in prepared.entries:  # one by one: each is a request's JSON already
+        reason = server.unfit(entry.task)
+        if reason is not None:
+            done.unfit.append({"conversation": entry.task.conversation, "reason": reason})
+        elif there.get(entry.task.conversation) == entry.digest:
+            done.unchanged += 1
+        else:
+            waiting.append(entry)
+    return waiting
+
+
+def _send(
+    server: ReviewServer,
+    remote: RemoteSet,
+    waiting: Sequence[Entry],
+    arrived: list[tuple[Entry, str]],
+    progress: Progress | None,
+) -> None:
+    """Send in batches; `arrived` grows with each that the server took, so that nothing is forgotten if one fails."""
+    size = server.batch_size()
+    for start in range(0, len(waiting), size):
+        batch = waiting[start : start + size]
+        records = server.send(remote, [entry.task for entry in batch])
+        arrived.extend(zip(batch, records, strict=True))
+        if progress:
+            progress(len(arrived), len(waiting))

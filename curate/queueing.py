@@ -1,0 +1,189 @@
+"""Queueing: what is wanted comes in, the conversations that people should look at go out, in order, with all they show.
+
+A set only grows: what is in it stays, and `sample` says how large it may become. So the same command again chooses
+the same, a larger sample adds to it, and the name alone means the set as it is. Nothing is drawn at random: a hash of the set's name and the id decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from duckdb import DuckDBPyConnection
+
+from curate.scoring import stored_columns
+from curate.selecting import RULE, matching
+from schemas.errors import ReviewError
+from schemas.recipe import Recipe
+from schemas.review import QUALITY, MetadataKind
+
+RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES, ORDERED = (
+    "random",
+    "uncertain",
+    "disagreement",
+    "near-duplicates",
+    "order",
+)
+QUEUES = (RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES)
+"""Why a conversation is looked at: drawn by lot, close to where a rule cuts, people differ, or it has near copies."""
+
+CUT = re.compile(rf"\b{QUALITY}\s*>=?\s*(\d*\.?\d+)")
+MIDDLE = 0.5
+"""Where `quality` is most uncertain when no rule says where it cuts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which conversations go into a set. `also_dropped`: those too that the rules dropped."""
+
+    where: str | None = None
+    order: str | None = None
+    queue: str | None = None
+    sample: int | None = None
+    also_dropped: bool = False
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was said: then a set that is there stays as it is."""
+        return self == Wanted()
+
+    @property
+    def why(self) -> str:
+        """The queue, also where it was not named."""
+        return self.queue or (ORDERED if self.order else RANDOM)
+
+
+def choose(
+    connection: DuckDBPyConnection, recipe: Recipe, name: str, wanted: Wanted, disputed: Sequence[str] = ()
+) -> pl.DataFrame:
+    """The members of the set `name`, those of before first: `conversation`, `queue`, `blind`, `new`.
+
+    New ones come from what a freeze would take and no person has judged; `disputed` are the conversations on which
+    people differ, the queue `disagreement`. Raises `RecipeError` for a rule that cannot be applied, and
+    `ReviewError` for a queue that is unknown or has nothing to go by.
+    """
+    if wanted.why not in (*QUEUES, ORDERED):
+        raise ReviewError(f"There is no queue {wanted.queue}.", f"There are {', '.join(QUEUES)}.")
+    before: pl.DataFrame = connection.sql(
+        "SELECT conversation, queue, blind, false AS new FROM review_records WHERE review_set = ? ORDER BY pushed_at,"
+        " conversation",
+        params=[name],
+    ).pl()
+    if wanted.nothing and before.height:
+        return before
+    room = None if wanted.sample is None else max(0, wanted.sample - before.height)
+    found = _ranked(connection, recipe, name, wanted, disputed).join(before, on="conversation", how="anti")
+    chosen = found if room is None else found.head(room)
+    blind = _fractions(connection, chosen, f"blind {name}") < recipe.review.blind
+    fresh = chosen.select("conversation", queue=pl.lit(wanted.why), blind=blind, new=pl.lit(True))
+    return pl.concat([before, fresh])
+
+
+def _ranked(
+    connection: DuckDBPyConnection, recipe: Recipe, name: str, wanted: Wanted, disputed: Sequence[str]
+) -> pl.DataFrame:
+    """Whom the queue takes, first ones first: one column `conversation`."""
+    connection.register("matching", matching(connection, recipe, wanted.where, wanted.order).pl())
+    connection.register("disputed", pl.DataFrame({"conversation": disputed}, schema={"conversation": pl.String}))
+    dropped_too = wanted.also_dropped or wanted.why == UNCERTAIN
+    pool = f"""SELECT conversation, place FROM matching JOIN standing USING (conversation)
+               WHERE (kept OR {dropped_too}) AND coalesce(by_whom, '{RULE}') = '{RULE}'"""
+    queries = {
+        ORDERED: f"SELECT conversation FROM ({pool}) ORDER BY place",
+        RANDOM: f"SELECT conversation FROM ({pool}) ORDER BY sha256(? || conversation)",
+        UNCERTAIN: _uncertain(recipe, pool),
+        DISAGREEMENT: "SELECT conversation FROM matching JOIN disputed USING (conversation) ORDER BY place",
+        NEAR_DUPLICATES: f"""
+            SELECT conversation FROM ({pool}) JOIN (
+                SELECT conversation, min(cluster) AS cluster FROM clusters GROUP BY conversation
+            ) USING (conversation)
+            QUALIFY count(*) OVER (PARTITION BY cluster) > 1 ORDER BY cluster, place""",
+    }
+    if wanted.why == UNCERTAIN and QUALITY not in stored_columns(connection):
+        raise ReviewError("The queue uncertain goes by the score quality, which is not computed.", "curate score")
+    parameters = [name] if wanted.why == RANDOM else []
+    found: pl.DataFrame = connection.sql(queries[wanted.why], params=parameters).pl()
+    connection.unregister("matching")
+    connection.unregister("disputed")
+    return found
+
+
+def _uncertain(recipe: Recipe, pool: str) -> str:
+    """Those whose quality is closest to where a rule cuts, on both sides of it."""
+    cuts = [float(cut) for rule in recipe.select.rules.values() for cut in CUT.findall(rule)]
+    cut = cuts[0] if cuts else MIDDLE
+    return f"""SELECT conversation FROM ({pool}) JOIN scores USING (conversation)
+               WHERE {QUALITY} IS NOT NULL ORDER BY abs({QUALITY} - {cut}), conversation"""
+
+
+def _fractions(connection: DuckDBPyConnection, chosen: pl.DataFrame, salt: str) -> pl.Series:
+    """A number from 0 to 1 for each conversation, always the same for the same salt."""
+    connection.register("chosen", chosen)
+    rows: pl.DataFrame = connection.sql(
+        "SELECT ('0x' || sha256(? || conversation)[:8])::UBIGINT / 4294967296.0 AS fraction FROM chosen", params=[salt]
+    ).pl()
+    connection.unregister("chosen")
+    return rows["fraction"].cast(pl.Float64)
+
+
+FACTS_SQL = """
+    SELECT chosen.*, c.conversations, c.tools, o.source, o.line, k.cluster, v.version, r.ruled,
+        s.* EXCLUDE (conversation)
+    FROM chosen
+    JOIN conversations c ON c.id = chosen.conversation
+    LEFT JOIN (
+        SELECT conversation, arg_min(parse_filename(path), row) AS source, arg_min(coalesce(line, row), row) AS line
+        FROM origins JOIN sources USING (source) WHERE NOT duplicate GROUP BY conversation
+    ) o ON o.conversation = chosen.conversation
+    LEFT JOIN (
+        SELECT conversation, min(cluster) AS cluster FROM clusters GROUP BY conversation
+    ) k ON k.conversation = chosen.conversation
+    LEFT JOIN (
+        SELECT conversation, arg_max(version, frozen_at) AS version FROM members JOIN versions USING (version)
+        GROUP BY conversation
+    ) v ON v.conversation = chosen.conversation
+    LEFT JOIN (
+        SELECT conversation, arg_max(verdict = 'keep', (decided_at, rowid)) AS ruled FROM verdicts
+        WHERE by_whom = 'rule' GROUP BY conversation
+    ) r ON r.conversation = chosen.conversation
+    LEFT JOIN scores s ON s.conversation = chosen.conversation
+"""
+
+FACT_KINDS: dict[str, MetadataKind] = {
+    "source": "text",
+    "line": "whole",
+    "queue": "text",
+    "cluster": "text",
+    "version": "text",
+}
+
+
+def metadata_kinds(connection: DuckDBPyConnection) -> dict[str, MetadataKind]:
+    """What tasks carry beside the conversation: where it came from, its cluster and version, and every score."""
+    kinds: dict[str, MetadataKind] = {"BIGINT": "whole", "DOUBLE": "number"}
+    return FACT_KINDS | {column: kinds.get(kind, "text") for column, kind in stored_columns(connection).items()}
+
+
+def read_tasks(connection: DuckDBPyConnection, chosen: pl.DataFrame) -> list[dict[str, Any]]:
+    """What `asking.task_of` takes, a row per chosen conversation, in their order."""
+    connection.register("chosen", chosen.with_row_index("place"))
+    rows: list[dict[str, Any]] = connection.sql(f"{FACTS_SQL} ORDER BY place").pl().to_dicts()
+    connection.unregister("chosen")
+    kinds, scores = metadata_kinds(connection), list(stored_columns(connection))
+    return [  # one by one: each becomes a request's JSON
+        {
+            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "ruled")},
+            "metadata": _metadata(row, kinds),
+            "scores": {score: row[score] for score in scores},
+        }
+        for row in rows
+    ]
+
+
+def _metadata(row: Mapping[str, Any], kinds: Mapping[str, MetadataKind]) -> dict[str, Any]:
+    """The values that are there; truths as yes and no, since a filter offers texts."""
+    values = {key: row[key] for key in kinds if row[key] is not None}
+    return {key: ("yes" if value else "no") if isinstance(value, bool) else value for key, value in values.items()}
