@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import curate.siblings  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
+from curate.review_cli import app as review_app
+from curate.serving_cli import register as register_server_commands
 from schemas.errors import CurateError
 from schemas.terminal import (
     GroupedHelp,
@@ -385,6 +387,9 @@ def _print_selection(selection: "Selection", *, dry_run: bool) -> None:
         note(f"{selection.verdicts:,} new verdicts. Next: curate freeze NAME.")
 
 
+app.add_typer(review_app, name="review", rich_help_panel=REVIEW)
+
+
 @app.command(rich_help_panel=VERSIONS)
 def freeze(
     name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],
@@ -569,6 +574,7 @@ def trace(
             typer.echo(printable(line))
 
 
+register_server_commands(review_app)
 register_training_commands(app)
 
 
