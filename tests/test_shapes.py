@@ -370,6 +370,21 @@ def test_dates_are_ordered_by_the_moment_they_mean():
     assert [what for _, what in talk(found)] == ["A", "Al"]
 
 
+def test_dates_without_a_zone_stand_in_the_same_order_under_every_clock(tmp_path, curate):
+    """In Berlin there is no 02:30 on this day: the clock goes from 02:00 to 03:00."""
+    turns = [("02:30", "user"), ("03:05", "agent"), ("03:40", "user"), ("03:50", "agent")]
+    rows = "".join(f"a,2026-03-29 {at},{who},{at}\n" for at, who in turns)
+    (tmp_path / "chats.csv").write_text(f"ticket,at,author,body\n{rows}", encoding="utf-8")
+    options = ["--group-by", "ticket", "--order-by", "at", "--role", "author", "--text", "body"]
+    stored = []
+    for zone in ("UTC", "Europe/Berlin"):
+        command = ["--store", f"{zone[:3]}.duckdb"]
+        assert curate("import", "chats.csv", *options, *command, TZ=zone).returncode == 0
+        stored.append(curate("sql", "SELECT id, conversations FROM conversations", "--json", *command).stdout)
+    assert json.loads(stored[0])[0]["conversations"][0]["value"] == "02:30"
+    assert stored[0] == stored[1]
+
+
 def test_without_an_order_rows_stand_as_they_are():
     rows = [("a", "x", "user", "A"), ("a", "x", "agent", "Al")]
     found = long(rows, **{name: column for name, column in LONG.items() if name != "order_by"})

@@ -39,7 +39,9 @@ def ask(query: str, **frames: pl.DataFrame) -> pl.DataFrame:
 
 @cache
 def _database() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect()
+    connection = duckdb.connect()
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")  # a time without a zone means the same on every machine
+    return connection
 
 
 def given(cells: pl.Series) -> pl.DataFrame:

@@ -79,7 +79,7 @@ def _rows(table: pl.DataFrame, mapping: Mapping) -> pl.DataFrame:
 
 
 def _order(cells: pl.Series, column: str) -> pl.Series:
-    """The cells as numbers that sort as they mean: numbers as they are, dates as seconds."""
+    """The cells as numbers that sort as they mean: numbers as they are, dates as seconds, in UTC unless they say."""
     held = cells.drop_nulls()
     numbers = held.cast(pl.Float64, strict=False)
     if numbers.null_count() == 0:
