@@ -182,6 +182,14 @@ def test_a_header_whose_quote_is_not_closed_is_refused(tmp_path):
         read(written(tmp_path / "a.csv", 'q,"a\n1,2\n3,4\n5,6\n'))
 
 
+def test_a_header_in_another_encoding_is_refused_also_above_rows_of_ascii(tmp_path):
+    path = written(tmp_path / "a.csv", '\n"question\nde vous",réponse\n1,2\n'.encode("cp1252"))
+    with pytest.raises(SourceError, match=r"a\.csv, line 3: byte 0xe9 is not UTF-8; .* like cp1252") as error:
+        read(path)
+    assert error.value.hint == "Say so: --encoding cp1252"
+    assert only(path, encoding="cp1252").table.columns == ["question\nde vous", "réponse"]
+
+
 def test_blank_lines_are_no_rows_and_shift_no_line_numbers(tmp_path):
     batch = only(written(tmp_path / "a.csv", "\n\nq,a\n\n1,2\n\n\n3,4\n"))
     assert batch.row.to_list() == [1, 2]

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from curate.importers.batch import Batch
 from curate.importers.csv_records import NEWLINE, QUOTE, RETURN, Fault, Mask, Records, RecordSplitter
+from curate.importers.decoding import foreign_encoding
 from curate.importers.streaming import Bytes, ByteStream, Chunk, Positions, find
 from curate.importers.texts import Numbers, Problem, as_bytes, as_text, batch_of, not_utf8, refuse_foreign, texts_of
 from schemas.errors import SourceError
@@ -72,7 +73,8 @@ def _fit(start: Bytes, delimiter: str) -> tuple[float, int]:
 def find_header(stream: ByteStream, delimiter: str) -> list[str]:
     """The names of the columns: the cells of the first record, made distinct; a nameless one is named by its place.
 
-    Raises `SourceError` where there is none, or its quotes do not close.
+    Raises `SourceError` where there is none, its quotes do not close, or it is not UTF-8: a row can be left out with
+    a reason, a header cannot.
     """
     if not stream.head().strip():
         raise SourceError(f"{stream.path} is empty.", "Leave it out, or export it again.")
@@ -86,7 +88,17 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
         raise SourceError(
             f"{stream.path}: the header's quotes make no sense.", "Close them; double a quote within a quoted cell."
         )
-    return _distinct(cell.decode(errors="replace") for cell in layout.cells_of(data, record))
+    start, stop = layout.starts[layout.first[record]], layout.stops[layout.first[record] + layout.widths[record] - 1]
+    _refuse_foreign_header(stream.path, data[start:stop].tobytes(), 1 + len(find(data[:start], NEWLINE)))
+    return _distinct(cell.decode() for cell in layout.cells_of(data, record))
+
+
+def _refuse_foreign_header(path: str, header: bytes, line: int) -> None:
+    """Raise `SourceError` where the header, which begins on `line`, is not UTF-8."""
+    try:
+        header.decode()
+    except UnicodeDecodeError as error:
+        raise foreign_encoding(path, header, line + header.count(b"\n", 0, error.start)) from error
 
 
 def _distinct(names: Iterator[str]) -> list[str]:
