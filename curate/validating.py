@@ -89,16 +89,16 @@ def _seen(turns: pl.DataFrame) -> pl.DataFrame:
             (core.fill_null(0) == 0).alias("empty"),
             (core != bytes_).alias("padded"),
             index.alias("index"),
-            bytes_.cast(pl.Int64).cum_sum().alias("bytes"),
+            pl.col("value").str.len_chars().fill_null(0).cast(pl.Int64).cum_sum().alias("length"),
         )
         .with_columns(
             pl.when(~pl.col("first")).then(pl.col("role").shift(1)).alias("before"),
             pl.when("first").then(pl.col("index") - 1).forward_fill().alias("start"),
-            pl.when("first").then(pl.col("bytes").shift(1, fill_value=0)).forward_fill().alias("bytes_before"),
+            pl.when("first").then(pl.col("length").shift(1, fill_value=0)).forward_fill().alias("length_before"),
         )
         .with_columns(
             turn=pl.col("index") - pl.col("start"),
-            size=pl.col("bytes") - pl.col("bytes_before"),
+            size=pl.col("length") - pl.col("length_before"),
         )
         .collect()
     )
@@ -206,7 +206,7 @@ RULES: dict[str, Rule] = {
     "too-long": Rule(
         "A conversation has at most 1,000,000 characters.",
         lambda limits: pl.col("last") & (pl.col("size") > limits.characters),
-        lambda limits: pl.format("It has {} bytes of text, {} are allowed.", "size", pl.lit(limits.characters)),
+        lambda limits: pl.format("It has {} characters, {} are allowed.", "size", pl.lit(limits.characters)),
     ),
     "broken-tool-call": Rule(
         "A tool call is JSON: an object with a name and arguments that are an object, or a list of such objects.",

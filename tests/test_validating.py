@@ -86,10 +86,11 @@ def test_a_finding_says_which_turn_and_what_was_found():
 
 
 def test_limits_count_turns_and_text():
-    long = [("human", "x" * 50), ("gpt", "y" * 51)]
+    long, chinese = [("human", "x" * 50), ("gpt", "y" * 51)], [("human", "中" * 50), ("gpt", "文" * 50)]
     many = [("human", "x"), ("gpt", "y")] * 3
     assert codes(many, limits=Limits(turns=5)) == [(0, "too-many-turns")]
-    assert codes(SOUND[0], long, SOUND[0], limits=Limits(characters=100)) == [(1, "too-long")]
+    assert codes(SOUND[0], long, chinese, limits=Limits(characters=100)) == [(1, "too-long")]
+    assert codes(chinese, limits=Limits(characters=99)) == [(0, "too-long")]
 
 
 def test_tools_that_are_no_list_of_objects_are_refused():
