@@ -76,6 +76,8 @@ class MachineFacts(Facts):
     system: str
     python: str
     threads: int
+    gpus: int = 1  # processes that trained together, on a CPU too
+    sharding: str = "none"
 
 
 class Manifest(Facts):

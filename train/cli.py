@@ -150,6 +150,10 @@ def train_command(
             show_default="resume if there is one",
         ),
     ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="Train on so many GPUs.")] = 1,
+    sharding: Annotated[
+        str, typer.Option("--sharding", metavar="ddp|fsdp", help="A model on each GPU, or one shared between them.")
+    ] = "ddp",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
     store: StoreOption = None,
     recipe: RecipeOption = None,
@@ -163,18 +167,29 @@ def train_command(
     """
     from schemas.recipe import load_recipe
     from schemas.store import store_path
+    from train.distributing import find_processes
     from train.fitting import decide, train_version
     from train.narrating import progress, show_run, show_work
 
     given = _given(overrides, model=model, template=template, engine=engine)
     section = load_recipe(recipe, given).train
+    processes = find_processes(gpus, sharding)
     if dry_run:
-        work = decide(store_path(store), version, section, overrides=given)
+        work = decide(store_path(store), version, section, overrides=given, processes=processes)
         print_json(work.manifest.model_dump(mode="json")) if as_json else show_work(work)
         return
     start: Start = "auto" if resume is None else "resume" if resume else "fresh"
     with progress() as report:
-        run = train_version(store_path(store), version, section, overrides=given, to=to, start=start, report=report)
+        run = train_version(
+            store_path(store),
+            version,
+            section,
+            overrides=given,
+            to=to,
+            start=start,
+            processes=processes,
+            report=report,
+        )
     print_json(run.as_json()) if as_json else show_run(run)
 
 

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import polars as pl
 
@@ -45,14 +44,15 @@ from schemas.run import (
 from schemas.store import writing
 from schemas.version import Version
 from train.checkpointing import newest_complete, step_of
-from train.engines import Fit, Job, Step, find_engine
+from train.distributing import ALONE, Processes, check_devices, fit_together
+from train.engines import Fit, Job, Step, find_engine, token_digest
 from train.ledger import check_limits, trainable
 from train.loading import find_model, model_digest, pick_method
 from train.planning import prepare
 from train.quieting import quiet
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
-from train.sizing import Size
+from train.sizing import Size, written_size
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class Work:
     recipe: TrainSection
     manifest: Manifest
     size: Size | None = None  # of a pass, where a run is repeated
+    processes: Processes = ALONE
 
 
 def train_version(
@@ -88,35 +89,45 @@ def train_version(
     to: Path | None = None,
     start: Start = "auto",
     threads: int | None = None,
+    processes: Processes = ALONE,
     expected: Manifest | None = None,
     report: Callable[[Step], None] = lambda _: None,
 ) -> Run:
     """Train an adapter on version `label` and return its run, with the status `done`.
 
     `to` is the adapter's folder (default: `adapters/RUN` beside the store). `start` "auto" takes up a run of the
-    same identity that was cut off, "resume" insists on one, "fresh" begins anew. `threads` goes before the
-    recipe's. `expected` is the manifest of a run that is repeated: other data, model or tokens are refused.
-    Raises `TrainError` for everything that can be explained; the run's row then says `failed`.
+    same identity that was cut off, "resume" insists on one, "fresh" begins anew. `threads` goes before the recipe's,
+    `processes` says on how many GPUs. `expected` is the manifest of a run that is repeated: other data, model or
+    tokens are refused. Raises `TrainError` for everything that can be explained; the run's row then says `failed`.
     """
-    work = decide(store, label, recipe, overrides=overrides, threads=threads)
+    work = decide(store, label, recipe, overrides=overrides, threads=threads, processes=processes)
     if expected is not None:
         _check_same(expected, work.manifest)
         work = replace(work, size=size_of(expected))
     run = _claim(store, work.manifest, to, start)
-    with _locked(run):
+    with _locked(run) as lock:
         if (run.adapter / MANIFEST_FILE).exists():  # cut off between the move and the row
             return _finish(store, replace(run, status="done", manifest=read_manifest(run.adapter)))
-        return _finish(store, _fitted(store, run, work, report))
+        return _finish(store, _fitted(store, run, work, lock, report))
 
 
 def decide(
-    store: Path, label: str, recipe: TrainSection, *, overrides: Sequence[str] = (), threads: int | None = None
+    store: Path,
+    label: str,
+    recipe: TrainSection,
+    *,
+    overrides: Sequence[str] = (),
+    threads: int | None = None,
+    processes: Processes = ALONE,
 ) -> Work:
     """Everything up to the training itself: the version rendered, the ledger settled, every digest taken.
 
     Raises `TrainError` when the ledger is over the recipe's limits, or nothing is left to train on.
     """
     find_engine(recipe.engine)
+    if processes.world > 1:
+        check_devices(processes, recipe)
+    written_size(recipe, processes.world, checkpointing=False)  # refused before anything is read
     count = use_threads(threads or recipe.threads)
     model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     prepared = prepare(store, label, recipe)
@@ -143,10 +154,11 @@ def decide(
             overrides=tuple(overrides),
             seed=recipe.seed,
             packages=package_versions(recipe.engine),
-            machine=machine_facts(count),
+            machine=machine_facts(count, processes),
             run="",
             started=datetime.now(UTC),
         ),
+        processes=processes,
     )
 
 
@@ -196,18 +208,6 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
     )
 
 
-def token_digest(rows: pl.DataFrame) -> str:
-    """SHA-256 over the lengths, then the ids, then the labels of the rows in their order, little-endian.
-
-    >>> token_digest(pl.DataFrame({"input_ids": [[1, 2]], "labels": [[-100, 2]]}))[:12]
-    '2806d3df3af1'
-    """
-    hashed = sha256(rows["input_ids"].list.len().cast(pl.Int64).to_numpy().astype("<i8").tobytes())
-    for column in ("input_ids", "labels"):
-        hashed.update(rows[column].explode().to_numpy().astype("<i4").tobytes())
-    return hashed.hexdigest()
-
-
 def use_threads(wanted: int | None) -> int:
     """Make torch use `wanted` threads (default: OMP_NUM_THREADS, else every core) and return how many that is."""
     count = wanted or int(os.environ.get("OMP_NUM_THREADS", "0")) or len(_cores())
@@ -224,7 +224,7 @@ def _cores() -> Sequence[int]:
     return range(os.cpu_count() or 1)
 
 
-def machine_facts(threads: int) -> MachineFacts:
+def machine_facts(threads: int, processes: Processes = ALONE) -> MachineFacts:
     """This machine, as far as it can change a result."""
     import torch
 
@@ -238,6 +238,8 @@ def machine_facts(threads: int) -> MachineFacts:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         threads=threads,
+        gpus=processes.world,
+        sharding=processes.sharding if processes.world > 1 else "none",
     )
 
 
@@ -298,7 +300,7 @@ def _new_run(store: Path, name: str, manifest: Manifest, to: Path | None) -> Run
 
 
 @contextmanager
-def _locked(run: Run) -> Iterator[None]:
+def _locked(run: Run) -> Iterator[IO[str]]:
     """Hold the run's folder, so that no second process works on it; the lock ends with the process."""
     run.partial.mkdir(parents=True, exist_ok=True)
     with (run.partial / "lock").open("w") as file:
@@ -309,13 +311,13 @@ def _locked(run: Run) -> Iterator[None]:
                 f"Run {run.run} is being trained by another process ({run.partial} is locked).",
                 "Wait for it, or begin another run with --fresh.",
             ) from error
-        yield
+        yield file
 
 
-def _fitted(store: Path, run: Run, work: Work, report: Callable[[Step], None]) -> Run:
+def _fitted(store: Path, run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) -> Run:
     """Fit and save the adapter. A failure is written into the run's row with its reason; an interruption is not."""
     try:
-        fit, losses = _fit(run, work, report)
+        fit, losses = _fit(run, work, lock, report)
         return _saved(run, work, fit, losses)
     except KeyboardInterrupt:
         logger.info("Run %s is interrupted; the same command goes on with it.", run.run)
@@ -328,7 +330,7 @@ def _fitted(store: Path, run: Run, work: Work, report: Callable[[Step], None]) -
         raise
 
 
-def _fit(run: Run, work: Work, report: Callable[[Step], None]) -> tuple[Fit, dict[str, float]]:
+def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) -> tuple[Fit, dict[str, float]]:
     """Run the engine in the run's partial folder, from its last whole checkpoint if there is one."""
     checkpoints = run.partial / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -355,7 +357,10 @@ def _fit(run: Run, work: Work, report: Callable[[Step], None]) -> tuple[Fit, dic
         board=run.adapter.parent / "tensorboard" / run.run,
         settled=lambda size: _write_size(settled, size),
     )
-    with quiet(run.partial / "training.log"):
+    log = run.partial / "training.log"
+    if work.processes.world > 1:
+        return fit_together(job, work.processes, log, lock), record.losses()
+    with quiet(log):
         return find_engine(work.recipe.engine)(job), record.losses()
 
 
@@ -366,6 +371,7 @@ def trial_key(manifest: Manifest, recipe: TrainSection) -> str:
         {
             "model": manifest.model.digest,
             "chip": [manifest.machine.device_name, manifest.machine.memory_gib],
+            "gpus": [manifest.machine.gpus, manifest.machine.sharding],
             "packages": manifest.packages,
             "recipe": recipe.model_dump(mode="json", include=asked),
             "packs": recipe.packs_per_step,

@@ -13,6 +13,7 @@ from typing import Any
 
 from schemas.recipe import TrainSection
 from schemas.run import Manifest, Run, read_manifest
+from train.distributing import Processes
 from train.engines import Step
 from train.fitting import train_version
 from train.loading import find_adapter
@@ -63,6 +64,7 @@ def retrain(
         to=to,
         start="fresh",
         threads=before.machine.threads,
+        processes=Processes(before.machine.gpus, "fsdp" if before.machine.sharding == "fsdp" else "ddp"),
         expected=before,
         report=report,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Job:
     evaluations: Mapping[int, float] = field(default_factory=dict)
     board: Path | None = None
     settled: Callable[[Size], None] = lambda _: None  # told each size before it is trained with
+    asked: Callable[[], bool] = lambda: False  # whether to stop after this step
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,18 @@ class Fit:
 Engine = Callable[[Job], Fit]
 
 ENGINES: dict[str, Engine] = {"unsloth": fit_with_unsloth, "transformers": fit_with_transformers}
+
+
+def token_digest(rows: pl.DataFrame) -> str:
+    """SHA-256 over the lengths, then the ids, then the labels of the rows in their order, little-endian.
+
+    >>> token_digest(pl.DataFrame({"input_ids": [[1, 2]], "labels": [[-100, 2]]}))[:12]
+    '2806d3df3af1'
+    """
+    hashed = sha256(rows["input_ids"].list.len().cast(pl.Int64).to_numpy().astype("<i8").tobytes())
+    for column in ("input_ids", "labels"):
+        hashed.update(rows[column].explode().to_numpy().astype("<i4").tobytes())
+    return hashed.hexdigest()
 
 
 def find_engine(name: str) -> Engine:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from train.engines.ranks import rank, total, world
+from train.engines.ranks import is_sharded, rank, total, world
 
 UNLEARNED = -100
 """The label of a token that is seen and not learned, by the convention of torch's cross entropy."""
@@ -25,14 +25,15 @@ SCORE = "evaluation.json"
 def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
     """The mean loss per learned token of `rows`, in nats; every token counts the same, long conversations or short.
 
-    Several processes share the rows and agree on the sum. Padding stands behind the words, where nothing that is
+    Several processes share the rows and agree on the sum; where they share the model, all go through all rows, since
+    none gets through a layer alone. Padding stands behind the words, where nothing that is
     learned can see it. Leaves the model in the mode in which it was.
     """
     device, training = next(model.parameters()).device, model.training
     model.eval()
     loss, learned = 0.0, 0
     # A loop over batches of rows: each goes through the model by itself.
-    for ids, labels in _batches(rows[rank() :: world()]):
+    for ids, labels in _batches(rows if is_sharded() else rows[rank() :: world()]):
         count = int((labels[:, 1:] != UNLEARNED).sum())  # nothing comes before the first token
         if count:
             with torch.no_grad():

@@ -16,6 +16,11 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_sharded() -> bool:
+    """Whether the processes share one model between them."""
+    return world() > 1 and os.environ.get("UNSLOTH_FSDP2") == "1"
+
+
 def total(values: list[float], device: Any) -> list[float]:
     """The sum of each value over all processes, the same on every one."""
     if world() == 1:

@@ -10,7 +10,7 @@ import gc
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 
 import polars as pl
 import torch
-from datasets import Dataset, Features, List, Value
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -28,7 +29,7 @@ from train.checkpointing import mark_complete
 from train.engines import Fit, Job
 from train.engines.evaluating import UNLEARNED, held_out_loss, take_best
 from train.engines.measuring import enough_rows, measure
-from train.engines.ranks import rank, world
+from train.engines.ranks import is_sharded, rank, world
 from train.engines.watching import Watch, stopping_gently
 from train.sizing import Checkpointing, Measured, Size, fastest, measure_sizes, recall, remember, written_size
 
@@ -191,7 +192,7 @@ class _Done:
 
 def _trial(job: Job, loaded: Loaded) -> list[Measured]:
     """What the sizes measured here or remembered from before; nothing where the recipe or a repeated run says one."""
-    if job.recipe.batch != "auto" or job.size is not None or not torch.cuda.is_available():
+    if job.recipe.batch != "auto" or job.size is not None or not torch.cuda.is_available() or is_sharded():
         return []
     known = recall(job.trial) if job.trial else None
     if known is not None:
@@ -199,15 +200,16 @@ def _trial(job: Job, loaded: Loaded) -> list[Measured]:
     logger.info("Measuring how large a pass is the fastest …")
     smallest = written_size(job.recipe, world(), loaded.kinds[-1])
     trainer, _ = _trainer(job, loaded, smallest, enough_rows(job.rows, job.recipe))
-    measured = measure_sizes(job.recipe, world(), loaded.kinds, lambda size: measure(trainer, size, loaded.switch))
-    measured = _agreed(measured)
+    measured = measure_sizes(
+        job.recipe, world(), loaded.kinds, lambda size: _agreed(measure(trainer, size, loaded.switch))
+    )
     if job.trial and rank() == 0:
         remember(job.trial, measured)
     return measured
 
 
-def _agreed(measured: list[Measured]) -> list[Measured]:
-    """What the first process measured: all of them have to take the same size."""
+def _agreed(measured: Measured) -> Measured:
+    """What the first process measured: all of them have to go on alike."""
     if world() > 1:
         box = [measured]
         torch.distributed.broadcast_object_list(box, src=0)
@@ -220,6 +222,7 @@ def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
     loaded.switch(size.checkpointing)
     trainer, watch = _trainer(job, loaded, size, job.rows)
     _check_tokens(job.rows, trainer.train_dataset)
+    share_evenly(trainer, job.recipe, size)
     try:
         with stopping_gently(watch):
             trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
@@ -285,15 +288,46 @@ def _trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tuple[
     return trainer, watch
 
 
+def share_evenly(trainer: SFTTrainer, recipe: TrainSection, size: Size) -> None:
+    """Let several processes go through the sequences in the order of one, each sequence once.
+
+    Accelerate would give the last ones to two processes. Here filler takes their place behind the last: two tokens
+    that are not learned, which add nothing to the sums of a step.
+    """
+    if world() == 1:
+        return
+    count = len(trainer.train_dataset)
+    filler = -count % (size.batch * world())
+    sampler = InOrder(SeedableRandomSampler(range(count), data_seed=recipe.seed), filler)
+    if filler:
+        row = {name: [2] if name == "seq_lengths" else [0, 0] for name in trainer.train_dataset.column_names}
+        rows = Dataset.from_list([row | {"labels": [UNLEARNED] * 2}] * filler, features=trainer.train_dataset.features)
+        trainer.train_dataset = concatenate_datasets([trainer.train_dataset, rows])
+    trainer._get_train_sampler = lambda *_: sampler  # a RandomSampler would be replaced by one without filler
+
+
+class InOrder(torch.utils.data.Sampler):  # type: ignore[misc]
+    """The order of a sampler, then the numbers that follow, in every epoch."""
+
+    def __init__(self, order: SeedableRandomSampler, filler: int) -> None:
+        self.order, self.filler = order, filler
+
+    def __len__(self) -> int:
+        return len(self.order) + self.filler
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from range(len(self.order), len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle anew, as Accelerate asks for before each epoch."""
+        self.order.set_epoch(epoch)
+
+
 def save(model: Any, folder: Path) -> None:
     """Write the adapter as safetensors: the first process alone where each has all of it, else all together."""
     if rank() == 0 or is_sharded():
         model.save_pretrained(folder, safe_serialization=True)
-
-
-def is_sharded() -> bool:
-    """Whether several processes share one model between them."""
-    return os.environ.get("UNSLOTH_FSDP2") == "1"
 
 
 def _settle(job: Job, done: _Done) -> dict[str, float]:

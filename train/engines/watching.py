@@ -62,9 +62,10 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def _all_asked(self) -> bool:
         """Whether any process was asked to stop: all of them have to, after the same step."""
+        asked = self.asked or self.job.asked()
         if world() == 1:
-            return self.asked
-        return total([float(self.asked)], next(self.model.parameters()).device)[0] > 0
+            return asked
+        return total([float(asked)], next(self.model.parameters()).device)[0] > 0
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Mapping[str, float], **_: Any) -> None:
         """Tell the caller how far the run is."""
@@ -98,6 +99,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.evaluations[state.global_step] = loss
         control.should_training_stop = control.should_training_stop or self._is_stuck()
         self.log({"eval_loss": loss})
+        control.should_log = True  # the step's own line is still to come, and logging has just said it was there
         self.started += time.monotonic() - before  # the pace is that of training
 
     def _is_stuck(self) -> bool:

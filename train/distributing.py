@@ -1,0 +1,290 @@
+"""In: a job and how many GPUs. Out: what one engine alone would hand back, trained by torchrun on all of them.
+
+The command that was typed keeps the store, the ledger, the seeds and the manifest. It writes the job into a folder and
+starts torchrun; every process reads the same tokens from there and checks their digest. They shuffle by one seed and
+take turns at the packs, so the packs of a step are those of one GPU. Without a GPU the processes share the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import polars as pl
+
+from schemas.errors import CurateError, TrainError
+from schemas.recipe import TrainSection
+from train.engines import Fit, Job, Step, find_engine, token_digest
+from train.engines.ranks import rank
+from train.sizing import Size
+
+Sharding = Literal["ddp", "fsdp"]
+
+PAUSE = 0.2
+"""Seconds between looks at what the processes have written."""
+
+STOP, STEPS, FIT, SIZE = "stop", "steps.jsonl", "fit.json", "size.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """How a training is shared out: `gpus` processes on each of `nodes` machines, of which this is number `node`.
+
+    `ddp` gives each a model of its own, `fsdp` shards one between them. `master` is HOST:PORT of the first machine.
+    """
+
+    gpus: int = 1
+    sharding: Sharding = "ddp"
+    nodes: int = 1
+    node: int = 0
+    master: str | None = None
+
+    @property
+    def world(self) -> int:
+        """How many processes train together."""
+        return self.gpus * self.nodes
+
+
+ALONE = Processes()
+
+
+def find_processes(gpus: int, sharding: str) -> Processes:
+    """The processes that the options of `curate train` ask for. Raises `TrainError` for an unknown sharding."""
+    if sharding not in ("ddp", "fsdp"):
+        raise TrainError(f"There is no sharding called {sharding!r}.", "Known: ddp, fsdp.")
+    return Processes(gpus, "fsdp" if sharding == "fsdp" else "ddp")
+
+
+def fit_together(job: Job, processes: Processes, log: Path, lock: IO[str]) -> Fit:
+    """Train `job` with all `processes` and return what the first of them measured.
+
+    `lock` is handed on, so that the run stays locked while one of them lives. Raises `TrainError` as an engine does,
+    and KeyboardInterrupt when they were stopped, after a checkpoint.
+    """
+    check_devices(processes, job.recipe)
+    folder = _write_job(job, processes)
+    with log.open("a", encoding="utf-8") as output:
+        torchrun = subprocess.Popen(
+            _command(folder, processes),
+            env=os.environ | ({"UNSLOTH_FSDP2": "1"} if processes.sharding == "fsdp" else {}),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C comes here alone; they are asked by a file, and stop after the same step
+            pass_fds=[lock.fileno()],
+        )
+        _follow(torchrun, job, folder)
+    return _outcome(torchrun, folder, log)
+
+
+def check_devices(processes: Processes, recipe: TrainSection) -> None:
+    """Raises `TrainError` when there are fewer GPUs than asked for, or the engine cannot share a model."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes.gpus:
+        raise TrainError(
+            f"--gpus {processes.gpus} is more than the {torch.cuda.device_count()} of this machine.",
+            f"--gpus {torch.cuda.device_count()}",
+        )
+    if recipe.engine == "unsloth" and not torch.cuda.is_available():
+        raise TrainError(
+            "Unsloth trains on one CPU alone; it shares work between GPUs only.", "--engine transformers, or --gpus 1"
+        )
+    if processes.sharding == "fsdp" and recipe.engine != "unsloth":
+        raise TrainError("Only the engine unsloth shards a model.", "Leave --sharding out: each GPU has the whole.")
+    if processes.nodes > 1 and processes.master is None:
+        raise TrainError("Several machines have to know the first one.", "--master HOST:29500, the same on all.")
+
+
+def _write_job(job: Job, processes: Processes) -> Path:
+    """The folder that every process reads; what an earlier attempt left there is replaced."""
+    folder = job.checkpoints.parent / "together"
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    job.rows.write_parquet(folder / "rows.parquet")
+    job.held_out.write_parquet(folder / "held_out.parquet")
+    names = ("model", "method", "checkpoints", "adapter", "resume", "trial", "board")
+    plain = {name: getattr(job, name) for name in names}
+    written = plain | {
+        "recipe": job.recipe.model_dump(mode="json"),
+        "size": asdict(job.size) if job.size else None,
+        "evaluations": sorted(job.evaluations.items()),
+        "digest": token_digest(job.rows),
+        "parent": os.getpid(),
+        "nodes": processes.nodes,
+    }
+    unfinished = folder / "job.part"
+    unfinished.write_text(json.dumps(written, default=str), encoding="utf-8")
+    unfinished.replace(folder / "job.json")
+    return folder
+
+
+def _command(folder: Path, processes: Processes) -> list[str]:
+    """Torchrun, with one process of ours for each GPU."""
+    if processes.nodes > 1:
+        host, _, port = str(processes.master).partition(":")
+        meet = [f"--nnodes={processes.nodes}", f"--node-rank={processes.node}", f"--master-addr={host}"]
+        meet += [f"--master-port={port or 29500}"]
+    else:
+        meet = ["--standalone"]
+    start = [sys.executable, "-P", "-c", "from train.distributing import work; work()", str(folder)]
+    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run"]
+    return [*torchrun, *meet, f"--nproc-per-node={processes.gpus}", "--no-python", *start]
+
+
+def _follow(torchrun: subprocess.Popen[bytes], job: Job, folder: Path) -> None:
+    """Report what the first process writes, until all have ended. Ctrl-C asks them to stop, a second one ends them."""
+    with _stopping(torchrun, folder):
+        steps, settled = _Tail(folder / STEPS), False
+        while True:
+            ended = torchrun.poll() is not None
+            if not settled and (folder / SIZE).exists():
+                job.settled(Size(**json.loads((folder / SIZE).read_text(encoding="utf-8"))))
+                settled = True
+            for line in steps.lines():
+                job.report(Step(**json.loads(line)))
+            if ended:
+                return
+            time.sleep(PAUSE)
+
+
+@contextmanager
+def _stopping(torchrun: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
+    import signal
+
+    def ask(_number: int, _frame: Any) -> None:
+        if (folder / STOP).exists():
+            torchrun.terminate()
+            raise KeyboardInterrupt
+        (folder / STOP).touch()
+
+    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+class _Tail:
+    """The whole lines that were added to a file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.read = path, 0
+
+    def lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.read)
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self.read += len(whole)
+        return whole.decode().splitlines()
+
+
+def _outcome(torchrun: subprocess.Popen[bytes], folder: Path, log: Path) -> Fit:
+    if (folder / FIT).exists():
+        return Fit(**json.loads((folder / FIT).read_text(encoding="utf-8")))
+    failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("failure-*.json"))]
+    if any(failure["kind"] == "stopped" for failure in failures) or (folder / STOP).exists():
+        raise KeyboardInterrupt
+    if failures:
+        raise TrainError(failures[0]["what"], failures[0]["hint"])
+    raise TrainError(
+        f"The processes ended with exit code {torchrun.returncode} and no word of why.",
+        f"{log} has all that they said.",
+    )
+
+
+# ------------------------------------------------------------------------------------------- in each of the processes
+
+
+def work() -> None:
+    """What torchrun starts: read the job, train with the others, and let the first process write what came of it."""
+    folder = Path(sys.argv[1])
+    try:
+        fit = _work(folder)
+    except KeyboardInterrupt:
+        _write(folder / f"failure-{rank()}.json", {"kind": "stopped"})
+    except CurateError as error:
+        _write(folder / f"failure-{rank()}.json", {"kind": "explained", "what": error.what, "hint": error.hint})
+        raise
+    except Exception as error:
+        what = f"Process {rank()} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        _write(folder / f"failure-{rank()}.json", {"kind": "other", "what": what, "hint": "training.log says more."})
+        raise
+    else:
+        if rank() == 0:
+            _write(folder / FIT, {"metrics": fit.metrics, "facts": fit.facts})
+
+
+def _work(folder: Path) -> Fit:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    job = _read_job(folder)
+    return find_engine(job.recipe.engine)(job)
+
+
+def _read_job(folder: Path) -> Job:
+    """The job of the folder. Raises `TrainError` when its tokens are not the ones that were written."""
+    written = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    rows = pl.read_parquet(folder / "rows.parquet")
+    if token_digest(rows) != written["digest"]:
+        raise TrainError(f"{folder}/rows.parquet is not what was written there.", "Start the same command again.")
+    return Job(
+        rows=rows,
+        held_out=pl.read_parquet(folder / "held_out.parquet"),
+        model=Path(written["model"]),
+        recipe=TrainSection.model_validate(written["recipe"]),
+        method=written["method"],
+        checkpoints=Path(written["checkpoints"]),
+        adapter=Path(written["adapter"]),
+        report=_Steps(folder / STEPS),
+        size=Size(**written["size"]) if written["size"] else None,
+        trial=written["trial"],
+        evaluations=dict(written["evaluations"]),
+        settled=lambda size: _write(folder / SIZE, asdict(size)) if rank() == 0 else None,
+        resume=Path(written["resume"]) if written["resume"] else None,
+        board=Path(written["board"]) if written["board"] else None,
+        asked=lambda: (folder / STOP).exists() or _is_orphan(written),
+    )
+
+
+def _is_orphan(written: dict[str, Any]) -> bool:
+    """Whether the command that was typed is gone, so that nobody would take the result."""
+    if written["nodes"] > 1:
+        return False  # it may be on another machine
+    try:
+        os.kill(written["parent"], 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+class _Steps:
+    """Writes each step as a line for the process that was typed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, step: Step) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(step)) + "\n")
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(value), encoding="utf-8")
+    unfinished.replace(path)
