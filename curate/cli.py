@@ -566,6 +566,8 @@ def trace(
 
     with reading(store_path(store)) as connection:
         found = tracing.trace(connection, what)
+        if earlier := tracing.say_earlier(connection, what):
+            note(earlier)
     if as_json:
         print_json([one.as_json() for one in found])
         return

@@ -37,10 +37,11 @@ PLACES_SQL = """
         WHERE path = $file OR ends_with(path, '/' || $file)
     )
     SELECT source, "row", start, conversation FROM named
-    WHERE start = (SELECT max(start) FROM named AS same WHERE same.source = named.source AND same.start <= $number)
+    WHERE start = if($by = '#', $number, (
+        SELECT max(start) FROM named AS same WHERE same.source = named.source AND same.start <= $number))
     ORDER BY source, "row"
 """
-"""The records that start on this line, or on the last line before it on which one starts."""
+"""The records that start on this line, or on the last line before it on which one starts; or the row of this number."""
 
 ORIGINS_SQL = """
     SELECT path, "row", line, duplicate, shape, sha256, imported_at, metadata, mends, raw
@@ -165,6 +166,19 @@ def trace(connection: DuckDBPyConnection, asked: str) -> list[Journey | Refused]
     return [_found(connection, record) for record in _records(connection, place)]
 
 
+def say_earlier(connection: DuckDBPyConnection, asked: str) -> str | None:
+    """What to say beside the answer where it begins on an earlier line than the one that was asked for.
+
+    The line may stand inside that record or behind the last one: the store does not know where a record ends.
+    """
+    place = PLACE.fullmatch(asked)
+    if place is None or place["by"] == "#":
+        return None
+    start = max(start for _, _, start, _ in _places(connection, place))
+    asked_for = f"No record of {place['file']} starts on line {place['number']}"
+    return None if start == int(place["number"]) else f"{asked_for}; the last one before it starts on line {start}."
+
+
 def _complete(connection: DuckDBPyConnection, prefix: str) -> str:
     """The one id that begins with `prefix`."""
     query = "SELECT id FROM conversations WHERE starts_with(id, ?) ORDER BY id LIMIT ?"
@@ -182,11 +196,9 @@ def _complete(connection: DuckDBPyConnection, prefix: str) -> str:
 
 def _records(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple[str, int, str | None]]:
     """The records at a place: source, row, and the conversation, null where the row was rejected."""
-    file, number = place["file"], int(place["number"])
-    params = {"file": file, "by": place["by"], "number": number}
-    found = connection.execute(PLACES_SQL, params).fetchall()
+    found, file = _places(connection, place), place["file"]
     if not found:
-        raise _no_such_place(connection, file, number)
+        raise _no_such_place(connection, place)
     if len(found) > RECORDS_PER_LINE:
         raise VersionError(
             f"{len(found):,} records start on line {found[0][2]} of {file}.",
@@ -195,9 +207,19 @@ def _records(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple
     return [(source, row, conversation) for source, row, _, conversation in found]
 
 
-def _no_such_place(connection: DuckDBPyConnection, file: str, number: int) -> VersionError:
+def _places(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple[str, int, int, str | None]]:
+    """The records at a place: source, row, the line on which it starts (for `#` its row again), and conversation."""
+    params = {"file": place["file"], "by": place["by"], "number": int(place["number"])}
+    return connection.execute(PLACES_SQL, params).fetchall()
+
+
+def _no_such_place(connection: DuckDBPyConnection, place: re.Match[str]) -> VersionError:
+    file, number = place["file"], place["number"]
     paths = [path for (path,) in connection.sql("SELECT DISTINCT path FROM sources ORDER BY path").fetchall()]
-    if any(path == file or path.endswith(f"/{file}") for path in paths):
+    imported = any(path == file or path.endswith(f"/{file}") for path in paths)
+    if imported and place["by"] == "#":
+        return VersionError(f"{file} has no row {number}.", "Rows count from 1, without the header and blank lines.")
+    if imported:
         return VersionError(
             f"No record of {file} starts on line {number} or before.", "The first line may be a header."
         )

@@ -83,6 +83,8 @@ def test_the_beginning_of_an_id_is_enough_and_an_ambiguous_one_lists_the_candida
         ("ffffffffffff", "No conversation's id begins"),
         ("other.csv:3", "Nothing was imported from other.csv"),
         ("data.csv:1", "No record of data.csv starts on line 1"),
+        ("data.csv#0", "data.csv has no row 0"),
+        ("data.csv#99999", "data.csv has no row 99999"),
         ("data.csv", "neither an id nor a place"),
     ],
 )
@@ -165,9 +167,12 @@ def test_a_real_import_is_traced_from_a_line_inside_a_multi_line_cell(tmp_path):
     (inside,) = traced(store, "data.csv:4")
     assert isinstance(inside, Journey)
     assert (inside.origins[0]["line"], inside.origins[0]["metadata"]) == (2, {"ticket": "a1"})
+    shown = CliRunner().invoke(app, ["trace", "data.csv:4", "--store", str(store)])
+    assert "No record of data.csv starts on line 4; the last one before it starts on line 2." in shown.stderr
     (refused,) = traced(store, "data.csv:5")
     assert isinstance(refused, Refused)
     assert (refused.row, refused.line, refused.raw) == (2, 5, "Two?,,a2")
+    assert CliRunner().invoke(app, ["trace", "data.csv:5", "--store", str(store)]).stderr == ""
 
 
 def test_the_command_shows_control_characters_and_does_not_obey_them(store):
