@@ -222,16 +222,27 @@ def _metadata_column(key: str) -> Column:
 AS_NUMBER = " as number"
 
 
+def _aliases(columns: Mapping[str, Column]) -> dict[str, str]:
+    """What the columns of `_facts` are called: numbered, since to DuckDB `Rating` and `rating` are one name.
+
+    None is called `conversation` either, as the id is.
+    """
+    return {name: f"{name} {number}" for number, name in enumerate(columns)}
+
+
 def _facts(columns: Mapping[str, Column]) -> str:
     """A query with one row per conversation that rules judge and one column per name in the rules.
 
     A metadata column is there twice, as text and as a number, null where it is none.
     """
-    values = {name: column.sql for name, column in columns.items()}
+    aliases = _aliases(columns)
+    values = {aliases[name]: column.sql for name, column in columns.items()}
     values |= {
-        f"{name}{AS_NUMBER}": f"TRY_CAST({column.sql} AS DOUBLE)" for name, column in columns.items() if column.metadata
+        f"{aliases[name]}{AS_NUMBER}": f"TRY_CAST({column.sql} AS DOUBLE)"
+        for name, column in columns.items()
+        if column.metadata
     }
-    named = [f'{sql} AS "{_inside(name)}"' for name, sql in values.items()]
+    named = [f'{sql} AS "{_inside(alias)}"' for alias, sql in values.items()]
     return f"""
         SELECT {", ".join(["c.id AS conversation", *named])} FROM conversations c
         LEFT JOIN scores s ON s.conversation = c.id
@@ -286,9 +297,11 @@ def _in_facts(
 ) -> tuple[str, str]:
     """An expression as SQL over `facts`, and the type that it gives."""
 
+    aliases = _aliases(columns)
+
     def name_in_facts(parts: tuple[str, ...], as_number: bool) -> str:
         name = ".".join(parts)
-        return f"{name}{AS_NUMBER}" if as_number and columns[name].metadata else name
+        return f"{aliases[name]}{AS_NUMBER}" if as_number and columns[name].metadata else aliases[name]
 
     sql = rule.sql(name_in_facts)
     try:

@@ -225,6 +225,18 @@ def test_the_waterfall_counts_each_leaver_at_the_first_rule_that_fails(store):
     assert (selection.conversations, selection.kept_by_rules, selection.kept) == (3, 1, 1)
 
 
+def test_a_rule_reads_the_very_column_that_it_names(tmp_path):
+    store = tmp_path / "columns.duckdb"
+    add(store, [chat("Hi", "Hello")], metadata={"conversation": "C1", "Rating": "5", "rating": "1"})
+    for rule in (
+        *("conversation = 'C1'", "meta.conversation = 'C1' and id <> 'C1'", "meta.Rating = '5' and meta.rating = '1'"),
+        *("meta.Rating > 4 and meta.rating < 2", "Rating = '5' and rating = '1'"),
+    ):
+        assert select_store(store, rules(one=rule), dry_run=True).kept == 1, rule
+    both = rules(large="meta.Rating > 4", small="meta.rating < 2")
+    assert select_store(store, both, dry_run=True).kept == 1
+
+
 def test_verdicts_carry_the_rules_text(store):
     selection = select_store(store, rules(polite="not refusal", rated="meta.rating > 3"))
     reasons = sorted((verdict, reason, by_whom, sel) for _, verdict, reason, by_whom, sel in verdicts(store))
