@@ -1,14 +1,21 @@
 """The labelling server: its accounts, its headers, what survives, what a second one is told."""
 
+import itertools
 import json
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from http.client import HTTPException
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
-from labelling_server import RefusedError
+from labelling_server import LabellingServer, RefusedError
 
 
 def test_every_answer_forbids_scripts_that_are_not_the_servers_own(argilla_server):
-    from urllib.request import urlopen
-
     for path in ("/", "/sign-in", "/api/v1/version"):
         with urlopen(argilla_server.url + path) as answer:
             rules = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
@@ -42,3 +49,195 @@ def test_a_second_server_on_the_same_home_is_told_so(argilla_server, curate):
     ]
 
 
+# homes of their own: what is stopped, killed, copied ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A server that these tests stop, kill and start again."""
+    server = LabellingServer(tmp_path_factory.mktemp("own") / "home")
+    server.start()
+    yield server
+    server.stop()
+
+
+def password_in(text):
+    lines = text.splitlines()
+    return lines[next(n for n, line in enumerate(lines) if "with the password" in line) + 1].strip()
+
+
+def sign_in(server, name, password):
+    body = urlencode({"username": name, "password": password}).encode()
+    with urlopen(f"{server.url}/api/v1/token", body) as answer:
+        return json.loads(answer.read())["access_token"]
+
+
+def works(server, token):
+    request = Request(f"{server.url}/api/v1/me", headers={"Authorization": f"Bearer {token}"})
+    with urlopen(request) as answer:
+        return json.loads(answer.read())["username"]
+
+
+def test_the_owners_password_is_shown_at_the_first_start_alone_and_kept_as_a_digest(own):
+    password = password_in(own.said.read_text())
+    assert works(own, sign_in(own, "owner", password)) == "owner"
+    assert all(password.encode() not in path.read_bytes() for path in own.home.rglob("*") if path.is_file())
+    with closing(sqlite3.connect(own.home / "argilla.db")) as connection:
+        [(digest,)] = connection.execute("SELECT password_hash FROM users").fetchall()
+    assert digest.startswith("$2b$")
+
+
+def test_the_home_is_nobody_elses(own):
+    assert own.home.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in own.home.iterdir())
+
+
+def test_a_stopped_server_leaves_no_temporary_files_and_lets_people_stay_signed_in(own):
+    token = sign_in(own, "owner", password_in(own.said.read_text()))
+    assert any((own.home / "tmp").iterdir())
+    assert own.stop() == 0
+    assert not (own.home / "tmp").exists()
+    assert not (own.home / "server.json").exists()
+    own.start()
+    assert works(own, token) == "owner"
+    assert own.said.read_text().count("with the password") == 1
+
+
+def test_a_server_that_is_killed_in_a_bulk_push_comes_back_whole_and_searchable(own):
+    made = dataset(own, "killed")
+    thread = threading.Thread(target=push_until_it_ends, args=(own, made))
+    thread.start()
+    while records(own) < 300:
+        time.sleep(0.01)
+    own.kill()
+    thread.join()
+    lose_an_index_row(own)
+    own.start()
+    written = records(own)
+    assert written % BULK == 0, "a bulk is written whole or not at all"
+    found = own.ask("POST", f"datasets/{made}/records/search?limit=1", {"query": {"text": {"q": "word"}}})
+    assert found["total"] == own.ask("GET", f"datasets/{made}/progress")["total"] == written
+    assert "Mended after the last end" in own.said.read_text()
+    assert len(list((own.home / "tmp").iterdir())) == 1, "what the killed one left is gone"
+
+
+BULK = 50
+
+
+def dataset(server, name):
+    made = server.ask("POST", "datasets", {"name": name, "workspace_id": server.workspace})["id"]
+    settings = {"type": "text", "use_markdown": False}
+    server.ask("POST", f"datasets/{made}/fields", {"name": "text", "title": "text", "settings": settings})
+    rating = {"type": "rating", "options": [{"value": n} for n in range(1, 6)]}
+    body = {"name": "quality", "title": "quality", "required": True, "settings": rating}
+    server.ask("POST", f"datasets/{made}/questions", body)
+    server.ask("PUT", f"datasets/{made}/publish")
+    return made
+
+
+def push_until_it_ends(server, made):
+    url = server.url
+    for start in itertools.count(0, BULK):
+        items = [{"fields": {"text": f"word {n}"}, "external_id": f"{n}"} for n in range(start, start + BULK)]
+        headers = {"X-Argilla-Api-Key": server.api_key, "Content-Type": "application/json"}
+        body = json.dumps({"items": items}).encode()
+        try:
+            urlopen(Request(f"{url}/api/v1/datasets/{made}/records/bulk", body, headers)).close()
+        except (URLError, ConnectionError, HTTPException):
+            return
+
+
+def records(server):
+    with closing(sqlite3.connect(server.home / "argilla.db")) as connection:
+        return connection.execute("SELECT count(*) FROM records").fetchone()[0]
+
+
+def lose_an_index_row(server):
+    """What a database has that was written to without this release, such as by a stock server."""
+    with closing(sqlite3.connect(server.home / "argilla.db", isolation_level=None)) as connection:
+        connection.execute("DELETE FROM curate_words WHERE rowid >> 8 = 1")
+        connection.execute("DELETE FROM curate_documents WHERE doc = 1")
+
+
+def test_a_copy_is_taken_while_people_work_and_laid_into_another_home(own, curate, tmp_path):
+    made = dataset(own, "copied")
+    own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "precious"}}]})
+    [one] = own.ask("GET", f"datasets/{made}/records")["items"]
+    own.ask("POST", f"records/{one['id']}/responses", {"values": {"quality": {"value": 4}}, "status": "submitted"})
+    ran = curate("review", "backup", "copy.db", "--home", str(own.home), "--json")
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"file": "copy.db", "answers": 1}), ran.stderr
+    assert (tmp_path / "copy.db").stat().st_mode & 0o077 == 0
+    ran = curate("review", "restore", "copy.db", "--home", "other", "--json")
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"home": "other", "answers": 1}), ran.stderr
+    other = LabellingServer(tmp_path / "other")
+    other.start()
+    try:
+        found = other.ask("POST", f"datasets/{made}/records/search", {"query": {"text": {"q": "precious"}}})
+        assert [item["record"]["id"] for item in found["items"]] == [one["id"]]
+        assert works(other, sign_in(other, "owner", password_in(own.said.read_text()))) == "owner"
+        refused = curate("review", "restore", "copy.db", "--home", "other", "--replace")
+        assert "A labelling server runs on other." in refused.stderr
+    finally:
+        other.stop()
+    refused = curate("review", "restore", "copy.db", "--home", "other")
+    assert "other holds data already." in refused.stderr
+    assert curate("review", "restore", "copy.db", "--home", "other", "--replace").returncode == 0
+    assert (tmp_path / "other" / "argilla.db.before-restore").exists()
+
+
+def test_a_file_that_is_no_copy_is_refused_and_nothing_is_touched(curate, tmp_path):
+    (tmp_path / "notes.txt").write_text("buy milk")
+    with closing(sqlite3.connect(tmp_path / "mine.db")) as connection:
+        connection.execute("CREATE TABLE songs (name)")
+    for file, said in (("notes.txt", "is no copy"), ("mine.db", "is no copy"), ("none.db", "There is no none.db.")):
+        ran = curate("review", "restore", file, "--home", "home")
+        assert (ran.returncode, said in ran.stderr) == (1, True), ran.stderr
+    assert not (tmp_path / "home").exists()
+
+
+# accounts --------------------------------------------------------------------------------------------------------
+
+
+def test_accounts_are_made_listed_and_given_new_passwords_by_command(own, curate):
+    home = ("--home", str(own.home))
+    made = json.loads(curate("review", "users", "add", "eve", *home, "--json").stdout)
+    assert works(own, sign_in(own, "eve", made["password"])) == "eve"
+    assert own.ask("GET", "me/workspaces", key=made["api_key"])["items"][0]["name"] == "curate"
+    again = curate("review", "users", "add", "eve", *home)
+    assert (again.returncode, "There is an account eve already." in again.stderr) == (1, True)
+    new = json.loads(curate("review", "users", "password", "eve", *home, "--json").stdout)["password"]
+    assert works(own, sign_in(own, "eve", new)) == "eve"
+    with pytest.raises(HTTPError, match="401"):
+        sign_in(own, "eve", made["password"])
+    listed = json.loads(curate("review", "users", "list", *home, "--json").stdout)
+    assert [(one["name"], one["role"]) for one in listed] == [("owner", "owner"), ("eve", "annotator")]
+
+
+def test_a_server_of_ones_own_is_named_by_address_with_its_key_in_the_environment(own, curate):
+    listed = curate("review", "users", "list", "--url", own.url, "--json", ARGILLA_API_KEY=own.api_key)
+    assert json.loads(listed.stdout)[0]["name"] == "owner"
+    keyless = curate("review", "users", "list", "--url", own.url, ARGILLA_API_KEY="")
+    assert f"There is no key for {own.url}." in keyless.stderr
+    wrong = curate("review", "users", "list", "--url", own.url, ARGILLA_API_KEY="wrong")
+    assert "does not let this key do that" in wrong.stderr
+    away = curate("review", "users", "list", "--url", "http://127.0.0.1:9", ARGILLA_API_KEY="any")
+    assert "http://127.0.0.1:9 does not answer" in away.stderr
+    nowhere = curate("review", "users", "list", "--home", "nowhere")
+    assert "No labelling server runs on nowhere." in nowhere.stderr
+
+
+def test_a_port_that_is_taken_is_named(own, curate):
+    port = own.url.rpartition(":")[2]
+    ran = curate("review", "serve", "--home", "mine", "--port", port)
+    assert (ran.returncode, f"cannot listen on 127.0.0.1:{port}" in ran.stderr) == (1, True)
+
+
+def test_the_environment_is_made_once_and_a_failure_is_told(curate, tmp_path):
+    broken = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
+    folder = tmp_path / "environment"
+    ran = curate("review", "serve", "--only-set-up", CURATE_REVIEW_ENVIRONMENT=str(folder), **broken)
+    assert ran.returncode == 1
+    assert "The labelling server's environment could not be made" in ran.stderr
+    assert not (folder / "ready").exists()
+    ran = curate("review", "serve", "--only-set-up", **broken)  # it is there: nothing is fetched
+    assert ran.returncode == 0
