@@ -106,13 +106,14 @@ def _speaker(
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    return Speaker(model.eval(), script, _stops(script), adapted=adapter is not None)
+    return Speaker(model.eval(), script, stop_ids(script), adapted=adapter is not None)
 
 
-def _stops(script: Script) -> list[int]:
+def stop_ids(script: Script) -> list[int]:
     """Ids that end an answer: the token that this template ends a turn with, then those of the model's own config."""
     turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
     regions = script.rendering({"conversations": turns}).regions
     ending = [regions[-1].stop] if regions and regions[-1].stop else []
     names = [*ending, *sorted(script.tokenizer.stops)]
-    return [number for name in names if (number := script.tokenizer.id_of(name)) is not None]
+    ids = (script.tokenizer.id_of(name) for name in dict.fromkeys(names))
+    return [number for number in ids if number is not None]

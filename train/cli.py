@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, print_json
+from train.export_cli import register as register_export_commands
 
 if TYPE_CHECKING:
     from train.fitting import Start
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify", rich_help_panel=PANEL)(verify_command)
     app.command("retrain", rich_help_panel=PANEL)(retrain_command)
     app.command("chat", rich_help_panel=PANEL)(chat_command)
+    register_export_commands(app)
 
 
 def preview_command(

@@ -33,7 +33,7 @@ def save_adapter(folder: Path, manifest: Manifest, model: Path, template: Templa
     the adapter's settings, which say where the base model lies on this machine; the adapter's digest has the rest.
     """
     _write_config(folder / CONFIG_FILE, manifest, model)
-    _write_tokenizer(folder, model, template)
+    write_tokenizer(folder, model, template)
     write_ledger(ledger, folder)
     (folder / "recipe.json").write_text(_json(manifest.recipe), encoding="utf-8")
     (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT writes an empty form
@@ -60,7 +60,7 @@ def _write_config(path: Path, manifest: Manifest, model: Path) -> None:
     path.write_text(_json(config), encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path, model: Path, template: Template) -> None:
+def write_tokenizer(folder: Path, model: Path, template: Template) -> None:
     """Copy the model's tokenizer, with the template that was trained in place of its own."""
     for name in TOKENIZER_FILES:
         if name not in OF_THE_MODEL and (model / name).exists():
@@ -80,25 +80,7 @@ def _json(value: Any) -> str:
 def card(manifest: Manifest) -> str:
     """The model card: what the adapter is, what it was trained on, how to use it, and the digests that prove it."""
     m = manifest
-    base = Path(m.model.name).name if "/" not in m.model.name or Path(m.model.name).is_dir() else m.model.name
-    on_hub = f"base_model: {m.model.name}\n" if base == m.model.name and "/" in base else ""
-    rows = {
-        "dataset": f"`{m.data.version}`",
-        "dataset digest": f"`{m.data.digest}`",
-        "conversations": f"{m.tokens.conversations:,} trained, {m.tokens.dropped:,} dropped, "
-        f"{m.tokens.truncated:,} truncated, {m.data.counts.get('held_out', 0):,} held out",
-        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} learned",
-        "token digest": f"`{m.tokens.digest}`",
-        "base model": f"{base}, `{m.model.digest}`",
-        "template": f"{m.rendering.template}, `{m.rendering.template_digest}`",
-        "tokenizer": f"`{m.rendering.tokenizer_digest}`",
-        "masks": m.rendering.mask_policy,
-        "recipe digest": f"`{m.recipe_digest}`",
-        "engine": f"{m.recipe['engine']}, {m.engine['method']}, {'packed' if m.engine['packing'] else 'not packed'}",
-        "machine": f"{m.machine.device_name}, {m.machine.threads} threads, {m.machine.system}",
-        "adapter digest": f"`{m.adapter_digest}`",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    base, on_hub, table = provenance(m)
     return f"""---
 library_name: peft
 pipeline_tag: text-generation
@@ -125,6 +107,31 @@ A LoRA adapter for {base}, trained with curate {m.curate} on version `{m.data.ve
 or in Python: `AutoPeftModelForCausalLM.from_pretrained(folder)` with the tokenizer and chat template in this folder.
 `ledger.parquet` says of every conversation whether it was trained, cut or left out, and why.
 """
+
+
+def provenance(manifest: Manifest) -> tuple[str, str, str]:
+    """The base model's name, the card's line that names it on the hub ("" if it is not there), and a table of facts."""
+    m = manifest
+    base = Path(m.model.name).name if "/" not in m.model.name or Path(m.model.name).is_dir() else m.model.name
+    on_hub = f"base_model: {m.model.name}\n" if base == m.model.name and "/" in base else ""
+    rows = {
+        "dataset": f"`{m.data.version}`",
+        "dataset digest": f"`{m.data.digest}`",
+        "conversations": f"{m.tokens.conversations:,} trained, {m.tokens.dropped:,} dropped, "
+        f"{m.tokens.truncated:,} truncated, {m.data.counts.get('held_out', 0):,} held out",
+        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} learned",
+        "token digest": f"`{m.tokens.digest}`",
+        "base model": f"{base}, `{m.model.digest}`",
+        "template": f"{m.rendering.template}, `{m.rendering.template_digest}`",
+        "tokenizer": f"`{m.rendering.tokenizer_digest}`",
+        "masks": m.rendering.mask_policy,
+        "recipe digest": f"`{m.recipe_digest}`",
+        "engine": f"{m.recipe['engine']}, {m.engine['method']}, {'packed' if m.engine['packing'] else 'not packed'}",
+        "machine": f"{m.machine.device_name}, {m.machine.threads} threads, {m.machine.system}",
+        "adapter digest": f"`{m.adapter_digest}`",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return base, on_hub, table
 
 
 def _measured(manifest: Manifest) -> str:
