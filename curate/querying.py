@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 from duckdb import DuckDBPyConnection, StatementType
 
+from curate.naming import distinct
 from schemas.errors import StoreError
 
 SLICE = 10_000
@@ -18,7 +20,7 @@ SLICE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Column names, and the rows as they are fetched; the store must stay open meanwhile."""
+    """Column names, each once, and the rows as they are fetched; the store must stay open meanwhile."""
 
     columns: list[str]
     rows: Iterator[tuple[Any, ...]]
@@ -35,21 +37,30 @@ class Answer:
 def ask(connection: DuckDBPyConnection, query: str) -> Answer:
     """The answer to one SELECT (also DESCRIBE, SUMMARIZE, SHOW TABLES).
 
-    Raises `StoreError` for anything that is no question, and for one that DuckDB cannot answer.
+    Raises `StoreError` for anything that is no question, and for one that DuckDB cannot answer; the rows raise it too,
+    where it shows only behind the first of them.
     """
-    try:
+    with _explained():
         statements = connection.extract_statements(query)
         if len(statements) != 1 or statements[0].type != StatementType.SELECT:
             raise StoreError(
                 "curate sql only reads: give it one SELECT.", "Import, select and freeze change the store."
             )
         result = connection.execute(query)
-        columns = [column[0] for column in result.description]
-    except duckdb.Error as error:
-        raise StoreError(str(error).strip(), "curate sql 'SHOW TABLES' lists the tables.") from error
+        columns = distinct(column[0] for column in result.description)
     return Answer(columns, _fetched(result))
 
 
 def _fetched(result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
-    while rows := result.fetchmany(SLICE):
-        yield from rows
+    with _explained():
+        while rows := result.fetchmany(SLICE):
+            yield from rows
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Tell what DuckDB finds wrong with the question."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise StoreError(str(error).strip(), "curate sql 'SHOW TABLES' lists the tables.") from error

@@ -56,6 +56,25 @@ def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate
     assert "Traceback" not in ran.stderr
 
 
+def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[..., Any]) -> None:
+    query = "SELECT x.i AS id, y.i AS id FROM range(2) x(i), range(5, 6) y(i) ORDER BY ALL"
+    assert json.loads(curate("sql", query, "--json").stdout) == [{"id": 0, "id_2": 5}, {"id": 1, "id_2": 5}]
+    assert curate("sql", query, "--csv").stdout.splitlines() == ["id,id_2", "0,5", "1,5"]
+    table = [line.split() for line in curate("sql", query).stdout.splitlines()]
+    assert [["id", "id_2"], ["0", "5"]] == [row for row in table if row in (["id", "id_2"], ["0", "5"])]
+
+
+@pytest.mark.parametrize("how", ["--json", "--csv"])
+def test_a_question_that_fails_behind_the_first_rows_is_explained(
+    filled: Path, curate: Callable[..., Any], how: str
+) -> None:
+    late = "SELECT CAST(if(i < 90000, '1', 'one') AS INTEGER) AS n FROM range(100000) t(i)"
+    ran = curate("sql", late, how)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Error: Conversion Error: Could not convert string 'one'")
+    assert "Traceback" not in ran.stderr
+
+
 def test_the_status_says_what_there_is_and_what_comes_next(filled: Path, curate: Callable[..., Any]) -> None:
     shown = curate("status").stdout
     assert "60 conversations from 1 file" in shown

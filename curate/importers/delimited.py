@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from curate.importers.csv_records import NEWLINE, QUOTE, RETURN, Fault, Mask, Re
 from curate.importers.decoding import foreign_encoding
 from curate.importers.streaming import Bytes, ByteStream, Chunk, Positions, find
 from curate.importers.texts import Numbers, Problem, as_bytes, as_text, batch_of, not_utf8, refuse_foreign, texts_of
+from curate.naming import distinct
 from schemas.errors import SourceError
 
 DELIMITERS = ",;\t|"
@@ -90,7 +90,7 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
         )
     start, stop = layout.starts[layout.first[record]], layout.stops[layout.first[record] + layout.widths[record] - 1]
     _refuse_foreign_header(stream.path, data[start:stop].tobytes(), 1 + len(find(data[:start], NEWLINE)))
-    return _distinct(cell.decode() for cell in layout.cells_of(data, record))
+    return distinct(cell.decode() for cell in layout.cells_of(data, record))
 
 
 def _refuse_foreign_header(path: str, header: bytes, line: int) -> None:
@@ -99,16 +99,6 @@ def _refuse_foreign_header(path: str, header: bytes, line: int) -> None:
         header.decode()
     except UnicodeDecodeError as error:
         raise foreign_encoding(path, header, line + header.count(b"\n", 0, error.start)) from error
-
-
-def _distinct(names: Iterator[str]) -> list[str]:
-    """The names, each once: a second `name` becomes `name_2`, an empty one in third place `column_3`."""
-    taken: dict[str, None] = {}
-    for place, name in enumerate(names, 1):
-        wanted = name or f"column_{place}"
-        free = (wanted if number == 1 else f"{wanted}_{number}" for number in count(1))
-        taken[next(one for one in free if one not in taken)] = None
-    return list(taken)
 
 
 def _first_records(start: Bytes, delimiter: str) -> _Layout:
