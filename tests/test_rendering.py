@@ -16,6 +16,7 @@ from train import caching, rendering
 from train.caching import rendered_version
 from train.messaging import to_messages, to_tools
 from train.rendering import RENDERED, Script, Template, Tokenizer, find_template, render
+from train.spreading import spread
 from train.templating import PINNED_DATE, own_names, unsloth_templates
 
 CALL = '{"name": "weather", "arguments": {"city": "Pa\\"ris", "days": 3, "units": ["C", "<b>"]}}'
@@ -528,6 +529,12 @@ def test_many_are_rendered_by_several_processes_to_the_same_frame(sample, monkey
     monkeypatch.setattr(rendering, "_processes", lambda _size: 2)
     monkeypatch.setattr(rendering, "_rendered", None)  # not here
     assert render(conversations, template, tokenizer).equals(one)
+
+
+def test_a_process_that_ends_early_is_an_error_and_not_a_shorter_frame(capfd):
+    with pytest.raises(RuntimeError, match="A process that helps ended early"):
+        list(spread(bytes.fromhex, ("not hex",), [b"1", b"2"], 2))
+    assert "ValueError" in capfd.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------- the tokenizer

@@ -8,19 +8,16 @@ program of Python that runs on one.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
-from multiprocessing import get_context, parent_process
 
 import polars as pl
 
 from train.labelling import IGNORED, RENDERED, label, token_range
 from train.marking import Piece, Region, Rendering, Script
 from train.reasoning import Reasoning
+from train.spreading import Work, spread
 from train.templating import PINNED_DATE, Template, find_template
 from train.tokenizing import Tokenizer
 
@@ -85,44 +82,20 @@ def _rendered(conversations: pl.DataFrame, script: Script) -> pl.DataFrame:
 
 
 def _by_many(chunks: list[pl.DataFrame], script: Script, processes: int) -> Iterator[pl.DataFrame]:
-    """The chunks rendered by several processes, in order. They are spawned: Polars must not be forked."""
+    """The chunks rendered by several processes, in order."""
     _ = script.tokenizer.words  # found out once, here, and handed on with the tokenizer
     arguments = (script.template, script.tokenizer, script.reasoning)
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, arguments) as pool:
-        try:
-            yield from pool.map(_rendered_there, map(_as_bytes, chunks))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    return map(pl.read_ipc, spread(_worker, arguments, map(_as_bytes, chunks), processes))
 
 
-def _as_bytes(chunk: pl.DataFrame) -> bytes:
-    """The chunk alone, for another process: pickled, a slice takes the whole frame along."""
+def _worker(template: Template, tokenizer: Tokenizer, reasoning: Reasoning) -> Work:
+    """What one of several processes does with a chunk."""
+    script = Script(template, tokenizer, reasoning)
+    return lambda chunk: _as_bytes(_rendered(pl.read_ipc(chunk), script))
+
+
+def _as_bytes(frame: pl.DataFrame) -> bytes:
+    """The frame for another process. Pickled, a slice would take all of the frame along that it is a slice of."""
     written = BytesIO()
-    chunk.write_ipc(written)
+    frame.write_ipc(written)
     return written.getvalue()
-
-
-_script: Script
-"""The script of a process that renders for another."""
-
-
-def _begin(template: Template, tokenizer: Tokenizer, reasoning: Reasoning) -> None:
-    """Make this process ready: it is one of many, and ends with the one that started it, however that ends."""
-    global _script  # noqa: PLW0603  a worker process keeps its state in its module
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["POLARS_MAX_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it answers Ctrl-C
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _script = Script(template, tokenizer, reasoning)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _rendered_there(chunk: bytes) -> pl.DataFrame:
-    return _rendered(pl.read_ipc(chunk), _script)

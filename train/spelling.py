@@ -34,6 +34,9 @@ PROPERTIES = {
 REPRESENTATIVES = "aZ19 \n\r\t'.s/_\x1c"
 """A character of each kind that the expressions tell apart; three of them in a row are every neighbourhood."""
 
+BYTE_LEVEL = {number: 0x100 + place for place, number in enumerate([*range(33), 127])}
+"""How byte-level models write the ASCII characters that cannot be seen: the first free letters, in order."""
+
 ROOM = 300_000
 """Words that are remembered: some 50 MB."""
 
@@ -59,10 +62,10 @@ class Words(dict[str, tuple[int, ...]]):
         return cls(backend, words) if words and _cuts_alike(backend, words) else None
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        ((spelt, _),) = self.backend.pre_tokenizer.pre_tokenize_str(word)
         if len(self) >= ROOM:
             self.clear()
-        self[word] = ids = tuple(token.id for token in self.backend.model.tokenize(spelt))
+        spelt = word.translate(BYTE_LEVEL)
+        self[word] = ids = tuple([token.id for token in self.backend.model.tokenize(spelt)])
         return ids
 
     def spell(self, text: str, borders: Sequence[int]) -> tuple[list[int], list[int]] | None:
@@ -154,8 +157,8 @@ def _cuts_alike(backend: Backend, words: re.Pattern[str]) -> bool:
     pairs = "".join(map("".join, product(everyone, everyone)))
     threes = "".join(map("".join, product(REPRESENTATIVES, repeat=3)))
     probes = (pairs, threes, "a'S b'RE c'lL 'tis", "  x\r\n\r\n  y \n", "end   ")
-    return all(_borders(backend, text) == [found.span() for found in words.finditer(text)] for text in probes)
-
-
-def _borders(backend: Backend, text: str) -> list[tuple[int, int]]:
-    return [tuple(span) for _, span in backend.pre_tokenizer.pre_tokenize_str(text)]
+    return all(
+        backend.pre_tokenizer.pre_tokenize_str(text)
+        == [(found.group().translate(BYTE_LEVEL), found.span()) for found in words.finditer(text)]
+        for text in probes
+    )
