@@ -277,7 +277,7 @@ def _nothing_read(path: str, batches: list[Batch]) -> SourceError:
 
 def _source_id(sha256: str, mapping: Mapping, section: ImportSection) -> str:
     """The id of an import: the same bytes, read in the same way, have the same id under any name."""
-    how = {"encoding": section.encoding, "format": section.format, "mend": sorted(section.mend)}
+    how = {"encoding": section.encoding, "format": section.format, "mend": list(section.mend)}
     return digest({"sha256": sha256, **mapping.as_json(), **how})[:ID_LENGTH]
 
 

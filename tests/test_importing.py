@@ -168,6 +168,17 @@ def test_a_dry_run_knows_what_the_store_has(store: Path, mixed: Path, tmp_path: 
     assert ask(store, "SELECT count(*) FROM sources") == [(1,)]
 
 
+def test_the_same_mends_in_another_order_are_another_import(store: Path, tmp_path: Path) -> None:
+    turns = [("human", "Hi "), ("human", "you?"), ("gpt", "Hello")]
+    row = {"conversations": [{"from": who, "value": words} for who, words in turns]}
+    path = write_jsonl(tmp_path / "chats.jsonl", [row])
+    for mends in (("strip", "merge-consecutive"), ("merge-consecutive", "strip")):
+        assert import_one(store, path, mend=mends).imported_before is None
+        assert import_one(store, path, mend=mends).imported_before == str(path)
+    asked = ask(store, "SELECT conversations[1].value FROM conversations ORDER BY 1")
+    assert asked == [("Hi\n\nyou?",), ("Hi \n\nyou?",)]
+
+
 def test_a_command_imports_all_of_its_files_or_none(store: Path, tmp_path: Path) -> None:
     good = write_jsonl(tmp_path / "good.jsonl", [alpaca(1)])
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"colour": "red", "size": 3}])
