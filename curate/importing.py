@@ -37,6 +37,13 @@ from schemas.store import reading, writing
 Progress = Callable[[int, int], None]
 """Told how many bytes of the files have been read, and of how many."""
 
+REJECTS_TO_KNOW = """
+    SELECT * REPLACE (if(row_number() OVER (PARTITION BY source, code ORDER BY "row") = 1, raw, '') AS raw) FROM rejects
+"""
+"""The rejects that a dry run may close or name again; their texts only where one is shown as an example."""
+
+MENDS_TO_KNOW = 'SELECT source, "row", conversation, duplicate, mends FROM origins WHERE mends IS NOT NULL'
+
 PENDING = "pending"
 """The id of a source whose bytes are only known when they have been read, until then."""
 
@@ -161,7 +168,7 @@ def _landing(store: Path) -> Iterator[DuckDBPyConnection]:
 
 @contextmanager
 def _rehearsal(store: Path) -> Iterator[DuckDBPyConnection]:
-    """A store in memory that knows the ids and sources of the real one, if there is one, and is thrown away."""
+    """A store in memory that knows what the real one knows, but for its texts, and is thrown away."""
     with duckdb.connect(":memory:") as connection:
         for step in MIGRATIONS:
             step(connection)
@@ -169,8 +176,12 @@ def _rehearsal(store: Path) -> Iterator[DuckDBPyConnection]:
             with reading(store) as real:
                 known_ids = real.sql("SELECT id FROM conversations").to_arrow_table()  # noqa: F841  read by its name
                 known_sources = real.sql("FROM sources").to_arrow_table()  # noqa: F841
+                known_rejects = real.sql(REJECTS_TO_KNOW).to_arrow_table()  # noqa: F841
+                known_mends = real.sql(MENDS_TO_KNOW).to_arrow_table()  # noqa: F841
             connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM known_ids")
             connection.execute("INSERT INTO sources FROM known_sources")
+            connection.execute("INSERT INTO rejects FROM known_rejects")
+            connection.execute("INSERT INTO origins BY NAME FROM known_mends")
         yield connection
 
 

@@ -168,6 +168,19 @@ def test_a_dry_run_knows_what_the_store_has(store: Path, mixed: Path, tmp_path: 
     assert ask(store, "SELECT count(*) FROM sources") == [(1,)]
 
 
+def test_a_dry_run_of_a_file_that_was_imported_tells_what_came_of_it(store: Path, tmp_path: Path) -> None:
+    turns = [{"from": who, "value": str(n)} for n, who in enumerate(["human", "gpt", "human"])]
+    path = write_jsonl(tmp_path / "chats.jsonl", [{"conversations": turns}, {"conversations": 7}])
+    section = ImportSection(mend=("trailing-user",))
+    import_files(store, [str(path)], section)
+    again, rehearsed = (
+        import_files(store, [str(path)], section),
+        import_files(store, [str(path)], section, dry_run=True),
+    )
+    assert rehearsed == again
+    assert (rehearsed[0].rejected, rehearsed[0].mended) == ({"not-a-list": 1}, {"trailing-user": 1})
+
+
 def test_the_same_mends_in_another_order_are_another_import(store: Path, tmp_path: Path) -> None:
     turns = [("human", "Hi "), ("human", "you?"), ("gpt", "Hello")]
     row = {"conversations": [{"from": who, "value": words} for who, words in turns]}

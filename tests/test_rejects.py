@@ -113,6 +113,16 @@ def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path
     assert [row for row, _ in open_rejects(store)] == [2]
 
 
+def test_a_dry_run_closes_as_many_rejects_as_the_import(store: Path, tickets: Path, tmp_path: Path) -> None:
+    export(store, tmp_path / "fix.csv", code="empty-answer")
+    fixed = (tmp_path / "fix.csv").read_text(encoding="utf-8").replace(",,", ",Yes.,")
+    (tmp_path / "fix.csv").write_text(fixed, encoding="utf-8")
+    (dry,) = import_files(store, [str(tmp_path / "fix.csv")], ImportSection(), dry_run=True)
+    real = import_one(store, tmp_path / "fix.csv")
+    assert (dry.closed, real.closed) == (2, 2)
+    assert {**dry.as_json(), "examples": []} == real.as_json()
+
+
 def test_a_json_object_goes_back_as_the_text_it_was(store: Path, tmp_path: Path) -> None:
     odd = '{"prompt": "a",  "response": "", "n": 1.50, "x": {"deep": [1e3]}}'
     lines = [odd, '{"prompt": "b", "resp', '{"prompt": "c", "response": "ok"}']
