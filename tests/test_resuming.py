@@ -32,10 +32,14 @@ def runs_of(store):
         return read_runs(connection)
 
 
-def kill_after(folder, steps):
-    """Start `curate train` and kill it -9 once it has done `steps` steps."""
+def kill_after(folder, steps, number=signal.SIGKILL, *options):
+    """Start `curate train` and send it a signal once it has done `steps` steps; its exit code and what it said."""
     process = subprocess.Popen(
-        command("train", "support@1", *SETTINGS), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("train", "support@1", *SETTINGS, *options),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     metrics = folder / "adapters/r1.partial/metrics.jsonl"
     until = time.monotonic() + 120
@@ -43,8 +47,9 @@ def kill_after(folder, steps):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, number)
+    _, said = process.communicate()
+    return process.returncode, said
 
 
 def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(project, trained):
@@ -70,6 +75,19 @@ def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(project, trai
     assert losses[0] == losses[1]
     assert [(run.run, run.status) for run in runs_of(project)] == [("r1", "done")]
     assert not (folder / "adapters/r1.partial").exists()
+
+
+def test_an_interrupted_run_saves_its_last_step_and_goes_on_to_the_same_adapter(project, trained):
+    folder = project.parent
+    code, said = kill_after(folder, 4, signal.SIGINT)
+    assert code == 130
+    assert "the same command goes on with it" in said
+    done = (folder / "adapters/r1.partial/metrics.jsonl").read_text().count("\n")
+    assert newest_complete(folder / "adapters/r1.partial/checkpoints").name == f"checkpoint-{done}"
+    resumed = train(folder, "--resume")
+    undisturbed = json.loads((trained / "adapters/r1/manifest.json").read_text())
+    assert resumed["run"] == "r1"
+    assert resumed["manifest"]["adapter_digest"] == undisturbed["adapter_digest"]
 
 
 def test_a_checkpoint_counts_when_each_of_its_files_is_whole(tmp_path):

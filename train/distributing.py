@@ -232,6 +232,10 @@ def _work(folder: Path) -> Fit:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:  # Accelerate numbers CPUs as if they were GPUs, and torch cannot read back what was saved on "cpu:1"
+        torch.serialization.register_package(
+            0, lambda _: None, lambda stored, place: stored if place.startswith("cpu:") else None
+        )
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     job = _read_job(folder)
     return find_engine(job.recipe.engine)(job)

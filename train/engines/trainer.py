@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.checkpointing import mark_complete
+from train.checkpointing import mark_complete, step_of
 from train.engines import Fit, Job
 from train.engines.evaluating import UNLEARNED, held_out_loss, take_best
 from train.engines.measuring import enough_rows, measure
@@ -222,7 +222,7 @@ def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
     loaded.switch(size.checkpointing)
     trainer, watch = _trainer(job, loaded, size, job.rows)
     _check_tokens(job.rows, trainer.train_dataset)
-    share_evenly(trainer, job.recipe, size)
+    share_evenly(trainer, job, size)
     try:
         with stopping_gently(watch):
             trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
@@ -288,7 +288,7 @@ def _trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tuple[
     return trainer, watch
 
 
-def share_evenly(trainer: SFTTrainer, recipe: TrainSection, size: Size) -> None:
+def share_evenly(trainer: SFTTrainer, job: Job, size: Size) -> None:
     """Let several processes go through the sequences in the order of one, each sequence once.
 
     Accelerate would give the last ones to two processes. Here filler takes their place behind the last: two tokens
@@ -298,11 +298,14 @@ def share_evenly(trainer: SFTTrainer, recipe: TrainSection, size: Size) -> None:
         return
     count = len(trainer.train_dataset)
     filler = -count % (size.batch * world())
-    sampler = InOrder(SeedableRandomSampler(range(count), data_seed=recipe.seed), filler)
+    order = SeedableRandomSampler(range(count), data_seed=job.recipe.seed)
+    if job.resume is not None:  # the trainer says it through two wrappers, and resuming puts on a third
+        order.set_epoch(step_of(job.resume) // -(-count // (size.batch * size.accumulate * world())))
     if filler:
         row = {name: [2] if name == "seq_lengths" else [0, 0] for name in trainer.train_dataset.column_names}
         rows = Dataset.from_list([row | {"labels": [UNLEARNED] * 2}] * filler, features=trainer.train_dataset.features)
         trainer.train_dataset = concatenate_datasets([trainer.train_dataset, rows])
+    sampler = InOrder(order, filler)
     trainer._get_train_sampler = lambda *_: sampler  # a RandomSampler would be replaced by one without filler
 
 

@@ -1,0 +1,129 @@
+"""Several processes: they see what one would see, in its order, and end and go on together."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import polars as pl
+import pytest
+from training import SETTINGS, command, make_project, section, train
+
+from schemas.errors import TrainError
+from schemas.run import read_manifest, read_runs
+from schemas.store import reading
+from train.checkpointing import newest_complete
+from train.distributing import Processes, find_processes
+from train.fitting import decide
+from train.sizing import Size
+from train.verifying import verify
+
+pytestmark = pytest.mark.slow
+
+REFERENCE = ("--engine", "transformers", "--set=train.max_length=128", "--set=train.eval_every=4")
+TWO = ("--set=train.batch=2", "--set=train.effective_batch=4", "--gpus", "2", "--to", "two")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A project in which the same was trained by one process and by two, of which the latter were interrupted."""
+    folder = make_project(tmp_path_factory.mktemp("project")).parent
+    train(folder, *REFERENCE, "--to", "one")
+    interrupt(folder, steps=5)
+    train(folder, *REFERENCE, *TWO)
+    return folder
+
+
+def interrupt(folder, steps):
+    """Start the run on two processes and send Ctrl-C to the command that was typed, once it has done some steps."""
+    metrics = folder / "two.partial/metrics.jsonl"
+    process = subprocess.Popen(
+        command("train", "support@1", *SETTINGS, *REFERENCE, *TWO), cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 180
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < steps:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "the same command goes on with it" in said
+    done = metrics.read_bytes().count(b"\n")
+    assert newest_complete(folder / "two.partial/checkpoints").name == f"checkpoint-{done}"
+
+
+def metrics(folder, name):
+    return pl.read_ndjson(folder / name / "metrics.jsonl")
+
+
+def test_two_processes_follow_the_loss_curve_of_one_through_an_interruption(folder):
+    one, two = metrics(folder, "one"), metrics(folder, "two")
+    assert two["step"].to_list() == one["step"].to_list() == list(range(1, 17))
+    assert two["loss"].to_list() == pytest.approx(one["loss"].to_list(), abs=2e-4)
+    held_out = one["eval_loss"].drop_nulls().to_list()
+    assert two["eval_loss"].drop_nulls().to_list() == pytest.approx(held_out, abs=2e-4)
+    packs = read_manifest(folder / "one").engine["sequences"]
+    assert packs % 4, "the last step of an epoch has to be short, or filler is not tried"
+    assert 2 * packs < 16 * 4, "there have to be several epochs, or the second shuffle is not tried"
+
+
+def test_the_manifest_says_how_it_was_shared_out_and_the_adapter_is_proven(folder):
+    one, two = read_manifest(folder / "one"), read_manifest(folder / "two")
+    assert (two.machine.gpus, two.machine.sharding) == (2, "ddp")
+    assert (two.engine["batch"], two.engine["accumulate"]) == (2, 1)
+    assert (two.tokens, two.data) == (one.tokens, one.data)
+    assert verify(folder / "curate.duckdb", str(folder / "two")).proven
+    with reading(folder / "curate.duckdb") as connection:
+        assert [run.status for run in read_runs(connection)] == ["done", "done"]
+    assert not (folder / "two.partial").exists()
+
+
+def test_sequences_are_each_taken_once_in_the_order_of_one_process(monkeypatch):
+    from accelerate.data_loader import SeedableRandomSampler
+
+    from train.engines.trainer import InOrder
+
+    plain = SeedableRandomSampler(range(10), data_seed=3)
+    padded = InOrder(SeedableRandomSampler(range(10), data_seed=3), filler=2)
+    for epoch in range(3):
+        plain.set_epoch(epoch)
+        padded.set_epoch(epoch)
+        assert list(padded) == [*plain, 10, 11]
+    assert len(padded) == 12
+
+
+def test_what_processes_cannot_do_is_refused_before_anything_is_read(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    store = folder / "curate.duckdb"
+    with pytest.raises(TrainError, match="Unsloth trains on one CPU alone"):
+        decide(store, "support@1", section(), processes=Processes(2))
+    with pytest.raises(TrainError, match="4 packs per step cannot be shared out to 3 GPUs"):
+        decide(store, "support@1", section(engine="transformers"), processes=Processes(3))
+    with pytest.raises(TrainError, match="no sharding called 'zero3'"):
+        find_processes(2, "zero3")
+
+
+def test_a_failure_in_one_process_is_told_in_words(folder, tmp_path):
+    broken = ("--set=train.extra.optim=no_such_optimizer", "--to", str(tmp_path / "x"))
+    ran = subprocess.run(
+        command("train", "support@1", *SETTINGS, *REFERENCE, *broken, "--gpus", "2"),
+        cwd=folder,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "no_such_optimizer" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_size_outlives_the_process_that_found_it(tmp_path):
+    from train.fitting import _read_size, _write_size
+
+    assert _read_size(tmp_path / "size.json") is None
+    _write_size(tmp_path / "size.json", Size(2, 8, "unsloth"))
+    assert _read_size(tmp_path / "size.json") == Size(2, 8, "unsloth")
+    assert json.loads((tmp_path / "size.json").read_text())["batch"] == 2
