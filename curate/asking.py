@@ -116,13 +116,17 @@ def learned_turns(turns: Sequence[Mapping[str, Any]]) -> set[int]:
 
 def task_of(row: Mapping[str, Any], questions: Sequence[Question], *, blind: bool) -> Task:
     """The task of a chosen row: `conversation`, `conversations`, `tools`, `metadata`, `scores`, `ruled`."""
-    asked = {question.name: question for question in questions}
-    suggestions = () if blind else tuple(s for s in _suggestions(row, asked) if s.question in asked)
+    suggestions = () if blind else suggestions_of(row, questions)
     return Task(row["conversation"], messages_of(row["conversations"], row["tools"]), row["metadata"], suggestions)
 
 
+def suggestions_of(row: Mapping[str, Any], questions: Sequence[Question]) -> tuple[Suggestion, ...]:
+    """What the scores and rules would answer to these questions, and the last answer as the text to correct."""
+    asked = {question.name: question for question in questions}
+    return tuple(suggestion for suggestion in _suggestions(row, asked) if suggestion.question in asked)
+
+
 def _suggestions(row: Mapping[str, Any], asked: Mapping[str, Question]) -> list[Suggestion]:
-    """What the scores and rules would answer, and the last answer as the text to correct."""
     scores: Mapping[str, Any] = row["scores"]
     found = []
     if (quality := scores.get(QUALITY)) is not None:

@@ -14,7 +14,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.judging import DISPUTED, TO_BE_FIXED, WAITING, judge, write_verdicts
-from curate.pushing import Progress, check_same_questions, read_questions
+from curate.pushing import Place, Progress, check_same_place, check_same_questions, read_questions
 from curate.selecting import RULE
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
@@ -44,10 +44,9 @@ class Pulled:
 class _Known:
     """What the store knows of a set that is pulled."""
 
-    server: str | None
+    at: Place
     questions: tuple[Question, ...]
     activity: str | None
-    records: int
 
 
 def pull(
@@ -67,8 +66,9 @@ def pull(
     on the server, or a server that fails; then nothing is written.
     """
     with reading(store) as connection:
-        known = _read_set(connection, name, server.url)
+        known = _read_set(connection, name)
     remote = server.find_set(name)
+    check_same_place(name, known.at, server, remote)
     if remote is None:
         raise ReviewError(
             f"{server.url} has no set {name} any more.",
@@ -83,7 +83,8 @@ def pull(
     with writing(store) as connection:
         done = take_answers(connection, section, name, answers, records, partial=partial)
         connection.execute(
-            "UPDATE review_sets SET activity = ?, pulled_at = now() WHERE review_set = ?", [activity, name]
+            "UPDATE review_sets SET activity = ?, pulled_at = now(), server = ? WHERE review_set = ?",
+            [activity, server.url, name],
         )
     return done
 
@@ -120,22 +121,19 @@ def take_answers(
     return _judged(connection, section, done, name, partial=partial)
 
 
-def _read_set(connection: DuckDBPyConnection, name: str, url: str) -> _Known:
+def _read_set(connection: DuckDBPyConnection, name: str) -> _Known:
+    """What the store knows of the set. Raises `ReviewError` when it was never pushed."""
     rows = connection.execute(
-        """SELECT server, questions, activity, (SELECT count(*) FROM review_records r WHERE r.review_set = s.review_set)
-           FROM review_sets s WHERE review_set = ?""",
-        [name],
+        "SELECT server, remote, questions, activity FROM review_sets WHERE review_set = ?", [name]
     ).fetchall()
     if not rows:
         names = [one for (one,) in connection.execute("SELECT review_set FROM review_sets ORDER BY 1").fetchall()]
         there = f"The store knows {', '.join(names)}." if names else f"curate review push {name} makes it."
         raise ReviewError(f"The store knows no review set {name}.", there)
-    server, questions, activity, records = rows[0]
+    server, remote, questions, activity = rows[0]
     if server is None:
         raise ReviewError(f"The set {name} was never pushed, only exported.", "curate review import FILE.csv takes it.")
-    if server != url:
-        raise ReviewError(f"The set {name} is on {server}, not on {url}.", f"--url {server}")
-    return _Known(server, read_questions(questions), activity, records)
+    return _Known(Place(server, remote), read_questions(questions), activity)
 
 
 def _read_all(

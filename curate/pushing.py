@@ -1,7 +1,7 @@
 """Pushing: what is wanted and a server come in; a review set with its tasks goes out, there and in the store.
 
-The store is read and closed, then the tasks travel, then one short write says what arrived: also when the server
-went away half way, so that the same command goes on.
+The store says what shall be in the set and is closed; the tasks travel; one short write says what arrived. So the same
+command goes on where it was cut off, whether the server went away or this process did.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.asking import questions_of, task_of
+from curate.asking import questions_of, suggestions_of, task_of
 from curate.freezing import check_name
 from curate.judging import DISPUTED, judge
-from curate.queueing import DISAGREEMENT, Wanted, choose, metadata_kinds, read_tasks
+from curate.queueing import DISAGREEMENT, FACT_KINDS, Wanted, choose, metadata_kinds, read_tasks
 from schemas.errors import CurateError, ReviewError
 from schemas.recipe import Recipe, ReviewSection, canonical_json, digest
-from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Task
+from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Suggestion, Task
 from schemas.store import reading, writing
 
 Progress = Callable[[int, int], None]
@@ -30,12 +30,24 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A task on its way: why it was chosen, whether it is blind, and the digest of all that it shows."""
+    """A task on its way: why it was chosen, whether it is blind, and the digest of all that it shows.
+
+    `guesses` are what would be suggested, also where it is not: to measure what suggestions do to people.
+    """
 
     task: Task
     queue: str
     blind: bool
     digest: str
+    guesses: tuple[Suggestion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a set is: the address of its server and the server's id of it; both null for spreadsheets alone."""
+
+    server: str | None = None
+    remote: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,7 @@ class Prepared:
     name: str
     plan: SetPlan
     entries: list[Entry]
-    server: str | None
+    at: Place
     sent: dict[str, str]
 
 
@@ -82,21 +94,21 @@ def push(
     choice, or a server that fails; what had arrived by then is written down.
     """
     prepared = prepare(store, recipe, name, wanted)
-    if prepared.server not in (None, server.url):
-        raise ReviewError(
-            f"The set {name} is on {prepared.server}, not on {server.url}.", "Give that --url, or another name."
-        )
     done = Pushed(name, server.url, len(prepared.entries), blind=sum(entry.blind for entry in prepared.entries))
     remote = server.find_set(name)
+    check_same_place(name, prepared.at, server, remote)
     if remote is not None:
         check_same_questions(prepared.plan.questions, remote.questions, f"The set {name} on {server.url}")
     waiting = _waiting(prepared, server, remote, done)
     if dry_run:
         return done
     remote = remote or server.make_set(name, prepared.plan)
-    arrived: list[tuple[Entry, str]] = []
+    with writing(store) as connection:
+        note_set(connection, prepared, Place(server.url, remote.id))
+        note_members(connection, name, prepared.entries)
+    arrived: list[tuple[Entry, str | None]] = []
     try:
-        _send(server, remote, waiting, arrived, progress)
+        _send(server, remote, waiting, arrived, done.unfit, progress=progress)
     except CurateError as error:
         raise ReviewError(
             f"{error.what} {len(arrived):,} of {len(waiting):,} conversations had arrived.",
@@ -104,7 +116,6 @@ def push(
         ) from error
     finally:
         with writing(store) as connection:
-            note_set(connection, prepared, server.url, remote.id)
             note_records(connection, name, arrived)
     done.sent = len(arrived)
     return done
@@ -128,16 +139,26 @@ def prepare(store: Path, recipe: Recipe, name: str, wanted: Wanted) -> Prepared:
             check_same_questions(questions, known.plan.questions, f"The set {name}")
             questions = known.plan.questions
         overlap = known.plan.overlap if known else recipe.review.overlap
-        plan = SetPlan(questions, overlap, recipe.review.guidelines, metadata_kinds(connection))
+        kinds = metadata_kinds(connection)
+        plan = SetPlan(questions, overlap, recipe.review.guidelines, kinds, frozenset(kinds.keys() - FACT_KINDS.keys()))
         rows = read_tasks(connection, chosen)
     entries = [_entry(row, questions) for row in rows]
-    return Prepared(name, plan, entries, known.server if known else None, known.sent if known else {})
+    return Prepared(name, plan, entries, known.at if known else Place(), known.sent if known else {})
 
 
 def disputes(connection: DuckDBPyConnection, section: ReviewSection) -> list[str]:
     """The conversations on which people differ now."""
     asked = connection.sql("SELECT DISTINCT conversation FROM opinions").pl()["conversation"].to_list()
     return judge(connection, section, asked).of(DISPUTED)
+
+
+def check_same_place(name: str, at: Place, server: ReviewServer, remote: RemoteSet | None) -> None:
+    """Raise `ReviewError` where the set is on another server: neither the address nor the id there is the one known.
+
+    The same server may have another address today: its port may have changed.
+    """
+    if at.server not in (None, server.url) and (remote is None or remote.id != at.remote):
+        raise ReviewError(f"The set {name} is on {at.server}, not on {server.url}.", f"--url {at.server}")
 
 
 def check_same_questions(ours: Sequence[Question], theirs: Sequence[Question], whose: str) -> None:
@@ -162,7 +183,7 @@ def check_same_questions(ours: Sequence[Question], theirs: Sequence[Question], w
         )
 
 
-def note_set(connection: DuckDBPyConnection, prepared: Prepared, server: str | None, remote: str | None) -> None:
+def note_set(connection: DuckDBPyConnection, prepared: Prepared, at: Place) -> None:
     """Write down the set, or where it is now."""
     connection.execute(
         """INSERT INTO review_sets (review_set, server, remote, questions, overlap) VALUES (?, ?, ?, ?, ?)
@@ -170,52 +191,65 @@ def note_set(connection: DuckDBPyConnection, prepared: Prepared, server: str | N
                server = coalesce(excluded.server, server), remote = coalesce(excluded.remote, remote)""",
         [
             prepared.name,
-            server,
-            remote,
+            at.server,
+            at.remote,
             canonical_json([question.as_json() for question in prepared.plan.questions]),
             prepared.plan.overlap,
         ],
     )
 
 
-def note_records(connection: DuckDBPyConnection, name: str, arrived: Sequence[tuple[Entry, str | None]]) -> None:
-    """Write down what is in the set now, with the server's ids."""
-    records = pl.DataFrame(
-        {
-            "conversation": [entry.task.conversation for entry, _ in arrived],
-            "record": [record for _, record in arrived],
-            "queue": [entry.queue for entry, _ in arrived],
-            "blind": [entry.blind for entry, _ in arrived],
-            "suggestions": [canonical_json([s.as_json() for s in entry.task.suggestions]) for entry, _ in arrived],
-            "digest": [entry.digest for entry, _ in arrived],
-        },
-        schema_overrides={"record": pl.String, "conversation": pl.String},
+def note_members(connection: DuckDBPyConnection, name: str, entries: Sequence[Entry]) -> None:
+    """Write down what shall be in the set; what is in it already stays as it is."""
+    connection.register("entries", _frame([(entry, None) for entry in entries]))
+    connection.execute(
+        f"""INSERT INTO review_records ({RECORD_COLUMNS}) SELECT ?, * FROM entries WHERE conversation NOT IN (
+                SELECT r.conversation FROM review_records r WHERE review_set = ?)""",
+        [name, name],
     )
-    connection.register("arrived", records)
+    connection.unregister("entries")
+
+
+def note_records(connection: DuckDBPyConnection, name: str, arrived: Sequence[tuple[Entry, str | None]]) -> None:
+    """Write down what has arrived, with the server's ids."""
+    connection.register("arrived", _frame(arrived))
     connection.execute(
         "DELETE FROM review_records WHERE review_set = ? AND conversation IN (SELECT conversation FROM arrived)", [name]
     )
-    connection.execute(
-        """INSERT INTO review_records (review_set, conversation, record, queue, blind, suggestions, digest)
-           SELECT ?, conversation, record, queue, blind, suggestions, digest FROM arrived""",
-        [name],
-    )
+    connection.execute(f"INSERT INTO review_records ({RECORD_COLUMNS}) SELECT ?, * FROM arrived", [name])
     connection.unregister("arrived")
+
+
+RECORD_COLUMNS = "review_set, conversation, record, queue, blind, suggestions, digest"
+
+
+def _frame(records: Sequence[tuple[Entry, str | None]]) -> pl.DataFrame:
+    """Rows of `review_records` without the set's name."""
+    rows = [
+        (entry.task.conversation, record, entry.queue, entry.blind, _as_json(entry.guesses), entry.digest)
+        for entry, record in records  # one by one: each was a request's JSON
+    ]
+    kinds = {name: pl.Boolean if name == "blind" else pl.String for name in RECORD_COLUMNS.split(", ")[1:]}
+    return pl.DataFrame(rows, schema=kinds, orient="row")
+
+
+def _as_json(suggestions: Sequence[Suggestion]) -> str:
+    return canonical_json([suggestion.as_json() for suggestion in suggestions])
 
 
 def _known_set(connection: DuckDBPyConnection, name: str) -> Prepared | None:
     """The set as the store knows it, without its tasks."""
     rows = connection.execute(
-        "SELECT server, questions, overlap FROM review_sets WHERE review_set = ?", [name]
+        "SELECT server, remote, questions, overlap FROM review_sets WHERE review_set = ?", [name]
     ).fetchall()
     if not rows:
         return None
-    server, questions, overlap = rows[0]
+    server, remote, questions, overlap = rows[0]
     sent = connection.execute(
         "SELECT conversation, digest FROM review_records WHERE review_set = ? AND record IS NOT NULL AND NOT gone",
         [name],
     ).fetchall()
-    return Prepared(name, SetPlan(read_questions(questions), overlap, "", {}), [], server, dict(sent))
+    return Prepared(name, SetPlan(read_questions(questions), overlap, "", {}), [], Place(server, remote), dict(sent))
 
 
 def read_questions(text: str) -> tuple[Question, ...]:
@@ -236,7 +270,7 @@ def _entry(row: dict[str, Any], questions: Sequence[Question]) -> Entry:
     row["metadata"]["queue"] = row["queue"]
     task = task_of(row, questions, blind=row["blind"])
     shown = {**asdict(task), "messages": list(task.messages)}
-    return Entry(task, row["queue"], row["blind"], digest(shown))
+    return Entry(task, row["queue"], row["blind"], digest(shown), suggestions_of(row, questions))
 
 
 def _nothing(connection: DuckDBPyConnection, wanted: Wanted) -> ReviewError:
@@ -256,10 +290,12 @@ def _nothing(connection: DuckDBPyConnection, wanted: Wanted) -> ReviewError:
 
 def _waiting(prepared: Prepared, server: ReviewServer, remote: RemoteSet | None, done: Pushed) -> list[Entry]:
     """What has to be sent: all that the server can take and does not have just so."""
-    there = prepared.sent if remote is not None and server.count(remote) >= len(prepared.sent) else {}
+    same = remote is not None and remote.id == prepared.at.remote and server.count(remote) >= len(prepared.sent)
+    there = prepared.sent if same else {}
     waiting = []
+    offered = max((len(question.options) for question in prepared.plan.questions if question.name == TURNS), default=0)
     for entry in prepared.entries:  # one by one: each is a request's JSON already
-        reason = server.unfit(entry.task)
+        reason = server.unfit(entry.task) or _beyond(entry.task, offered)
         if reason is not None:
             done.unfit.append({"conversation": entry.task.conversation, "reason": reason})
         elif there.get(entry.task.conversation) == entry.digest:
@@ -269,18 +305,30 @@ def _waiting(prepared: Prepared, server: ReviewServer, remote: RemoteSet | None,
     return waiting
 
 
+def _beyond(task: Task, offered: int) -> str | None:
+    """Why the set cannot ask about all turns of a task; null where it can, or does not ask about turns at all."""
+    turns = sum(role[:1].isdigit() for role, _ in task.messages)
+    if not offered or turns <= offered:
+        return None
+    return f"it has {turns} turns, and the set offers the numbers 1 to {offered}; a new set offers more"
+
+
 def _send(
     server: ReviewServer,
     remote: RemoteSet,
     waiting: Sequence[Entry],
-    arrived: list[tuple[Entry, str]],
+    arrived: list[tuple[Entry, str | None]],
+    unfit: list[dict[str, str]],
+    *,
     progress: Progress | None,
 ) -> None:
     """Send in batches; `arrived` grows with each that the server took, so that nothing is forgotten if one fails."""
-    size = server.batch_size()
-    for start in range(0, len(waiting), size):
-        batch = waiting[start : start + size]
-        records = server.send(remote, [entry.task for entry in batch])
-        arrived.extend(zip(batch, records, strict=True))
+    for start in range(0, len(waiting), server.batch_size):
+        batch = waiting[start : start + server.batch_size]
+        for entry, sent in zip(batch, server.send(remote, [entry.task for entry in batch]), strict=True):
+            if sent.record is not None:
+                arrived.append((entry, sent.record))
+            else:
+                unfit.append({"conversation": entry.task.conversation, "reason": sent.reason})
         if progress:
-            progress(len(arrived), len(waiting))
+            progress(start + len(batch), len(waiting))

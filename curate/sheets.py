@@ -20,7 +20,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.asking import last_answer, learned_turns
 from curate.pulling import Pulled, take_answers
-from curate.pushing import Entry, note_records, note_set, prepare, read_questions
+from curate.pushing import Entry, Place, note_members, note_set, prepare, read_questions
 from curate.queueing import Wanted
 from schemas.errors import ExportError, ReviewError, SourceError
 from schemas.recipe import Recipe, ReviewSection, canonical_json
@@ -85,9 +85,8 @@ def export_sheet(store: Path, recipe: Recipe, path: Path, name: str, wanted: Wan
     columns = _columns(prepared.plan.questions)
     _write(path, pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String)))
     with writing(store) as connection:
-        note_set(connection, prepared, None, None)
-        new = [(entry, None) for entry in fitting if not _is_noted(connection, name, entry)]
-        note_records(connection, name, new)
+        note_set(connection, prepared, Place())
+        note_members(connection, name, fitting)
     return Sheet(str(path), name, len(rows), sum(entry.blind for entry in fitting), unfit)
 
 
@@ -178,13 +177,6 @@ def _write(path: Path, frame: pl.DataFrame) -> None:
     except OSError as error:
         unborn.unlink(missing_ok=True)
         raise ExportError(f"{path} cannot be written: {error}.", "Check the folder and its rights.") from error
-
-
-def _is_noted(connection: DuckDBPyConnection, name: str, entry: Entry) -> bool:
-    found = connection.execute(
-        "SELECT 1 FROM review_records WHERE review_set = ? AND conversation = ?", [name, entry.task.conversation]
-    ).fetchall()
-    return bool(found)
 
 
 # --- in ---

@@ -83,13 +83,23 @@ class Task:
 class SetPlan:
     """How a review set is to be: what it asks, how many answers it waits for, what can be filtered by.
 
-    `metadata` says of each key that tasks carry whether it is a text, a whole number or a number.
+    `metadata` says of each key that tasks carry whether it is a text, a whole number or a number; `hidden` are those
+    that reviewers do not see, since a score beside a blind task would be a suggestion.
     """
 
     questions: tuple[Question, ...]
     overlap: int
     guidelines: str
     metadata: Mapping[str, MetadataKind]
+    hidden: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a task: the server's record id, or the reason why it was not taken."""
+
+    record: str | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,9 @@ class Page:
 class ReviewServer(Protocol):
     """A labelling server, as narrow as pushing and pulling need it. Every method raises `ReviewError`."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Its address."""
 
     def find_set(self, name: str) -> RemoteSet | None:
         """The set of this name, null when the server has none."""
@@ -124,9 +136,10 @@ class ReviewServer(Protocol):
     def unfit(self, task: Task) -> str | None:
         """Why the server cannot take this task, as a sentence; null when it can."""
 
-    def send(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[str]:
-        """Write tasks, new or known by their conversation, keeping their answers; their record ids, in order."""
+    def send(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[Sent]:
+        """Write tasks, new or known by their conversation, keeping their answers; what became of each, in order."""
 
+    @property
     def batch_size(self) -> int:
         """How many tasks go into one `send`."""
 

@@ -8,7 +8,7 @@ from stores import add, chat
 
 from curate.judging import judge
 from curate.pulling import take_answers
-from curate.pushing import Entry, Prepared, note_records, note_set
+from curate.pushing import Entry, Place, Prepared, note_records, note_set
 from schemas.conversation import Conversation
 from schemas.errors import RecipeError
 from schemas.recipe import ReviewSection, canonical_json, check_recipe
@@ -29,7 +29,7 @@ def ask(store, conversations, name="desk", overlap=1, blind=()):
     """A review set of these conversations, as a push leaves it."""
     entries = [(Entry(Task(one, (), {}, ()), "random", one in blind, "d"), f"record of {one}") for one in conversations]
     with writing(store) as connection:
-        note_set(connection, Prepared(name, SetPlan((), overlap, "", {}), [], None, {}), "http://x", "remote")
+        note_set(connection, Prepared(name, SetPlan((), overlap, "", {}), [], Place(), {}), Place("http://x", "remote"))
         note_records(connection, name, entries)
 
 

@@ -1,0 +1,474 @@
+"""Reviews in and out of the real labelling server: pushed, answered over its API, pulled, judged, trained on."""
+
+import contextlib
+import json
+import shutil
+import socket
+import threading
+
+import pytest
+from labelling_server import RefusedError
+from stores import add, chat, questions
+from training import TINY
+
+from curate.argilla import client
+from curate.argilla.client import connect
+from curate.pulling import pull
+from curate.pushing import push
+from curate.queueing import Wanted
+from curate.scoring import score_store
+from schemas.conversation import Conversation, Turn
+from schemas.errors import ReviewError
+from schemas.recipe import Recipe, ReviewSection, check_recipe
+from schemas.store import reading
+
+LONG = chat("Where is it?", "On its way.", "Since when?", "Since Monday.")
+HOSTILE = chat("<img src=x onerror=alert(1)>", "<think>hm & so</think><script>alert(2)</script>")
+TOOLS = Conversation(
+    (
+        Turn("human", "Is the pump there?"),
+        Turn("function_call", '{"name": "find", "arguments": {"what": "pump"}}'),
+        Turn("observation", '{"there": true}'),
+        Turn("gpt", "Yes."),
+    ),
+    '[{"name": "find", "parameters": {}}]',
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    path = tmp_path / "curate.duckdb"
+    add(path, [LONG, HOSTILE, TOOLS, *questions(5)])
+    score_store(path, Recipe())
+    return path
+
+
+@pytest.fixture
+def name(request):
+    """A set of the test's own: all tests share one server."""
+    return request.node.name.replace("_", "-")[:60].lower().strip("-[]")
+
+
+@pytest.fixture
+def server(argilla_server):
+    with connect(None, argilla_server.home) as connected:
+        yield connected
+
+
+class Desk:
+    """A set on the server, as those see it who answer."""
+
+    def __init__(self, server, name):
+        self.server = server
+        sets = server.ask("GET", "me/datasets")["items"]
+        self.id = next(one["id"] for one in sets if one["name"] == name)
+
+    @property
+    def records(self):
+        path = f"datasets/{self.id}/records?limit=1000&include=responses,suggestions"
+        return {record["external_id"]: record for record in self.server.ask("GET", path)["items"]}
+
+    def answer(self, who, conversation, status="submitted", **values):
+        """Answer for a conversation, by a person's own key; a second time changes the first answer."""
+        _, _, key = self.server.annotator(who)
+        body = {"status": status, "values": {name: {"value": value} for name, value in values.items()} or None}
+        record = self.records[conversation]["id"]
+        me = self.server.ask("GET", "me", key=key)["id"]
+        there = [one["id"] for one in self.records[conversation]["responses"] if one["user_id"] == me]
+        if there:
+            return self.server.ask("PUT", f"responses/{there[0]}", body, key=key)["id"]
+        return self.server.ask("POST", f"records/{record}/responses", body, key=key)["id"]
+
+    def delete(self, conversation):
+        self.server.ask("DELETE", f"datasets/{self.id}/records?ids={self.records[conversation]['id']}")
+
+
+def verdicts(store):
+    with reading(store) as connection:
+        return dict(connection.sql("SELECT conversation, verdict FROM verdicts ORDER BY rowid").fetchall())
+
+
+# push ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_push_changes_nothing_on_the_server(store, server, argilla_server, name):
+    first = push(store, Recipe(), server, name, Wanted(sample=5))
+    before = Desk(argilla_server, name).records
+    second = push(store, Recipe(), server, name, Wanted(sample=5))
+    assert (first.sent, first.unchanged, second.sent, second.unchanged) == (5, 0, 0, 5)
+    assert Desk(argilla_server, name).records == before
+
+
+def test_a_larger_sample_adds_and_keeps_answers(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted(where="turns >= 4", order="turns desc"))
+    Desk(argilla_server, name).answer("ann", LONG.id, decision="keep")
+    assert push(store, Recipe(), server, name, Wanted(sample=8)).sent == 6
+    assert Desk(argilla_server, name).records[LONG.id]["responses"][0]["status"] == "submitted"
+
+
+def test_what_a_page_would_execute_or_swallow_is_shown_as_text(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    shown = Desk(argilla_server, name).records[HOSTILE.id]["fields"]["conversation"]
+    assert shown == [
+        {"role": "1 user", "content": "&lt;img src=x onerror=alert(1)&gt;"},
+        {
+            "role": "2 assistant",
+            "content": "&lt;think&gt;hm &amp; so&lt;/think&gt;&lt;script&gt;alert(2)&lt;/script&gt;",
+        },
+    ]
+
+
+def test_tools_calls_and_results_are_laid_out(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    shown = Desk(argilla_server, name).records[TOOLS.id]["fields"]["conversation"]
+    assert [message["role"] for message in shown] == [
+        "tools", "1 user", "2 tool call", "3 tool result", "4 assistant",
+    ]  # fmt: skip
+    assert shown[2]["content"].splitlines()[1] == '  "name": "find",'
+
+
+def test_scores_suggest_with_their_name_and_the_blind_share_shows_none(store, server, argilla_server, name):
+    recipe = check_recipe({"review": {"blind": 0.5}}, "the test")
+    done = push(store, recipe, server, name, Wanted())
+    records = Desk(argilla_server, name).records
+    with reading(store) as connection:
+        rows = connection.sql("SELECT conversation, blind, suggestions FROM review_records").fetchall()
+        quality = dict(connection.sql("SELECT conversation, quality FROM scores").fetchall())
+    blind = {conversation for conversation, hidden, _ in rows if hidden}
+    assert 0 < len(blind) == done.blind < 8
+    assert all(records[one]["suggestions"] == [] for one in blind)
+    assert all(json.loads(suggestions) for _, _, suggestions in rows)  # kept here, to compare with
+    seen = next(one for one in records if one not in blind)
+    rated = next(each for each in records[seen]["suggestions"] if each["agent"] == "quality")
+    assert (rated["value"], rated["score"]) == (1 + round(4 * quality[seen]), pytest.approx(quality[seen], abs=1e-4))
+
+
+def test_reviewers_do_not_see_scores_beside_a_blind_conversation(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    desk, (_, _, key) = Desk(argilla_server, name), argilla_server.annotator("ann")
+    found = argilla_server.ask("POST", f"me/datasets/{desk.id}/records/search", {}, key=key)["items"]
+    assert {tuple(sorted(item["record"]["metadata"])) for item in found} == {("line", "queue", "source")}
+    assert "quality" in desk.records[LONG.id]["metadata"]
+
+
+def test_what_the_server_cannot_take_is_listed_with_the_reason_and_the_rest_arrives(store, server, monkeypatch, name):
+    (long,) = add(store, [chat("Q", "<" * 6000)], source="long.csv")
+    done = push(store, Recipe(), server, name, Wanted())
+    reason = "the message of 2 assistant has 24,000 characters; Argilla takes 20,000"
+    assert done.unfit == [{"conversation": long, "reason": reason}]
+    assert done.sent == 8
+    monkeypatch.setattr(client, "CHARACTERS", 10**9)  # as on a server with other limits than we know
+    again = push(store, Recipe(), server, f"{name[:50]}-again", Wanted())
+    assert again.sent == 8
+    assert "at most 20000 characters" in again.unfit[0]["reason"]
+
+
+def test_a_conversation_with_more_turns_than_the_set_numbers_is_listed(store, server, name):
+    push(store, Recipe(), server, name, Wanted(sample=2))
+    add(store, [chat(*["word"] * 40)], source="many.csv")
+    score_store(store, Recipe())
+    done = push(store, Recipe(), server, name, Wanted(sample=9))
+    assert [row["reason"][:16] for row in done.unfit] == ["it has 40 turns,"]
+
+
+def test_a_dry_run_sends_nothing(store, server, argilla_server, name):
+    done = push(store, Recipe(), server, name, Wanted(), dry_run=True)
+    assert (done.conversations, done.sent) == (8, 0)
+    with pytest.raises(StopIteration):
+        Desk(argilla_server, name)
+
+
+def test_a_set_that_was_left_half_made_is_made_whole(store, server, argilla_server, name):
+    argilla_server.ask("POST", "datasets", {"name": name, "workspace_id": argilla_server.workspace})
+    assert push(store, Recipe(), server, name, Wanted()).sent == 8
+
+
+def test_a_set_that_asks_something_else_is_refused(store, server, name):
+    push(store, check_recipe({"review": {"labels": ["rude", "long"]}}, "the test"), server, name, Wanted())
+    with reading(store) as connection:
+        assert connection.sql("SELECT count(*) FROM review_sets").fetchall() == [(1,)]
+    with pytest.raises(ReviewError, match="has other options for issues"):
+        push(store, Recipe(), server, name, Wanted())
+    other = store.with_name("other.duckdb")  # a store that does not know the set meets it on the server
+    add(other, questions(2))
+    with pytest.raises(ReviewError, match=f"The set {name} on http.* has other options for issues"):
+        push(other, Recipe(), server, name, Wanted())
+
+
+# pull ----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_become_verdicts_edits_and_train_flags_and_the_preview_shows_them(
+    curate, store, argilla_server, name, tmp_path
+):
+    shutil.copytree(TINY, tmp_path / "tiny")
+    at = ("--home", str(argilla_server.home))
+    pushed = curate("review", "push", name, "--overlap", "2", "--blind", "0", *at)
+    assert pushed.returncode == 0, pushed.stderr
+    desk = Desk(argilla_server, name)
+    one, two, _, _, _ = (talk.id for talk in questions(5))
+    for who in ("ann", "bob"):
+        desk.answer(who, LONG.id, quality=4, decision="keep", turns=["2"])
+        desk.answer(who, HOSTILE.id, quality=1, decision="drop", issues=["unsafe"])
+        desk.answer(who, one, quality=3, decision="fix", answer="With <b>tags</b> & all.")
+    desk.answer("ann", two, decision="drop")
+    pulled = curate("review", "pull", name, *at, "--json")
+    told = json.loads(pulled.stdout)
+    assert told["answers"] == {"submitted": 7, "discarded": 0, "draft": 0, "withdrawn": 0}
+    assert told["outcomes"] == {"keep": 0, "edit": 2, "drop": 1, "waiting": 1, "disputed": 0}
+    assert curate("freeze", "desk", "--held-out", "0").returncode == 0
+    shown = curate("preview", "desk@1", "--limit", "9", "--set", "train.model=tiny").stdout
+    assert "⟦Since Monday." in shown
+    assert "On its way." in shown
+    assert "⟦On its way." not in shown
+    assert "⟦With <b>tags</b> & all." in shown
+    assert "alert" not in shown
+    assert "Answer 1." in shown  # waits for a second answer, and stays
+
+
+def test_the_same_answers_again_write_nothing_and_read_no_record(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    Desk(argilla_server, name).answer("ann", LONG.id, decision="drop")
+    first = pull(store, ReviewSection(), server, name)
+    second = pull(store, ReviewSection(), server, name)
+    again = pull(store, ReviewSection(), server, name, again=True)
+    assert (first.unchanged, first.verdicts) == (False, 1)
+    assert (second.unchanged, second.verdicts) == (True, 0)
+    assert (again.answers["submitted"], again.verdicts) == (0, 0)
+
+
+def test_a_changed_and_a_withdrawn_answer_are_told(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    response = desk.answer("ann", LONG.id, decision="drop")
+    pull(store, ReviewSection(), server, name)
+    desk.answer("ann", LONG.id, decision="keep")
+    assert pull(store, ReviewSection(), server, name).answers["submitted"] == 1
+    assert verdicts(store)[LONG.id] == "keep"
+    argilla_server.ask("DELETE", f"responses/{response}", key=argilla_server.annotator("ann")[2])
+    assert pull(store, ReviewSection(), server, name).answers["withdrawn"] == 1
+
+
+def test_a_discard_of_an_empty_form_does_not_stop_a_pull(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    Desk(argilla_server, name).answer("ann", LONG.id, status="discarded")
+    done = pull(store, ReviewSection(), server, name)
+    assert (done.answers["discarded"], done.verdicts) == (1, 0)
+
+
+def test_the_prefilled_answer_sent_back_as_it_was_is_no_edit(store, server, argilla_server, name):
+    push(store, check_recipe({"review": {"blind": 0}}, "the test"), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    given = {each["agent"]: each["value"] for each in desk.records[HOSTILE.id]["suggestions"]}["original"]
+    assert given == HOSTILE.turns[-1].value  # plain: the page's text box shows text, not HTML
+    desk.answer("ann", HOSTILE.id, decision="keep", answer=given)
+    assert pull(store, ReviewSection(), server, name).outcomes["keep"] == 1
+
+
+def test_people_who_differ_are_brought_before_a_third(store, server, argilla_server, name):
+    recipe = check_recipe({"review": {"overlap": 2}}, "the test")
+    push(store, recipe, server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    desk.answer("ann", LONG.id, decision="keep")
+    desk.answer("bob", LONG.id, decision="drop")
+    assert pull(store, recipe.review, server, name).outcomes["disputed"] == 1
+    third = f"{name[:40]}-third"
+    one = check_recipe({"review": {"overlap": 1}}, "the test")
+    assert push(store, one, server, third, Wanted(queue="disagreement")).sent == 1
+    Desk(argilla_server, third).answer("cat", LONG.id, decision="drop")
+    assert pull(store, one.review, server, third).outcomes["drop"] == 1
+
+
+def test_who_when_and_what_they_saw_is_kept(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    response = desk.answer("ann", LONG.id, decision="keep", note="fine")
+    pull(store, ReviewSection(), server, name)
+    with reading(store) as connection:
+        row = connection.sql(
+            "SELECT conversation, reviewer, response, record, blind, strftime(answered_at, '%Y') > '2025' FROM reviews"
+        ).fetchall()[0]
+        blind = connection.execute("SELECT blind FROM review_records WHERE conversation = ?", [LONG.id]).fetchall()
+    assert row == (LONG.id, "ann", response, desk.records[LONG.id]["id"], blind[0][0], True)
+
+
+# when things go wrong ------------------------------------------------------------------------------------------
+
+
+class Line:
+    """A wire to the server that can be cut."""
+
+    def __init__(self, url):
+        self._there = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self._ends = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self._door.getsockname()[1]}"
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._door.accept()
+                far = socket.create_connection(self._there)
+                self._ends += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def cut(self):
+        for end in [self._door, *self._ends]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.fixture
+def line(argilla_server, monkeypatch):
+    monkeypatch.setenv("ARGILLA_API_KEY", argilla_server.api_key)
+    wire = Line(argilla_server.url)
+    yield wire
+    wire.cut()
+
+
+def test_a_server_that_goes_away_during_a_push_loses_nothing_and_the_same_command_goes_on(
+    tmp_path, server, argilla_server, line, name
+):
+    store = tmp_path / "many.duckdb"
+    add(store, questions(600))
+    with (
+        connect(line.url, None) as cut_off,
+        pytest.raises(ReviewError, match=r"does not answer: .* 250 of 600 conversations had arrived") as told,
+    ):
+        push(store, Recipe(), cut_off, name, Wanted(), progress=lambda *_: line.cut())
+    assert "The same command goes on from there." in told.value.hint
+    done = push(store, Recipe(), server, name, Wanted())  # the same server, under another address
+    assert (done.sent, done.unchanged) == (350, 250)
+    assert len(Desk(argilla_server, name).records) == 600
+
+
+def test_a_server_that_goes_away_during_a_pull_leaves_the_store_as_it_was(store, server, argilla_server, line, name):
+    push(store, Recipe(), server, name, Wanted())
+    Desk(argilla_server, name).answer("ann", LONG.id, decision="drop")
+    with connect(line.url, None) as cut_off:
+        line.cut()
+        with pytest.raises(ReviewError, match="does not answer"):
+            pull(store, ReviewSection(), cut_off, name)
+    assert verdicts(store) == {}
+    assert pull(store, ReviewSection(), server, name).verdicts == 1
+
+
+def test_no_server_no_key_a_wrong_key_and_no_argilla_are_a_sentence_each(curate, store, argilla_server, tmp_path):
+    def said(*options, **environment):
+        ran = curate("review", "push", "desk", *options, **environment)
+        assert ran.returncode == 1
+        assert "Traceback" not in ran.stderr
+        return ran.stderr
+
+    free = socket.create_server(("127.0.0.1", 0))
+    nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    free.close()
+    assert "does not answer" in said("--url", nowhere, ARGILLA_API_KEY="k")
+    assert "There is no key for" in said("--url", nowhere, ARGILLA_API_KEY="")
+    assert "does not let the key in" in said("--url", argilla_server.url, ARGILLA_API_KEY="wrong")
+    assert "No labelling server runs on" in said("--home", str(tmp_path / "nobody"))
+    _, _, key = argilla_server.annotator("ann")
+    refused = said("--url", argilla_server.url, ARGILLA_API_KEY=key)
+    assert "who is annotator: too little for this" in refused
+    assert key not in refused
+
+
+def test_a_key_whose_account_is_deleted_during_a_push_is_told_and_what_arrived_is_known(
+    tmp_path, server, argilla_server, monkeypatch, name
+):
+    store = tmp_path / "many.duckdb"
+    add(store, questions(300))
+    body = {"first_name": "t", "username": "temporary", "role": "owner", "password": "12345678"}
+    user = argilla_server.ask("POST", "users", body)
+    monkeypatch.setenv("ARGILLA_API_KEY", user["api_key"])
+    with (
+        connect(argilla_server.url, None) as theirs,
+        pytest.raises(ReviewError, match=r"does not let the key in any more.* 250 of 300"),
+    ):
+        push(store, Recipe(), theirs, name, Wanted(),
+             progress=lambda *_: argilla_server.ask("DELETE", f"users/{user['id']}"))  # fmt: skip
+    assert push(store, Recipe(), server, name, Wanted()).sent == 50
+
+
+def test_a_record_deleted_on_the_server_is_told_keeps_its_answers_and_comes_back(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    desk.answer("ann", LONG.id, decision="drop")
+    pull(store, ReviewSection(), server, name)
+    desk.delete(LONG.id)
+    done = pull(store, ReviewSection(), server, name)
+    assert (done.gone, done.answers["withdrawn"], done.outcomes["drop"]) == (1, 0, 1)
+    assert push(store, Recipe(), server, name, Wanted()).sent == 1
+    assert LONG.id in desk.records
+    assert pull(store, ReviewSection(), server, name).gone == 0
+    assert verdicts(store) == {LONG.id: "drop"}
+
+
+def test_a_question_with_another_title_on_the_server_is_the_same_question(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    asked = argilla_server.ask("GET", f"datasets/{desk.id}/questions")["items"]
+    decision = next(question["id"] for question in asked if question["name"] == "decision")
+    argilla_server.ask("PATCH", f"questions/{decision}", {"title": "Keep it?"})
+    desk.answer("ann", LONG.id, decision="drop")
+    assert pull(store, ReviewSection(), server, name).outcomes["drop"] == 1
+
+
+def test_a_set_made_anew_with_a_renamed_question_is_refused_and_nothing_is_lost(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    desk.answer("ann", LONG.id, decision="drop")
+    pull(store, ReviewSection(), server, name)
+    argilla_server.ask("DELETE", f"datasets/{desk.id}")
+    with pytest.raises(ReviewError, match=r"has no set .* any more"):
+        pull(store, ReviewSection(), server, name)
+    other = store.with_name("other.duckdb")
+    add(other, questions(2))
+    renamed = check_recipe(
+        {
+            "review": {
+                "questions": ["quality", "issues", "turns", "answer", "note"],
+                "policy": "mean >= 3",
+                "more": {"verdict": {"kind": "choice", "title": "Keep it?", "options": ["keep", "drop"]}},
+            }
+        },
+        "the test",
+    )
+    push(other, renamed, server, name, Wanted())
+    with pytest.raises(ReviewError, match="does not ask decision, asks verdict, which the recipe does not"):
+        pull(store, ReviewSection(), server, name)
+    assert verdicts(store) == {LONG.id: "drop"}
+
+
+def test_answers_to_records_of_somebody_else_are_left_alone(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted(sample=2))
+    desk = Desk(argilla_server, name)
+    message = {"role": "user", "content": "hello"}
+    body = {"items": [{"fields": {"conversation": [message]}, "external_id": "theirs"}]}
+    argilla_server.ask("POST", f"datasets/{desk.id}/records/bulk", body)
+    desk.answer("ann", "theirs", decision="drop")
+    done = pull(store, ReviewSection(), server, name)
+    assert (done.unknown, done.answers["submitted"], done.verdicts) == (1, 0, 0)
+
+
+def test_a_set_that_was_never_pushed_is_told(store, server):
+    with pytest.raises(ReviewError, match="The store knows no review set nobody"):
+        pull(store, ReviewSection(), server, "nobody")
+
+
+def test_the_key_stands_in_no_store(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    assert argilla_server.api_key.encode() not in store.read_bytes()
+    with pytest.raises(RefusedError):
+        argilla_server.ask("GET", "me", key="no key at all")
