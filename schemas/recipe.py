@@ -145,9 +145,18 @@ class TrainSection(Section):
     )
     template: str = Field("tokenizer", description="the tokenizer's own, a known name, or a Jinja file")
     max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")
-    long: Literal["refuse", "drop", "truncate"] = Field("refuse", description="what happens to a longer conversation")
+    long: Literal["refuse", "drop", "truncate", "split"] = Field(
+        "refuse",
+        description="what happens to a longer conversation: truncate cuts behind an answer, split makes windows of "
+        "whole exchanges that keep the system turn",
+    )
     max_dropped: float = Field(0.0, ge=0, le=1, description="share of conversations that may be dropped")
     max_truncated: float = Field(0.0, ge=0, le=1, description="share of conversations that may be truncated")
+    reasoning: Literal["learn", "skip", "strip"] = Field(
+        "learn",
+        description="<think>…</think> before an answer: skip shows it without learning it, strip takes it out of all "
+        "answers but those to the last question",
+    )
     special_text: Literal["drop", "keep"] = Field(
         "drop", description="what happens when an answer holds the text of a special token, such as <|im_end|>"
     )
@@ -259,6 +268,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe at {path}.", "curate init writes one.") from error
+    except OSError as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.", "Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is no valid TOML: {error}.", "Correct it; text needs quotes in TOML.") from error
 
@@ -269,7 +280,10 @@ def _lay_over(written: dict[str, Any], override: str) -> None:
     if not equals or not sections:
         raise RecipeError(f"--set {override!r} is not section.key=value.", "For example: --set train.steps=20")
     for section in sections:
-        written = written.setdefault(section, {})
+        inner = written.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override!r}: {section} is no section.", "For example: --set train.steps=20")
+        written = inner
     try:
         written[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
