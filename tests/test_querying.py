@@ -61,7 +61,7 @@ def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[.
     assert json.loads(curate("sql", query, "--json").stdout) == [{"id": 0, "id_2": 5}, {"id": 1, "id_2": 5}]
     assert curate("sql", query, "--csv").stdout.splitlines() == ["id,id_2", "0,5", "1,5"]
     table = [line.split() for line in curate("sql", query).stdout.splitlines()]
-    assert [["id", "id_2"], ["0", "5"]] == [row for row in table if row in (["id", "id_2"], ["0", "5"])]
+    assert [row for row in table if row in (["id", "id_2"], ["0", "5"])] == [["id", "id_2"], ["0", "5"]]
 
 
 @pytest.mark.parametrize("how", ["--json", "--csv"])
