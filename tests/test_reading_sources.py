@@ -246,6 +246,18 @@ def test_a_saved_dataset_is_read_by_its_folder(tmp_path):
     assert len(rows(path)) == 1
 
 
+def test_a_split_that_a_dataset_does_not_have_is_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "single")
+    assert rows(tmp_path / "single") == rows(expand([f"{tmp_path / 'single'}#train"])[0]) == ROWS
+    for name, said in {"single": "single has no split test; it has train", "plain": "plain has no splits"}.items():
+        (path,) = expand([f"{tmp_path / name}#test"])
+        with pytest.raises(SourceError, match=said):
+            rows(path)
+
+
 def test_every_format_can_be_named(tmp_path):
     assert set(IMPORTERS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
     assert rows(written(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS

@@ -53,8 +53,11 @@ def _load(name: str) -> Dataset | DatasetDict:
 
 def _one_split(name: str, dataset: Dataset | DatasetDict, split: str) -> Dataset:
     if not isinstance(dataset, dict):
+        if split:
+            raise SourceError(f"{name} has no splits, so none is called {split}.", f"Give it as {name}.")
         return dataset
-    if split in dataset or len(dataset) == 1:
+    if split in dataset or (len(dataset) == 1 and not split):
         return dataset[split or next(iter(dataset))]
     known = ", ".join(f"{name}#{one}" for one in dataset)
-    raise SourceError(f"{name} has the splits {', '.join(dataset)}.", f"Name the one you mean: {known}")
+    missing = f"{name} has no split {split}; it has {', '.join(dataset)}."
+    raise SourceError(missing if split else f"{name} has the splits {', '.join(dataset)}.", f"Name one: {known}")
