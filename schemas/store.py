@@ -22,6 +22,9 @@ from schemas.migrations import MIGRATIONS
 DEFAULT_STORE = Path("curate.duckdb")
 STORE_VARIABLE = "CURATE_STORE"
 
+DISK_IS_FULL = ("Could not write", "max_temp_directory_size")
+"""What DuckDB says when the disk takes no more: of the store or its log, and of what memory cannot hold."""
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[DuckDBPyConnection]:
@@ -83,10 +86,15 @@ def _found(path: Path) -> None:
 
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """Say in a sentence that the disk would not take what was written: it is full, or the file may not grow."""
+    """Say in a sentence that the disk would not take what was written: it is full, or the file may not grow.
+
+    DuckDB tells so by its words alone: an unreadable file of a query raises the same `IOException`.
+    """
     try:
         yield
-    except (duckdb.IOException, duckdb.TransactionException) as error:
+    except (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException) as error:
+        if not any(words in str(error) for words in DISK_IS_FULL):
+            raise
         raise StoreError(
             f"The store {path} cannot be written: {_first_line(error)}",
             "Free some disk space and run the command again; the store is as it was before it.",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from schemas.store import reading, writing
@@ -117,3 +118,8 @@ def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(large: Path, tmp_pa
     assert "curate.duckdb" in errors
     assert content(tmp_path / "curate.duckdb") == before
     import_into(tmp_path, "curate.duckdb", large)
+
+
+def test_a_file_that_a_command_cannot_read_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(duckdb.IOException, match=r"ledger\.parquet"), writing(tmp_path / "curate.duckdb") as connection:
+        connection.execute("FROM read_parquet('ledger.parquet')")
