@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 from training import make_project, train
 
@@ -56,3 +57,30 @@ assert (packed.float() - alone).abs().max() < 0.03
 def test_one_attention_call_a_pack_gives_what_one_call_a_conversation_gives():
     ran = subprocess.run([sys.executable, "-c", VARLEN], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-500:] + ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_gpus_follow_the_loss_curve_of_one(sharding, tmp_path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    folder = make_project(tmp_path / "project").parent
+    options = ("--set=train.method=qlora", "--set=train.batch=2", "--set=train.effective_batch=4")
+    for name, gpus in (("one", ()), ("two", ("--gpus", "2", "--sharding", sharding))):
+        train(folder, *options, "--to", str(folder / name), *gpus)
+    one, two = (pl.read_ndjson(folder / name / "metrics.jsonl")["loss"].to_list() for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=0.02)
+    manifests = [read_manifest(folder / name) for name in ("one", "two")]
+    assert manifests[1].machine.sharding == sharding
+    assert manifests[1].metrics["eval_loss"] == pytest.approx(manifests[0].metrics["eval_loss"], abs=0.02)
+
+
+def test_a_measured_size_is_recorded_remembered_and_repeated(tmp_path, monkeypatch):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    folder = make_project(tmp_path / "project").parent
+    options = ("--set=train.method=qlora", '--set=train.batch="auto"', "--set=train.effective_batch=4")
+    first = train(folder, *options)["manifest"]["engine"]
+    assert first["batch"] * first["accumulate"] == 4
+    assert first["trial"][0]["tokens_per_second"] > 0
+    assert train(folder, *options, "--fresh")["manifest"]["engine"]["trial"] == first["trial"]
+    assert len(list((tmp_path / "cache/trials").iterdir())) == 1

@@ -6,6 +6,8 @@ other. The model has the shape of Llama 3.1 8B and random weights; speed does no
 python tests/bench/bench_training.py                                   # on a GPU: some minutes
 python tests/bench/bench_training.py --shape tiny --steps 8 --packs 4  # anywhere: whether it runs
 python tests/bench/bench_training.py --arms curate,curate-segments,curate-12gib,notebook,trl --profile
+python tests/bench/bench_training.py --arms curate,curate-ddp,curate-fsdp             # on a machine with two GPUs
+python tests/bench/bench_training.py --arms curate-fixed,curate-deterministic         # the price of the same bits
 """
 
 import argparse
@@ -35,7 +37,11 @@ ARMS = {
     "curate-12gib": ({"batch": "auto", "max_memory": 12.0}, {}),
     "curate-segments": ({"batch": "auto"}, {"UNSLOTH_TORCH_VARLEN": "0"}),
     "curate-lora": ({"batch": "auto", "method": "lora"}, {}),
-    "curate-deterministic": ({"batch": "auto", "deterministic": True}, {}),
+    "curate-fixed": ({"batch": 4, "extra": {"gradient_checkpointing": False}}, {}),
+    "curate-deterministic": ({"batch": 4, "extra": {"gradient_checkpointing": False}, "deterministic": True}, {}),
+    "curate-ddp": ({"batch": "auto", "gpus": 2}, {}),
+    "curate-transformers-ddp": ({"batch": 2, "engine": "transformers", "gpus": 2}, {}),
+    "curate-fsdp": ({"batch": 4, "extra": {"gradient_checkpointing": False}, "gpus": 2, "sharding": "fsdp"}, {}),
     "curate-transformers": ({"batch": "auto", "engine": "transformers"}, {}),
     "notebook": ("notebook", {}),
     "trl": ("trl", {}),
@@ -136,10 +142,11 @@ class Pace:
         self.profile = profile
         self.profiler = None
 
-    def step(self, number, epoch, loss):
+    def step(self, number, epoch, loss, seconds=None, memory=None):
         import torch
 
-        self.seen[number] = (time.perf_counter(), epoch * self.tokens)
+        self.seen[number] = (time.perf_counter() if seconds is None else seconds, epoch * self.tokens)
+        self.memory = memory
         self.losses[number] = loss
         if number == STEADY and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -166,8 +173,8 @@ class Pace:
             "seconds_per_step": round((end - start) / (len([n for n in self.seen if n > STEADY]) or 1), 3),
             "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 1) if on_gpu else None,
-            "first_loss": self.losses[1],
-            "last_loss": self.losses[max(self.losses)],
+            "reported_gib": round(self.memory, 1) if self.memory else None,
+            "losses": [round(loss, 4) for loss in self.losses.values()],
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         }
 
@@ -180,9 +187,12 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
 
     logging.basicConfig(level=logging.INFO)
     from schemas.recipe import TrainSection
+    from train.distributing import Processes, fit_together
     from train.engines import Job, find_engine
     from train.loading import pick_method
 
+    changes = dict(changes)
+    processes = Processes(changes.pop("gpus", 1), changes.pop("sharding", "ddp"))
     recipe = TrainSection(
         **{
             "model": str(folder),
@@ -207,9 +217,13 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
         checkpoints=to / "checkpoints",
         adapter=to / "adapter",
         resume=None,
-        report=lambda step: pace.step(step.step, step.tokens * epochs_per_token, step.loss),
+        report=lambda step: pace.step(step.step, step.tokens * epochs_per_token, step.loss, step.seconds, step.memory),
         trial=None,
     )
+    (to / "checkpoints").mkdir()
+    if processes.world > 1:
+        with (to / "lock").open("w") as lock:
+            return fit_together(job, processes, to / "log", lock).facts
     return find_engine(recipe.engine)(job).facts
 
 
@@ -386,14 +400,19 @@ def print_table(results: dict, given: argparse.Namespace) -> None:
             f"{result['learned_per_second']:,}",
             f"{result['tokens_per_second']:,}",
             *ratios,
-            f"{result['peak_allocated_gib']} ({result['peak_reserved_gib']})",
-            f"{facts['batch']}x{facts['accumulate']}" + ("" if facts["packing"] else ", unpacked"),
+            f"{result['peak_allocated_gib']} ({result['peak_reserved_gib']})"
+            if result["peak_allocated_gib"]
+            else result["reported_gib"],
+            f"{facts['batch']}x{facts['accumulate']}"
+            + (f" on {facts['gpus']}" if facts.get("gpus", 1) > 1 else "")
+            + ("" if facts["packing"] else ", unpacked"),
             facts["checkpointing"],
             facts.get("attention", ""),
             result["wall"],
         ]
         print("| " + " | ".join(map(str, cells)) + " |")
     for arm, result in results.items():
+        print(f"{arm} losses: {result.get('losses')}")
         for tried in result.get("facts", {}).get("trial", []):
             print(f"{arm} measured: {tried}")
 

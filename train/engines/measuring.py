@@ -33,7 +33,7 @@ ADAM_BYTES = 8
 """Of AdamW's two moments in fp32, for each weight that is trained."""
 
 MARGIN = 0.03
-"""Share of the GPU that is left free: packs differ in how many conversations they hold, and memory falls to pieces."""
+"""Share of what may be used of the GPU that stays free: packs differ, and memory falls to pieces."""
 
 
 def enough_rows(rows: pl.DataFrame, recipe: TrainSection) -> pl.DataFrame:
@@ -70,7 +70,10 @@ def _held_back(model: Any, device: torch.device) -> torch.Tensor:
 
 
 def _margin(device: torch.device) -> int:
-    return int(MARGIN * torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    allowed = torch.cuda.get_per_process_memory_fraction(device)
+    return int(MARGIN * allowed * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _speed(trainer: Any, batch: int, device: torch.device) -> float:
