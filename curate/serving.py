@@ -28,10 +28,13 @@ ENVIRONMENT_VARIABLE = "CURATE_REVIEW_ENVIRONMENT"
 _ARGILLA = Path(__file__).parent / "argilla"
 _CONSTRAINTS = _ARGILLA / "constraints.txt"
 _REQUIRED = ("argilla-server", "fakeredis")
-_READY = "ready"
+_READY, _PAGES = "ready", "pages"
+_LAYOUT = b"1"
+"""Counted up when an environment is made in another way from the same constraints."""
+_BASE_URL = "@@baseUrl@@"
 _PYTHONS = {(3, 11), (3, 12), (3, 13)}  # its pydantic has no build for a later one
 _SHOWN_LINES = 3
-_PAGES = 1000
+_AT_ONCE = 1000
 """Pages of the database that are copied at once: others may write in between."""
 
 Progress = Callable[[int, int, str], None]
@@ -64,6 +67,7 @@ def make_environment(progress: Progress) -> Path:
         if not (folder / _READY).exists():
             shutil.rmtree(folder, ignore_errors=True)
             _make(folder, python, progress)
+            _lay_out_pages(folder)
             (folder / _READY).touch()
     return python
 
@@ -74,7 +78,7 @@ def environment() -> Path:
     if named:
         return Path(named).absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    seen = hashlib.sha256(_CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    seen = hashlib.sha256(_LAYOUT + _CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
     return cache / "curate" / f"argilla-server-{seen}"
 
 
@@ -106,6 +110,22 @@ def _make(folder: Path, python: Path, progress: Progress) -> None:
 
     install = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     _run([*install, *_REQUIRED, "-c", str(_CONSTRAINTS)], follow, "Try again with a network; it is needed this once.")
+
+
+def _lay_out_pages(folder: Path) -> None:
+    """Move the web page out of the package, with the address that it is served under filled in.
+
+    argilla_server would do that at each start, in a copy of 14 MB that it leaves behind; without the folder it serves
+    no page, and `launching` serves this one.
+    """
+    [static] = folder.glob("lib/python*/site-packages/argilla_server/static")
+    for file in static.rglob("*"):
+        if file.suffix in {".br", ".gz"}:  # compressed copies, which are never sent
+            file.unlink()
+        elif file.suffix in {".js", ".html"}:
+            text = file.read_text(encoding="utf-8")
+            file.write_text(text.replace(_BASE_URL, ""), encoding="utf-8")
+    static.rename(folder / _PAGES)
 
 
 def _base_python() -> Path:
@@ -188,7 +208,7 @@ def backup(home: Path, to: Path, progress: Callable[[int, int], None]) -> int:
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)  # it holds keys
     with closing(sqlite3.connect(home / DATABASE)) as source, closing(sqlite3.connect(new)) as target:
-        source.backup(target, pages=_PAGES, progress=lambda _status, left, total: progress(total - left, total))
+        source.backup(target, pages=_AT_ONCE, progress=lambda _status, left, total: progress(total - left, total))
         target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
     answers = _answers(new)
     new.replace(to)

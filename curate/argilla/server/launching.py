@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .jobs import Jobs
 
 DATABASE, STATE, LOCK, SECRET, TEMPORARY = "argilla.db", "server.json", "lock", "secret", "tmp"
+PAGES = "pages"
+"""The web page, in the environment's folder, where `curate.serving` has laid it."""
+
 _GRACE = 5
 """Seconds that open requests are given when the server stops."""
 
@@ -87,7 +90,7 @@ def _set_up(home: Path, redis: str | None) -> None:
     """What argilla_server reads from the environment when it is imported."""
     shutil.rmtree(home / TEMPORARY, ignore_errors=True)
     (home / TEMPORARY).mkdir()
-    tempfile.tempdir = str(home / TEMPORARY)  # each start copies the web page's 14 MB there and leaves them
+    tempfile.tempdir = str(home / TEMPORARY)  # what is left there by a kill is removed at the next start
     for name in [name for name in os.environ if name.startswith("ARGILLA_")]:
         del os.environ[name]  # a person's own, such as the key of another server
     os.environ |= {
@@ -123,6 +126,7 @@ def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -
 
     import uvicorn
     from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE
+    from argilla_server.static_rewrite import RewriteStaticFiles
 
     from .accounts import make_owner
     from .engine import SqliteSearchEngine
@@ -149,7 +153,8 @@ def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -
             if self.started:
                 _announce(home, sock, password, mended)
 
-    pages = Path(next(route.app.directory for route in _app.app.routes if route.name == "static"))
+    pages = Path(sys.prefix) / PAGES
+    _app.app.mount("/", RewriteStaticFiles(directory=pages, html=True), name="static")
     config = uvicorn.Config(
         SecurityHeaders(_app.app, pages),
         log_level="warning",
