@@ -72,11 +72,11 @@ $(READY): pyproject.toml Makefile
 	fi
 	if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
 	    echo "Setting up .venv for CUDA, some minutes …"
-	    $$install -e ".[train,unsloth,review,dev]"
+	    $$install -e ".[train,unsloth,review,gguf,dev]"
 	else
 	    echo "Setting up .venv for the CPU, some minutes …"
 	    $$install "$(CPU_TORCH)"
-	    $$install -e ".[train,review,dev]" "$(CPU_TORCH)"
+	    $$install -e ".[train,review,gguf,dev]" "$(CPU_TORCH)"
 	    $$install --no-deps $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["unsloth"])')
 	fi
 	touch $@

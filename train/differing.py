@@ -46,14 +46,16 @@ class Sample:
 class Difference:
     """How far a model is from its reference.
 
-    `largest` is the largest difference of a logit; `kl` the mean over all tokens of the Kullback-Leibler divergence
-    from the reference, in nats; `same_choice` the share of tokens for which both would say the same next token;
-    `perplexity` is over the tokens that were to be learned, exp of their mean loss.
+    `largest` is the largest difference of a logit, `scale` the largest logit of the reference; `kl` the mean over
+    all tokens of the Kullback-Leibler divergence from the reference, in nats; `same_choice` the share of tokens for
+    which both would say the same next token; `perplexity` is over the tokens that were to be learned, exp of their
+    mean loss.
     """
 
     rows: int
     tokens: int
     largest: float
+    scale: float
     kl: float
     same_choice: float
     perplexity: float
@@ -93,6 +95,7 @@ def difference(sample: Sample, reference: Sequence[Logits], found: Sequence[Logi
         rows=len(sample.ids),
         tokens=sample.tokens,
         largest=float(max(np.abs(one - other).max() for one, other in zip(reference, found, strict=True))),
+        scale=float(max(np.abs(one).max() for one in reference)),
         kl=max(0.0, float(divergences.mean())),
         same_choice=float(choices.mean()),
         perplexity=_perplexity(sample, [other for _, other in pairs]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from schemas.terminal import note, print_table
 
 if TYPE_CHECKING:
     from train.merging import Merged
+    from train.quantising import Quantised
 
 
 def show_merged(merged: Merged) -> None:
@@ -28,6 +30,33 @@ def show_merged(merged: Merged) -> None:
         }
     _facts(facts, f"Run {merged.run}, merged")
     note(f"Next: curate gguf {merged.run} · curate serve {merged.run} · curate ollama {merged.run}")
+
+
+def show_quantised(files: Sequence[Quantised]) -> None:
+    """Print each file with its size and what it costs, and which to take by what rule."""
+    from train.quantising import KL_TO_TAKE, PERPLEXITY_TO_TAKE
+
+    columns = ["file", "size", "perplexity", "KL", "same token", "logits apart", "take"]
+    print_table((_file_row(file, place) for place, file in enumerate(files)), columns)
+    if files[0].difference is None:
+        note("Not measured: --no-check.")
+        return
+    note(f"{files[0].kind} is compared with the merged model, the others with {files[0].kind}.")
+    note(
+        f"Take the smallest with a divergence (KL) of at most {KL_TO_TAKE} nats per token and at most "
+        f"{PERPLEXITY_TO_TAKE - 1:.0%} more perplexity; measured on {files[0].difference.tokens:,} held-out tokens."
+    )
+
+
+def _file_row(file: Quantised, place: int) -> dict[str, Any]:
+    found = file.difference
+    numbers = {
+        "perplexity": found and f"{found.perplexity:.4g}",
+        "KL": found and (f"{found.kl:.3g}" if place else f"({found.kl:.3g})"),
+        "same token": found and f"{found.same_choice:.2%}",
+        "logits apart": found and f"{found.largest:.3g}",
+    }
+    return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "← this" if file.take else ""}
 
 
 def _size(size: int) -> str:
