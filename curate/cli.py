@@ -616,4 +616,4 @@ def _missing(error: ModuleNotFoundError) -> CurateError | None:
 
 
 def _say_interrupted() -> None:
-    typer.echo("Interrupted; the store is as it was before this command.", err=True)
+    typer.echo("Interrupted; nothing is damaged. The same command again finishes the work.", err=True)

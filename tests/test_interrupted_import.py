@@ -87,7 +87,7 @@ def test_an_interrupt_leaves_the_store_as_it_was(large: Path, tmp_path: Path, se
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
     assert (process.returncode, output) == (130, "")
-    assert errors == "Interrupted; the store is as it was before this command.\n"
+    assert errors == "Interrupted; nothing is damaged. The same command again finishes the work.\n"
     assert content(tmp_path / "curate.duckdb")["origins"] == []
 
 
