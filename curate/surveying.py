@@ -58,6 +58,5 @@ def _next_command(found: dict[str, Any]) -> str:
     if not versions:
         return "curate freeze NAME"
     newest = versions[-1]["version"]
-    if not any(run["version"] == newest and run["status"] == "done" for run in runs):
-        return f"curate train {newest}"
-    return f"curate verify {runs[-1]['adapter']}"
+    done = [run for run in runs if run["version"] == newest and run["status"] == "done"]
+    return f"curate verify {done[-1]['run']}" if done else f"curate train {newest}"

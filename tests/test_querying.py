@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import add, questions, say
+
+from curate.surveying import survey
+from schemas.store import writing
 
 ROWS = [{"prompt": f"Question {n}?", "response": f"Answer {n}."} for n in range(60)]
 
@@ -82,6 +86,31 @@ def test_the_status_says_what_there_is_and_what_comes_next(filled: Path, curate:
     found = json.loads(curate("status", "--json").stdout)
     assert found["counts"]["kept"] == 60
     assert found["sources"][0]["rows_read"] == 60
+
+
+@pytest.mark.parametrize(
+    ("runs", "following"),
+    [
+        ([], "curate train desk@2"),
+        ([("desk@2", "running"), ("desk@2", "failed"), ("desk@1", "done")], "curate train desk@2"),
+        ([("desk@2", "done"), ("desk@2", "running"), ("desk@1", "done")], "curate verify r1"),
+        ([("desk@2", "done"), ("desk@2", "done"), ("desk@2", "failed")], "curate verify r2"),
+    ],
+)
+def test_the_status_leads_to_the_latest_run_that_is_done(
+    tmp_path: Path, runs: list[tuple[str, str]], following: str
+) -> None:
+    (talk,) = add(tmp_path / "x.duckdb", questions(1))
+    say(tmp_path / "x.duckdb", talk, "keep")
+    with writing(tmp_path / "x.duckdb") as connection:
+        connection.execute("INSERT INTO scores SELECT id FROM conversations")
+        for number in (1, 2):
+            made = "INSERT INTO versions VALUES ('desk@' || $1, 'desk', $1, 'd', NULL, '{}', '{}', to_timestamp($1))"
+            connection.execute(made, [number])
+        for number, (version, status) in enumerate(runs, 1):
+            row = "('r' || $1, $2, 'd', 'adapters/r' || $1, NULL, $3, '{}', '{}', to_timestamp($1), NULL)"
+            connection.execute(f"INSERT INTO runs VALUES {row}", [number, version, status])
+        assert survey(connection)["next"] == following
 
 
 def test_without_a_store_the_status_says_how_to_make_one(curate: Callable[..., Any]) -> None:
