@@ -53,7 +53,7 @@ class Parcel:
     @property
     def bytes(self) -> int:
         """About how much memory it takes."""
-        return int(self.conversations.estimated_size() + self.rejects.estimated_size())
+        return int(sum(part.estimated_size() for part in (self.conversations, self.origins, self.rejects)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from curate import landing
@@ -121,6 +122,16 @@ def test_duplicates_are_found_across_batches_and_parcels(
     assert (result.rows_kept, result.rows_duplicate) == (700, 300)
     duplicates = ask(store, 'SELECT "row" FROM origins WHERE duplicate ORDER BY "row"')
     assert duplicates == [(number,) for number in range(701, 1001)]
+
+
+def test_what_lands_together_is_bounded_by_the_columns_beside_the_conversations_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(landing, "PARCEL_BYTES", 3_000)
+    origin = {"row": 1, "line": 1, "key": 1, "metadata": "x" * 1_000, "mends": None, "raw": None}
+    none = [pl.DataFrame(schema=schema) for schema in (landing.ORIGINS, landing.REJECTS, landing.CLOSES)]
+    parcel = landing.Parcel(none[0].select("key"), pl.DataFrame([origin], schema=landing.ORIGINS), *none[1:])
+    assert [together.rows for together in landing.gather([parcel] * 10)] == [1, 3, 3, 3]
 
 
 def test_columns_beside_the_conversation_become_metadata_of_the_origin(store: Path, tmp_path: Path) -> None:
