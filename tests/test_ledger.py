@@ -36,6 +36,7 @@ def test_a_conversation_that_fits_is_kept_whole():
     assert entry(ledger, "plain") == {
         "conversation": "plain",
         "split": "train",
+        "window": None,
         "fate": "kept",
         "code": None,
         "reason": None,
@@ -62,6 +63,7 @@ def test_half_an_answer_is_never_learned():
     assert entry(ledger, "long") | {"reason": None} == {
         "conversation": "long",
         "split": "train",
+        "window": None,
         "fate": "truncated",
         "code": "too-long",
         "reason": None,
@@ -115,14 +117,14 @@ def test_text_of_a_special_token_in_a_question_is_kept():
     assert entry(settle(rows, TrainSection()), "typed")["fate"] == "kept"
 
 
-def test_by_default_a_long_conversation_stops_the_run_and_three_ways_out_are_named():
+def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_named():
     section = TrainSection(max_length=8)
     with pytest.raises(TrainError) as refused:
         check_limits(settle(rendered(PLAIN, LONG), section), section)
     assert refused.value.what == "1 of 2 conversations are longer than max_length 8 tokens: long has 9."
     assert refused.value.hint == (
         "Type --set train.max_length=9, or --set train.long=truncate --set train.max_truncated=0.5, "
-        "or --set train.long=drop --set train.max_dropped=0.5."
+        "or --set train.long=drop --set train.max_dropped=0.5, or --set train.long=split."
     )
 
 

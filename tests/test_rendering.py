@@ -196,6 +196,60 @@ def test_an_end_of_turn_token_that_eats_the_white_space_behind_it_is_learned(tmp
     assert row["labels"] == [-100] * 8 + [306, 4]
 
 
+# -------------------------------------------------------------------------------------------------------- reasoning
+
+THOUGHT = chat("Hi", "<think>\nBye\n</think>\n\nHello", "What", "<think>Hi</think>Bye")
+
+
+def reasoned(policy, tokenizer, conversation=THOUGHT, template=CHATML):
+    return render(frame(conversation), Template("under test", template), tokenizer, policy).row(0, named=True)
+
+
+def test_reasoning_is_learned_as_a_part_of_its_answer(tokenizer):
+    row = reasoned("learn", tokenizer)
+    assert learned(row, tokenizer) == "<think>\nBye\n</think>\n\nHello<|im_end|><think>Hi</think>Bye<|im_end|>"
+
+
+def test_reasoning_that_is_skipped_is_seen_and_learning_begins_behind_it(tokenizer):
+    row = reasoned("skip", tokenizer)
+    assert row["input_ids"] == reasoned("learn", tokenizer)["input_ids"]
+    assert learned(row, tokenizer) == "\n\nHello<|im_end|>Bye<|im_end|>"
+    assert row["left_out"] == []
+
+
+def test_reasoning_that_a_prompt_opens_is_skipped_to_its_end(tokenizer):
+    opening = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
+    row = reasoned("skip", tokenizer, chat("Hi", "<think>\nBye</think>Hello"), opening)
+    assert learned(row, tokenizer) == "Hello<|im_end|>"
+
+
+def test_reasoning_is_stripped_from_history_and_learned_in_the_answer_to_the_last_question(tokenizer):
+    row = reasoned("strip", tokenizer)
+    assert tokens(row, tokenizer).endswith(
+        "user\nWhat<|im_end|>\n<|im_start|>assistant\n[<][t][h][i][n][k][>][Hi][<][/][t][h][i][n][k][>][Bye][<|im_end|>]\n"
+    )
+    assert learned(row, tokenizer) == "Hello<|im_end|><think>Hi</think>Bye<|im_end|>"
+
+
+def test_stripping_gives_what_the_template_of_qwen_3_gives_by_itself(tokenizer):
+    text = _unsloth()["qwen-3"]
+    assert (
+        reasoned("strip", tokenizer, template=text)["input_ids"]
+        == reasoned("learn", tokenizer, template=text)["input_ids"]
+    )
+
+
+def test_an_answer_that_only_speaks_of_the_tag_is_learned_whole(tokenizer):
+    for words in ("The tag <think> has </think> behind it", "<think> is never closed"):
+        assert learned(reasoned("skip", tokenizer, chat("Hi", words)), tokenizer) == f"{words}<|im_end|>"
+        assert learned(reasoned("strip", tokenizer, chat("Hi", words, "a", "b")), tokenizer).startswith(words)
+
+
+def test_an_answer_that_is_nothing_but_reasoning_is_not_learned_as_silence(tokenizer):
+    only = chat("Hi", "<think>Bye</think>", "a", "b")
+    assert learned(reasoned("strip", tokenizer, only), tokenizer) == "<think>Bye</think><|im_end|>b<|im_end|>"
+
+
 # ------------------------------------------------------------------------------------------------------- tool calls
 
 
@@ -582,7 +636,7 @@ def test_a_version_is_rendered_once(members, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
     template = Template("chatml", CHATML)
     first = rendered_version(members, "d1", template, tokenizer)
-    monkeypatch.setattr(caching, "render", None)
+    monkeypatch.setattr(caching, "render_as", None)
     assert rendered_version(members, "d1", template, tokenizer).equals(first)
     assert first.columns == [*RENDERED, "split"]
 

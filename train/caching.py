@@ -12,10 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
-from schemas.recipe import digest
-from train.rendering import MASK_POLICY, RENDERED, render
+from schemas.recipe import TrainSection, digest
+from train.rendering import MASK_POLICY, RENDERED
 from train.templating import PINNED_DATE, Template, cache_folder
 from train.tokenizing import Tokenizer
+from train.windowing import render_as
 
 ROOM = 4 * 2**30
 """Bytes that the cache may take: about a hundred million tokens with their labels, compressed."""
@@ -24,23 +25,28 @@ log = logging.getLogger(__name__)
 
 
 def rendered_version(
-    members: pl.DataFrame, version_digest: str, template: Template, tokenizer: Tokenizer
+    members: pl.DataFrame,
+    version_digest: str,
+    template: Template,
+    tokenizer: Tokenizer,
+    recipe: TrainSection = TrainSection(),  # noqa: B008  it is frozen
 ) -> pl.DataFrame:
-    """`render(members, …)` with the column `split` behind, made once and then read from the cache.
+    """`render_as(recipe, members, …)`, made once and then read from the cache.
 
     `members` is what `schemas.version.read_members` gives for the version with this digest.
     """
-    path = _place(version_digest, template, tokenizer)
-    split = members.select("id", "split")
-    rendered = _read(path, split["id"])
+    path = _place(version_digest, template, tokenizer, recipe)
+    rendered = _read(path, members["id"])
     if rendered is None:
-        rendered = render(members, template, tokenizer)
+        rendered = render_as(recipe, members, template, tokenizer)
         _keep(rendered, path)
-    return rendered.join(split, on="id", how="left", maintain_order="left")
+    return rendered
 
 
-def _place(version_digest: str, template: Template, tokenizer: Tokenizer) -> Path:
+def _place(version_digest: str, template: Template, tokenizer: Tokenizer, recipe: TrainSection) -> Path:
     key = {
+        "reasoning": recipe.reasoning,
+        "windows": recipe.max_length if recipe.long == "split" else None,
         "version": version_digest,
         "template": template.digest,
         "tokenizer": tokenizer.digest,
@@ -61,8 +67,8 @@ def _read(path: Path, ids: pl.Series) -> pl.DataFrame | None:
     except (OSError, pl.exceptions.PolarsError) as error:
         log.warning("The cached rendering %s cannot be read (%s); it is made again.", path, error)
         return None
-    fits = rendered.columns == list(RENDERED) and rendered["id"].equals(ids)
-    return rendered if fits else None
+    same = rendered["id"].unique(maintain_order=True).equals(ids)
+    return rendered if same and rendered.columns == [*RENDERED, "split"] else None
 
 
 def _keep(rendered: pl.DataFrame, path: Path) -> None:

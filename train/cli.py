@@ -52,6 +52,9 @@ def preview_command(
     token: Annotated[
         int | None, typer.Option("--token", metavar="N", min=0, help="Trace this token to turn, file and line.")
     ] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", metavar="N", min=1, help="Of one that is split: this window alone.")
+    ] = None,
     model: ModelOption = None,
     template: TemplateOption = None,
     store: StoreOption = None,
@@ -65,16 +68,16 @@ def preview_command(
     curate preview support@1 --model data/tiny --limit 1
     """
     from schemas.store import store_path
-    from train.previewing import choose, preview, trace_token
+    from train.previewing import choose, choose_windows, preview, trace_token
     from train.showing import show_preview, show_trace
 
     prepared = _prepared(version, model, template, store, recipe, overrides)
-    chosen = choose(prepared, conversation, limit)
+    chosen = choose_windows(prepared, choose(prepared, conversation, limit), window)
     if token is not None:
-        traced = trace_token(prepared, store_path(store), chosen[0], token)
+        traced = trace_token(prepared, store_path(store), chosen[0][0], token, chosen[0][1])
         print_json(asdict(traced)) if as_json else show_trace(traced)
         return
-    previews = [preview(prepared, name) for name in chosen]
+    previews = [preview(prepared, *each) for each in chosen]
     if as_json:
         print_json([shown.as_json(tokens=tokens) for shown in previews])
         return
@@ -86,6 +89,10 @@ def plan_command(
     version: VersionArgument,
     model: ModelOption = None,
     template: TemplateOption = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Memory and speed on it: this, h100-80g, rtx4090-24g, 24g …"),
+    ] = None,
     store: StoreOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
@@ -99,8 +106,20 @@ def plan_command(
     from train.planning import plan
     from train.showing import show_plan
 
-    planned = plan(_prepared(version, model, template, store, recipe, overrides))
-    print_json(planned.as_json()) if as_json else show_plan(planned)
+    prepared = _prepared(version, model, template, store, recipe, overrides)
+    planned = plan(prepared)
+    if gpu is None:
+        print_json(planned.as_json()) if as_json else show_plan(planned)
+        return
+    from train.budgeting import budget
+    from train.narrating import show_budget
+
+    budgeted = budget(prepared.tokenizer.folder, prepared.section, planned.tokens, gpu)
+    if as_json:
+        print_json(planned.as_json() | {"budget": budgeted.as_json()})
+        return
+    show_budget(budgeted)
+    show_plan(planned)
 
 
 def _prepared(

@@ -27,6 +27,7 @@ RENDERED: dict[str, pl.DataType | type[pl.DataType]] = {
     "learned_specials": pl.String,  # the same inside of what is learned
     "left_out": pl.List(pl.Int32),  # turns (from 1) with words of which the template renders or lets learn none
     "straddling": pl.Int32,  # tokens that lie across the start of what is learned
+    "window": pl.Struct(dict.fromkeys(("number", "of", "first", "last", "whole"), pl.Int32)),  # see train.windowing
 }
 """Columns of a rendered frame."""
 
@@ -149,6 +150,7 @@ def _frame(ids: pl.Series, rows: Sequence[_Row]) -> pl.DataFrame:
             pl.Series("learned_specials", [row.learned_specials for row in rows], pl.String),
             _lists("left_out", [row.left_out for row in rows]),
             pl.Series("straddling", [row.straddling for row in rows], pl.Int32),
+            pl.Series("window", [None] * len(rows), RENDERED["window"]),
         ]
     )
     return columns.match_to_schema(RENDERED)

@@ -2,6 +2,7 @@
 
 The fates:
 - kept: trained as rendered;
+- split: a window of a conversation that is longer than `max_length`, with `long = "split"`: one row for each window;
 - truncated: longer than `max_length` with `long = "truncate"`: cut behind the last learned answer that fits whole,
   its end-of-turn token included, so never half an answer is learned;
 - dropped: with the reason: it cannot be rendered, has nothing to learn, is too long, or an answer holds the text of
@@ -24,8 +25,9 @@ from schemas.recipe import TrainSection
 LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
     "conversation": pl.String,
     "split": pl.String,
-    "fate": pl.String,  # kept, truncated or dropped
-    "code": pl.String,  # unrendered, nothing-learned, special-text or too-long; null where kept
+    "window": pl.Int32,  # which one of its windows (from 1); null where it is whole
+    "fate": pl.String,  # kept, split, truncated or dropped
+    "code": pl.String,  # unrendered, nothing-learned, special-text, too-long or windowed; null where kept
     "reason": pl.String,  # a sentence; null where kept
     "tokens": pl.Int64,  # as rendered; 0 where it cannot be
     "cut": pl.Int64,  # of these, not trained: all of a dropped one
@@ -47,6 +49,8 @@ def settle(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
     measured = rendered.select(
         pl.col("id").alias("conversation"),
         split,
+        pl.col("window").struct.field("number").alias("window"),
+        pl.col("window").alias("place"),
         pl.col("input_ids").list.len().fill_null(0).cast(pl.Int64).alias("tokens"),
         _learned(pl.col("labels")).alias("all_learned"),
         _fitting(section.max_length).alias("fits"),
@@ -61,15 +65,14 @@ def settle(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
 
 
 def trainable(rendered: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
-    """What is trained: `id`, `split`, `input_ids`, `labels` of the kept and, cut, of the truncated conversations."""
-    left = (pl.col("tokens") - pl.col("cut")).alias("left")
-    joined = rendered.select("id", "input_ids", "labels").join(
-        ledger.filter(pl.col("fate") != "dropped").select("conversation", "split", left),
-        left_on="id",
-        right_on="conversation",
-        maintain_order="left",
-    )
-    return joined.select(
+    """What is trained: `id`, `split`, `input_ids`, `labels` of what is kept and, cut, of what is truncated.
+
+    `ledger` is what `settle` made of `rendered`: a row for each of its rows, in their order.
+    """
+    assert rendered["id"].equals(ledger["conversation"], check_names=False), "the ledger is of other conversations"
+    left = pl.col("tokens") - pl.col("cut")
+    both = rendered.select("id", "input_ids", "labels").with_columns(ledger.select("split", "fate", left.alias("left")))
+    return both.filter(pl.col("fate") != "dropped").select(
         "id", "split", pl.col("input_ids").list.head(pl.col("left")), pl.col("labels").list.head(pl.col("left"))
     )
 
@@ -120,6 +123,8 @@ def _code(section: TrainSection) -> pl.Expr:
         .then(pl.lit("special-text"))
         .when(pl.col("tokens") > section.max_length)
         .then(pl.lit("too-long"))
+        .when(pl.col("window").is_not_null())
+        .then(pl.lit("windowed"))
     )
 
 
@@ -128,6 +133,8 @@ def _fate(section: TrainSection) -> pl.Expr:
     return (
         pl.when(pl.col("code").is_null())
         .then(pl.lit("kept"))
+        .when(pl.col("code") == "windowed")
+        .then(pl.lit("split"))
         .when(can_be_cut)
         .then(pl.lit("truncated"))
         .otherwise(pl.lit("dropped"))
@@ -135,20 +142,32 @@ def _fate(section: TrainSection) -> pl.Expr:
 
 
 def _reason(section: TrainSection) -> pl.Expr:
-    ending = ", and not even its first learned answer fits." if section.long == "truncate" else "."
+    endings = {
+        "truncate": ", and not even its first learned answer fits.",
+        "split": ", and it is one exchange, which is not split.",
+    }
+    ending = endings.get(section.long, ".")
+    place = {name: pl.col("place").struct.field(name) for name in ("number", "of", "first", "last", "whole")}
+    window = pl.format("Window {} of {}, turns {} to {} of a conversation of {} tokens", *place.values())
     size = pl.format("It has {} tokens, {} are allowed", "tokens", pl.lit(section.max_length))
     sentences = {
         "unrendered": pl.col("problem"),
         "nothing-learned": pl.lit("It has nothing to learn: no answer of it is trained."),
         "special-text": pl.format("An answer holds text that is read as a special token: {}.", "learned_specials"),
-        "too-long": pl.concat_str(size, pl.when(pl.col("fits").is_null()).then(pl.lit(ending)).otherwise(pl.lit("."))),
+        "too-long": pl.concat_str(size, pl.when(_is_lost(section)).then(pl.lit(ending)).otherwise(pl.lit("."))),
+        "windowed": pl.concat_str(window, pl.lit(".")),
     }
     return pl.coalesce([pl.when(pl.col("code") == code).then(sentence) for code, sentence in sentences.items()])
 
 
+def _is_lost(section: TrainSection) -> pl.Expr:
+    """Whether nothing of a conversation that is too long can be trained."""
+    return pl.col("fits").is_null() | pl.lit(section.long == "split")
+
+
 def _counted(decided: pl.DataFrame) -> pl.DataFrame:
     left = (
-        pl.when(pl.col("fate") == "kept")
+        pl.when(pl.col("fate").is_in(["kept", "split"]))
         .then("tokens")
         .when(pl.col("fate") == "truncated")
         .then("fits")
@@ -169,7 +188,7 @@ def _check_sums(ledger: pl.DataFrame, rendered: pl.DataFrame) -> None:
     trained = int(_trained_tokens(ledger))
     lost = pl.col("fate") != "kept"
     assert ledger.height == rendered.height, "a conversation is missing in the ledger"
-    assert ledger["fate"].is_in(["kept", "truncated", "dropped"]).all(), "a conversation has no fate"
+    assert ledger["fate"].is_in(["kept", "split", "truncated", "dropped"]).all(), "a conversation has no fate"
     assert rendered_tokens == tokens == trained + cut, "the ledger's tokens are not the rendered ones"
     assert ledger.filter(lost != pl.col("reason").is_not_null()).is_empty(), "a fate and its reason differ"
 
@@ -181,14 +200,21 @@ def _trained_tokens(ledger: pl.DataFrame) -> int:
 
 def _check_share(ledger: pl.DataFrame, fate: str, allowed: float) -> None:
     hit = ledger.filter(pl.col("fate") == fate)
-    if hit.height == 0 or hit.height / ledger.height <= allowed:
+    count, all_of_them = _conversations(hit), _conversations(ledger)
+    if count == 0 or count / all_of_them <= allowed:
         return
+    part = " in part" if hit["window"].is_not_null().any() else ""
     raise TrainError(
-        f"{hit.height:,} of {ledger.height:,} conversations would be {fate}, max_{fate} allows {allowed:g}: "
+        f"{count:,} of {all_of_them:,} conversations would be {fate}{part}, max_{fate} allows {allowed:g}: "
         f"{_by_code(hit)}.",
-        f"Mend the data, or allow it: --set train.max_{fate}={_share(hit.height, ledger.height)}; "
-        "curate plan says more.",
+        f"Mend the data, or allow it: --set train.max_{fate}={_share(count, all_of_them)}; curate plan says more.",
     )
+
+
+def _conversations(ledger: pl.DataFrame) -> int:
+    """How many conversations the rows are of: one each, but for windows."""
+    whole = pl.col("window").is_null()
+    return ledger.filter(whole).height + int(ledger.filter(~whole)["conversation"].n_unique())
 
 
 def _by_code(hit: pl.DataFrame) -> str:
@@ -211,7 +237,7 @@ def _ways_out(ledger: pl.DataFrame, too_long: pl.DataFrame) -> str:
     longest = int(too_long.select(pl.max("tokens")).item())
     return (
         f"Type --set train.max_length={longest}, or --set train.long=truncate --set train.max_truncated={share}, "
-        f"or --set train.long=drop --set train.max_dropped={share}."
+        f"or --set train.long=drop --set train.max_dropped={share}, or --set train.long=split."
     )
 
 

@@ -54,7 +54,7 @@ class Plan:
     prompt: str  # what asks the model for an answer
     end_of_turn: list[str]  # the tokens that end the learned answers
     conversations: dict[str, int]  # split -> how many
-    fates: dict[str, int]  # kept, truncated, dropped
+    fates: dict[str, int]  # kept, truncated, dropped; with long = "split" also split, the windows
     tokens: int  # that are trained on
     learned: int  # of these, with a label
     tokens_cut: int
@@ -87,7 +87,7 @@ def prepare(store: Path, label: str, section: TrainSection) -> Prepared:
     with reading(store) as connection:
         version = find_version(connection, label)
         members = read_members(connection, version)
-    rendered = rendered_version(members, version.digest, template, tokenizer)
+    rendered = rendered_version(members, version.digest, template, tokenizer, section)
     return Prepared(version, section, template, tokenizer, members, rendered, settle(rendered, section))
 
 
@@ -111,7 +111,7 @@ def plan(prepared: Prepared) -> Plan:
         prompt=Script(prepared.template, prepared.tokenizer).prompt,
         end_of_turn=_end_of_turn(prepared),
         conversations=dict(ledger.group_by("split").len().sort("split").rows()),
-        fates={fate: int((ledger["fate"] == fate).sum()) for fate in ("kept", "truncated", "dropped")},
+        fates={fate: int((ledger["fate"] == fate).sum()) for fate in _fates(section)},
         tokens=sum(lengths),
         learned=int(train["learned"].sum()),
         tokens_cut=int(ledger["cut"].sum()),
@@ -129,6 +129,10 @@ def plan(prepared: Prepared) -> Plan:
         refusal=refusal.what if refusal else None,
         way_out=refusal.hint if refusal else None,
     )
+
+
+def _fates(section: TrainSection) -> tuple[str, ...]:
+    return ("kept", *(["split"] if section.long == "split" else []), "truncated", "dropped")
 
 
 def _steps(sequences: int, section: TrainSection) -> int:

@@ -7,7 +7,7 @@ turn, which characters of it, and which line of which file it comes from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from schemas.errors import TrainError, VersionError
 from schemas.store import reading
 from train.planning import Prepared
 from train.rendering import IGNORED, Piece, Rendering, Script, token_range
+from train.windowing import turns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Preview:
 
     id: str
     split: str
+    window: int | None  # which one of its windows (from 1), where it is split
     fate: str
     reason: str | None
     tokens: int
@@ -106,14 +108,30 @@ def choose(prepared: Prepared, prefix: str, limit: int) -> list[str]:
     return found
 
 
-def preview(prepared: Prepared, conversation: str) -> Preview:
-    """The conversation with this id as it is trained."""
-    member, row, entry = _rows(prepared, conversation)
+def choose_windows(prepared: Prepared, conversations: list[str], window: int | None) -> list[tuple[str, int | None]]:
+    """Each conversation with each of its windows, None where it is whole; or with `window` alone.
+
+    Raises `TrainError` where there is no such window.
+    """
+    entries = prepared.ledger.filter(pl.col("conversation").is_in(conversations))
+    found = entries if window is None else entries.filter(pl.col("window") == window)
+    if conversations and found.is_empty():
+        raise TrainError(
+            f"No conversation that is shown has a window {window}.",
+            "Leave --window out to see all; --set train.long=split makes windows of what is too long.",
+        )
+    return found.select("conversation", "window").rows()
+
+
+def preview(prepared: Prepared, conversation: str, window: int | None = None) -> Preview:
+    """The conversation with this id as it is trained, or the window (from 1) of one that is split."""
+    numbers, member, row, entry = _rows(prepared, conversation, window)
     rendering, encoding = _encoded(prepared, member)
     views = _views(rendering, encoding, row["labels"] or [], entry["tokens"] - entry["cut"])
     return Preview(
         id=conversation,
         split=entry["split"],
+        window=entry["window"],
         fate=entry["fate"],
         reason=entry["reason"],
         tokens=entry["tokens"],
@@ -123,14 +141,17 @@ def preview(prepared: Prepared, conversation: str) -> Preview:
         learned_specials=row["learned_specials"],
         left_out=row["left_out"] or [],
         stretches=_stretches(rendering, encoding, views),
-        turns=_turns(member["conversations"], rendering, encoding),
+        turns=_turns(numbers, member["conversations"], rendering, encoding),
         views=views,
     )
 
 
-def trace_token(prepared: Prepared, store: Path, conversation: str, token: int) -> Traced:
-    """Where token number `token` (from 0) of a conversation comes from. Raises `TrainError` when it has none such."""
-    member, row, entry = _rows(prepared, conversation)
+def trace_token(prepared: Prepared, store: Path, conversation: str, token: int, window: int | None = None) -> Traced:
+    """Where token number `token` (from 0) of a conversation comes from, or of a window of one that is split.
+
+    Raises `TrainError` when it has none such.
+    """
+    numbers, member, row, entry = _rows(prepared, conversation, window)
     if not 0 <= token < entry["tokens"]:
         raise TrainError(
             f"{conversation} has {entry['tokens']} tokens, there is no token {token}.",
@@ -147,22 +168,30 @@ def trace_token(prepared: Prepared, store: Path, conversation: str, token: int) 
         text=rendering.text[start:end],
         label=row["labels"][token],
         part=part,
-        turn=None if turn is None else turn + 1,
+        turn=None if turn is None else numbers[turn] + 1,
         role=None if turn is None else member["conversations"][turn]["from"],
         characters=characters,
         origins=_origins(store, conversation),
     )
 
 
-def _rows(prepared: Prepared, conversation: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+_Values = dict[str, Any]
+
+
+def _rows(prepared: Prepared, conversation: str, window: int | None) -> tuple[Sequence[int], _Values, _Values, _Values]:
+    """The numbers of the turns that are shown, and the rows of them, of their rendering and of the ledger."""
     member = prepared.members.row(by_predicate=pl.col("id") == conversation, named=True)
-    row = prepared.rendered.row(by_predicate=pl.col("id") == conversation, named=True)
-    entry = prepared.ledger.row(by_predicate=pl.col("conversation") == conversation, named=True)
-    return member, row, entry
+    place = pl.col("window").struct.field("number").eq_missing(window)
+    row = prepared.rendered.row(by_predicate=(pl.col("id") == conversation) & place, named=True)
+    entry = prepared.ledger.row(
+        by_predicate=(pl.col("conversation") == conversation) & pl.col("window").eq_missing(window), named=True
+    )
+    numbers, turns = turns_of(member["conversations"], row["window"])
+    return numbers, {**member, "conversations": turns}, row, entry
 
 
 def _encoded(prepared: Prepared, member: Mapping[str, Any]) -> tuple[Rendering, Encoding | None]:
-    rendering = Script(prepared.template, prepared.tokenizer).rendering(member)
+    rendering = Script(prepared.template, prepared.tokenizer, prepared.section.reasoning).rendering(member)
     if rendering.problem is not None:
         return rendering, None
     return rendering, prepared.tokenizer.encode([rendering.text])[0]
@@ -189,8 +218,11 @@ def _stretches(rendering: Rendering, encoding: Encoding | None, views: Sequence[
     return [Stretch(rendering.text[a:b], *lot) for (lot, _), a, b in zip(groups, starts, ends, strict=True)]
 
 
-def _turns(turns: Sequence[Mapping[str, Any]], rendering: Rendering, encoding: Encoding | None) -> list[TurnView]:
-    return [_turn_view(number, turn, rendering, encoding) for number, turn in enumerate(turns)]
+def _turns(
+    numbers: Sequence[int], turns: Sequence[Mapping[str, Any]], rendering: Rendering, encoding: Encoding | None
+) -> list[TurnView]:
+    views = (_turn_view(place, turn, rendering, encoding) for place, turn in enumerate(turns))
+    return [replace(view, turn=number + 1) for number, view in zip(numbers, views, strict=True)]
 
 
 def _turn_view(number: int, turn: Mapping[str, Any], rendering: Rendering, encoding: Encoding | None) -> TurnView:

@@ -88,7 +88,8 @@ def _bars(plan: Plan) -> Iterable[dict[str, object]]:
 def _headline(preview: Preview) -> str:
     share = f"{preview.tokens:,} tokens, {preview.learned:,} learned"
     reason = f": {printable(preview.reason)}" if preview.reason else ""
-    return f"{preview.id}  {preview.split}  {share}  {preview.fate}{reason}"
+    window = f"  window {preview.window}" if preview.window else ""
+    return f"{preview.id}{window}  {preview.split}  {share}  {preview.fate}{reason}"
 
 
 def _marked(stretches: Iterable[Stretch]) -> Text:

@@ -23,8 +23,9 @@ from schemas.version import find_version, read_members
 from train.fitting import machine_facts, package_versions, token_facts, use_threads
 from train.ledger import LEDGER_FILE, settle, trainable
 from train.loading import file_digest, find_adapter, find_base, model_digest
-from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template, render
+from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template
 from train.saving import ADAPTER_FILE, CONFIG_FILE, adapter_digest
+from train.windowing import render_as
 
 State = Literal["same", "differs", "unchecked"]
 
@@ -168,8 +169,9 @@ def _template(base: Path, manifest: Manifest) -> Check:
 def _rendered_again(
     adapter: Path, members: pl.DataFrame, template: Template, tokenizer: Tokenizer, manifest: Manifest
 ) -> Iterator[Check]:
-    rendered = render(members, template, tokenizer).with_columns(members["split"])
-    ledger = settle(rendered, TrainSection.model_validate(manifest.recipe))
+    recipe = TrainSection.model_validate(manifest.recipe)
+    rendered = render_as(recipe, members, template, tokenizer)
+    ledger = settle(rendered, recipe)
     rows = trainable(rendered, ledger).filter(pl.col("split") == "train")
     yield _compared("tokens", manifest.tokens.digest, token_facts(rows, ledger).digest)
     path = adapter / LEDGER_FILE

@@ -1,0 +1,160 @@
+"""In: conversations, some longer than a sequence. Out: their rendering, the long ones as windows that fit.
+
+A window keeps the system turn and goes on with whole exchanges: a question, what leads to its answer, the answer.
+Each exchange is in exactly one window, each window is rendered as the conversation that it is, so its labels are
+proven like any other's. An exchange that is too long by itself stays a window of its own, and the ledger drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from schemas.conversation import TURN
+from schemas.recipe import TrainSection
+from train.labelling import RENDERED
+from train.rendering import Template, Tokenizer, render
+
+WINDOW = ("number", "of", "first", "last", "whole")
+"""Of a window: which one of how many, its turns (from 1), and the tokens of the whole conversation."""
+
+ANSWERING = ("gpt", "function_call", "observation")
+"""Behind a turn of these roles the next question begins an exchange of its own."""
+
+Turns = Sequence[Mapping[str, Any]]
+
+
+def render_as(recipe: TrainSection, members: pl.DataFrame, template: Template, tokenizer: Tokenizer) -> pl.DataFrame:
+    """The rendered frame of a version's members as the recipe wants it, with `split` where the members have it.
+
+    One row each, in their order; with `long = "split"` a longer one has a row for each of its windows.
+    """
+    rendered = render(members, template, tokenizer, recipe.reasoning)
+    if recipe.long == "split":
+        rendered = _with_windows(rendered, members, template, tokenizer, recipe)
+    if "split" not in members.columns:
+        return rendered
+    return rendered.join(members.select("id", "split"), on="id", how="left", maintain_order="left")
+
+
+def turns_of(turns: Turns, window: Mapping[str, int] | None) -> tuple[list[int], Turns]:
+    """The numbers (from 0) of the turns that a window of a conversation has, and these turns; all without a window.
+
+    >>> turns = [{"from": role} for role in ("system", "human", "gpt", "human", "gpt")]
+    >>> turns_of(turns, {"first": 4, "last": 5})[0]
+    [0, 3, 4]
+    """
+    numbers = [*range(len(turns))]
+    if window is not None:
+        numbers = [*range(_opening(turns)), *range(window["first"] - 1, window["last"])]
+    return numbers, [turns[number] for number in numbers]
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Some exchanges in a row of conversation number `row`, and the turns at which each begins and the last ends."""
+
+    row: int
+    borders: tuple[int, ...]
+
+    def parts(self, weights: Sequence[float], room: float) -> Iterator[_Window]:
+        """Windows whose exchanges weigh up to `room` together, at least two; `weights` has one for each exchange."""
+        first, filled = 0, 0.0
+        for place, weight in enumerate(weights):
+            if place > first and filled + weight > room:
+                yield _Window(self.row, self.borders[first : place + 1])
+                first, filled = place, 0.0
+            filled += weight
+        if first == 0 and len(weights) > 1:  # it was said to be too long, so what it was weighed by is wrong
+            half = len(weights) // 2
+            yield from (_Window(self.row, self.borders[: half + 1]), _Window(self.row, self.borders[half:]))
+        else:
+            yield _Window(self.row, self.borders[first:])
+
+
+def _with_windows(
+    rendered: pl.DataFrame, members: pl.DataFrame, template: Template, tokenizer: Tokenizer, recipe: TrainSection
+) -> pl.DataFrame:
+    """The rendered frame with each conversation that is too long replaced by its windows.
+
+    Windows are cut by the share of characters, rendered, and cut again where they are still too long. Conversations
+    are taken one by one: how one is cut depends on what was found before.
+    """
+    tokens = rendered["input_ids"].list.len().fill_null(0)
+    chosen = rendered.with_row_index("row").filter((tokens > recipe.max_length) & rendered["problem"].is_null())["row"]
+    turns = {row: members["conversations"][row].to_list() for row in chosen}
+    pending = [_Window(row, borders) for row in chosen if len(borders := _borders(turns[row])) > 2]
+    sizes = [int(tokens[window.row]) for window in pending]
+    done: list[tuple[_Window, pl.DataFrame]] = []
+    while pending:
+        cut = [part for window, size in zip(pending, sizes, strict=True) for part in _cut(window, turns, size, recipe)]
+        made = render(_frame(cut, turns, members), template, tokenizer, recipe.reasoning)
+        lengths = made["input_ids"].list.len().fill_null(0).to_list()
+        again = [size > recipe.max_length and len(w.borders) > 2 for w, size in zip(cut, lengths, strict=True)]
+        done += [(w, made[place]) for place, w in enumerate(cut) if not again[place]]
+        pending = [w for w, more in zip(cut, again, strict=True) if more]
+        sizes = [size for size, more in zip(lengths, again, strict=True) if more]
+    return _put_in(rendered, done)
+
+
+def _opening(turns: Turns) -> int:
+    """How many turns at the beginning are the system's."""
+    return next((number for number, turn in enumerate(turns) if turn["from"] != "system"), len(turns))
+
+
+def _borders(turns: Turns) -> tuple[int, ...]:
+    """Where each exchange begins, and where the last one ends."""
+    start = _opening(turns)
+    later = (
+        number
+        for number in range(start + 1, len(turns))
+        if turns[number]["from"] == "human"
+        and turns[number - 1]["from"] in ANSWERING
+        and any(turn["from"] == "human" for turn in turns[start:number])  # a greeting belongs to the first question
+    )
+    return (start, *later, len(turns))
+
+
+def _cut(window: _Window, turns: Mapping[int, Turns], size: int, recipe: TrainSection) -> Iterator[_Window]:
+    """The window in parts that fit, as far as characters tell: the system turn is in each of them."""
+    said = turns[window.row]
+    spans = zip(window.borders, window.borders[1:], strict=False)
+    weights = [sum(len(turn["value"]) + 1 for turn in said[start:end]) for start, end in spans]
+    opening = sum(len(turn["value"]) + 1 for turn in said[: _opening(said)])
+    return window.parts(weights, (opening + sum(weights)) * recipe.max_length / size - opening)
+
+
+def _frame(windows: Sequence[_Window], turns: Mapping[int, Turns], members: pl.DataFrame) -> pl.DataFrame:
+    """The windows as a conversations frame, under the ids of the conversations that they are cut from."""
+    shown = [[*turns[w.row][: _opening(turns[w.row])], *turns[w.row][w.borders[0] : w.borders[-1]]] for w in windows]
+    rows = members[[window.row for window in windows]] if windows else members.head(0)
+    columns = {"id": rows["id"], "conversations": shown, "tools": rows["tools"]}
+    return pl.DataFrame(columns, schema_overrides={"conversations": pl.List(TURN)})
+
+
+def _put_in(rendered: pl.DataFrame, windows: Sequence[tuple[_Window, pl.DataFrame]]) -> pl.DataFrame:
+    """The frame with windows in the place of their conversations, each numbered among those of its own."""
+    if not windows:
+        return rendered
+    ordered = sorted(windows, key=lambda entry: (entry[0].row, entry[0].borders))
+    made = pl.concat([row for _, row in ordered])
+    facts = pl.DataFrame(
+        {
+            "row": [window.row for window, _ in ordered],
+            "first": [window.borders[0] + 1 for window, _ in ordered],
+            "last": [window.borders[-1] for window, _ in ordered],
+        }
+    ).with_columns(
+        number=pl.int_range(1, pl.len() + 1).over("row"),
+        of=pl.len().over("row"),
+        whole=rendered["input_ids"].list.len().gather([window.row for window, _ in ordered]),
+    )
+    numbered = made.with_columns(facts.select(*WINDOW).to_struct("window"), facts["row"].alias("row"))
+    others = rendered.with_columns(pl.int_range(pl.len()).alias("row")).filter(
+        ~pl.col("row").is_in(facts["row"].implode())
+    )
+    both = pl.concat([others.cast({"row": pl.Int64}), numbered.cast({"row": pl.Int64, "window": RENDERED["window"]})])
+    return both.sort("row", maintain_order=True).drop("row")
