@@ -13,6 +13,7 @@ from schemas.terminal import note, print_table, printable
 
 if TYPE_CHECKING:
     from schemas.run import Run
+    from train.budgeting import Budget
     from train.engines import Step
     from train.fitting import Work
     from train.retraining import Retraining
@@ -72,6 +73,31 @@ def _state(step: Step) -> str:
     held_out = "" if step.eval_loss is None else f"  held-out {step.eval_loss:.3f}"
     pace = f"{step.speed:,.0f} tokens/s  {step.memory:.1f} GiB  {timedelta(seconds=round(step.left))} left"
     return f"step {step.step:,}/{step.steps:,}  loss {step.loss:.3f}{held_out}  {pace}"
+
+
+def show_budget(budget: Budget) -> None:
+    """Print what a training would take on a chip: memory by part, then each size of a pass."""
+    parts = ", ".join(f"{name} {size:.1f}" for name, size in budget.parts.items())
+    title = f"{budget.chip.name}, {budget.allowed:.1f} GiB: {parts} and activations"
+    columns = ["checkpointing", "a step", "activations", "GiB", "tokens/s", "time"]
+    print_table((_size_row(size, budget) for size in budget.sizes), columns, title=title)
+    if budget.best is None:
+        print_line("Nothing fits. A smaller max_length, rank or model would.")
+    elif budget.chip.tflops is None:
+        print_line("How fast this GPU is, is not known here; batch = auto measures it.")
+
+
+def _size_row(size: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
+    seconds = size["seconds"]
+    mark = " ←" if size is budget.best else "" if size["fits"] else " too much"
+    return {
+        "checkpointing": size["checkpointing"] or "none",
+        "a step": f"{size['batch']}x{size['accumulate']}",
+        "activations": f"{size['activations']:.1f}",
+        "GiB": f"{size['gib']:.1f}{mark}",
+        "tokens/s": f"{size['tokens_per_second']:,.0f}" if seconds else "",
+        "time": str(timedelta(seconds=round(seconds))) if seconds else "",
+    }
 
 
 def show_work(work: Work) -> None:
