@@ -27,6 +27,7 @@ ENVIRONMENT_VARIABLE = "CURATE_REVIEW_ENVIRONMENT"
 
 _ARGILLA = Path(__file__).parent / "argilla"
 _CONSTRAINTS = _ARGILLA / "constraints.txt"
+COMPOSE = _ARGILLA / "compose.yaml"
 _REQUIRED = ("argilla-server", "fakeredis")
 _READY, _PAGES = "ready", "pages"
 _LAYOUT = b"1"

@@ -37,7 +37,7 @@ UrlOption = Annotated[
 
 def register(review: typer.Typer) -> None:
     """Add the server's commands to `curate review`."""
-    for command in (serve, backup, restore):
+    for command in (serve, backup, restore, compose):
         review.command(rich_help_panel=SERVER)(command)
     review.add_typer(users, rich_help_panel=SERVER)
 
@@ -179,6 +179,18 @@ def restore(
         print_json({"home": place, "answers": answers})
     else:
         typer.echo(f"{place} holds {answers:,} answers. Next: curate review serve --home {place}")
+
+
+def compose() -> None:
+    """Print a Compose file for a large team: server, workers, Elasticsearch, Redis, PostgreSQL, security headers.
+
+    \b
+    curate review compose > compose.yaml
+    """
+    from curate.serving import COMPOSE
+
+    typer.echo(COMPOSE.read_text(encoding="utf-8"), nl=False)
+    note("It is not run by this project's tests. Its first lines say what it wants to know.")
 
 
 def _server(home: Path | None, url: str | None) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
+import yaml
 from labelling_server import LabellingServer, RefusedError
 
 
@@ -22,6 +23,16 @@ def test_every_answer_forbids_scripts_that_are_not_the_servers_own(argilla_serve
         assert rules["script-src"].startswith("'self' 'sha256-")
         assert "unsafe" not in rules["script-src"]
         assert (rules["connect-src"], rules["object-src"], rules["frame-ancestors"]) == ("'self'", "'none'", "'none'")
+
+
+def test_the_compose_file_has_the_headers_that_the_server_sends(argilla_server, curate):
+    with urlopen(argilla_server.url) as answer:
+        sent = {name: answer.headers[name] for name in ("Content-Security-Policy", "X-Content-Type-Options")}
+    printed = curate("review", "compose").stdout
+    assert [name for name, value in sent.items() if f'{name} "{value}"' not in printed] == []
+    services = yaml.safe_load(printed)["services"]
+    assert services.keys() == {"proxy", "server", "worker", "elasticsearch", "postgres", "redis"}
+    assert services["worker"]["image"] == services["server"]["image"] == "argilla/argilla-server:v2.8.0"
 
 
 def test_an_annotator_is_made_once_and_sees_no_others_keys(argilla_server):
