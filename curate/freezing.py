@@ -17,16 +17,13 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.selecting import KEPT_SQL
+from curate.selecting import KEPT_SQL, WHERE, latest_selection
 from schemas.errors import VersionError
 from schemas.recipe import Recipe, canonical_json
 from schemas.version import SPLITS, Version, find_version, version_digest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 NO_PARENT = "none"
-NO_RULES, UNKNOWN, WHERE_RULE = "no rules", " (unknown: NULL)", "--where"
-WHERE = f"{WHERE_RULE}: "
-"""How `curate select` words its reasons."""
 
 PROMPT_SQL = """conversations[list_position([turn."from" for turn in conversations], 'human')].value"""
 SPACES = r"[\s\p{Z}]{2,}|[\t-\r\x{85}\x{A0}\x{2000}-\x{200A}\x{2028}-\x{202F}\x{3000}]"
@@ -102,11 +99,11 @@ def freeze(
 
     `parent` is a label, `none`, or left out for the newest version of this name. `dry_run` writes nothing, and a
     read-only connection will do. Raises `VersionError` for a bad name, an unknown parent, an empty selection, and
-    where the latest selection applied other rules than the recipe names: a version states what made it.
+    where the latest selection applied other rules or scores than the recipe names: a version states what made it.
     """
     check_name(name)
     made_by = recipe.data_part()
-    made_by["select"]["rules"] = applied_rules(connection, recipe.select.rules)
+    made_by["select"]["rules"] = applied_rules(connection, recipe)
     members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)
     _refuse_empty(connection, members)
     digest = version_digest(members, made_by)
@@ -152,30 +149,26 @@ def split_members(connection: DuckDBPyConnection, held_out: float, salt: str = "
     return members
 
 
-def applied_rules(connection: DuckDBPyConnection, rules: Mapping[str, str]) -> dict[str, str]:
-    """The rules behind the latest selection: those of the recipe, and the `--where` of the command if it had one.
+def applied_rules(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
+    """The rules of the latest selection: those of the recipe, and the `--where` of the command if it had one.
 
-    A verdict that keeps has all rules as its reason. Raises `VersionError` when they are not the recipe's.
+    Raises `VersionError` when they are not the recipe's, or its `[score]` is another one: a version states both.
     """
-    said = connection.execute(
-        """SELECT verdict, reason FROM verdicts WHERE by_whom = 'rule'
-           ORDER BY decided_at DESC, verdict = 'keep' DESC LIMIT 1"""
-    ).fetchall()
-    named = "; ".join(f"{name}: {text}" for name, text in rules.items())
-    if not said and not rules:
-        return {}
-    verdict, reason = said[0] if said else ("", "")
-    if verdict == "keep" and reason == (named or NO_RULES):
-        return dict(rules)
-    before, where, text = reason.partition(WHERE)
-    if verdict == "keep" and where and before == (f"{named}; " if named else ""):
-        return {**rules, WHERE_RULE: text}
-    if verdict == "drop" and reason.removesuffix(UNKNOWN) in {f"{name}: {text}" for name, text in rules.items()}:
-        return dict(rules)
-    raise VersionError(
-        f"The recipe's rules ({named or 'none'}) are not those of the latest selection ({reason or 'there was none'}).",
-        "curate select applies the rules of the recipe; give both commands the same --recipe and --set.",
-    )
+    latest = latest_selection(connection)
+    rules, scores = latest or ({}, recipe.score)
+    of_recipe = {name: text for name, text in rules.items() if name != WHERE}
+    hint = "curate select applies the rules of the recipe; give both commands the same --recipe and --set."
+    if of_recipe != recipe.select.rules:
+        named, said = _listed_rules(recipe.select.rules), _listed_rules(rules) if latest else "there was none"
+        raise VersionError(f"The recipe's rules ({named}) are not those of the latest selection ({said}).", hint)
+    if scores != recipe.score:
+        now, then = canonical_json(recipe.score), canonical_json(scores)
+        raise VersionError(f"The recipe's [score] ({now}) is not that of the latest selection ({then}).", hint)
+    return rules
+
+
+def _listed_rules(rules: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {text}" for name, text in rules.items()) or "none"
 
 
 def parse_share(text: str) -> float:

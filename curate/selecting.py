@@ -6,9 +6,11 @@ conversation leaves at the first that does not. A rule that is neither true nor 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -17,7 +19,7 @@ from curate.scorers import SCORERS
 from curate.scoring import check_not_empty, plan, scorer_names, stored_columns
 from schemas.errors import RecipeError
 from schemas.expression import Expression, nearest
-from schemas.recipe import Recipe, digest
+from schemas.recipe import Recipe, canonical_json, digest
 from schemas.store import reading, writing
 
 KEPT_SQL = "SELECT conversation FROM standing WHERE kept"
@@ -95,9 +97,9 @@ class Selection:
 def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_run: bool = False) -> Selection:
     """Judge all conversations of the store by the recipe's rules, and by `where` as one more; write the verdicts.
 
-    `dry_run` counts the same and writes nothing. Where the latest verdict says the same for the same reason,
-    none is added. Raises `RecipeError` for a rule that is not a condition over known names, before anything
-    runs, and where scores that it needs are not computed.
+    `dry_run` counts the same and writes nothing. Where the latest verdict says the same for the same reason in the
+    same selection, none is added. Raises `RecipeError` for a rule that is not a condition over known names, before
+    anything runs, and where scores that it needs are not computed.
     """
     check_not_empty(store)
     written = recipe.select.rules | ({WHERE: where} if where else {})
@@ -106,8 +108,15 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
         columns = _columns(connection, recipe, rules)
         selection = digest({"rules": list(written.items()), "scores": _score_digests(connection, columns)})[:32]
         _judge(connection, rules, columns)
-        verdicts = 0 if dry_run else _write_verdicts(connection, written, selection)
+        verdicts = 0 if dry_run else _write(connection, selection, written, recipe)
         return _selection(connection, selection, written, verdicts)
+
+
+def latest_selection(connection: DuckDBPyConnection) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """The rules of the latest selection, that of `--where` under this name, and the `[score]` of its recipe."""
+    query = "SELECT rules, scores FROM selections ORDER BY selected_at DESC, rowid DESC LIMIT 1"
+    found = connection.sql(query).fetchall()
+    return (json.loads(found[0][0]), json.loads(found[0][1])) if found else None
 
 
 def kept_ids(connection: DuckDBPyConnection) -> DuckDBPyRelation:
@@ -296,7 +305,6 @@ def _in_facts(
     connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column], facts: str
 ) -> tuple[str, str]:
     """An expression as SQL over `facts`, and the type that it gives."""
-
     aliases = _aliases(columns)
 
     def name_in_facts(parts: tuple[str, ...], as_number: bool) -> str:
@@ -308,6 +316,15 @@ def _in_facts(
         return sql, str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts}) LIMIT 0").types[0])
     except duckdb.Error as error:
         raise RecipeError(f"{rule.where}: {rule.text!r}: {str(error).splitlines()[0]}", _CAST_HINT) from error
+
+
+def _write(connection: DuckDBPyConnection, selection: str, written: Mapping[str, str], recipe: Recipe) -> int:
+    """Write what was selected by, and the verdicts; returns how many of these are new."""
+    connection.execute(
+        "INSERT INTO selections (selection, rules, scores) VALUES (?, ?, ?)",
+        [selection, json.dumps(written, ensure_ascii=False), canonical_json(recipe.score)],
+    )
+    return _write_verdicts(connection, written, selection)
 
 
 def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], selection: str) -> int:

@@ -209,10 +209,23 @@ def review_tables(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def selection_table(connection: DuckDBPyConnection) -> None:
+    """By what was selected, as it was said, so that a version can state it."""
+    connection.execute("""
+        CREATE TABLE selections (
+            selection VARCHAR NOT NULL,       -- as in `verdicts`
+            rules JSON NOT NULL,              -- name -> condition, in their order; the command line's own is `--where`
+            scores JSON NOT NULL,             -- the recipe's parameters of scorers
+            selected_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
     version_tables,
     standing_view,
     review_tables,
+    selection_table,
 ]

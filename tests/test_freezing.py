@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from curate.cli import app
 from curate.freezing import freeze, list_versions, split_members
+from curate.scoring import score_store
 from curate.selecting import select_store
 from schemas.errors import VersionError
 from schemas.recipe import check_recipe
@@ -216,6 +217,9 @@ def test_a_version_states_the_rules_that_made_it(store):
     recipe = check_recipe({"select": {"rules": rules}}, "the test")
     with pytest.raises(VersionError, match="there was none"):
         frozen(store, recipe=recipe)
+    select_store(store, recipe, dry_run=True)
+    with pytest.raises(VersionError, match="there was none"):
+        frozen(store, recipe=recipe)
     select(store, rules)
     assert frozen(store, recipe=recipe).version.recipe["select"]["rules"] == rules
     with pytest.raises(VersionError, match="not those of the latest selection"):
@@ -226,6 +230,37 @@ def test_a_version_states_the_rules_that_made_it(store):
     assert sum(version.counts.values()) == 18
     select(store, {})
     assert frozen(store).version.recipe["select"]["rules"] == {}
+    with pytest.raises(VersionError, match=r"the latest selection \(none\)"):
+        frozen(store, recipe=recipe)
+
+
+def test_a_rule_that_was_added_after_the_selection_is_refused_also_where_all_were_dropped(store):
+    ids = add(store, questions(5))
+    select(store, {"none": "turns > 99"})
+    say(store, ids[0], "keep", by_whom="ada")
+    wider = {"select": {"rules": {"none": "turns > 99", "more": "turns > 1"}}}
+    with pytest.raises(
+        VersionError, match=r"more: turns > 1\) are not those of the latest selection \(none: turns > 99\)"
+    ):
+        frozen(store, recipe=check_recipe(wider, "the test"))
+
+
+def test_a_where_that_drops_all_is_stated_like_any_other(store):
+    ids = add(store, questions(5))
+    select(store, {}, where="turns > 5")
+    say(store, ids[0], "keep", by_whom="ada")
+    assert frozen(store).version.recipe["select"]["rules"] == {"--where": "turns > 5"}
+
+
+def test_a_version_states_the_scores_that_its_rules_read(store):
+    add(store, questions(5))
+    made = check_recipe({"score": {"ngram_repetition": {"n": 4}}, "select": {"rules": {"long": "words > 0"}}}, "x")
+    score_store(store, made)
+    select_store(store, made)
+    other = check_recipe({"score": {"ngram_repetition": {"n": 12}}, "select": {"rules": {"long": "words > 0"}}}, "x")
+    with pytest.raises(VersionError, match=r'"n":12.* is not that of the latest selection .*"n":4'):
+        frozen(store, recipe=other)
+    assert frozen(store, recipe=made).version.recipe["score"] == {"ngram_repetition": {"n": 4}}
 
 
 def test_people_may_keep_what_every_rule_drops(store):
