@@ -1,3 +1,5 @@
+"""Two versions: what was added, removed, edited or moved between them, why, and that the sums hold."""
+
 import json
 
 import polars as pl

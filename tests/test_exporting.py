@@ -1,3 +1,5 @@
+"""An export: every format reads back to the same ids, a bundle gives the version back, and what is damaged is found."""
+
 import json
 import shutil
 import subprocess

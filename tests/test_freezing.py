@@ -1,3 +1,5 @@
+"""A freeze: digests, a split that does not leak, and that a version states what it was made by."""
+
 import json
 
 import polars as pl

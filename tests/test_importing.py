@@ -1,3 +1,5 @@
+"""An import: every row has its place, the sums are proved, and a dry run says the same and writes nothing."""
+
 import gzip
 import json
 from collections.abc import Callable, Iterable

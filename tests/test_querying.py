@@ -1,3 +1,5 @@
+"""Questions to the store: answered as table, JSON or CSV, and nothing is changed by asking."""
+
 import csv
 import io
 import json

@@ -1,3 +1,5 @@
+"""CSV: cells to the letter, lines of records that span several, and what costs its own record only."""
+
 import csv
 import io
 import random

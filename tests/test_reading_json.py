@@ -1,3 +1,5 @@
+"""JSON lines and lists: values as text, broken lines as rejects, and lists larger than memory likes."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Sources: format, packing and encoding of a file, the files that a folder stands for, and Hugging Face datasets."""
+
 import gzip
 import hashlib
 import io

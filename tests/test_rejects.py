@@ -1,3 +1,5 @@
+"""Rejects: grouped, listed, written to a file, mended there, and closed by importing it."""
+
 import csv
 import json
 from collections.abc import Callable

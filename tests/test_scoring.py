@@ -1,3 +1,5 @@
+"""Scoring: only what is missing is computed, under columns that say by which parameters."""
+
 import os
 import signal
 import subprocess

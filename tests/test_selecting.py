@@ -1,3 +1,5 @@
+"""Selecting: what a rule may say and read, whose word counts, and the verdicts that are written."""
+
 import json
 import shutil
 from pathlib import Path

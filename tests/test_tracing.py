@@ -1,3 +1,5 @@
+"""Tracing: from a line of a file to every version and training, and back."""
+
 import json
 from datetime import UTC, datetime
 
