@@ -18,7 +18,7 @@ from duckdb import DuckDBPyConnection
 from curate.asking import questions_of, suggestions_of, task_of
 from curate.freezing import check_name
 from curate.judging import DISPUTED, judge
-from curate.queueing import DISAGREEMENT, FACT_KINDS, Wanted, choose, metadata_kinds, read_tasks
+from curate.queueing import DISAGREEMENT, FACT_KINDS, Wanted, choose, filters, read_tasks
 from schemas.errors import CurateError, ReviewError
 from schemas.recipe import Recipe, ReviewSection, canonical_json, digest
 from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Suggestion, Task
@@ -139,7 +139,7 @@ def prepare(store: Path, recipe: Recipe, name: str, wanted: Wanted) -> Prepared:
             check_same_questions(questions, known.plan.questions, f"The set {name}")
             questions = known.plan.questions
         overlap = known.plan.overlap if known else recipe.review.overlap
-        kinds = metadata_kinds(connection)
+        kinds = filters(connection, recipe)
         plan = SetPlan(questions, overlap, recipe.review.guidelines, kinds, frozenset(kinds.keys() - FACT_KINDS.keys()))
         rows = read_tasks(connection, chosen)
     entries = [_entry(row, questions) for row in rows]

@@ -1,7 +1,8 @@
 """Queueing: what is wanted comes in, the conversations that people should look at go out, in order, with all they show.
 
 A set only grows: what is in it stays, and `sample` says how large it may become. So the same command again chooses
-the same, a larger sample adds to it, and the name alone means the set as it is. Nothing is drawn at random: a hash of the set's name and the id decides.
+the same, a larger sample adds to it, and the name alone means the set as it is. Nothing is drawn at random: a hash of
+the set's name and the id decides.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from duckdb import DuckDBPyConnection
 from curate.scoring import stored_columns
 from curate.selecting import RULE, matching
 from schemas.errors import ReviewError
+from schemas.expression import Expression
 from schemas.recipe import Recipe
 from schemas.review import QUALITY, MetadataKind
 
@@ -165,6 +167,16 @@ def metadata_kinds(connection: DuckDBPyConnection) -> dict[str, MetadataKind]:
     """What tasks carry beside the conversation: where it came from, its cluster and version, and every score."""
     kinds: dict[str, MetadataKind] = {"BIGINT": "whole", "DOUBLE": "number"}
     return FACT_KINDS | {column: kinds.get(kind, "text") for column, kind in stored_columns(connection).items()}
+
+
+def filters(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataKind]:
+    """The part of it by which a server filters and sorts: the facts, `quality`, and the scores that rules read.
+
+    Argilla checks every value of these one by one: with all scores a push takes half as long again.
+    """
+    rules = [Expression.read(rule, name) for name, rule in recipe.select.rules.items()]
+    read = {".".join(parts) for rule in rules for parts in rule.names}
+    return {key: kind for key, kind in metadata_kinds(connection).items() if key in {*FACT_KINDS, QUALITY, *read}}
 
 
 def read_tasks(connection: DuckDBPyConnection, chosen: pl.DataFrame) -> list[dict[str, Any]]:

@@ -83,8 +83,8 @@ class Task:
 class SetPlan:
     """How a review set is to be: what it asks, how many answers it waits for, what can be filtered by.
 
-    `metadata` says of each key that tasks carry whether it is a text, a whole number or a number; `hidden` are those
-    that reviewers do not see, since a score beside a blind task would be a suggestion.
+    `metadata` says of each key to filter by whether it is a text, a whole number or a number; `hidden` are those that
+    reviewers do not see, since a score beside a blind task would be a suggestion. Other keys of tasks they never see.
     """
 
     questions: tuple[Question, ...]
