@@ -127,6 +127,13 @@ def _torch() -> Iterator[Finding]:
         return
     cuda = _torch_cuda()
     yield Finding("torch", "ok", f"{found}, built for {'CUDA ' + cuda if cuda else 'the CPU'}")
+    if _installed("trl"):
+        yield Finding(
+            "packing",
+            "note",
+            "whether packed conversations are blind for each other depends on model, engine and machine",
+            "curate check-packing MODEL proves it",
+        )
     vision = _installed("torchvision")
     if vision and not cuda and "+cpu" not in vision:
         yield Finding(

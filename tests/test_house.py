@@ -106,7 +106,7 @@ def test_a_command_is_in_the_readme(name):
 
 
 def test_the_readme_names_no_command_that_is_not_there():
-    assert set(re.findall(r"^\| `curate ([\w ]+)", README, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `curate ([\w -]+)", README, re.MULTILINE)) == set(COMMANDS)
 
 
 # the README ----------------------------------------------------------------------------------------------------

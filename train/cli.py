@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify", rich_help_panel=PANEL)(verify_command)
     app.command("retrain", rich_help_panel=PANEL)(retrain_command)
     app.command("chat", rich_help_panel=PANEL)(chat_command)
+    app.command("check-packing", rich_help_panel=PANEL)(check_packing_command)
     register_export_commands(app)
 
 
@@ -295,3 +296,31 @@ def chat_command(
         return
     answered = ask(folder, prompt, sides, system=system, max_tokens=max_tokens, temperature=temperature)
     print_json(answered) if as_json else show_answers(answered)
+
+
+def check_packing_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The base model.", show_default="train.model")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="unsloth or transformers.", show_default="train.engine"),
+    ] = None,
+    recipe: RecipeOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that packed conversations do not see each other: one is changed, the others' losses must not move.
+
+    \b
+    curate check-packing data/tiny --engine transformers
+    """
+    from schemas.recipe import load_recipe
+    from train.isolating import check_isolation
+    from train.showing import show_isolation
+
+    section = load_recipe(recipe, _given(overrides, model=model, engine=engine)).train
+    isolation = check_isolation(section)
+    print_json(isolation.as_json()) if as_json else show_isolation(isolation)
+    if not isolation.isolated:
+        raise typer.Exit(1)

@@ -10,6 +10,7 @@ from schemas.terminal import print_table, printable
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from train.isolating import Isolation
     from train.planning import Plan
     from train.previewing import Preview, Stretch, Traced
 
@@ -59,6 +60,31 @@ def show_trace(traced: Traced) -> None:
         _print(f"  {origin['path']}{line} (row {origin['row']})")
     if not traced.origins:
         _print("  no row of a source: the conversation was made in the store")
+
+
+def show_isolation(isolation: Isolation) -> None:
+    """Print the losses of each document alone, packed, and beside changed ones; then what that means."""
+    where = f"{isolation.model} with {isolation.engine}, {isolation.dtype} on {isolation.device}"
+    if not isolation.packed:
+        _print(f"{where}: trained one conversation a sequence here, so none can see another.")
+        return
+    rows = (
+        {
+            "document": n,
+            "tokens": d.tokens,
+            "loss alone": f"{d.alone:.6f}",
+            "packed": f"{d.packed:.6f}",
+            "moved by others": f"{d.moved:.1e}",
+        }
+        for n, d in enumerate(isolation.documents, start=1)
+    )
+    print_table(rows, ["document", "tokens", "loss alone", "packed", "moved by others"], title=f"One pack, {where}")
+    _print(f"Joined to one document, the last moves by {isolation.moved_when_joined:.1e} when the first is changed.")
+    _print(
+        "Packed conversations do not see each other."
+        if isolation.isolated
+        else "They see each other, or the check sees nothing: --set train.packing=false trains them one by one."
+    )
 
 
 def _facts(plan: Plan) -> Iterable[tuple[str, object]]:

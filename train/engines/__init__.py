@@ -1,4 +1,4 @@
-"""The engines that fit an adapter: one file each, all with the same single function, registered by name in `ENGINES`.
+"""The engines that fit an adapter: one file each, all with the same two functions, registered by name.
 
 In: a `Job`, which is token ids with their labels, a base model's folder and the recipe. Out: the adapter in
 `job.adapter` and a `Fit`, the measurements and what the engine really did. An engine imports its heavy friends
@@ -11,16 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.engines.transformers import fit as fit_with_transformers
+from train.engines.transformers import load as load_with_transformers
 from train.engines.unsloth import fit as fit_with_unsloth
+from train.engines.unsloth import load as load_with_unsloth
 from train.loading import Method
 from train.sizing import Size
+
+if TYPE_CHECKING:
+    from train.engines.trainer import Loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,9 @@ Engine = Callable[[Job], Fit]
 
 ENGINES: dict[str, Engine] = {"unsloth": fit_with_unsloth, "transformers": fit_with_transformers}
 
+LOADERS: dict[str, Callable[[Job], Loaded]] = {"unsloth": load_with_unsloth, "transformers": load_with_transformers}
+"""What each engine does before it trains."""
+
 
 def token_digest(rows: pl.DataFrame) -> str:
     """SHA-256 over the lengths, then the ids, then the labels of the rows in their order, little-endian.
@@ -93,6 +101,12 @@ def token_digest(rows: pl.DataFrame) -> str:
     for column in ("input_ids", "labels"):
         hashed.update(rows[column].explode().to_numpy().astype("<i4").tobytes())
     return hashed.hexdigest()
+
+
+def find_loader(name: str) -> Callable[[Job], Loaded]:
+    """What the engine called `name` loads. Raises `TrainError` naming those that are known."""
+    find_engine(name)
+    return LOADERS[name]
 
 
 def find_engine(name: str) -> Engine:

@@ -199,7 +199,7 @@ def _trial(job: Job, loaded: Loaded) -> list[Measured]:
         return known
     logger.info("Measuring how large a pass is the fastest …")
     smallest = written_size(job.recipe, world(), loaded.kinds[-1])
-    trainer, _ = _trainer(job, loaded, smallest, enough_rows(job.rows, job.recipe))
+    trainer, _ = make_trainer(job, loaded, smallest, enough_rows(job.rows, job.recipe))
     measured = measure_sizes(
         job.recipe, world(), loaded.kinds, lambda size: _agreed(measure(trainer, size, loaded.switch))
     )
@@ -220,7 +220,7 @@ def _agreed(measured: Measured) -> Measured:
 def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
     """Train with one size. Running out of memory is an answer; being stopped is a KeyboardInterrupt."""
     loaded.switch(size.checkpointing)
-    trainer, watch = _trainer(job, loaded, size, job.rows)
+    trainer, watch = make_trainer(job, loaded, size, job.rows)
     _check_tokens(job.rows, trainer.train_dataset)
     share_evenly(trainer, job, size)
     try:
@@ -269,7 +269,7 @@ def _step_down(job: Job, loaded: Loaded, size: Size, full: _Full) -> tuple[Size,
     return smaller, replace(job, resume=full.checkpoint or job.resume)
 
 
-def _trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tuple[SFTTrainer, Watch]:
+def make_trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tuple[SFTTrainer, Watch]:
     """TRL's trainer on these rows, packed as the recipe says, and what watches over it."""
     if job.board is not None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.board)

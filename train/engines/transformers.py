@@ -10,6 +10,7 @@ from train.loading import load_model
 
 if TYPE_CHECKING:
     from train.engines import Fit, Job
+    from train.engines.trainer import Loaded
     from train.sizing import Checkpointing
 
 
@@ -18,6 +19,14 @@ def fit(job: Job) -> Fit:
 
     Raises `TrainError` when Unsloth has patched this process, or TRL would train on other tokens than it was given.
     """
+    loaded = load(job)
+    from train.engines.trainer import train
+
+    return train(job, loaded)
+
+
+def load(job: Job) -> Loaded:
+    """The model with a fresh adapter, as it is trained. Raises `TrainError` as `fit` does."""
     if "unsloth" in sys.modules:
         raise TrainError(
             "Unsloth has changed transformers and TRL in this process, so they are no reference any more.",
@@ -32,7 +41,7 @@ def fit(job: Job) -> Fit:
             f"The engine transformers cannot be imported: {error}.", "pip install 'curate-sft[train]'"
         ) from error
 
-    from train.engines.trainer import Loaded, limit_memory, lora_arguments, train
+    from train.engines.trainer import Loaded, limit_memory, lora_arguments
 
     limit_memory(job.recipe)
     trusted = job.recipe.trust_remote_code
@@ -48,15 +57,12 @@ def fit(job: Job) -> Fit:
 
     on_gpu = torch.cuda.is_available()
     written = job.recipe.extra.get("gradient_checkpointing")
-    return train(
-        job,
-        Loaded(
-            model=model,
-            tokenizer=AutoTokenizer.from_pretrained(job.model, trust_remote_code=trusted),
-            kinds=((False, True) if on_gpu else (False,)) if written is None else (bool(written),),
-            switch=switch,
-            settings={},
-            facts={},
-            may_unpack=False,
-        ),
+    return Loaded(
+        model=model,
+        tokenizer=AutoTokenizer.from_pretrained(job.model, trust_remote_code=trusted),
+        kinds=((False, True) if on_gpu else (False,)) if written is None else (bool(written),),
+        switch=switch,
+        settings={},
+        facts={},
+        may_unpack=False,
     )

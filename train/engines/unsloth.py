@@ -16,6 +16,7 @@ from train.loading import keep_trainable
 
 if TYPE_CHECKING:
     from train.engines import Fit, Job
+    from train.engines.trainer import Loaded
     from train.sizing import Checkpointing
 
 QUIET = {
@@ -30,8 +31,16 @@ def fit(job: Job) -> Fit:
     Raises `TrainError` when Unsloth is missing, transformers was imported before it, or it would train on other
     tokens than it was given.
     """
+    loaded = load(job)
+    from train.engines.trainer import train
+
+    return train(job, loaded)
+
+
+def load(job: Job) -> Loaded:
+    """The model with a fresh adapter, as it is trained. Raises `TrainError` as `fit` does."""
     unsloth = _import()
-    from train.engines.trainer import Loaded, limit_memory, train
+    from train.engines.trainer import Loaded, limit_memory
 
     limit_memory(job.recipe)
     model, tokenizer = _load(unsloth, job)
@@ -42,17 +51,14 @@ def fit(job: Job) -> Fit:
             model._unsloth_gradient_checkpointing = kind
             model.for_training(use_gradient_checkpointing=kind)
 
-    return train(
-        job,
-        Loaded(
-            model=model,
-            tokenizer=tokenizer,
-            kinds=_kinds(job, on_gpu=on_gpu),
-            switch=switch,
-            settings={},
-            facts={"attention": _attention()} if on_gpu else {},
-            may_unpack=not on_gpu,
-        ),
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        kinds=_kinds(job, on_gpu=on_gpu),
+        switch=switch,
+        settings={},
+        facts={"attention": _attention()} if on_gpu else {},
+        may_unpack=not on_gpu,
     )
 
 
