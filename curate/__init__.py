@@ -1,1 +1,1 @@
-"""The verbs of curation: from a file of rows to a frozen version. One module per command, named with -ing."""
+"""The verbs of curation: from a file of rows to a frozen version. A command's module is its verb with -ing."""

@@ -132,9 +132,9 @@ def version_tables(connection: DuckDBPyConnection) -> None:
 def standing_view(connection: DuckDBPyConnection) -> None:
     """Where every conversation stands: what a freeze takes, and whose word it was. The one definition of "kept".
 
-    A person's latest word outranks every rule; the one whom an edit made takes the place of the edited one, and
-    leaves it again when the edit is taken back. Without a person's word the latest rule verdict counts, and
-    what came in after the latest selection waits for the next one. Without any selection all are kept.
+    A person's latest word outranks every rule. The conversation that an edit made takes the place of the one it was
+    made from; when the edit is taken back, it leaves again. Without a person's word the latest rule verdict counts,
+    and what came in after the latest selection waits for the next one. Without any selection all are kept.
     """
     connection.execute("""
         CREATE VIEW standing AS

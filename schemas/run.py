@@ -1,8 +1,8 @@
 """A run: one training of one version, and its manifest, which says what the adapter was made of.
 
 The manifest stands beside the adapter and in the store. It names everything that decides the adapter's bits, each
-with a digest, and what came out. It holds no secrets: no environment, no tokens of any service, no path but the
-model's name as the recipe gave it.
+with a digest, and what came out. It holds no secrets: no environment and no token of any service; of paths only those
+that the recipe gives.
 """
 
 from __future__ import annotations

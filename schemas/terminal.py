@@ -40,7 +40,7 @@ class GroupedHelp(TyperGroup):
     """A command's help with its commands under the headings of their `rich_help_panel`, whole sentences, no frames.
 
     Typer's own grouped help imports Rich's Markdown, syntax and traceback parts, which takes longer than all else:
-    `curate --help` would need 2.5 times what `import typer, rich` does instead of 1.2 (tests/bench/bench_start.py).
+    `curate --help` would need 2.5 times what `import typer, rich` does (tests/bench/bench_start.py).
     """
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
