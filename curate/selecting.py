@@ -119,15 +119,6 @@ def latest_selection(connection: DuckDBPyConnection) -> tuple[dict[str, str], di
     return (json.loads(found[0][0]), json.loads(found[0][1])) if found else None
 
 
-def kept_ids(connection: DuckDBPyConnection) -> DuckDBPyRelation:
-    """The conversations that stay, one column `conversation`, in no particular order.
-
-    Kept is: the latest word of a person, if there is one; else the verdict of the latest selection; else, when
-    nothing was ever selected, everything. Where a person edited, the edited conversation is in and its parent out.
-    """
-    return connection.sql(KEPT_SQL)
-
-
 def matching(connection: DuckDBPyConnection, recipe: Recipe, where: str | None, order: str | None) -> DuckDBPyRelation:
     """The conversations that meet `where`: columns `conversation` and `place`, from 0, in the order that `order` gives.
 

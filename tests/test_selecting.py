@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from curate.cli import app
 from curate.scoring import score_store
-from curate.selecting import kept_ids, select_store
+from curate.selecting import KEPT_SQL, select_store
 from schemas.errors import RecipeError, StoreError
 from schemas.expression import Expression
 from schemas.recipe import Recipe, check_recipe
@@ -42,7 +42,7 @@ def say(connection, conversation, verdict, by_whom="rule", edited_to=None):
 
 
 def kept(connection):
-    return "".join(sorted(name for (name,) in kept_ids(connection).fetchall()))
+    return "".join(sorted(name for (name,) in connection.sql(KEPT_SQL).fetchall()))
 
 
 def test_without_any_selection_everything_is_kept(connection):
@@ -121,7 +121,7 @@ def staying(store, rule):
     """The first words of the questions that a rule keeps."""
     selection = select_store(store, rules(rule=rule))
     with reading(store) as connection:
-        ids = [id_ for (id_,) in kept_ids(connection).fetchall()]
+        ids = [id_ for (id_,) in connection.sql(KEPT_SQL).fetchall()]
         rows = connection.execute(
             "SELECT conversations[1].value FROM conversations WHERE id IN (SELECT unnest(?))", [ids]
         )
@@ -295,7 +295,7 @@ def test_people_outrank_rules_in_the_count(store):
         assert selection.kept_by_rules == 2
         assert (selection.kept_by_people, selection.dropped_by_people, selection.kept) == (2, 2, 2)
     with reading(store) as connection:
-        assert {id_ for (id_,) in kept_ids(connection).fetchall()} == {ids["Do it"], edition}
+        assert {id_ for (id_,) in connection.sql(KEPT_SQL).fetchall()} == {ids["Do it"], edition}
 
 
 def test_a_store_without_conversations_is_said(tmp_path):

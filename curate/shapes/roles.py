@@ -63,9 +63,3 @@ def role(name: pl.Expr) -> pl.Expr:
     """
     plain = name.str.strip_chars().str.to_lowercase().str.replace_all(r"[\s-]", "_")
     return plain.replace_strict(ROLE_NAMES, default=None, return_dtype=pl.String)
-
-
-def known_names() -> str:
-    """The roles with two names each, for a sentence."""
-    names = {meaning: [name for name, other in ROLE_NAMES.items() if other == meaning][:3] for meaning in ROLES}
-    return "; ".join(", ".join(spelt) for spelt in names.values())

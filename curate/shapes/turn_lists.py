@@ -26,9 +26,6 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of a content part that are words; any other part (image_url, input_audio …) cannot be trained on here."""
 
 TOOLS_FIELD = Field(("tools", "functions", "available_tools"))
-COMPLETION_NAMES = ("completion",)
-"""A prompt and its completion, each a list of messages: the second continues the first."""
-
 _TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 
 _ELEMENT = {
