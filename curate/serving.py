@@ -30,7 +30,7 @@ _CONSTRAINTS = _ARGILLA / "constraints.txt"
 COMPOSE = _ARGILLA / "compose.yaml"
 _REQUIRED = ("argilla-server", "fakeredis")
 _READY, _PAGES = "ready", "pages"
-_LAYOUT = b"1"
+_LAYOUT = b"2"
 """Counted up when an environment is made in another way from the same constraints."""
 _BASE_URL = "@@baseUrl@@"
 _PYTHONS = {(3, 11), (3, 12), (3, 13)}  # its pydantic has no build for a later one
@@ -50,8 +50,7 @@ def serve(home: Path, host: str, port: int, redis: str | None, progress: Progres
     options = ["--home", str(home), "--host", host, "--port", str(port)]
     if redis is not None:
         options += ["--redis", redis]
-    surroundings = os.environ | {"PYTHONPATH": str(_ARGILLA), "PYTHONNOUSERSITE": "1"}
-    os.execve(python, [str(python), "-P", "-m", "server.launching", *options], surroundings)
+    os.execve(python, [str(python), "-P", "-m", "server.launching", *options], _surroundings())
 
 
 # the environment
@@ -65,12 +64,19 @@ def make_environment(progress: Progress) -> Path:
     folder = environment()
     python = folder / "bin" / "python"
     with _alone(folder):
-        if not (folder / _READY).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if not is_made():
+            _clear(folder)
             _make(folder, python, progress)
             _lay_out_pages(folder)
-            (folder / _READY).touch()
+            _run([str(python), "-P", "-m", "server.healing"], lambda _line: None, "Delete it and try again.")
+            (folder / _READY).write_text(_wanted(), encoding="utf-8")
     return python
+
+
+def is_made() -> bool:
+    """Whether the environment is there, whole, and made from these constraints."""
+    ready = environment() / _READY
+    return ready.exists() and ready.read_text(encoding="utf-8") == _wanted()
 
 
 def environment() -> Path:
@@ -79,8 +85,19 @@ def environment() -> Path:
     if named:
         return Path(named).absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    seen = hashlib.sha256(_LAYOUT + _CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
-    return cache / "curate" / f"argilla-server-{seen}"
+    return cache / "curate" / f"argilla-server-{_wanted()}"
+
+
+def _wanted() -> str:
+    """What an environment is made from, in twelve letters."""
+    return hashlib.sha256(_LAYOUT + _CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
+
+
+def _clear(folder: Path) -> None:
+    """Remove an environment that is older or half made. Raises `ReviewError` when the folder is something else."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
+        raise ReviewError(f"{folder} is no environment, and is not touched.", f"Change {ENVIRONMENT_VARIABLE}.")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -145,14 +162,21 @@ def _base_python() -> Path:
 
 def _run(command: list[str], follow: Callable[[str], None], hint: str) -> None:
     """Run a command and hand on its lines. Raises `ReviewError` with its last lines when it fails."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    surroundings = _surroundings()
+    with subprocess.Popen(
+        command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         lines = []
         for line in process.stdout or ():
             lines.append(line.strip())
             follow(line)
     if process.returncode:
-        told = " ".join(lines[-_SHOWN_LINES:])
-        raise ReviewError(f"The labelling server's environment could not be made: {told}", hint)
+        said = " ".join(lines[-_SHOWN_LINES:])
+        raise ReviewError(f"The labelling server's environment could not be made: {said}", hint)
+
+
+def _surroundings() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(_ARGILLA), "PYTHONNOUSERSITE": "1"}
 
 
 # a home

@@ -61,14 +61,14 @@ def serve(
     """
     from curate import serving
 
-    with progress_bar("the labelling server's environment") as bar:
+    if not serving.is_made():
+        note("Making the labelling server's environment: 90 packages, about a minute, this once.")
+        with progress_bar("making it") as bar:
 
-        def show(done: int, total: int, what: str) -> None:
-            if not done:
-                note("Making the labelling server's environment: 90 packages, about a minute, this once.")
-            bar.update(bar.task_ids[0], completed=done, total=total, description=what)
+            def show(done: int, total: int, what: str) -> None:
+                bar.update(bar.task_ids[0], completed=done, total=total, description=what)
 
-        serving.make_environment(show)
+            serving.make_environment(show)
     if only_set_up:
         note(f"The labelling server's environment is ready: {serving.environment()}")
         return

@@ -251,5 +251,10 @@ def test_the_environment_is_made_once_and_a_failure_is_told(curate, tmp_path):
     assert ran.returncode == 1
     assert "The labelling server's environment could not be made" in ran.stderr
     assert not (folder / "ready").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all my work")
+    ran = curate("review", "serve", "--only-set-up", CURATE_REVIEW_ENVIRONMENT=str(tmp_path / "mine"))
+    assert (ran.returncode, "is no environment, and is not touched" in ran.stderr) == (1, True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all my work"
     ran = curate("review", "serve", "--only-set-up", **broken)  # it is there: nothing is fetched
     assert ran.returncode == 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +15,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from .indexing import connect, prepare
+
+EMPTY = Path(sys.prefix) / "empty.db"
+"""A database with Argilla's tables and nothing in them, made with the environment: its forty migrations write to the
+disk one after the other, which took a first start half a second to two."""
 
 _STATUSES = """
 UPDATE records SET status = due.status
@@ -53,6 +61,10 @@ def check(database: Path) -> None:
 
 def migrate(database: Path, scripts: Path) -> None:
     """Bring Argilla's tables to those of this release; a database that has them already is only looked at."""
+    if not database.exists() and EMPTY.exists():
+        new = database.with_name(f"{database.name}.new")
+        shutil.copyfile(EMPTY, new)
+        new.replace(database)
     revision = _revision(database)
     config = Config()  # without Argilla's file, which would set up logging anew
     config.set_main_option("script_location", str(scripts))
@@ -75,3 +87,20 @@ def _revision(database: Path) -> str | None:
         except sqlite3.DatabaseError as error:
             raise Unusable(f"{database} is no database: {error}.") from error
     return str(found[0]) if found else None
+
+
+def make_empty() -> None:
+    """Make the empty database of this environment: `python -m server.healing`."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / EMPTY.name
+        os.environ["ARGILLA_HOME_PATH"] = folder
+        os.environ["ARGILLA_DATABASE_URL"] = f"sqlite+aiosqlite:///{database}"
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        import argilla_server
+
+        migrate(database, Path(argilla_server.__file__).parent / "alembic")
+        shutil.copyfile(database, EMPTY)
+
+
+if __name__ == "__main__":
+    make_empty()
