@@ -2,11 +2,15 @@
 
 import itertools
 import json
+import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from contextlib import closing
 from http.client import HTTPException
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
@@ -258,3 +262,79 @@ def test_the_environment_is_made_once_and_a_failure_is_told(curate, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all my work"
     ran = curate("review", "serve", "--only-set-up", **broken)  # it is there: nothing is fetched
     assert ran.returncode == 0
+
+
+# jobs ------------------------------------------------------------------------------------------------------------
+
+
+class Listener(BaseHTTPRequestHandler):
+    """Takes what a webhook sends."""
+
+    heard: ClassVar[list] = []
+
+    def do_POST(self):
+        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_webhook_hears_of_records_from_the_moment_that_it_is_there(own):
+    listener = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    made = dataset(own, "heard")
+    own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "before"}}]})
+    url = f"http://127.0.0.1:{listener.server_port}/"
+    webhook = own.ask("POST", "webhooks", {"url": url, "events": ["record.created"], "description": "test"})
+    own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "after"}}]})
+    wait_until(lambda: Listener.heard)
+    own.ask("DELETE", f"webhooks/{webhook['id']}")
+    own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "too late"}}]})
+    time.sleep(1.5)
+    listener.shutdown()
+    assert [event["data"]["fields"] for event in Listener.heard] == [{"text": "after"}]
+
+
+def test_jobs_can_wait_in_a_redis_of_ones_own(tmp_path):
+    from curate.serving import make_environment
+
+    port = free_port()
+    script = f"from fakeredis import TcpFakeServer; TcpFakeServer(('127.0.0.1', {port})).serve_forever()"
+    redis = subprocess.Popen([str(make_environment(lambda *_: None)), "-c", script], stderr=subprocess.DEVNULL)
+    server = LabellingServer(tmp_path / "home")
+    try:
+        wait_until(lambda: listens(port))
+        server.start("--redis", f"redis://127.0.0.1:{port}/0")
+        made = dataset(server, "queued")
+        server.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "one"}}]})
+        [one] = server.ask("GET", f"datasets/{made}/records")["items"]
+        answer = {"values": {"quality": {"value": 4}}, "status": "submitted"}
+        server.ask("POST", f"records/{one['id']}/responses", answer)
+        with closing(sqlite3.connect(server.home / "argilla.db", isolation_level=None)) as connection:
+            connection.execute("UPDATE records SET status = 'pending'")
+        server.ask("PATCH", f"datasets/{made}", {"guidelines": "Be kind."})
+        wait_until(lambda: server.ask("GET", f"datasets/{made}/progress")["completed"] == 1)
+    finally:
+        assert server.stop() == 0
+        redis.kill()
+        redis.wait()
+
+
+def free_port():
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def listens(port):
+    with closing(socket.socket()) as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.05)

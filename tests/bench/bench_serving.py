@@ -191,7 +191,7 @@ def questions(count: int) -> dict[str, dict]:
 
 
 def people_beside_a_push(work: Work, count: int) -> list[str]:
-    """Six people look at a page and submit, again and again, until a push of a tenth of the records is done."""
+    """Six people look at a page and submit, again and again, until a push of a quarter of the records is done."""
     people = [work.server.annotator(f"person-{number}") for number in range(PEOPLE)]
     over, taken, errors, answers = threading.Event(), [], [], []
 
@@ -216,7 +216,7 @@ def people_beside_a_push(work: Work, count: int) -> list[str]:
     threads = [threading.Thread(target=annotate, args=(key, seed)) for seed, (_, _, key) in enumerate(people)]
     for thread in threads:
         thread.start()
-    work.push(count // 10)
+    work.push(count // 4)
     over.set()
     for thread in threads:
         thread.join()

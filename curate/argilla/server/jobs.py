@@ -1,7 +1,7 @@
 """Argilla's background jobs in this process: a Redis in memory, and one thread that works off its queues.
 
-Jobs are few: a changed number of answers per record, exchanges with the Hugging Face hub, webhooks. The queue is
-lost with the process; what a job would have done to records is done again at the next start (`healing`).
+Jobs are few: statuses after a changed dataset, exchanges with the Hugging Face hub, webhooks. The queue is lost with
+the process, unless a real Redis keeps it; the statuses are set right at the next start (`healing`).
 """
 
 from __future__ import annotations

@@ -19,10 +19,7 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from .jobs import Jobs
+from typing import IO, NoReturn
 
 DATABASE, STATE, LOCK, SECRET, TEMPORARY = "argilla.db", "server.json", "lock", "secret", "tmp"
 PAGES = "pages"
@@ -143,7 +140,7 @@ def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -
     SqliteSearchEngine.the_one = SqliteSearchEngine(database)
     patch(connect(database))
     password = asyncio.run(make_owner())
-    jobs: Jobs | None = Jobs([HIGH_QUEUE, DEFAULT_QUEUE]) if in_process else None
+    jobs = Jobs([HIGH_QUEUE, DEFAULT_QUEUE])  # also those of a Redis: other workers lack this search engine
 
     class Server(uvicorn.Server):
         """Says that it is ready when it is."""
@@ -163,12 +160,10 @@ def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -
         server_header=False,
     )
     try:
-        if jobs is not None:
-            jobs.start()
+        jobs.start()
         Server(config).run(sockets=[sock])
     finally:
-        if jobs is not None:
-            jobs.stop()
+        jobs.stop()
         (home / STATE).unlink(missing_ok=True)
         shutil.rmtree(home / TEMPORARY, ignore_errors=True)
 

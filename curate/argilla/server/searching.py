@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
@@ -151,9 +152,18 @@ def _expand(connection: sqlite3.Connection, word: str, typos: int) -> list[str]:
         "SELECT term FROM curate_vocabulary WHERE length(term) BETWEEN ? AND ? ORDER BY doc DESC, term",
         [len(word) - typos, len(word) + typos],
     )
-    # Letter by letter in Python: only words of about this length come here, and it stops at ten.
-    close = (term for (term,) in terms if term == word or _distance(word, term, typos) <= typos)
+    # Letter by letter in Python: only words of about this length with a whole piece of it come here. One of its
+    # pieces is whole, since they are one more than the typos.
+    pieces = _pieces(word, typos + 1)
+    like = (term for (term,) in terms if any(piece in term for piece in pieces))
+    close = (term for term in like if _distance(word, term, typos) <= typos)
     return [term for term, _ in zip(close, range(_MOST_EXPANSIONS), strict=False)]
+
+
+def _pieces(word: str, count: int) -> list[str]:
+    """The word cut into so many pieces of about one length."""
+    cuts = [len(word) * number // count for number in range(count + 1)]
+    return [word[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def _distance(left: str, right: str, limit: int) -> int:
