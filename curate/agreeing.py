@@ -92,7 +92,7 @@ def survey_reviews(connection: DuckDBPyConnection, section: ReviewSection, name:
     standing = Standing(
         sets=connection.sql(SETS_SQL).pl().to_dicts(),
         people=_people(connection.sql(PEOPLE_SQL).pl()),
-        agreement=[_agreement(question, values) for question in questions],
+        agreement=[row for question in questions if (row := _agreement(question, values))["people"]],
         anchoring=_anchoring(values, questions),
         confusions=_confusions(values),
         disputed=_disputed(connection, section),

@@ -294,8 +294,20 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
     typer.echo(f"Scores    {scored}{missing}")
     people = f", {counts['judged_by_people']:,} by people" if counts["judged_by_people"] else ""
     typer.echo(f"Verdicts  {counts['judged']:,} conversations judged{people}; {counts['kept']:,} are kept")
+    if found["people"]["sets"]:
+        typer.echo(f"People    {_what_people_said(found['people'])}")
     typer.echo(f"Rejects   {counts['open_rejects']:,} open, {counts['closed_rejects']:,} closed")
     typer.echo(f"Next: {found['next']}")
+
+
+def _what_people_said(people: Mapping[str, Any]) -> str:
+    """How much of what was asked is answered, by whom, and which verdicts of theirs stand."""
+    where = f"in {printable(', '.join(people['sets']))}"
+    if not people["answers"]:
+        return f"nobody has answered yet; {_counted(people['asked'], 'conversation')} wait {where}"
+    said = f"{people['answered']:,} of {_counted(people['asked'], 'conversation')} answered {where}"
+    verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in people["verdicts"].items()) or "none"
+    return f"{said} by {printable(', '.join(people['people']))}; verdicts: {verdicts}"
 
 
 def show_answer(answer: Answer, limit: int) -> None:

@@ -22,6 +22,18 @@ COUNTS_SQL = """
            (SELECT count(*) FROM rejects WHERE closed_by IS NULL) AS open_rejects,
            (SELECT count(*) FROM rejects WHERE closed_by IS NOT NULL) AS closed_rejects
 """
+PEOPLE_SQL = """
+    SELECT (SELECT count(DISTINCT (review_set, conversation)) FROM review_records) AS asked,
+           (SELECT count(DISTINCT (dataset, conversation)) FROM latest_reviews WHERE status = 'submitted') AS answered,
+           (SELECT count(*) FROM latest_reviews WHERE status = 'submitted') AS answers,
+           (SELECT list(DISTINCT reviewer ORDER BY reviewer) FROM latest_reviews WHERE status = 'submitted') AS people,
+           (SELECT list(review_set ORDER BY review_set) FROM review_sets) AS sets,
+           (SELECT list({'verdict': verdict, 'count': number} ORDER BY verdict) FROM (
+               SELECT verdict, count(*) AS number FROM (
+                   SELECT verdict FROM verdicts WHERE by_whom <> 'rule'
+                   QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
+               ) GROUP BY verdict)) AS verdicts
+"""
 VERSIONS_SQL = """
     SELECT version, digest, counts, frozen_at::VARCHAR AS frozen_at FROM versions ORDER BY versions.frozen_at, version
 """
@@ -31,10 +43,14 @@ RUNS_SQL = (
 
 
 def survey(connection: DuckDBPyConnection) -> dict[str, Any]:
-    """What the store holds: `sources`, `versions` and `runs` as lists, `counts`, and the command that comes `next`."""
+    """What the store holds: `sources`, `versions`, `runs` as lists, `counts`, `people`, and the `next` command.
+
+    `people` are who answered in which review sets, how much of what was asked, and which verdicts of theirs stand.
+    """
     found: dict[str, Any] = {
         "sources": _rows(connection, SOURCES_SQL),
         "counts": _rows(connection, COUNTS_SQL)[0],
+        "people": _people(connection),
         "versions": _rows(connection, VERSIONS_SQL),
         "runs": _rows(connection, RUNS_SQL),
     }
@@ -44,6 +60,12 @@ def survey(connection: DuckDBPyConnection) -> dict[str, Any]:
 def _rows(connection: DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = connection.sql(query).pl().to_dicts()
     return rows
+
+
+def _people(connection: DuckDBPyConnection) -> dict[str, Any]:
+    (people,) = _rows(connection, PEOPLE_SQL)
+    verdicts = {entry["verdict"]: entry["count"] for entry in people["verdicts"] or []}
+    return {**people, "people": people["people"] or [], "sets": people["sets"] or [], "verdicts": verdicts}
 
 
 def _next_command(found: dict[str, Any]) -> str:

@@ -95,7 +95,9 @@ def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
     assert "stands now: not kept, ann: review (majority): drop 1" in traced
     status = json.loads(curate("status", "--json").stdout)
     assert status["counts"]["judged_by_people"] == 3
-    assert "3 by people" in curate("status").stdout
+    shown = curate("status").stdout
+    assert "3 by people" in shown
+    assert "3 of 6 conversations answered in desk by ann; verdicts: 1 drop, 2 edit" in shown
 
 
 def test_a_formula_is_no_formula_in_the_sheet_and_itself_again_on_the_way_back(tmp_path, store):
