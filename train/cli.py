@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify", rich_help_panel=PANEL)(verify_command)
     app.command("retrain", rich_help_panel=PANEL)(retrain_command)
     app.command("chat", rich_help_panel=PANEL)(chat_command)
+    app.command("templates", rich_help_panel=PANEL)(templates_command)
     app.command("check-packing", rich_help_panel=PANEL)(check_packing_command)
     register_export_commands(app)
 
@@ -176,6 +177,13 @@ def train_command(
     sharding: Annotated[
         str, typer.Option("--sharding", metavar="ddp|fsdp", help="A model on each GPU, or one shared between them.")
     ] = "ddp",
+    nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Machines that train together.")] = 1,
+    node: Annotated[
+        int, typer.Option("--node", min=0, metavar="K", help="Which of them this is; 0 has the store, others join it.")
+    ] = 0,
+    master: Annotated[
+        str | None, typer.Option("--master", metavar="HOST:PORT", help="Where machine 0 is reached.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
     store: StoreOption = None,
     recipe: RecipeOption = None,
@@ -189,13 +197,17 @@ def train_command(
     """
     from schemas.recipe import load_recipe
     from schemas.store import store_path
-    from train.distributing import find_processes
+    from train.distributing import find_processes, join
     from train.fitting import decide, train_version
     from train.narrating import progress, show_run, show_work
 
     given = _given(overrides, model=model, template=template, engine=engine)
     section = load_recipe(recipe, given).train
-    processes = find_processes(gpus, sharding)
+    processes = find_processes(gpus, sharding, nodes, node, master)
+    if processes.node:
+        with progress():
+            join(to, processes)
+        return
     if dry_run:
         work = decide(store_path(store), version, section, overrides=given, processes=processes)
         print_json(work.manifest.model_dump(mode="json")) if as_json else show_work(work)
@@ -323,4 +335,36 @@ def check_packing_command(
     isolation = check_isolation(section)
     print_json(isolation.as_json()) if as_json else show_isolation(isolation)
     if not isolation.isolated:
+        raise typer.Exit(1)
+
+
+def templates_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Names or Jinja files.", show_default="all known")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", metavar="FOLDER", help="Prove them for its tokenizer.", show_default="one that fits all"
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove chat templates token for token against transformers, and say what becomes of tools, reasoning and the rest.
+
+    \b
+    curate templates qwen-3 llama-3.1
+    """
+    from train.proving import prove_all
+    from train.showing import show_proofs, templates_page
+
+    proofs = prove_all(model, names or ())
+    if as_json:
+        print_json([proof.as_json() for proof in proofs])
+    elif markdown:
+        typer.echo(templates_page(proofs), nl=False)
+    else:
+        show_proofs(proofs)
+    if names and any(proof.problem for proof in proofs):
         raise typer.Exit(1)

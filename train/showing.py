@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from schemas.terminal import print_table, printable
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from train.isolating import Isolation
     from train.planning import Plan
     from train.previewing import Preview, Stretch, Traced
+    from train.proving import Proof
 
 BAR = 30
 """Width of the longest bar of the histogram."""
@@ -85,6 +86,65 @@ def show_isolation(isolation: Isolation) -> None:
         if isolation.isolated
         else "They see each other, or the check sees nothing: --set train.packing=false trains them one by one."
     )
+
+
+def show_proofs(proofs: Sequence[Proof]) -> None:
+    """Print what is proven of each template, and why one is not."""
+    print_table(map(_proof, proofs), PROOF_COLUMNS)
+    for proof in proofs:
+        if proof.problem:
+            _print(f"{proof.names[0]} is not proven: {proof.problem}")
+
+
+def templates_page(proofs: Sequence[Proof]) -> str:
+    """The proofs as a page in Markdown, with what its columns mean."""
+    from importlib.metadata import version
+
+    packages = ("unsloth", "transformers", "tokenizers", "jinja2")
+    head = [f"| {' | '.join(PROOF_COLUMNS)} |", f"|{' --- |' * len(PROOF_COLUMNS)}"]
+    quoted = (
+        {**_proof(proof), "ends with": " ".join(f"`{token}`" for token in proof.stop.split())} for proof in proofs
+    )
+    cells = ([str(row[column]).replace("|", "\\|") for column in PROOF_COLUMNS] for row in quoted)
+    lines = [*head, *(f"| {' | '.join(row)} |" for row in cells)]
+    return f"""{PAGE_HEAD}
+Versions: {", ".join(f"{name} {version(name)}" for name in packages)}.
+
+{chr(10).join(lines)}
+"""
+
+
+PROOF_COLUMNS = ("template", "ids", "ends with", "begins", "prefix", "system", "tools", "reasoning", "spaces")
+PAGE_HEAD = """# What is proven of each chat template
+
+Written by `curate templates --markdown`, and a test compares it. Each row is a template with all of its names, tried
+on eight conversations made for that: one question, three, a system message, outer white space, quoted markers, other
+scripts, reasoning, tools with a call and its result.
+
+- **ids**: how many have the ids of transformers' `apply_chat_template`, of those that the template takes;
+- **ends with**: the tokens that end its answers, each of them learned exactly once an answer;
+- **begins**: how often the token that begins a text stands there;
+- **prefix**: whether what a server sends for an answer is the beginning of what is trained;
+- **system**, **tools**, **reasoning**, **spaces**: what becomes of a system message, of tools and calls, of
+  `<think>…</think>` (of which answers it is learned; `train.reasoning` changes that), of white space around words.
+
+A conversation that a template refuses, or whose call it leaves out, is dropped with that reason, and the recipe
+allows no drop by default.
+"""
+
+
+def _proof(proof: Proof) -> dict[str, object]:
+    return {
+        "template": ", ".join(proof.names),
+        "ids": "not proven" if proof.problem else f"{'?' if proof.equal is None else proof.equal} of {proof.taken}",
+        "ends with": proof.stop,
+        "begins": proof.beginnings,
+        "prefix": proof.prefix,
+        "system": proof.system,
+        "tools": proof.tools,
+        "reasoning": proof.reasoning,
+        "spaces": proof.spaces,
+    }
 
 
 def _facts(plan: Plan) -> Iterable[tuple[str, object]]:

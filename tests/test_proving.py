@@ -1,0 +1,126 @@
+"""Templates are proven token for token, the page that says so is true, and what is not proven is not trained."""
+
+import json
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+import polars as pl
+import pytest
+from making_tokenizers import CHATML, save_tokenizer
+from stores import add, chat
+
+from curate.freezing import freeze
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection, check_recipe
+from schemas.store import writing
+from train.planning import prepare
+from train.proving import check_rendering, prove, prove_all
+from train.showing import templates_page
+from train.templating import OWN_TEMPLATES, own_names, unsloth_templates
+from train.tokenizing import Tokenizer
+
+PAGE = (OWN_TEMPLATES / "TEMPLATES.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def proofs(tmp_path_factory):
+    try:
+        version("unsloth")
+    except PackageNotFoundError:
+        pytest.skip("unsloth is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        unsloth_templates.cache_clear()
+        yield prove_all()
+
+
+@pytest.mark.slow
+def test_every_template_is_proven_under_each_of_its_names(proofs):
+    names = {name for proof in proofs for name in proof.names}
+    assert names == {*own_names(), *unsloth_templates()}
+    assert len(unsloth_templates()) >= 47
+    assert {proof.names: proof.problem for proof in proofs if proof.problem} == {}
+    assert all(proof.equal == proof.taken >= 7 for proof in proofs)
+
+
+@pytest.mark.slow
+def test_the_page_of_templates_is_what_the_proofs_say(proofs):
+    page = templates_page(proofs)
+    table = [line for line in page.splitlines() if not line.startswith("Versions")]
+    assert table == [line for line in PAGE.splitlines() if not line.startswith("Versions")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.load(folder)
+
+
+def test_what_becomes_of_tools_reasoning_and_white_space_is_stated(tokenizer):
+    proof = prove(["plain"], CHATML, tokenizer)
+    facts = (proof.taken, proof.equal, proof.stop, proof.prefix, proof.tools, proof.reasoning, proof.spaces)
+    assert facts == (7, 7, "<|im_end|>", "holds", "calls left out", "all", "kept")
+    trimming = CHATML.replace("message.content", "(message.content.split('</think>') | last | trim)")
+    proof = prove(["trimming"], trimming, tokenizer)
+    assert (proof.reasoning, proof.spaces, proof.problem) == ("none", "trimmed", None)
+    assert prove(["counting"], CHATML + "{{ messages | length }}", tokenizer).prefix == "no"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m.role + m.content }}\n{% endfor %}", "No special token ends turn 2"),
+        (CHATML.replace("message.content", "message.content[:3]"), "writes an answer otherwise when it is marked"),
+        ("{{ bos_token + bos_token }}" + CHATML, "It begins with <s> twice."),
+        (CHATML.replace("{% for", "{% forr"), "is no valid Jinja"),
+    ],
+)
+def test_a_template_that_cannot_be_proven_says_why(curate, folder, tmp_path, template, reason):
+    (tmp_path / "mine.jinja").write_text(template)
+    ran = curate("templates", "mine.jinja", "--model", str(folder))
+    assert ran.returncode == 1
+    assert reason in " ".join((ran.stdout + ran.stderr).split())
+
+
+def test_where_marking_changes_a_rendering_the_first_differing_token_is_shown(tokenizer):
+    problem = prove(["cutting"], CHATML.replace("message.content", "message.content[:3]"), tokenizer).problem
+    assert problem is not None
+    assert "token 11 is 'l', marked it is '<|im_end|>'" in problem
+
+
+# --------------------------------------------------------------------------------------------------- before training
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, folder):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "curate.duckdb"
+    add(path, [chat("Hi", "<think>hm</think>Hello", *["And?", "No."] * 20), chat("Hi", "Hello")])
+    with writing(path) as connection:
+        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    recipe = TrainSection(model=str(folder), max_length=200, long="split", reasoning="strip")
+    return prepare(path, "chats", recipe)
+
+
+def test_a_version_is_compared_with_transformers_window_by_window(prepared):
+    assert prepared.rendered["window"].drop_nulls().len() > 1
+    assert check_rendering(prepared) == prepared.rendered.height
+
+
+def test_a_token_that_transformers_would_not_give_stops_the_training(prepared):
+    ids = pl.col("input_ids")
+    wrong = pl.concat_list(ids.list.head(4), pl.lit(5, pl.Int32), ids.list.tail(ids.list.len() - 5))
+    tampered = replace(prepared, rendered=prepared.rendered.with_columns(wrong.alias("input_ids")))
+    with pytest.raises(TrainError, match=r"token 4 is 5 '<\|im_sep\|>' here and 4 '<\|im_end\|>' there"):
+        check_rendering(tampered)
+
+
+def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(curate, sample):
+    ran = curate("templates", "tokenizer", "--model", str(sample / "tiny"), "--json")
+    (proof,) = json.loads(ran.stdout)
+    assert ran.returncode == 0
+    assert (proof["proven"], proof["equal"], proof["tools"]) == (True, 8, "tools and calls")
