@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -14,7 +15,7 @@ from schemas.errors import TrainError
 from schemas.run import read_manifest, read_runs
 from schemas.store import reading
 from train.checkpointing import newest_complete
-from train.distributing import Processes, find_processes
+from train.distributing import Processes, find_processes, join
 from train.fitting import decide
 from train.sizing import Size
 from train.verifying import verify
@@ -103,6 +104,36 @@ def test_what_processes_cannot_do_is_refused_before_anything_is_read(folder, mon
         decide(store, "support@1", section(engine="transformers"), processes=Processes(3))
     with pytest.raises(TrainError, match="no sharding called 'zero3'"):
         find_processes(2, "zero3")
+    with pytest.raises(TrainError, match="have to know the first one"):
+        find_processes(2, "ddp", nodes=2)
+    with pytest.raises(TrainError, match="--node 2 is none of 2"):
+        find_processes(2, "ddp", nodes=2, node=2, master="host:1")
+    with pytest.raises(TrainError, match="has to know the folder of the run"):
+        join(None, Processes(nodes=2, node=1, master="host:1"))
+
+
+def test_two_machines_train_together_and_only_the_first_has_a_store(folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = ("--set=train.effective_batch=4", "--nodes", "2", "--master", f"127.0.0.1:{port}", "--to")
+    other = tmp_path / "other machine"
+    other.mkdir()
+    (other / "tiny").symlink_to(folder / "tiny")
+    joining = subprocess.Popen(
+        command("train", "support@1", *SETTINGS, *REFERENCE, *shared, str(folder / "nodes"), "--node", "1"),
+        cwd=other,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    train(folder, *REFERENCE, *shared, str(folder / "nodes"))
+    _, said = joining.communicate(timeout=60)
+    assert joining.returncode == 0, said
+    assert [path.name for path in other.iterdir()] == ["tiny"]
+    assert metrics(folder, "nodes")["loss"].to_list() == pytest.approx(
+        metrics(folder, "one")["loss"].to_list(), abs=2e-4
+    )
+    assert read_manifest(folder / "nodes").machine.gpus == 2
 
 
 def test_a_failure_in_one_process_is_told_in_words(folder, tmp_path):

@@ -246,17 +246,24 @@ def test_an_extra_that_the_trainer_knows_is_handed_on(tmp_path):
     assert lora_arguments(recipe)["lora_dropout"] == 0.05
 
 
-def test_tokens_that_the_trainer_lost_stop_the_run():
+def test_tokens_that_the_trainer_lost_or_joined_stop_the_run():
+    from datasets import Dataset
+
     from train.engines.trainer import _check_tokens, _dataset
 
-    rows = pl.DataFrame({"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]]})
+    rows = pl.DataFrame({"input_ids": [[5, 6, 7], [8]], "labels": [[-100, 6, 7], [8]]})
+    packed = {"input_ids": [[5, 6, 7, 8]], "labels": [[-100, 6, 7, 8]]}
     _check_tokens(rows, _dataset(rows))
+    _check_tokens(rows, Dataset.from_dict(packed | {"seq_lengths": [[3, 1]]}))
     for spoiled in (
-        {"input_ids": [[5, 6]], "labels": [[-100, 6]]},
-        {"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 8]]},
+        {"input_ids": [[5, 6], [8]], "labels": [[-100, 6], [8]]},
+        {"input_ids": [[5, 6, 7], [8]], "labels": [[-100, 6, 8], [8]]},
+        packed | {"seq_lengths": [[4]]},
+        packed | {"seq_lengths": [[2, 2]]},
+        packed,
     ):
         with pytest.raises(TrainError, match="would not train on what it was given"):
-            _check_tokens(rows, _dataset(pl.DataFrame(spoiled)))
+            _check_tokens(rows, Dataset.from_dict(spoiled))
 
 
 def test_an_unknown_engine_is_named_with_those_that_are_known(project):

@@ -1,5 +1,6 @@
 """How large a pass is: as written, or measured; and what happens when the memory is full all the same."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -142,7 +143,7 @@ def test_a_trial_measures_and_changes_nothing_of_the_run_after_it(job, monkeypat
     measured = []
 
     def try_first(asked, loaded):
-        small, _ = trainer._trainer(asked, loaded, Size(1, 4, False), trainer.enough_rows(asked.rows, asked.recipe))
+        small, _ = trainer.make_trainer(asked, loaded, Size(1, 4, False), trainer.enough_rows(asked.rows, asked.recipe))
         found = measure_sizes(asked.recipe, 1, loaded.kinds, lambda size: trainer.measure(small, size, loaded.switch))
         measured.extend(found)
         return [Measured(Size(2, 2, False), 1.0, 1.0)]
@@ -157,6 +158,38 @@ def test_a_trial_measures_and_changes_nothing_of_the_run_after_it(job, monkeypat
     assert (plain.adapter / "adapter_model.safetensors").read_bytes() == (
         after.adapter / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_the_trainer_is_given_what_the_recipe_says_of_optimiser_schedule_noise_and_adapter(job):
+    extra = {"use_dora": True, "use_rslora": True, "optim": "adamw_8bit", "neftune_noise_alpha": 5.0}
+    plain, steps = job(batch=4, accumulate=1)
+    find_engine("transformers")(plain)
+    asked, otherwise = job(batch=4, accumulate=1, extra={**extra, "lr_scheduler_type": "cosine", "warmup_steps": 2})
+    fit = find_engine("transformers")(asked)
+    assert (fit.facts["optimizer"], fit.facts["schedule"]) == ("adamw_8bit", "cosine")
+    adapter = json.loads((asked.adapter / "adapter_config.json").read_text())
+    assert adapter["use_dora"]
+    assert adapter["use_rslora"]
+    assert otherwise[0].loss != steps[0].loss  # the noise on the embeddings
+    assert [round(step.learning_rate / 5e-3, 3) for step in otherwise] == [0.0, 0.5, 1.0, 0.854, 0.5, 0.146]
+    assert fit.metrics["eval_loss"] < fit.metrics["eval_loss_base"]
+
+
+@pytest.mark.parametrize("beginning", ["loftq", "pissa", "pissa_niter_4", "olora"])
+def test_a_beginning_that_changes_the_base_model_is_refused(beginning, job):
+    asked, _ = job(extra={"init_lora_weights": beginning})
+    with pytest.raises(TrainError, match="changes the base model's own weights"):
+        find_engine("transformers")(asked)
+
+
+def test_deterministic_is_torchs_own_switch(job):
+    asked, steps = job(batch=4, accumulate=1, deterministic=True, steps=2)
+    try:
+        find_engine("transformers")(asked)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert len(steps) == 2
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # --------------------------------------------------------------------------------------------- the memory is full

@@ -8,7 +8,7 @@ from training import command, copy_project
 
 from schemas.errors import TrainError, VersionError
 from schemas.store import writing
-from train.retraining import differences, largest_difference
+from train.retraining import differences, largest_difference, losses_apart
 from train.verifying import verify
 
 pytestmark = pytest.mark.slow
@@ -146,7 +146,8 @@ def test_retraining_gives_the_same_bits(project):
     found = json.loads(ran.stdout)
     assert found["identical"]
     assert found["same_tokens"]
-    assert found["largest_difference"] == 0.0
+    assert found["largest_difference"] == found["losses_apart"] == 0.0
+    assert found["repeated"]
     assert found["changed"] == []
     assert found["after"]["run"] == "r2"
     one, two = (project.parent / f"adapters/{run}/adapter_model.safetensors" for run in ("r1", "r2"))
@@ -162,6 +163,16 @@ def test_how_far_two_adapters_are_apart_is_measured(trained, project):
     weights[name][0, 0] += 0.25
     save_file(weights, folder / "adapter_model.safetensors")
     assert largest_difference(trained / "adapters/r1", folder) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_how_far_the_losses_of_two_runs_are_apart_is_measured(trained, project):
+    folder = project.parent / "adapters/r1"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[4]["loss"] += 0.5
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert losses_apart(trained / "adapters/r1", folder) == pytest.approx(0.5)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    assert losses_apart(trained / "adapters/r1", folder) is None
 
 
 def test_what_explains_a_difference_is_named(trained):

@@ -8,6 +8,7 @@ take turns at the packs, so the packs of a step are those of one GPU. Without a 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -31,7 +32,12 @@ Sharding = Literal["ddp", "fsdp"]
 PAUSE = 0.2
 """Seconds between looks at what the processes have written."""
 
-STOP, STEPS, FIT, SIZE = "stop", "steps.jsonl", "fit.json", "size.json"
+PATIENCE = 600.0
+"""Seconds that a machine which joins waits for the first one."""
+
+FOLDER, STOP, STEPS, FIT, SIZE = "together", "stop", "steps.jsonl", "fit.json", "size.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,43 @@ class Processes:
 ALONE = Processes()
 
 
-def find_processes(gpus: int, sharding: str) -> Processes:
-    """The processes that the options of `curate train` ask for. Raises `TrainError` for an unknown sharding."""
+def find_processes(gpus: int, sharding: str, nodes: int = 1, node: int = 0, master: str | None = None) -> Processes:
+    """The processes that the options of `curate train` ask for. Raises `TrainError` where they do not fit together."""
     if sharding not in ("ddp", "fsdp"):
         raise TrainError(f"There is no sharding called {sharding!r}.", "Known: ddp, fsdp.")
-    return Processes(gpus, "fsdp" if sharding == "fsdp" else "ddp")
+    if nodes > 1 and master is None:
+        raise TrainError("Several machines have to know the first one.", "--master HOST:29500, the same on all.")
+    if node >= nodes:
+        raise TrainError(f"--node {node} is none of {nodes}.", "They are counted from 0; the first has the store.")
+    return Processes(gpus, "fsdp" if sharding == "fsdp" else "ddp", nodes, node, master)
+
+
+def join(adapter: Path | None, processes: Processes) -> None:
+    """Lend this machine to a training that another one began with the same options; ends with it.
+
+    Only the run's folder is shared: `adapter` is what was given as `--to` there. Raises `TrainError` when it ends
+    otherwise than done.
+    """
+    if adapter is None:
+        raise TrainError("A machine that joins has to know the folder of the run.", "--to FOLDER, the same on all.")
+    partial = adapter.resolve().with_name(f"{adapter.name}.partial")
+    until = time.monotonic() + PATIENCE
+    while not partial.is_dir():
+        if time.monotonic() > until:
+            raise TrainError(f"No training began in {partial}.", "Start the first machine, with the same --to.")
+        time.sleep(PAUSE)
+    logger.info("Joining the training in %s …", partial)
+    log = partial / f"training-{processes.node}.log"
+    with log.open("a", encoding="utf-8") as output:
+        ended = subprocess.run(
+            _command(partial / FOLDER, processes),
+            env=_environment(processes),
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
+    if ended.returncode:
+        raise TrainError(f"The training ended here with exit code {ended.returncode}.", f"{log} says more.")
 
 
 def fit_together(job: Job, processes: Processes, log: Path, lock: IO[str]) -> Fit:
@@ -74,7 +112,7 @@ def fit_together(job: Job, processes: Processes, log: Path, lock: IO[str]) -> Fi
     with log.open("a", encoding="utf-8") as output:
         torchrun = subprocess.Popen(
             _command(folder, processes),
-            env=os.environ | ({"UNSLOTH_FSDP2": "1"} if processes.sharding == "fsdp" else {}),
+            env=_environment(processes),
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C comes here alone; they are asked by a file, and stop after the same step
@@ -82,6 +120,10 @@ def fit_together(job: Job, processes: Processes, log: Path, lock: IO[str]) -> Fi
         )
         _follow(torchrun, job, folder)
     return _outcome(torchrun, folder, log)
+
+
+def _environment(processes: Processes) -> dict[str, str]:
+    return os.environ | ({"UNSLOTH_FSDP2": "1"} if processes.sharding == "fsdp" else {})
 
 
 def check_devices(processes: Processes, recipe: TrainSection) -> None:
@@ -99,13 +141,11 @@ def check_devices(processes: Processes, recipe: TrainSection) -> None:
         )
     if processes.sharding == "fsdp" and recipe.engine != "unsloth":
         raise TrainError("Only the engine unsloth shards a model.", "Leave --sharding out: each GPU has the whole.")
-    if processes.nodes > 1 and processes.master is None:
-        raise TrainError("Several machines have to know the first one.", "--master HOST:29500, the same on all.")
 
 
 def _write_job(job: Job, processes: Processes) -> Path:
     """The folder that every process reads; what an earlier attempt left there is replaced."""
-    folder = job.checkpoints.parent / "together"
+    folder = job.checkpoints.parent / FOLDER
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         path.unlink()

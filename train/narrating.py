@@ -181,10 +181,17 @@ def show_retraining(retraining: Retraining) -> None:
     if retraining.identical:
         print_line(f"Run {after.run} is run {before.run} again, bit for bit: {before.adapter_digest}.")
         return
+    from train.retraining import LOSSES_APART
+
     far = retraining.largest_difference
     size = "they have other shapes" if far is None else f"the largest difference of a weight is {far:.3g}"
     print_line(f"Run {after.run} differs from run {before.run}: {size}.")
     print_line(f"The tokens are {'the same' if retraining.same_tokens else 'others'}.")
+    if retraining.losses_apart is not None:
+        print_line(
+            f"The losses of its steps are at most {retraining.losses_apart:.2g} apart: "
+            f"{'the same training' if retraining.repeated else 'another training'}, by the limit of {LOSSES_APART:g}."
+        )
     for change in retraining.changed or ("Nothing that the manifest names: a GPU adds up in no fixed order.",):
         print_line(f"  {change}")
 

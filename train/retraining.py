@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from schemas.recipe import TrainSection
 from schemas.run import Manifest, Run, read_manifest
 from train.distributing import Processes
@@ -19,20 +21,35 @@ from train.fitting import train_version
 from train.loading import find_adapter
 from train.saving import ADAPTER_FILE
 
+METRICS_FILE = "metrics.jsonl"
+
+LOSSES_APART = 0.02
+"""Nats by which the loss of a step may differ on a GPU, where sums are taken in no fixed order; on a CPU it is 0."""
+
 DECIDING = ("curate", "data", "model", "rendering", "tokens", "recipe", "packages", "machine")
 """The parts of a manifest that decide an adapter's bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retraining:
-    """Two runs of the same thing. `largest_difference` is over all weights; None where the shapes differ."""
+    """Two runs of the same thing.
+
+    `largest_difference` is over all weights, `losses_apart` over the training losses step by step, in nats; None where
+    shapes or steps differ.
+    """
 
     before: Manifest
     after: Run
     identical: bool
     same_tokens: bool
     largest_difference: float | None
+    losses_apart: float | None
     changed: tuple[str, ...]
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it is the same training: the same tokens, and the loss of every step within `LOSSES_APART`."""
+        return self.same_tokens and self.losses_apart is not None and self.losses_apart <= LOSSES_APART
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as plain values."""
@@ -42,6 +59,8 @@ class Retraining:
             "identical": self.identical,
             "same_tokens": self.same_tokens,
             "largest_difference": self.largest_difference,
+            "losses_apart": self.losses_apart,
+            "repeated": self.repeated,
             "changed": list(self.changed),
         }
 
@@ -78,6 +97,7 @@ def _compared(adapter: Path, before: Manifest, run: Run) -> Retraining:
         identical=before.adapter_digest == run.manifest.adapter_digest,
         same_tokens=before.tokens.digest == run.manifest.tokens.digest,
         largest_difference=largest_difference(adapter, run.adapter),
+        losses_apart=losses_apart(adapter, run.adapter),
         changed=tuple(differences(before, run.manifest)),
     )
 
@@ -103,3 +123,11 @@ def largest_difference(one: Path, other: Path) -> float | None:
     if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
         return None
     return max(float((ours[name].float() - theirs[name].float()).abs().max()) for name in ours)
+
+
+def losses_apart(one: Path, other: Path) -> float | None:
+    """The largest difference between the training losses of two runs at the same step; None for other steps."""
+    ours, theirs = (pl.read_ndjson(folder / METRICS_FILE).select("step", "loss") for folder in (one, other))
+    if not ours["step"].equals(theirs["step"]):
+        return None
+    return float((ours["loss"] - theirs["loss"]).abs().max() or 0.0)  # type: ignore[arg-type]

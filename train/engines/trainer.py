@@ -38,8 +38,11 @@ logger = logging.getLogger(__name__)
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA_KEYS = (
     *("target_modules", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias"),
-    *("init_lora_weights", "loftq_config", "layers_to_transform"),
+    *("init_lora_weights", "layers_to_transform"),
 )
+CHANGING = ("loftq", "pissa", "olora", "corda", "lora_ga")
+"""Beginnings that take a part out of the base model and put it into the adapter."""
+
 OURS = (*LORA_KEYS, "gradient_checkpointing")
 """Keys of `train.extra` that are not the trainer's: the adapter's, and one that the size of a pass decides."""
 
@@ -88,7 +91,16 @@ def repeat_bit_for_bit(recipe: TrainSection) -> None:
 
 
 def lora_arguments(recipe: TrainSection) -> dict[str, Any]:
-    """The adapter's own arguments: rank, alpha, every linear layer, and what `train.extra` says of them."""
+    """The adapter's own arguments: rank, alpha, every linear layer, and what `train.extra` says of them.
+
+    Raises `TrainError` for a beginning that changes the base model's weights too.
+    """
+    beginning = str(recipe.extra.get("init_lora_weights", True)).lower()
+    if beginning.startswith(CHANGING):
+        raise TrainError(
+            f"train.extra.init_lora_weights = {beginning!r} changes the base model's own weights as it begins.",
+            "The adapter would not fit the model that its manifest names. Leave it out; use_rslora and use_dora do.",
+        )
     named = {"r": recipe.rank, "lora_alpha": recipe.alpha}
     free = {"target_modules": list(LINEAR_LAYERS), "lora_dropout": 0.0}
     return named | free | {key: recipe.extra[key] for key in LORA_KEYS if key in recipe.extra}
@@ -386,31 +398,41 @@ def check_packing(trainer: SFTTrainer, *, wanted: bool, may_unpack: bool) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """What must be the same on both sides of the trainer: tokens, learned tokens, and the sums of their ids."""
+    """What must be the same on both sides of the trainer: how much there is, sums of ids, and of squared lengths.
 
+    The last is another one as soon as two conversations are taken for one, or one for two.
+    """
+
+    conversations: int
     tokens: int
     learned: int
     ids: int
     learned_ids: int
+    squares: int
 
 
 def _weigh(rows: pl.DataFrame) -> _Weight:
-    flat = rows.select(pl.col("input_ids", "labels").explode().cast(pl.Int64))
     learned = pl.col("labels").filter(pl.col("labels") != UNLEARNED)
-    sums = flat.select(
-        pl.len(), learned.len().alias("learned"), pl.col("input_ids").sum(), learned.sum().alias("learned_ids")
+    sums = rows.select(pl.col("input_ids", "labels").explode().cast(pl.Int64)).select(
+        pl.len().alias("tokens"),
+        learned.len().alias("learned"),
+        pl.col("input_ids").sum().alias("ids"),
+        learned.sum().alias("learned_ids"),
     )
-    return _Weight(*sums.row(0))
+    packed = "seq_lengths" in rows.columns
+    lengths = (rows["seq_lengths"].explode() if packed else rows["input_ids"].list.len()).cast(pl.Int64)
+    return _Weight(conversations=len(lengths), squares=int((lengths * lengths).sum()), **sums.row(0, named=True))
 
 
 def _check_tokens(handed_over: pl.DataFrame, dataset: Dataset) -> None:
-    """Raises `TrainError` when the trainer's dataset has other tokens or labels than it was given."""
+    """Raises `TrainError` when the trainer's dataset has other tokens, labels or borders than it was given."""
     given, taken = _weigh(handed_over), _weigh(dataset.to_polars())
     if given != taken:
         raise TrainError(
-            f"The trainer would not train on what it was given: {given.tokens:,} tokens with {given.learned:,} learned "
-            f"went in, {taken.tokens:,} with {taken.learned:,} arrived.",
-            "Something of the trainer truncates or drops conversations; look at train.extra and train.max_length.",
+            f"The trainer would not train on what it was given: {given.conversations:,} conversations of "
+            f"{given.tokens:,} tokens with {given.learned:,} learned went in, {taken.conversations:,} of "
+            f"{taken.tokens:,} with {taken.learned:,} arrived.",
+            "Something of the trainer truncates, drops or joins conversations; look at train.extra and max_length.",
         )
 
 

@@ -41,9 +41,10 @@ def load(job: Job) -> Loaded:
             f"The engine transformers cannot be imported: {error}.", "pip install 'curate-sft[train]'"
         ) from error
 
-    from train.engines.trainer import Loaded, limit_memory, lora_arguments
+    from train.engines.trainer import Loaded, limit_memory, lora_arguments, repeat_bit_for_bit
 
     limit_memory(job.recipe)
+    repeat_bit_for_bit(job.recipe)
     trusted = job.recipe.trust_remote_code
     model = load_model(job.model, job.method, trust_remote_code=trusted)
     model.config.use_cache = False  # with a cache, packed conversations attend to each other

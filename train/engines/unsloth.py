@@ -40,9 +40,10 @@ def fit(job: Job) -> Fit:
 def load(job: Job) -> Loaded:
     """The model with a fresh adapter, as it is trained. Raises `TrainError` as `fit` does."""
     unsloth = _import()
-    from train.engines.trainer import Loaded, limit_memory
+    from train.engines.trainer import Loaded, limit_memory, repeat_bit_for_bit
 
     limit_memory(job.recipe)
+    repeat_bit_for_bit(job.recipe)
     model, tokenizer = _load(unsloth, job)
     on_gpu = _on_gpu()
 
