@@ -413,10 +413,10 @@ def freeze(
     curate freeze support --held-out 5%
     """
     from curate import freezing
-    from schemas.recipe import load_recipe
+    from schemas.recipe import load_recipe, parse_share
     from schemas.store import reading, store_path, writing
 
-    share = [] if held_out is None else [f"freeze.held_out={freezing.parse_share(held_out)}"]
+    share = [] if held_out is None else [f"freeze.held_out={parse_share(held_out, '--held-out')}"]
     settings = load_recipe(recipe, [*(set_ or []), *share])
     with (reading if dry_run else writing)(store_path(store)) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)

@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from curate.importers import Batch
-from curate.landing import CLOSES, REJECTS, Parcel
+from curate.importers import REJECTS, Batch
+from curate.landing import CLOSES, Parcel
 from curate.mapping import Mapping, extend, metadata, to_turns
 from curate.mending import mend
 from curate.validating import validate

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import metadata, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from schemas.errors import StoreError
+from schemas.run import installed_version
 from schemas.store import reading
 
 DISTRIBUTION = "curate-sft"
@@ -101,40 +102,42 @@ def _packages() -> Iterator[Finding]:
     wrong = [_misfit(needed) for needed in wanted]
     yield from (finding for finding in wrong if finding)
     if not any(wrong):
-        named = ", ".join(f"{needed.name} {version(needed.name)}" for needed in wanted[:3])
-        yield Finding("packages", "ok", f"{DISTRIBUTION} {version(DISTRIBUTION)}: {named} and {len(wanted) - 3} more")
+        named = ", ".join(f"{needed.name} {installed_version(needed.name)}" for needed in wanted[:3])
+        yield Finding(
+            "packages", "ok", f"{DISTRIBUTION} {installed_version(DISTRIBUTION)}: {named} and {len(wanted) - 3} more"
+        )
 
 
 def _extras() -> Iterator[Finding]:
     """One line for each extra, and one more for each of its packages that is there in the wrong version."""
     for extra, purpose in EXTRAS.items():
         wanted = [needed for needed, of in _requirements() if of == extra]
-        missing = [needed.name for needed in wanted if _installed(needed.name) is None]
+        missing = [needed.name for needed in wanted if installed_version(needed.name) is None]
         clashing = [finding for needed in wanted if (finding := _misfit(needed)) and needed.name not in missing]
         yield from clashing
         if missing:
             found = f"not installed ({', '.join(missing)})" if len(missing) < len(wanted) else "not installed"
             yield Finding(f"extra {extra}", "note", found, f"to {purpose}: pip install '{DISTRIBUTION}[{extra}]'")
         elif not clashing:
-            named = ", ".join(f"{needed.name} {version(needed.name)}" for needed in wanted[:3])
+            named = ", ".join(f"{needed.name} {installed_version(needed.name)}" for needed in wanted[:3])
             yield Finding(f"extra {extra}", "ok", named)
 
 
 def _torch() -> Iterator[Finding]:
     """Which build torch is, and whether torchvision fits it."""
-    found = _installed("torch")
+    found = installed_version("torch")
     if found is None:
         return
     cuda = _torch_cuda()
     yield Finding("torch", "ok", f"{found}, built for {'CUDA ' + cuda if cuda else 'the CPU'}")
-    if _installed("trl"):
+    if installed_version("trl"):
         yield Finding(
             "packing",
             "note",
             "whether packed conversations are blind for each other depends on model, engine and machine",
             "curate check-packing MODEL proves it",
         )
-    vision = _installed("torchvision")
+    vision = installed_version("torchvision")
     if vision and not cuda and "+cpu" not in vision:
         yield Finding(
             "torchvision",
@@ -162,7 +165,7 @@ def _gpu() -> Finding:
     if not cards:
         return Finding("GPU", "note", "none: small models train on the CPU; qlora on a large one wants an NVIDIA card")
     found = "; ".join(cards)
-    if _installed("torch") and _torch_cuda() is None:
+    if installed_version("torch") and _torch_cuda() is None:
         return Finding(
             "GPU", "clash", f"{found}, but torch is built for the CPU", "pip install --force-reinstall torch"
         )
@@ -179,7 +182,7 @@ def _cards() -> list[str]:
 
 
 def _licences() -> Iterator[Finding]:
-    if _installed("unsloth"):
+    if installed_version("unsloth"):
         yield Finding(
             "licences",
             "note",
@@ -226,16 +229,9 @@ def _requirements() -> Iterable[tuple[Requirement, str | None]]:
             yield needed, marker.group(1) if marker else None
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _misfit(needed: Requirement) -> Finding | None:
     """What is wrong with the installed version of `needed`, if anything."""
-    found = _installed(needed.name)
+    found = installed_version(needed.name)
     if found is not None and needed.specifier.contains(found, prereleases=True):
         return None
     advice = f"pip install '{needed.name}{needed.specifier}'"

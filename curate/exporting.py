@@ -6,8 +6,6 @@ and a card. Every file is read back the way an import reads it before anything g
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -28,6 +26,8 @@ from curate.exporters.exporter import UNFIT, Exporter, as_lines, as_table, quote
 from curate.rereading import differing, reread
 from schemas.conversation import unfold
 from schemas.errors import ExportError, VersionError
+from schemas.recipe import file_digest
+from schemas.run import installed_version
 from schemas.version import SPLITS, Version, check_members, find_version
 
 BUNDLE = 1
@@ -205,7 +205,7 @@ def _write_files(
         path = place if single else place / name
         count, unfit = _write_file(connection, version, exporter, path, sides)
         left_out.append(unfit)
-        files[name] = WrittenFile("+".join(sides), count, path.stat().st_size, _sha256(path))
+        files[name] = WrittenFile("+".join(sides), count, path.stat().st_size, file_digest(path))
     return files, pl.concat(left_out)
 
 
@@ -351,20 +351,8 @@ def _proof(exported: Exported) -> dict[str, Any]:
         "files": {name: asdict(written) for name, written in exported.files.items()},
         "left_out": exported.reasons,
         "recipe": version.recipe,
-        "made_with": {**{name: _installed(name) for name in PACKAGES}, "python": platform.python_version()},
+        "made_with": {**{name: installed_version(name) for name in PACKAGES}, "python": platform.python_version()},
     }
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- into place

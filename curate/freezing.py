@@ -18,6 +18,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.selecting import KEPT_SQL, WHERE, latest_selection
+from schemas.conversation import FIRST_QUESTION_SQL
 from schemas.errors import VersionError
 from schemas.recipe import Recipe, canonical_json
 from schemas.version import SPLITS, Version, find_version, version_digest
@@ -25,10 +26,9 @@ from schemas.version import SPLITS, Version, find_version, version_digest
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 NO_PARENT = "none"
 
-PROMPT_SQL = """conversations[list_position([turn."from" for turn in conversations], 'human')].value"""
 SPACES = r"[\s\p{Z}]{2,}|[\t-\r\x{85}\x{A0}\x{2000}-\x{200A}\x{2028}-\x{202F}\x{3000}]"
 """What becomes one space. A single plain space is not matched: four times faster than replacing each by itself."""
-NORMAL_SQL = f"trim(regexp_replace(lower(nfc_normalize({PROMPT_SQL})), '{SPACES}', ' ', 'g'))"
+NORMAL_SQL = f"trim(regexp_replace(lower(nfc_normalize({FIRST_QUESTION_SQL})), '{SPACES}', ' ', 'g'))"
 PROMPTS_SQL = f"""
     SELECT id AS conversation, sha256(coalesce(nullif({NORMAL_SQL}, ''), id)) AS prompt, parent IS NOT NULL AS edited
     FROM conversations
@@ -169,22 +169,6 @@ def applied_rules(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, s
 
 def _listed_rules(rules: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in rules.items()) or "none"
-
-
-def parse_share(text: str) -> float:
-    """The share that a person wrote: `5%` or `0.05`.
-
-    >>> parse_share("5%"), parse_share("0.05")
-    (0.05, 0.05)
-    """
-    number, percent, rest = text.strip().partition("%")
-    try:
-        share = float(number) / (100 if percent else 1)
-    except ValueError:
-        share = -1.0
-    if rest or not 0 <= share < 1:
-        raise VersionError(f"{text!r} is no share of the data.", "Write --held-out 5% or --held-out 0.05.")
-    return share
 
 
 def _join_groups(links: pl.DataFrame) -> pl.DataFrame:

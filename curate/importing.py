@@ -31,7 +31,7 @@ from curate.mending import MENDS
 from schemas.conversation import ID_LENGTH
 from schemas.errors import RecipeError, SourceError
 from schemas.migrations import MIGRATIONS
-from schemas.recipe import ImportSection, canonical_json, check_recipe, digest
+from schemas.recipe import ImportSection, canonical_json, check_recipe, digest, parse_share
 from schemas.store import reading, writing
 
 Progress = Callable[[int, int], None]
@@ -131,7 +131,7 @@ def lay_over(section: ImportSection, options: Dictionary[str, Any]) -> ImportSec
     if "map" in given:
         given["map"] = {**section.map, **dict(_pair(text) for text in given["map"])}
     if "max_rejects" in given:
-        given["max_rejects"] = _share(given["max_rejects"])
+        given["max_rejects"] = parse_share(given["max_rejects"], "--max-rejects")
     return check_recipe({"import": {**section.model_dump(), **given}}, "the options").import_
 
 
@@ -140,22 +140,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise RecipeError(f"--map {text!r} is not field=column.", "For example: --map question=title")
     return field_name.strip(), column
-
-
-def _share(text: str) -> float:
-    """A share as people write it.
-
-    >>> _share("5%"), _share("0.05")
-    (0.05, 0.05)
-    """
-    number, percent, rest = text.strip().partition("%")
-    try:
-        share = float(number) / (100 if percent else 1)
-    except ValueError:
-        share = -1.0
-    if rest or not 0 <= share <= 1:
-        raise RecipeError(f"{text!r} is no share of the rows.", "Write --max-rejects 5% or --max-rejects 0.05.")
-    return share
 
 
 @contextmanager

@@ -28,7 +28,6 @@ ORIGINS = {
     "mends": pl.List(pl.String),
     "raw": pl.String,
 }
-REJECTS = {"row": pl.Int64, "line": pl.Int64, "code": pl.String, "reason": pl.String, "raw": pl.String}
 CLOSES = {"source": pl.String, "row": pl.Int64}
 
 
@@ -41,7 +40,7 @@ class Parcel:
     origins: pl.DataFrame
     """`ORIGINS`: one line per row that is part of a conversation, `key` says of which."""
     rejects: pl.DataFrame
-    """`REJECTS`: one line per row that is not."""
+    """`REJECTS` of curate/importers/batch.py: one line per row that is not."""
     closes: pl.DataFrame
     """`CLOSES`: the rejects of an earlier import that these rows bring back."""
 

@@ -6,7 +6,6 @@ Where two readings are possible nothing is guessed: the error lists them, each w
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,7 +14,7 @@ import polars as pl
 
 from curate.shapes import SHAPES
 from curate.shapes.shape import Field, Mapping, Read, Shape
-from schemas.errors import SourceError
+from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
 
 __all__ = ["Mapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
@@ -128,9 +127,7 @@ def _asked(table: pl.DataFrame, wanted: ImportSection) -> dict[str, str]:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> SourceError:
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    meant = f", did you mean {near[0]}?" if near else "."
-    return SourceError(f"{name} is no known {kind}{meant}", f"There are: {', '.join(names)}.")
+    return SourceError(f"{name} is no known {kind}{nearest(name, names)}", f"There are: {', '.join(names)}.")
 
 
 # --- what is possible

@@ -6,7 +6,6 @@ that follows from them is the one that the bundle states.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,11 +19,12 @@ from curate.exporters import EXPORTERS
 from curate.exporters.exporter import Exporter
 from curate.exporting import BUNDLE, PROOF
 from curate.freezing import check_name, write_version
-from curate.landing import CLOSES, REJECTS, Parcel, Sums, count, count_conversations, land, set_up
+from curate.importers import REJECTS
+from curate.landing import CLOSES, Parcel, Sums, count, count_conversations, land, set_up
 from curate.rereading import differing, reread
 from schemas.conversation import ID_LENGTH
 from schemas.errors import VersionError
-from schemas.recipe import canonical_json, digest
+from schemas.recipe import canonical_json, digest, file_digest
 from schemas.version import Version, version_digest
 
 SHAPE = "bundle"
@@ -174,7 +174,7 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
         raise VersionError(
             f"{bundle.folder} has no file {name}, of which its {PROOF} tells.", "Fetch the bundle again."
         )
-    sha256 = _sha256(path)
+    sha256 = file_digest(path)
     source = digest({"sha256": sha256, "shape": SHAPE, "format": bundle.exporter.name})[:ID_LENGTH]
     known = bool(connection.execute("SELECT 1 FROM sources WHERE source = ?", [source]).fetchall())
     had, rows = count_conversations(connection), 0
@@ -237,7 +237,7 @@ def _record(connection: DuckDBPyConnection, source: str, path: Path, bundle: Bun
             *(
                 source,
                 str(path),
-                _sha256(path),
+                file_digest(path),
                 path.stat().st_size,
                 SHAPE,
                 canonical_json(how),
@@ -258,8 +258,3 @@ def _not_proved(bundle: Bundle, seen: _Seen) -> VersionError:
         f"The conversations in {bundle.folder} are not those of {bundle.version.label}: {why}.",
         "Nothing was written. Fetch the bundle again from where it was exported.",
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -249,11 +249,11 @@ def import_(
 
 def _overrides(set_: list[str] | None, overlap: int | None, blind: str | None) -> list[str]:
     """What the options say of the recipe's section, as overrides."""
-    from curate.freezing import parse_share
+    from schemas.recipe import parse_share
 
     said = list(set_ or [])
     said += [] if overlap is None else [f"review.overlap={overlap}"]
-    return said + ([] if blind is None else [f"review.blind={parse_share(blind)}"])
+    return said + ([] if blind is None else [f"review.blind={parse_share(blind, '--blind')}"])
 
 
 def _wanted(

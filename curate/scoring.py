@@ -25,8 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from curate.scorers import ENTRY_POINTS, REVISIONS, SCORERS, Scorer
 from curate.scorers.material import MATERIAL, evaluate, material, takes_frame
 from curate.scorers.quality import Penalty
-from schemas.errors import RecipeError, StoreError, VersionError
-from schemas.expression import nearest
+from schemas.errors import RecipeError, StoreError, VersionError, nearest
 from schemas.recipe import Recipe, canonical_json, digest
 from schemas.store import reading, writing
 

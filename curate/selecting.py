@@ -17,8 +17,9 @@ from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 from curate.scorers import SCORERS
 from curate.scoring import check_not_empty, plan, scorer_names, stored_columns
-from schemas.errors import RecipeError
-from schemas.expression import Expression, nearest
+from schemas.conversation import FIRST_QUESTION_SQL
+from schemas.errors import RecipeError, nearest
+from schemas.expression import Expression
 from schemas.recipe import Recipe, canonical_json, digest
 from schemas.store import reading, writing
 
@@ -393,9 +394,8 @@ def _waterfall(connection: DuckDBPyConnection, written: Mapping[str, str], befor
 
 def first_words(connection: DuckDBPyConnection, ids: Sequence[str]) -> dict[str, str]:
     """The beginning of what the user says first, on one line, per conversation."""
-    human = "list_filter(conversations, lambda turn: turn.\"from\" = 'human')"
     rows = connection.execute(
-        f"SELECT id, {human}[1].value[:{FIRST_CHARACTERS}] FROM conversations WHERE id IN (SELECT unnest(?))",
+        f"SELECT id, ({FIRST_QUESTION_SQL})[:{FIRST_CHARACTERS}] FROM conversations WHERE id IN (SELECT unnest(?))",
         [list(ids)],
     ).fetchall()
     return {id_: " ".join((text or "").split()) for id_, text in rows}

@@ -18,9 +18,7 @@ from duckdb import DuckDBPyConnection
 
 from schemas.conversation import Conversation
 from schemas.errors import VersionError
-
-LEDGER = "ledger.parquet"
-"""What a training leaves beside its adapter: the fate of every conversation."""
+from schemas.run import LEDGER_FILE
 
 PREFIX = re.compile(r"[0-9a-fA-F]{4,32}")
 PLACE = re.compile(r"(?P<file>.+)(?P<by>[:#])(?P<number>\d+)", re.DOTALL)
@@ -271,7 +269,7 @@ def _read_metadata(origin: dict[str, Any]) -> dict[str, Any]:
 
 def _fate(connection: DuckDBPyConnection, adapter: str, identity: str) -> dict[str, Any]:
     """What the run's ledger says of the conversation: `ledger` (a row or null), and `note` when there is no ledger."""
-    path = Path(adapter) / LEDGER
+    path = Path(adapter) / LEDGER_FILE
     if not path.is_file():
         return {"ledger": None, "note": f"{path} is not there"}
     try:

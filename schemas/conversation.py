@@ -27,6 +27,9 @@ TURN = pl.Struct(TURN_FIELDS)
 CONVERSATIONS = {"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String}
 """Columns of a conversations frame; the store's table has the same ones first."""
 
+FIRST_QUESTION_SQL = """conversations[list_position([turn."from" for turn in conversations], 'human')].value"""
+"""What the user says first, over a row of the store's conversations; null where nobody asks."""
+
 ID_LENGTH = 32
 """Hex digits of SHA-256 that are kept: 128 bits, so a clash among 10^12 conversations has a chance of 10^-15."""
 

@@ -15,6 +15,9 @@ line prints them on two lines and exits with 1. A bad row is no error: it is dat
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CurateError(Exception):
     """A failure that is explained: what is wrong, and what to do next."""
@@ -51,3 +54,18 @@ class TrainError(CurateError):
 
 class ExportError(CurateError):
     """A file cannot be written, or the data does not fit its format."""
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The end of a message about an unknown name: the nearest known one, or nothing.
+
+    >>> nearest("qualty", ["words", "quality"]), nearest("x", ["words"])
+    (', did you mean quality?', '.')
+    """
+    near = nearest_name(name, known, cutoff)
+    return "." if near is None else f", did you mean {near}?"
+
+
+def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like `name`, if any is as much like it as `cutoff`."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)

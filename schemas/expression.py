@@ -7,15 +7,14 @@ name. What runs later is written from the tree, not from the text, so nothing ou
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 
-from schemas.errors import RecipeError
+from schemas.errors import RecipeError, nearest
 
 Node = dict[str, Any]
 
@@ -93,16 +92,6 @@ class Expression:
         statement["statements"][0]["node"]["where_clause"] = tree
         query = duckdb.execute("SELECT json_deserialize_sql(?)", [json.dumps(statement)]).fetchall()[0][0]
         return str(query).removeprefix("SELECT 1 WHERE ")
-
-
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """The end of a message about an unknown name: the nearest known one, or nothing.
-
-    >>> nearest("qualty", ["words", "quality"]), nearest("x", ["words"])
-    (', did you mean quality?', '.')
-    """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f", did you mean {near[0]}?" if near else "."
 
 
 def _framed(text: str) -> str:

@@ -7,7 +7,6 @@ data part (score, select, freeze) belongs to a version, the train part to a run.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from schemas.errors import RecipeError
+from schemas.errors import RecipeError, nearest
 from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, Policy, StandardQuestion
 
 DEFAULT_RECIPE = Path("curate.toml")
@@ -239,6 +238,28 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_share(text: str, option: str) -> float:
+    """The share that a person wrote: `5%` or `0.05`. Raises `RecipeError` that names the option.
+
+    >>> parse_share("5%", "--held-out"), parse_share("0.05", "--held-out")
+    (0.05, 0.05)
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if rest or not 0 <= share <= 1:
+        raise RecipeError(f"{option} {text!r} is no share.", f"Write {option} 5% or {option} 0.05.")
+    return share
+
+
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in the file at `path` (default: `curate.toml` if there is one) under `section.key=value` overrides.
 
@@ -294,8 +315,7 @@ def _problem(kind: str, location: tuple[int | str, ...], message: str) -> str:
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
         return f"{key}: {message}"
-    near = difflib.get_close_matches(key, list(_known_keys(Recipe)), n=1, cutoff=0.5)
-    return f"{key} is not a known key" + (f", did you mean {near[0]}?" if near else "")
+    return f"{key} is not a known key{nearest(key, _known_keys(Recipe)).rstrip('.')}"
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ from schemas.errors import StoreError, TrainError, VersionError
 from schemas.recipe import digest
 
 MANIFEST_FILE = "manifest.json"
+
+LEDGER_FILE = "ledger.parquet"
+"""What a training leaves beside its manifest: the fate of every conversation."""
 
 Status = Literal["running", "done", "failed"]
 
@@ -201,3 +205,11 @@ def write_run(connection: DuckDBPyConnection, run: Run) -> None:
             manifest.finished,
         ],
     )
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package as it is installed here; None where it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

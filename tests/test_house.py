@@ -210,8 +210,8 @@ def test_doctor_reports_as_json_and_ends_with_0_where_nothing_clashes(curate):
 def test_doctor_names_a_version_that_does_not_fit_and_what_to_type(monkeypatch):
     from curate import diagnosing
 
-    there = diagnosing.version
-    monkeypatch.setattr(diagnosing, "version", lambda name: "1.15.0" if name == "trl" else there(name))
+    there = diagnosing.installed_version
+    monkeypatch.setattr(diagnosing, "installed_version", lambda name: "1.15.0" if name == "trl" else there(name))
     clashes = {
         finding.about: finding for finding in diagnosing.diagnose(Path("none.duckdb")) if finding.state == "clash"
     }

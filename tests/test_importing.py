@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from curate import landing
-from curate.importers import streaming
+from curate.importers import REJECTS, streaming
 from curate.importing import ImportResult, import_files, lay_over
 from schemas.errors import RecipeError, SourceError
 from schemas.recipe import ImportSection
@@ -131,7 +131,7 @@ def test_what_lands_together_is_bounded_by_the_columns_beside_the_conversations_
 ) -> None:
     monkeypatch.setattr(landing, "PARCEL_BYTES", 3_000)
     origin = {"row": 1, "line": 1, "key": 1, "metadata": "x" * 1_000, "mends": None, "raw": None}
-    none = [pl.DataFrame(schema=schema) for schema in (landing.ORIGINS, landing.REJECTS, landing.CLOSES)]
+    none = [pl.DataFrame(schema=schema) for schema in (landing.ORIGINS, REJECTS, landing.CLOSES)]
     parcel = landing.Parcel(none[0].select("key"), pl.DataFrame([origin], schema=landing.ORIGINS), *none[1:])
     assert [together.rows for together in landing.gather([parcel] * 10)] == [1, 3, 3, 3]
 

@@ -6,7 +6,6 @@ text with the number and the line of every record. A format is one function and 
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from curate.importers.batch import REJECTS, Batch, Reject
@@ -19,7 +18,7 @@ from curate.importers.jsonl import read_jsonl
 from curate.importers.parquet import read_parquet
 from curate.importers.source import Importer, Source
 from curate.importers.streaming import ByteStream
-from schemas.errors import SourceError
+from schemas.errors import SourceError, nearest_name
 
 __all__ = ["IMPORTERS", "REJECTS", "Batch", "Importer", "Reject", "Source", "expand", "open_source"]
 
@@ -46,7 +45,7 @@ def open_source(
     if encoding is not None:
         check_encoding(encoding)
     if format is not None and format not in IMPORTERS:
-        near = difflib.get_close_matches(format, IMPORTERS, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"Known formats: {', '.join(IMPORTERS)}."
+        near = nearest_name(format, IMPORTERS)
+        hint = f"Did you mean {near}?" if near else f"Known formats: {', '.join(IMPORTERS)}."
         raise SourceError(f"There is no format {format!r}.", hint)
     return Source(ByteStream(str(path), encoding, hashed=hashed), IMPORTERS, format)

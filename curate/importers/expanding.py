@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from curate.importers.sniffing import SUFFIXES, data_suffix, is_dataset
-from schemas.errors import SourceError
+from schemas.errors import SourceError, nearest_name
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """Files that lie beside data and describe it; in a folder they are passed over."""
@@ -58,5 +57,5 @@ def _matches(pattern: str) -> list[str]:
 
 def _nearest(path: Path) -> str:
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, 1)
-    return f"Did you mean {path.parent / near[0]}?" if near else "Check the path."
+    near = nearest_name(path.name, names)
+    return f"Did you mean {path.parent / near}?" if near else "Check the path."

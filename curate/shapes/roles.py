@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import polars as pl
 
-from schemas.conversation import ROLES
-
 ROLE_NAMES: dict[str, str] = {
     **dict.fromkeys(("system", "developer", "system_prompt"), "system"),
     **dict.fromkeys(
