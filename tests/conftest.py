@@ -69,6 +69,15 @@ def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Labell
 
 
 @pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of some ten bytes, so that a short file has many."""
+    from curate.importers import streaming
+
+    monkeypatch.setattr(streaming, "CHUNK", 48)
+    monkeypatch.setattr(streaming, "HEAD", 40)
+
+
+@pytest.fixture
 def curate(tmp_path: Path) -> Callable[..., Ran]:
     """`curate(*arguments)` runs the command in `tmp_path`, in a process of its own; `input=` is its stdin."""
 

@@ -3,38 +3,12 @@
 import csv
 import io
 import random
-from pathlib import Path
 
-import polars as pl
 import pytest
+from reading import only, raw, read, written
 
-from curate.importers import Batch, csv_records, open_source, streaming
+from curate.importers import csv_records, open_source
 from schemas.errors import SourceError
-
-
-def read(path: Path, **options) -> list[Batch]:
-    return list(open_source(path, **options).batches())
-
-
-def only(path: Path, **options) -> Batch:
-    (batch,) = read(path, **options)
-    return batch
-
-
-def written(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def raw(batch: Batch) -> list[str]:
-    return batch.raw(pl.Series(range(batch.table.height), dtype=pl.Int64)).to_list()
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of some ten bytes, so that a short file has many."""
-    monkeypatch.setattr(streaming, "CHUNK", 48)
-    monkeypatch.setattr(streaming, "HEAD", 40)
 
 
 def test_a_cell_with_newlines_moves_the_line_of_the_next_row(tmp_path):

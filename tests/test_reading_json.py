@@ -1,38 +1,13 @@
 """JSON lines and lists: values as text, broken lines as rejects, and lists larger than memory likes."""
 
 import json
-from pathlib import Path
 
 import polars as pl
 import pytest
+from reading import only, raw, read, written
 
-from curate.importers import Batch, open_source, streaming
+from curate.importers import open_source
 from schemas.errors import SourceError
-
-
-def read(path: Path, **options) -> list[Batch]:
-    return list(open_source(path, **options).batches())
-
-
-def only(path: Path, **options) -> Batch:
-    (batch,) = read(path, **options)
-    return batch
-
-
-def written(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def raw(batch: Batch) -> list[str]:
-    return batch.raw(pl.Series(range(batch.table.height), dtype=pl.Int64)).to_list()
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of some ten bytes, so that a short file has many."""
-    monkeypatch.setattr(streaming, "CHUNK", 48)
-    monkeypatch.setattr(streaming, "HEAD", 40)
 
 
 def test_every_value_becomes_text_and_null_stays_null(tmp_path):

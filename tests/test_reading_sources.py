@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import zstandard
+from reading import rows, written
 
 from curate.importers import IMPORTERS, expand, open_source
 from schemas.errors import SourceError
@@ -23,16 +24,6 @@ ROWS = [
 ]
 JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 CSV = 'question,answer\nWie heißt du?,Ich heiße Käthe.\nOù?,"Là-bas, près d\'ici."\n'
-
-
-def rows(path, **options) -> list[dict]:
-    return [row for batch in open_source(path, **options).batches() for row in batch.table.to_dicts()]
-
-
-def written(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
