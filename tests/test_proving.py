@@ -1,6 +1,8 @@
 """Templates are proven token for token, the page that says so is true, and what is not proven is not trained."""
 
 import json
+import os
+import subprocess
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -8,13 +10,14 @@ import polars as pl
 import pytest
 from making_tokenizers import CHATML, save_tokenizer
 from stores import add, chat
+from training import SETTINGS, command, make_project
 
 from curate.freezing import freeze
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.planning import prepare
-from train.proving import check_rendering, prove, prove_all
+from train.proving import check_samples, prove, prove_all, samples_of
 from train.showing import templates_page
 from train.templating import OWN_TEMPLATES, own_names, unsloth_templates
 from train.tokenizing import Tokenizer
@@ -106,17 +109,39 @@ def prepared(tmp_path, monkeypatch, folder):
     return prepare(path, "chats", recipe)
 
 
-def test_a_version_is_compared_with_transformers_window_by_window(prepared):
+@pytest.fixture(scope="module")
+def transformers_tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_version_is_compared_with_transformers_window_by_window(prepared, transformers_tokenizer):
     assert prepared.rendered["window"].drop_nulls().len() > 1
-    assert check_rendering(prepared) == prepared.rendered.height
+    samples = json.loads(json.dumps(samples_of(prepared)))  # as another process gets them
+    assert check_samples(samples, transformers_tokenizer) == prepared.rendered.height
 
 
-def test_a_token_that_transformers_would_not_give_stops_the_training(prepared):
+def test_a_token_that_transformers_would_not_give_stops_the_training(prepared, transformers_tokenizer):
     ids = pl.col("input_ids")
     wrong = pl.concat_list(ids.list.head(4), pl.lit(5, pl.Int32), ids.list.tail(ids.list.len() - 5))
     tampered = replace(prepared, rendered=prepared.rendered.with_columns(wrong.alias("input_ids")))
     with pytest.raises(TrainError, match=r"token 4 is 5 '<\|im_sep\|>' here and 4 '<\|im_end\|>' there"):
-        check_rendering(tampered)
+        check_samples(samples_of(tampered), transformers_tokenizer)
+
+
+@pytest.mark.slow
+def test_a_run_refuses_where_transformers_reads_the_tokenizer_otherwise(tmp_path):
+    store = make_project(tmp_path)
+    config = tmp_path / "tiny" / "tokenizer_config.json"
+    written = json.loads(config.read_text()) | {"tokenizer_class": "LlamaTokenizer"}
+    config.write_text(json.dumps(written))
+    ran = subprocess.run(
+        command("train", "support@1", *SETTINGS, "--engine", "transformers", "--store", str(store)),
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ.copy(),
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert "other tokens here than transformers' apply_chat_template: token" in ran.stderr
 
 
 def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(curate, sample):

@@ -151,7 +151,7 @@ def _write_job(job: Job, processes: Processes) -> Path:
         path.unlink()
     job.rows.write_parquet(folder / "rows.parquet")
     job.held_out.write_parquet(folder / "held_out.parquet")
-    names = ("model", "method", "checkpoints", "adapter", "resume", "trial", "board")
+    names = ("model", "method", "checkpoints", "adapter", "resume", "trial", "board", "samples")
     plain = {name: getattr(job, name) for name in names}
     written = plain | {
         "recipe": job.recipe.model_dump(mode="json"),
@@ -301,6 +301,7 @@ def _read_job(folder: Path) -> Job:
         evaluations=dict(written["evaluations"]),
         settled=lambda size: _write(folder / SIZE, asdict(size)) if rank() == 0 else None,
         resume=Path(written["resume"]) if written["resume"] else None,
+        samples=written["samples"],
         board=Path(written["board"]) if written["board"] else None,
         asked=lambda: (folder / STOP).exists() or _is_orphan(written),
     )

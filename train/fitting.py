@@ -15,13 +15,13 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import polars as pl
 
@@ -49,6 +49,7 @@ from train.engines import Fit, Job, Step, find_engine, token_digest
 from train.ledger import check_limits, trainable
 from train.loading import find_model, model_digest, pick_method
 from train.planning import prepare
+from train.proving import samples_of
 from train.quieting import quiet
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
@@ -75,6 +76,7 @@ class Work:
     model: Path
     template: Template
     recipe: TrainSection
+    samples: Mapping[str, Any]  # of train.proving
     manifest: Manifest
     size: Size | None = None  # of a pass, where a run is repeated
     processes: Processes = ALONE
@@ -143,6 +145,7 @@ def decide(
         model=model,
         template=prepared.template,
         recipe=recipe,
+        samples=samples_of(prepared),
         manifest=Manifest(
             curate=_installed("curate-sft"),
             data=data_facts(prepared.version),
@@ -354,6 +357,7 @@ def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) ->
         size=work.size or _read_size(settled),
         trial=trial_key(work.manifest, work.recipe),
         evaluations=record.evaluations(),
+        samples=work.samples,
         board=run.adapter.parent / "tensorboard" / run.run,
         settled=lambda size: _write_size(settled, size),
     )

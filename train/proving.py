@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,27 +163,36 @@ def prove_all(model: Path | None = None, names: Sequence[str] = ()) -> list[Proo
             return [prove(sorted(set(called)), text, tokenizer) for text, called in by_text.items()]
 
 
-def check_rendering(prepared: Prepared, *, trust_remote_code: bool = False) -> int:
-    """How many conversations of a version were compared with `apply_chat_template`: all had its ids.
+def samples_of(prepared: Prepared) -> dict[str, Any]:
+    """Some conversations of a version as messages, with the ids that they have here, as plain values."""
+    chosen = prepared.rendered.filter(pl.col("problem").is_null()).head(SAMPLE)
+    members = prepared.members.join(chosen, on="id", how="semi")
+    known = {name: (turns, tools) for name, turns, tools in members.select("id", "conversations", "tools").iter_rows()}
+    rows = []
+    for row in chosen.select("id", "window", "input_ids").iter_rows(named=True):
+        turns, tools = known[row["id"]]
+        _, said = turns_of(turns, row["window"])
+        said = without_history(said) if prepared.section.reasoning == "strip" else said
+        rows.append({"id": row["id"], "messages": to_messages(said), "tools": to_tools(tools), "ids": row["input_ids"]})
+    return {"template": prepared.template.name, "text": prepared.template.text, "rows": rows}
+
+
+def check_samples(samples: Mapping[str, Any], tokenizer: Any) -> int:
+    """How many conversations were compared with what transformers' `tokenizer` makes of them: all had its ids.
 
     Raises `TrainError` with the first token that differs: what would be trained is not what will be served.
     """
-    reference = _reference(prepared.tokenizer.folder, prepared.template.text, trust_remote_code=trust_remote_code)
-    chosen = prepared.rendered.filter(pl.col("problem").is_null()).head(SAMPLE)
-    turns = dict(prepared.members.select("id", "conversations").join(chosen, on="id", how="semi").rows())
-    tools = dict(prepared.members.select("id", "tools").join(chosen, on="id", how="semi").rows())
-    for row in chosen.iter_rows(named=True):
-        _, said = turns_of(turns[row["id"]], row["window"])
-        said = without_history(said) if prepared.section.reasoning == "strip" else said
-        theirs = reference.ids(to_messages(said), to_tools(tools[row["id"]]))
-        different = _difference(row["input_ids"], theirs, prepared.tokenizer)
+    reference = _Reference(tokenizer, samples["text"])
+    for row in samples["rows"]:
+        theirs = reference.ids(row["messages"], row["tools"])
+        different = _difference(row["ids"], theirs, tokenizer.convert_ids_to_tokens)
         if different is not None:
             raise TrainError(
-                f"The template {prepared.template.name} gives conversation {row['id'][:12]} other tokens here than "
+                f"The template {samples['template']} gives conversation {row['id'][:12]} other tokens here than "
                 f"transformers' apply_chat_template: {different}.",
                 "Nothing is trained that is not proven. Take another template: curate templates --model MODEL.",
             )
-    return chosen.height
+    return len(samples["rows"])
 
 
 # ------------------------------------------------------------------------------------------------- apply_chat_template
@@ -208,11 +217,11 @@ class _Reference:
         return made
 
 
-def _reference(folder: Path, text: str, *, trust_remote_code: bool = False) -> _Reference:
+def _reference(folder: Path, text: str) -> _Reference:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers has against a tokenizer is one sentence here
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainError(f"transformers cannot load the tokenizer in {folder}: {reason}", "Save it again.") from error
@@ -228,19 +237,19 @@ def _compare(template: Template, tokenizer: Tokenizer, made: Mapping[str, list[i
     found = {}
     for name, ids in made.items():
         theirs = reference.ids(to_messages(_row(PROBES[name])["conversations"]), to_tools(PROBES[name].tools))
-        found[name] = _difference(ids, theirs, tokenizer)
+        found[name] = _difference(ids, theirs, tokenizer.backend.id_to_token)
     different = [f"{name}: {where}" for name, where in found.items() if where]
     return len(found) - len(different), different[0] if different else None
 
 
-def _difference(ours: Sequence[int], theirs: Sequence[int], tokenizer: Tokenizer) -> str | None:
+def _difference(ours: Sequence[int], theirs: Sequence[int], text_of: Callable[[int], str | None]) -> str | None:
     """The first token in which two rows of ids differ, in words; nothing where they are the same."""
     if list(ours) == list(theirs):
         return None
     pairs = enumerate(zip(ours, theirs, strict=False))
     place = next((number for number, pair in pairs if pair[0] != pair[1]), min(len(ours), len(theirs)))
     ids = (row[place] if place < len(row) else None for row in (ours, theirs))
-    mine, other = ("nothing" if n is None else f"{n} {tokenizer.backend.id_to_token(n)!r}" for n in ids)
+    mine, other = ("nothing" if n is None else f"{n} {text_of(n)!r}" for n in ids)
     return f"token {place} is {mine} here and {other} there"
 
 

@@ -71,6 +71,7 @@ class Job:
     trial: str | None = None
     evaluations: Mapping[int, float] = field(default_factory=dict)
     board: Path | None = None
+    samples: Mapping[str, Any] | None = None  # of train.proving: compared with the tokenizer before anything is trained
     settled: Callable[[Size], None] = lambda _: None  # told each size before it is trained with
     asked: Callable[[], bool] = lambda: False  # whether to stop after this step
 

@@ -31,6 +31,7 @@ from train.engines.evaluating import UNLEARNED, held_out_loss, take_best
 from train.engines.measuring import enough_rows, measure
 from train.engines.ranks import is_sharded, rank, world
 from train.engines.watching import Watch, stopping_gently
+from train.proving import check_samples
 from train.sizing import Checkpointing, Measured, Size, fastest, measure_sizes, recall, remember, written_size
 
 logger = logging.getLogger(__name__)
@@ -172,6 +173,8 @@ def _check_extra(extra: Mapping[str, Any], named: Mapping[str, Any]) -> None:
 
 def train(job: Job, loaded: Loaded) -> Fit:
     """Settle the size of a pass, train from the start or from `job.resume`, save the adapter, measure. The one way."""
+    if job.samples is not None:
+        check_samples(job.samples, loaded.tokenizer)
     trial = _trial(job, loaded)
     size = job.size or (fastest(trial) if trial else written_size(job.recipe, world(), loaded.kinds[-1]))
     steps_down: list[dict[str, Any]] = []
