@@ -321,7 +321,10 @@ def _question_body(question: Question) -> dict[str, Any]:
     elif question.kind == "rating":
         settings["options"] = [{"value": option} for option in question.options]
     else:
-        settings["options"] = [{"value": str(option), "text": str(option)} for option in question.options]
+        before = (
+            "turn " if question.name == TURNS else ""
+        )  # a bare number looks like the page's own short-cut beside it
+        settings["options"] = [{"value": str(option), "text": f"{before}{option}"} for option in question.options]
         if len(question.options) > VISIBLE_OPTIONS:
             settings["visible_options"] = VISIBLE_OPTIONS
     body = {"name": question.name, "title": question.title, "required": question.required, "settings": settings}
