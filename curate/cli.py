@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import curate.siblings  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
-from curate.review_cli import app as review_app
-from curate.serving_cli import register as register_server_commands
 from schemas.errors import CurateError
 from schemas.terminal import (
     GroupedHelp,
@@ -32,6 +30,10 @@ from schemas.terminal import (
 from train.cli import register as register_training_commands
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from typer._click import Command
+
     from curate.scoring import ScoreReport
     from curate.selecting import Selection
 
@@ -387,7 +389,35 @@ def _print_selection(selection: "Selection", *, dry_run: bool) -> None:
         note(f"{selection.verdicts:,} new verdicts. Next: curate freeze NAME.")
 
 
-app.add_typer(review_app, name="review", rich_help_panel=REVIEW)
+class ReviewGroup(GroupedHelp):
+    """`curate review …`, whose commands are read when they are asked for: a tenth of every start otherwise."""
+
+    _read: "MutableMapping[str, Command] | None" = None
+
+    @property
+    def commands(self) -> "MutableMapping[str, Command]":
+        """The commands by name."""
+        if self._read is None:
+            from curate.review_cli import app as review
+
+            self._read = typer.main.get_group(review).commands
+        return self._read
+
+    @commands.setter
+    def commands(self, empty: "MutableMapping[str, Command]") -> None:
+        """Nothing: what Typer sets when it makes the group."""
+
+
+app.add_typer(
+    typer.Typer(
+        cls=ReviewGroup,
+        help="Let people judge conversations: a labelling server, what goes there, what comes back.",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # see GroupedHelp
+    ),
+    name="review",
+    rich_help_panel=REVIEW,
+)
 
 
 @app.command(rich_help_panel=VERSIONS)
@@ -576,7 +606,6 @@ def trace(
             typer.echo(printable(line))
 
 
-register_server_commands(review_app)
 register_training_commands(app)
 
 

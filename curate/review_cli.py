@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate.serving_cli import HomeOption, UrlOption
+from curate.serving_cli import register as register_server_commands
 from schemas.terminal import (
     GroupedHelp,
     JsonOption,
@@ -305,3 +306,6 @@ def _print_standing(found: "Standing", *, list_: bool) -> None:
         typer.echo(f"People differ on {len(found.disputed):,}: curate review push NAME --queue disagreement.")
         for row in found.disputed if list_ else []:
             typer.echo(printable(f"  {row['conversation'][:12]}  {row['said']}"))
+
+
+register_server_commands(app)
