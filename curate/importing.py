@@ -188,10 +188,9 @@ def _import_file(
     """Read one file into the store and prove its sums."""
     source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
     conversion, batches = _begun(source, section)
-    mapping = conversion.mapping
     parcels = ahead(gather(conversion.parcels(batches)))
     first = list(itertools.islice(parcels, 1))  # while the digest is being made
-    id_of = partial(_source_id, mapping=mapping, section=section)
+    id_of = partial(_source_id, mapping=conversion.mapping, section=section)
     landed_as = id_of(digest.sha256.result()) if digest else PENDING
     if before := _imported_before(connection, landed_as, path):
         return before
@@ -201,16 +200,29 @@ def _import_file(
     if digest and digest.stamp != stamp(path):
         raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
     sha256 = digest.sha256.result() if digest else source.sha256
-    source_id = id_of(sha256)
-    if before := _settled(connection, landed_as, source_id, path):
+    if before := _settled(connection, landed_as, id_of(sha256), path):
         return before
-    sums = count(connection, source_id, had)
+    sums = count(connection, id_of(sha256), had)
+    result = _concluded(connection, id_of(sha256), source, conversion, sums, sha256=sha256)
+    return replace(result, examples=conversion.examples) if dry_run else result
+
+
+def _concluded(
+    connection: DuckDBPyConnection,
+    source_id: str,
+    source: Source,
+    conversion: Conversion,
+    sums: Sums,
+    *,
+    sha256: str,
+) -> ImportResult:
+    """What came of a file whose rows have landed: proved, written down, and refused where too many were."""
     _prove(conversion.rows, sums)
     take_over(connection, source_id, sha256)
     _record(connection, source_id, source, conversion, sums, sha256=sha256)
     result = _result(connection, source_id)
-    _check_losses(result, section.max_rejects)
-    return replace(result, examples=conversion.examples) if dry_run else result
+    _check_losses(result, conversion.section.max_rejects)
+    return result
 
 
 def _told(source: Source, parcels: Iterator[Parcel], told: Callable[[int], None]) -> Iterator[Parcel]:
