@@ -41,6 +41,10 @@ State = Literal["ok", "note", "clash"]
 MARKS: dict[State, str] = {"ok": "✓", "note": "·", "clash": "✗"}
 
 
+AMPERE = 8.0
+"""Compute capability from which torch's flash attention runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at. `note`: good to know, or not there; `clash`: something will not work."""
@@ -69,8 +73,10 @@ def diagnose(store: Path) -> list[Finding]:
         *_extras(),
         *_torch(),
         _gpu(),
+        *_attention(),
         *_licences(),
         _store(store),
+        _labelling_server(),
         _machine(store),
     ]
 
@@ -172,13 +178,40 @@ def _gpu() -> Finding:
     return Finding("GPU", "ok", found)
 
 
-def _cards() -> list[str]:
+def _cards(what: str = "name,memory.total,driver_version") -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    query = [tool, f"--query-gpu={what}", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def _attention() -> Iterator[Finding]:
+    """Whether the conversations of a pack go through attention in one call, or each in one of its own."""
+    try:
+        oldest = min((float(card) for card in _cards("compute_cap")), default=None)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return  # the finding about the GPU says it
+    if oldest is None or not installed_version("unsloth"):
+        return
+    taken = next((name for name in ("flash-attn", "xformers") if installed_version(name)), None)
+    if taken or (oldest >= AMPERE and _torch_has_varlen()):
+        yield Finding("attention", "ok", f"one call a pack, by {taken or 'torch'}")
+        return
+    yield Finding(
+        "attention",
+        "note",
+        "one call a conversation: a pack of short ones takes thousands of small kernels a step, and the GPU waits",
+        "pip install --upgrade torch" if oldest >= AMPERE else "pip install xformers, in the version for this torch",
+    )
+
+
+def _torch_has_varlen() -> bool:
+    """Whether torch's own attention takes a whole pack, in its file, without importing torch."""
+    spec = find_spec("torch")
+    path = Path(spec.origin).parent / "nn" / "attention" / "varlen.py" if spec and spec.origin else None
+    return path is not None and path.exists() and "window_size" in path.read_text(encoding="utf-8")
 
 
 def _licences() -> Iterator[Finding]:
@@ -200,6 +233,12 @@ def _store(path: Path) -> Finding:
     except StoreError as error:
         return Finding("store", "clash", error.what, error.hint)
     return Finding("store", "ok", f"{path}, {counted[0][0]:,} conversations, {path.stat().st_size / GIB:.2f} GiB")
+
+
+def _labelling_server() -> Finding:
+    if serving.is_made():
+        return Finding("labelling server", "ok", f"set up in {serving.environment()}")
+    return Finding("labelling server", "note", "not set up", "curate review serve does it, about a minute, once")
 
 
 def _machine(store: Path) -> Finding:

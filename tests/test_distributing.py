@@ -116,7 +116,15 @@ def test_two_machines_train_together_and_only_the_first_has_a_store(folder, tmp_
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = ("--set=train.effective_batch=4", "--nodes", "2", "--master", f"127.0.0.1:{port}", "--to")
+    shared = (
+        "--set=train.batch=2",
+        "--set=train.effective_batch=4",
+        "--nodes",
+        "2",
+        "--master",
+        f"127.0.0.1:{port}",
+        "--to",
+    )
     other = tmp_path / "other machine"
     other.mkdir()
     (other / "tiny").symlink_to(folder / "tiny")
@@ -126,8 +134,11 @@ def test_two_machines_train_together_and_only_the_first_has_a_store(folder, tmp_
         stderr=subprocess.PIPE,
         text=True,
     )
-    train(folder, *REFERENCE, *shared, str(folder / "nodes"))
-    _, said = joining.communicate(timeout=60)
+    try:
+        train(folder, *REFERENCE, *shared, str(folder / "nodes"))
+        _, said = joining.communicate(timeout=60)
+    finally:
+        joining.kill()
     assert joining.returncode == 0, said
     assert [path.name for path in other.iterdir()] == ["tiny"]
     assert metrics(folder, "nodes")["loss"].to_list() == pytest.approx(

@@ -219,6 +219,21 @@ def test_doctor_names_a_version_that_does_not_fit_and_what_to_type(monkeypatch):
     assert clashes["trl"].advice.startswith("pip install 'trl")
 
 
+@pytest.mark.parametrize(
+    ("capability", "state", "advice"), [("9.0", "ok", ""), ("7.5", "note", "pip install xformers")], ids=["H100", "T4"]
+)
+def test_doctor_says_whether_a_pack_takes_one_attention_call(capability, state, advice, tmp_path, monkeypatch):
+    from curate import diagnosing
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ncase $1 in *compute_cap*) echo {capability};; *) echo 'A card, 1 MiB, 580';; esac\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (found,) = (finding for finding in diagnosing.diagnose(Path("none.duckdb")) if finding.about == "attention")
+    assert found.state == state
+    assert found.advice.startswith(advice)
+
+
 def test_doctor_says_that_a_store_is_no_store(curate, tmp_path):
     (tmp_path / "notes.duckdb").write_text("buy milk")
     ran = curate("doctor", "--store", "notes.duckdb")
