@@ -21,6 +21,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from curate import serving
 from schemas.errors import StoreError
 from schemas.run import installed_version
 from schemas.store import reading

@@ -577,3 +577,40 @@ def test_a_changed_dataset_has_its_records_statuses_set_by_a_job_in_the_backgrou
     while find(filters=done) != [one]:
         assert time.monotonic() < end, "the job did not run"
         time.sleep(0.1)
+
+
+# Argilla's own Python package ------------------------------------------------------------------------------------
+
+
+def test_argillas_own_package_makes_fills_and_searches_a_dataset(argilla_server):
+    import argilla as rg
+
+    client = rg.Argilla(api_url=argilla_server.url, api_key=argilla_server.api_key)
+    settings = rg.Settings(
+        fields=[rg.ChatField(name="chat", use_markdown=False)],
+        questions=[rg.RatingQuestion(name="quality", values=[1, 2, 3, 4, 5])],
+        metadata=[rg.FloatMetadataProperty(name="score")],
+        vectors=[rg.VectorField(name="meaning", dimensions=2)],
+    )
+    dataset = rg.Dataset(name="by-package", workspace="curate", settings=settings, client=client).create()
+    dataset.records.log(
+        [
+            rg.Record(
+                id=f"id-{n}",
+                fields={"chat": [{"role": "user", "content": f"number {n} of {word}"}]},
+                metadata={"score": n / 10},
+                vectors={"meaning": [1.0, n / 10]},
+                suggestions=[rg.Suggestion("quality", n % 5 + 1, score=n / 10, agent="scorer")],
+            )
+            for n, word in enumerate(["refunds", "parcels"] * 5)
+        ]
+    )
+    ids = lambda query, **more: [record.id for record in dataset.records(query, **more)]  # noqa: E731
+    assert sorted(ids(rg.Query(query="parcels -9"))) == ["id-1", "id-3", "id-5", "id-7"]
+    above = rg.Filter([("metadata.score", ">=", 0.6), ("quality.suggestion", "in", [2, 3])])
+    assert sorted(ids(rg.Query(filter=above))) == ["id-6", "id-7"]
+    assert ids(rg.Query(filter=rg.Filter(("quality.score", "<=", 0.1)))) == ["id-0", "id-1"]
+    near = dataset.records(rg.Query(similar=rg.Similar(name="meaning", value=[1.0, 0.0])), limit=3)
+    assert [record.id for record, _ in near] == ["id-0", "id-1", "id-2"]
+    assert dataset.progress()["total"] == 10
+    dataset.delete()
