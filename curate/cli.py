@@ -6,10 +6,9 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
 import os
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from typer._click import Command
-
-    from curate.scoring import ScoreReport
-    from curate.selecting import Selection
 
 INTERRUPTED = 130
 START, DATA, REVIEW, VERSIONS, LOOK = "Start", "Data", "Review", "Versions", "Look"
@@ -302,6 +298,7 @@ def score(
     from dataclasses import asdict
 
     from curate import scoring
+    from curate.presenting import show_explanation, show_scores
     from schemas.recipe import load_recipe
     from schemas.store import store_path
 
@@ -311,7 +308,7 @@ def score(
         print_json(listed) if as_json else print_table(listed, ["scorer", "parameters", "what"])
     elif why is not None:
         explained = scoring.explain(store_path(store), settings, why)
-        print_json(explained) if as_json else _print_explanation(explained)
+        print_json(explained) if as_json else show_explanation(explained)
     else:
         with progress_bar("Scoring") as bar:
             report = scoring.score_store(
@@ -321,24 +318,7 @@ def score(
                 again=again,
                 progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
             )
-        print_json(asdict(report)) if as_json else _print_scores(report)
-
-
-def _print_scores(report: "ScoreReport") -> None:
-    from curate.scoring import as_rows
-
-    numbers, others = as_rows(report, 3 if shutil.get_terminal_size().columns >= 120 else 1)
-    print_table(numbers, ["score", "min", "median", "p95", "max", "lowest", "highest"])
-    print_table(others, ["score", "value", "conversations", "share", "examples"])
-    note(f"{sum(report.computed.values()):,} values were missing and are computed now.")
-    note("Next: curate score --why ID says how a quality came about; curate select applies the recipe's rules.")
-
-
-def _print_explanation(explained: dict[str, Any]) -> None:
-    print_table(({"score": name, "value": value} for name, value in explained["scores"].items()), ["score", "value"])
-    print_table(
-        explained["penalties"], ["score", "value", "fine", "worst", "weight", "taken"], "quality = 1 - what is taken"
-    )
+        print_json(asdict(report)) if as_json else show_scores(report)
 
 
 @app.command(rich_help_panel=DATA)
@@ -359,34 +339,13 @@ def select(
     """
     from dataclasses import asdict
 
+    from curate.presenting import show_selection
     from curate.selecting import select_store
     from schemas.recipe import load_recipe
     from schemas.store import store_path
 
     selection = select_store(store_path(store), load_recipe(recipe, set_ or []), where, dry_run=dry_run)
-    print_json(asdict(selection)) if as_json else _print_selection(selection, dry_run=dry_run)
-
-
-def _print_selection(selection: "Selection", *, dry_run: bool) -> None:
-    from dataclasses import asdict
-
-    steps = [asdict(step) for step in selection.rules]
-    print_table(steps, ["name", "rule", "before", "leaving", "unknown", "after"])
-    for step in steps:
-        for example in step["examples"]:
-            typer.echo(printable(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}"))
-    typer.echo(
-        f"Rules keep {selection.kept_by_rules:,} of {selection.conversations:,}; people keep"
-        f" {selection.kept_by_people:,} more and drop {selection.dropped_by_people:,}."
-        f" A freeze takes {selection.kept:,}."
-    )
-    unknown = sum(step["unknown"] for step in steps)
-    if unknown:
-        note(f"For {unknown:,} conversations a rule gave NULL, neither true nor false: they do not stay.")
-    if dry_run:
-        note("Nothing was written. Next: curate select, without --dry-run.")
-    else:
-        note(f"{selection.verdicts:,} new verdicts. Next: curate freeze NAME.")
+    print_json(asdict(selection)) if as_json else show_selection(selection, dry_run=dry_run)
 
 
 class ReviewGroup(GroupedHelp):
@@ -468,18 +427,15 @@ def versions(
     curate versions support
     """
     from curate.freezing import list_versions
+    from curate.presenting import show_versions
     from schemas.store import reading, store_path
 
     with reading(store_path(store)) as connection:
         listed = list_versions(connection, name)
     if as_json:
         print_json(listed)
-    elif listed:
-        cells = {"digest": lambda text: text[:12], "frozen_at": lambda text: text[:10], "runs": " ".join}
-        shown = [{key: cells.get(key, lambda same: same)(value) for key, value in row.items()} for row in listed]
-        print_table(shown, [column for column in shown[0] if column != "conversations"])
     else:
-        note("No version is frozen yet: curate freeze NAME makes one.")
+        show_versions(listed)
 
 
 @app.command(rich_help_panel=VERSIONS)
@@ -497,6 +453,7 @@ def diff(
     curate diff support@1 support@2 --list
     """
     from curate.comparing import compare, list_changes
+    from curate.presenting import show_changes
     from schemas.store import reading, store_path
 
     with reading(store_path(store)) as connection:
@@ -504,24 +461,8 @@ def diff(
         changes = list_changes(connection, seen, limit or None) if list_ or as_json else []
     if as_json:
         print_json({**seen.as_json(), "changes": changes})
-        return
-    for line in seen.summary():
-        typer.echo(printable(line))
-    print_table(seen.reasons.to_dicts(), ["change", "conversations", "reason"])
-    _print_changes(changes, seen.changes.height)
-
-
-def _print_changes(changes: list[dict[str, Any]], in_all: int) -> None:
-    for change in changes:
-        ids = " → ".join(change[side][:12] for side in ("before", "after") if change[side])
-        sides = " → ".join(dict.fromkeys(change[side] for side in ("split_before", "split_after") if change[side]))
-        typer.echo(printable(f"{change['change']:8} {ids} ({sides}) {change['origin'] or ''} {change['reason']}"))
-        for turn in change.get("turns", []):
-            typer.echo(printable(f"    turn {turn['position'] + 1}, {turn['role']}"))
-            for line in turn["lines"]:
-                typer.echo(printable(f"    {line}"))
-    if changes and len(changes) < in_all:
-        note(f"{in_all - len(changes):,} more: --limit 0 shows all.")
+    else:
+        show_changes(seen, changes)
 
 
 @app.command(rich_help_panel=VERSIONS)

@@ -1,0 +1,97 @@
+"""Presenting: what scores, a selection and versions look like to a person. Light, for commands that import no files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from schemas.terminal import note, print_table, printable
+
+if TYPE_CHECKING:
+    from curate.comparing import Comparison
+    from curate.scoring import ScoreReport
+    from curate.selecting import Selection
+
+WIDE = 120
+"""Columns of a terminal from which on three examples stand in a row, instead of one."""
+
+
+def show_scores(report: ScoreReport) -> None:
+    """Print how the columns of scores stand, and how many values were computed."""
+    from curate.scoring import as_rows
+
+    numbers, others = as_rows(report, 3 if shutil.get_terminal_size().columns >= WIDE else 1)
+    print_table(numbers, ["score", "min", "median", "p95", "max", "lowest", "highest"])
+    print_table(others, ["score", "value", "conversations", "share", "examples"])
+    note(f"{sum(report.computed.values()):,} values were missing and are computed now.")
+    note("Next: curate score --why ID says how a quality came about; curate select applies the recipe's rules.")
+
+
+def show_explanation(explained: Mapping[str, Any]) -> None:
+    """Print one conversation's scores, and what its quality lost by them."""
+    print_table(({"score": name, "value": value} for name, value in explained["scores"].items()), ["score", "value"])
+    print_table(
+        explained["penalties"], ["score", "value", "fine", "worst", "weight", "taken"], "quality = 1 - what is taken"
+    )
+
+
+def show_selection(selection: Selection, *, dry_run: bool) -> None:
+    """Print rule by rule how many leave, with examples, and what a freeze takes."""
+    steps = [asdict(step) for step in selection.rules]
+    print_table(steps, ["name", "rule", "before", "leaving", "unknown", "after"])
+    for step in steps:
+        for example in step["examples"]:
+            typer.echo(printable(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}"))
+    typer.echo(
+        f"Rules keep {selection.kept_by_rules:,} of {selection.conversations:,}; people keep"
+        f" {selection.kept_by_people:,} more and drop {selection.dropped_by_people:,}."
+        f" A freeze takes {selection.kept:,}."
+    )
+    unknown = sum(step["unknown"] for step in steps)
+    if unknown:
+        note(f"For {unknown:,} conversations a rule gave NULL, neither true nor false: they do not stay.")
+    if dry_run:
+        note("Nothing was written. Next: curate select, without --dry-run.")
+    else:
+        note(f"{selection.verdicts:,} new verdicts. Next: curate freeze NAME.")
+
+
+def show_versions(listed: Sequence[Mapping[str, Any]]) -> None:
+    """Print the versions as a table, digests and dates cut short."""
+    if not listed:
+        return note("No version is frozen yet: curate freeze NAME makes one.")
+    cut = [
+        {
+            **{key: cell for key, cell in row.items() if key != "conversations"},
+            "digest": row["digest"][:12],
+            "frozen_at": row["frozen_at"][:10],
+            "runs": " ".join(row["runs"]),
+        }
+        for row in listed
+    ]
+    return print_table(cut, list(cut[0]))
+
+
+def show_changes(seen: Comparison, changes: Sequence[Mapping[str, Any]]) -> None:
+    """Print how two versions differ and why, and the conversations in `changes`, edits as text."""
+    for line in seen.summary():
+        typer.echo(printable(line))
+    print_table(seen.reasons.to_dicts(), ["change", "conversations", "reason"])
+    for change in changes:
+        _show_change(change)
+    if changes and len(changes) < seen.changes.height:
+        note(f"{seen.changes.height - len(changes):,} more: --limit 0 shows all.")
+
+
+def _show_change(change: Mapping[str, Any]) -> None:
+    ids = " → ".join(change[side][:12] for side in ("before", "after") if change[side])
+    splits = " → ".join(dict.fromkeys(change[side] for side in ("split_before", "split_after") if change[side]))
+    typer.echo(printable(f"{change['change']:8} {ids} ({splits}) {change['origin'] or ''} {change['reason']}"))
+    for turn in change.get("turns", []):
+        typer.echo(printable(f"    turn {turn['position'] + 1}, {turn['role']}"))
+        for line in turn["lines"]:
+            typer.echo(printable(f"    {line}"))
