@@ -68,9 +68,10 @@ class Pushed:
     review_set: str
     server: str
     conversations: int
+    overlap: int
+    blind: int
     sent: int = 0
     unchanged: int = 0
-    blind: int = 0
     unfit: list[dict[str, str]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -94,7 +95,8 @@ def push(
     choice, or a server that fails; what had arrived by then is written down.
     """
     prepared = prepare(store, recipe, name, wanted)
-    done = Pushed(name, server.url, len(prepared.entries), blind=sum(entry.blind for entry in prepared.entries))
+    blind = sum(entry.blind for entry in prepared.entries)
+    done = Pushed(name, server.url, len(prepared.entries), prepared.plan.overlap, blind)
     remote = server.find_set(name)
     check_same_place(name, prepared.at, server, remote)
     if remote is not None:
@@ -141,7 +143,7 @@ def prepare(store: Path, recipe: Recipe, name: str, wanted: Wanted) -> Prepared:
         overlap = known.plan.overlap if known else recipe.review.overlap
         kinds = filters(connection, recipe)
         plan = SetPlan(questions, overlap, recipe.review.guidelines, kinds, frozenset(kinds.keys() - FACT_KINDS.keys()))
-        rows = read_tasks(connection, chosen)
+        rows = read_tasks(connection, recipe, chosen)
     entries = [_entry(row, questions) for row in rows]
     return Prepared(name, plan, entries, known.at if known else Place(), known.sent if known else {})
 

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.scoring import stored_columns
+from curate.scoring import plan, stored_columns
 from curate.selecting import RULE, matching
 from schemas.errors import ReviewError
 from schemas.expression import Expression
@@ -90,13 +90,14 @@ def _ranked(
     """Whom the queue takes, first ones first: one column `conversation`."""
     connection.register("matching", matching(connection, recipe, wanted.where, wanted.order).pl())
     connection.register("disputed", pl.DataFrame({"conversation": disputed}, schema={"conversation": pl.String}))
+    columns = score_columns(connection, recipe)
     dropped_too = wanted.also_dropped or wanted.why == UNCERTAIN
     pool = f"""SELECT conversation, place FROM matching JOIN standing USING (conversation)
                WHERE (kept OR {dropped_too}) AND coalesce(by_whom, '{RULE}') = '{RULE}'"""
     queries = {
         ORDERED: f"SELECT conversation FROM ({pool}) ORDER BY place",
         RANDOM: f"SELECT conversation FROM ({pool}) ORDER BY sha256(? || conversation)",
-        UNCERTAIN: _uncertain(recipe, pool),
+        UNCERTAIN: _uncertain(recipe, pool, columns.get(QUALITY, "NULL")),
         DISAGREEMENT: "SELECT conversation FROM matching JOIN disputed USING (conversation) ORDER BY place",
         NEAR_DUPLICATES: f"""
             SELECT conversation FROM ({pool}) JOIN (
@@ -104,7 +105,7 @@ def _ranked(
             ) USING (conversation)
             QUALIFY count(*) OVER (PARTITION BY cluster) > 1 ORDER BY cluster, place""",
     }
-    if wanted.why == UNCERTAIN and QUALITY not in stored_columns(connection):
+    if wanted.why == UNCERTAIN and QUALITY not in columns:
         raise ReviewError("The queue uncertain goes by the score quality, which is not computed.", "curate score")
     parameters = [name] if wanted.why == RANDOM else []
     found: pl.DataFrame = connection.sql(queries[wanted.why], params=parameters).pl()
@@ -113,12 +114,18 @@ def _ranked(
     return found
 
 
-def _uncertain(recipe: Recipe, pool: str) -> str:
+def _uncertain(recipe: Recipe, pool: str, quality: str) -> str:
     """Those whose quality is closest to where a rule cuts, on both sides of it."""
     cuts = [float(cut) for rule in recipe.select.rules.values() for cut in CUT.findall(rule)]
     cut = cuts[0] if cuts else MIDDLE
     return f"""SELECT conversation FROM ({pool}) JOIN scores USING (conversation)
-               WHERE {QUALITY} IS NOT NULL ORDER BY abs({QUALITY} - {cut}), conversation"""
+               WHERE {quality} IS NOT NULL ORDER BY abs({quality} - {cut}), conversation"""
+
+
+def score_columns(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
+    """Score -> its column, quoted, with the parameters that the recipe gives it; those that are computed."""
+    stored = stored_columns(connection)
+    return {each.name: f'"{each.column}"' for each in plan(recipe.score) if each.column in stored}
 
 
 def _fractions(connection: DuckDBPyConnection, chosen: pl.DataFrame, salt: str) -> pl.Series:
@@ -132,8 +139,7 @@ def _fractions(connection: DuckDBPyConnection, chosen: pl.DataFrame, salt: str) 
 
 
 FACTS_SQL = """
-    SELECT chosen.*, c.conversations, c.tools, o.source, o.line, k.cluster, v.version, r.ruled,
-        s.* EXCLUDE (conversation)
+    SELECT chosen.*, c.conversations, c.tools, o.source, o.line, k.cluster, v.version, r.ruled{scores}
     FROM chosen
     JOIN conversations c ON c.id = chosen.conversation
     LEFT JOIN (
@@ -152,6 +158,7 @@ FACTS_SQL = """
         WHERE by_whom = 'rule' GROUP BY conversation
     ) r ON r.conversation = chosen.conversation
     LEFT JOIN scores s ON s.conversation = chosen.conversation
+    ORDER BY place
 """
 
 FACT_KINDS: dict[str, MetadataKind] = {
@@ -163,10 +170,12 @@ FACT_KINDS: dict[str, MetadataKind] = {
 }
 
 
-def metadata_kinds(connection: DuckDBPyConnection) -> dict[str, MetadataKind]:
+def metadata_kinds(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataKind]:
     """What tasks carry beside the conversation: where it came from, its cluster and version, and every score."""
     kinds: dict[str, MetadataKind] = {"BIGINT": "whole", "DOUBLE": "number"}
-    return FACT_KINDS | {column: kinds.get(kind, "text") for column, kind in stored_columns(connection).items()}
+    stored = stored_columns(connection)
+    columns = score_columns(connection, recipe)
+    return FACT_KINDS | {name: kinds.get(stored[column.strip('"')], "text") for name, column in columns.items()}
 
 
 def filters(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataKind]:
@@ -176,15 +185,19 @@ def filters(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, Metadat
     """
     rules = [Expression.read(rule, name) for name, rule in recipe.select.rules.items()]
     read = {".".join(parts) for rule in rules for parts in rule.names}
-    return {key: kind for key, kind in metadata_kinds(connection).items() if key in {*FACT_KINDS, QUALITY, *read}}
+    return {
+        key: kind for key, kind in metadata_kinds(connection, recipe).items() if key in {*FACT_KINDS, QUALITY, *read}
+    }
 
 
-def read_tasks(connection: DuckDBPyConnection, chosen: pl.DataFrame) -> list[dict[str, Any]]:
+def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFrame) -> list[dict[str, Any]]:
     """What `asking.task_of` takes, a row per chosen conversation, in their order."""
+    scores = score_columns(connection, recipe)
+    named = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())
     connection.register("chosen", chosen.with_row_index("place"))
-    rows: list[dict[str, Any]] = connection.sql(f"{FACTS_SQL} ORDER BY place").pl().to_dicts()
+    rows: list[dict[str, Any]] = connection.sql(FACTS_SQL.format(scores=named)).pl().to_dicts()
     connection.unregister("chosen")
-    kinds, scores = metadata_kinds(connection), list(stored_columns(connection))
+    kinds = metadata_kinds(connection, recipe)
     return [  # one by one: each becomes a request's JSON
         {
             **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "ruled")},

@@ -108,7 +108,8 @@ def push(
         )  # fmt: skip
     if as_json:
         return print_json(done.as_json())
-    typer.echo(f"{name} on {done.server}: {done.conversations:,} conversations, {done.blind:,} of them blind.")
+    answers = "one answer" if done.overlap == 1 else f"{done.overlap} answers"
+    typer.echo(f"{name} on {done.server}: {done.conversations:,} conversations, {done.blind:,} blind, {answers} each.")
     typer.echo("Nothing was sent." if dry_run else f"{done.sent:,} sent, {done.unchanged:,} were there just so.")
     _print_unfit(done.unfit)
     note(f"Next: people answer on {done.server}, then curate review pull {name}.")

@@ -55,7 +55,8 @@ VERDICTS_SQL = """
     WHERE conversation = ? ORDER BY decided_at, rowid
 """
 REVIEWS_SQL = """
-    SELECT dataset, reviewer, status, answers, answered_at FROM reviews WHERE conversation = ? ORDER BY answered_at
+    SELECT dataset, reviewer, status, answers, answered_at, blind FROM reviews WHERE conversation = ?
+    ORDER BY answered_at, rowid
 """
 CLUSTERS_SQL = """
     SELECT method, cluster, count(*) AS size FROM clusters
@@ -316,7 +317,10 @@ def _verdict_line(verdict: dict[str, Any]) -> str:
 
 
 def _review_line(review: dict[str, Any]) -> str:
-    return f"{review['answered_at']:%Y-%m-%d %H:%M} {review['reviewer']} in {review['dataset']}: {review['answers']}"
+    state = "" if review["status"] == "submitted" else f" ({review['status']})"
+    blind = ", without suggestions" if review["blind"] else ""
+    head = f"{review['answered_at']:%Y-%m-%d %H:%M} {review['reviewer']}{state} in {review['dataset']}{blind}"
+    return f"{head}: {review['answers']}"
 
 
 def _standing_line(standing: dict[str, Any]) -> str:

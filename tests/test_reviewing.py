@@ -4,6 +4,8 @@ import contextlib
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -67,6 +69,10 @@ class Desk:
     def records(self):
         path = f"datasets/{self.id}/records?limit=1000&include=responses,suggestions"
         return {record["external_id"]: record for record in self.server.ask("GET", path)["items"]}
+
+    @property
+    def count(self):
+        return self.server.ask("GET", f"datasets/{self.id}/records?limit=1")["total"]
 
     def answer(self, who, conversation, status="submitted", **values):
         """Answer for a conversation, by a person's own key; a second time changes the first answer."""
@@ -351,6 +357,30 @@ def test_a_server_that_goes_away_during_a_push_loses_nothing_and_the_same_comman
     done = push(store, Recipe(), server, name, Wanted())  # the same server, under another address
     assert (done.sent, done.unchanged) == (350, 250)
     assert len(Desk(argilla_server, name).records) == 600
+
+
+def test_a_push_that_is_killed_goes_on_with_the_same_command(tmp_path, curate, argilla_server, name):
+    store = tmp_path / "curate.duckdb"
+    add(store, questions(600))
+    at = ["review", "push", name, "--home", str(argilla_server.home)]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", "from curate.cli import main; main()", *at],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    desk = None
+    while desk is None or not desk.count:
+        assert process.poll() is None, "it was done before it could be killed"
+        with contextlib.suppress(StopIteration):
+            desk = Desk(argilla_server, name)
+    process.kill()
+    process.wait()
+    done = curate(*at, "--json")
+    assert done.returncode == 0, done.stderr
+    assert desk.count == 600
+    with reading(store) as connection:
+        assert connection.sql("SELECT count(record), count(DISTINCT record) FROM review_records").fetchall() == [
+            (600, 600)
+        ]
 
 
 def test_a_server_that_goes_away_during_a_pull_leaves_the_store_as_it_was(store, server, argilla_server, line, name):

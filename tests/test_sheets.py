@@ -300,3 +300,11 @@ def test_a_question_of_ones_own_is_asked_and_its_answers_are_kept(tmp_path, stor
     import_sheet(store, recipe.review, tmp_path / "a.csv", "ann")
     with reading(store) as connection:
         assert connection.sql("SELECT answers->>'tone' FROM opinions").fetchall() == [("warm",)]
+
+
+def test_scores_with_parameters_of_the_recipe_are_the_ones_that_suggest(tmp_path, store):
+    strict = check_recipe({"score": {"quality": {"penalties": {"words": {"fine": 100, "worst": 0, "weight": 1}}}},
+                           "review": {"blind": 0}}, "the test")  # fmt: skip
+    score_store(store, strict)
+    export(store, tmp_path / "a.csv", strict)
+    assert {row["suggested quality"] for row in rows_of(tmp_path / "a.csv")} <= {"1", "2"}
