@@ -7,7 +7,6 @@ is; `server.json` in the home says it to other commands.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import fcntl
 import json
 import os
@@ -18,15 +17,14 @@ import socket
 import sys
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from .running import Ready
 
 DATABASE, STATE, LOCK, SECRET, TEMPORARY = "argilla.db", "server.json", "lock", "secret", "tmp"
-PAGES = "pages"
-"""The web page, in the environment's folder, where `curate.serving` has laid it."""
-
-_GRACE = 5
-"""Seconds that open requests are given when the server stops."""
 
 
 def main() -> None:
@@ -38,6 +36,7 @@ def main() -> None:
     lock = _lock(home)
     sock = _bind(given.host, given.port)
     killed = (home / STATE).exists()
+    (home / STATE).unlink(missing_ok=True)  # until it answers, nobody shall ask it
     _set_up(home, given.redis)
     _serve(home, sock, in_process=given.redis is None, killed=killed)
     lock.close()
@@ -116,59 +115,22 @@ def _secret(home: Path) -> str:
 
 
 def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -> None:
-    from .jobs import Jobs, redis_in_memory
+    from .jobs import redis_in_memory
 
     with redis_in_memory() if in_process else nullcontext():
-        from argilla_server import _app
+        from .healing import Unusable
+        from .running import run
 
-    import uvicorn
-    from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE
-    from argilla_server.static_rewrite import RewriteStaticFiles
-
-    from .accounts import make_owner
-    from .engine import SqliteSearchEngine
-    from .headers import SecurityHeaders
-    from .healing import Unusable, heal
-    from .indexing import connect
-    from .patching import patch
-
-    database = home / DATABASE
     try:
-        mended = heal(database, Path(_app.__file__).parent / "alembic", killed=killed)
+        run(home / DATABASE, sock, killed=killed, announce=partial(_announce, home, sock))
     except Unusable as error:
         _fail(str(error), "Restore a copy: curate review restore FILE")
-    SqliteSearchEngine.the_one = SqliteSearchEngine(database)
-    patch(connect(database))
-    password = asyncio.run(make_owner())
-    jobs = Jobs([HIGH_QUEUE, DEFAULT_QUEUE])  # also those of a Redis: other workers lack this search engine
-
-    class Server(uvicorn.Server):
-        """Says that it is ready when it is."""
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                _announce(home, sock, password, mended)
-
-    pages = Path(sys.prefix) / PAGES
-    _app.app.mount("/", RewriteStaticFiles(directory=pages, html=True), name="static")
-    config = uvicorn.Config(
-        SecurityHeaders(_app.app, pages),
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=_GRACE,
-        server_header=False,
-    )
-    try:
-        jobs.start()
-        Server(config).run(sockets=[sock])
     finally:
-        jobs.stop()
         (home / STATE).unlink(missing_ok=True)
         shutil.rmtree(home / TEMPORARY, ignore_errors=True)
 
 
-def _announce(home: Path, sock: socket.socket, password: str | None, mended: str) -> None:
+def _announce(home: Path, sock: socket.socket, ready: Ready) -> None:
     host, port = sock.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     state = {"url": f"http://{shown}:{port}", "pid": os.getpid()}
@@ -176,10 +138,14 @@ def _announce(home: Path, sock: socket.socket, password: str | None, mended: str
     new.write_text(json.dumps(state), encoding="utf-8")
     new.replace(home / STATE)
     lines = [f"The labelling server is ready: {state['url']}"]
-    if password is not None:
-        lines += ["Sign in as owner with the password", f"    {password}", "It is shown this once and kept nowhere."]
-    if mended:
-        lines.append(f"Mended after the last end: {mended}.")
+    if ready.password is not None:
+        lines += [
+            "Sign in as owner with the password",
+            f"    {ready.password}",
+            "It is shown this once and kept nowhere.",
+        ]
+    if ready.mended:
+        lines.append(f"Mended after the last end: {ready.mended}.")
     print(*lines, sep="\n", flush=True)
 
 
