@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ DEFAULT_RECIPE = Path("curate.toml")
 
 AUTO_COUNTS_AS = 2
 """What `batch = "auto"` stands for in batch times accumulate, so that a measured batch does not change the steps."""
+
+SECRET_KEY = re.compile(r"(hub|auth|access|api)_?(token|key)|password|secret", re.IGNORECASE)
+SECRET = re.compile(r"\bhf_\w{16,}|\bsk-[\w-]{16,}|\bgh[pousr]_\w{20,}|\bAKIA[0-9A-Z]{16}\b|://[^/\s:@]+:[^/\s@]+@")
+"""Keys and values that open an account: those of Hugging Face, OpenAI, GitHub and AWS, and passwords in addresses."""
 
 
 class Section(BaseModel):
@@ -195,6 +200,17 @@ class TrainSection(Section):
         {}, description="further arguments of the trainer, handed on and recorded", examples=[{"weight_decay": 0.01}]
     )
 
+    @field_validator("extra", mode="after")
+    @classmethod
+    def _keeps_no_secret(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        """A recipe is written into manifests and cards: what opens an account comes from the environment."""
+        secret = [key for key, value in extra.items() if SECRET_KEY.search(key) or SECRET.search(str(value))]
+        if secret:
+            raise ValueError(
+                f"{', '.join(secret)} looks like a secret, and the manifest would show it: set it in the environment"
+            )
+        return extra
+
     @property
     def packs_per_step(self) -> int:
         """Packs (or conversations, unpacked) of one optimiser step, over all forward passes and GPUs."""
@@ -269,7 +285,7 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
         path = DEFAULT_RECIPE if DEFAULT_RECIPE.exists() else None
     written = {} if path is None else _read_toml(path)
     for override in overrides:
-        _lay_over(written, override)
+        _override(written, override)
     return check_recipe(written, str(path) if path else "the options")
 
 
@@ -295,7 +311,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path} is no valid TOML: {error}.", "Correct it; text needs quotes in TOML.") from error
 
 
-def _lay_over(written: dict[str, Any], override: str) -> None:
+def _override(written: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not sections:

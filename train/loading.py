@@ -140,18 +140,29 @@ def _check_folder(folder: Path, name: str, *, trust_remote_code: bool) -> None:
     config = folder / "config.json"
     if not config.exists():
         raise TrainError(f"{name} is no model: it has no config.json.", "Give the folder of a Hugging Face model.")
-    if not any(folder.glob("*.safetensors")):
+    if not _has_safetensors(folder):
         found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         has = f"only pickles ({', '.join(found[:3])}), which run code when they are opened" if found else "no weights"
         raise TrainError(f"{name} has {has}.", "Save it as safetensors: model.save_pretrained(FOLDER).")
-    if _brings_code(config) and not trust_remote_code:
+    if any(map(_brings_code, (config, folder / "tokenizer_config.json"))) and not trust_remote_code:
         raise TrainError(
             f"{name} brings Python code of its own, which would run here.",
             "Read it; if you trust it, --set train.trust_remote_code=true (the manifest will say so).",
         )
 
 
+def _has_safetensors(folder: Path) -> bool:
+    """Whether the weights are where a loader looks for safetensors, all of them: else it would take a pickle beside."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return (folder / "model.safetensors").exists()
+    named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / name).exists() for name in named)
+
+
 def _brings_code(config: Path) -> bool:
+    if not config.exists():
+        return False
     try:
         return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
