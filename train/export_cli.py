@@ -3,11 +3,14 @@
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schemas.terminal import JsonOption, StoreOption, note, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from train.contracting import Contract
 
 PANEL = "Hand over"
 
@@ -15,13 +18,16 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN|FOLDER", help="A run such as r1, or an adapter's folder.", show_default=False)
 ]
 RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Held-out conversations to compare on.")]
-CheckOption = Annotated[bool, typer.Option("--check/--no-check", help="Compare with the adapter, and with training.")]
+CheckOption = Annotated[
+    bool, typer.Option("--check/--no-check", help="Compare it with the adapter, and its tokens with the training's.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands that hand a model over to the roof's `app`."""
     app.command("merge", rich_help_panel=PANEL)(merge_command)
     app.command("gguf", rich_help_panel=PANEL)(gguf_command)
+    app.command("check-serving", rich_help_panel=PANEL)(check_serving_command)
 
 
 def merge_command(
@@ -58,7 +64,32 @@ def merge_command(
             check=check,
             report=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
         )
-    print_json(merged.as_json()) if as_json else show_merged(merged)
+    contract = _contract(store, str(merged.folder)) if check else None
+    if as_json:
+        print_json({**merged.as_json(), "contract": contract and contract.as_json()})
+    else:
+        show_merged(merged)
+    _conclude(contract, as_json=as_json)
+
+
+def _contract(store: Path | None, target: str) -> "Contract":
+    """What the engines make of an export that was just written."""
+    from schemas.store import store_path
+    from train.contracting import check_serving
+
+    return check_serving(store_path(store), target)
+
+
+def _conclude(contract: "Contract | None", *, as_json: bool) -> None:
+    """Show a contract behind what was exported; an engine that differs ends the command with 1."""
+    if contract is None:
+        return
+    if not as_json:
+        from train.showing_exports import show_contract
+
+        show_contract(contract)
+    if not contract.kept:
+        raise typer.Exit(1)
 
 
 def _one_of(value: str, names: tuple[str, ...], option: str) -> str:
@@ -95,4 +126,39 @@ def gguf_command(
 
     kinds = [kind.strip().lower() for kind in quant.split(",") if kind.strip() not in ("", "none")]
     files = quantise_run(store_path(store), run, kinds, to=to, llama_cpp=llama_cpp, rows=rows, check=check, report=note)
-    print_json([file.as_json() for file in files]) if as_json else show_quantised(files)
+    contract = _contract(store, str(files[0].path)) if check else None
+    if as_json:
+        print_json({"files": [file.as_json() for file in files], "contract": contract and contract.as_json()})
+    else:
+        show_quantised(files)
+    _conclude(contract, as_json=as_json)
+
+
+def check_serving_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FOLDER|GGUF", help="A run with all its exports, or one of them.", show_default=False
+        ),
+    ],
+    url: Annotated[
+        str, typer.Option("--url", help="An OpenAI-compatible server to ask as well.", show_default=False)
+    ] = "",
+    key: Annotated[str, typer.Option("--api-key", help="Its key.", envvar="OPENAI_API_KEY", show_default=False)] = "",
+    model: Annotated[str, typer.Option("--model", help="Its model.", show_default="the one it serves")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Conversations of the version.")] = 500,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that the engines see the tokens of the training, and stop where it taught to. Exit code 1 where not.
+
+    \b
+    curate check-serving r1
+    """
+    from schemas.store import store_path
+    from train.contracting import check_serving
+
+    contract = check_serving(store_path(store), target, url=url, key=key, model=model, limit=limit)
+    if as_json:
+        print_json(contract.as_json())
+    _conclude(contract, as_json=as_json)

@@ -20,11 +20,12 @@ from pathlib import Path
 import polars as pl
 
 from schemas.errors import ExportError, VersionError
+from schemas.recipe import TrainSection
 from schemas.run import Manifest, read_manifest
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.loading import find_adapter, find_base, model_digest
-from train.rendering import Script, Template, Tokenizer, render
+from train.rendering import Reasoning, Script, Template, Tokenizer, render
 from train.saving import adapter_digest
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,10 +57,15 @@ class Source:
         """The tokenizer of the base model; the adapter's folder has the same, without what ends a generation."""
         return Tokenizer.load(self.base)
 
+    @property
+    def reasoning(self) -> Reasoning:
+        """What became of reasoning in training."""
+        return TrainSection.model_validate(self.manifest.recipe).reasoning
+
     @cached_property
     def script(self) -> Script:
         """Template and tokenizer at work, as in training."""
-        return Script(self.template, self.tokenizer)
+        return Script(self.template, self.tokenizer, self.reasoning)
 
 
 def find_source(store: Path, target: str) -> Source:
@@ -94,7 +100,7 @@ def held_out_rows(store: Path, source: Source) -> pl.DataFrame:
     """The tokens of the conversations that were held out; of all, where none were: columns of `RENDERED`."""
     members = members_of(store, source.manifest)
     held_out = members.filter(pl.col("split") == "held_out")
-    rendered = render(held_out if held_out.height else members, source.template, source.tokenizer)
+    rendered = render(held_out if held_out.height else members, source.template, source.tokenizer, source.reasoning)
     return rendered.filter(pl.col("problem").is_null())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from schemas.terminal import note, print_table
+from train.narrating import print_line
 
 if TYPE_CHECKING:
+    from train.contracting import Agreement, Contract
     from train.merging import Merged
     from train.quantising import Quantised
 
@@ -57,6 +59,44 @@ def _file_row(file: Quantised, place: int) -> dict[str, Any]:
         "logits apart": found and f"{found.largest:.3g}",
     }
     return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "← this" if file.take else ""}
+
+
+def show_contract(contract: Contract) -> None:
+    """Print what each engine made of the conversations, the first difference of each, and the verdict."""
+    print_table((_engine_row(found) for found in contract.agreements), ["engine", "equal", "stops", "verdict"])
+    for found in contract.agreements:
+        for line in _difference_lines(found):
+            print_line(line)
+    for what, why in contract.absent.items():
+        note(f"Not asked: {what} ({why}).")
+    if contract.unrendered:
+        note(f"{contract.unrendered} conversations or probes are none that the template renders; nobody is asked them.")
+    verdict = "the same tokens" if contract.kept else "NOT the same tokens"
+    engines = len(contract.agreements)
+    print_line(
+        f"Run {contract.run}: {verdict} in {engines} engines, over {contract.conversations} conversations of "
+        f"{contract.version} and odd ones, in {contract.seconds:.1f} s."
+    )
+
+
+def _engine_row(found: Agreement) -> dict[str, Any]:
+    return {
+        "engine": found.engine,
+        "equal": f"{found.equal} of {found.conversations}",
+        "stops": "✗" if found.stops else "✓",
+        "verdict": "✓" if found.kept else "✗ differs",
+    }
+
+
+def _difference_lines(found: Agreement) -> Iterator[str]:
+    first = found.first
+    if first is not None:
+        yield f"{found.engine}, {first.conversation}, {first.where}, token {first.token}:"
+        yield f"  behind  {first.before!r}"
+        yield f"  trained {first.trained!r}"
+        yield f"  served  {first.served!r}"
+    for problem in found.stops:
+        yield f"{found.engine} does not stop: {problem}"
 
 
 def _size(size: int) -> str:
