@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class Ready:
 
 def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable[[Ready], None]) -> None:
     """Serve on `sock` until SIGTERM or SIGINT. Raises `healing.Unusable` when the database cannot be used."""
+    # Said with each changed dataset, by a line of Argilla that does no harm.
+    warnings.filterwarnings("ignore", message="Object of type <Record> not in session")
     ready = _make_ready(database, killed=killed)
     jobs = Jobs([HIGH_QUEUE, DEFAULT_QUEUE])  # also those of a Redis: other workers lack this search engine
     jobs.start()
