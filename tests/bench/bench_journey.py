@@ -34,7 +34,7 @@ held_out = 0.02
 
 [train]
 model = "base"
-max_length = 1024
+max_length = 2048
 batch = "auto"
 effective_batch = 16
 learning_rate = 1e-3
@@ -48,7 +48,7 @@ LLAMA = {
     **{"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8},
     **{"num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": True},
 }
-VOCABULARY, BLOCK, BATCH, STEPS, PEAK_RATE = 16_000, 512, 64, 1_500, 1.5e-3
+VOCABULARY, BLOCK, BATCH, STEPS, PEAK_RATE = 16_000, 512, 64, 500, 1.5e-3
 
 
 def main() -> None:
