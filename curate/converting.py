@@ -14,7 +14,7 @@ import polars as pl
 
 from curate.importers import REJECTS, Batch
 from curate.landing import CLOSES, Parcel
-from curate.mapping import Mapping, extend, metadata, to_turns
+from curate.mapping import ColumnMapping, extend, metadata, to_turns
 from curate.mending import mend
 from curate.validating import validate
 from schemas.conversation import fold
@@ -32,7 +32,7 @@ EXAMPLES = 3
 class Conversion:
     """How one source becomes conversations, and what has been seen of it so far."""
 
-    mapping: Mapping
+    mapping: ColumnMapping
     """grows with the optional columns that later batches bring"""
     section: ImportSection
     columns: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Conversion:
         self.columns = tuple(dict.fromkeys([*self.columns, *table.columns]))
 
 
-def convert(batch: Batch, mapping: Mapping, section: ImportSection) -> tuple[Parcel, dict[str, int]]:
+def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tuple[Parcel, dict[str, int]]:
     """Read, mend, validate and fold the rows of one batch; beside the parcel, how often each rule only warned."""
     table = own_dropped(batch.table)
     read = to_turns(table, mapping)

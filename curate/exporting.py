@@ -21,7 +21,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.describing import describe_languages, describe_rejects, describe_scores, describe_sources
 from curate.exporters import EXPORTERS
-from curate.exporters.card import Facts, write_card
+from curate.exporters.card import CardFacts, write_card
 from curate.exporters.exporter import UNFIT, Exporter, as_lines, as_table, quoted
 from curate.rereading import differing, reread
 from schemas.conversation import unfold
@@ -148,8 +148,8 @@ def export_version(
             _prove(place if single else place / name, exporter, written.conversations)
         exported = Exported(version, exporter.name, to, files, left_out)
         if not single:
-            _write_sides(connection, version, place, with_scores=with_scores, with_origins=with_origins)
-            _write_papers(connection, exported, place)
+            _write_scores_and_origins(connection, version, place, with_scores=with_scores, with_origins=with_origins)
+            _write_proof_and_card(connection, exported, place)
     return exported
 
 
@@ -307,7 +307,7 @@ def _refuse_unfit(left_out: pl.DataFrame, version: Version, exporter: Exporter, 
 # --- what lies beside the data
 
 
-def _write_sides(
+def _write_scores_and_origins(
     connection: DuckDBPyConnection, version: Version, place: Path, *, with_scores: bool, with_origins: bool
 ) -> None:
     wanted = {SCORES: (with_scores, SCORES_SQL), ORIGINS: (with_origins, ORIGINS_SQL)}
@@ -317,10 +317,10 @@ def _write_sides(
             pq.write_table(frame.to_arrow(), place / name, compression="zstd")
 
 
-def _write_papers(connection: DuckDBPyConnection, exported: Exported, place: Path) -> None:
+def _write_proof_and_card(connection: DuckDBPyConnection, exported: Exported, place: Path) -> None:
     """`version.json`, the card and, where something is left out, the list of it."""
     version = exported.version
-    facts = Facts(
+    facts = CardFacts(
         files={written.split: name for name, written in exported.files.items()},
         format=exported.format,
         restorable=find_exporter(exported.format).restorable and exported.whole,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Mapping as Dictionary
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,7 +25,7 @@ from curate.hashing import Digest, Hashing, stamp
 from curate.importers import Batch, Source, expand, open_source
 from curate.importers.streaming import ahead
 from curate.landing import Parcel, Sums, count, count_conversations, forget, gather, land, rename, set_up, take_over
-from curate.mapping import Mapping, find_mapping
+from curate.mapping import ColumnMapping, find_mapping
 from curate.mending import MENDS
 from schemas.conversation import ID_LENGTH
 from schemas.errors import RecipeError, SourceError
@@ -122,7 +121,7 @@ def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]
     return told
 
 
-def lay_over(section: ImportSection, options: Dictionary[str, Any]) -> ImportSection:
+def lay_over(section: ImportSection, options: Mapping[str, Any]) -> ImportSection:
     """The recipe's part on importing under the options that were given; `None` and `[]` are not given.
 
     `map` is a list of `field=column`, `max_rejects` a share such as `5%`. Raises `RecipeError`.
@@ -282,7 +281,7 @@ def _nothing_read(path: str, batches: list[Batch]) -> SourceError:
     )
 
 
-def _source_id(sha256: str, mapping: Mapping, section: ImportSection) -> str:
+def _source_id(sha256: str, mapping: ColumnMapping, section: ImportSection) -> str:
     """The id of an import: the same bytes, read in the same way, have the same id under any name."""
     how = {"encoding": section.encoding, "format": section.format, "mend": list(section.mend)}
     return digest({"sha256": sha256, **mapping.as_json(), **how})[:ID_LENGTH]

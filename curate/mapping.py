@@ -13,11 +13,11 @@ from itertools import product
 import polars as pl
 
 from curate.shapes import SHAPES
-from curate.shapes.shape import Field, Mapping, Read, Shape
+from curate.shapes.shape import ColumnMapping, Field, Read, Shape
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
 
-__all__ = ["Mapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
+__all__ = ["ColumnMapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
 
 _GLANCE = 100
 """Cells that are looked at before all of them: one that fits is enough, and it is nearly always among these."""
@@ -30,11 +30,11 @@ _LISTED = 6
 class _Reading:
     """A mapping that is possible. Not `sure`: it rests on weak names, or has to be asked for."""
 
-    mapping: Mapping
+    mapping: ColumnMapping
     sure: bool
 
 
-def find_mapping(table: pl.DataFrame, wanted: ImportSection) -> Mapping:
+def find_mapping(table: pl.DataFrame, wanted: ImportSection) -> ColumnMapping:
     """The mapping that the columns and cells of `table` ask for, under what the recipe or the options say.
 
     Raises `SourceError` for a field or column that is not known, for preference data, when no shape fits, when
@@ -50,7 +50,7 @@ def find_mapping(table: pl.DataFrame, wanted: ImportSection) -> Mapping:
     return sure[0]
 
 
-def extend(mapping: Mapping, table: pl.DataFrame, wanted: ImportSection) -> Mapping:
+def extend(mapping: ColumnMapping, table: pl.DataFrame, wanted: ImportSection) -> ColumnMapping:
     """The mapping after one more batch of the same source: what `find_mapping` says of it, merged.
 
     A batch in which no shape can be found, such as one of broken cells, leaves the mapping as it is: its rows
@@ -63,33 +63,34 @@ def extend(mapping: Mapping, table: pl.DataFrame, wanted: ImportSection) -> Mapp
     return merge(mapping, sure[0]) if sure else mapping
 
 
-def merge(first: Mapping, following: Mapping) -> Mapping:
+def merge(first: ColumnMapping, following: ColumnMapping) -> ColumnMapping:
     """One mapping for two batches of a source; the later one may have more optional columns.
 
     Raises `SourceError` when they contradict each other.
 
-    >>> merge(Mapping("pairs", {"question": "q"}), Mapping("pairs", {"question": "q", "system": "s"})).fields
+    >>> first, following = ColumnMapping("pairs", {"question": "q"}), ColumnMapping("pairs", {"system": "s"})
+    >>> merge(first, following).fields
     {'question': 'q', 'system': 's'}
     """
     same = all(following.fields.get(name, column) == column for name, column in first.fields.items())
     if first.shape == following.shape and same:
-        return Mapping(first.shape, {**first.fields, **following.fields})
+        return ColumnMapping(first.shape, {**first.fields, **following.fields})
     raise SourceError(
         f"The source changes on the way: it begins as {_described(first)} and goes on as {_described(following)}.",
         _choose([first, following]),
     )
 
 
-def to_turns(table: pl.DataFrame, mapping: Mapping) -> Read:
+def to_turns(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
     """The conversations of a table: every row ends in turns or in a problem."""
     return SHAPES[mapping.shape].read(table, mapping)
 
 
-def metadata(table: pl.DataFrame, mapping: Mapping) -> pl.Series:
+def metadata(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
     """JSON text per row of the columns that are no part of the conversation; null where a row has none.
 
     >>> table = pl.DataFrame({"q": ["Hi"], "a": ["Ho"], "id": ["7"]})
-    >>> metadata(table, Mapping("pairs", {"question": "q", "answer": "a"}))[0]
+    >>> metadata(table, ColumnMapping("pairs", {"question": "q", "answer": "a"}))[0]
     '{"id":"7"}'
     """
     used = set(mapping.fields.values())
@@ -159,7 +160,7 @@ def _readings_as(table: pl.DataFrame, name: str, asked: dict[str, str], anywhere
             return []
     combinations = product(*(columns or [""] for columns in choices.values()))
     found = {_fields(shape, dict(zip(choices, columns, strict=True))): None for columns in combinations}
-    return [_Reading(Mapping(name, dict(fields)), _is_sure(shape, dict(fields))) for fields in found if fields]
+    return [_Reading(ColumnMapping(name, dict(fields)), _is_sure(shape, dict(fields))) for fields in found if fields]
 
 
 def _candidates(field: Field, free: dict[str, pl.Series], anywhere: bool) -> list[str]:
@@ -216,7 +217,7 @@ def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
     return shape.detected and len(weak) <= 1
 
 
-def _largest(mappings: list[Mapping]) -> list[Mapping]:
+def _largest(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
     """The mappings whose columns are not all in another: instruction, input, output is more than input, output."""
     columns = [set(mapping.fields.values()) for mapping in mappings]
     return [
@@ -247,25 +248,27 @@ def _refuse_preference_data(table: pl.DataFrame) -> None:
 def _chosen_only(table: pl.DataFrame) -> str:
     for shape, name in (("messages", "messages"), ("sharegpt", "conversations"), ("transcript", "transcript")):
         if _mostly_is(SHAPES[shape].fields[name], table["chosen"]):
-            return f"To import the chosen side alone: {Mapping(shape, {name: 'chosen'}).as_options()}"
+            return f"To import the chosen side alone: {ColumnMapping(shape, {name: 'chosen'}).as_options()}"
     names = ("instruction", *SHAPES["pairs"].fields["question"].names)
     question = next(_named(names, table.columns), None)
     if question is None or not _can_be(SHAPES["pairs"].fields["question"], table[question]):
         return "Write each conversation with its chosen answer into one column first."
-    mapping = Mapping("pairs", {"question": question, "answer": "chosen"})
+    mapping = ColumnMapping("pairs", {"question": question, "answer": "chosen"})
     return f"To import the chosen answers alone: {mapping.as_options()}"
 
 
 # --- what to say
 
 
-def _nothing_found(table: pl.DataFrame, shape: str | None, asked: dict[str, str], unsure: list[Mapping]) -> SourceError:
+def _nothing_found(
+    table: pl.DataFrame, shape: str | None, asked: dict[str, str], unsure: list[ColumnMapping]
+) -> SourceError:
     columns = ", ".join(table.columns) or "none"
     if unsure:
         choice = "Ask for it" if len(unsure) == 1 else "Ask for one of them"
         return SourceError(f"What these columns mean is not certain: {columns}.", _choose(unsure, choice))
     if shape is None and not asked:
-        example = Mapping(
+        example = ColumnMapping(
             "pairs", dict(zip(("question", "answer"), (*table.columns, "COLUMN", "COLUMN"), strict=False))
         )
         return SourceError(
@@ -281,7 +284,7 @@ def _nothing_found(table: pl.DataFrame, shape: str | None, asked: dict[str, str]
     )
 
 
-def _mixed(table: pl.DataFrame, mappings: list[Mapping]) -> SourceError | None:
+def _mixed(table: pl.DataFrame, mappings: list[ColumnMapping]) -> SourceError | None:
     """The error for rows of which each fits one of the shapes alone; None when some row fits two."""
     filled = [_filled(table, mapping) for mapping in mappings]
     together = pl.DataFrame([mask.alias(str(number)) for number, mask in enumerate(filled)])
@@ -292,7 +295,7 @@ def _mixed(table: pl.DataFrame, mappings: list[Mapping]) -> SourceError | None:
     return SourceError(f"The source mixes shapes: {counts}.", _choose(mappings, "Split it, or take one kind of row"))
 
 
-def _filled(table: pl.DataFrame, mapping: Mapping) -> pl.Series:
+def _filled(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
     """Which rows hold something in every required field, of the kind that the field wants."""
     masks = []
     for name, field in SHAPES[mapping.shape].fields.items():
@@ -307,14 +310,14 @@ def _filled(table: pl.DataFrame, mapping: Mapping) -> pl.Series:
     )
 
 
-def _ambiguous(mappings: list[Mapping]) -> SourceError:
+def _ambiguous(mappings: list[ColumnMapping]) -> SourceError:
     described = " or ".join(_described(mapping) for mapping in mappings[:_LISTED])
     return SourceError(f"The columns can be read in {len(mappings)} ways: {described}.", _choose(mappings))
 
 
-def _described(mapping: Mapping) -> str:
+def _described(mapping: ColumnMapping) -> str:
     return f"{mapping.shape} ({', '.join(mapping.fields.values())})"
 
 
-def _choose(mappings: list[Mapping], choice: str = "Ask for one of them") -> str:
+def _choose(mappings: list[ColumnMapping], choice: str = "Ask for one of them") -> str:
     return f"{choice}:" + "".join(f"\n    {mapping.as_options()}" for mapping in mappings[:_LISTED])

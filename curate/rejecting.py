@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping as Dictionary
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.converting import OWN_COLUMNS
-from curate.mapping import Mapping
+from curate.mapping import ColumnMapping
 from schemas.errors import ExportError, SourceError
 
 FORMATS = (".csv", ".jsonl")
@@ -38,7 +38,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportedRejects:
     """What an export of rejects wrote."""
 
     path: str
@@ -77,7 +77,9 @@ def list_rejects(connection: DuckDBPyConnection, wanted: Wanted, limit: int | No
     return _selected(connection, wanted, query).to_dicts()
 
 
-def export_rejects(connection: DuckDBPyConnection, wanted: Wanted, path: Path, *, replace: bool = False) -> Exported:
+def export_rejects(
+    connection: DuckDBPyConnection, wanted: Wanted, path: Path, *, replace: bool = False
+) -> ExportedRejects:
     """Write rejects to `path`, CSV or JSONL, in their source's own columns, with `OWN_COLUMNS` behind them.
 
     A row that cannot be split into its columns stands whole in `_curate_raw`. A JSON object goes into a JSONL file
@@ -99,7 +101,7 @@ def export_rejects(connection: DuckDBPyConnection, wanted: Wanted, path: Path, *
     split = [_split(reject) for reject in rejects.iter_rows(named=True)]  # each by itself: one may be broken
     as_csv = path.suffix == ".csv"
     _write(path, _as_csv(split) if as_csv else _as_jsonl(split))
-    return Exported(
+    return ExportedRejects(
         str(path),
         len(split),
         raw_only=sum(row.cells is None for row in split),
@@ -147,7 +149,7 @@ def _check(connection: DuckDBPyConnection, wanted: Wanted) -> None:
             raise SourceError(f"No row was rejected for {wanted.code}.", f"There are: {there}.")
 
 
-def _split(reject: Dictionary[str, Any]) -> _Row:
+def _split(reject: Mapping[str, Any]) -> _Row:
     """A reject in the columns of its source."""
     mapping = json.loads(reject["mapping"])
     is_json = mapping["format"] not in {"csv", "tsv"}
@@ -173,7 +175,7 @@ def _json_cells(raw: str) -> dict[str, str | None] | None:
     }
 
 
-def _csv_cells(raw: str, columns: list[str], mapping: Dictionary[str, Any]) -> dict[str, str | None] | None:
+def _csv_cells(raw: str, columns: list[str], mapping: Mapping[str, Any]) -> dict[str, str | None] | None:
     """The cells of a CSV record; None where it has not one for every column."""
     csv.field_size_limit(sys.maxsize)
     try:
@@ -223,15 +225,15 @@ def _options(rows: list[_Row], mappings: set[str]) -> str:
         return ""
     mapping = json.loads(mappings.pop())
     columns = {column for row in rows for column in row.cells or {}}
-    return Mapping(mapping["shape"], {k: v for k, v in mapping["fields"].items() if v in columns}).as_options()
+    return ColumnMapping(mapping["shape"], {k: v for k, v in mapping["fields"].items() if v in columns}).as_options()
 
 
 def _write(path: Path, text: str) -> None:
     """Write the whole text, or leave no file."""
-    unborn = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unborn.write_text(text, encoding="utf-8", newline="")
-        unborn.replace(path)
+        unfinished.write_text(text, encoding="utf-8", newline="")
+        unfinished.replace(path)
     except OSError as error:
-        unborn.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise ExportError(f"{path} cannot be written: {error.strerror}.", "Check the folder and its rights.") from error

@@ -15,7 +15,7 @@ import typer
 from curate.importing import ImportResult
 from curate.mending import MENDS
 from curate.querying import Answer
-from curate.rejecting import Exported
+from curate.rejecting import ExportedRejects
 from curate.shapes.shape import PROBLEM_SENTENCES
 from curate.validating import RULES
 from schemas.terminal import note, print_table, printable
@@ -231,7 +231,7 @@ def show_reject_list(rejects: Sequence[Mapping[str, Any]], limit: int) -> None:
         note(f"The first {limit:,} are shown: --limit shows more.")
 
 
-def show_exported(exported: Exported, store_option: str) -> None:
+def show_exported(exported: ExportedRejects, store_option: str) -> None:
     """Print what was written, and how it comes back."""
     typer.echo(f"{_counted(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
     if exported.raw_only:

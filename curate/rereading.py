@@ -13,7 +13,7 @@ import polars as pl
 
 from curate.exporters.exporter import Exporter
 from curate.importers import Batch, open_source
-from curate.mapping import Mapping, Read, to_turns
+from curate.mapping import ColumnMapping, Read, to_turns
 from schemas.conversation import fold
 
 
@@ -23,7 +23,7 @@ def reread(path: Path, exporter: Exporter) -> Iterator[pl.DataFrame]:
     Columns `row`, `line`, `said` (the id that the record gives), `id` (the one that its content gives),
     `conversations`, `tools`, `problem` (why there is no conversation).
     """
-    mapping = Mapping(exporter.shape, {column: column for column in exporter.columns if column != "id"})
+    mapping = ColumnMapping(exporter.shape, {column: column for column in exporter.columns if column != "id"})
     for batch in open_source(str(path)).batches():
         broken = batch.rejects.select("row", "line", pl.col("reason").alias("problem"))
         yield pl.concat([_reread(batch, mapping), broken], how="diagonal")
@@ -34,7 +34,7 @@ def differing(records: pl.DataFrame) -> pl.DataFrame:
     return records.filter(~pl.col("id").eq_missing(pl.col("said")))
 
 
-def _reread(batch: Batch, mapping: Mapping) -> pl.DataFrame:
+def _reread(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
     read = to_turns(batch.table, mapping)
     said = batch.table["id"] if "id" in batch.table.columns else pl.lit(None, pl.String)
     records = pl.DataFrame({"row": batch.row, "line": batch.line}).with_columns(said.alias("said"))

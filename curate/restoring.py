@@ -76,7 +76,7 @@ class _Seen:
     """What reading the files has found so far."""
 
     members: list[pl.DataFrame] = field(default_factory=list)
-    liars: list[str] = field(default_factory=list)
+    differing_ids: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     new: int = 0
 
@@ -182,8 +182,10 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
         _refuse_unreadable(records, path)
         rows += records.height
         seen.members.append(records.select(pl.col("id").alias("conversation"), pl.lit(stated["split"]).alias("split")))
-        liars = differing(records.filter(pl.col("said").is_not_null())).head(_SHOWN).to_dicts()
-        seen.liars += [f"{name} line {one['line'] or one['row']}: {one['said']} is really {one['id']}" for one in liars]
+        found = differing(records.filter(pl.col("said").is_not_null())).head(_SHOWN).to_dicts()
+        seen.differing_ids += [
+            f"{name} line {one['line'] or one['row']}: {one['said']} is really {one['id']}" for one in found
+        ]
         land(connection, source, _parcel(records, known=known))
     new = count_conversations(connection) - had
     seen.new += new
@@ -250,7 +252,7 @@ def _record(connection: DuckDBPyConnection, source: str, path: Path, bundle: Bun
 
 def _not_proved(bundle: Bundle, seen: _Seen) -> VersionError:
     """Why the digest differs, as closely as it can be told."""
-    told = seen.liars[:_SHOWN] or seen.odd
+    told = seen.differing_ids[:_SHOWN] or seen.odd
     why = "; ".join(told) or (
         f"every id is true and every file as exported, so {PROOF} itself was changed (digest, recipe or splits)"
     )

@@ -16,7 +16,7 @@ from typing import Literal
 import polars as pl
 
 from curate.control_tokens import CONTROL_TOKENS
-from curate.shapes.cells import ask, too_deep
+from curate.shapes.cells import query_frames, too_deep
 from curate.shapes.shape import cut
 from schemas.conversation import ASSISTANT_ROLES, ROLES
 
@@ -279,7 +279,7 @@ def _bad_calls(seen: pl.DataFrame) -> dict[str, pl.DataFrame]:
     calling = seen.filter(ROLE == "function_call")
     if calling.is_empty():
         return {}
-    judged = ask(_CALLS, calling=calling)
+    judged = query_frames(_CALLS, calling=calling)
     judged = judged.with_columns(broken=judged["broken"] | too_deep(judged["value"]))
     call = pl.when(ROLE == "function_call").then("index").forward_fill()
     results = seen.select("row", "role", "tool_call_id", call.alias("index")).filter(ROLE == "observation")
@@ -313,7 +313,7 @@ def _bad_tools(tools: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
         WHERE NOT json_valid(tools) OR json_type(tools::JSON) <> 'ARRAY'
             OR list_bool_or([json_type(t) <> 'OBJECT' FOR t IN CAST(tools::JSON AS JSON[])])
     """
-    return {"broken-tools": ask(query, tools=tools)}
+    return {"broken-tools": query_frames(query, tools=tools)}
 
 
 def _findings(code: str, broken: pl.DataFrame, limits: Limits) -> pl.DataFrame:

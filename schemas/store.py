@@ -53,7 +53,7 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
     if not path.parent.is_dir():
         raise StoreError(f"The folder {path.parent} for the store is not there.", f"mkdir -p {path.parent}")
     if not path.exists():
-        _found(path)
+        _create(path)
     with _connected(path, read_only=False) as connection:
         _migrate(connection, path)
         with _written(path):
@@ -66,22 +66,22 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
             connection.commit()
 
 
-def _found(path: Path) -> None:
+def _create(path: Path) -> None:
     """Make an empty store beside `path` and give it that name when it is whole.
 
     DuckDB makes a file of 0 bytes and then writes its headers; a process killed in between would leave a file that
     is refused ever after. A link, unlike a rename, leaves a store alone that another process founded meanwhile.
     """
-    unborn = path.with_name(f".{path.name}.{os.getpid()}")
-    with _connected(unborn, read_only=False) as connection:
-        _migrate(connection, unborn)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with _connected(unfinished, read_only=False) as connection:
+        _migrate(connection, unfinished)
     try:
-        os.link(unborn, path)
+        os.link(unfinished, path)
     except FileExistsError:
         pass
     except OSError:  # a file system without links
-        unborn.rename(path)
-    unborn.unlink(missing_ok=True)
+        unfinished.rename(path)
+    unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shlex
 import polars as pl
 import pytest
 
-from curate.mapping import Mapping, extend, find_mapping, merge, metadata
+from curate.mapping import ColumnMapping, extend, find_mapping, merge, metadata
 from schemas.errors import SourceError
 from schemas.recipe import ImportSection
 
@@ -233,7 +233,7 @@ def test_a_later_batch_may_bring_more_columns():
 
 
 def test_a_later_batch_of_broken_cells_changes_nothing():
-    first = Mapping("sharegpt", {"conversations": "conversations"})
+    first = ColumnMapping("sharegpt", {"conversations": "conversations"})
     assert extend(first, table(conversations="[{"), ImportSection()) == first
     assert extend(first, table(note="x"), ImportSection(map={"conversations": "conversations"})) == first
 
@@ -248,17 +248,17 @@ def test_a_later_batch_that_contradicts_is_refused(later):
 
 
 def test_two_mappings_of_one_source_are_merged_or_refused():
-    pairs = Mapping("pairs", {"question": "q", "answer": "a"})
-    assert merge(pairs, Mapping("pairs", {"question": "q", "answer": "a", "system": "s"})).fields["system"] == "s"
+    pairs = ColumnMapping("pairs", {"question": "q", "answer": "a"})
+    assert merge(pairs, ColumnMapping("pairs", {"question": "q", "answer": "a", "system": "s"})).fields["system"] == "s"
     with pytest.raises(SourceError, match="begins as pairs \\(q, a\\) and goes on as pairs \\(p, a\\)"):
-        merge(pairs, Mapping("pairs", {"question": "p", "answer": "a"}))
+        merge(pairs, ColumnMapping("pairs", {"question": "p", "answer": "a"}))
 
 
 # ----------------------------------------------------------------------------------------------------------- metadata
 
 
 def test_metadata_is_what_is_no_part_of_the_conversation():
-    mapping = Mapping("pairs", {"question": "q", "answer": "a"})
+    mapping = ColumnMapping("pairs", {"question": "q", "answer": "a"})
     frame = table(q=["1", "2"], a=["1", "2"], id=["7", None], tags=['["x"]', None])
     assert metadata(frame, mapping).to_list() == ['{"id":"7","tags":"[\\"x\\"]"}', None]
     assert metadata(frame.select("q", "a"), mapping).to_list() == [None, None]

@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from curate.mapping import Mapping, Read, to_turns
+from curate.mapping import ColumnMapping, Read, to_turns
 from curate.shapes.shape import PROBLEM_SENTENCES
 from schemas.errors import SourceError
 
@@ -14,7 +14,7 @@ CALL = '{"name": "add", "arguments": {"a": 1.0}}'
 
 def read(shape: str, table: dict[str, list], **fields: str) -> Read:
     frame = pl.DataFrame(table, schema=dict.fromkeys(table, pl.String))
-    return to_turns(frame, Mapping(shape, fields or {name: name for name in table}))
+    return to_turns(frame, ColumnMapping(shape, fields or {name: name for name in table}))
 
 
 def talk(found: Read, row: int = 0) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "1
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CardFacts:
     """What the card tells beside the version itself; rows as the store gives them."""
 
     files: Mapping[str, str]
@@ -27,7 +27,7 @@ class Facts:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def write_card(version: Version, facts: Facts) -> str:
+def write_card(version: Version, facts: CardFacts) -> str:
     """The text of the card."""
     parts = [
         _header(version, facts),
@@ -59,7 +59,7 @@ _PART = """The files here do not hold the whole version, so they alone cannot gi
 digest; an export as `sharegpt` or `messages` can. `version.json` has the SHA-256 of each file."""
 
 
-def _header(version: Version, facts: Facts) -> str:
+def _header(version: Version, facts: CardFacts) -> str:
     """The YAML that the hub reads; the licence is for the owner of the data to fill in."""
     count = sum(version.counts.values())
     size = next((name for limit, name in SIZES if count < limit), "n>10M")
@@ -79,7 +79,7 @@ def _header(version: Version, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _introduction(version: Version, facts: Facts) -> str:
+def _introduction(version: Version, facts: CardFacts) -> str:
     counts = "\n".join(f"- `{split}`: {count:,} conversations" for split, count in version.counts.items())
     parent = f", made after {version.parent}" if version.parent else ""
     return (
@@ -89,12 +89,12 @@ def _introduction(version: Version, facts: Facts) -> str:
     )
 
 
-def _verify(version: Version, facts: Facts) -> str:
+def _verify(version: Version, facts: CardFacts) -> str:
     rest = _WHOLE if facts.restorable else _PART
     return f"{_DIGEST} {rest.format(label=version.label, digest=version.digest)}"
 
 
-def _left_out(facts: Facts) -> list[dict[str, Any]]:
+def _left_out(facts: CardFacts) -> list[dict[str, Any]]:
     return [{"reason": reason, "conversations": count} for reason, count in facts.left_out.items()]
 
 

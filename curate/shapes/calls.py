@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.shapes.cells import ask, items, members
+from curate.shapes.cells import items, members, query_frames
 
 _ENTRIES = """
     SELECT row, position, n,
@@ -37,7 +37,7 @@ def written(called: pl.DataFrame) -> pl.DataFrame:
     >>> written(pl.DataFrame({"row": [0], "position": [1], "calls": [f"[{call}]"]})).item(0, "value")
     '{"name": "add", "arguments": {"a": 1.0}, "id": "c1"}'
     """
-    entries = _with_own_text(ask(_ENTRIES, called=called), called)
+    entries = _with_own_text(query_frames(_ENTRIES, called=called), called)
     ending = pl.when(pl.col("id").is_null()).then(pl.lit("}")).otherwise(pl.format(', "id": {}', "id") + "}")
     name = pl.col("name").fill_null("null")
     call = pl.concat_str(pl.lit('{"name": '), name, pl.lit(', "arguments": '), _arguments(), ending)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.shapes.cells import ask, lists
+from curate.shapes.cells import lists, query_frames
 from curate.shapes.shape import TURNS, problem
 
 _PAIRS = """
@@ -18,7 +18,7 @@ def read_history(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     found, problems = lists(cells)
     if found.is_empty():
         return pl.DataFrame(schema=TURNS), problems
-    pairs = ask(_PAIRS, found=found).sort("row", "position")
+    pairs = query_frames(_PAIRS, found=found).sort("row", "position")
     bad = pairs.filter(pl.col("pair").list.len().fill_null(0) != 2).unique("row", maintain_order=True)
     reason = pl.format("Entry {} of the history is no pair of question and answer.", "position")
     return _turns(pairs.filter(pl.col("pair").list.len() == 2)), pl.concat(

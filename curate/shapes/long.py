@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.shapes.cells import ask
+from curate.shapes.cells import query_frames
 from curate.shapes.roles import role
-from curate.shapes.shape import TOOLS, TURNS, Field, Mapping, Read, cut, problem, without_problems
+from curate.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, Read, cut, problem, without_problems
 from schemas.errors import SourceError
 
 FIELDS = {
@@ -45,7 +45,7 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: Mapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
     """The conversations of a table with one turn a row. All rows of a conversation must be in this table.
 
     Raises `SourceError` when the order column has values that are neither numbers nor dates.
@@ -67,7 +67,7 @@ def read(table: pl.DataFrame, mapping: Mapping) -> Read:
     return Read(found.turns, found.tools, found.problems, members)
 
 
-def _rows(table: pl.DataFrame, mapping: Mapping) -> pl.DataFrame:
+def _rows(table: pl.DataFrame, mapping: ColumnMapping) -> pl.DataFrame:
     """The table as `position`, `group`, `order`, `name`, `value`; blank cells are null."""
     columns = {"group": "group_by", "order": "order_by", "name": "role", "value": "text"}
     rows = pl.DataFrame([mapping.column(table, name).alias(short) for short, name in columns.items()])
@@ -84,7 +84,9 @@ def _order(cells: pl.Series, column: str) -> pl.Series:
     numbers = held.cast(pl.Float64, strict=False)
     if numbers.null_count() == 0:
         return cells.cast(pl.Float64, strict=False)
-    dates = ask("SELECT epoch(TRY_CAST(cell AS TIMESTAMPTZ)) AS date FROM given", given=pl.DataFrame({"cell": cells}))
+    dates = query_frames(
+        "SELECT epoch(TRY_CAST(cell AS TIMESTAMPTZ)) AS date FROM given", given=pl.DataFrame({"cell": cells})
+    )
     unreadable = cells.filter(cells.is_not_null() & dates["date"].is_null())
     if unreadable.len():
         raise SourceError(

@@ -10,7 +10,7 @@ import polars as pl
 
 from curate.shapes import turn_lists
 from curate.shapes.pairs import SYSTEM
-from curate.shapes.shape import Field, Mapping, Read
+from curate.shapes.shape import ColumnMapping, Field, Read
 
 NAMES = ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns", "prompt")
 
@@ -28,6 +28,6 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: Mapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
     """The conversations of a table with a column of message lists, or with a list of prompts and one of completions."""
     return turn_lists.read(table, mapping, "messages")

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from curate.shapes.history import read_history
-from curate.shapes.shape import TOOLS, Field, Mapping, Read, is_plain, without_problems
+from curate.shapes.shape import TOOLS, ColumnMapping, Field, Read, is_plain, without_problems
 
 SYSTEM = Field(("system", "system_prompt", "system_message"))
 HISTORY = Field(("history",))
@@ -36,7 +36,7 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: Mapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
     """The conversations of a table of questions and answers. An absent cell is an empty turn, for rules to judge."""
     column = mapping.column
     return dialogue(

@@ -6,8 +6,7 @@ In: a table whose cells are all text (nested JSON as JSON text). Out: a `Read`, 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from collections.abc import Mapping as Dictionary
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +41,7 @@ PROBLEM_SENTENCES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class ColumnMapping:
     """How the columns of a source become conversations: a shape, and the column of each of its fields."""
 
     shape: str
@@ -55,7 +54,7 @@ class Mapping:
     def as_options(self) -> str:
         """The command-line options that ask for this mapping and no other.
 
-        >>> Mapping("pairs", {"question": "title", "answer": "best reply"}).as_options()
+        >>> ColumnMapping("pairs", {"question": "title", "answer": "best reply"}).as_options()
         "--shape pairs --map question=title --map 'answer=best reply'"
         """
         return " ".join([f"--shape {self.shape}", *(_option(name, column) for name, column in self.fields.items())])
@@ -106,8 +105,8 @@ class Shape:
     """A way to write conversations into rows: a sentence, its fields, and the function that reads it."""
 
     summary: str
-    fields: Dictionary[str, Field]
-    read: Callable[[pl.DataFrame, Mapping], Read]
+    fields: Mapping[str, Field]
+    read: Callable[[pl.DataFrame, ColumnMapping], Read]
     detected: bool = True
     """Whether it is chosen without being asked for; if not, it is only proposed."""
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from curate.shapes import turn_lists
 from curate.shapes.pairs import SYSTEM
-from curate.shapes.shape import Field, Mapping, Read
+from curate.shapes.shape import ColumnMapping, Field, Read
 
 NAMES = ("conversations", "conversation", "turns", "dialog", "dialogue", "dialogs", "chat", "items", "messages")
 
@@ -26,6 +26,6 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: Mapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
     """The conversations of a table with a column of ShareGPT lists."""
     return turn_lists.read(table, mapping, "conversations")

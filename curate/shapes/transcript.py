@@ -9,7 +9,7 @@ import polars as pl
 
 from curate.shapes.pairs import SYSTEM
 from curate.shapes.roles import role
-from curate.shapes.shape import TOOLS, TURNS, Field, Mapping, Read, cut, problem, without_problems
+from curate.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, Read, cut, problem, without_problems
 from curate.shapes.systems import with_system
 
 _ASKS = ("Human", "User", "Customer", "Client", "Prompter")
@@ -47,7 +47,7 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: Mapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
     """The conversations of a column of transcripts."""
     cells = pl.DataFrame({"cell": mapping.column(table, "transcript")}).with_row_index("row")
     cells = cells.with_columns(pl.col("row").cast(pl.Int64), pl.col("cell").fill_null(""))

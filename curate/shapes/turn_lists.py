@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import polars as pl
 
 from curate.shapes import calls
-from curate.shapes.cells import ask, given, items, lists, members
+from curate.shapes.cells import given, items, lists, members, query_frames
 from curate.shapes.roles import role
-from curate.shapes.shape import PROBLEMS, TOOLS, TURNS, Field, Mapping, Read, cut, problem, without_problems
+from curate.shapes.shape import PROBLEMS, TOOLS, TURNS, ColumnMapping, Field, Read, cut, problem, without_problems
 from curate.shapes.systems import with_system
 from schemas.conversation import ASSISTANT_ROLES
 
@@ -93,7 +93,7 @@ def _has_key(key: str) -> pl.Expr:
     return pl.col("cell").str.contains(rf'"{key}"\s*:\s*"')
 
 
-def read(table: pl.DataFrame, mapping: Mapping, name: str) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> Read:
     """The conversations in the column of the field `name`, with the columns `system` and `tools` beside it."""
     cells = _continued(mapping.column(table, name), mapping.column(table, "completion"))
     found, unreadable = lists(cells)
@@ -109,7 +109,7 @@ def read_tools(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     held = given(cells).filter(~pl.col("cell").is_in(["[]", "{}"]))
     if held.is_empty():
         return pl.DataFrame(schema=TOOLS), pl.DataFrame(schema=PROBLEMS)
-    valid = ask("SELECT row FROM held WHERE json_valid(cell)", held=held)
+    valid = query_frames("SELECT row FROM held WHERE json_valid(cell)", held=held)
     is_sound = pl.col("row").is_in(valid["row"].implode()) & pl.col("cell").str.contains(r"^\[?\s*\{")
     reason = pl.format("The tools are no JSON list of objects: {}", cut(pl.col("cell")))
     sound = held.filter(is_sound).select("row", calls.as_list(pl.col("cell")).alias("tools"))
@@ -142,13 +142,13 @@ def _missing(cells: pl.Series, spoken: pl.DataFrame) -> pl.DataFrame:
 def _spoken(found: pl.DataFrame) -> pl.DataFrame:
     """One line per element of the lists: who, what, and everything that hangs on it."""
     no_number = (pl.col("kind") != '"') & pl.col("text").is_in(["NaN", "Infinity", "-Infinity"])
-    spoken = ask(_SPOKEN, found=found).with_columns(
+    spoken = query_frames(_SPOKEN, found=found).with_columns(
         role(pl.col("name")).alias("from"), pl.when(~no_number).then("text").alias("text")
     )
     nested = spoken.filter(pl.col("nested").is_not_null()).select("row", "position", "from", "nested")
     if nested.is_empty():
         return spoken.with_columns(all_words=pl.lit(None, pl.Boolean), other=pl.lit(None, pl.String))
-    spoken = spoken.join(ask(_PARTS, nested=nested), on=["row", "position"], how="left", maintain_order="left")
+    spoken = spoken.join(query_frames(_PARTS, nested=nested), on=["row", "position"], how="left", maintain_order="left")
     spoken = spoken.join(_own_texts(nested, found), on=["row", "position"], how="left", maintain_order="left")
     is_words = pl.col("all_words") & (pl.col("from") != "function_call")
     text = pl.when(is_words).then("words").when(pl.col("nested") == "[]").then(pl.lit("")).otherwise("own")
@@ -267,7 +267,7 @@ def _normalised(turns: pl.DataFrame) -> pl.DataFrame:
     odd = turns.filter((pl.col("from") == "function_call") & calls.in_other_spelling(pl.col("value")))
     if odd.is_empty():
         return turns
-    valid = ask("SELECT row, position, value FROM odd WHERE json_valid(value)", odd=odd)
+    valid = query_frames("SELECT row, position, value FROM odd WHERE json_valid(value)", odd=odd)
     texts = calls.written(valid.select("row", "position", calls.as_list(pl.col("value")).alias("calls")))
     joined = turns.join(texts, on=["row", "position"], how="left", suffix="_call", maintain_order="left")
     is_call = pl.col("from") == "function_call"
