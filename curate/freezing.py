@@ -110,7 +110,7 @@ def freeze(
     newest = _newest(connection, name)
     same = _find_digest(connection, name, digest)
     before = _parent_label(connection, parent, newest)
-    counts = _counts(members, pl.len())
+    counts = count_sides(members)
     version = same or Version(
         name, newest.number + 1 if newest else 1, digest, before, made_by, counts, datetime.now(UTC)
     )
@@ -226,6 +226,11 @@ def _parent_label(connection: DuckDBPyConnection, parent: str | None, newest: Ve
     return None if parent == NO_PARENT else find_version(connection, parent).label
 
 
+def count_sides(members: pl.DataFrame) -> dict[str, int]:
+    """How many conversations (`split`) are on each side."""
+    return _counts(members, pl.len())
+
+
 def _counts(members: pl.DataFrame, count: pl.Expr) -> dict[str, int]:
     found = dict(members.group_by("split").agg(count.alias("count")).iter_rows())
     return {split: int(found.get(split, 0)) for split in SPLITS}
@@ -247,8 +252,13 @@ def write_version(connection: DuckDBPyConnection, version: Version, members: pl.
             version.frozen_at,
         ],
     )
+    write_members(connection, version.label, members)
+
+
+def write_members(connection: DuckDBPyConnection, label: str, members: pl.DataFrame) -> None:
+    """Insert the members of a version (`conversation`, `split`)."""
     connection.register("new_members", members)
-    connection.execute("INSERT INTO members SELECT ?, conversation, split FROM new_members", [version.label])
+    connection.execute("INSERT INTO members SELECT ?, conversation, split FROM new_members", [label])
     connection.unregister("new_members")
 
 

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import polars as pl
 from duckdb import DuckDBPyConnection
+from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from curate.exporters import EXPORTERS
 from curate.exporters.exporter import Exporter
 from curate.exporting import BUNDLE, PROOF
-from curate.freezing import check_name, write_version
+from curate.freezing import NAME, check_name, count_sides, write_members, write_version
 from curate.importers import REJECTS
 from curate.landing import CLOSES, Parcel, Sums, count, count_conversations, land, set_up
 from curate.rereading import differing, reread
 from schemas.conversation import ID_LENGTH
 from schemas.errors import VersionError
 from schemas.recipe import canonical_json, digest, file_digest
-from schemas.version import Version, version_digest
+from schemas.version import SPLITS, Version, find_version, version_digest
 
 SHAPE = "bundle"
 """What `sources` says of a file that came in this way."""
@@ -40,7 +41,7 @@ class Bundle:
     folder: Path
     version: Version
     exporter: Exporter
-    files: dict[str, dict[str, Any]]
+    files: dict[str, _StatedFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,63 +97,85 @@ def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None 
     members = pl.concat(seen.members)
     if version_digest(members, version.recipe) != version.digest:
         raise _not_proved(bundle, seen)
+    counts = count_sides(members)
+    if counts != version.counts:
+        raise _miscounted(bundle, counts)
     if there:
-        connection.execute("DELETE FROM members WHERE version = ?", [version.label])
-        connection.execute("DELETE FROM versions WHERE version = ?", [version.label])
-    write_version(connection, version, members)
+        version = _make_whole(connection, version, members)
+    else:
+        write_version(connection, version, members)
     return Restored(version, not there, seen.new)
 
 
 def read_bundle(folder: Path) -> Bundle:
     """What the bundle in `folder` states. Raises `VersionError` when it is none, or cannot hold a version whole."""
     proof = _read_proof(folder)
-    exporter = EXPORTERS.get(proof["format"])
-    held = sum(stated["conversations"] for stated in proof["files"].values())
-    if exporter is None or not exporter.restorable or held != sum(proof["counts"].values()):
+    exporter = EXPORTERS.get(proof.format)
+    total = sum(proof.counts.values())
+    held = sum(stated.conversations for stated in proof.files.values())
+    if exporter is None or not exporter.restorable or held != total:
         raise VersionError(
-            f"{folder} is an export as {proof['format']} with {held:,} of {sum(proof['counts'].values()):,} "
-            "conversations, which cannot give back the whole version.",
+            f"{folder} is an export as {proof.format} with {held:,} of {total:,} conversations, "
+            "which cannot give back the whole version.",
             "Restore from a bundle with both sides that was exported with --format sharegpt or messages.",
         )
-    version = Version(
-        check_name(proof["name"]),
-        int(proof["number"]),
-        proof["digest"],
-        proof["parent"],
-        proof["recipe"],
-        proof["counts"],
-        datetime.fromisoformat(proof["frozen_at"]),
-    )
-    return Bundle(folder, version, exporter, proof["files"])
+    counts = {**dict.fromkeys(SPLITS, 0), **{str(split): number for split, number in proof.counts.items()}}
+    frozen_at = proof.frozen_at.astimezone(UTC)
+    version = Version(check_name(proof.name), proof.number, proof.digest, proof.parent, proof.recipe, counts, frozen_at)
+    return Bundle(folder, version, exporter, proof.files)
 
 
-def _read_proof(folder: Path) -> dict[str, Any]:
-    keys = {
-        "bundle",
-        "name",
-        "number",
-        "digest",
-        "parent",
-        "recipe",
-        "counts",
-        "frozen_at",
-        "format",
-        "files",
-    }
+class _StatedFile(BaseModel):
+    """What `version.json` says of a data file."""
+
+    split: Literal["train", "held_out"]
+    conversations: NonNegativeInt
+    sha256: str
+
+
+class _Proof(BaseModel):
+    """What is read of `version.json`."""
+
+    bundle: PositiveInt
+    name: str
+    number: Annotated[int, Field(ge=1, lt=2**31)]
+    digest: str
+    parent: Annotated[str, Field(pattern=f"^{NAME.pattern}@[0-9]+$")] | None
+    recipe: dict[str, Any]
+    counts: dict[Literal["train", "held_out"], NonNegativeInt]
+    frozen_at: AwareDatetime
+    format: str
+    files: Annotated[dict[str, _StatedFile], Field(min_length=1)]
+
+
+def _read_proof(folder: Path) -> _Proof:
+    hint = "Fetch the bundle again."
     try:
         proof = json.loads((folder / PROOF).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VersionError(
             f"{folder} has no {PROOF}, so it is no exported bundle.", "curate export NAME@n --to FOLDER writes one."
         ) from error
-    except ValueError as error:
-        raise VersionError(f"{folder / PROOF} is no JSON: {error}.", "Fetch the bundle again.") from error
-    if not isinstance(proof, dict) or not keys <= proof.keys():
-        missing = ", ".join(sorted(keys - proof.keys())) if isinstance(proof, dict) else "everything"
-        raise VersionError(f"{folder / PROOF} lacks {missing}.", "Fetch the bundle again.")
-    if proof["bundle"] > BUNDLE:
+    except (ValueError, RecursionError) as error:
+        raise VersionError(f"{folder / PROOF} is no JSON: {error}.", hint) from error
+    except OSError as error:
+        raise VersionError(f"{folder / PROOF} cannot be read: {error.strerror}.", "Check its rights.") from error
+    if isinstance(proof, dict) and isinstance(proof.get("bundle"), int) and proof["bundle"] > BUNDLE:
         raise VersionError(f"{folder} was exported by a newer release.", "pip install --upgrade curate-sft")
-    return proof
+    try:
+        return _Proof.model_validate_json(json.dumps(proof), strict=True)  # dates are texts in JSON alone
+    except ValidationError as error:
+        raise VersionError(f"{folder / PROOF} {_what_is_wrong(error)}.", hint) from error
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """`lacks bundle, name` where keys are missing, else the first that is wrong, and how."""
+    problems = error.errors(include_url=False)
+    missing = [".".join(map(str, problem["loc"])) for problem in problems if problem["type"] == "missing"]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    where = ".".join(map(str, problems[0]["loc"]))
+    return f"is not as an export writes it, {where}: {problems[0]['msg']}" if where else "holds no object"
 
 
 def _there(connection: DuckDBPyConnection, version: Version) -> bool:
@@ -167,7 +190,28 @@ def _there(connection: DuckDBPyConnection, version: Version) -> bool:
     return bool(found)
 
 
-def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated: dict[str, Any], seen: _Seen) -> None:
+def _make_whole(connection: DuckDBPyConnection, version: Version, members: pl.DataFrame) -> Version:
+    """Write again what the digest proves of a version that is there; its parent and date stay what the store says."""
+    connection.execute("DELETE FROM members WHERE version = ?", [version.label])
+    connection.execute(
+        "UPDATE versions SET recipe = ?, counts = ? WHERE version = ?",
+        [canonical_json(version.recipe), json.dumps(version.counts), version.label],
+    )
+    write_members(connection, version.label, members)
+    return find_version(connection, version.label)
+
+
+def _miscounted(bundle: Bundle, counts: dict[str, int]) -> VersionError:
+    stated, found = (
+        ", ".join(f"{number:,} {split}" for split, number in one.items()) for one in (bundle.version.counts, counts)
+    )
+    return VersionError(
+        f"{bundle.folder / PROOF} was changed: it states {stated}, and the files hold {found}.",
+        "Nothing was written. Fetch the bundle again from where it was exported.",
+    )
+
+
+def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated: _StatedFile, seen: _Seen) -> None:
     """Land one data file as a source of its own, and take down what does not agree with what is stated."""
     path = bundle.folder / name
     if Path(name).name != name or not path.is_file():
@@ -181,7 +225,7 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
     for records in reread(path, bundle.exporter):
         _refuse_unreadable(records, path)
         rows += records.height
-        seen.members.append(records.select(pl.col("id").alias("conversation"), pl.lit(stated["split"]).alias("split")))
+        seen.members.append(records.select(pl.col("id").alias("conversation"), pl.lit(stated.split).alias("split")))
         found = differing(records.filter(pl.col("said").is_not_null())).head(_SHOWN).to_dicts()
         seen.differing_ids += [
             f"{name} line {one['line'] or one['row']}: {one['said']} is really {one['id']}" for one in found
@@ -189,9 +233,9 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
         land(connection, source, _parcel(records, known=known))
     new = count_conversations(connection) - had
     seen.new += new
-    if rows != stated["conversations"]:
-        seen.odd.append(f"{name} has {rows:,} conversations instead of {stated['conversations']:,}")
-    elif sha256 != stated["sha256"]:
+    if rows != stated.conversations:
+        seen.odd.append(f"{name} has {rows:,} conversations instead of {stated.conversations:,}")
+    elif sha256 != stated.sha256:
         seen.odd.append(f"{name} is not the file that was exported")
     if not known:
         _record(connection, source, path, bundle, count(connection, source, had))

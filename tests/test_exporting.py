@@ -289,6 +289,68 @@ def test_a_bundle_that_lost_a_line_or_changed_its_recipe_is_refused(store, tmp_p
         restored(tmp_path / "other.duckdb", tmp_path / "bundle")
 
 
+def restate(folder, changes):
+    """Let version.json state something else."""
+    proof = json.loads((folder / "version.json").read_text(encoding="utf-8"))
+    (folder / "version.json").write_text(json.dumps(proof | changes), encoding="utf-8")
+
+
+def test_counts_that_no_digest_covers_are_counted_and_not_believed(store, tmp_path):
+    exported = export(store, tmp_path / "bundle")
+    counts = exported.version.counts
+    restate(tmp_path / "bundle", {"counts": {"train": counts["train"] + 1, "held_out": counts["held_out"] - 1}})
+    for where in (store, tmp_path / "other.duckdb"):
+        with pytest.raises(VersionError, match=r"version\.json was changed: it states .* and the files hold"):
+            restored(where, tmp_path / "bundle")
+    with reading(store) as connection:
+        assert find_version(connection, "support@1") == exported.version
+
+
+def test_a_version_that_is_there_keeps_its_parent_and_its_date(store, tmp_path):
+    exported = export(store, tmp_path / "bundle")
+    restate(tmp_path / "bundle", {"parent": "evil@7", "frozen_at": "1999-01-01T00:00:00+00:00"})
+    assert restored(store, tmp_path / "bundle").version == exported.version
+    with reading(store) as connection:
+        assert find_version(connection, "support@1") == exported.version
+    export(store, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": -5},
+        {"number": 0},
+        {"number": "x"},
+        {"number": 1e99},
+        {"number": 2**31},
+        {"parent": 5},
+        {"parent": "a b"},
+        {"name": 5},
+        {"counts": []},
+        {"counts": {"train": "a"}},
+        {"counts": {"test": 35}},
+        {"frozen_at": "nope"},
+        {"frozen_at": 5},
+        {"frozen_at": "1999-01-01T00:00:00"},
+        {"files": []},
+        {"files": {}},
+        {"files": {"x": {}}},
+        {"files": {"train.jsonl": {"split": "test", "conversations": 35, "sha256": ""}}},
+        {"format": []},
+        {"bundle": "x"},
+        {"recipe": None},
+        {"digest": 7},
+    ],
+    ids=str,
+)
+def test_a_statement_of_the_wrong_kind_is_named(store, tmp_path, change):
+    export(store, tmp_path / "bundle")
+    restate(tmp_path / "bundle", change)
+    with pytest.raises(VersionError, match=rf"version\.json .*\b{next(iter(change))}") as refused:
+        read_bundle(tmp_path / "bundle")
+    assert refused.value.hint == "Fetch the bundle again."
+
+
 def test_sums_hold_for_what_a_bundle_brought(store, tmp_path):
     export(store, tmp_path / "bundle")
     other = tmp_path / "other.duckdb"
