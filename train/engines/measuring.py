@@ -53,7 +53,7 @@ def measure(trainer: Any, size: Size, switch: Callable[[Any], None]) -> Measured
     speed: float | None = None
     memory: float | None = None
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
             held = _held_back(trainer.model, device)
             speed = _speed(trainer, size.batch, device)
             memory = peak_memory() - _margin(device) / 2**30

@@ -130,6 +130,7 @@ def arguments(job: Job, engine: Mapping[str, Any], size: Size | None = None) -> 
         "data_seed": recipe.seed,
         "logging_steps": 1,
         "report_to": trackers(recipe) or "none",
+        "run_name": job.board.name if job.board else None,
         "disable_tqdm": True,
         "push_to_hub": False,
         "use_cpu": not torch.cuda.is_available(),
