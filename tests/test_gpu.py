@@ -1,11 +1,12 @@
 """On a CUDA device: QLoRA is packed, learns, and the same training gives the same adapter, bit for bit."""
 
+import json
 import subprocess
 import sys
 
 import polars as pl
 import pytest
-from training import make_project, train
+from training import command, make_project, train
 
 from schemas.run import read_manifest
 
@@ -84,3 +85,14 @@ def test_a_measured_size_is_recorded_remembered_and_repeated(tmp_path, monkeypat
     assert first["trial"][0]["tokens_per_second"] > 0
     assert train(folder, *options, "--fresh")["manifest"]["engine"]["trial"] == first["trial"]
     assert len(list((tmp_path / "cache/trials").iterdir())) == 1
+
+
+def test_a_deterministic_run_repeats_bit_for_bit_after_a_trial_and_without_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    folder = make_project(tmp_path / "project").parent
+    train(folder, "--set=train.method=qlora", '--set=train.batch="auto"', "--set=train.deterministic=true")
+    ran = subprocess.run(command("retrain", "r1", "--json"), cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["losses_apart"] == 0.0
+    assert found["identical"]

@@ -39,6 +39,8 @@ ARMS = {
     "curate-lora": ({"batch": "auto", "method": "lora"}, {}),
     "curate-fixed": ({"batch": 4, "extra": {"gradient_checkpointing": False}}, {}),
     "curate-deterministic": ({"batch": 4, "extra": {"gradient_checkpointing": False}, "deterministic": True}, {}),
+    "curate-cudagraphs": ({"batch": 4, "extra": {"gradient_checkpointing": False}}, {"UNSLOTH_BLOCK_CUDAGRAPHS": "1"}),
+    "curate-uncompiled": ({"batch": 4, "extra": {"gradient_checkpointing": False}}, {"UNSLOTH_COMPILE_DISABLE": "1"}),
     "curate-ddp": ({"batch": "auto", "gpus": 2}, {}),
     "curate-transformers-ddp": ({"batch": 2, "engine": "transformers", "gpus": 2}, {}),
     "curate-fsdp": ({"batch": 4, "extra": {"gradient_checkpointing": False}, "gpus": 2, "sharding": "fsdp"}, {}),

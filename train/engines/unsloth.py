@@ -24,6 +24,12 @@ QUIET = {
     "UNSLOTH_DISABLE_STATISTICS": "1",  # or the import reports to its makers
 }
 
+FIXED = {
+    "UNSLOTH_COMPILE_DISABLE": "1",  # compiled reductions are cut as the clock says, and then add up in another order
+    "TORCHINDUCTOR_DETERMINISTIC": "1",  # where something is compiled all the same
+}
+"""What repeats bit for bit wants besides torch's own switch; read when Unsloth is imported."""
+
 
 def fit(job: Job) -> Fit:
     """Train an adapter as `job` says and save it in `job.adapter`.
@@ -39,7 +45,7 @@ def fit(job: Job) -> Fit:
 
 def load(job: Job) -> Loaded:
     """The model with a fresh adapter, as it is trained. Raises `TrainError` as `fit` does."""
-    unsloth = _import()
+    unsloth = _import(deterministic=job.recipe.deterministic)
     from train.engines.trainer import Loaded, limit_memory, repeat_bit_for_bit
 
     limit_memory(job.recipe)
@@ -89,8 +95,10 @@ def _load(unsloth: Any, job: Job) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _import() -> Any:
+def _import(*, deterministic: bool = False) -> Any:
     os.environ.update(QUIET)
+    if deterministic:
+        os.environ.update(FIXED)
     if "unsloth" not in sys.modules and {"trl", "peft"} & sys.modules.keys():
         raise TrainError(
             "Unsloth has to be imported before trl and peft, and they are loaded in this process.",
@@ -141,8 +149,11 @@ def _let_varlen_in() -> None:
 
 def _attention() -> str:
     """How Unsloth attends within packs here: in one call a pack, or in one a conversation."""
+    import torch
     from unsloth.utils import attention_dispatch as dispatch
 
+    if torch.are_deterministic_algorithms_enabled():
+        return "one call a conversation"
     if dispatch.HAS_FLASH_ATTENTION or dispatch.HAS_XFORMERS:
         return "flash-attn" if dispatch.HAS_FLASH_ATTENTION else "xformers"
     return "one call a conversation" if dispatch._TORCH_VARLEN_ATTN is None else "torch varlen"
