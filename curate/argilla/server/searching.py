@@ -147,17 +147,22 @@ def _match(connection: sqlite3.Connection, words: Words) -> str:
 
 
 def _expand(connection: sqlite3.Connection, word: str, typos: int) -> list[str]:
-    """The indexed words at most so many letters away from `word`, the most frequent first."""
+    """The indexed words at most so many letters away from `word`, the nearest first."""
     terms = connection.execute(
-        "SELECT term FROM curate_vocabulary WHERE length(term) BETWEEN ? AND ? ORDER BY doc DESC, term",
-        [len(word) - typos, len(word) + typos],
+        "SELECT term FROM curate_terms WHERE length(term) BETWEEN ? AND ?", [len(word) - typos, len(word) + typos]
     )
     # Letter by letter in Python: only words of about this length with a whole piece of it come here. One of its
     # pieces is whole, since they are one more than the typos.
     pieces = _pieces(word, typos + 1)
-    like = (term for (term,) in terms if any(piece in term for piece in pieces))
-    close = (term for term in like if _distance(word, term, typos) <= typos)
-    return [term for term, _ in zip(close, range(_MOST_EXPANSIONS), strict=False)]
+    like = [term for (term,) in terms if any(piece in term for piece in pieces)]
+    close = sorted((distance, term) for term in like if (distance := _distance(word, term, typos)) <= typos)
+    there = (term for _, term in close if _is_indexed(connection, term))
+    return [term for term, _ in zip(there, range(_MOST_EXPANSIONS), strict=False)]
+
+
+def _is_indexed(connection: sqlite3.Connection, term: str) -> bool:
+    found = connection.execute("SELECT 1 FROM curate_words WHERE curate_words MATCH ? LIMIT 1", [f'"{term}"'])
+    return found.fetchone() is not None
 
 
 def _pieces(word: str, count: int) -> list[str]:
