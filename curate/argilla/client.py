@@ -43,8 +43,9 @@ FIELD = "conversation"
 MESSAGES, CHARACTERS = 500, 20_000
 """What Argilla takes of a chat by default: so many messages, so many characters in each after escaping."""
 
-BATCH, PAGE = 250, 1000
-"""Records in one request: 500 may be written and 1,000 read. With 250 a push shows that it lives."""
+BATCH, PAGE = 100, 1000
+"""Records in one request: 500 may be written and 1,000 read. A request that writes keeps people's answers waiting while
+it does, and 100 a time cost the server no more than 400 do: 1.7 ms of CPU each, at 25 a time 2.2."""
 
 MOST_REFUSED = 10
 """Records of one batch that may be refused before it is taken for a failure of the whole."""

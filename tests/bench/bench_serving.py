@@ -27,7 +27,7 @@ from labelling_server import LabellingServer
 from curate.serving import make_environment
 
 START_LIMIT, QUERY_LIMIT, SUBMIT_LIMIT = 1.5, 0.5, 1.5
-BULK, PAGE, PEOPLE, PAUSE = 200, 10, 6, 0.5
+BULK, PAGE, PEOPLE, PAUSE = 100, 10, 6, 0.5
 ROUNDS = 15
 COMMON = ["refund", "parcel", "late", "broken", "order", "invoice", "where", "thanks", "please", "account"]
 
