@@ -117,6 +117,25 @@ def test_quotes_that_are_not_doubled_cost_their_own_record_only(tmp_path):
     assert batch.line.to_list() == [4, 5]
 
 
+@pytest.mark.parametrize("few", [1, 4, 256])
+def test_rows_between_many_faults_are_all_found_with_their_lines(tmp_path, monkeypatch, few):
+    """Behind a fault the search goes on in steps; a step may end within a record, and a record fill several."""
+    monkeypatch.setattr(csv_records, "FEW", few)
+    blocks = [
+        f'{n},"he said "no" to me"\n' + f'{n},fine\n{n},"on\ntwo\n\nlines"\n' * (n % 7) + f"{n}\n" * (n % 3)
+        for n in range(200)
+    ]
+    batch = only(written(tmp_path / "a.csv", "q,a\n" + "".join(blocks)))
+    whole = [cells for n in range(200) for cells in [(str(n), "fine"), (str(n), "on\ntwo\n\nlines")] * (n % 7)]
+    assert batch.table.rows() == whole
+    lines = [text.split("\n")[0] for text in raw(batch)]
+    file = ["q,a", *"".join(blocks).split("\n")]
+    assert [file[line - 1] for line in batch.line] == lines
+    assert (batch.rejects["code"] == "ragged-row").to_list() == [
+        ragged for n in range(200) for ragged in [False] + [True] * (n % 3)
+    ]
+
+
 def test_an_unclosed_quote_is_given_up_when_a_cell_grows_too_large(tmp_path, small_chunks, monkeypatch):
     monkeypatch.setattr(csv_records, "CHUNK", 100)
     batches = read(written(tmp_path / "a.csv", 'q,a\n1,"one\n' + "".join(f"{row},x\n" for row in range(2, 200))))

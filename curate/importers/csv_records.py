@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ LOOK_AHEAD = 3
 
 LONGEST_FAULT = 1 << 20
 """Bytes within which a record with a stray quote has to end; otherwise it is taken to end with its line."""
+
+FEW = 256
+"""Separators looked at behind a faulty record, and then twice as many each time, as long as all is well."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -105,6 +109,7 @@ class _Chunk:
             self._separators, self._ends = np.append(self._separators, len(data)), np.append(self._ends, True)
         self._before = np.searchsorted(self._quotes, self._separators)
         self._odd_quotes = _odd_quotes(data, self._quotes, splitter.delimiter)
+        self._reach = len(self._separators)
 
     def records(self, kept: Positions, faults: dict[int, Fault]) -> Records:
         """The records that the separators `kept` make."""
@@ -116,17 +121,38 @@ class _Chunk:
         return int(self._separators[separators[-1]]) + 1 if len(separators) else at
 
     def well_formed(self, at: int) -> Positions:
-        """The separators of the records from `at` on, as far as their quotes stand where they should."""
-        first = int(np.searchsorted(self._quotes, at))
-        low, high = np.searchsorted(self._separators, [at, self._next_odd_quote(first)])
-        run = low + np.flatnonzero((self._before[low:high] - first) % 2 == 0)
+        """The separators of the records from `at` on, as far as their quotes stand where they should.
+
+        All of a chunk at once, until something is wrong: then step by step, so that many faults cost no more than
+        as many records.
+        """
+        odd_quote = self._next_odd_quote(self._quotes_before(at))
+        if odd_quote < self._line_end(at):
+            return self._separators[:0]
+        high = int(self._separators.searchsorted(odd_quote))
+        kept, is_well = [self._separators[:0]], True
+        while is_well:
+            low = int(self._separators.searchsorted(at))
+            stop = min(low + self._reach, high)
+            whole, is_well = self._whole(at, low, stop)
+            kept.append(whole)
+            at = self.behind(whole, at)
+            is_well = is_well and stop < high
+            self._reach = 2 * self._reach if is_well else FEW
+        return np.concatenate(kept)
+
+    def _whole(self, at: int, low: int, high: int) -> tuple[Positions, bool]:
+        """The separators from `low` to `high` that make whole records, the first at `at`; and whether all are well.
+
+        They end before a record that is too narrow or too wide since it swallows lines.
+        """
+        run = low + np.flatnonzero((self._before[low:high] - self._quotes_before(at)) % 2 == 0)
         ends = np.flatnonzero(self._ends[run])
         starts = np.append(at, self._separators[run[ends]] + 1)
         wrong = np.flatnonzero(np.diff(ends, prepend=-1) != self._width) if self._width else ends[:0]
-        swallowing = (record for record in wrong if self._swallows(int(starts[record]), int(starts[record + 1])))
+        swallowing = (record for record in wrong if self._swallows(int(starts[record]), int(starts[record + 1]) - 1))
         whole = next(swallowing, len(ends))
-        kept: Positions = run[: ends[whole - 1] + 1 if whole else 0]
-        return kept
+        return run[: ends[whole - 1] + 1 if whole else 0], whole == len(ends)
 
     def odd(self, at: int) -> tuple[Positions, Fault | None] | None:
         """The separators of the record at `at`, read cell by cell, and its fault; None where its end is to come."""
@@ -141,7 +167,7 @@ class _Chunk:
     def _next_odd_quote(self, first: int) -> int:
         """Position of the first quote that stands wrong in records which start with the quote number `first`."""
         odd = self._odd_quotes[first % 2]
-        place = np.searchsorted(odd, first)
+        place = odd.searchsorted(first)
         return int(self._quotes[odd[place]]) if place < len(odd) else len(self._data) + 1
 
     def _walk(self, at: int) -> _Walk:
@@ -158,8 +184,7 @@ class _Chunk:
 
     def _swallows(self, start: int, end: int) -> bool:
         """Whether a record with too few or too many cells goes over several lines because a quote is not closed."""
-        first, last = np.searchsorted(self._newlines, [start, end])
-        return bool(first < last) and self._is_unclosed(start)
+        return self._line_end(start) < end and self._is_unclosed(start)
 
     def _is_unclosed(self, at: int) -> bool:
         """Whether whole records follow the line at `at`, so that an open quote in it cannot reach further."""
@@ -168,7 +193,7 @@ class _Chunk:
             if at >= len(self._data):
                 return True
             walk = self._walk(at)
-            odd_quote = self._next_odd_quote(int(np.searchsorted(self._quotes, at)))
+            odd_quote = self._next_odd_quote(self._quotes_before(at))
             if not walk.whole or len(walk.ends) != self._width or odd_quote < walk.ends[-1]:
                 return walk.open and not self._last
             at = walk.ends[-1]
@@ -186,19 +211,26 @@ class _Chunk:
 
     def _line_end(self, at: int) -> int:
         """Position of the next newline, or behind the data."""
-        place = np.searchsorted(self._newlines, at)
+        place = self._newlines.searchsorted(at)
         return int(self._newlines[place]) if place < len(self._newlines) else len(self._data)
 
     def _even_end(self, at: int) -> int | None:
         """The newline that ends the record at `at` if its stray quotes come in pairs; None where they seem not to."""
-        low, high = np.searchsorted(self._newlines, [at, at + LONGEST_FAULT])
-        newlines = self._newlines[low:high]
-        quotes = np.searchsorted(self._quotes, newlines) - np.searchsorted(self._quotes, at)
-        even = newlines[quotes % 2 == 0]
-        if not len(even):
+        newlines = self._newlines_by_quotes[self._quotes_before(at) % 2]
+        place = newlines.searchsorted(at)
+        if place == len(newlines) or newlines[place] >= at + LONGEST_FAULT:
             return None
-        behind = int(even[0]) + 1
-        return int(even[0]) if behind >= len(self._data) or len(self._walk(behind).ends) == self._width else None
+        end = int(newlines[place])
+        return end if end + 1 >= len(self._data) or len(self._walk(end + 1).ends) == self._width else None
+
+    @cached_property
+    def _newlines_by_quotes(self) -> tuple[Positions, Positions]:
+        """The newlines with an even number of quotes before them in the chunk, and those with an odd one."""
+        odd = self._quotes.searchsorted(self._newlines) % 2 == 1
+        return self._newlines[~odd], self._newlines[odd]
+
+    def _quotes_before(self, at: int) -> int:
+        return int(self._quotes.searchsorted(at))
 
 
 class _Walk(NamedTuple):
