@@ -350,12 +350,12 @@ def test_a_server_that_goes_away_during_a_push_loses_nothing_and_the_same_comman
     add(store, questions(600))
     with (
         connect(line.url, None) as cut_off,
-        pytest.raises(ReviewError, match=r"does not answer: .* 250 of 600 conversations had arrived") as told,
+        pytest.raises(ReviewError, match=r"does not answer: .* 100 of 600 conversations had arrived") as told,
     ):
         push(store, Recipe(), cut_off, name, Wanted(), progress=lambda *_: line.cut())
     assert "The same command goes on from there." in told.value.hint
     done = push(store, Recipe(), server, name, Wanted())  # the same server, under another address
-    assert (done.sent, done.unchanged) == (350, 250)
+    assert (done.sent, done.unchanged) == (500, 100)
     assert len(Desk(argilla_server, name).records) == 600
 
 
@@ -424,11 +424,11 @@ def test_a_key_whose_account_is_deleted_during_a_push_is_told_and_what_arrived_i
     monkeypatch.setenv("ARGILLA_API_KEY", user["api_key"])
     with (
         connect(argilla_server.url, None) as theirs,
-        pytest.raises(ReviewError, match=r"does not let the key in any more.* 250 of 300"),
+        pytest.raises(ReviewError, match=r"does not let the key in any more.* 100 of 300"),
     ):
         push(store, Recipe(), theirs, name, Wanted(),
              progress=lambda *_: argilla_server.ask("DELETE", f"users/{user['id']}"))  # fmt: skip
-    assert push(store, Recipe(), server, name, Wanted()).sent == 50
+    assert push(store, Recipe(), server, name, Wanted()).sent == 200
 
 
 def test_a_record_deleted_on_the_server_is_told_keeps_its_answers_and_comes_back(store, server, argilla_server, name):
