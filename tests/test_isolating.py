@@ -69,3 +69,13 @@ def test_a_model_that_is_not_there_is_explained(curate):
     ran = curate("check-packing", "nowhere")
     assert ran.returncode == 1
     assert "There is no model folder at nowhere" in ran.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["unsloth", "transformers"])
+def test_on_a_card_both_engines_pack_and_nothing_is_seen(curate, sample, engine):
+    ran = curate("check-packing", str(sample / "tiny"), "--engine", engine, "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    isolation = json.loads(ran.stdout)
+    assert (isolation["packed"], isolation["isolated"], isolation["device"]) == (True, True, "cuda")
+    assert max(document["moved"] for document in isolation["documents"]) <= isolation["unmoved"]

@@ -1,11 +1,14 @@
 """Long conversations as windows: each exchange once, the system turn in each, all in the ledger."""
 
 import json
+import shutil
+import subprocess
 
 import polars as pl
 import pytest
 from making_tokenizers import CHATML, save_tokenizer
 from stores import add, chat
+from training import WORDS, command, conversations, train
 
 from curate.freezing import freeze
 from schemas.conversation import TURN, Conversation, Turn
@@ -168,3 +171,23 @@ def test_the_command_shows_every_window_or_one(curate, store, folder):
     assert [each["window"] for each in shown] == [1, 2, 3]
     assert "window 2" in curate("preview", "chats", *options, "--id", LONG.id, "--window", "2").stdout
     assert "has a window 9" in curate("preview", "chats", *options, "--window", "9").stderr
+
+
+@pytest.mark.slow
+def test_a_run_on_windows_is_proven_again_with_its_reasoning_skipped(tmp_path, sample):
+    shutil.copytree(sample / "tiny", tmp_path / "tiny")
+    store = tmp_path / "curate.duckdb"
+    words = [f"<think>so</think>The {word} is here." for word in WORDS]
+    talks = [
+        chat(*(text for word in words for text in (f"What about {n}?", word)), system="Be kind.") for n in range(4)
+    ]
+    add(store, [*talks, *conversations()])
+    with writing(store) as connection:
+        freeze(connection, "support", check_recipe({"freeze": {"held_out": 0.2}}, "the test"))
+    split = ("--set=train.long=split", "--set=train.reasoning=skip", "--set=train.max_length=96", "--set=train.steps=2")
+    run = train(tmp_path, *split, "--engine", "transformers")
+    ledger = pl.read_parquet(tmp_path / "adapters" / "r1" / "ledger.parquet")
+    assert set(ledger["fate"]) == {"kept", "split"}
+    assert run["manifest"]["tokens"]["conversations"] == ledger.filter(pl.col("split") == "train").height
+    proven = subprocess.run(command("verify", "r1"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert proven.returncode == 0, proven.stdout
