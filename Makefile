@@ -43,6 +43,7 @@ check: setup
 bench: setup
 	@$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_import.py
+	$(BIN)/python tests/bench/bench_serving.py
 	if [ -z "$(ALPACA)" ]; then
 	    echo "make bench ALPACA=FILE.jsonl, with instruction, input and output a line, measures scoring and rendering too."
 	    exit
