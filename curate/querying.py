@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,9 +47,22 @@ def ask(connection: DuckDBPyConnection, query: str) -> Answer:
             raise StoreError(
                 "curate sql only reads: give it one SELECT.", "Import, select and freeze change the store."
             )
-        result = connection.execute(query)
-        columns = distinct(column[0] for column in result.description)
+        asked = connection.sql(query)  # bound, not yet run
+        cells = ", ".join(_cell(number, str(type)) for number, type in enumerate(asked.types, 1))
+        result = connection.execute(f"SELECT {cells} FROM asked")  # DuckDB finds the variable
+        columns = distinct(column[0] for column in asked.description)
     return Answer(columns, _fetched(result))
+
+
+def _cell(number: int, type: str) -> str:
+    """A column by its place, with times that have a zone as text: DuckDB would want another package for them."""
+    as_text = _TYPES.sub(lambda found: "VARCHAR" if found[0] == _ZONED else found[0], type)
+    return f"#{number}" if as_text == type else f"CAST(#{number} AS {as_text})"
+
+
+_ZONED = "TIMESTAMP WITH TIME ZONE"
+_TYPES = re.compile(rf"""{_ZONED}|"(?:[^"]|"")*"|'(?:[^']|'')*'""")
+"""The type, or a name in quotes that may only look like it."""
 
 
 def _fetched(result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:

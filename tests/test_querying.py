@@ -70,6 +70,26 @@ def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[.
     assert [row for row in table if row in (["id", "id_2"], ["0", "5"])] == [["id", "id_2"], ["0", "5"]]
 
 
+@pytest.mark.parametrize("how", [(), ("--json",), ("--csv",)], ids=str)
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("SELECT TIMESTAMPTZ '2026-03-01 12:00:00+00' AS at", "2026-03-01 12:00:00+00"),
+        ("SELECT [{'zone': TIMESTAMPTZ '2026-03-01 12:00:00+00'}] AS at; -- in a list", "2026-03-01 12:00:00+00"),
+        ("SELECT imported_at FROM sources", "+00"),
+        ("SELECT * FROM migrations ORDER BY number LIMIT 1", "+00"),
+        ("FROM verdicts", ""),
+        ("SUMMARIZE versions", "frozen_at"),
+    ],
+)
+def test_a_time_is_shown(
+    filled: Path, curate: Callable[..., Any], query: str, shown: str, how: tuple[str, ...]
+) -> None:
+    ran = curate("sql", query, *how, TZ="UTC", COLUMNS="200")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert shown in ran.stdout
+
+
 @pytest.mark.parametrize("how", ["--json", "--csv"])
 def test_a_question_that_fails_behind_the_first_rows_is_explained(
     filled: Path, curate: Callable[..., Any], how: str
