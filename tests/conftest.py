@@ -77,6 +77,18 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "HEAD", 40)
 
 
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a copy of the trained project with a merged model, a GGUF in 16 bits and one in q4_k_m."""
+    from training import copy_project
+
+    from train.quantising import quantise_run
+
+    store = copy_project(trained, tmp_path_factory.mktemp("exported") / "copy")
+    quantise_run(store, "r1", ["q4_k_m"], check=False)
+    return store
+
+
 @pytest.fixture
 def curate(tmp_path: Path) -> Callable[..., Ran]:
     """`curate(*arguments)` runs the command in `tmp_path`, in a process of its own; `input=` is its stdin."""

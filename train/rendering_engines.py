@@ -37,8 +37,8 @@ class Engine(Protocol):
 
     name: str
 
-    def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
-        """The ids of the messages, up to where the model begins to answer."""
+    def prompts(self, asked: Sequence[Asked]) -> Sequence[Ids | str | None]:
+        """The ids of the messages, up to where the model begins to answer; nothing for what it refuses its users."""
 
     def texts(self, asked: Sequence[Asked]) -> list[Ids | str] | None:
         """The ids of the whole texts; nothing where the engine cannot be asked for them."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from schemas.terminal import note, print_table
+from schemas.terminal import note, print_json, print_table
 from train.narrating import print_line
 
 if TYPE_CHECKING:
     from train.contracting import Agreement, Contract
     from train.merging import Merged
+    from train.ollama import ForOllama
     from train.quantising import Quantised
+    from train.talking import Address
 
 
 def show_merged(merged: Merged) -> None:
@@ -61,6 +64,22 @@ def _file_row(file: Quantised, place: int) -> dict[str, Any]:
     return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "← this" if file.take else ""}
 
 
+def show_address(address: Address, *, as_json: bool) -> None:
+    """Print where a server listens and its key, as soon as it does."""
+    if as_json:
+        print_json({"url": f"{address.url}/v1", "key": address.key, "model": address.model})
+    else:
+        _facts({"url": f"{address.url}/v1", "key": address.key, "model": address.model}, "Serving")
+        note("Ctrl-C stops it.")
+    sys.stdout.flush()
+
+
+def show_ollama(written: ForOllama) -> None:
+    """Print where the Modelfile lies, and what to type."""
+    _facts({"Modelfile": str(written.folder / "Modelfile"), "weights": str(written.gguf)}, "For Ollama")
+    note(f"Next: ollama create {written.name} -f {written.folder / 'Modelfile'} && ollama run {written.name}")
+
+
 def show_contract(contract: Contract) -> None:
     """Print what each engine made of the conversations, the first difference of each, and the verdict."""
     print_table((_engine_row(found) for found in contract.agreements), ["engine", "equal", "stops", "verdict"])
@@ -82,7 +101,7 @@ def show_contract(contract: Contract) -> None:
 def _engine_row(found: Agreement) -> dict[str, Any]:
     return {
         "engine": found.engine,
-        "equal": f"{found.equal} of {found.conversations}",
+        "equal": f"{found.equal} of {found.conversations}" + (f", refuses {found.unserved}" if found.unserved else ""),
         "stops": "✗" if found.stops else "✓",
         "verdict": "✓" if found.kept else "✗ differs",
     }

@@ -131,6 +131,7 @@ def _parameters(llama: Any, order: Mapping[str, Any]) -> Any:
     wanted.api_keys = [order["key"]]
     wanted.cors_origins = order["origins"] or f"http://{order['host']}" + (f":{order['port']}" if order["port"] else "")
     wanted.n_ctx, wanted.n_parallel = order["context"], order["slots"]
+    wanted.model_alias = {Path(order["path"]).stem}  # else it tells its clients the path
     wanted.use_jinja, wanted.warmup, wanted.verbosity = True, False, SILENT
     if order["threads"]:
         wanted.cpuparams.n_threads = order["threads"]
