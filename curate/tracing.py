@@ -269,7 +269,10 @@ def _read_metadata(origin: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fate(connection: DuckDBPyConnection, adapter: str, identity: str) -> dict[str, Any]:
-    """What the run's ledger says of the conversation: `ledger` (a row or null), and `note` when there is no ledger."""
+    """What the run's ledger says of the conversation: `ledger` (a row or null), and `note` when there is no ledger.
+
+    Of a conversation that was split, `ledger` is its first window and `windows` has all of them.
+    """
     path = Path(adapter) / LEDGER_FILE
     if not path.is_file():
         return {"ledger": None, "note": f"{path} is not there"}
@@ -277,7 +280,8 @@ def _fate(connection: DuckDBPyConnection, adapter: str, identity: str) -> dict[s
         rows = connection.sql("SELECT * FROM read_parquet(?) WHERE conversation = ?", params=[str(path), identity]).pl()
     except duckdb.Error as error:
         return {"ledger": None, "note": f"{path} cannot be read: {str(error).splitlines()[0]}"}
-    return {"ledger": next(iter(rows.to_dicts()), None), "note": None if rows.height else "not in its ledger"}
+    found = {"ledger": next(iter(rows.to_dicts()), None), "note": None if rows.height else "not in its ledger"}
+    return found if rows.height <= 1 else {**found, "windows": rows.to_dicts()}
 
 
 # --- for people
@@ -334,10 +338,12 @@ def _run_line(run: dict[str, Any]) -> str:
     ledger = run["ledger"]
     if ledger is None:
         return f"{head}: {run['note']}"
-    told = ", ".join(
-        f"{name} {_short(value)}" for name, value in ledger.items() if name not in _TOLD and value is not None
-    )
-    return f"{head}: {told}"
+    return f"{head}: {'; '.join(map(_fate_line, run.get('windows', [ledger])))}"
+
+
+def _fate_line(ledger: dict[str, Any]) -> str:
+    told = (f"{name} {_short(value)}" for name, value in ledger.items() if name not in _TOLD and value is not None)
+    return ", ".join(told)
 
 
 _TOLD = ("conversation", "split")

@@ -148,6 +148,21 @@ def test_versions_and_the_fate_in_each_training_are_told(store, tmp_path):
     assert "r1 on support@1 (train), done: fate truncated, reason too long, tokens 12, cut 3" in text([found])
 
 
+def test_every_window_of_a_conversation_that_was_split_is_told(store, tmp_path):
+    with writing(store) as connection:
+        freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+        connection.execute(
+            "INSERT INTO runs VALUES ('r1', 'support@1', 'd', ?, NULL, 'done', '{}', '{}', now(), now())",
+            [str(tmp_path)],
+        )
+    one = chat("Hello?", "Hi.").id
+    ledger = {"conversation": [one, one], "window": [1, 2], "fate": ["split", "dropped"], "tokens": [12, 99]}
+    pl.DataFrame(ledger).write_parquet(tmp_path / "ledger.parquet")
+    (found,) = traced(store, one)
+    assert [window["fate"] for window in found.runs[0]["windows"]] == ["split", "dropped"]
+    assert "done: window 1, fate split, tokens 12; window 2, fate dropped, tokens 99" in text([found])
+
+
 def test_a_ledger_that_is_no_parquet_is_noted_not_fatal(store, tmp_path):
     with writing(store) as connection:
         freeze(connection, "support", check_recipe({}, "the test"))
