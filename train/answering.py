@@ -5,9 +5,9 @@ One model in memory answers with the adapter and without it, so before and after
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,51 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy: the same words every time; else the seed repeats them."""
+
+    max_tokens: int = 200
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of transformers' `generate`."""
+        if self.temperature == 0:
+            return {"max_new_tokens": self.max_tokens, "do_sample": False}
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return {"max_new_tokens": self.max_tokens, **drawn}
+
+
+GREEDY = Sampling()
+
+
+class _Letters:
+    """What transformers hands each token to as it comes: tells the letters that are whole by now."""
+
+    def __init__(self, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+        self._tokenizer = tokenizer
+        self._say = say
+        self._ids: list[int] | None = None
+        self._told = 0
+
+    def put(self, value: Any) -> None:
+        """Take the prompt first, then one token after the other."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.reshape(-1).tolist()
+        text = self._tokenizer.backend.decode(self._ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # a character of which some bytes are still to come
+            self._say(text[self._told :])
+            self._told = len(text)
+
+    def end(self) -> None:
+        """Nothing more comes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Speaker:
     """A loaded model with its script; `adapted` says whether an adapter is on it."""
 
@@ -29,34 +74,37 @@ class Speaker:
     script: Script
     stops: Sequence[int]
     adapted: bool
+    whole: bool = False  # all weights were tuned: the base is not in it
 
     def answer(
         self,
         messages: Sequence[Message],
         *,
         base: bool = False,
-        max_tokens: int = 200,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
+        say: Callable[[str], None] | None = None,
     ) -> str:
-        """The answer to a conversation that ends with a user. Temperature 0 is greedy: the same words every time.
+        """The answer to a conversation that ends with a user.
 
-        `base` leaves the adapter aside.
+        `base` leaves the adapter aside; `say` is called with every few letters as they come.
         """
         import torch
 
+        if base and self.whole:
+            raise TrainError(
+                "All weights of this model were tuned, so its base is not in it.", "Leave --base and --compare out."
+            )
         encoded = self.script.tokenizer.encode([self.script.text(messages, prompt=True)])[0].ids
         ids = torch.tensor([encoded], device=self.model.device)
-        torch.manual_seed(seed)
-        choice = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        torch.manual_seed(sampling.seed)
         with torch.inference_mode(), self.model.disable_adapter() if base and self.adapted else nullcontext():
             written = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_tokens,
                 eos_token_id=list(self.stops),
                 pad_token_id=self.stops[0],
-                **choice,
+                streamer=_Letters(self.script.tokenizer, say) if say else None,
+                **sampling.arguments(),
             )
         answer: str = self.script.tokenizer.backend.decode(
             written[0, ids.shape[1] :].tolist(), skip_special_tokens=True
@@ -64,13 +112,11 @@ class Speaker:
         return answer.strip()
 
 
-def answers(
-    model: Path, adapter: Path | None, prompts: Sequence[str], *, max_tokens: int = 200, temperature: float = 0.0
-) -> list[str]:
+def answers(model: Path, adapter: Path | None, prompts: Sequence[str], *, sampling: Sampling = GREEDY) -> list[str]:
     """The answers of `model`, with `adapter` if one is given, to single questions. The model is loaded once."""
     speaker = speak_for(adapter) if adapter else speak_plain(model)
     asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
-    return [speaker.answer(messages, max_tokens=max_tokens, temperature=temperature) for messages in asked]
+    return [speaker.answer(messages, sampling=sampling) for messages in asked]
 
 
 def speak_for(adapter: Path) -> Speaker:
@@ -88,6 +134,8 @@ def speak_for(adapter: Path) -> Speaker:
     template = Template(manifest.rendering.template, (adapter / "chat_template.jinja").read_text(encoding="utf-8"))
     method: Method = "qlora" if manifest.engine["method"] == "qlora" else "lora"
     trusted = bool(manifest.recipe["trust_remote_code"])
+    if manifest.engine["method"] == "full":
+        return replace(_speaker(adapter, template, method, None, trust_remote_code=trusted), whole=True)
     return _speaker(base, template, method, adapter, trust_remote_code=trusted)
 
 

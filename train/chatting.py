@@ -1,18 +1,40 @@
 """In: an adapter and questions, from the command line or typed one after the other. Out: the answers of each side.
 
-A side is "base", the model before it was tuned, or "adapter", the same model after; one load serves both.
+A side is "base", the model before it was tuned, or "adapter", the same model after; one load serves both. What was
+said can be called good or bad, and is then in the store as a row to train on or to mend.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from train.answering import Speaker, speak_for
-from train.narrating import print_line
+from schemas.errors import TrainError
+from schemas.run import read_manifest
+from schemas.terminal import note, printable
+from train.answering import GREEDY, Sampling, Speaker, speak_for
+from train.remembering import OPINIONS, remember
 
 SIDES = ("base", "adapter")
+HELP = "/good and /bad save what was said so far, /new begins anew, Ctrl-D ends."
+
+Talk = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where conversations with an adapter are saved."""
+
+    store: Path
+    adapter: Path
+    sampling: Sampling
+
+    def keep(self, side: str, talk: Talk, opinion: str) -> str:
+        """Write what one side said to the store, as good or bad, and return the conversation's id."""
+        how = {"side": side, **asdict(self.sampling)}
+        return remember(self.store, read_manifest(self.adapter), talk, opinion, how)
 
 
 def ask(
@@ -21,24 +43,21 @@ def ask(
     sides: Sequence[str] = SIDES,
     *,
     system: str | None = None,
-    max_tokens: int = 200,
-    temperature: float = 0.0,
+    sampling: Sampling = GREEDY,
+    keep: Callable[[str, Talk], str] | None = None,
 ) -> list[dict[str, str]]:
-    """For each prompt a dictionary with `prompt` and the answer of each side."""
+    """For each prompt a dictionary with `prompt` and the answer of each side, and `saved`, the id where it was kept.
+
+    `keep` is given the last of the sides and what was said.
+    """
     speaker = speak_for(adapter)
-    return [
-        {"prompt": prompt}
-        | {
-            side: speaker.answer(
-                [*_opening(system), {"role": "user", "content": prompt}],
-                base=side == "base",
-                max_tokens=max_tokens,
-                temperature=temperature,
-            )
-            for side in sides
-        }
-        for prompt in prompts
-    ]
+    found = []
+    for prompt in prompts:
+        talks = {side: [*_opening(system), {"role": "user", "content": prompt}] for side in sides}
+        said = {side: speaker.answer(talks[side], base=side == "base", sampling=sampling) for side in sides}
+        last = [*talks[sides[-1]], {"role": "assistant", "content": said[sides[-1]]}]
+        found.append({"prompt": prompt, **said} | ({"saved": keep(sides[-1], last)} if keep else {}))
+    return found
 
 
 def converse(
@@ -46,26 +65,57 @@ def converse(
     sides: Sequence[str] = SIDES,
     *,
     system: str | None = None,
-    max_tokens: int = 200,
-    temperature: float = 0.0,
+    sampling: Sampling = GREEDY,
+    memory: Memory | None = None,
+    opinion: str = "",
 ) -> None:
-    """Answer what is typed until the input ends; each side remembers what it said itself."""
+    """Answer what is typed until the input ends, letter by letter; each side remembers what it said itself.
+
+    `/good` and `/bad` write what the last of the sides said so far to `memory`; `opinion` does so at the end.
+    """
     speaker = speak_for(adapter)
+    if sys.stdin.isatty():
+        note(HELP)
     spoken = {side: _opening(system) for side in sides}
     for line in _typed():
-        for side in sides:
-            spoken[side].append({"role": "user", "content": line})
-            answer = _say(speaker, spoken[side], side, max_tokens, temperature)
-            print_line(answer if len(sides) == 1 else f"{side}: {answer}")
+        if line == "/new":
+            spoken = {side: _opening(system) for side in sides}
+        elif line.removeprefix("/") in OPINIONS and line.startswith("/"):
+            _save(memory, sides[-1], spoken[sides[-1]], line[1:])
+        elif line.startswith("/"):
+            note(HELP)
+        else:
+            for side in sides:
+                _say(speaker, spoken[side], side, line, sampling, named=len(sides) > 1)
+    if opinion:
+        _save(memory, sides[-1], spoken[sides[-1]], opinion)
 
 
-def _say(speaker: Speaker, messages: list[dict[str, str]], side: str, max_tokens: int, temperature: float) -> str:
-    answer = speaker.answer(messages, base=side == "base", max_tokens=max_tokens, temperature=temperature)
-    messages.append({"role": "assistant", "content": answer})
-    return answer
+def _save(memory: Memory | None, side: str, talk: Talk, opinion: str) -> None:
+    if memory is None:
+        return
+    try:
+        note(f"Saved as {opinion}: {memory.keep(side, talk, opinion)}")
+    except TrainError as error:
+        note(f"{error.what} {error.hint}")
 
 
-def _opening(system: str | None) -> list[dict[str, str]]:
+def _say(speaker: Speaker, talk: Talk, side: str, line: str, sampling: Sampling, *, named: bool) -> None:
+    talk.append({"role": "user", "content": line})
+    if named:
+        print_part(f"{side}: ")
+    answer = speaker.answer(talk, base=side == "base", sampling=sampling, say=print_part)
+    print_part("\n")
+    talk.append({"role": "assistant", "content": answer})
+
+
+def print_part(part: str) -> None:
+    """Print a part of a line at once; what comes from a model is shown and not obeyed."""
+    sys.stdout.write(printable(part))
+    sys.stdout.flush()
+
+
+def _opening(system: str | None) -> Talk:
     return [{"role": "system", "content": system}] if system else []
 
 

@@ -4,6 +4,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -288,6 +289,12 @@ def chat_command(
     temperature: Annotated[
         float, typer.Option("--temperature", min=0, help="0 gives the same words every time.")
     ] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Of the likeliest tokens, this share.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Of the likeliest tokens, so many; 0 takes all.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Repeats what is drawn by lot.")] = 0,
+    save: Annotated[
+        str, typer.Option("--save", metavar="good|bad", help="Write what was said into the store, as a row.")
+    ] = "",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -296,17 +303,23 @@ def chat_command(
     \b
     curate chat r1 --compare --prompt "How do I return my boat?"
     """
+    if save not in ("", "good", "bad"):
+        raise typer.BadParameter("good or bad", param_hint="--save")
     from schemas.store import store_path
-    from train.chatting import ask, converse
+    from train.answering import Sampling
+    from train.chatting import Memory, ask, converse
     from train.loading import find_adapter
     from train.narrating import show_answers
 
     folder, _ = find_adapter(store_path(store), adapter)
     sides = ("base", "adapter") if compare else ("base",) if base else ("adapter",)
+    sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
+    memory = Memory(store_path(store), folder, sampling)
     if not prompt:
-        converse(folder, sides, system=system, max_tokens=max_tokens, temperature=temperature)
+        converse(folder, sides, system=system, sampling=sampling, memory=memory, opinion=save)
         return
-    answered = ask(folder, prompt, sides, system=system, max_tokens=max_tokens, temperature=temperature)
+    keep = partial(memory.keep, opinion=save) if save else None
+    answered = ask(folder, prompt, sides, system=system, sampling=sampling, keep=keep)
     print_json(answered) if as_json else show_answers(answered)
 
 

@@ -198,7 +198,7 @@ def show_retraining(retraining: Retraining) -> None:
 
 def show_answers(answered: Iterable[Mapping[str, str]]) -> None:
     """Print each question with the answer of each side below it."""
-    names = {"prompt": "›", "base": "before:", "adapter": "after: "}
+    names = {"prompt": "›", "base": "before:", "adapter": "after: ", "saved": "saved: "}
     for place, answer in enumerate(answered):
         if place:
             print_line("")
