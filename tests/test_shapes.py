@@ -135,6 +135,26 @@ def test_a_cell_that_cannot_be_read_is_a_problem_and_its_neighbours_are_read(cel
     assert found.turns["row"].to_list() == [0, 0, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("shape", "turn"),
+    [
+        ("messages", '{"role": "user", "content": "a", "content": "b"}'),
+        ("messages", '{"role": "user", "content": "a", "role": "system"}'),
+        ("messages", '{"role": "user", "content": "a", "name": "x", "name": "x"}'),
+        ("messages", '{"role": "user", "content": null, "content": "b"}'),
+        ("sharegpt", '{"from": "human", "value" : "a", "value": "b"}'),
+    ],
+)
+def test_a_turn_with_a_key_twice_is_a_problem_of_its_row_alone(shape, turn):
+    name = "conversations" if shape == "sharegpt" else shape
+    answer = '{"from": "gpt", "value": "\\"a\\": b"}' if shape == "sharegpt" else json.dumps(ANSWER)
+    fine = answer.replace("gpt", "human").replace("assistant", "user")
+    found = read(shape, {name: [f"[{turn}, {answer}]", f"[{fine}, {answer}]", f"[{fine}, {answer}, {turn}]"]})
+    assert problems(found) == [(0, "duplicate-key"), (2, "duplicate-key")]
+    assert found.problems["reason"].to_list() == ["Turn 1 has a key twice.", "Turn 3 has a key twice."]
+    assert len(talk(found, 1)) == 2
+
+
 def test_brackets_inside_texts_nest_nothing():
     cell = json.dumps([{"from": "human", "value": '\\"[{' * 600}, {"from": "gpt", "value": "Hello"}])
     assert problems(read("sharegpt", {"conversations": [cell]})) == []

@@ -23,6 +23,7 @@ PROBLEM_SENTENCES = {
     "too-deep": "Lists and objects stand inside each other at most 500 times.",
     "not-a-list": "A cell with turns holds a list.",
     "empty-conversation": "A conversation has turns.",
+    "duplicate-key": "No key stands in an object twice.",
     "missing-role": "Every turn says who speaks.",
     "unknown-role": "Every turn is by somebody whose role is known.",
     "broken-tool-call": "Tool calls are a list of objects.",

@@ -22,6 +22,8 @@ ROLE_KEYS = ("from", "role", "speaker", "author")
 TEXT_KEYS = ("value", "content", "text", "message")
 TRAIN_KEYS = ("train", "weight", "loss", "trainable")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+KEY = r'"\s*:'
+"""Every key of an object ends in a match; not every match ends a key."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of a content part that are words; any other part (image_url, input_audio …) cannot be trained on here."""
 
@@ -100,7 +102,7 @@ def read(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> Read:
     spoken = _spoken(found)
     turns, doubled = with_system(_turns(spoken, found), mapping.column(table, "system"))
     tools, broken_tools = read_tools(mapping.column(table, "tools"))
-    problems = [unreadable, _missing(cells, spoken), *_problems(spoken), doubled, broken_tools]
+    problems = [unreadable, _missing(cells, spoken), _twice(spoken, found), *_problems(spoken), doubled, broken_tools]
     return without_problems(turns, tools, problems)
 
 
@@ -175,6 +177,28 @@ def _elements(wanted: pl.DataFrame, found: pl.DataFrame) -> Iterator[tuple[int, 
         elements = list(items(cell))
         for position in positions:
             yield row, position, members(elements[position - 1])
+
+
+_TWICE = """
+    SELECT row, position FROM (
+        SELECT row, generate_subscripts(turns, 1) AS position, json_keys(unnest(turns)) AS keys
+        FROM (SELECT row, from_json(cell, '["JSON"]') AS turns FROM doubtful)
+    )
+    WHERE len(keys) <> len(list_distinct(keys))
+"""
+
+
+def _twice(spoken: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    """Problems of turns with a key twice: which of its texts is meant nobody can tell.
+
+    A list with as many ends of keys as its turns have roles and texts has no others; only the rest is looked at.
+    """
+    said = pl.col("name").is_not_null().cast(pl.Int64) + pl.col("kind").is_not_null().cast(pl.Int64)
+    known = spoken.group_by("row").agg(said.sum().alias("known"))
+    ends = pl.col("cell").str.count_matches(KEY)
+    doubtful = found.join(known, on="row", how="left", maintain_order="left").filter(ends > pl.col("known"))
+    twice = query_frames(_TWICE, doubtful=doubtful) if doubtful.height else doubtful.select("row", position="row")
+    return problem(twice, "duplicate-key", pl.format("Turn {} has a key twice.", "position"))
 
 
 def _problems(spoken: pl.DataFrame) -> list[pl.DataFrame]:
