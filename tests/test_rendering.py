@@ -587,7 +587,7 @@ def test_many_are_rendered_by_several_processes_to_the_same_frame(sample, monkey
 
 def test_a_process_that_ends_early_is_an_error_and_not_a_shorter_frame(capfd):
     with pytest.raises(RuntimeError, match="A process that helps ended early"):
-        list(spread(bytes.fromhex, ("not hex",), [b"1", b"2"], 2))
+        list(spread(bytes.fromhex, ("not hex",), [bytes, bytes], 2))
     assert "ValueError" in capfd.readouterr().err
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 
 import polars as pl
@@ -99,7 +100,7 @@ def _by_many(chunks: list[pl.DataFrame], script: Script, processes: int) -> Iter
     """The chunks rendered by several processes, in order."""
     _ = script.tokenizer.words  # found out once, here, and handed on with the tokenizer
     arguments = (script.template, script.tokenizer, script.reasoning)
-    return map(pl.read_ipc, spread(_worker, arguments, map(_as_bytes, chunks), processes))
+    return map(pl.read_ipc, spread(_worker, arguments, (partial(_as_bytes, chunk) for chunk in chunks), processes))
 
 
 def _worker(template: Template, tokenizer: Tokenizer, reasoning: Reasoning) -> Work:

@@ -20,11 +20,14 @@ from typing import IO, Any
 
 Work = Callable[[bytes], bytes]
 
+Parcel = Callable[[], bytes]
+"""Makes a parcel when its turn comes: all of them at once would be the whole data a second time."""
+
 SIZE = 8
 """Bytes in which the length of a parcel is told before it."""
 
 
-def spread(make: Callable[..., Work], arguments: tuple[Any, ...], parcels: Iterable[bytes], n: int) -> Iterator[bytes]:
+def spread(make: Callable[..., Work], arguments: tuple[Any, ...], parcels: Iterable[Parcel], n: int) -> Iterator[bytes]:
     """`make(*arguments)` is called in each of `n` processes; what it returns turns one parcel into another.
 
     `make` is a function of a module and `arguments` can be pickled. Raises `RuntimeError` when a process ends early;
@@ -33,10 +36,10 @@ def spread(make: Callable[..., Work], arguments: tuple[Any, ...], parcels: Itera
     setup = pickle.dumps((make, arguments))
     idle: SimpleQueue[_Helper] = SimpleQueue()
 
-    def ask(parcel: bytes) -> bytes:
+    def ask(parcel: Parcel) -> bytes:
         helper = idle.get()
         try:
-            return helper.ask(parcel)
+            return helper.ask(parcel())
         finally:
             idle.put(helper)
 
