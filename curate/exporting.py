@@ -7,6 +7,7 @@ and a card. Every file is read back the way an import reads it before anything g
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -364,14 +365,15 @@ def in_place(to: Path, *, force: bool) -> Iterator[Path]:
 
     A folder is made, a file is left to the block. Raises `ExportError` when `to` is taken or cannot be written.
     """
-    to = to.absolute()
+    to = to.resolve() if to.is_dir() else to.absolute()  # a link to a folder stays one
     _check_target(to, force=force)
-    temporary = to.with_name(f".{to.stem}.partial{to.suffix}")
-    _remove(temporary)
+    temporary = to.with_name(f".{to.stem}.{os.getpid()}.partial{to.suffix}")
+    _refuse_taken(temporary)
     try:
         if to.suffix not in SUFFIXES:
             temporary.mkdir()
         yield temporary
+        _check_target(to, force=force)  # another export may have come first
         _move(temporary, to)
     except OSError as error:
         raise ExportError(
@@ -398,6 +400,13 @@ def _check_target(to: Path, *, force: bool) -> None:
         )
 
 
+def _refuse_taken(temporary: Path) -> None:
+    if os.path.lexists(temporary):
+        raise ExportError(
+            f"{temporary} is in the way: it lies where this export would be written first.", f"rm -r {temporary}"
+        )
+
+
 def _strange_entries(folder: Path) -> list[str]:
     data = {f"{side}{suffix}" for side in SPLITS for suffix in SUFFIXES}
     known = {PROOF, CARD, LEFT_OUT, SCORES, ORIGINS, *data}
@@ -409,8 +418,8 @@ def _move(temporary: Path, to: Path) -> None:
     if not to.is_dir():
         temporary.replace(to)
         return
-    old = to.with_name(f".{to.name}.replaced")
-    _remove(old)
+    old = to.with_name(f".{to.name}.{os.getpid()}.replaced")
+    _refuse_taken(old)
     to.rename(old)
     try:
         temporary.rename(to)

@@ -233,6 +233,46 @@ def test_what_is_there_is_refused_and_replaced_only_by_force(store, tmp_path):
         export(store, tmp_path / "bundle", force=True)
 
 
+def test_what_lies_beside_an_export_is_not_touched(store, tmp_path):
+    kept = [tmp_path / name / "mine" for name in (".bundle.partial", ".bundle.replaced")]
+    for file in kept:
+        file.parent.mkdir()
+        file.write_text("precious")
+    export(store, tmp_path / "bundle")
+    export(store, tmp_path / "bundle", force=True)
+    assert [file.read_text() for file in kept] == ["precious", "precious"]
+
+
+@pytest.mark.parametrize("name", ["bundle", "all.jsonl"])
+def test_of_two_exports_at_once_one_is_done_and_the_other_says_why_not(store, tmp_path, curate, name):
+    code = (
+        "import sys; from curate import exporting; from curate.cli import main\n"
+        "write = exporting._write_files\n"
+        "def slowly(*given):\n"
+        "    print('writing', flush=True); sys.stdin.readline(); return write(*given)\n"
+        "exporting._write_files = slowly; main()"
+    )
+    to = ["export", "support@1", "--to", name, "--split", "all", "--store", str(store)]
+    slow = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, *to], cwd=tmp_path, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert slow.stdout.readline() == "writing\n"
+    assert curate(*to).returncode == 0
+    _, said = slow.communicate("\n")
+    assert slow.returncode == 1
+    assert said.startswith(f"Error: {tmp_path / name} is there already.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["x.duckdb", name])
+
+
+def test_a_link_to_an_empty_folder_stays_a_link(store, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "bundle").symlink_to("disk")
+    export(store, tmp_path / "bundle")
+    assert (tmp_path / "bundle").is_symlink()
+    assert (tmp_path / "disk" / "version.json").is_file()
+
+
 def test_one_file_needs_to_know_its_side(store, tmp_path):
     with pytest.raises(ExportError, match="two sides"):
         export(store, tmp_path / "out.jsonl")
