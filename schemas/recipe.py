@@ -143,9 +143,10 @@ class TrainSection(Section):
 
     engine: str = Field("unsloth", description="unsloth or transformers")
     model: str = Field("", description="folder or name of the base model")
-    method: Literal["auto", "qlora", "lora"] = Field(
+    method: Literal["auto", "qlora", "lora", "full"] = Field(
         "auto",
-        description="adapter on a 4-bit base (qlora) or on the base as it is (lora); auto: qlora on a GPU",
+        description="adapter on a 4-bit base (qlora) or on the base as it is (lora), or all weights (full); "
+        "auto: qlora on a GPU",
     )
     template: str = Field("tokenizer", description="the tokenizer's own, a known name, or a Jinja file")
     max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")

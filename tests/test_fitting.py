@@ -10,9 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 from stores import add, chat
-from training import SECRET, TINY, make_project, section, train
+from training import SECRET, TINY, command, make_project, section, train
 
-from schemas.errors import TrainError
+from schemas.errors import ExportError, TrainError
 from schemas.run import read_manifest, read_runs
 from schemas.store import reading
 from train import engines, fitting
@@ -335,3 +335,29 @@ def test_a_run_in_four_bits_says_so(project):
     assert run["manifest"]["engine"]["method"] == "qlora"
     assert json.loads((project.parent / "adapters/r1/adapter_config.json").read_text())["r"] == 8
     assert fitting.pick_method("auto") == "lora"
+
+
+def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(project, monkeypatch):
+    from train.answering import speak_for
+    from train.handing_over import find_source
+    from train.verifying import verify
+
+    settings = ("--set=train.method=full", "--set=train.learning_rate=2e-3", "--set=train.eval_every=8")
+    run = train(project.parent, *settings)
+    folder, metrics = project.parent / "adapters/r1", run["manifest"]["metrics"]
+    assert metrics["eval_loss"] < metrics["eval_loss_base"] - 1
+    assert metrics["eval_loss_base"] == pytest.approx(7.858, abs=0.01)
+    assert run["manifest"]["engine"]["trainable_parameters"] > 1_500_000
+    assert not (folder / "adapter_config.json").exists()
+    assert verify(project, "r1").proven
+    speaker = speak_for(folder)
+    question = [{"role": "user", "content": "What about the blue tent?"}]
+    assert speaker.answer(question).startswith("Hello!")
+    with pytest.raises(TrainError, match="its base is not in it"):
+        speaker.answer(question, base=True)
+    with pytest.raises(ExportError, match="is a whole model"):
+        find_source(project, "r1")
+    again = subprocess.run(command("retrain", "r1", "--json"), cwd=project.parent, capture_output=True, check=False)
+    assert json.loads(again.stdout)["identical"]
+    (folder / "model.safetensors").unlink()
+    assert not verify(project, "r1").proven

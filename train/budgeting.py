@@ -115,6 +115,8 @@ def budget(folder: Path, recipe: TrainSection, tokens: int, gpu: str) -> Budget:
     model's config is of a kind that this does not count.
     """
     chip = find_chip(gpu)
+    if recipe.method == "full":
+        raise TrainError("The budget counts adapters, not method full.", "Leave --gpu out; batch = auto measures.")
     shape = read_shape(folder)
     parts = {name: size / GIB for name, size in _parts(shape, recipe).items()}
     allowed = min(chip.memory, recipe.max_memory or chip.memory)

@@ -76,6 +76,10 @@ def find_source(store: Path, target: str) -> Source:
     """
     adapter, _ = find_adapter(store, target)
     source = Source(adapter, *_base(adapter))
+    if source.manifest.engine["method"] == "full":
+        raise ExportError(
+            f"{adapter} is a whole model, not an adapter.", "There is nothing to merge: serve the folder."
+        )
     _check_base(source)
     _check_rendering(source)
     return source

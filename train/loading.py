@@ -17,7 +17,7 @@ from schemas.recipe import digest
 from schemas.run import Manifest, Run, find_run, read_runs
 from schemas.store import reading
 
-Method = Literal["qlora", "lora"]
+Method = Literal["qlora", "lora", "full"]
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """What is fetched of a model on the hub: no pickles, no code."""
@@ -71,8 +71,10 @@ def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
 
 def find_base(adapter: Path, manifest: Manifest) -> Path:
     """The folder of the base model that an adapter was trained on: where it lay then, else by its name."""
-    noted = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    name = noted if Path(noted).is_dir() else manifest.model.name
+    name = manifest.model.name
+    if manifest.engine["method"] != "full":
+        noted = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        name = noted if Path(noted).is_dir() else name
     return find_model(name, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
 
 
@@ -88,16 +90,16 @@ def pick_method(wanted: str) -> Method:
         import torch
 
         return "qlora" if torch.cuda.is_available() else "lora"
-    return "qlora" if wanted == "qlora" else "lora"
+    return "full" if wanted == "full" else "qlora" if wanted == "qlora" else "lora"
 
 
 def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False) -> Any:
-    """The base model's weights in memory: on the GPU in 16 bits (qlora: 4), on a CPU in fp32 (qlora: 4)."""
+    """The base model's weights in memory: on the GPU in 16 bits (qlora: 4, full: 32), on a CPU in fp32 (qlora: 4)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
-    dtype = _dtype(on_gpu=on_gpu)
+    dtype = torch.float32 if method == "full" else _dtype(on_gpu=on_gpu)  # small steps would be lost in 16 bits
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,

@@ -19,7 +19,7 @@ from train.distributing import Processes
 from train.engines import Step
 from train.fitting import train_version
 from train.loading import find_adapter
-from train.saving import ADAPTER_FILE
+from train.saving import weights_of
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -119,7 +119,10 @@ def largest_difference(one: Path, other: Path) -> float | None:
     """The largest absolute difference between two adapters' weights; None when they have other names or shapes."""
     from safetensors.torch import load_file
 
-    ours, theirs = load_file(one / ADAPTER_FILE), load_file(other / ADAPTER_FILE)
+    ours, theirs = (
+        {name: tensor for path in weights_of(folder) for name, tensor in load_file(path).items()}
+        for folder in (one, other)
+    )
     if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
         return None
     return max(float((ours[name].float() - theirs[name].float()).abs().max()) for name in ours)

@@ -32,7 +32,8 @@ def save_adapter(folder: Path, manifest: Manifest, model: Path, template: Templa
     The manifest is written last. Two files are not among those it names: the card, since people edit cards, and
     the adapter's settings, which say where the base model lies on this machine; the adapter's digest has the rest.
     """
-    _write_config(folder / CONFIG_FILE, manifest, model)
+    if (folder / CONFIG_FILE).exists():
+        _write_config(folder / CONFIG_FILE, manifest, model)
     write_tokenizer(folder, model, template)
     write_ledger(ledger, folder)
     (folder / "recipe.json").write_text(_json(manifest.recipe), encoding="utf-8")
@@ -45,10 +46,22 @@ def save_adapter(folder: Path, manifest: Manifest, model: Path, template: Templa
 
 
 def adapter_digest(folder: Path) -> str:
-    """SHA-256 over the adapter's tensors file and its settings, without the base model's place on this machine."""
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    """SHA-256 over the tensors' files and their settings, without the base model's place on this machine."""
+    settings = settings_of(folder)
+    config = json.loads(settings.read_text(encoding="utf-8"))
     config.pop("base_model_name_or_path", None)
-    return digest({ADAPTER_FILE: file_digest(folder / ADAPTER_FILE), CONFIG_FILE: config})
+    return digest({path.name: file_digest(path) for path in weights_of(folder)} | {settings.name: config})
+
+
+def settings_of(folder: Path) -> Path:
+    """The settings of an adapter, or of a model that was tuned whole."""
+    adapter = folder / CONFIG_FILE
+    return adapter if adapter.exists() else folder / "config.json"
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The files with an adapter's tensors, or with those of a model that was tuned whole."""
+    return [folder / ADAPTER_FILE] if (folder / CONFIG_FILE).exists() else sorted(folder.glob("model*.safetensors"))
 
 
 def _write_config(path: Path, manifest: Manifest, model: Path) -> None:
@@ -81,15 +94,18 @@ def card(manifest: Manifest) -> str:
     """The model card: what the adapter is, what it was trained on, how to use it, and the digests that prove it."""
     m = manifest
     base, on_hub, table = provenance(m)
+    whole = m.engine["method"] == "full"
+    kind = "All weights of" if whole else "A LoRA adapter for"
+    loader = "AutoModelForCausalLM" if whole else "AutoPeftModelForCausalLM"
     return f"""---
-library_name: peft
+library_name: {"transformers" if whole else "peft"}
 pipeline_tag: text-generation
-{on_hub}tags: [lora, curate]
+{on_hub}tags: [{"full" if whole else "lora"}, curate]
 ---
 
 # {m.data.version}, run {m.run}
 
-A LoRA adapter for {base}, trained with curate {m.curate} on version `{m.data.version}` of a dataset.
+{kind} {base}, trained with curate {m.curate} on version `{m.data.version}` of a dataset.
 
 | what | which |
 | --- | --- |
@@ -104,7 +120,7 @@ A LoRA adapter for {base}, trained with curate {m.curate} on version `{m.data.ve
     curate chat . --prompt "…"      # in this folder
     curate verify .                 # proves the table above
 
-or in Python: `AutoPeftModelForCausalLM.from_pretrained(folder)` with the tokenizer and chat template in this folder.
+or in Python: `{loader}.from_pretrained(folder)` with the tokenizer and chat template in this folder.
 `ledger.parquet` says of every conversation whether it was trained, cut or left out, and why.
 """
 

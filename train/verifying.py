@@ -24,7 +24,7 @@ from train.fitting import machine_facts, package_versions, token_facts, use_thre
 from train.ledger import LEDGER_FILE, settle, trainable
 from train.loading import file_digest, find_adapter, find_base, model_digest
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template
-from train.saving import ADAPTER_FILE, CONFIG_FILE, adapter_digest
+from train.saving import adapter_digest, settings_of, weights_of
 from train.windowing import render_as
 
 State = Literal["same", "differs", "unchecked"]
@@ -88,7 +88,8 @@ def _files(adapter: Path, manifest: Manifest) -> Iterator[Check]:
     for name, expected in manifest.files.items():
         path = adapter / name
         yield _compared(f"file {name}", expected, file_digest(path) if path.exists() else "missing")
-    if all((adapter / name).exists() for name in (ADAPTER_FILE, CONFIG_FILE)):
+    parts = [*weights_of(adapter), settings_of(adapter)]
+    if len(parts) > 1 and all(path.exists() for path in parts):
         yield _compared("adapter", manifest.adapter_digest or "none", adapter_digest(adapter))
     else:
         yield Check("adapter", "differs", manifest.adapter_digest or "none", "missing")

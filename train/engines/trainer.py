@@ -140,6 +140,7 @@ def arguments(job: Job, engine: Mapping[str, Any], size: Size | None = None) -> 
     free = {"lr_scheduler_type": "linear", "warmup_steps": 0.03, "optim": "adamw_torch_fused", **engine}
     extra = {key: value for key, value in recipe.extra.items() if key not in OURS}
     _check_extra(extra, named)
+    _check_adapter_keys(job)
     return SFTConfig(**named, **(free | extra))
 
 
@@ -172,10 +173,17 @@ def _check_extra(extra: Mapping[str, Any], named: Mapping[str, Any]) -> None:
             raise TrainError(f"train.extra.{key} is no argument of the trainer.", hint)
 
 
+def _check_adapter_keys(job: Job) -> None:
+    named = [key for key in LORA_KEYS if key in job.recipe.extra]
+    if named and job.method == "full":
+        raise TrainError(f"train.extra.{named[0]} is of an adapter, and method full has none.", "Leave it out.")
+
+
 def train(job: Job, loaded: Loaded) -> Fit:
     """Settle the size of a pass, train from the start or from `job.resume`, save the adapter, measure. The one way."""
     if job.samples is not None:
         check_samples(job.samples, loaded.tokenizer)
+    untouched = held_out_loss(loaded.model, job.held_out) if job.method == "full" else None
     trial = _trial(job, loaded)
     size = job.size or (fastest(trial) if trial else written_size(job.recipe, world(), loaded.kinds[-1]))
     steps_down: list[dict[str, Any]] = []
@@ -187,7 +195,7 @@ def train(job: Job, loaded: Loaded) -> Fit:
         size, job = _step_down(job, loaded, size, fitted)
         steps_down.append({"step": fitted.step, "batch": size.batch, "accumulate": size.accumulate})
     facts = {"trial": [found.as_json() for found in trial], "steps_down": steps_down, "gpus": world()}
-    return Fit(metrics=_settle(job, fitted), facts=_facts(job, loaded, fitted.trainer, size) | facts)
+    return Fit(metrics=_settle(job, fitted, untouched), facts=_facts(job, loaded, fitted.trainer, size) | facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,10 +357,10 @@ def save(model: Any, folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True)
 
 
-def _settle(job: Job, done: _Done) -> dict[str, float]:
+def _settle(job: Job, done: _Done, untouched: float | None) -> dict[str, float]:
     """Save the adapter, the best one where held-out losses were taken on the way, and say what was measured."""
     model = done.trainer.model
-    losses = _losses(model, job.held_out)
+    losses = _losses(model, job.held_out, untouched)
     best = take_best(done.watch.best, job.adapter, losses["eval_loss"]) if done.watch.evaluations else None
     if best is None:
         save(model, job.adapter)
@@ -372,7 +380,7 @@ def _facts(job: Job, loaded: Loaded, trainer: SFTTrainer, size: Size) -> dict[st
         "base_dtype": str(trainer.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
         "optimizer": str(trainer.args.optim).rsplit(".", 1)[-1].lower(),
         "schedule": str(trainer.args.lr_scheduler_type).rsplit(".", 1)[-1].lower(),
-        "target_modules": sorted(trainer.model.peft_config["default"].target_modules),
+        "target_modules": [] if job.method == "full" else sorted(trainer.model.peft_config["default"].target_modules),
         "batch": size.batch,
         "accumulate": size.accumulate,
         "checkpointing": size.checkpointing,
@@ -440,10 +448,15 @@ def _check_tokens(handed_over: pl.DataFrame, dataset: Dataset) -> None:
         )
 
 
-def _losses(model: Any, held_out: pl.DataFrame) -> dict[str, float]:
-    """The held-out loss with the adapter and without it; empty when nothing was held out."""
+def _losses(model: Any, held_out: pl.DataFrame, untouched: float | None) -> dict[str, float]:
+    """The held-out loss with the adapter and without it; empty when nothing was held out.
+
+    `untouched` is the latter where all weights were trained, so that it had to be taken before.
+    """
     if held_out.is_empty():
         return {}
-    with model.disable_adapter():
-        before = held_out_loss(model, held_out)
+    before = untouched
+    if before is None:
+        with model.disable_adapter():
+            before = held_out_loss(model, held_out)
     return {"eval_loss": held_out_loss(model, held_out), "eval_loss_base": before}

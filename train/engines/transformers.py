@@ -49,7 +49,8 @@ def load(job: Job) -> Loaded:
     model = load_model(job.model, job.method, trust_remote_code=trusted)
     model.config.use_cache = False  # with a cache, packed conversations attend to each other
     set_seed(job.recipe.seed)  # TRL seeds only after the adapter's first values are drawn
-    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora_arguments(job.recipe)))
+    if job.method != "full":
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora_arguments(job.recipe)))
 
     def switch(kind: Checkpointing) -> None:
         model.gradient_checkpointing_enable(

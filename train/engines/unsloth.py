@@ -81,10 +81,13 @@ def _load(unsloth: Any, job: Job) -> tuple[Any, Any]:
         max_seq_length=job.recipe.max_length,
         dtype=None if _on_gpu() else torch.float32,  # 16 bits differ between CPUs, fp32 is the same on all
         load_in_4bit=job.method == "qlora",
+        full_finetuning=job.method == "full",
         trust_remote_code=job.recipe.trust_remote_code,
         use_gradient_checkpointing=kind,
     )
     keep_trainable(model)
+    if job.method == "full":
+        return model, tokenizer
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
         random_state=job.recipe.seed,
