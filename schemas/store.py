@@ -84,6 +84,10 @@ def _create(path: Path) -> None:
     unfinished.unlink(missing_ok=True)
 
 
+_PERHAPS_FULL = (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException, duckdb.FatalException)
+"""Fatal is what no longer fits when the log is written over to the store; the log has it, and the next opening."""
+
+
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
     """Say in a sentence that the disk would not take what was written: it is full, or the file may not grow.
@@ -92,12 +96,12 @@ def _written(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException) as error:
+    except _PERHAPS_FULL as error:
         if not any(words in str(error) for words in DISK_IS_FULL):
             raise
         raise StoreError(
             f"The store {path} cannot be written: {_first_line(error)}",
-            "Free some disk space and run the command again; the store is as it was before it.",
+            "Free some disk space and run the command again; nothing is half done.",
         ) from error
 
 

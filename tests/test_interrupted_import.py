@@ -125,6 +125,29 @@ def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(large: Path, tmp_pa
     import_into(tmp_path, "curate.duckdb", large)
 
 
+def test_a_disk_that_is_full_when_the_log_is_written_over_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """The log takes what the store does not: a limit on the size of files stands for the disk."""
+    store = tmp_path / "x.duckdb"
+    with writing(store) as connection:
+        connection.execute("CREATE TABLE words AS SELECT md5(i::VARCHAR) AS word FROM range(20000) t(i)")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from schemas.store import writing\n"
+        "from schemas.errors import StoreError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); size = Path(sys.argv[1]).stat().st_size\n"
+        "try:\n"
+        "    with writing(Path(sys.argv[1])) as connection:\n"
+        "        connection.execute(\"SET checkpoint_threshold = '1KB'\")\n"
+        "        connection.execute('INSERT INTO words SELECT md5(i::VARCHAR) FROM range(20000, 30000) t(i)')\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "except StoreError as error: print(type(error.__cause__).__name__, error, error.hint)\n"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", code, str(store)], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(f"FatalException The store {store} cannot be written: ")
+    assert "Free some disk space" in ran.stdout
+    with reading(store) as connection:
+        assert connection.sql("SELECT count(*) FROM words").fetchall()[0][0] in (20000, 30000)
+
+
 def test_a_file_that_a_command_cannot_read_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(duckdb.IOException, match=r"ledger\.parquet"), writing(tmp_path / "curate.duckdb") as connection:
         connection.execute("FROM read_parquet('ledger.parquet')")
