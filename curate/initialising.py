@@ -13,6 +13,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from schemas.errors import RecipeError
+from schemas.file import write_whole
 from schemas.recipe import Recipe, Section
 
 TITLE = """\
@@ -27,7 +28,7 @@ def write_recipe(path: Path, *, replace: bool = False) -> None:
     if path.exists() and not replace:
         raise RecipeError(f"{path} is there already and stays as it is.", "Give another name, or --replace.")
     try:
-        path.write_text(recipe_text(), encoding="utf-8")
+        write_whole(path, recipe_text())
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error.strerror}.", "Check the folder and its rights.") from error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from duckdb import DuckDBPyConnection
 from curate.converting import OWN_COLUMNS
 from curate.mapping import ColumnMapping
 from schemas.errors import ExportError, SourceError
+from schemas.file import write_whole
 
 FORMATS = (".csv", ".jsonl")
 FORMULA_STARTS = ("=", "+", "-", "@")
@@ -230,10 +230,7 @@ def _options(rows: list[_Row], mappings: set[str]) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write the whole text, or leave no file."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
-        unfinished.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise ExportError(f"{path} cannot be written: {error.strerror}.", "Check the folder and its rights.") from error

@@ -303,7 +303,7 @@ def check_recipe(written: Mapping[str, Any], where: str) -> Recipe:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a mark in front
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe at {path}.", "curate init writes one.") from error
     except OSError as error:

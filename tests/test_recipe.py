@@ -1,9 +1,12 @@
 """The recipe: what a file and the options say, and every way of saying it wrongly, refused in a sentence."""
 
+import subprocess
+import sys
+
 import pytest
 
 from schemas.errors import RecipeError
-from schemas.recipe import load_recipe
+from schemas.recipe import check_recipe, load_recipe
 
 
 @pytest.fixture
@@ -48,3 +51,20 @@ def test_a_recipe_that_cannot_be_read_is_named(recipe, tmp_path):
     recipe.write_bytes(b"\xff")
     with pytest.raises(RecipeError, match="is no valid TOML"):
         load_recipe(recipe)
+
+
+def test_a_recipe_that_a_full_disk_cuts_off_is_none(tmp_path, curate):
+    """A limit on the size of files stands for the disk; an empty recipe would keep everything."""
+    code = "import resource; from curate.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99)); main()"
+    command = [sys.executable, "-P", "-c", code, "init"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("Error: curate.toml cannot be written: File too large.")
+    assert list(tmp_path.iterdir()) == []
+    assert curate("init").returncode == 0
+    assert load_recipe(tmp_path / "curate.toml") == check_recipe({}, "the test")
+
+
+def test_a_recipe_that_notepad_wrote_is_read(tmp_path):
+    (tmp_path / "curate.toml").write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
+    assert load_recipe(tmp_path / "curate.toml").train.steps == 7
