@@ -5,8 +5,10 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
+import errno
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from typer._click import Command
 
 INTERRUPTED = 130
+MOST_ROWS = 10**9
 START, DATA, REVIEW, VERSIONS, LOOK = "Start", "Data", "Review", "Versions", "Look"
 
 app = typer.Typer(
@@ -193,7 +196,7 @@ def rejects(
     code: Annotated[str | None, typer.Option(help="Only those refused by this rule.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Every row instead of groups.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Rows that --list shows.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=MOST_ROWS, help="Rows that --list shows.")] = 50,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write them to a .csv or .jsonl file to be mended.")
     ] = None,
@@ -552,15 +555,22 @@ register_training_commands(app)
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 explained failure, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without our characters shows their numbers
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (CurateError, ModuleNotFoundError) as error:
         explained = error if isinstance(error, CurateError) else _missing(error)
         if explained is None or os.environ.get("CURATE_DEBUG"):
             raise
-        typer.echo(f"Error: {explained.what}", err=True)
-        if explained.hint:
-            typer.echo(f"  → {explained.hint}", err=True)
+        _explain(explained)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None or os.environ.get("CURATE_DEBUG"):
+            raise
+        _explain(CurateError("What is printed cannot be written: the disk is full.", "Free some space."))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end of the process would try again
         sys.exit(1)
     except KeyboardInterrupt:  # while the commands are set up
         _say_interrupted()
@@ -574,6 +584,13 @@ def main() -> None:
         if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C
             _say_interrupted()
         raise
+
+
+def _explain(error: CurateError) -> None:
+    """What is wrong and what to do next, on two lines; names in it come from data."""
+    note(f"Error: {error.what}")
+    if error.hint:
+        note(f"  → {error.hint}")
 
 
 def _missing(error: ModuleNotFoundError) -> CurateError | None:

@@ -56,8 +56,8 @@ class GroupedHelp(TyperGroup):
 
 
 def print_json(value: object) -> None:
-    """Print `value` as JSON on stdout; dates and paths become text."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    """Print `value` as JSON on stdout; dates and paths become text, what a terminal would obey is escaped."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str).translate(_ESCAPED))
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
@@ -90,16 +90,22 @@ def printable(value: object) -> str:
     return str(value).translate(_VISIBLE)
 
 
+_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""What turns the direction of writing around, also of what stands behind it."""
+
 _VISIBLE = {
+    **dict.fromkeys(_BIDI, 0xFFFD),
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),  # C1: some terminals obey these too
 }
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *_BIDI)}
+"""For JSON, whose own escapes end at U+001F; read back it is the same."""
 
 
 def note(message: str) -> None:
     """Print a line for people on stderr."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,36 @@ def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate
     assert ran.returncode == 1
     assert "nothing" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("sign", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\u2066"])
+def test_no_output_turns_around_or_obeys_what_stands_in_the_data(
+    filled: Path, curate: Callable[..., Any], sign: str
+) -> None:
+    query = f"SELECT '{sign}evil' AS cell"
+    assert sign not in curate("sql", query).stdout
+    as_json = curate("sql", query, "--json").stdout
+    assert sign not in as_json
+    assert json.loads(as_json) == [{"cell": f"{sign}evil"}]
+    for wrong in (["rejects", "--source", sign], ["trace", f"{sign}:1"], ["export", f"{sign}@1", "--to", "x"]):
+        ran = curate(*wrong)
+        assert ran.returncode == 1
+        assert sign not in ran.stderr
+
+
+def test_a_terminal_without_our_characters_shows_their_numbers(filled: Path, curate: Callable[..., Any]) -> None:
+    ran = curate("sql", "SELECT 'ü…' AS cell", PYTHONIOENCODING="ascii")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "\\xfc\\u2026" in ran.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None:
+    command = [sys.executable, "-P", "-c", "from curate.cli import main; main()", "status"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, cwd=filled, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 2)
+    assert ran.stderr.startswith("Error: What is printed cannot be written: the disk is full.")
 
 
 def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[..., Any]) -> None:
