@@ -86,6 +86,26 @@ def test_the_merged_folder_renders_as_in_training(merged, trained):
     assert tokenizer.decode(ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_an_adapters_folder_is_what_peft_loads_and_vllm_and_tgi_ask_for(trained):
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from safetensors import safe_open
+    from transformers import AutoTokenizer
+
+    folder = trained / "adapters/r1"
+    with torch.inference_mode():
+        said = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.arange(30, 94)[None]).logits
+    assert torch.equal(said, logits(TINY, folder))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["bias"], settings["modules_to_save"]) == ("LORA", "none", None)
+    assert (settings["r"], settings["lora_alpha"], len(settings["target_modules"])) == (8, 16, 7)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert all(name.startswith("base_model.model.model.layers.") for name in names)
+    assert {name.rsplit(".", 2)[1] for name in names} == {"lora_A", "lora_B"}
+    assert AutoTokenizer.from_pretrained(folder).chat_template == (folder / "chat_template.jinja").read_text()
+
+
 def test_no_half_written_file_and_no_mark_is_left(merged):
     names = {path.name for path in merged.folder.iterdir()}
     assert names == {

@@ -1,6 +1,8 @@
 """GGUF: llama.cpp answers as the merged model does, each quantisation is measured, and the file names its data."""
 
 import json
+import re
+import resource
 import shutil
 import sys
 
@@ -162,3 +164,21 @@ def test_a_converter_that_fails_is_explained_by_its_last_line(project, files, tm
     with pytest.raises(ExportError, match=r"cannot convert .*: this model is too new"):
         convert(broken, project.parent / "merged/r1", tmp_path / "out.gguf", "f16", metadata={}, stop=None)
     assert sys.modules.get("convert_hf_to_gguf") is None
+
+
+@pytest.mark.parametrize(("kinds", "room"), [([], 2_000_000), (["q8_0"], 1_000_000)])
+def test_a_full_disk_leaves_no_file_under_the_final_name(project, files, tmp_path, kinds, room):
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    if kinds:
+        shutil.copy(files["f16"].path, folder)
+    before = sorted(folder.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(ExportError) as caught:
+            quantise_run(project, "r1", kinds, to=folder, check=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.search("disk (is|may be) full", f"{caught.value.what} {caught.value.hint}")
+    assert sorted(folder.iterdir()) == before

@@ -22,7 +22,7 @@ from train.go_templates import parse, render
 from train.handing_over import Source, beside, check_free, find_source, members_of, placed
 from train.llamacpp.server import serving
 from train.quantising import threads
-from train.rendering_engines import Asked, Ids, LlamaCpp
+from train.rendering_engines import Asked, Ids, LlamaCpp, many
 from train.talking import Address, Messages
 from train.translating import to_go
 
@@ -141,11 +141,11 @@ class Ollama:
 
     def prompts(self, asked: Sequence[Asked]) -> list[Ids | str | None]:
         """The ids of the rendering; nothing for a request with tools, which Ollama refuses for this template."""
-        return [self._prompt(one) for one in asked]
+        served = [one for one in asked if not _has_tools(one)]
+        found = iter(many(self._prompt, served))
+        return [None if _has_tools(one) else next(found) for one in asked]
 
-    def _prompt(self, asked: Asked) -> Ids | str | None:
-        if asked.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in asked.messages):
-            return None
+    def _prompt(self, asked: Asked) -> Ids:
         system, messages = collate(_with_system(asked.messages, self._system))
         text = render(self._template, {"System": system, "Messages": messages, "Tools": [], "Response": ""})
         body = {"content": text, "add_special": True, "parse_special": True}
@@ -158,6 +158,10 @@ class Ollama:
     def stops_at(self, token: int) -> str | None:
         """As llama.cpp does."""
         return self._llama.stops_at(token)
+
+
+def _has_tools(asked: Asked) -> bool:
+    return bool(asked.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in asked.messages)
 
 
 def _with_system(messages: Messages, system: str) -> Messages:

@@ -94,11 +94,11 @@ class LlamaCpp:
 
     def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
         """The ids of its rendering, read as it reads a prompt: with the beginning that the model's file asks for."""
-        return _many(self._prompt, asked)
+        return many(self._prompt, asked)
 
     def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
         """The ids of the texts."""
-        return _many(lambda one: self._ids(one.text, begin=False), asked)
+        return many(lambda one: self._ids(one.text, begin=False), asked)
 
     def _prompt(self, asked: Asked) -> Ids:
         body = {"messages": for_the_wire(asked.messages)} | ({"tools": list(asked.tools)} if asked.tools else {})
@@ -125,11 +125,11 @@ class Vllm:
 
     def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
         """The ids of its rendering."""
-        return _many(self._prompt, asked)
+        return many(self._prompt, asked)
 
     def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
         """The ids of the texts."""
-        return _many(lambda one: self._ids({"prompt": one.text, "add_special_tokens": False}), asked)
+        return many(lambda one: self._ids({"prompt": one.text, "add_special_tokens": False}), asked)
 
     def _prompt(self, asked: Asked) -> Ids:
         tools = {"tools": list(asked.tools)} if asked.tools else {}
@@ -163,7 +163,9 @@ def forced_stop(address: Address, token: int) -> str | None:
     return None if ended else f"it went on behind token {token}: {said['message'].get('content')!r}"
 
 
-def _many(ask: Callable[[Asked], Ids], asked: Sequence[Asked]) -> list[Ids | str]:
+def many(ask: Callable[[Asked], Ids], asked: Sequence[Asked]) -> list[Ids | str]:
+    """Ask a server several questions at a time; a refusal is its reason."""
+
     def one(question: Asked) -> Ids | str:
         try:
             return ask(question)

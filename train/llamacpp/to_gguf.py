@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ PRE_TOKENIZERS: Mapping[str, str] = {
 
 OUT_TYPES: Mapping[str, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """The converter's names of types by ours."""
+
+FULL = re.compile(r"No space left|File too large|quota exceeded|\d+ requested and \d+ written")
+"""How a full disk is told of by the system, and by NumPy, in the last line of the converter's log."""
 
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -75,9 +79,9 @@ def pre_tokenizer(model: Path) -> str | None:
 
 def _explained(log: str, model: Path, converter: Path) -> ExportError:
     lines = [line for line in log.strip().splitlines() if line.strip()] or ["it said nothing"]
-    if any("No space left" in line for line in lines):
+    if FULL.search(lines[-1]):
         return ExportError("The disk is full: the GGUF could not be written.", "Free some space, or give another --to.")
-    if any("pre-tokenizer was not recognized" in line for line in lines):
+    if "pre-tokenizer was not recognized" in lines[-1]:
         return ExportError(
             f"llama.cpp does not know the way in which the tokenizer in {model} cuts a text into words.",
             "A newer llama.cpp may: --llama-cpp DIR; until then serve the merged model with vLLM or TGI.",
