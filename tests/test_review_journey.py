@@ -7,7 +7,7 @@ from stores import add, chat
 from training import TINY
 
 pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
-from test_review_page import BROWSER, browser, press, signed_in
+from test_review_page import BROWSER, browser, open_chat, press, signed_in
 
 from curate.scoring import score_store
 from schemas.recipe import Recipe
@@ -26,17 +26,6 @@ def reviewer(argilla_server):
     return argilla_server, None, name, password, key
 
 
-def open_next(page, words):
-    """Go on to the conversation with these words in it; the page shows one at a time."""
-    for _ in range(3):
-        page.locator(".chat__item").first.wait_for()
-        if words in page.locator("body").inner_text():
-            return
-        page.keyboard.press("ArrowRight")
-        page.wait_for_timeout(500)
-    raise AssertionError(f"{words} is nowhere in {page.locator('body').inner_text()}")
-
-
 def test_what_a_person_does_in_the_page_is_what_a_training_sees(curate, tmp_path, browser, reviewer):
     server, *_ = reviewer
     shutil.copytree(TINY, tmp_path / "tiny")
@@ -46,17 +35,16 @@ def test_what_a_person_does_in_the_page_is_what_a_training_sees(curate, tmp_path
     assert curate("review", "push", "journey", "--blind", "0", *at).returncode == 0
     made = next(one["id"] for one in server.ask("GET", "me/datasets")["items"] if one["name"] == "journey")
     page, _ = signed_in(browser, reviewer)
-    page.goto(f"{server.url}/dataset/{made}/annotation-mode")
 
-    open_next(page, "On <b>its</b> way.")
+    open_chat(page, (server, made), "Monday")
     page.locator("label[for=decision_keep]").click()
     page.locator("label[for=turns_2]").click()
     press(page, "Submit")
-    open_next(page, "Nobody.")
+    open_chat(page, (server, made), "nobody")
     page.locator("label[for=decision_fix]").click()
     page.locator("[contenteditable=true]").first.fill("A model & <i>no more</i>.")
     press(page, "Submit")
-    open_next(page, "Rude.")
+    open_chat(page, (server, made), "rude")
     page.locator("label[for=quality_1]").click()
     page.locator("label[for=decision_drop]").click()
     press(page, "Submit")
