@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -32,6 +32,7 @@ def reading(path: Path) -> Iterator[DuckDBPyConnection]:
 
     Raises `StoreError` when there is no store, it is locked by a writer, newer than this release, or no store.
     """
+    _refuse_missing_folder(path)
     if not path.exists():
         raise StoreError(f"There is no store at {path}.", f"curate import FILE --store {path} makes one.")
     with _connected(path, read_only=True) as connection:
@@ -50,8 +51,7 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
     Leaving the block commits, an exception rolls back: a command is done whole or not at all.
     Raises `StoreError` as `reading` does.
     """
-    if not path.parent.is_dir():
-        raise StoreError(f"The folder {path.parent} for the store is not there.", f"mkdir -p {path.parent}")
+    _refuse_missing_folder(path)
     if not path.exists():
         _create(path)
     with _connected(path, read_only=False) as connection:
@@ -66,6 +66,13 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
             connection.commit()
 
 
+def _refuse_missing_folder(path: Path) -> None:
+    if path == Path():
+        raise StoreError("The name of the store is empty.", "An unset variable may stand in its place.")
+    if not path.parent.is_dir():
+        raise StoreError(f"The folder {path.parent} for the store is not there.", f"mkdir -p {path.parent}")
+
+
 def _create(path: Path) -> None:
     """Make an empty store beside `path` and give it that name when it is whole.
 
@@ -73,15 +80,24 @@ def _create(path: Path) -> None:
     is refused ever after. A link, unlike a rename, leaves a store alone that another process founded meanwhile.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with _connected(unfinished, read_only=False) as connection:
-        _migrate(connection, unfinished)
+    try:
+        with _written(path), _connected(unfinished, read_only=False) as connection:
+            _migrate(connection, unfinished)
+        _name(unfinished, path)
+    except StoreError as error:
+        raise StoreError(error.what.replace(str(unfinished), str(path)), error.hint) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def _name(unfinished: Path, path: Path) -> None:
     try:
         os.link(unfinished, path)
     except FileExistsError:
         pass
     except OSError:  # a file system without links
         unfinished.rename(path)
-    unfinished.unlink(missing_ok=True)
 
 
 _PERHAPS_FULL = (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException, duckdb.FatalException)
@@ -140,6 +156,8 @@ def _explained(path: Path, message: str) -> StoreError:
         )
     if "not a valid DuckDB" in message:
         return StoreError(f"{path} is not a curate store, nor any DuckDB file.", "Give another --store.")
+    if "No space left" in message:
+        return StoreError(f"There is no space left for the store {path}.", "Free some disk space and run this again.")
     return StoreError(f"The store {path} cannot be opened: {message.splitlines()[0]}", "Check the path and its rights.")
 
 

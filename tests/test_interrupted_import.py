@@ -148,6 +148,22 @@ def test_a_disk_that_is_full_when_the_log_is_written_over_is_said_in_a_sentence(
         assert connection.sql("SELECT count(*) FROM words").fetchall()[0][0] in (20000, 30000)
 
 
+def test_a_store_that_cannot_be_begun_leaves_nothing_and_is_named(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal; from pathlib import Path; from schemas.store import writing\n"
+        "from schemas.errors import StoreError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "try:\n"
+        "    with writing(Path('x.duckdb')): pass\n"
+        "except StoreError as error: print(error)\n"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("The store x.duckdb cannot be")
+    assert ".x.duckdb" not in ran.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_a_command_cannot_read_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(duckdb.IOException, match=r"ledger\.parquet"), writing(tmp_path / "curate.duckdb") as connection:
         connection.execute("FROM read_parquet('ledger.parquet')")
