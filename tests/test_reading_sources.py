@@ -53,6 +53,35 @@ def test_a_packed_file_that_is_cut_off_is_refused(tmp_path, pack, missing):
         rows(path, format="csv")
 
 
+def test_zstandard_may_begin_with_a_frame_of_other_data(tmp_path):
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
+    packed = skipped + zstandard.compress(b'{"a": "1"}\n') + skipped + zstandard.compress(b'{"a": "2"}\n')
+    assert rows(written(tmp_path / "a.jsonl.zst", packed)) == [{"a": "1"}, {"a": "2"}]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+def test_a_file_that_fails_while_it_is_read_is_named():
+    with pytest.raises(SourceError, match=r"/proc/self/mem cannot be read to its end: Input/output error"):
+        rows(Path("/proc/self/mem"))
+
+
+def test_the_name_of_nothing_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(written(tmp_path / "a.jsonl", "{}").parent)
+    with pytest.raises(SourceError, match="name of a file is empty"):
+        expand([""])
+
+
+def test_a_link_that_leads_nowhere_is_called_so(tmp_path):
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(SourceError, match="is a link to something that is not there, or to itself"):
+        expand([str(tmp_path / "self")])
+
+
+def test_lines_that_end_in_carriage_returns_are_named_though_a_cell_holds_a_newline(tmp_path):
+    with pytest.raises(SourceError, match="end in carriage returns alone"):
+        rows(written(tmp_path / "a.csv", 'question,answer\r"multi\nline",b\rc,d\r'))
+
+
 def test_an_unpacked_file_may_keep_the_name_of_a_packed_one(tmp_path):
     assert rows(written(tmp_path / "a.jsonl.gz", JSONL)) == ROWS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
     """
     if not stream.head().strip():
         raise SourceError(f"{stream.path} is empty.", "Leave it out, or export it again.")
-    if b"\n" not in stream.head() and b"\r" in stream.head():
+    if b"\r" in stream.head() and b"\n" not in _QUOTED.sub(b"", stream.head()):
         what = f"The lines of {stream.path} end in carriage returns alone, as on old Macs."
         raise SourceError(what, "Convert them: tr '\\r' '\\n' < FILE")
     data = np.frombuffer(stream.head(), np.uint8)
@@ -91,6 +92,10 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
     start, stop = layout.starts[layout.first[record]], layout.stops[layout.first[record] + layout.widths[record] - 1]
     _refuse_foreign_header(stream.path, data[start:stop].tobytes(), 1 + len(find(data[:start], NEWLINE)))
     return distinct(cell.decode() for cell in layout.cells_of(data, record))
+
+
+_QUOTED = re.compile(rb'"[^"]*"')
+"""What may hold a newline that ends no record."""
 
 
 def _refuse_foreign_header(path: str, header: bytes, line: int) -> None:

@@ -22,6 +22,8 @@ def expand(paths: Sequence[str]) -> list[str]:
 
 
 def _sources(path: str) -> list[str]:
+    if not path:
+        raise SourceError("The name of a file is empty.", "An unset variable may stand in its place.")
     if path == "-" or is_dataset(path) or Path(path).is_file():
         return [path]
     if Path(path).is_dir():
@@ -30,6 +32,8 @@ def _sources(path: str) -> list[str]:
         return _matches(path)
     if Path(path).exists():
         return [path]
+    if Path(path).is_symlink():
+        raise SourceError(f"{path} is a link to something that is not there, or to itself.", "ls -l shows where to.")
     raise SourceError(f"There is no file or folder {path}.", _nearest(Path(path)))
 
 
@@ -56,6 +60,6 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _nearest(path: Path) -> str:
-    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    names = [file.name for file in path.parent.iterdir() if file.exists()] if path.parent.is_dir() else []
     near = nearest_name(path.name, names)
     return f"Did you mean {path.parent / near}?" if near else "Check the path."

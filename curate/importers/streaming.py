@@ -42,6 +42,9 @@ HEAD = 1 << 20
 PARQUET = b"PAR1"
 """A Parquet file starts and ends with it."""
 
+SKIPPED, SKIPPED_FIRST = b"\x2a\x4d\x18", bytes(range(0x50, 0x60))
+"""A Zstandard file may begin with a frame of other data: the first byte is one of sixteen (RFC 8878, 3.1.2)."""
+
 BLOCK = 1 << 19
 """Bytes searched at a time: the mask of a block stays in the processor's cache, twice as fast as a chunk at once."""
 
@@ -185,6 +188,11 @@ class ByteStream:
             raise SourceError(
                 f"{self.path} is compressed, and damaged or cut off ({error}).", "Copy or export it again."
             ) from error
+        except OSError as error:
+            self._layers.close()
+            raise SourceError(
+                f"{self.path} cannot be read to its end: {error.strerror or error}.", "Check the disk or the network."
+            ) from error
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:
@@ -228,4 +236,5 @@ def _decompressed(file: Pushed, start: bytes) -> Readable:
     """By the first bytes and not by the name: browsers unpack a download and leave its name."""
     if start.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=io.BufferedReader(file, HEAD))  # a Pushed is a raw file
-    return Zstd(file) if start.startswith(zstandard.FRAME_HEADER) else file
+    is_zstd = start.startswith(zstandard.FRAME_HEADER) or (start[1:4] == SKIPPED and start[:1] in SKIPPED_FIRST)
+    return Zstd(file) if is_zstd else file
