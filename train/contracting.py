@@ -146,14 +146,14 @@ def _places(store: Path, target: str) -> tuple[Source, Places]:
     """The run of a target and what of it is to be asked: a run's exports, or the one thing that was named."""
     path = Path(target).expanduser()
     if path.suffix == ".gguf":
-        return find_source(store, _run_of(json.loads(_manifest_text(path)), store)), Places(gguf=path)
+        return find_source(store, _run_of(json.loads(_manifest_text(path)), store), weights=False), Places(gguf=path)
     if (path / MODELFILE).exists():
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return find_source(store, _run_of(manifest, store)), Places(ollama=path)
+        return find_source(store, _run_of(manifest, store), weights=False), Places(ollama=path)
     if (path / "config.json").exists():
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return find_source(store, _run_of(manifest, store)), Places(merged=path)
-    source = find_source(store, target)
+        return find_source(store, _run_of(manifest, store), weights=False), Places(merged=path)
+    source = find_source(store, target, weights=False)
     merged = beside(store, "merged", source.name)
     files = sorted(beside(store, "gguf", source.name).glob("*.gguf"), key=lambda file: file.stat().st_size)
     ollama = beside(store, "ollama", source.name)
@@ -173,7 +173,7 @@ def _manifest_text(path: Path) -> str:
 
 def _run_of(manifest: Mapping[str, Any], store: Path) -> str:
     """The run of the store that a manifest names. Raises `ExportError` when the store has another under that name."""
-    source = find_source(store, str(manifest["run"]))
+    source = find_source(store, str(manifest["run"]), weights=False)
     if source.manifest.adapter_digest != manifest["adapter_digest"]:
         raise ExportError(
             f"It was made of a run {source.name} of another store: the adapters' digests differ.", "Give its --store."

@@ -68,11 +68,12 @@ class Source:
         return Script(self.template, self.tokenizer, self.reasoning)
 
 
-def find_source(store: Path, target: str) -> Source:
+def find_source(store: Path, target: str, *, weights: bool = True) -> Source:
     """The adapter that `target` names, a run or a folder, with its base.
 
     Raises `TrainError` when there is none, `ExportError` when its base, its tokenizer, its template or its weights
-    are no longer those of its manifest.
+    are no longer those of its manifest. Without `weights` those are not read, which takes a while: for what only
+    renders.
     """
     adapter, _ = find_adapter(store, target)
     source = Source(adapter, *_base(adapter))
@@ -80,7 +81,8 @@ def find_source(store: Path, target: str) -> Source:
         raise ExportError(
             f"{adapter} is a whole model, not an adapter.", "There is nothing to merge: serve the folder."
         )
-    _check_base(source)
+    if weights:
+        _check_weights(source)
     _check_rendering(source)
     return source
 
@@ -113,7 +115,7 @@ def _base(adapter: Path) -> tuple[Path, Manifest]:
     return find_base(adapter, manifest), manifest
 
 
-def _check_base(source: Source) -> None:
+def _check_weights(source: Source) -> None:
     if model_digest(source.base) != source.manifest.model.digest:
         raise ExportError(
             f"The adapter in {source.adapter} was trained on another model than the one in {source.base}: their "

@@ -64,7 +64,7 @@ def gguf_to_serve(store: Path, target: str, quant: str = "") -> Path:
         if not path.is_file():
             raise ExportError(f"There is no file {path}.", "curate gguf RUN writes one.")
         return path
-    return gguf_of_run(store, find_source(store, target), quant)
+    return gguf_of_run(store, find_source(store, target, weights=False), quant)
 
 
 def vllm_command(store: Path, target: str, wish: Wish) -> list[str]:
@@ -75,7 +75,7 @@ def vllm_command(store: Path, target: str, wish: Wish) -> list[str]:
     program = shutil.which("vllm")
     if program is None:
         raise ExportError("vLLM is not installed.", "pip install vllm, on a machine with a GPU; or --engine llama.cpp.")
-    source = find_source(store, target)
+    source = find_source(store, target, weights=False)
     folder = beside(store, "merged", source.name)
     if not folder.is_dir():
         raise ExportError(f"Run {source.name} is not merged.", f"curate merge {source.name}")

@@ -95,7 +95,7 @@ def stored_dtype(base: Path) -> str:
         method = quantised.get("quant_method", "some way") if isinstance(quantised, dict) else "some way"
         raise ExportError(
             f"The base model in {base} is quantised ({method}); merged into it, the adapter's answers would move.",
-            "Merge into the 16- or 32-bit model that it was made from: put its folder in the adapter's place of it.",
+            "Train on the 16- or 32-bit model that it was made from: train.method = qlora quantises it in memory only.",
         )
     text = config.get("text_config") or {}
     return str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32")

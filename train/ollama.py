@@ -52,7 +52,7 @@ def write_ollama(store: Path, target: str, *, to: Path | None = None, quant: str
 
     Raises `ExportError` when there is no GGUF, or the template cannot be written for Ollama.
     """
-    source = find_source(store, target)
+    source = find_source(store, target, weights=False)
     gguf = gguf_of_run(store, source, quant)
     folder = (to or beside(store, "ollama", source.name)).resolve()
     check_free(folder)
