@@ -278,6 +278,9 @@ def _nothing_found(
     if not shapes:
         return SourceError(f"No shape has all of the fields {', '.join(asked)}.", "Leave one of them out.")
     missing = [name for name, field in SHAPES[shapes[0]].fields.items() if field.required and not asked.get(name)]
+    if not missing:
+        what = f"The columns {columns} cannot be read as {shapes[0]}: one stands for two fields, or does not fit."
+        return SourceError(what, "Give each field a column of its own.")
     return SourceError(
         f"For {shapes[0]}, no column is found for {' and '.join(missing)}; the columns are {columns}.",
         "Add " + " ".join(f"--map {name}=COLUMN" for name in missing),

@@ -475,6 +475,8 @@ def _taken(frame: pl.DataFrame, score: str, penalty: Penalty) -> float:
 
 def _scores_of(connection: DuckDBPyConnection, beginning: str) -> dict[str, Any]:
     found = connection.sql("SELECT * FROM scores WHERE starts_with(conversation, ?) LIMIT 2", params=[beginning]).pl()
+    if not beginning:
+        raise VersionError("The id is empty.", "curate sql 'SELECT conversation FROM scores LIMIT 5' shows some.")
     if found.height == 1:
         row: dict[str, Any] = found.row(0, named=True)
         return row

@@ -19,7 +19,7 @@ from curate.scorers import SCORERS
 from curate.scoring import check_not_empty, plan, scorer_names, stored_columns
 from schemas.conversation import FIRST_QUESTION_SQL
 from schemas.errors import RecipeError, nearest
-from schemas.expression import Expression
+from schemas.expression import Expression, told
 from schemas.recipe import Recipe, canonical_json, digest
 from schemas.store import reading, writing
 
@@ -171,7 +171,7 @@ def _column(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ..
         return _metadata_column(name)
     known = [*FACTS, *scorer_names(), *stored_columns(connection), *keys]
     raise RecipeError(
-        f"{rule.where}: {rule.text!r} reads {name}, which is not known{nearest(name, known)}",
+        f"{rule.where}: {told(rule.text)!r} reads {name}, which is not known{nearest(name, known)}",
         f"A rule can read {', '.join(dict.fromkeys([*FACTS, *scorer_names()]))} and {META}.COLUMN.",
     )
 
@@ -188,7 +188,7 @@ def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression)
         SELECT count(*) FROM conversations c
         WHERE {JUDGED} AND id NOT IN (SELECT conversation FROM scores WHERE {there})""").fetchall()[0][0]
     if count:
-        what = f"{rule.where}: {rule.text!r} reads {column}, which is not computed for {count:,} conversations."
+        what = f"{rule.where}: {told(rule.text)!r} reads {column}, which is not computed for {count:,} conversations."
         raise RecipeError(what, "curate score")
     return Column(f's."{column}"', score=column)
 
@@ -205,7 +205,7 @@ def _named_metadata_column(connection: DuckDBPyConnection, key: str, rule: Expre
     keys = _metadata_keys(connection)
     if key not in keys:
         listed = f"There are {', '.join(sorted(keys))}." if keys else "No source has columns beside the conversation."
-        what = f"{rule.where}: {rule.text!r} reads {META}.{key}, which no source has{nearest(key, keys)}"
+        what = f"{rule.where}: {told(rule.text)!r} reads {META}.{key}, which no source has{nearest(key, keys)}"
         raise RecipeError(what, listed)
     return _metadata_column(key)
 
@@ -277,9 +277,11 @@ def _judge(connection: DuckDBPyConnection, rules: Sequence[Expression], columns:
     try:
         connection.execute(query)
     except duckdb.Error as error:
-        raise RecipeError(f"The rules cannot be applied: {str(error).splitlines()[0]}", _CAST_HINT) from error
+        hint = _CAST_HINT if isinstance(error, duckdb.ConversionException) and META in query else _VALUES_HINT
+        raise RecipeError(f"The rules cannot be applied: {str(error).splitlines()[0][:300]}", hint) from error
 
 
+_VALUES_HINT = "A rule meets a value that it cannot reckon with; curate select --where tries one rule alone."
 _CAST_HINT = f"Metadata is text: write try_cast({META}.price AS DOUBLE), which gives NULL where it is no number."
 
 
@@ -288,7 +290,7 @@ def _condition(connection: DuckDBPyConnection, rule: Expression, columns: Mappin
     sql, kind = _in_facts(connection, rule, columns, facts)
     if kind != "BOOLEAN":
         raise RecipeError(
-            f"{rule.where}: {rule.text!r} is no condition, it gives {kind}.", "Compare it with something."
+            f"{rule.where}: {told(rule.text)!r} is no condition, it gives {kind}.", "Compare it with something."
         )
     return sql
 
@@ -307,7 +309,7 @@ def _in_facts(
     try:
         return sql, str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts}) LIMIT 0").types[0])
     except duckdb.Error as error:
-        raise RecipeError(f"{rule.where}: {rule.text!r}: {str(error).splitlines()[0]}", _CAST_HINT) from error
+        raise RecipeError(f"{rule.where}: {told(rule.text)!r}: {str(error).splitlines()[0]}", _CAST_HINT) from error
 
 
 def _write(connection: DuckDBPyConnection, selection: str, written: Mapping[str, str], recipe: Recipe) -> int:

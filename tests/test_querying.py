@@ -94,6 +94,39 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
     assert ran.stderr.startswith("Error: What is printed cannot be written: the disk is full.")
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["import", ""], "The name of a file is empty."),
+        (["status", "--store", ""], "The name of the store is empty."),
+        (["status", "--store", "nowhere/x.db"], "The folder nowhere for the store is not there."),
+        (["score", "--why", ""], "The id is empty."),
+        (
+            [
+                "import",
+                "rows.jsonl",
+                *["--group-by", "prompt", "--order-by", "response", "--role", "prompt", "--text", "prompt"],
+            ],
+            "The columns prompt, response cannot be read as long",
+        ),
+        (["select", "--where", "left(prompt, 99999999999) = 'x'"], ""),
+        (["select", "--where", " or ".join(f"words = {n}" for n in range(3000))], ""),
+    ],
+    ids=lambda given: str(given)[:40],
+)
+def test_what_cannot_be_meant_is_said_in_two_short_lines(
+    filled: Path, curate: Callable[..., Any], command: list[str], said: str
+) -> None:
+    if command[0] == "score":
+        assert curate("score").returncode == 0
+    ran = curate(*command)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"Error: {said}")
+    assert len(ran.stderr.splitlines()) == 2
+    assert len(ran.stderr) < 1000
+    assert "try_cast" not in ran.stderr
+
+
 def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[..., Any]) -> None:
     query = "SELECT x.i AS id, y.i AS id FROM range(2) x(i), range(5, 6) y(i) ORDER BY ALL"
     assert json.loads(curate("sql", query, "--json").stdout) == [{"id": 0, "id_2": 5}, {"id": 1, "id_2": 5}]
