@@ -4,7 +4,7 @@ import json
 
 import polars as pl
 import pytest
-from reading import only, raw, read, written
+from reading import only, raw, read, rows, written
 
 from curate.importers import open_source
 from schemas.errors import SourceError
@@ -217,3 +217,9 @@ def test_elements_that_are_no_objects_are_rejects(tmp_path):
 
 def test_an_empty_list_has_no_rows(tmp_path):
     assert sum(batch.table.height + batch.rejects.height for batch in read(written(tmp_path / "a.json", "[ ]\n"))) == 0
+
+
+def test_quotes_behind_many_backslashes_end_a_text_or_do_not(tmp_path):
+    texts = ["\\" * number + '"{[' * (number % 3) for number in range(40)]
+    path = written(tmp_path / "a.json", json.dumps([{"a": text, "b": text[::-1]} for text in texts]))
+    assert [(row["a"], row["b"]) for row in rows(path)] == [(text, text[::-1]) for text in texts]

@@ -214,12 +214,14 @@ def elements(data: Bytes) -> tuple[Positions, Positions, Positions]:
 
 def _unescaped(data: Bytes, quotes: Positions) -> Positions:
     """The quotes that stand behind an even number of backslashes."""
-    escaped = np.zeros(len(quotes), np.bool_)
-    before, running = quotes - 1, np.ones(len(quotes), np.bool_)
-    while (running := running & (before >= 0) & (data[np.maximum(before, 0)] == BACKSLASH)).any():
-        escaped ^= running
-        before -= 1
-    return quotes[~escaped]
+    behind = np.flatnonzero((quotes > 0) & (data[np.maximum(quotes - 1, 0)] == BACKSLASH))
+    if not len(behind):
+        return quotes
+    slashes = find(data, BACKSLASH)
+    begins = np.flatnonzero(np.diff(slashes, prepend=-2) > 1)  # of runs
+    last = slashes.searchsorted(quotes[behind] - 1)
+    run = begins[begins.searchsorted(last, "right") - 1]
+    return np.delete(quotes, behind[(last - run) % 2 == 0])
 
 
 def _find_brackets(data: Bytes) -> Positions:
