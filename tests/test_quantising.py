@@ -7,15 +7,17 @@ import shutil
 import sys
 
 import pytest
-from training import copy_project
+from training import copy_project, train
 
 from schemas.errors import ExportError
 from schemas.run import read_manifest
+from train.contracting import check_serving
 from train.differing import difference, model_logits, take_sample
 from train.handing_over import find_source, held_out_rows
 from train.llamacpp.finding import find_converter, find_quantiser
 from train.llamacpp.logits import evaluator
 from train.llamacpp.to_gguf import convert
+from train.merging import merge
 from train.quantising import quantise_run, read_metadata
 
 pytestmark = pytest.mark.slow
@@ -182,3 +184,19 @@ def test_a_full_disk_leaves_no_file_under_the_final_name(project, files, tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert re.search("disk (is|may be) full", f"{caught.value.what} {caught.value.hint}")
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_run_of_all_weights_is_handed_over_as_it_is(trained, tmp_path):
+    store = copy_project(trained, tmp_path / "copy")
+    train(store.parent, "--engine", "transformers", "--set=train.method=full", "--set=train.steps=2")
+    with pytest.raises(ExportError, match="r2 is a model already, there is nothing to merge"):
+        merge(store, "r2")
+    (file,) = quantise_run(store, "r2", [])
+    assert file.difference.largest <= 1e-3 * file.difference.scale
+    contract = check_serving(store, "r2")
+    assert contract.kept
+    assert [found.engine for found in contract.agreements] == [
+        "training, generation prompt",
+        "transformers, model",
+        "llama.cpp, r2-f16.gguf",
+    ]

@@ -114,11 +114,11 @@ def check_serving(
     begun = time.perf_counter()
     source, places = _places(store, target)
     cases, unrendered = _cases(store, source, limit)
-    absent = _absent(places, source.name)
+    absent = _absent(places, source)
     with ExitStack() as stack:
         engines: list[Engine] = [
             Trained(source),
-            Folder("transformers, adapter", source.adapter),
+            Folder("transformers, model" if source.whole else "transformers, adapter", source.adapter),
             *_folders(places),
             *_servers(places, stack),
             *_addressed(url, key, model, absent),
@@ -181,14 +181,14 @@ def _run_of(manifest: Mapping[str, Any], store: Path) -> str:
     return source.name
 
 
-def _absent(places: Places, run: str) -> dict[str, str]:
+def _absent(places: Places, source: Source) -> dict[str, str]:
     absent: dict[str, str] = {}
     if places != Places() and sum(place is not None for place in (places.merged, places.gguf, places.ollama)) == 1:
         return absent  # one thing was named, or there is one
-    if places.merged is None and places.gguf is None:
-        absent["merged model"] = f"curate merge {run}"
+    if places.merged is None and places.gguf is None and not source.whole:
+        absent["merged model"] = f"curate merge {source.name}"
     if places.gguf is None:
-        absent["llama.cpp"] = f"curate gguf {run}"
+        absent["llama.cpp"] = f"curate gguf {source.name}"
     return absent
 
 

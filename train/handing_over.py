@@ -46,6 +46,11 @@ class Source:
         """The name of the run."""
         return self.manifest.run
 
+    @property
+    def whole(self) -> bool:
+        """Whether all weights were trained: the run's folder is a model then, and stands on no base."""
+        return bool(self.manifest.engine["method"] == "full")
+
     @cached_property
     def template(self) -> Template:
         """The template that was trained."""
@@ -77,10 +82,6 @@ def find_source(store: Path, target: str, *, weights: bool = True) -> Source:
     """
     adapter, _ = find_adapter(store, target)
     source = Source(adapter, *_base(adapter))
-    if source.manifest.engine["method"] == "full":
-        raise ExportError(
-            f"{adapter} is a whole model, not an adapter.", "There is nothing to merge: serve the folder."
-        )
     if weights:
         _check_weights(source)
     _check_rendering(source)
@@ -112,11 +113,12 @@ def held_out_rows(store: Path, source: Source) -> pl.DataFrame:
 
 def _base(adapter: Path) -> tuple[Path, Manifest]:
     manifest = read_manifest(adapter)
-    return find_base(adapter, manifest), manifest
+    whole = manifest.engine["method"] == "full"
+    return adapter if whole else find_base(adapter, manifest), manifest
 
 
 def _check_weights(source: Source) -> None:
-    if model_digest(source.base) != source.manifest.model.digest:
+    if not source.whole and model_digest(source.base) != source.manifest.model.digest:
         raise ExportError(
             f"The adapter in {source.adapter} was trained on another model than the one in {source.base}: their "
             "digests differ.",

@@ -76,7 +76,7 @@ def vllm_command(store: Path, target: str, wish: Wish) -> list[str]:
     if program is None:
         raise ExportError("vLLM is not installed.", "pip install vllm, on a machine with a GPU; or --engine llama.cpp.")
     source = find_source(store, target, weights=False)
-    folder = beside(store, "merged", source.name)
+    folder = source.adapter if source.whole else beside(store, "merged", source.name)
     if not folder.is_dir():
         raise ExportError(f"Run {source.name} is not merged.", f"curate merge {source.name}")
     check_port(wish.host, wish.port)

@@ -74,6 +74,11 @@ def merge(
     quantised or another one, the tokenizer has changed, the disk is full, or the merged model answers otherwise.
     """
     source = find_source(store, target)
+    if source.whole:
+        raise ExportError(
+            f"Run {source.name} trained all weights: {source.adapter} is a model already, there is nothing to merge.",
+            f"curate gguf {source.name} takes it as it is, and so do vLLM and TGI.",
+        )
     stored = stored_dtype(source.base)
     folder = (to or beside(store, "merged", source.name)).resolve()
     check_free(folder)

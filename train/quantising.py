@@ -101,7 +101,12 @@ def kind_of(path: Path) -> str:
 
 
 def _merged(store: Path, source: Source, report: Report) -> Path:
-    """The merged model by the store, made if it is not there. Raises `ExportError` when it is of another training."""
+    """The merged model by the store, made if it is not there; a run of all weights is one itself.
+
+    Raises `ExportError` when what is there is of another training.
+    """
+    if source.whole:
+        return source.adapter
     folder = beside(store, "merged", source.name)
     if not folder.exists():
         report(f"merging into {folder}")
