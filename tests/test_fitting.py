@@ -16,7 +16,7 @@ from schemas.errors import ExportError, TrainError
 from schemas.run import read_manifest, read_runs
 from schemas.store import reading
 from train import engines, fitting
-from train.answering import speak_for
+from train.answering import Sampling, speak_for
 from train.fitting import decide, token_digest, train_version
 from train.loading import find_model
 
@@ -178,11 +178,12 @@ def test_peft_loads_the_adapter_folder_as_it_is(trained):
 def test_answers_before_and_after_differ_and_greedy_ones_repeat(trained):
     speaker = speak_for(trained / "adapters" / "r1")
     question = [{"role": "user", "content": "What about the blue tent?"}]
-    after = speaker.answer(question, max_tokens=30)
-    before = speaker.answer(question, base=True, max_tokens=30)
+    short = Sampling(max_tokens=30)
+    after = speaker.answer(question, sampling=short)
+    before = speaker.answer(question, base=True, sampling=short)
     assert after.startswith("Hello! The")
     assert not before.startswith("Hello!")
-    assert speaker.answer(question, max_tokens=30) == after
+    assert speaker.answer(question, sampling=short) == after
 
 
 def test_an_adapter_is_not_put_on_another_model(trained, tmp_path):
@@ -223,6 +224,13 @@ def test_a_conversation_that_is_too_long_stops_the_run_before_it_begins(project)
     ("extra", "message"),
     [
         ({"output_dir": "elsewhere"}, "set by curate itself"),
+        ({"dataloader_drop_last": True}, "set by curate itself"),  # the last packs of an epoch would not be trained
+        ({"save_only_model": True}, "set by curate itself"),  # a resumed run would begin with fresh moments
+        ({"ignore_data_skip": True}, "set by curate itself"),  # … or with packs that it has had
+        ({"auto_find_batch_size": True}, "set by curate itself"),
+        ({"average_tokens_across_devices": False}, "set by curate itself"),
+        ({"train_sampling_strategy": "group_by_length"}, "set by curate itself"),
+        ({"resume_from_checkpoint": "elsewhere"}, "set by curate itself"),
         ({"data_collator": "mine"}, "no argument of the trainer"),
         ({"weight_decy": 0.1}, "no argument of the trainer"),
     ],

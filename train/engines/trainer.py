@@ -47,6 +47,15 @@ CHANGING = ("loftq", "pissa", "olora", "corda", "lora_ga")
 OURS = (*LORA_KEYS, "gradient_checkpointing")
 """Keys of `train.extra` that are not the trainer's: the adapter's, and one that the size of a pass decides."""
 
+KEPT = (
+    *("dataloader_drop_last", "dataloader_in_order", "shuffle_dataset", "train_sampling_strategy", "padding_free"),
+    *("auto_find_batch_size", "average_tokens_across_devices", "accelerator_config", "parallelism_config"),
+    *("deepspeed", "fsdp", "fsdp_config", "full_determinism", "logging_strategy"),
+    *("save_only_model", "ignore_data_skip", "resume_from_checkpoint", "restore_callback_states_from_checkpoint"),
+    *("eval_strategy", "eval_on_start", "load_best_model_at_end"),
+)
+"""Keys of the trainer that stay as they are: which packs are trained, how many a step, and where a run goes on."""
+
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
@@ -163,7 +172,7 @@ def trackers(recipe: TrainSection) -> list[str]:
 def _check_extra(extra: Mapping[str, Any], named: Mapping[str, Any]) -> None:
     known = set(inspect.signature(SFTConfig).parameters)
     for key in extra:
-        if key in named:
+        if key in named or key in KEPT:
             raise TrainError(
                 f"train.extra.{key} is set by curate itself.", "Use the key of [train] that stands for it, or leave it."
             )
