@@ -107,6 +107,16 @@ def test_a_checkpoint_counts_when_each_of_its_files_is_whole(tmp_path):
     assert newest_complete(tmp_path) is None
 
 
+def test_a_shard_in_a_folder_of_a_checkpoint_has_to_be_whole_too(tmp_path):
+    shard = tmp_path / "checkpoint-5" / "optimizer_0" / "__0_0.distcp"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"state")
+    mark_complete(tmp_path / "checkpoint-5")
+    assert is_complete(tmp_path / "checkpoint-5")
+    shard.write_bytes(b"")
+    assert not is_complete(tmp_path / "checkpoint-5")
+
+
 def fails_with(error):
     def fit(job):
         raise error

@@ -19,7 +19,7 @@ COMPLETE = "complete.json"
 
 def mark_complete(checkpoint: Path) -> None:
     """Write the digests of a checkpoint's files into it, after the files have reached the disk."""
-    digests = {path.name: _settled_digest(path) for path in _files(checkpoint)}
+    digests = {str(path.relative_to(checkpoint)): _settled_digest(path) for path in _files(checkpoint)}
     marker = checkpoint / f"{COMPLETE}.part"
     marker.write_text(json.dumps(digests, indent=1), encoding="utf-8")
     _settled_digest(marker)
@@ -41,7 +41,7 @@ def is_complete(checkpoint: Path) -> bool:
     if not marker.exists():
         return False
     digests = json.loads(marker.read_text(encoding="utf-8"))
-    return bool(digests == {path.name: file_digest(path) for path in _files(checkpoint)})
+    return bool(digests == {str(path.relative_to(checkpoint)): file_digest(path) for path in _files(checkpoint)})
 
 
 def step_of(checkpoint: Path) -> int:
@@ -54,7 +54,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
-    return (path for path in sorted(checkpoint.iterdir()) if path.is_file() and not path.name.startswith(COMPLETE))
+    """All files of a checkpoint but its marker, those in folders too: a sharded state is a folder of shards."""
+    markers = (checkpoint / COMPLETE, checkpoint / f"{COMPLETE}.part")
+    return (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path not in markers)
 
 
 def _settled_digest(path: Path) -> str:
