@@ -225,6 +225,29 @@ def test_a_full_memory_makes_passes_smaller_and_goes_on_from_the_last_step(job, 
     assert "It goes on from there with 2, 2 times a step." in caplog.text
 
 
+def test_the_best_adapter_of_before_stays_when_passes_become_smaller(job, monkeypatch):
+    from train.engines import watching
+
+    losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.6])  # one a step, three before the memory is full
+    monkeypatch.setattr(watching, "held_out_loss", lambda *_: next(losses))
+    asked, steps = job(batch=4, accumulate=1, eval_every=1, patience=5)
+    fill_memory(monkeypatch, lambda it: it.state.global_step == 3 and it.args.per_device_train_batch_size == 4)
+    fit = find_engine("transformers")(asked)
+    assert [step.eval_loss for step in steps] == [1.0, 0.5, 0.9, 0.8, 0.7, 0.6]
+    assert (fit.metrics["best_step"], fit.metrics["eval_loss"]) == (2, 0.5)
+
+
+def test_patience_counts_on_when_passes_become_smaller(job, monkeypatch):
+    from train.engines import watching
+
+    losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(watching, "held_out_loss", lambda *_: next(losses))
+    asked, steps = job(batch=4, accumulate=1, eval_every=1, patience=2)
+    fill_memory(monkeypatch, lambda it: it.state.global_step == 3 and it.args.per_device_train_batch_size == 4)
+    find_engine("transformers")(asked)
+    assert len(steps) == 4
+
+
 def test_a_memory_that_is_full_at_the_smallest_pass_is_explained(job, monkeypatch):
     fill_memory(monkeypatch, lambda _: True)
     asked, steps = job(batch=2, accumulate=1)

@@ -209,10 +209,11 @@ def train(job: Job, loaded: Loaded) -> Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Full:
-    """A run that ended because the GPU's memory was full, and the checkpoint of the last step that was done."""
+    """A run that ended because the GPU's memory was full: the last step that was done, and the losses up to it."""
 
     step: int
     checkpoint: Path | None
+    evaluations: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +267,7 @@ def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
         if watch.stopped:
             raise KeyboardInterrupt
         return _Done(trainer, watch)
-    return _Full(trainer.state.global_step, _saved_at_last_step(trainer, job))
+    return _Full(trainer.state.global_step, _saved_at_last_step(trainer, job), watch.evaluations)
 
 
 def _saved_at_last_step(trainer: SFTTrainer, job: Job) -> Path | None:
@@ -299,7 +300,7 @@ def _step_down(job: Job, loaded: Loaded, size: Size, full: _Full) -> tuple[Size,
         *(full.step, size.batch, smaller.batch, smaller.accumulate),
         ", with checkpointing" if smaller.checkpointing and not size.checkpointing else "",
     )
-    return smaller, replace(job, resume=full.checkpoint or job.resume)
+    return smaller, replace(job, resume=full.checkpoint or job.resume, evaluations=full.evaluations)
 
 
 def make_trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tuple[SFTTrainer, Watch]:
