@@ -187,20 +187,27 @@ def _count_unknown(connection: DuckDBPyConnection, name: str) -> int:
 
 
 def _append(connection: DuckDBPyConnection, name: str) -> dict[str, int]:
-    """Append new and changed answers, and those taken back; how many of each status."""
+    """Append new and changed answers, and those taken back; how many of each status.
+
+    A sheet's answer is held against the person's latest in a sheet, a server's against the latest from the server: so
+    reading either again makes no old answer the newest.
+    """
     rows: pl.DataFrame = connection.sql(
         """
-        WITH known AS (SELECT * FROM latest_reviews WHERE dataset = $name), said AS (
-            SELECT p.* FROM pulled p SEMI JOIN (SELECT conversation FROM review_records WHERE review_set = $name) r
-            USING (conversation)
+        WITH known AS (
+            SELECT *, record IS NULL AS sheet FROM reviews WHERE dataset = $name
+            QUALIFY row_number() OVER (PARTITION BY conversation, reviewer, record IS NULL ORDER BY rowid DESC) = 1
+        ), said AS (
+            SELECT p.*, record IS NULL AS sheet FROM pulled p
+            SEMI JOIN (SELECT conversation FROM review_records WHERE review_set = $name) r USING (conversation)
         )
         SELECT s.conversation, s.reviewer, s.response, s.answers, s.status, s.answered_at, s.record
-        FROM said s LEFT JOIN known k USING (conversation, reviewer)
-        WHERE (s.response, s.status, s.answers, s.record) IS DISTINCT FROM
-              (k.response, k.status, k.answers::VARCHAR, k.record)
+        FROM said s LEFT JOIN known k USING (conversation, reviewer, sheet)
+        WHERE (s.status, s.answers, s.record) IS DISTINCT FROM (k.status, k.answers::VARCHAR, k.record)
+           OR (NOT s.sheet AND s.response <> k.response)
         UNION ALL
-        SELECT k.conversation, k.reviewer, k.response, k.answers::VARCHAR, $withdrawn, now(), k.record
-        FROM known k ANTI JOIN said USING (conversation, reviewer)
+        SELECT k.conversation, k.reviewer, k.response, k.answers::VARCHAR, $withdrawn, k.answered_at, k.record
+        FROM known k ANTI JOIN said USING (conversation, reviewer, sheet)
         WHERE k.status <> $withdrawn AND k.record IN (SELECT record FROM present)
         """,
         params={"name": name, "withdrawn": WITHDRAWN},

@@ -7,7 +7,6 @@ would take for formulas get an apostrophe in front and lose it on the way back.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -102,7 +101,7 @@ def import_sheet(
     with writing(store) as connection:
         asked = _questions(connection, frame, path)
         known = _known(connection, frame)
-        rows, refused, empty = _answers(frame, asked, known, reviewer, _digest(path))
+        rows, refused, empty = _answers(frame, asked, known, reviewer)
         taken = [
             take_answers(connection, section, name, _frame([answer for one, answer in rows if one == name]),
                          partial=partial)
@@ -214,10 +213,6 @@ def _read(path: Path) -> pl.DataFrame:
     return frame.with_columns(restore_cells(pl.all()).fill_null(""))
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
 def _questions(connection: DuckDBPyConnection, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Question, ...]]:
     """What each set of the sheet asks. Raises `ReviewError` for a set that the store does not know."""
     known = dict(connection.execute("SELECT review_set, questions FROM review_sets").fetchall())
@@ -263,7 +258,6 @@ def _answers(
     asked: Mapping[str, Sequence[Question]],
     known: Mapping[str, _Known],
     reviewer: str | None,
-    file: str,
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[dict[str, Any]], int]:
     """The rows with answers (set, row of an answers frame), the refused ones, and how many are still empty."""
     taken: list[tuple[str, dict[str, Any]]] = []
@@ -274,7 +268,7 @@ def _answers(
             empty += 1
             continue
         try:
-            taken.append((row[SET], _answer(row, asked[row[SET]], known, reviewer, file)))
+            taken.append((row[SET], _answer(row, asked[row[SET]], known, reviewer)))
         except ValueError as error:
             refused.append({"line": int(row["at"]), "conversation": row[CONVERSATION], "reason": str(error)})
     return taken, refused, empty
@@ -296,7 +290,6 @@ def _answer(
     questions: Sequence[Question],
     known: Mapping[str, _Known],
     reviewer: str | None,
-    file: str,
 ) -> dict[str, Any]:
     """A row of an answers frame. Raises `ValueError` with what is wrong about it."""
     conversation, who = row[CONVERSATION], row.get(REVIEWER, "").strip() or reviewer
@@ -315,7 +308,7 @@ def _answer(
         "record": None,
         "conversation": conversation,
         "reviewer": who,
-        "response": f"{file}:{row['at']}",
+        "response": f"{row[SET]}:{conversation}:{who}",
         "status": SUBMITTED,
         "answered_at": datetime.now(UTC),
         "answers": canonical_json(values),

@@ -221,6 +221,16 @@ def selection_table(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def reviews_by_time(connection: DuckDBPyConnection) -> None:
+    """Of a person's answers in a set the latest given counts, however late an older one is read again."""
+    connection.execute("""
+        CREATE OR REPLACE VIEW latest_reviews AS
+            SELECT * FROM reviews
+            QUALIFY row_number() OVER (
+                PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, rowid DESC) = 1;
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -228,4 +238,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     standing_view,
     review_tables,
     selection_table,
+    reviews_by_time,
 ]

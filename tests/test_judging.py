@@ -232,6 +232,25 @@ def test_a_changed_answer_is_a_new_row_and_the_latest_counts(store):
     assert [verdict for verdict, _, _ in verdicts(store)] == ["keep", "drop"]
 
 
+def test_of_an_answer_in_a_sheet_and_one_on_the_server_the_later_one_counts_however_often_both_are_read(store):
+    ask(store, [TALK.id])
+    on_the_server, in_the_sheet = said("ann", at=1, **KEEP), {**said("ann", at=5, **DROP), "record": None}
+    for row, outcome in ((on_the_server, "keep"), (in_the_sheet, "drop"), (on_the_server, "drop")):
+        assert take(store, row).outcomes[outcome] == 1
+    assert take(store, {**in_the_sheet, "answered_at": datetime(2026, 1, 9, tzinfo=UTC)}).answers["submitted"] == 0
+    assert [verdict for verdict, _, _ in verdicts(store)] == ["keep", "drop"]
+
+
+def test_an_answer_that_comes_back_as_it_was_counts_again(store):
+    ask(store, [TALK.id], overlap=2)
+    present = {f"record of {TALK.id}": TALK.id}
+    take(store, said("ann", **DROP), said("bob", **DROP), present=present)
+    take(store, said("bob", **DROP), present=present)
+    both = (said("ann", **DROP), said("bob", **DROP))
+    assert [take(store, *both, present=present).answers["submitted"] for _ in range(2)] == [1, 0]
+    assert take(store, *both, present=present).outcomes["drop"] == 1
+
+
 def test_an_answer_that_was_taken_back_is_told_and_counts_no_more(store):
     ask(store, [TALK.id], overlap=2)
     present = {f"record of {TALK.id}": TALK.id}

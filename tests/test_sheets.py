@@ -132,6 +132,22 @@ def test_the_same_sheet_twice_adds_nothing_and_a_changed_cell_is_a_new_answer(tm
     assert (changed.answers["submitted"], changed.verdicts) == (1, 1)
 
 
+def test_a_row_left_as_it_was_stays_as_old_as_it_is_when_its_sheet_comes_in_again(tmp_path, store):
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    export(store, first, name="a")
+    export(store, second, name="b")
+    fill(first, {LONG.id: {"decision": "keep", "reviewer": "ann"}})
+    import_sheet(store, ReviewSection(), first)
+    fill(second, {LONG.id: {"decision": "drop", "reviewer": "ann"}})
+    assert import_sheet(store, ReviewSection(), second).pulled[0].outcomes["drop"] == 1
+    fill(first, {questions(1)[0].id: {"decision": "keep", "reviewer": "ann"}})
+    (again,) = import_sheet(store, ReviewSection(), first).pulled
+    assert (again.answers["submitted"], again.outcomes["keep"], again.outcomes["drop"]) == (1, 1, 1)
+    with reading(store) as connection:
+        rows = connection.execute("SELECT count(*) FROM reviews WHERE conversation = ?", [LONG.id]).fetchall()
+    assert rows == [(2,)]
+
+
 def test_two_people_fill_a_copy_each_and_the_policy_counts_both(tmp_path, store):
     recipe = check_recipe({"review": {"overlap": 2, "policy": "any-drop"}}, "the test")
     export(store, tmp_path / "s.csv", recipe)
