@@ -223,3 +223,11 @@ def test_quotes_behind_many_backslashes_end_a_text_or_do_not(tmp_path):
     texts = ["\\" * number + '"{[' * (number % 3) for number in range(40)]
     path = written(tmp_path / "a.json", json.dumps([{"a": text, "b": text[::-1]} for text in texts]))
     assert [(row["a"], row["b"]) for row in rows(path)] == [(text, text[::-1]) for text in texts]
+
+
+def test_white_space_before_a_colon_hides_no_key(tmp_path):
+    lines = ['{"a":"1","b":"2"}', '{"a":"1","b" : "\\":"}', '{"a":"1", "c"\t\t: 3,"b":"x"}', '{"a" :"1","a" :"2"}']
+    batches = read(written(tmp_path / "a.jsonl", "\n".join(lines)))
+    table = pl.concat([batch.table for batch in batches], how="diagonal")
+    assert table.rows() == [("1", "2", None), ("1", '":', None), ("1", "x", "3")]
+    assert [code for batch in batches for code in batch.rejects["code"]] == ["duplicate-key"]
