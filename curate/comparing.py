@@ -49,10 +49,13 @@ EDITED_SQL = """
 """One to one: a removed conversation and the added one that it became, over any number of edits."""
 
 SAID_SQL = """
-    SELECT conversation, by_whom || ': ' || reason AS said, by_whom, verdict FROM verdicts
-    WHERE epoch_us(decided_at) <= $until AND conversation IN (SELECT coalesce(before, after) FROM outer_rows)
-    QUALIFY row_number() OVER (
-        PARTITION BY conversation ORDER BY by_whom = 'rule', decided_at DESC, verdicts.rowid DESC) = 1
+    SELECT conversation, by_whom || ': ' || reason AS said, by_whom, verdict FROM (
+        SELECT * FROM verdicts
+        WHERE epoch_us(decided_at) <= $until AND conversation IN (SELECT coalesce(before, after) FROM outer_rows)
+        QUALIFY row_number() OVER (
+            PARTITION BY conversation, by_whom = 'rule' ORDER BY decided_at DESC, verdicts.rowid DESC) = 1
+    ) WHERE verdict <> 'undecided'
+    QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY by_whom = 'rule') = 1
 """
 """The word that counted for each conversation when the later version was frozen: a person's before a rule's."""
 

@@ -2,7 +2,8 @@
 
 An answer that corrects the text or marks turns is an edit: a new conversation whose parent is the one people saw.
 Where the policy cannot decide, there is no verdict: the conversation waits, or is disputed and a third person is
-asked. What stood before stands until then.
+asked. What stood before stands until then, unless somebody whose answer it was made of took that answer back and the
+others are too few: then the verdict is taken back too, and the rules decide again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from schemas.review import DROP, FIX, KEEP, Policy
 
 WAITING, DISPUTED = "waiting", "disputed"
 """What an outcome is besides a verdict: too few have answered, or those who did differ."""
+
+UNDECIDED, TAKEN_BACK = "undecided", "taken back"
+"""The verdict that takes an earlier one of people back, and its reason."""
 
 TO_BE_FIXED, NOTHING_LEFT = "to be fixed, and nobody has written how", "no turn is left to learn from"
 """Why a conversation that people do not drop is dropped all the same."""
@@ -40,9 +44,21 @@ NEEDED_SQL = """
 """How many answers a conversation waits for: as many as the set asks for that asks for the most."""
 
 LATEST_SQL = """
-    SELECT conversation, verdict, reason, by_whom, edited_to FROM verdicts WHERE review IS NOT NULL
+    SELECT conversation, verdict, reason, by_whom, edited_to, decided_at FROM verdicts WHERE review IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
 """
+SILENT_SQL = f"""
+    SELECT v.conversation, string_agg(DISTINCT before.reviewer, ', ' ORDER BY before.reviewer) AS people
+    FROM ({LATEST_SQL}) v
+    JOIN reviews before ON before.conversation = v.conversation
+        AND before.status = 'submitted' AND before.pulled_at <= v.decided_at
+    JOIN reviews since ON since.conversation = v.conversation AND since.reviewer = before.reviewer
+        AND since.status <> 'submitted' AND since.pulled_at > v.decided_at
+    WHERE v.verdict <> '{UNDECIDED}' AND v.conversation IN (SELECT conversation FROM asked)
+      AND (v.conversation, before.reviewer) NOT IN (SELECT conversation, reviewer FROM opinions)
+    GROUP BY v.conversation
+"""
+"""Verdicts that were made of an answer which its author has taken back since, and said nothing else."""
 
 OUTCOMES = {
     "conversation": pl.String,
@@ -60,7 +76,8 @@ EDITIONS: dict[str, Any] = {**CONVERSATIONS, "parent": pl.String, "learned": pl.
 class Judged:
     """What answers came to: a row of `OUTCOMES` per conversation, and the conversations that edits made.
 
-    An outcome is keep, drop, edit, waiting or disputed; `editions` has `id`, `conversations`, `tools`, `parent`.
+    An outcome is keep, drop, edit, waiting, disputed or undecided; `editions` has `id`, `conversations`, `tools` and
+    `parent`.
     """
 
     outcomes: pl.DataFrame
@@ -89,8 +106,9 @@ def judge(
     tallied = _decide(_tally(counted), needed, policy)
     edits = _edits(counted, tallied, policy)
     editions = _editions(connection, edits)
+    silent = connection.sql(SILENT_SQL).pl()
     connection.unregister("asked")
-    return Judged(_outcomes(tallied, edits, editions, policy), _new(editions))
+    return Judged(_without_silent(_outcomes(tallied, edits, editions, policy), silent, policy), _new(editions))
 
 
 def write_verdicts(connection: DuckDBPyConnection, judged: Judged, review_set: str) -> int:
@@ -100,7 +118,7 @@ def write_verdicts(connection: DuckDBPyConnection, judged: Judged, review_set: s
         """INSERT INTO conversations (id, conversations, tools, parent) SELECT id, conversations, tools, parent
            FROM editions WHERE id NOT IN (SELECT id FROM conversations)"""
     )
-    connection.register("outcomes", judged.outcomes.filter(pl.col("outcome").is_in([KEEP, DROP, "edit"])))
+    connection.register("outcomes", judged.outcomes.filter(pl.col("outcome").is_in([KEEP, DROP, "edit", UNDECIDED])))
     written = connection.execute(
         f"""INSERT INTO verdicts (conversation, verdict, reason, by_whom, edited_to, review)
             SELECT conversation, outcome, o.reason, o.by_whom, o.edited_to, ? FROM outcomes o
@@ -307,6 +325,20 @@ def _outcomes(tallied: pl.DataFrame, edits: pl.DataFrame, editions: pl.DataFrame
         by_whom="by_whom",
         edited_to=pl.when(pl.col("outcome") == "edit").then("id"),
     )
+
+
+def _without_silent(outcomes: pl.DataFrame, silent: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+    """The outcomes, undecided where an answer behind the verdict was taken back and nobody is left, or too few."""
+    settled = outcomes.filter(pl.col("outcome") != WAITING).select("conversation")
+    undecided = silent.join(settled, on="conversation", how="anti").select(
+        "conversation",
+        outcome=pl.lit(UNDECIDED),
+        reason=pl.lit(f"review ({policy}): {TAKEN_BACK}"),
+        by_whom="people",
+        edited_to=pl.lit(None, pl.String),
+    )
+    rest = outcomes.join(undecided, on="conversation", how="anti")
+    return pl.concat([rest, undecided]).sort("conversation")
 
 
 def _told(policy: Policy) -> pl.Expr:

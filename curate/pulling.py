@@ -13,13 +13,15 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.judging import DISPUTED, TO_BE_FIXED, WAITING, judge, write_verdicts
+from curate.judging import DISPUTED, TO_BE_FIXED, UNDECIDED, WAITING, judge, write_verdicts
 from curate.pushing import Place, Progress, check_same_place, check_same_questions, read_questions
 from curate.selecting import RULE
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
 from schemas.review import ANSWERS, DISCARDED, DRAFT, SUBMITTED, WITHDRAWN, Question, RemoteSet, ReviewServer
 from schemas.store import reading, writing
+
+OUTCOMES = ("keep", "edit", "drop", WAITING, DISPUTED, UNDECIDED)
 
 
 @dataclass(slots=True)
@@ -232,13 +234,13 @@ def _judged(
 ) -> Pulled:
     """Judge what people said of the set's conversations, and write the verdicts that follow."""
     asked = connection.sql(
-        "SELECT DISTINCT conversation FROM opinions WHERE conversation IN ("
+        "SELECT DISTINCT conversation FROM reviews WHERE conversation IN ("
         "SELECT conversation FROM review_records WHERE review_set = ?)",
         params=[name],
     ).pl()["conversation"]
     judged = judge(connection, section, asked.to_list(), partial=partial)
     done.verdicts = write_verdicts(connection, judged, name)
     found = dict(judged.outcomes.group_by("outcome").len().iter_rows())
-    done.outcomes = {outcome: int(found.get(outcome, 0)) for outcome in ("keep", "edit", "drop", WAITING, DISPUTED)}
+    done.outcomes = {outcome: int(found.get(outcome, 0)) for outcome in OUTCOMES}
     done.to_be_fixed = judged.outcomes.filter(pl.col("reason").str.ends_with(TO_BE_FIXED)).height
     return done

@@ -290,6 +290,8 @@ def _print_pulled(done: "Pulled") -> None:
         note(f"{done.gone:,} records were deleted on the server; answers pulled before stay, a push puts them back.")
     if done.unknown:
         note(f"{done.unknown:,} answers are to records that this store did not push; they were left alone.")
+    if outcomes.get("undecided"):
+        note("Undecided: an answer was taken back, and its verdict with it; the rules decide until somebody answers.")
     if outcomes.get("disputed"):
         note("People differ: curate review push NAME --queue disagreement asks a third person.")
     note("Next: curate review status, then curate freeze NAME.")

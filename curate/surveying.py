@@ -16,7 +16,10 @@ COUNTS_SQL = """
     SELECT (SELECT count(*) FROM conversations) AS conversations,
            (SELECT count(*) FROM standing WHERE kept) AS kept,
            (SELECT count(*) FROM standing WHERE by_whom IS NOT NULL) AS judged,
-           (SELECT count(DISTINCT conversation) FROM verdicts WHERE by_whom <> 'rule') AS judged_by_people,
+           (SELECT count(*) FROM (
+               SELECT verdict FROM verdicts WHERE by_whom <> 'rule'
+               QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
+           ) WHERE verdict <> 'undecided') AS judged_by_people,
            (SELECT count(*) FROM scorers) AS scorers,
            (SELECT count(*) FROM conversations WHERE id NOT IN (SELECT conversation FROM scores)) AS unscored,
            (SELECT count(*) FROM rejects WHERE closed_by IS NULL) AS open_rejects,
@@ -32,7 +35,7 @@ PEOPLE_SQL = """
                SELECT verdict, count(*) AS number FROM (
                    SELECT verdict FROM verdicts WHERE by_whom <> 'rule'
                    QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
-               ) GROUP BY verdict)) AS verdicts
+               ) WHERE verdict <> 'undecided' GROUP BY verdict)) AS verdicts
 """
 VERSIONS_SQL = """
     SELECT version, digest, counts, frozen_at::VARCHAR AS frozen_at FROM versions ORDER BY versions.frozen_at, version

@@ -231,6 +231,42 @@ def reviews_by_time(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def undecided_verdicts(connection: DuckDBPyConnection) -> None:
+    """Where every conversation stands, as in `standing_view`; a person's latest word `undecided` is none."""
+    connection.execute("""
+        CREATE OR REPLACE VIEW standing AS
+        WITH own AS (
+            SELECT conversation, verdict, edited_to, reason, by_whom, selection, decided_at, rowid AS number
+            FROM verdicts
+            QUALIFY row_number() OVER (
+                PARTITION BY conversation, by_whom = 'rule' ORDER BY decided_at DESC, rowid DESC) = 1
+        ), words AS (
+            SELECT conversation, verdict = 'keep' AS kept, reason, by_whom, decided_at, number
+            FROM own WHERE by_whom <> 'rule' AND verdict <> 'undecided'
+            UNION ALL
+            SELECT edited_to, true, reason, by_whom, decided_at, number
+            FROM own WHERE by_whom <> 'rule' AND verdict = 'edit'
+        ), said AS (
+            SELECT * FROM words
+            QUALIFY row_number() OVER (
+                PARTITION BY conversation ORDER BY decided_at DESC, number DESC, kept DESC) = 1
+        ), ruled AS (SELECT * FROM own WHERE by_whom = 'rule')
+        SELECT
+            c.id AS conversation,
+            CASE
+                WHEN said.kept IS NOT NULL THEN said.kept
+                WHEN c.parent IS NOT NULL AND c.id NOT IN (SELECT conversation FROM origins) THEN false
+                WHEN EXISTS (FROM ruled) THEN coalesce(ruled.verdict = 'keep', false)
+                ELSE true
+            END AS kept,
+            coalesce(said.by_whom, ruled.by_whom) AS by_whom,   -- null: nobody has judged it
+            coalesce(said.reason, ruled.reason) AS reason
+        FROM conversations c
+        LEFT JOIN said ON said.conversation = c.id
+        LEFT JOIN ruled ON ruled.conversation = c.id
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -239,4 +275,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     review_tables,
     selection_table,
     reviews_by_time,
+    undecided_verdicts,
 ]

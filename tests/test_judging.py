@@ -260,6 +260,43 @@ def test_an_answer_that_was_taken_back_is_told_and_counts_no_more(store):
     assert take(store, said("bob", **KEEP), present=present).answers["withdrawn"] == 0
 
 
+@pytest.mark.parametrize("back", [{"status": "discarded"}, {"status": "draft"}, None])
+def test_the_verdict_of_an_answer_that_is_taken_back_is_taken_back_too(store, back):
+    ask(store, [TALK.id])
+    present = {f"record of {TALK.id}": TALK.id}
+    take(store, said("ann", **DROP), present=present)
+    rows = [said("ann", at=2, **back)] if back else []
+    done = take(store, *rows, present=present)
+    assert (done.verdicts, done.outcomes["undecided"]) == (1, 1)
+    assert verdicts(store)[-1] == ("undecided", "ann", "review (majority): taken back")
+    with reading(store) as connection:
+        assert connection.sql("SELECT kept, by_whom FROM standing").fetchall() == [(True, None)]
+    assert take(store, *rows, present=present).verdicts == 0
+    assert take(store, said("ann", at=3, **DROP), present=present).verdicts == 1
+    assert kept(store) == []
+
+
+def test_a_correction_whose_author_takes_it_back_leaves_and_the_rules_decide_again(store):
+    from stores import say
+
+    say(store, TALK.id, "drop")
+    ask(store, [TALK.id], overlap=2)
+    present = {f"record of {TALK.id}": TALK.id}
+    take(store, said("ann", answer="Tuesday.", **FIX), said("bob", answer="Tuesday.", **FIX), present=present)
+    assert kept(store)[0].turns[-1].value == "Tuesday."
+    done = take(store, said("bob", answer="Tuesday.", **FIX), present=present)
+    assert (done.outcomes["undecided"], done.outcomes["waiting"]) == (1, 0)
+    assert kept(store) == []
+
+
+def test_a_verdict_stands_while_a_set_that_asks_for_more_answers_waits(store):
+    ask(store, [TALK.id])
+    take(store, said("ann", **DROP))
+    ask(store, [TALK.id], name="more", overlap=3)
+    done = take(store, said("bob", status="discarded"), name="more")
+    assert (done.outcomes["waiting"], done.verdicts, kept(store)) == (1, 0, [])
+
+
 def test_a_record_that_is_gone_keeps_its_answers(store):
     ask(store, [TALK.id])
     take(store, said("ann", **DROP), present={f"record of {TALK.id}": TALK.id})

@@ -221,7 +221,7 @@ def test_answers_become_verdicts_edits_and_train_flags_and_the_preview_shows_the
     pulled = curate("review", "pull", name, *at, "--json")
     told = json.loads(pulled.stdout)
     assert told["answers"] == {"submitted": 7, "discarded": 0, "draft": 0, "withdrawn": 0}
-    assert told["outcomes"] == {"keep": 0, "edit": 2, "drop": 1, "waiting": 1, "disputed": 0}
+    assert told["outcomes"] == {"keep": 0, "edit": 2, "drop": 1, "waiting": 1, "disputed": 0, "undecided": 0}
     assert curate("freeze", "desk", "--held-out", "0").returncode == 0
     shown = curate("preview", "desk@1", "--limit", "9", "--set", "train.model=tiny").stdout
     assert "⟦Since Monday." in shown
