@@ -180,11 +180,10 @@ def _plain(column: str) -> pl.Expr:
 
 
 def _heard(opinions: pl.DataFrame, section: ReviewSection) -> pl.DataFrame:
-    """Of each conversation the first named expert's opinion alone; all opinions where no expert has answered."""
+    """Of each conversation the first named expert's opinion alone; all opinions where no expert has decided."""
     rank = {name: place for place, name in enumerate(section.experts)}
-    ranked = opinions.with_columns(
-        rank=pl.col("reviewer").replace_strict(rank, default=len(rank), return_dtype=pl.Int64)
-    )
+    place = pl.col("reviewer").replace_strict(rank, default=len(rank), return_dtype=pl.Int64)
+    ranked = opinions.with_columns(rank=pl.when(pl.col("decision").is_null()).then(len(rank)).otherwise(place))
     first = pl.col("rank").min().over("conversation")
     return ranked.filter(pl.col("rank") == first).with_columns(expert=pl.col("rank") < len(rank)).drop("rank")
 
@@ -220,21 +219,24 @@ def _decide(tallied: pl.DataFrame, needed: pl.DataFrame, policy: Policy) -> pl.D
     waiting, drop, fix, keep = (pl.lit(word) for word in (WAITING, DROP, FIX, KEEP))
     first = pl.when(pl.col(DROP) == most).then(drop).when(pl.col(FIX) == most).then(fix).otherwise(keep)
     majority = pl.when(ties).then(pl.lit(DISPUTED)).otherwise(first)
+    half = pl.col("people") / 2
     sides = {
         "any-drop": pl.when(pl.col(DROP) > 0).then(drop).when(few).then(waiting)
         .when(pl.col(FIX) > 0).then(fix).otherwise(keep),
         "majority": pl.when(few).then(waiting).otherwise(majority),
-        "mean": pl.when(few).then(waiting).when(pl.col("mean") >= policy.least).then(keep).otherwise(drop),
+        "mean": pl.when(few).then(waiting).when(pl.col(DROP) > half).then(drop).when(pl.col(FIX) > half).then(fix)
+        .when(pl.col("mean") >= policy.least).then(keep).otherwise(drop),
         "expert": pl.when(few & ~pl.col("expert")).then(waiting).otherwise(majority),
     }  # fmt: skip
     return rows.with_columns(side=sides[policy.name])
 
 
 def _edits(opinions: pl.DataFrame, tallied: pl.DataFrame, policy: Policy) -> pl.DataFrame:
-    """What the winning side changes: `conversation`, `answer` or null, `turns` to skip, `torn` between two answers.
+    """What the winning side changes: `conversation`, `answer` or null, its `authors`, `turns`, `torn` between answers.
 
-    A turn is skipped when half of that side marks it, or anybody under any-drop. Of several corrected answers the
-    most frequent is taken; two that are equally frequent are a dispute.
+    A turn is skipped when half of that side marks it, or anybody under any-drop. Of several answers the most frequent
+    is taken; two that are equally frequent are a dispute. Who keeps the conversation without a correction is for the
+    answer as it is, but under any-drop, where one objection is enough; who wants it fixed is not.
     """
     sides = opinions.join(tallied.select("conversation", "side"), on="conversation")
     winning = sides.filter(
@@ -253,9 +255,14 @@ def _edits(opinions: pl.DataFrame, tallied: pl.DataFrame, policy: Policy) -> pl.
         .group_by("conversation")
         .agg(pl.col("turns").sort())
     )
-    texts = winning.filter(pl.col("answer").is_not_null()).group_by("conversation", "answer").len()
+    as_it_is = (pl.col("side") == KEEP) & pl.lit(policy.name != "any-drop")
+    texts = (
+        winning.filter(pl.col("answer").is_not_null() | as_it_is)
+        .group_by("conversation", "answer")
+        .agg(pl.len(), authors=pl.col("reviewer").sort().str.join(", "))
+    )
     best = texts.filter(pl.col("len") == pl.col("len").max().over("conversation"))
-    answers = best.group_by("conversation").agg(pl.col("answer").min(), torn=pl.len() > 1)
+    answers = best.group_by("conversation").agg(pl.col("answer").min(), pl.col("authors").first(), torn=pl.len() > 1)
     return (
         winning.select("conversation").unique()
         .join(marks, on="conversation", how="left")
@@ -299,7 +306,7 @@ def _new(editions: pl.DataFrame) -> pl.DataFrame:
 def _outcomes(tallied: pl.DataFrame, edits: pl.DataFrame, editions: pl.DataFrame, policy: Policy) -> pl.DataFrame:
     """One row per conversation, in the columns of `OUTCOMES`."""
     rows = (
-        tallied.join(edits.select("conversation", "torn"), on="conversation", how="left")
+        tallied.join(edits.select("conversation", "torn", answered=_authors()), on="conversation", how="left")
         .join(editions.select("parent", "id", "learned"), left_on="conversation", right_on="parent", how="left")
         .with_columns(pl.col("torn").fill_null(False), edited=pl.col("id") != pl.col("conversation"))
         .with_columns(pl.col("edited").fill_null(False))
@@ -313,7 +320,7 @@ def _outcomes(tallied: pl.DataFrame, edits: pl.DataFrame, editions: pl.DataFrame
         .otherwise("side")
     )  # fmt: skip
     why = (
-        pl.when(pl.col("torn")).then(pl.lit("; two corrections of the answer"))
+        pl.when(pl.col("torn")).then(pl.lit("; as many for one answer as for another"))
         .when(spent).then(pl.lit(f"; {NOTHING_LEFT}"))
         .when(unfixed).then(pl.lit(f"; {TO_BE_FIXED}"))
         .otherwise(pl.lit(""))
@@ -325,6 +332,11 @@ def _outcomes(tallied: pl.DataFrame, edits: pl.DataFrame, editions: pl.DataFrame
         by_whom="by_whom",
         edited_to=pl.when(pl.col("outcome") == "edit").then("id"),
     )
+
+
+def _authors() -> pl.Expr:
+    """Who wrote the answer that is taken; null where it is the one that was there."""
+    return pl.when(pl.col("answer").is_not_null()).then("authors")
 
 
 def _without_silent(outcomes: pl.DataFrame, silent: pl.DataFrame, policy: Policy) -> pl.DataFrame:
@@ -342,9 +354,10 @@ def _without_silent(outcomes: pl.DataFrame, silent: pl.DataFrame, policy: Policy
 
 
 def _told(policy: Policy) -> pl.Expr:
-    """The reason in words: the policy, how often each decision, the mean quality and the issues."""
+    """The reason in words: the policy, how often each decision, the mean quality, the issues, and whose answer."""
     counts = [pl.when(pl.col(name) > 0).then(pl.format(f"{name} {{}}", pl.col(name))) for name in (KEEP, FIX, DROP)]
     mean = pl.when(pl.col("mean").is_not_null()).then(pl.format("quality {}", pl.col("mean").round(2)))
     issues = pl.when(pl.col("issues") != "").then(pl.format("issues {}", pl.col("issues")))
-    parts = pl.concat_list(*counts, mean, issues).list.drop_nulls().list.join(", ")
+    answered = pl.format("answer by {}", pl.col("answered"))
+    parts = pl.concat_list(*counts, mean, issues, answered).list.drop_nulls().list.join(", ")
     return pl.format(f"review ({policy}): {{}}", parts)

@@ -102,8 +102,14 @@ class ReviewSection(Section):
         description="the issues to choose from; one that is the name of a yes-or-no score is suggested by it",
     )
     guidelines: str = Field("", description="what reviewers should know, shown beside the questions")
-    policy: str = Field("majority", description="any-drop, majority, expert, or a mean such as mean >= 3.5")
-    experts: tuple[str, ...] = Field((), description="policy expert: whose answer wins, the first named first")
+    policy: str = Field(
+        "majority",
+        description="any-drop, majority, expert, or a mean such as mean >= 3.5, which yields where more than half of"
+        " the people say drop or fix; but under any-drop, who keeps an answer as it is votes against rewriting it",
+    )
+    experts: tuple[str, ...] = Field(
+        (), description="policy expert: whose decision wins, the first named first; who only rates decides nothing"
+    )
     overlap: int = Field(1, ge=1, description="how many people answer for each conversation")
     blind: float = Field(0.1, ge=0, le=1, description="share shown without suggestions, to measure what these do")
     more: dict[str, QuestionSection] = Field(

@@ -190,6 +190,40 @@ def test_a_turn_is_left_out_when_half_of_the_people_mark_it(store):
     assert [turn.train for turn in kept(store)[0].turns] == [True, False, True, True]
 
 
+def test_those_who_keep_the_answer_as_it_is_outvote_one_who_rewrites_it(store):
+    rows = [said("ann", **KEEP), said("bob", **KEEP), said("cat", answer="Never.", **KEEP)]
+    assert outcome(store, *rows, overlap=3) == "keep"
+    assert kept(store) == [TALK]
+    take(store, said("bob", answer="Never.", at=2, **KEEP), *rows[::2])
+    assert kept(store)[0].turns[-1].value == "Never."
+    assert verdicts(store)[-1] == ("edit", "ann, bob, cat", "review (majority): keep 3, answer by bob, cat")
+
+
+def test_a_rewriting_against_one_who_leaves_the_answer_is_a_dispute_but_not_under_any_drop(store):
+    rows = [said("ann", **KEEP), said("bob", answer="Never.", **KEEP)]
+    assert outcome(store, *rows, overlap=2) == "disputed"
+    assert take(store, *rows, policy="any-drop").outcomes["edit"] == 1
+
+
+def test_of_those_who_want_it_fixed_one_correction_is_enough(store):
+    rows = [said("ann", **FIX), said("bob", answer="Never.", **FIX)]
+    assert outcome(store, *rows, overlap=2) == "edit"
+
+
+@pytest.mark.parametrize(
+    ("decisions", "expected"),
+    [([DROP, DROP], "drop"), ([FIX, FIX], "drop"), ([DROP, KEEP], "keep"), ([DROP, {}, {}], "keep")],
+)
+def test_under_a_mean_what_more_than_half_of_the_people_decide_goes_first(store, decisions, expected):
+    rows = [said(name, quality=4, **each) for name, each in zip("abc", decisions, strict=False)]
+    assert outcome(store, *rows, overlap=2, policy="mean >= 3.5") == expected
+
+
+def test_an_expert_who_only_rates_leaves_the_decision_to_the_others(store):
+    rows = [said("ann", quality=5), said("bob", **DROP)]
+    assert outcome(store, *rows, policy="expert", experts=("ann",)) == "drop"
+
+
 def test_an_edit_that_its_author_takes_back_leaves_again(store):
     outcome(store, said("ann", answer="Since Tuesday.", **FIX))
     take(store, said("ann", at=2, **KEEP))
