@@ -223,6 +223,21 @@ def test_reasoning_that_a_prompt_opens_is_skipped_to_its_end(tokenizer):
     assert learned(row, tokenizer) == "Hello<|im_end|>"
 
 
+def test_reasoning_of_several_blocks_is_skipped_and_stripped_to_its_end(tokenizer):
+    twice = chat("Hi", "<think>a</think> <think>b</think> Hello", "What", "Bye")
+    assert learned(reasoned("skip", tokenizer, twice), tokenizer) == " Hello<|im_end|>Bye<|im_end|>"
+    assert learned(reasoned("strip", tokenizer, twice), tokenizer) == "Hello<|im_end|>Bye<|im_end|>"
+
+
+def test_reasoning_that_never_ends_is_skipped_whole(tokenizer):
+    cut_off = chat("Hi", "<think>cut off, no end", "What", "Bye")
+    row = reasoned("skip", tokenizer, cut_off)
+    assert learned(row, tokenizer) == "Bye<|im_end|>"
+    assert row["left_out"] == [2]
+    opening = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
+    assert learned(reasoned("skip", tokenizer, chat("Hi", "<think>\ncut off"), opening), tokenizer) == ""
+
+
 def test_reasoning_is_stripped_from_history_and_learned_in_the_answer_to_the_last_question(tokenizer):
     row = reasoned("strip", tokenizer)
     assert tokens(row, tokenizer).endswith(
@@ -240,7 +255,7 @@ def test_stripping_gives_what_the_template_of_qwen_3_gives_by_itself(tokenizer):
 
 
 def test_an_answer_that_only_speaks_of_the_tag_is_learned_whole(tokenizer):
-    for words in ("The tag <think> has </think> behind it", "<think> is never closed"):
+    for words in ("The tag <think> has </think> behind it", "<thinking> is another tag"):
         assert learned(reasoned("skip", tokenizer, chat("Hi", words)), tokenizer) == f"{words}<|im_end|>"
         assert learned(reasoned("strip", tokenizer, chat("Hi", words, "a", "b")), tokenizer).startswith(words)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from schemas.recipe import TrainSection, digest
+from train.reasoning import REVISIONS
 from train.rendering import MASK_POLICY, RENDERED
 from train.templating import PINNED_DATE, Template, cache_folder
 from train.tokenizing import Tokenizer
@@ -45,7 +46,7 @@ def rendered_version(
 
 def _place(version_digest: str, template: Template, tokenizer: Tokenizer, recipe: TrainSection) -> Path:
     key = {
-        "reasoning": recipe.reasoning,
+        "reasoning": [recipe.reasoning, REVISIONS[recipe.reasoning]],
         "windows": recipe.max_length if recipe.long == "split" else None,
         "version": version_digest,
         "template": template.digest,

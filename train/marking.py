@@ -223,9 +223,11 @@ def first_difference(tokenizer: Tokenizer, one: str, other: str) -> tuple[int, s
 
 
 def _without_reasoning(rendering: Rendering) -> Rendering:
-    """The rendering with what is learned beginning behind the reasoning; a stretch that is all reasoning is not."""
-    moved = (replace(r, start=behind_reasoning(rendering.text, r.start, r.end)) for r in rendering.regions)
-    return replace(rendering, regions=tuple(region for region in moved if region.start < region.end))
+    """The rendering with what is learned beginning behind the reasoning; what is all reasoning is left out."""
+    moved = [replace(r, start=behind_reasoning(rendering.text, r.start, r.end)) for r in rendering.regions]
+    regions = tuple(region for region in moved if region.start < region.end)
+    unlearned = {region.turn for region in moved} - {region.turn for region in regions}
+    return replace(rendering, regions=regions, left_out=tuple(sorted({*rendering.left_out, *unlearned})))
 
 
 def _learned(turn: Mapping[str, Any]) -> bool:
