@@ -162,7 +162,9 @@ def _effective(opinions: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("number").alias("learned"))
     )
     joined = opinions.join(last, on="conversation", how="left").join(learned, on="conversation", how="left")
-    answer = pl.col("answer").str.replace(r"\n+$", "")  # the page's text box adds line ends
+    hard = pl.col("original").str.contains("\u00a0").fill_null(False)
+    lines = pl.col("answer").str.replace_all("\r\n", "\n").str.replace(r"\n+$", "")  # the text box adds them
+    answer = pl.when(hard).then(lines).otherwise(lines.str.replace_all("\u00a0", " "))
     same = (_plain("answer") == _plain("original")) | (_plain("answer") == "") | pl.col("original").is_null()
     marks = pl.col("turns").cast(pl.List(pl.Int64)).fill_null([]).list.set_intersection(pl.col("learned").fill_null([]))
     edited = joined.with_columns(

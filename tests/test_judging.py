@@ -161,6 +161,19 @@ def test_an_answer_left_as_it_was_corrects_nothing(store, same):
     assert kept(store) == [TALK]
 
 
+def test_what_a_text_box_puts_in_is_not_learned(store):
+    assert outcome(store, said("ann", answer="Since\u00a0Tuesday,\r\nlate.\r\n", **FIX)) == "edit"
+    assert kept(store)[0].turns[-1].value == "Since Tuesday,\nlate."
+
+
+def test_hard_spaces_stay_where_the_answer_had_one(store):
+    talk = chat("Combien\u00a0?", "5\u00a0kg.")
+    add(store, [talk], source="french.csv")
+    ask(store, [talk.id])
+    take(store, said("ann", talk.id, answer="6\u00a0kg.", **FIX))
+    assert {one.turns[-1].value for one in kept(store)} == {TALK.turns[-1].value, "6\u00a0kg."}
+
+
 def test_marks_on_what_nobody_learns_change_nothing(store):
     assert outcome(store, said("ann", turns=[1, 3, 77], **KEEP)) == "keep"
 
