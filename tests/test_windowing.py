@@ -188,6 +188,11 @@ def test_a_run_on_windows_is_proven_again_with_its_reasoning_skipped(tmp_path, s
     run = train(tmp_path, *split, "--engine", "transformers")
     ledger = pl.read_parquet(tmp_path / "adapters" / "r1" / "ledger.parquet")
     assert set(ledger["fate"]) == {"kept", "split"}
-    assert run["manifest"]["tokens"]["conversations"] == ledger.filter(pl.col("split") == "train").height
+    trained = ledger.filter(pl.col("split") == "train")
+    assert trained.height > trained["conversation"].n_unique()
+    assert run["manifest"]["tokens"]["conversations"] == trained["conversation"].n_unique()
+    held_out = run["manifest"]["data"]["counts"]["held_out"]
+    card = (tmp_path / "adapters" / "r1" / "README.md").read_text(encoding="utf-8")
+    assert f"{trained['conversation'].n_unique()} trained, 0 dropped, 0 truncated, {held_out} held out" in card
     proven = subprocess.run(command("verify", "r1"), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert proven.returncode == 0, proven.stdout

@@ -46,6 +46,7 @@ from schemas.version import Version
 from train.checkpointing import newest_complete, step_of
 from train.distributing import ALONE, Processes, check_devices, fit_together
 from train.engines import Fit, Job, Step, find_engine, token_digest
+from train.labelling import IGNORED
 from train.ledger import check_limits, trainable
 from train.loading import find_model, model_digest, pick_method
 from train.planning import prepare
@@ -199,15 +200,18 @@ def rendering_facts(template: Template, tokenizer: Tokenizer) -> RenderingFacts:
 
 
 def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
-    """The tokens that are handed to the engine: their digest and their sums."""
-    fates = ledger.filter(pl.col("split") == "train")["fate"]
+    """The tokens that are handed to the engine: their digest and their sums.
+
+    Conversations are counted, not windows: one of which a window is left out counts as trained and as dropped.
+    """
+    touched = ledger.filter(pl.col("split") == "train").select("conversation", "fate").unique()["fate"]
     return TokenFacts(
         digest=token_digest(rows),
-        conversations=rows.height,
+        conversations=rows["id"].n_unique(),
         tokens=int(rows["input_ids"].list.len().sum()),
-        learned=int(rows["labels"].explode().ne(-100).sum()),
-        dropped=int((fates == "dropped").sum()),
-        truncated=int((fates == "truncated").sum()),
+        learned=int(rows["labels"].explode().ne(IGNORED).sum()),
+        dropped=int((touched == "dropped").sum()),
+        truncated=int((touched == "truncated").sum()),
     )
 
 
@@ -415,7 +419,7 @@ class _Record:
         self.report(step)
 
     def losses(self) -> dict[str, float]:
-        """How many steps there were, their mean loss, that of the last tenth, and the speed of this process."""
+        """How many steps there were, their mean loss, and that of the last tenth."""
         steps = pl.read_ndjson(self.path)
         last = steps.tail(max(1, steps.height // 10))
         return {

@@ -107,7 +107,7 @@ def show_work(work: Work) -> None:
         "version": f"{m.data.version}, {m.data.digest[:12]}",
         "base model": f"{m.model.name}, {m.model.digest[:12]}",
         "template": f"{m.rendering.template}, {m.rendering.template_digest[:12]}",
-        "conversations": f"{m.tokens.conversations:,} to train on, {work.held_out.height:,} held out",
+        "conversations": f"{m.tokens.conversations:,} to train on, {work.held_out['id'].n_unique():,} held out",
         "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} are learned",
         "engine": f"{m.recipe['engine']} on {m.machine.device}, {m.machine.threads} threads",
     }
