@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from train.loading import file_digest
+from schemas.recipe import file_digest
 
 COMPLETE = "complete.json"
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -36,6 +35,7 @@ from schemas.run import (
     RenderingFacts,
     Run,
     TokenFacts,
+    installed_version,
     next_run,
     read_manifest,
     read_runs,
@@ -148,7 +148,7 @@ def decide(
         recipe=recipe,
         samples=samples_of(prepared),
         manifest=Manifest(
-            curate=_installed("curate-sft"),
+            curate=installed_version("curate-sft") or "missing",
             data=data_facts(prepared.version),
             model=ModelFacts(name=recipe.model, digest=model_digest(model)),
             rendering=rendering_facts(prepared.template, prepared.tokenizer),
@@ -264,14 +264,7 @@ def _processor() -> str:
 def package_versions(engine: str) -> dict[str, str]:
     """The versions of the packages that the engine's result depends on."""
     names = [*PACKAGES, *(["unsloth", "unsloth_zoo"] if engine == "unsloth" else [])]
-    return {name: _installed(name) for name in names}
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return {name: installed_version(name) or "missing" for name in names}
 
 
 # ------------------------------------------------------------------------------------------------------- the run

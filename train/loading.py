@@ -5,7 +5,6 @@ Weights are safetensors or nothing: a pickle runs whatever its author wrote the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.errors import TrainError
-from schemas.recipe import digest
+from schemas.recipe import digest, file_digest
 from schemas.run import Manifest, Run, find_run, read_runs
 from schemas.store import reading
 
@@ -76,12 +75,6 @@ def find_base(adapter: Path, manifest: Manifest) -> Path:
         noted = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         name = noted if Path(noted).is_dir() else name
     return find_model(name, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pick_method(wanted: str) -> Method:

@@ -13,10 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from schemas.recipe import digest
+from schemas.recipe import digest, file_digest
 from schemas.run import MANIFEST_FILE, Manifest
 from train.ledger import write_ledger
-from train.loading import file_digest
 from train.rendering import Template
 from train.tokenizing import TOKENIZER_FILES
 

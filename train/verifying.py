@@ -16,13 +16,13 @@ import polars as pl
 
 from schemas.conversation import fold, unfold
 from schemas.errors import CurateError, StoreError
-from schemas.recipe import TrainSection, digest
+from schemas.recipe import TrainSection, digest, file_digest
 from schemas.run import Manifest, Run, read_manifest
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.fitting import machine_facts, package_versions, token_facts, use_threads
 from train.ledger import LEDGER_FILE, settle, trainable
-from train.loading import file_digest, find_adapter, find_base, model_digest
+from train.loading import find_adapter, find_base, model_digest
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template
 from train.saving import adapter_digest, settings_of, weights_of
 from train.windowing import render_as
