@@ -162,6 +162,47 @@ def test_a_failure_in_one_process_is_told_in_words(folder, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
+BREAKING = """
+import os, signal
+if os.environ.get("RANK") == "1":
+    from schemas.errors import TrainError
+    from train.engines import ranks
+    total, steps = ranks.total, []
+    def broken(values, device):
+        steps.append(len(values))
+        if len(steps) == 4:
+            {failure}
+        return total(values, device)
+    ranks.total = broken
+"""
+"""Loaded at the start of every Python: the second process fails within a step, while the first one waits for it."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        ("raise TrainError('The lamp is too hot.', 'Wait.')", "The lamp is too hot."),
+        ("raise RuntimeError('no such lamp')", "Process 1 failed: RuntimeError: no such lamp"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "training.log"),
+    ],
+)
+def test_of_several_processes_the_one_that_failed_first_is_told(failure, told, folder, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BREAKING.format(failure=failure))
+    ran = subprocess.run(
+        command("train", "support@1", *SETTINGS, *REFERENCE, *TWO[:-1], str(tmp_path / "x")),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert told in ran.stderr
+    assert "goes on with it" not in ran.stderr
+    with reading(folder / "curate.duckdb") as connection:
+        assert read_runs(connection)[-1].status == "failed"
+
+
 def test_a_size_outlives_the_process_that_found_it(tmp_path):
     from train.fitting import _read_size, _write_size
 

@@ -234,15 +234,24 @@ class _Tail:
 def _outcome(torchrun: subprocess.Popen[bytes], folder: Path, log: Path) -> Fit:
     if (folder / FIT).exists():
         return Fit(**json.loads((folder / FIT).read_text(encoding="utf-8")))
-    failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("failure-*.json"))]
-    if any(failure["kind"] == "stopped" for failure in failures) or (folder / STOP).exists():
+    cause = _cause(folder)
+    if cause is not None and cause["kind"] != "stopped":
+        raise TrainError(cause["what"], cause["hint"])
+    if (folder / STOP).exists() or (cause is not None and not torchrun.returncode):
         raise KeyboardInterrupt
-    if failures:
-        raise TrainError(failures[0]["what"], failures[0]["hint"])
     raise TrainError(
         f"The processes ended with exit code {torchrun.returncode} and no word of why.",
         f"{log} has all that they said.",
     )
+
+
+def _cause(folder: Path) -> dict[str, Any] | None:
+    """Why the processes ended: a failure that explains itself, else the first one; nothing where none has said.
+
+    When one fails, torchrun stops the others, and they lose the connection to it: what they say then is no cause.
+    """
+    failures = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("failure-*.json")]
+    return min(failures, key=lambda failure: (failure["kind"] != "explained", failure["time"]), default=None)
 
 
 # ------------------------------------------------------------------------------------------- in each of the processes
@@ -254,13 +263,13 @@ def work() -> None:
     try:
         fit = _work(folder)
     except KeyboardInterrupt:
-        _write(folder / f"failure-{rank()}.json", {"kind": "stopped"})
+        _write_failure(folder, "stopped")
     except CurateError as error:
-        _write(folder / f"failure-{rank()}.json", {"kind": "explained", "what": error.what, "hint": error.hint})
+        _write_failure(folder, "explained", error.what, error.hint)
         raise
     except Exception as error:
         what = f"Process {rank()} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        _write(folder / f"failure-{rank()}.json", {"kind": "other", "what": what, "hint": "training.log says more."})
+        _write_failure(folder, "other", what, "training.log says more.")
         raise
     else:
         if rank() == 0:
@@ -327,6 +336,10 @@ class _Steps:
     def __call__(self, step: Step) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(step)) + "\n")
+
+
+def _write_failure(folder: Path, kind: str, what: str = "", hint: str | None = None) -> None:
+    _write(folder / f"failure-{rank()}.json", {"kind": kind, "what": what, "hint": hint, "time": time.time()})
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
