@@ -26,7 +26,7 @@ help:
 setup: $(READY)
 
 demo: setup
-	@$(BIN)/curate demo --to demo --yes
+	@$(BIN)/curate demo --to demo
 
 test: setup review-server
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -52,7 +52,7 @@ bench: setup
 	$(BIN)/python tests/bench/bench_rendering.py "$(ALPACA)"
 
 clean:
-	@rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
+	@rm -rf .venv demo demo.* dist build .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # With an NVIDIA card: the CUDA set as the packages themselves ask for it. Without one: a CPU torch first, and Unsloth

@@ -101,18 +101,17 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
 @app.command(rich_help_panel=START)
 def demo(
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder for it.")] = Path("curate-demo"),
-    yes: Annotated[bool, typer.Option("--yes", help="Replace an earlier demo in that folder without asking.")] = False,
 ) -> None:
     """Walk the whole way on a sample, from a CSV to a tuned model, with the commands that do it.
+
+    An earlier demo in that folder is kept, beside the new one.
 
     \b
     curate demo --to demo
     """
-    from curate import demonstrating
+    from curate.demonstrating import demonstrate
 
-    if demonstrating.is_earlier_demo(to) and not yes:
-        typer.confirm(f"{to} holds an earlier demo. Replace it, with all that is in it?", abort=True)
-    demonstrating.demonstrate(to, typer.echo)
+    demonstrate(to, typer.echo)
 
 
 @app.command("import", rich_help_panel=DATA)

@@ -6,6 +6,7 @@ folder that is left behind can be worked on with the same commands.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 from schemas.errors import CurateError, SourceError
 
 MARK = ".curate-demo"
-"""A file in each folder that this made: only such a folder is ever replaced."""
+"""A file in each folder that this made: only such a folder makes room for a new demo."""
 
 SAMPLE = ("support_tickets.csv", "chats.jsonl", "curate.toml")
 TINY = "tiny"
@@ -70,11 +71,15 @@ def demonstrate(folder: Path, show: Callable[[str], None]) -> None:
 
     Raises `SourceError` when `folder` is not ours to fill, `CurateError` when a step fails.
     """
-    lay_out(folder)
+    kept = lay_out(folder)
+    if kept is not None:
+        show(f"The earlier demo is kept, with all that is in it: {kept}")
     for number, step in enumerate(STEPS, start=1):
         show(f"\n{number}/{len(STEPS)}  {step.why}\n$ curate {step.command}")
         _run(step.command, folder)
     show("\n" + NEXT.format(folder=folder))
+    if shutil.which("curate") is None:
+        show(f"To type curate alone: source {Path(sys.executable).parent / 'activate'}")
 
 
 def sample_folder() -> Path:
@@ -84,15 +89,15 @@ def sample_folder() -> Path:
     return installed if installed.is_dir() else checkout
 
 
-def is_earlier_demo(folder: Path) -> bool:
-    """Whether `folder` is one that an earlier demo made, which a new one may replace."""
-    return (folder / MARK).is_file()
+def lay_out(folder: Path) -> Path | None:
+    """A fresh `folder` with the sample in it; where an earlier demo was, the folder that now keeps it.
 
-
-def lay_out(folder: Path) -> None:
-    """A fresh `folder` with the sample in it. Raises `SourceError` when it holds anything but an earlier demo."""
-    if is_earlier_demo(folder):
-        shutil.rmtree(folder)
+    Raises `SourceError` when `folder` holds anything else.
+    """
+    kept = None
+    if (folder / MARK).is_file():
+        kept = next(path for n in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
+        folder.rename(kept)
     elif folder.exists() and any(folder.iterdir()):
         raise SourceError(
             f"{folder} is not empty and was not made by a demo.", "Give a new folder: curate demo --to NAME"
@@ -102,6 +107,7 @@ def lay_out(folder: Path) -> None:
     for name in SAMPLE:
         shutil.copy(sample_folder() / name, folder / name)
     shutil.copytree(sample_folder() / TINY, folder / TINY)
+    return kept
 
 
 def _run(command: str, folder: Path) -> None:

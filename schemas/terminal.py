@@ -61,13 +61,20 @@ def print_json(value: object) -> None:
 
 
 def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
-    """Print rows as a table on stdout. Cells are data: markup and control characters in them are shown, not obeyed."""
+    """Print rows as a table on stdout. Cells are data: markup and control characters in them are shown, not obeyed.
+
+    What does not fit is folded into the next line, never cut: names are there to be typed. Columns without names have
+    no head.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    named = any(column.strip() for column in columns)
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=named)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(row[column])) for column in columns))
     Console().print(table)

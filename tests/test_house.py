@@ -252,13 +252,20 @@ def test_the_ten_commands_of_the_readme_are_the_steps_of_the_demo():
     assert missing == []
 
 
-def test_a_demo_replaces_nothing_but_an_earlier_demo(curate, tmp_path):
+def test_a_demo_replaces_nothing(curate, tmp_path):
+    from curate.demonstrating import lay_out
+
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all my work")
-    ran = curate("demo", "--to", "mine", "--yes")
+    ran = curate("demo", "--to", "mine")
     assert ran.returncode == 1
     assert "not made by a demo" in ran.stderr
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all my work"
+    assert lay_out(tmp_path / "demo") is None
+    (tmp_path / "demo" / "labels.db").write_text("what people said")
+    assert lay_out(tmp_path / "demo") == tmp_path / "demo.1"
+    assert lay_out(tmp_path / "demo") == tmp_path / "demo.2"
+    kept = (tmp_path / "mine" / "thesis.txt", tmp_path / "demo.1" / "labels.db")
+    assert [path.read_text() for path in kept] == ["all my work", "what people said"]
 
 
 def test_the_sample_is_what_its_script_writes(sample):
