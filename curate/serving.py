@@ -30,6 +30,8 @@ _CONSTRAINTS = _ARGILLA / "constraints.txt"
 COMPOSE = _ARGILLA / "compose.yaml"
 _REQUIRED = ("argilla-server", "fakeredis")
 _READY, _PAGES = "ready", "pages"
+_OURS = "curate-review"
+"""The file by which an environment is known for one of ours, which may be removed and made anew."""
 _LAYOUT = b"2"
 """Counted up when an environment is made in another way from the same constraints."""
 _BASE_URL = "@@baseUrl@@"
@@ -95,8 +97,12 @@ def _wanted() -> str:
 
 def _clear(folder: Path) -> None:
     """Remove an environment that is older or half made. Raises `ReviewError` when the folder is something else."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
-        raise ReviewError(f"{folder} is no environment, and is not touched.", f"Change {ENVIRONMENT_VARIABLE}.")
+    named = os.environ.get(ENVIRONMENT_VARIABLE)  # a folder of the cache is ours by its name
+    if named and folder.exists() and any(folder.iterdir()) and not (folder / _OURS).exists():
+        raise ReviewError(
+            f"{folder} is no environment of this server, and is not touched.",
+            f"Give {ENVIRONMENT_VARIABLE} another folder, or delete this one.",
+        )
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -114,6 +120,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _make(folder: Path, python: Path, progress: Progress) -> None:
     total = sum("==" in line for line in _CONSTRAINTS.read_text(encoding="utf-8").splitlines())
     progress(0, total, "making the labelling server's environment")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _OURS).touch()
     _run([str(_base_python()), "-m", "venv", str(folder)], lambda _line: None, "sudo apt install python3-venv")
     done = 0
 
