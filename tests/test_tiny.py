@@ -89,8 +89,13 @@ def test_building_it_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_it_answers_before_any_tuning_in_whole_sentences():
-    from train.answering import answers
+    from train.answering import Sampling, Speaker, stop_ids
+    from train.loading import load_model
 
-    said = answers(TINY, None, ["Hello!", "How do I return my lamp?", "Where is my parcel?"], max_tokens=40)
+    script = Script(find_template("tokenizer", TINY), Tokenizer.load(TINY))
+    speaker = Speaker(load_model(TINY, "lora").eval(), script, stop_ids(script))
+    questions = ("Hello!", "How do I return my lamp?", "Where is my parcel?")
+    asked = ([{"role": "user", "content": question}] for question in questions)
+    said = [speaker.answer(messages, sampling=Sampling(max_tokens=40)) for messages in asked]
     assert all(answer[-1] in ".?!" for answer in said)
     assert "small model" in said[0]

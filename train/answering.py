@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from schemas.errors import TrainError
 from schemas.run import read_manifest
 from train.loading import Method, find_base, load_model, model_digest
 from train.quieting import quiet
-from train.rendering import Script, Template, Tokenizer, find_template
+from train.rendering import Script, Template, Tokenizer
 
 Message = Mapping[str, str]
 """`role` (system, user, assistant) and `content`."""
@@ -68,12 +68,11 @@ class _Letters:
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A loaded model with its script; `adapted` says whether an adapter is on it."""
+    """A loaded model with its script."""
 
     model: Any
     script: Script
     stops: Sequence[int]
-    adapted: bool
     whole: bool = False  # all weights were tuned: the base is not in it
 
     def answer(
@@ -97,7 +96,7 @@ class Speaker:
         encoded = self.script.tokenizer.encode([self.script.text(messages, prompt=True)])[0].ids
         ids = torch.tensor([encoded], device=self.model.device)
         torch.manual_seed(sampling.seed)
-        with torch.inference_mode(), self.model.disable_adapter() if base and self.adapted else nullcontext():
+        with torch.inference_mode(), self.model.disable_adapter() if base else nullcontext():
             written = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -110,13 +109,6 @@ class Speaker:
             written[0, ids.shape[1] :].tolist(), skip_special_tokens=True
         )
         return answer.strip()
-
-
-def answers(model: Path, adapter: Path | None, prompts: Sequence[str], *, sampling: Sampling = GREEDY) -> list[str]:
-    """The answers of `model`, with `adapter` if one is given, to single questions. The model is loaded once."""
-    speaker = speak_for(adapter) if adapter else speak_plain(model)
-    asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
-    return [speaker.answer(messages, sampling=sampling) for messages in asked]
 
 
 def speak_for(adapter: Path) -> Speaker:
@@ -135,13 +127,8 @@ def speak_for(adapter: Path) -> Speaker:
     method: Method = "qlora" if manifest.engine["method"] == "qlora" else "lora"
     trusted = bool(manifest.recipe["trust_remote_code"])
     if manifest.engine["method"] == "full":
-        return replace(_speaker(adapter, template, method, None, trust_remote_code=trusted), whole=True)
+        return _speaker(adapter, template, method, None, trust_remote_code=trusted)
     return _speaker(base, template, method, adapter, trust_remote_code=trusted)
-
-
-def speak_plain(model: Path, template: str = "tokenizer", *, trust_remote_code: bool = False) -> Speaker:
-    """A base model by itself."""
-    return _speaker(model, find_template(template, model), "lora", None, trust_remote_code=trust_remote_code)
 
 
 def _speaker(
@@ -154,7 +141,7 @@ def _speaker(
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    return Speaker(model.eval(), script, stop_ids(script), adapted=adapter is not None)
+    return Speaker(model.eval(), script, stop_ids(script), whole=adapter is None)
 
 
 def stop_ids(script: Script) -> list[int]:
