@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -231,27 +231,37 @@ def _owner_key(home: Path) -> str:
 def backup(home: Path, to: Path, progress: Callable[[int, int], None]) -> int:
     """Copy the home's database into a file, whole also while people work; how many answers it holds.
 
-    Raises `ReviewError` when there is none, or the file is there already.
+    Raises `ReviewError` when there is none, the file is there already, or the copy fails; then nothing is left of it.
     """
     if not (home / DATABASE).exists():
         raise ReviewError(f"{home} holds no labelling server's data.", "Name its folder: --home DIR")
     if to.exists():
         raise ReviewError(f"{to} is there already.", "Give another name.")
     new = to.with_name(f"{to.name}.part")
+    try:
+        _copy(home / DATABASE, new, progress)
+        answers = _answers(new)
+        new.replace(to)
+    except (OSError, sqlite3.Error) as error:
+        raise ReviewError(f"{home} could not be copied to {to}: {error}.", "Check the folder, or its data.") from error
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+    return answers
+
+
+def _copy(database: Path, new: Path, progress: Callable[[int, int], None]) -> None:
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)  # it holds keys
-    with closing(sqlite3.connect(home / DATABASE)) as source, closing(sqlite3.connect(new)) as target:
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(new)) as target:
         source.backup(target, pages=_AT_ONCE, progress=lambda _status, left, total: progress(total - left, total))
         target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
-    answers = _answers(new)
-    new.replace(to)
-    return answers
 
 
 def restore(file: Path, home: Path, *, replace: bool) -> int:
     """Lay a copy into a home; how many answers it holds. With `replace`, what is there is kept beside it.
 
-    Raises `ReviewError` when the file is no such copy, a server runs there, or data lie there.
+    Raises `ReviewError` when the file is no such copy, a server runs there, data lie there, or it cannot be written.
     """
     answers = _answers(file)
     if running(home) is not None:
@@ -259,16 +269,36 @@ def restore(file: Path, home: Path, *, replace: bool) -> int:
     there = home / DATABASE
     if there.exists() and not replace:
         raise ReviewError(f"{home} holds data already.", "Add --replace, or name another folder: --home DIR")
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = home / f"{DATABASE}.new"
-    shutil.copyfile(file, new)
-    new.chmod(0o600)
-    if there.exists():
-        with closing(sqlite3.connect(there)) as connection:
-            connection.execute("PRAGMA journal_mode = DELETE")  # nothing of it is left in a log beside it
-        there.replace(home / f"{DATABASE}.before-restore")
-    new.replace(there)
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _lay(file, there)
+    except OSError as error:
+        raise ReviewError(f"{file} could not be laid into {home}: {error}.", "Check the folder.") from error
     return answers
+
+
+def _lay(file: Path, there: Path) -> None:
+    """Put a copy in the place of a database, which is put aside with its logs."""
+    new = there.with_name(f"{DATABASE}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)  # before anything of it can be read
+    try:
+        shutil.copyfile(file, new)
+        _put_aside(there)
+        new.replace(there)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _put_aside(database: Path) -> None:
+    """Rename a database together with its logs, unopened: it may be damaged, and they are still its own."""
+    aside = database.with_name(f"{DATABASE}.before-restore")
+    if database.exists():
+        for end in ("-wal", "-shm"):
+            aside.with_name(f"{aside.name}{end}").unlink(missing_ok=True)
+    for end in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            database.with_name(f"{DATABASE}{end}").replace(aside.with_name(f"{aside.name}{end}"))
 
 
 def _answers(file: Path) -> int:

@@ -211,6 +211,49 @@ def test_a_file_that_is_no_copy_is_refused_and_nothing_is_touched(curate, tmp_pa
     assert not (tmp_path / "home").exists()
 
 
+def test_a_persons_own_environment_is_not_touched(curate, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "pyvenv.cfg").write_text("home = /usr/bin")
+    (mine / "notes.txt").write_text("all my work")
+    ran = curate("review", "serve", "--only-set-up", CURATE_REVIEW_ENVIRONMENT=str(mine))
+    assert (ran.returncode, "is no environment of this server, and is not touched" in ran.stderr) == (1, True)
+    assert (mine / "notes.txt").read_text() == "all my work"
+
+
+def a_copy(path):
+    """A file that passes for a copy of a server's data."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE alembic_version (version_num); CREATE TABLE responses (id);")
+
+
+def test_a_copy_takes_the_place_of_damaged_data_which_are_kept(curate, tmp_path):
+    a_copy(tmp_path / "good.db")
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("argilla.db", "argilla.db-wal", "argilla.db-shm"):
+        (home / name).write_bytes(b"garbage" * 1000)
+    ran = curate("review", "restore", "good.db", "--home", "home", "--replace")
+    assert (ran.returncode, "Traceback" in ran.stderr) == (0, False), ran.stderr
+    left = {path.name for path in home.iterdir()} - {"lock"}
+    aside = {f"argilla.db.before-restore{end}" for end in ("", "-wal", "-shm")}
+    assert left == {"argilla.db", *aside}
+    assert (home / "argilla.db").read_bytes() == (tmp_path / "good.db").read_bytes()
+    assert (home / "argilla.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_backup_that_cannot_be_made_is_a_sentence_and_leaves_nothing(curate, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    a_copy(home / "argilla.db")
+    ran = curate("review", "backup", "none/copy.db", "--home", "home")
+    assert (ran.returncode, "Traceback" in ran.stderr) == (1, False), ran.stderr
+    (home / "argilla.db").write_bytes(b"garbage" * 1000)
+    ran = curate("review", "backup", "copy.db", "--home", "home")
+    assert (ran.returncode, "Traceback" in ran.stderr) == (1, False), ran.stderr
+    assert [path.name for path in tmp_path.iterdir() if "copy" in path.name] == []
+
+
 # accounts --------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +301,7 @@ def test_the_environment_is_made_once_and_a_failure_is_told(curate, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all my work")
     ran = curate("review", "serve", "--only-set-up", CURATE_REVIEW_ENVIRONMENT=str(tmp_path / "mine"))
-    assert (ran.returncode, "is no environment, and is not touched" in ran.stderr) == (1, True)
+    assert (ran.returncode, "is no environment of this server, and is not touched" in ran.stderr) == (1, True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all my work"
     ran = curate("review", "serve", "--only-set-up", **broken)  # it is there: nothing is fetched
     assert ran.returncode == 0

@@ -124,7 +124,7 @@ def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -
     try:
         run(home / DATABASE, sock, killed=killed, announce=partial(_announce, home, sock))
     except Unusable as error:
-        _fail(str(error), "Restore a copy: curate review restore FILE")
+        _fail(str(error), f"Restore a copy: curate review restore FILE --home {home} --replace")
     finally:
         (home / STATE).unlink(missing_ok=True)
         shutil.rmtree(home / TEMPORARY, ignore_errors=True)
