@@ -162,6 +162,14 @@ def test_a_failure_in_one_process_is_told_in_words(folder, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
+def test_all_weights_of_a_model_are_tuned_by_two_processes(folder):
+    short = ("--set=train.steps=3", "--set=train.method=full", "--set=train.batch=2", "--set=train.effective_batch=4")
+    run = train(folder, *REFERENCE, *short, "--gpus", "2", "--to", "full")
+    metrics = run["manifest"]["metrics"]
+    assert metrics["eval_loss_base"] == pytest.approx(read_manifest(folder / "one").metrics["eval_loss_base"], abs=2e-4)
+    assert metrics["eval_loss"] < metrics["eval_loss_base"]
+
+
 BREAKING = """
 import os, signal
 if os.environ.get("RANK") == "1":

@@ -27,10 +27,11 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.checkpointing import mark_complete, step_of
 from train.engines import Fit, Job
-from train.engines.evaluating import UNLEARNED, held_out_loss, take_best
+from train.engines.evaluating import held_out_loss, take_best
 from train.engines.measuring import enough_rows, measure
 from train.engines.ranks import is_sharded, rank, world
 from train.engines.watching import Watch, stopping_gently
+from train.labelling import IGNORED
 from train.proving import check_samples
 from train.sizing import Checkpointing, Measured, Size, fastest, measure_sizes, recall, remember, written_size
 
@@ -192,7 +193,7 @@ def train(job: Job, loaded: Loaded) -> Fit:
     """Settle the size of a pass, train from the start or from `job.resume`, save the adapter, measure. The one way."""
     if job.samples is not None:
         check_samples(job.samples, loaded.tokenizer)
-    untouched = held_out_loss(loaded.model, job.held_out) if job.method == "full" else None
+    untouched = _untouched_loss(job, loaded) if job.method == "full" else None
     trial = _trial(job, loaded)
     size = job.size or (fastest(trial) if trial else written_size(job.recipe, world(), loaded.kinds[-1]))
     steps_down: list[dict[str, Any]] = []
@@ -205,6 +206,12 @@ def train(job: Job, loaded: Loaded) -> Fit:
         steps_down.append({"step": fitted.step, "batch": size.batch, "accumulate": size.accumulate})
     facts = {"trial": [found.as_json() for found in trial], "steps_down": steps_down, "gpus": world()}
     return Fit(metrics=_settle(job, fitted, untouched), facts=_facts(job, loaded, fitted.trainer, size) | facts)
+
+
+def _untouched_loss(job: Job, loaded: Loaded) -> float:
+    """The held-out loss before anything is trained; several processes meet where the trainer's arguments are made."""
+    arguments(job, loaded.settings)
+    return held_out_loss(loaded.model, job.held_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +344,7 @@ def share_evenly(trainer: SFTTrainer, job: Job, size: Size) -> None:
         order.set_epoch(step_of(job.resume) // -(-count // (size.batch * size.accumulate * world())))
     if filler:
         row = {name: [2] if name == "seq_lengths" else [0, 0] for name in trainer.train_dataset.column_names}
-        rows = Dataset.from_list([row | {"labels": [UNLEARNED] * 2}] * filler, features=trainer.train_dataset.features)
+        rows = Dataset.from_list([row | {"labels": [IGNORED] * 2}] * filler, features=trainer.train_dataset.features)
         trainer.train_dataset = concatenate_datasets([trainer.train_dataset, rows])
     sampler = InOrder(order, filler)
     trainer._get_train_sampler = lambda *_: sampler  # a RandomSampler would be replaced by one without filler
@@ -434,7 +441,7 @@ class _Weight:
 
 
 def _weigh(rows: pl.DataFrame) -> _Weight:
-    learned = pl.col("labels").filter(pl.col("labels") != UNLEARNED)
+    learned = pl.col("labels").filter(pl.col("labels") != IGNORED)
     sums = rows.select(pl.col("input_ids", "labels").explode().cast(pl.Int64)).select(
         pl.len().alias("tokens"),
         learned.len().alias("learned"),
