@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ EXAMPLE_GROUPS = 8
 
 CELL = 80
 """Characters of a cell that a table shows."""
+
+MINUTE = len("2026-11-21 12:25")
+"""Characters of a time up to its minutes."""
 
 
 def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
@@ -281,12 +285,28 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
             "conversations": source["conversations"],
             "duplicates": source["rows_duplicate"],
             "rejected": source["rows_rejected"],
-            "still open": source["open_rejects"],
+            "open": source["open_rejects"],
         }
         for source in found["sources"]
     ]
-    versions = [{**version, "digest": version["digest"][:12]} for version in found["versions"]]
-    for rows in (sources, versions, found["runs"]):
+    versions = [
+        {
+            "version": version["version"],
+            "digest": version["digest"][:12],
+            "conversations": ", ".join(f"{count:,} {split}" for split, count in json.loads(version["counts"]).items()),
+            "frozen at": version["frozen_at"][:MINUTE],
+        }
+        for version in found["versions"]
+    ]
+    runs = [
+        {
+            **{key: run[key] for key in ("run", "version", "status")},
+            "adapter": os.path.relpath(run["adapter"]),
+            "started at": run["started_at"][:MINUTE],
+        }
+        for run in found["runs"]
+    ]
+    for rows in (sources, versions, runs):
         if rows:
             print_table(rows, list(rows[0]))
     scored = "nothing is scored" if not counts["scorers"] else f"{counts['scorers']:,} scorers"
