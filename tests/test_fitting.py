@@ -13,12 +13,14 @@ from stores import add, chat
 from training import SECRET, TINY, command, make_project, section, train
 
 from schemas.errors import ExportError, TrainError
-from schemas.run import read_manifest, read_runs
+from schemas.run import Run, read_manifest, read_runs
 from schemas.store import reading
 from train import engines, fitting
 from train.answering import Sampling, speak_for
 from train.fitting import decide, token_digest, train_version
 from train.loading import find_model
+from train.narrating import show_run
+from train.saving import card
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +161,19 @@ def test_the_card_names_the_data_and_keeps_no_place_of_this_machine(trained, man
     assert manifest.tokens.digest in card
     assert "curate verify" in card
     assert str(trained) not in card
+
+
+def test_what_the_steps_did_not_reach_is_not_called_trained(trained, manifest, capsys):
+    there = manifest.tokens.conversations
+    assert (manifest.metrics["seen"], manifest.metrics["epochs"]) == (there, 16 / -(-there // 4))
+    assert f"| {there} trained, 0 dropped" in card(manifest)
+    short = manifest.model_copy(update={"metrics": manifest.metrics | {"steps": 3.0}})
+    assert f"| {there} to train on, 0 dropped" in card(short)
+    assert f"| seen in training | 12 of {there} conversations, " in card(short)
+    show_run(Run("r1", "done", trained / "adapters/r1", short))
+    assert f"12 of {there} conversations of support@1" in " ".join(capsys.readouterr().out.split())
+    packed = short.model_copy(update={"engine": short.engine | {"packing": True, "sequences": 30, "gpus": 2}})
+    assert packed.seen.words == "24 of 30 packs"
 
 
 def test_peft_loads_the_adapter_folder_as_it_is(trained):

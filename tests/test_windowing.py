@@ -193,6 +193,6 @@ def test_a_run_on_windows_is_proven_again_with_its_reasoning_skipped(tmp_path, s
     assert run["manifest"]["tokens"]["conversations"] == trained["conversation"].n_unique()
     held_out = run["manifest"]["data"]["counts"]["held_out"]
     card = (tmp_path / "adapters" / "r1" / "README.md").read_text(encoding="utf-8")
-    assert f"{trained['conversation'].n_unique()} trained, 0 dropped, 0 truncated, {held_out} held out" in card
+    assert f"{trained['conversation'].n_unique()} to train on, 0 dropped, 0 truncated, {held_out} held out" in card
     proven = subprocess.run(command("verify", "r1"), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert proven.returncode == 0, proven.stdout

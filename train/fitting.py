@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +54,7 @@ from train.quieting import quiet
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
 from train.sizing import Size, written_size
+from train.spreading import count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -217,18 +217,12 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
 
 def use_threads(wanted: int | None) -> int:
     """Make torch use `wanted` threads (default: OMP_NUM_THREADS, else every core) and return how many that is."""
-    count = wanted or int(os.environ.get("OMP_NUM_THREADS", "0")) or len(_cores())
+    count = wanted or int(os.environ.get("OMP_NUM_THREADS", "0")) or count_cores()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)  # read when torch is imported
     import torch
 
     torch.set_num_threads(count)
     return count
-
-
-def _cores() -> Sequence[int]:
-    if sys.platform == "linux":
-        return sorted(os.sched_getaffinity(0))  # what a container or taskset leaves of the machine
-    return range(os.cpu_count() or 1)
 
 
 def machine_facts(threads: int, processes: Processes = ALONE) -> MachineFacts:
@@ -427,6 +421,8 @@ def _saved(run: Run, work: Work, fit: Fit, losses: dict[str, float]) -> Run:
     manifest = run.manifest.model_copy(
         update={"engine": fit.facts, "metrics": losses | fit.metrics, "finished": datetime.now(UTC), "failure": None}
     )
+    seen = {"seen": float(manifest.seen.part), "epochs": manifest.seen.epochs}
+    manifest = manifest.model_copy(update={"metrics": manifest.metrics | seen})
     adapter = run.partial / "adapter"
     shutil.copy(run.partial / "metrics.jsonl", adapter)
     manifest = save_adapter(adapter, manifest, work.model, work.template, work.ledger)

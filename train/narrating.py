@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from schemas.terminal import note, print_table, printable
 
 if TYPE_CHECKING:
-    from schemas.run import Run
+    from schemas.run import Manifest, Run
     from train.budgeting import Budget
     from train.engines import Step
     from train.fitting import Work
@@ -122,7 +122,7 @@ def show_run(run: Run) -> None:
     facts = {
         "adapter": str(run.adapter),
         "adapter digest": m.adapter_digest,
-        "trained on": f"{m.tokens.conversations:,} conversations of {m.data.version}, {m.tokens.learned:,} tokens",
+        "trained on": _trained_on(m),
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, packing {'on' if m.engine['packing'] else 'off'}, "
         f"{m.machine.device}, {m.machine.threads} threads",
         "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {m.metrics['steps']:,.0f} steps",
@@ -130,6 +130,15 @@ def show_run(run: Run) -> None:
     }
     _facts(facts, f"Run {run.run}")
     note(f"Next: curate verify {run.run} · curate chat {run.run} --compare --prompt '…' · curate retrain {run.run}")
+
+
+def _trained_on(m: Manifest) -> str:
+    """What the steps saw of the version; learned tokens are said where they saw all of it."""
+    seen = m.seen
+    if not seen.all_of_it:
+        return f"{seen.words} of {m.data.version}: its {m.metrics['steps']:,.0f} steps saw no more"
+    tokens = f"{m.tokens.learned:,} tokens, {seen.epochs:.3g} times over"
+    return f"{m.tokens.conversations:,} conversations of {m.data.version}, {tokens}"
 
 
 def show_runs(runs: Iterable[Run]) -> None:

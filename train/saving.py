@@ -120,7 +120,7 @@ pipeline_tag: text-generation
     curate verify .                 # proves the table above
 
 or in Python: `{loader}.from_pretrained(folder)` with the tokenizer and chat template in this folder.
-`ledger.parquet` says of every conversation whether it was trained, cut or left out, and why.
+`ledger.parquet` says of every conversation whether it was handed over to training, cut or left out, and why.
 """
 
 
@@ -132,8 +132,10 @@ def provenance(manifest: Manifest) -> tuple[str, str, str]:
     rows = {
         "dataset": f"`{m.data.version}`",
         "dataset digest": f"`{m.data.digest}`",
-        "conversations": f"{m.tokens.conversations:,} trained, {m.tokens.dropped:,} dropped, "
+        "conversations": f"{m.tokens.conversations:,} {'trained' if m.seen.all_of_it else 'to train on'}, "
+        f"{m.tokens.dropped:,} dropped, "
         f"{m.tokens.truncated:,} truncated, {m.data.counts.get('held_out', 0):,} held out",
+        "seen in training": f"{m.seen.words}, {m.seen.epochs:.3g} epochs",
         "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} learned",
         "token digest": f"`{m.tokens.digest}`",
         "base model": f"{base}, `{m.model.digest}`",
