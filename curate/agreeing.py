@@ -8,7 +8,7 @@ suggestions makes people agree with them, it is told for the blind share too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import polars as pl
@@ -134,12 +134,15 @@ def _names(connection: DuckDBPyConnection, name: str | None) -> list[str]:
 
 
 def _questions(connection: DuckDBPyConnection) -> list[Question]:
-    """The ratings and choices that the wanted sets ask, each once."""
+    """The ratings and choices that the wanted sets ask, each once, with the options of all of them."""
     texts = connection.sql(
         "SELECT questions FROM review_sets WHERE review_set IN (SELECT name FROM wanted) ORDER BY review_set"
     ).fetchall()
-    asked = {question.name: question for (text,) in texts for question in read_questions(text)}
-    return [question for question in asked.values() if question.kind in ("rating", "choice")]
+    asked: dict[str, Question] = {}
+    for question in (each for (text,) in texts for each in read_questions(text) if each.kind in ("rating", "choice")):
+        before = asked.get(question.name, question)
+        asked[question.name] = replace(before, options=tuple(dict.fromkeys((*before.options, *question.options))))
+    return list(asked.values())
 
 
 def _values(connection: DuckDBPyConnection, questions: Sequence[Question]) -> pl.DataFrame:

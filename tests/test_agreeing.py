@@ -142,6 +142,25 @@ def test_those_on_whom_people_differ_are_listed_with_what_they_say(store):
     assert {row["said"] for row in rows} == {"ann: drop; bob: keep"}
 
 
+def test_two_sets_that_offer_other_options_are_surveyed_together(tmp_path):
+    from curate.pushing import Entry, Place, Prepared, note_records, note_set
+    from schemas.review import Question, SetPlan, Task
+    from schemas.store import writing
+
+    path = tmp_path / "x.duckdb"
+    (one,) = add(path, questions(1))
+    for name, options in (("a", ("warm", "cold", "harsh")), ("b", ("warm", "cold"))):
+        plan = SetPlan((Question("tone", "choice", "?", options),), 2, "", {})
+        with writing(path) as connection:
+            note_set(connection, Prepared(name, plan, [], Place(), {}), Place("http://x", "remote"))
+            note_records(connection, name, [(Entry(Task(one, (), {}, ()), "random", False, "d"), f"record of {one}")])
+    take(
+        path, said("ann", one, tone="harsh", decision="keep"), said("bob", one, tone="warm", decision="keep"), name="a"
+    )
+    (row,) = surveyed(path).agreement
+    assert (row["question"], row["alpha"]) == ("tone", 0.0)
+
+
 def test_an_unknown_set_is_told_and_a_store_without_any_too(store, tmp_path):
     with pytest.raises(ReviewError, match="no review set more"):
         surveyed(store, "more")
