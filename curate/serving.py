@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from schemas.errors import ReviewError
 
@@ -214,6 +215,16 @@ def server_of(home: Path) -> tuple[str, str]:
     if state is None:
         raise ReviewError(f"No labelling server runs on {home}.", f"curate review serve --home {home}")
     return str(state["url"]), _owner_key(home)
+
+
+def plain_address(url: str) -> str:
+    """The address of a server of one's own. Raises `ReviewError` for one with a password in it: it would be stored."""
+    if "@" in urlsplit(url).netloc:
+        raise ReviewError(
+            f"The server {urlsplit(url).hostname} is given with a name or a password in its address.",
+            "Leave it out: the address is written into the store. The key goes into ARGILLA_API_KEY.",
+        )
+    return url.rstrip("/")
 
 
 def _owner_key(home: Path) -> str:

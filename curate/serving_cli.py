@@ -200,7 +200,8 @@ def _server(home: Path | None, url: str | None) -> tuple[str, str]:
 
     if url is None:
         return serving.server_of(home or serving.DEFAULT_HOME)
+    address = serving.plain_address(url)
     key = os.environ.get("ARGILLA_API_KEY")
     if not key:
         raise ReviewError(f"There is no key for {url}.", "Put it into the environment: export ARGILLA_API_KEY=…")
-    return url, key
+    return address, key

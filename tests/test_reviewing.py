@@ -414,6 +414,14 @@ def test_no_server_no_key_a_wrong_key_and_no_argilla_are_a_sentence_each(curate,
     assert key not in refused
 
 
+def test_an_address_with_a_password_in_it_is_refused_and_not_repeated(curate, store):
+    for command in (("push", "desk"), ("users", "list")):
+        ran = curate("review", *command, "--url", "https://bob:hunter2@labels.example", ARGILLA_API_KEY="k")
+        assert (ran.returncode, "a name or a password in its address" in ran.stderr) == (1, True), ran.stderr
+        assert "hunter2" not in ran.stderr + ran.stdout
+    assert b"hunter2" not in store.read_bytes()
+
+
 def test_a_key_whose_account_is_deleted_during_a_push_is_told_and_what_arrived_is_known(
     tmp_path, server, argilla_server, monkeypatch, name
 ):

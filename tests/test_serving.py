@@ -285,6 +285,30 @@ def test_a_server_of_ones_own_is_named_by_address_with_its_key_in_the_environmen
     assert "No labelling server runs on nowhere." in nowhere.stderr
 
 
+class Elsewhere(BaseHTTPRequestHandler):
+    """Sends everybody to another path, and notes with what they come there."""
+
+    keys: ClassVar[list] = []
+
+    def do_GET(self):
+        self.keys.append((self.path, self.headers["X-Argilla-Api-Key"]))
+        self.send_response(302 if self.path.startswith("/api") else 204)
+        self.send_header("Location", "/other")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_key_does_not_go_along_where_a_server_sends_one_elsewhere(curate):
+    listener = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    ran = curate("review", "users", "list", "--url", f"http://127.0.0.1:{listener.server_port}", ARGILLA_API_KEY="k")
+    listener.shutdown()
+    assert (ran.returncode, "answered 302" in ran.stderr) == (1, True), ran.stderr
+    assert Elsewhere.keys == [("/api/v1/users", "k")]
+
+
 def test_a_port_that_is_taken_is_named(own, curate):
     port = own.url.rpartition(":")[2]
     ran = curate("review", "serve", "--home", "mine", "--port", port)

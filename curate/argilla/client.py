@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import polars as pl
 
-from curate.serving import DEFAULT_HOME, server_of
+from curate.serving import DEFAULT_HOME, plain_address, server_of
 from schemas.errors import ReviewError
 from schemas.recipe import canonical_json
 from schemas.review import (
@@ -88,12 +88,13 @@ def connect(url: str | None, home: Path | None, workspace: str | None = None) ->
 def _address(url: str | None, home: Path | None) -> tuple[str, str]:
     if url is None:
         return server_of(home or DEFAULT_HOME)
+    address = plain_address(url)
     key = os.environ.get(KEY_VARIABLE)
     if not key:
         raise ReviewError(
             f"There is no key for {url}.", f"Put the API key of an owner or an admin into the variable {KEY_VARIABLE}."
         )
-    return url.rstrip("/"), key
+    return address, key
 
 
 def _workspace(api: _Api, name: str | None) -> str:

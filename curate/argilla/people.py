@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from schemas.errors import ReviewError
 
@@ -84,12 +84,19 @@ def _ask(url: str, api_key: str, method: str, path: str, body: dict[str, Any] | 
         method=method,
     )
     try:
-        with urlopen(request, timeout=_PATIENCE) as answer:
+        with build_opener(_Stay).open(request, timeout=_PATIENCE) as answer:
             return dict(json.loads(answer.read()))
     except HTTPError as error:
         raise _refused(url, path, error) from error
     except (URLError, TimeoutError) as error:
         raise ReviewError(f"{url} does not answer: {error}.", "Start it: curate review serve") from error
+
+
+class _Stay(HTTPRedirectHandler):
+    """Follows nobody elsewhere: the key would go along."""
+
+    def redirect_request(self, *_: object) -> None:
+        """No request in the place of the first one: the redirection is an error."""
 
 
 def _refused(url: str, path: str, error: HTTPError) -> ReviewError:
