@@ -20,6 +20,7 @@ import polars as pl
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
+from train.labelling import IGNORED
 from train.loading import find_model, pick_method
 from train.quieting import quiet
 from train.sizing import Size
@@ -33,8 +34,6 @@ UNMOVED = 1e-6
 
 ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """How far a document's loss may be from its loss alone, in nats: other kernels add up in another order."""
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import polars as pl
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
+from train.labelling import IGNORED
 
 LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
     "conversation": pl.String,
@@ -101,7 +102,7 @@ def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:
 
 def _learned(labels: pl.Expr) -> pl.Expr:
     """How many labels are not ignored."""
-    ignored = labels.list.count_matches(-100)
+    ignored = labels.list.count_matches(IGNORED)
     return (labels.list.len().cast(pl.Int64) - ignored.cast(pl.Int64)).fill_null(0)
 
 

@@ -8,8 +8,6 @@ program of Python that runs on one.
 from __future__ import annotations
 
 import gc
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +18,7 @@ import polars as pl
 from train.labelling import IGNORED, RENDERED, label, token_range
 from train.marking import Piece, Region, Rendering, Script
 from train.reasoning import Reasoning
-from train.spreading import Work, spread
+from train.spreading import Work, count_cores, spread
 from train.templating import PINNED_DATE, Template, find_template
 from train.tokenizing import Tokenizer
 
@@ -71,11 +69,7 @@ def render(
 
 
 def _processes(size: float) -> int:
-    return 1 if size < WORTH_PROCESSES else min(_cores(), int(size / WORTH_A_PROCESS))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return 1 if size < WORTH_PROCESSES else min(count_cores(), int(size / WORTH_A_PROCESS))
 
 
 def _rendered(conversations: pl.DataFrame, script: Script) -> pl.DataFrame:

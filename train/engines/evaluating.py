@@ -12,9 +12,7 @@ import polars as pl
 import torch
 
 from train.engines.ranks import is_sharded, rank, total, world
-
-UNLEARNED = -100
-"""The label of a token that is seen and not learned, by the convention of torch's cross entropy."""
+from train.labelling import IGNORED
 
 BATCH_TOKENS = 4096
 """Tokens, padding included, of one pass over held-out conversations: their logits take 1 GiB at most."""
@@ -34,7 +32,7 @@ def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
     loss, learned = 0.0, 0
     # A loop over batches of rows: each goes through the model by itself.
     for ids, labels in _batches(rows if is_sharded() else rows[rank() :: world()]):
-        count = int((labels[:, 1:] != UNLEARNED).sum())  # nothing comes before the first token
+        count = int((labels[:, 1:] != IGNORED).sum())  # nothing comes before the first token
         if count:
             with torch.no_grad():
                 out = model(input_ids=ids.to(device), labels=labels.to(device), use_cache=False)
@@ -53,7 +51,7 @@ def _batches(rows: pl.DataFrame) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     while start < longest_first.height:
         width = len(longest_first["input_ids"][start])
         batch = longest_first[start : start + max(1, BATCH_TOKENS // max(width, 1))]
-        yield _padded(batch["input_ids"], 0), _padded(batch["labels"], UNLEARNED)
+        yield _padded(batch["input_ids"], 0), _padded(batch["labels"], IGNORED)
         start += batch.height
 
 

@@ -18,7 +18,7 @@ import polars as pl
 import torch
 
 from schemas.recipe import TrainSection
-from train.engines.evaluating import UNLEARNED
+from train.labelling import IGNORED
 from train.sizing import Measured, Size
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _speed(trainer: Any, batch: int, device: torch.device) -> float:
 
 def _pass(trainer: Any, inputs: Mapping[str, Any]) -> None:
     """Forward and backward, in the precision in which the trainer will do it."""
-    learned = (inputs["labels"] != UNLEARNED).sum()
+    learned = (inputs["labels"] != IGNORED).sum()
     kind = torch.bfloat16 if trainer.args.bf16 else torch.float16
     with torch.autocast(learned.device.type, dtype=kind, enabled=trainer.args.bf16 or trainer.args.fp16):
         loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=learned)
