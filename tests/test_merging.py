@@ -7,10 +7,13 @@ import subprocess
 import pytest
 from training import TINY, command, copy_project
 
-from schemas.errors import CurateError, ExportError
+from schemas.errors import CurateError, ExportError, TrainError
 from schemas.run import read_manifest
+from train.handing_over import find_source
 from train.loading import model_digest
 from train.merging import merge
+from train.retraining import retrain
+from train.verifying import verify
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +73,16 @@ def test_the_merged_model_says_which_data_made_it(trained, merged):
     card = (merged.folder / "README.md").read_text()
     assert manifest.data.digest in card
     assert "support@1, run r1, merged" in card
+
+
+def test_a_merged_folder_in_place_of_an_adapters_is_told_as_what_it_is(trained, merged, curate):
+    store, folder = trained / "curate.duckdb", str(merged.folder)
+    for taking in (verify, retrain, find_source):
+        with pytest.raises(TrainError, match=r"is the merged model of run r1, and this takes the run's adapter"):
+            taking(store, folder)
+    ran = curate("chat", folder, "--prompt", "Hello", cwd=trained)
+    assert ran.returncode == 1
+    assert "Give the run, r1, in its place" in " ".join(ran.stderr.split())
 
 
 def test_the_merged_model_stops_at_the_templates_token_and_at_the_bases_own(merged):

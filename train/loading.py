@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from schemas.errors import TrainError
 from schemas.recipe import digest, file_digest
-from schemas.run import Manifest, Run, find_run, read_runs
+from schemas.run import MANIFEST_FILE, Manifest, Run, find_run, read_manifest, read_runs
 from schemas.store import reading
 
 Method = Literal["qlora", "lora", "full"]
@@ -51,9 +51,8 @@ def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
     """
     folder = Path(target).expanduser()
     if folder.is_dir():
-        with reading(store) if store.exists() else nullcontext() as connection:
-            runs = read_runs(connection) if connection else []
-        return folder, next((run for run in runs if run.adapter == folder.resolve()), None)
+        check_adapter(folder)
+        return folder, _run_in(store, folder)
     with reading(store) as connection:
         run = find_run(connection, target)
     if run.status != "done":
@@ -61,11 +60,46 @@ def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
         raise TrainError(
             f"Run {run.run} has no adapter, it is {run.status}{why}.", "The same curate train command goes on with it."
         )
-    if not run.adapter.is_dir():
+    return _folder_of(run, store), run
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise `TrainError` for a folder that `curate merge` wrote: its manifest is the adapter's, its weights are not."""
+    if not (folder / MANIFEST_FILE).exists() or (folder / "adapter_config.json").exists():
+        return
+    manifest = read_manifest(folder)
+    if manifest.engine["method"] != "full" and (folder / "config.json").exists():
         raise TrainError(
-            f"The adapter of run {run.run} is no longer in {run.adapter}.", "Give the folder it is in now."
+            f"{folder} is the merged model of run {manifest.run}, and this takes the run's adapter.",
+            f"Give the run, {manifest.run}, in its place; curate check-serving {folder} is for the merged model.",
         )
-    return run.adapter, run
+
+
+def _run_in(store: Path, folder: Path) -> Run | None:
+    """The run whose adapter lies in `folder`: by the place, else by name and digest, since folders are moved."""
+    with reading(store) if store.exists() else nullcontext() as connection:
+        runs = read_runs(connection) if connection else []
+    here = next((run for run in runs if run.adapter == folder.resolve()), None)
+    return here or next((run for run in runs if _is_of(folder, run)), None)
+
+
+def _folder_of(run: Run, store: Path) -> Path:
+    """Where a run's adapter is: where it was written, or beside the store, which was moved or copied with it."""
+    beside = store.resolve().parent / "adapters" / run.adapter.name
+    if run.adapter.is_dir():
+        return run.adapter
+    if _is_of(beside, run):
+        return beside
+    raise TrainError(
+        f"The adapter of run {run.run} is neither in {run.adapter} nor in {beside}.", "Give the folder it is in now."
+    )
+
+
+def _is_of(folder: Path, run: Run) -> bool:
+    if not (folder / MANIFEST_FILE).exists():
+        return False
+    manifest = read_manifest(folder)
+    return (manifest.run, manifest.adapter_digest) == (run.run, run.manifest.adapter_digest)
 
 
 def find_base(adapter: Path, manifest: Manifest) -> Path:
