@@ -71,7 +71,7 @@ def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tup
         conversations=folded.select(pl.Series("key", batch.row.gather(folded["row"])), "id", "conversations", "tools"),
         origins=_origins(batch, metadata(table, mapping), folded["row"], members, mended),
         rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, refused, members)]).sort("row"),
-        closes=_closes(batch.table),
+        closes=_closes(batch),
     )
     return parcel, _warnings(findings, refused)
 
@@ -174,11 +174,11 @@ def _first_different(conversations: pl.DataFrame) -> list[dict[str, Any]]:
     return first.head(EXAMPLES).to_dicts()
 
 
-def _closes(table: pl.DataFrame) -> pl.DataFrame:
-    """The rejects that rows say they mend: `source:row` in the first of `OWN_COLUMNS`."""
+def _closes(batch: Batch) -> pl.DataFrame:
+    """The rejects that rows say they mend: `source:row` in the first of `OWN_COLUMNS`; `by` is the row that says it."""
     column = OWN_COLUMNS[0]
-    if column not in table.columns:
+    if column not in batch.table.columns:
         return pl.DataFrame(schema=CLOSES)
-    parts = table[column].drop_nulls().str.splitn(":", 2).struct
-    named = pl.DataFrame({"source": parts.field("field_0"), "row": parts.field("field_1").cast(pl.Int64, strict=False)})
-    return named.drop_nulls().unique()
+    parts = batch.table[column].str.splitn(":", 2).struct
+    row = parts.field("field_1").cast(pl.Int64, strict=False)
+    return pl.DataFrame({"source": parts.field("field_0"), "row": row, "by": batch.row}).drop_nulls()

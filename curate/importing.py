@@ -43,6 +43,12 @@ REJECTS_TO_KNOW = """
 
 MENDS_TO_KNOW = 'SELECT source, "row", conversation, duplicate, mends FROM origins WHERE mends IS NOT NULL'
 
+CLOSED_SQL = """
+    SELECT count(*) FROM rejects JOIN sources USING (source) JOIN sources AS closing ON closing.source = closed_by
+    WHERE closed_by = ? AND sources.imported_at <= closing.imported_at
+"""
+"""Rejects that a source closed. Those of later imports, in which its own rejects came back, are not its work."""
+
 PENDING = "pending"
 """The id of a source whose bytes are only known when they have been read, until then."""
 
@@ -348,7 +354,7 @@ def _result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
            ) GROUP BY mend ORDER BY mend""",
         [source_id],
     ).fetchall()
-    ((closed,),) = connection.execute("SELECT count(*) FROM rejects WHERE closed_by = ?", [source_id]).fetchall()
+    ((closed,),) = connection.execute(CLOSED_SQL, [source_id]).fetchall()
     return ImportResult(
         **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
         rejected=dict(rejects.select("code", "count").iter_rows()),

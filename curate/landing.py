@@ -28,7 +28,7 @@ ORIGINS = {
     "mends": pl.List(pl.String),
     "raw": pl.String,
 }
-CLOSES = {"source": pl.String, "row": pl.Int64}
+CLOSES = {"source": pl.String, "row": pl.Int64, "by": pl.Int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Parcel:
     rejects: pl.DataFrame
     """`REJECTS` of curate/importers/batch.py: one line per row that is not."""
     closes: pl.DataFrame
-    """`CLOSES`: the rejects of an earlier import that these rows bring back."""
+    """`CLOSES`: the rejects of an earlier import that these rows, by their numbers, bring back."""
 
     @property
     def rows(self) -> int:
@@ -110,12 +110,7 @@ def land(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
             """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM refused""", [source]
         )
     if parcel.closes.height:
-        closes = parcel.closes  # noqa: F841
-        connection.execute(
-            """UPDATE rejects SET closed_by = ? FROM closes AS c
-               WHERE rejects.source = c.source AND rejects."row" = c."row" AND closed_by IS NULL""",
-            [source],
-        )
+        _close(connection, source, parcel)
 
 
 def count(connection: DuckDBPyConnection, source: str, conversations_before: int) -> Sums:
@@ -173,6 +168,24 @@ def _origins(parcel: Parcel, fresh: pl.Series) -> pl.DataFrame:
     if parcel.origins["key"].equals(named["key"]):  # one row, one conversation: nothing to look up
         return pl.concat([parcel.origins, named.drop("key")], how="horizontal")
     return parcel.origins.join(named, on="key", how="left", maintain_order="left")
+
+
+def _close(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
+    """Close the rejects whose rows were taken now; of a row that was refused again, the first reject stays open."""
+    taken = parcel.closes.join(parcel.origins, left_on="by", right_on="row", how="semi")  # noqa: F841
+    connection.execute(
+        """UPDATE rejects SET closed_by = ? FROM taken
+           WHERE rejects.source = taken.source AND rejects."row" = taken."row" AND closed_by IS NULL""",
+        [source],
+    )
+    again = parcel.closes.join(parcel.rejects, left_on="by", right_on="row", how="semi")  # noqa: F841
+    connection.execute(
+        """UPDATE rejects SET closed_by = first.source
+           FROM (SELECT r.source, again."by" FROM again JOIN rejects r USING (source, "row")
+                 WHERE r.closed_by IS NULL) AS first
+           WHERE rejects.source = ? AND rejects."row" = first."by" """,
+        [source],
+    )
 
 
 def _joined(parcels: list[Parcel]) -> Parcel:

@@ -46,7 +46,9 @@ ORIGINS_SQL = """
     FROM origins JOIN sources USING (source) WHERE conversation = ? ORDER BY imported_at, path, "row"
 """
 REJECT_SQL = """
-    SELECT s.path, r."row", r.line, r.code, r.reason, r.raw, closing.path AS mended_in
+    SELECT s.path, r."row", r.line, r.code, r.reason, r.raw,
+           if(closing.imported_at >= s.imported_at, closing.path, NULL) AS mended_in,
+           if(closing.imported_at < s.imported_at, closing.path, NULL) AS again_of
     FROM rejects r JOIN sources s USING (source) LEFT JOIN sources closing ON closing.source = r.closed_by
     WHERE r.source = ? AND r."row" = ?
 """
@@ -87,6 +89,8 @@ class Refused:
     reason: str
     raw: str
     mended_in: str | None
+    again_of: str | None = None
+    """the file whose reject this row was to mend; that one is still open"""
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain values."""
@@ -98,6 +102,8 @@ class Refused:
         yield f"  {self.reason}"
         if self.mended_in:
             yield f"  brought back mended by {self.mended_in}"
+        if self.again_of:
+            yield f"  refused again: the reject of {self.again_of} that it names is the open one"
         yield f"  {_cut(self.raw)}"
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from curate.importing import ImportResult, import_files
 from curate.rejecting import Wanted, export_rejects, group_rejects, list_rejects
+from curate.tracing import trace
 from schemas.errors import ExportError, SourceError
 from schemas.recipe import ImportSection
 from schemas.store import reading
@@ -93,16 +94,21 @@ def test_importing_the_mended_file_closes_its_rejects(store: Path, tickets: Path
     assert json.loads(metadata[0][0]) == {"ticket": "2", "note": "=cmd()"}
 
 
-def test_a_row_that_comes_back_unmended_is_open_once(store: Path, tickets: Path, tmp_path: Path) -> None:
+def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(store: Path, tickets: Path, tmp_path: Path) -> None:
     fix = tmp_path / "fix.csv"
     export(store, fix, code="empty-answer")
     result = import_one(store, fix)
-    assert (result.rows_rejected, result.closed) == (2, 2)
-    assert len(open_rejects(store)) == 3
-    again = export(store, tmp_path / "fix2.csv", source=result.source)
-    assert again.rows == 2
-    header = (tmp_path / "fix2.csv").read_text(encoding="utf-8").splitlines()[0]
-    assert header == "ticket,question,answer,note,_curate_reject,_curate_reason"
+    assert (result.rows_rejected, result.closed) == (2, 0)
+    assert open_rejects(store) == [(2, "empty-answer"), (3, "empty-answer"), (4, "ragged-row")]
+    with reading(store) as connection:
+        (first,), (again,) = trace(connection, "tickets.csv:3"), trace(connection, "fix.csv:2")
+    assert "mended" not in "".join(first.lines())
+    assert import_one(store, tickets).closed == 0
+    assert f"the reject of {tickets} that it names is the open one" in "".join(again.lines())
+    fix.write_text(fix.read_text(encoding="utf-8").replace("2,When?,,", "2,When?,Now.,"), encoding="utf-8")
+    result = import_one(store, fix)
+    assert (result.rows_kept, result.rows_rejected, result.closed) == (1, 1, 1)
+    assert open_rejects(store) == [(3, "empty-answer"), (4, "ragged-row")]
 
 
 def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path, tmp_path: Path) -> None:
