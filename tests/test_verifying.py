@@ -119,8 +119,35 @@ def test_a_manifest_that_was_edited_is_not_the_one_in_the_store(project):
 
 def test_what_cannot_be_checked_is_not_proven(trained, tmp_path):
     found = verify(tmp_path / "none.duckdb", str(trained / "adapters" / "r1"))
-    assert spoilt(found) == {"manifest": "unchecked", "version": "unchecked", "tokens": "unchecked"}
+    assert spoilt(found) == {"manifest in the store": "unchecked", "version": "unchecked", "tokens": "unchecked"}
     assert not found.proven
+
+
+def test_a_project_that_was_moved_is_proven_by_its_runs_and_by_its_folders(project, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    project.parent.rename(moved)
+    monkeypatch.chdir(moved)
+    for target in ("r1", "adapters/r1"):
+        found = verify(moved / "curate.duckdb", target)
+        assert found.proven
+        assert found.known
+    edit(moved / "adapters/r1/manifest.json", '"adapter_digest": "', '"adapter_digest": "0')
+    with pytest.raises(TrainError, match=r"The adapter of run r1 is neither in"):
+        verify(moved / "curate.duckdb", "r1")
+
+
+def test_an_adapter_from_another_store_is_proven_and_told_to_be_from_there(curate, project):
+    with writing(project) as connection:
+        connection.execute("DELETE FROM runs")
+    found = verify(project, "adapters/r1")
+    assert found.proven
+    assert not found.known
+    assert spoilt(found) == {"manifest in the store": "unchecked"}
+    ran = curate("verify", "adapters/r1", cwd=project.parent)
+    assert ran.returncode == 0
+    assert "This store has no run with this adapter" in ran.stdout
+    (project.parent / "adapters/r1/recipe.json").write_text("{}")
+    assert curate("verify", "adapters/r1", cwd=project.parent).returncode == 1
 
 
 def test_the_command_ends_with_1_and_names_what_differs(curate, project):

@@ -168,9 +168,11 @@ def show_verification(verification: Verification) -> None:
     differing = [check for check in verification.notes if check.state != "same"]
     for check in differing:
         note(f"Note: {check.what} was {check.expected}, is {check.found}.")
-    bad = [check.what for check in verification.checks if check.state != "same"]
-    verdict = f"not proven: {', '.join(bad)}" if bad else f"proven, {len(verification.checks)} checks"
+    same = sum(check.state == "same" for check in verification.checks)
+    verdict = f"proven, {same} checks" if verification.proven else f"not proven: {', '.join(verification.open)}"
     print_line(f"Run {verification.run} is {verdict}.")
+    if not verification.known:
+        print_line("This store has no run with this adapter: its manifest was held against all else that is here.")
 
 
 def _check_row(check: Check) -> dict[str, str]:

@@ -29,6 +29,9 @@ from train.windowing import render_as
 
 State = Literal["same", "differs", "unchecked"]
 
+UNKNOWN_RUN = "manifest in the store"
+"""The check that cannot be made where an adapter was trained from another store."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -42,7 +45,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All checks of one adapter. It is proven when every one is the same; notes do not count."""
+    """All checks of one adapter. It is proven when every one is the same; notes do not count.
+
+    Nor does it count against an adapter that the store does not know its run, as where it was trained elsewhere.
+    """
 
     adapter: Path
     run: str
@@ -52,7 +58,17 @@ class Verification:
     @property
     def proven(self) -> bool:
         """Whether every digest could be taken and none differs."""
-        return all(check.state == "same" for check in self.checks)
+        return not self.open
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """What stands against it: the names of checks that differ or could not be made."""
+        return tuple(check.what for check in self.checks if check.state != "same" and check.what != UNKNOWN_RUN)
+
+    @property
+    def known(self) -> bool:
+        """Whether the store has the run."""
+        return all(check.what != UNKNOWN_RUN for check in self.checks)
 
 
 def verify(store: Path, target: str) -> Verification:
@@ -99,7 +115,7 @@ def _row(run: Run | None, manifest: Manifest) -> Iterator[Check]:
     """The manifest beside the adapter and the one in the store say the same."""
     written = digest(manifest.model_dump(mode="json"))
     if run is None:
-        yield _unchecked("manifest", written, "The store has no run with an adapter in this folder.")
+        yield _unchecked(UNKNOWN_RUN, written, "The store has no run with this adapter.")
     else:
         yield _compared("manifest", digest(run.manifest.model_dump(mode="json")), written)
 
