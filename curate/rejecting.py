@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -84,7 +85,8 @@ def export_rejects(
 
     A row that cannot be split into its columns stands whole in `_curate_raw`. A JSON object goes into a JSONL file
     as the text it was, with two keys more. Cells are exact: what begins with `=` stays so. Raises `ExportError`
-    when there is nothing to write, the suffix is another one, or the file is there and `replace` is not said.
+    when there is nothing to write, the suffix is another one, the sources were read in several ways (one file has
+    one way back), or the file is there and `replace` is not said.
     """
     _check(connection, wanted)
     if path.suffix not in FORMATS:
@@ -94,10 +96,11 @@ def export_rejects(
     rejects = _selected(
         connection,
         wanted,
-        'SELECT source, "row", reason, raw, columns, mapping FROM wanted ORDER BY imported_at, "row"',
+        'SELECT path, source, "row", reason, raw, columns, mapping FROM wanted ORDER BY imported_at, "row"',
     )
     if rejects.is_empty():
         raise ExportError("There are no such rejects.", "curate rejects shows those there are.")
+    _check_alike(rejects, path)
     split = [_split(reject) for reject in rejects.iter_rows(named=True)]  # each by itself: one may be broken
     as_csv = path.suffix == ".csv"
     _write(path, _as_csv(split) if as_csv else _as_jsonl(split))
@@ -106,7 +109,7 @@ def export_rejects(
         len(split),
         raw_only=sum(row.cells is None for row in split),
         formulas=sum(map(_formulas, split)) if as_csv else 0,
-        options=_options(split, set(rejects["mapping"])),
+        options=_options(split, rejects["mapping"][0]),
     )
 
 
@@ -147,6 +150,29 @@ def _check(connection: DuckDBPyConnection, wanted: Wanted) -> None:
         if wanted.code not in codes:
             there = ", ".join(codes) or "none"
             raise SourceError(f"No row was rejected for {wanted.code}.", f"There are: {there}.")
+
+
+def _check_alike(rejects: pl.DataFrame, path: Path) -> None:
+    """Refuse to lay rows that were read in several ways into one file, and say the command for each source."""
+    sources = rejects.unique("source", maintain_order=True).select("path", "source", "mapping").rows()
+    if len({_way(mapping) for _, _, mapping in sources}) == 1:
+        return
+    paths = [source_path for source_path, _, _ in sources]
+    names = [source if paths.count(source_path) > 1 else source_path for source_path, source, _ in sources]
+    lines = [
+        f"curate rejects --source {shlex.quote(name)} --export {path.stem}-{number}{path.suffix}"
+        for number, name in enumerate(names, 1)
+    ]
+    raise ExportError(
+        f"The rows are of {len(lines)} sources that were read in different ways; one file is read in one way.",
+        "One file a source:\n    " + "\n    ".join(lines),
+    )
+
+
+def _way(mapping: str) -> str:
+    """The shape and the fields of a source's mapping."""
+    stored = json.loads(mapping)
+    return json.dumps([stored["shape"], stored["fields"]], sort_keys=True)
 
 
 def _split(reject: Mapping[str, Any]) -> _Row:
@@ -219,13 +245,11 @@ def _formulas(row: _Row) -> int:
     return sum((cell or "").startswith(FORMULA_STARTS) for cell in (row.cells or {"": row.raw}).values())
 
 
-def _options(rows: list[_Row], mappings: set[str]) -> str:
-    """The options that read the exported rows as their source was read; none where sources differ in that."""
-    if len(mappings) != 1:
-        return ""
-    mapping = json.loads(mappings.pop())
+def _options(rows: list[_Row], mapping: str) -> str:
+    """The options that read the exported rows as their source was read."""
+    stored = json.loads(mapping)
     columns = {column for row in rows for column in row.cells or {}}
-    return ColumnMapping(mapping["shape"], {k: v for k, v in mapping["fields"].items() if v in columns}).as_options()
+    return ColumnMapping(stored["shape"], {k: v for k, v in stored["fields"].items() if v in columns}).as_options()
 
 
 def _write(path: Path, text: str) -> None:

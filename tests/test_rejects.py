@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,25 @@ def test_a_json_object_goes_back_as_the_text_it_was(store: Path, tmp_path: Path)
     (tmp_path / "fix.jsonl").write_text(first.replace('"response": ""', '"response": "yes"'), encoding="utf-8")
     assert import_one(store, tmp_path / "fix.jsonl").closed == 1
     assert [row for row, _ in open_rejects(store)] == [2]
+
+
+def test_sources_that_were_read_in_different_ways_are_exported_one_by_one_by_the_commands_that_are_named(
+    store: Path, tickets: Path, tmp_path: Path, curate: Callable[..., Any]
+) -> None:
+    turns = [{"role": who, "content": text} for who, text in (("user", "When?"), ("assistant", ""))]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    import_one(store, tmp_path / "chats.jsonl")
+    refused = curate("rejects", "--export", "fix.csv")
+    assert refused.returncode == 1
+    assert not (tmp_path / "fix.csv").exists()
+    commands = [line.strip() for line in refused.stderr.splitlines() if line.strip().startswith("curate rejects")]
+    assert len(commands) == 2
+    for command in commands:
+        shown = curate(*shlex.split(command)[1:]).stdout
+        back = next(line.strip() for line in shown.splitlines() if line.strip().startswith("curate import"))
+        imported = curate(*shlex.split(back)[1:])
+        assert imported.returncode == 0, imported.stderr
+    assert len(open_rejects(store)) == 4
 
 
 def test_an_export_is_never_written_over_by_itself(store: Path, tickets: Path, tmp_path: Path) -> None:
