@@ -144,8 +144,9 @@ def _key_ends(text: pl.Series) -> pl.Series:
 def _perhaps_no_numbers(table: pl.DataFrame, text: pl.Series) -> list[int]:
     """Positions of the rows that may hold not-a-number or an infinity, as JSON writers or as C spell it."""
     positions = set(text.str.contains(NOT_JSON).arg_true())
+    of_length = table.select(pl.all().str.len_bytes().is_in(NOT_JSON_LENGTHS))
     for cell in table:
-        short = cell.str.len_bytes().is_in(NOT_JSON_LENGTHS).arg_true()
+        short = of_length[cell.name].arg_true()
         positions.update(short.filter(cell.gather(short).str.contains(NOT_A_NUMBER)))
     return sorted(positions)
 
