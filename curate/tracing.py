@@ -41,6 +41,22 @@ PLACES_SQL = """
 """
 """The records that start on this line, or on the last line before it on which one starts; or the row of this number."""
 
+LAST_SQL = """
+    SELECT mapping->>'$.format', (
+        SELECT max(coalesce(line, "row")) FROM (SELECT source, "row", line FROM origins
+                                                UNION ALL SELECT source, "row", line FROM rejects) AS places
+        WHERE places.source = sources.source)
+    FROM sources WHERE source = ?
+"""
+"""The format of a source, and where its last record starts."""
+
+TEXT_SQL = """
+    SELECT array_to_string(list_transform(conversations, lambda turn: turn.value), ''), metadata
+    FROM origins JOIN conversations ON id = conversation WHERE source = $source AND "row" = $row
+    UNION ALL SELECT raw, NULL FROM rejects WHERE source = $source AND "row" = $row
+"""
+"""What a record held: the texts of its cells and, as JSON, what stood beside them; or its text as it was read."""
+
 ORIGINS_SQL = """
     SELECT path, "row", line, duplicate, shape, sha256, imported_at, metadata, mends, raw
     FROM origins JOIN sources USING (source) WHERE conversation = ? ORDER BY imported_at, path, "row"
@@ -204,6 +220,13 @@ def _records(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple
     found, file = _places(connection, place), place["file"]
     if not found:
         raise _no_such_place(connection, place)
+    start = found[0][2]
+    found = [record for record in found if not _ends_before(connection, record, int(place["number"]))]
+    if not found:
+        raise VersionError(
+            f"{file} has no record on line {place['number']}: its last one starts on line {start}.",
+            f"curate trace {file}:{start}",
+        )
     if len(found) > RECORDS_PER_LINE:
         raise VersionError(
             f"{len(found):,} records start on line {found[0][2]} of {file}.",
@@ -216,6 +239,19 @@ def _places(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple[
     """The records at a place: source, row, the line on which it starts (for `#` its row again), and conversation."""
     params = {"file": place["file"], "by": place["by"], "number": int(place["number"])}
     return connection.execute(PLACES_SQL, params).fetchall()
+
+
+def _ends_before(connection: DuckDBPyConnection, record: tuple[str, int, int, str | None], line: int) -> bool:
+    """Whether a source's last record ends before this line: its cells have no more line ends than its texts.
+
+    An array of JSON may be laid out over any number of lines; there it is not known.
+    """
+    source, row, start, _ = record
+    ((format_, last),) = connection.execute(LAST_SQL, [source]).fetchall()
+    if start != last or line <= start or format_ == "json":
+        return False
+    texts = connection.execute(TEXT_SQL, {"source": source, "row": row}).fetchall()
+    return bool(line > start + max(text.count("\n") + (beside or "").count("\\n") for text, beside in texts))
 
 
 def _no_such_place(connection: DuckDBPyConnection, place: re.Match[str]) -> VersionError:

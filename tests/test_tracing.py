@@ -85,6 +85,7 @@ def test_the_beginning_of_an_id_is_enough_and_an_ambiguous_one_lists_the_candida
         ("ffffffffffff", "No conversation's id begins"),
         ("other.csv:3", "Nothing was imported from other.csv"),
         ("data.csv:1", "No record of data.csv starts on line 1"),
+        ("data.csv:23", "data.csv has no record on line 23: its last one starts on line 22"),
         ("data.csv#0", "data.csv has no row 0"),
         ("data.csv#99999", "data.csv has no row 99999"),
         ("data.csv", "neither an id nor a place"),
@@ -190,6 +191,20 @@ def test_a_real_import_is_traced_from_a_line_inside_a_multi_line_cell(tmp_path):
     assert isinstance(refused, Refused)
     assert (refused.row, refused.line, refused.raw) == (2, 5, "Two?,,a2")
     assert CliRunner().invoke(app, ["trace", "data.csv:5", "--store", str(store)]).stderr == ""
+    behind = CliRunner().invoke(app, ["trace", "data.csv:6", "--store", str(store), "--json"])
+    assert (behind.exit_code, behind.stdout) == (1, "")
+
+
+def test_a_line_inside_the_last_record_leads_to_it_and_the_line_behind_it_to_nothing(tmp_path):
+    from curate.importing import import_files
+    from schemas.recipe import ImportSection
+
+    store, file = tmp_path / "x.duckdb", tmp_path / "data.csv"
+    file.write_text('question,answer,note\nOne?,"Yes,\nyes.","a\nb"\n', encoding="utf-8")
+    import_files(store, [str(file)], ImportSection())
+    assert traced(store, "data.csv:4") == traced(store, "data.csv:2")
+    with pytest.raises(VersionError, match="no record on line 5"):
+        traced(store, "data.csv:5")
 
 
 def test_the_command_shows_control_characters_and_does_not_obey_them(store):
