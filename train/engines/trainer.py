@@ -269,7 +269,7 @@ def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
             trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
     except torch.OutOfMemoryError:
         if world() > 1:
-            raise  # the other processes wait for this one; they start anew together
+            raise  # the others wait for this one: the run ends, and goes on from its checkpoint when it is typed again
     else:
         if watch.stopped:
             raise KeyboardInterrupt
