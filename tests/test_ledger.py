@@ -1,5 +1,7 @@
 """The ledger: every conversation has one fate, every lost token a reason, and nothing is lost without being allowed."""
 
+from functools import partial
+
 import polars as pl
 import pytest
 
@@ -118,24 +120,25 @@ def test_text_of_a_special_token_in_a_question_is_kept():
 
 
 def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_named():
-    section = TrainSection(max_length=8)
+    section, rows = TrainSection(max_length=8), rendered(PLAIN, LONG)
     with pytest.raises(TrainError) as refused:
-        check_limits(settle(rendered(PLAIN, LONG), section), section)
+        check_limits(settle(rows, section), section, partial(settle, rows))
     assert refused.value.what == "1 of 2 conversations are longer than max_length 8 tokens: long has 9."
     assert refused.value.hint == (
         "Type --set train.max_length=9, or --set train.long=truncate --set train.max_truncated=0.5, "
-        "or --set train.long=drop --set train.max_dropped=0.5, or --set train.long=split."
+        "or --set train.long=drop --set train.max_dropped=0.5, or --set train.long=split --set train.max_dropped=0.5."
     )
 
 
 @pytest.mark.parametrize(("long", "fate"), [("drop", "dropped"), ("truncate", "truncated")])
 def test_what_is_lost_must_be_allowed_and_the_named_share_is_enough(long, fate):
     section = TrainSection(max_length=8, long=long)
-    ledger = settle(rendered(PLAIN, PLAIN, LONG), section)
+    rows = rendered(PLAIN, PLAIN, LONG)
+    ledger = settle(rows, section)
     with pytest.raises(TrainError, match=f"1 of 3 conversations would be {fate}, max_{fate} allows 0") as refused:
-        check_limits(ledger, section)
+        check_limits(ledger, section, partial(settle, rows))
     share = refused.value.hint.partition(f"train.max_{fate}=")[2].partition(";")[0]
-    check_limits(ledger, section.model_copy(update={f"max_{fate}": float(share)}))
+    check_limits(ledger, section.model_copy(update={f"max_{fate}": float(share)}), partial(settle, rows))
 
 
 def test_the_split_of_a_version_is_kept():

@@ -78,6 +78,17 @@ def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared):
     assert "--set train.long=truncate" in planned.way_out
 
 
+def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store, folder):
+    ways = plan(prepared).way_out.removeprefix("Type ").removesuffix(".").split(", or ")
+    assert [way.split("=")[0].split()[-1].removeprefix("train.") for way in ways] == ["max_length", *["long"] * 3]
+    for way in ways:
+        typed = dict(setting.removeprefix("train.").split("=") for setting in way.split() if setting != "--set")
+        section = TrainSection(model=str(folder), batch=2, accumulate=2, **{"max_length": 100} | typed)
+        assert plan(prepare(store, "chats", section)).refusal is None
+        for limit in [key for key in typed if key.startswith("max_") and key != "max_length"]:
+            assert plan(prepare(store, "chats", section.model_copy(update={limit: 0.0}))).refusal
+
+
 def test_steps_of_the_recipe_go_before_epochs(store, folder):
     section = TrainSection(model=str(folder), max_length=4000, epochs=2.5, batch=1, accumulate=3, packing=False)
     assert plan(prepare(store, "chats", section)).steps == 10  # 12 conversations, 4 steps an epoch

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from functools import partial
 
 import polars as pl
 import pytest
@@ -94,7 +95,7 @@ def test_the_ledger_has_a_row_for_each_window_with_its_turns(tokenizer):
         (LONG.id, 3, "split", "windowed", 0),
     ]
     assert ledger["reason"][1] == "Window 1 of 3, turns 2 to 5 of a conversation of 93 tokens."
-    check_limits(ledger, section)  # nothing is lost, so nothing has to be allowed
+    check_limits(ledger, section, partial(settle, rendered))  # nothing is lost, so nothing has to be allowed
     assert trainable(rendered, ledger)["input_ids"].equals(rendered["input_ids"])
 
 
@@ -112,8 +113,8 @@ def test_an_exchange_that_is_too_long_by_itself_is_dropped_and_has_to_be_allowed
         f"It has {ledger['tokens'][2]} tokens, 55 are allowed, and it is one exchange, which is not split."
     )
     with pytest.raises(TrainError, match=r"1 of 2 conversations would be dropped in part, max_dropped allows 0"):
-        check_limits(ledger, section)
-    check_limits(ledger, recipe(55, max_dropped=0.5))
+        check_limits(ledger, section, partial(settle, rendered))
+    check_limits(ledger, recipe(55, max_dropped=0.5), partial(settle, rendered))
     assert trainable(rendered, ledger).height == 3
 
 

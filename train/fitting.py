@@ -134,7 +134,7 @@ def decide(
     count = use_threads(threads or recipe.threads)
     model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     prepared = prepare(store, label, recipe)
-    check_limits(prepared.ledger, recipe)
+    check_limits(prepared.ledger, recipe, prepared.settled)
     rows = trainable(prepared.rendered, prepared.ledger)
     learned = rows.filter(pl.col("split") == "train")
     if learned.is_empty():

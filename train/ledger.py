@@ -15,7 +15,9 @@ allows nothing by default.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -36,6 +38,11 @@ LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
     "learned_cut": pl.Int64,  # with a label, but not trained
 }
 """Columns of the ledger; trained tokens are `tokens - cut`."""
+
+Settled = Callable[[TrainSection], pl.DataFrame]
+"""The ledger of the same conversations under another recipe."""
+
+FATES_TO_ALLOW = ("dropped", "truncated")
 
 LEDGER_FILE = "ledger.parquet"
 SHOWN = 5
@@ -78,17 +85,23 @@ def trainable(rendered: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def check_limits(ledger: pl.DataFrame, section: TrainSection) -> None:
-    """Raise `TrainError` when more is dropped or truncated than the recipe allows: how many, which, what to type."""
+def check_limits(ledger: pl.DataFrame, section: TrainSection, settled: Settled) -> None:
+    """Raise `TrainError` when more is dropped or truncated than the recipe allows: how many, which, what to type.
+
+    `settled` is asked for the ledger under other recipes, so that whatever the error says to type passes here.
+    """
     too_long = ledger.filter(pl.col("code") == "too-long")
     if section.long == "refuse" and too_long.height:
         raise TrainError(
             f"{too_long.height:,} of {ledger.height:,} conversations are longer than max_length {section.max_length:,}"
             f" tokens: {_longest(too_long)}.",
-            _ways_out(ledger, too_long),
+            _ways_out(section, int(too_long.select(pl.max("tokens")).item()), settled),
         )
-    for fate, allowed in (("dropped", section.max_dropped), ("truncated", section.max_truncated)):
-        _check_share(ledger, fate, allowed)
+    needed = _needed(ledger, section)
+    for fate in FATES_TO_ALLOW:
+        if f"max_{fate}" in needed:
+            what = _too_many(ledger, fate, getattr(section, f"max_{fate}"))
+            raise TrainError(what, f"Mend the data, or allow it: {_typed(needed)}; curate plan says more.")
 
 
 def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:
@@ -199,16 +212,23 @@ def _trained_tokens(ledger: pl.DataFrame) -> int:
     return int(ledger.filter(pl.col("fate") != "dropped").select(trained.sum()).item())
 
 
-def _check_share(ledger: pl.DataFrame, fate: str, allowed: float) -> None:
+def _needed(ledger: pl.DataFrame, section: TrainSection) -> dict[str, str]:
+    """The limits that are exceeded, each with the share that would be enough."""
+    all_of_them = _conversations(ledger)
+    counts = {f"max_{fate}": _conversations(ledger.filter(pl.col("fate") == fate)) for fate in FATES_TO_ALLOW}
+    return {
+        limit: _share(count, all_of_them)
+        for limit, count in counts.items()
+        if count and count / all_of_them > getattr(section, limit)
+    }
+
+
+def _too_many(ledger: pl.DataFrame, fate: str, allowed: float) -> str:
     hit = ledger.filter(pl.col("fate") == fate)
-    count, all_of_them = _conversations(hit), _conversations(ledger)
-    if count == 0 or count / all_of_them <= allowed:
-        return
     part = " in part" if hit["window"].is_not_null().any() else ""
-    raise TrainError(
-        f"{count:,} of {all_of_them:,} conversations would be {fate}{part}, max_{fate} allows {allowed:g}: "
-        f"{_by_code(hit)}.",
-        f"Mend the data, or allow it: --set train.max_{fate}={_share(count, all_of_them)}; curate plan says more.",
+    return (
+        f"{_conversations(hit):,} of {_conversations(ledger):,} conversations would be {fate}{part}, "
+        f"max_{fate} allows {allowed:g}: {_by_code(hit)}."
     )
 
 
@@ -220,7 +240,10 @@ def _conversations(ledger: pl.DataFrame) -> int:
 
 def _by_code(hit: pl.DataFrame) -> str:
     first = hit.sort("tokens", descending=True).group_by("code", maintain_order=True)
-    counted = first.agg(pl.len(), pl.first("conversation"), pl.first("reason"))
+    windows = pl.col("conversation").filter(pl.col("window").is_not_null()).n_unique()
+    counted = first.agg(
+        (pl.col("window").is_null().sum() + windows).alias("len"), pl.first("conversation"), pl.first("reason")
+    )
     counted = counted.sort("len", descending=True, maintain_order=True)
     return "; ".join(
         f"{count:,} {code}, such as {conversation[:12]}: {reason.rstrip('.')}"
@@ -233,13 +256,20 @@ def _longest(too_long: pl.DataFrame) -> str:
     return ", ".join(f"{name[:12]} has {tokens:,}" for name, tokens in worst.select("conversation", "tokens").rows())
 
 
-def _ways_out(ledger: pl.DataFrame, too_long: pl.DataFrame) -> str:
-    share = _share(too_long.height, ledger.height)
-    longest = int(too_long.select(pl.max("tokens")).item())
-    return (
-        f"Type --set train.max_length={longest}, or --set train.long=truncate --set train.max_truncated={share}, "
-        f"or --set train.long=drop --set train.max_dropped={share}, or --set train.long=split."
-    )
+def _ways_out(section: TrainSection, longest: int, settled: Settled) -> str:
+    """What to type, each way with the limits that it takes; one that would leave nothing to train on is left out."""
+    ways: list[dict[str, Any]] = [{"max_length": longest}, *({"long": long} for long in ("truncate", "drop", "split"))]
+    lines = []
+    for way in ways:
+        other = section.model_copy(update=way)
+        ledger = settled(other)
+        if not ledger.filter((pl.col("split") == "train") & (pl.col("fate") != "dropped")).is_empty():
+            lines.append(_typed(way | _needed(ledger, other)))
+    return f"Type {', or '.join(lines)}."
+
+
+def _typed(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"--set train.{key}={value}" for key, value in settings.items())
 
 
 def _share(part: int, whole: int) -> str:

@@ -38,6 +38,11 @@ class Prepared:
     rendered: pl.DataFrame  # columns of `train.rendering.RENDERED`, and split
     ledger: pl.DataFrame  # columns of `train.ledger.LEDGER`
 
+    def settled(self, section: TrainSection) -> pl.DataFrame:
+        """The ledger under another recipe."""
+        rendered = rendered_version(self.members, self.version.digest, self.template, self.tokenizer, section)
+        return settle(rendered, section)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,7 +103,7 @@ def plan(prepared: Prepared) -> Plan:
     lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series().to_list()
     packs = count_packs(lengths, section.max_length)
     per_epoch = _steps(packs if section.packing else len(lengths), section)
-    refusal = _refusal(ledger, section)
+    refusal = _refusal(prepared)
     return Plan(
         version=prepared.version.label,
         version_digest=prepared.version.digest,
@@ -191,9 +196,9 @@ def _lint(prepared: Prepared) -> dict[str, int]:
     return {what: count for what, count in found.items() if count}
 
 
-def _refusal(ledger: pl.DataFrame, section: TrainSection) -> TrainError | None:
+def _refusal(prepared: Prepared) -> TrainError | None:
     try:
-        check_limits(ledger, section)
+        check_limits(prepared.ledger, prepared.section, prepared.settled)
     except TrainError as error:
         return error
     return None
