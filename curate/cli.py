@@ -595,10 +595,12 @@ def _explain(error: CurateError) -> None:
 def _missing(error: ModuleNotFoundError) -> CurateError | None:
     """What to install for a package of one of our extras; None when it is none of them, which is a surprise."""
     from curate.diagnosing import extra_of
+    from schemas.installing import install_command
 
     extra = extra_of(error.name or "")
-    advice = f"pip install 'curate-sft[{extra}]'"
-    return CurateError(f"This needs {error.name}, which is not installed.", advice) if extra else None
+    if extra is None:
+        return None
+    return CurateError(f"This needs {error.name}, which is not installed.", install_command(extra))
 
 
 def _say_interrupted() -> None:

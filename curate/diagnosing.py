@@ -23,10 +23,10 @@ from packaging.specifiers import SpecifierSet
 
 from curate import serving
 from schemas.errors import StoreError
+from schemas.installing import DISTRIBUTION, install_command
 from schemas.run import installed_version
 from schemas.store import reading
 
-DISTRIBUTION = "curate-sft"
 EXTRAS = {
     "train": "tune a model",
     "unsloth": "train with Unsloth",
@@ -124,7 +124,7 @@ def _extras() -> Iterator[Finding]:
         yield from clashing
         if missing:
             found = f"not installed ({', '.join(missing)})" if len(missing) < len(wanted) else "not installed"
-            yield Finding(f"extra {extra}", "note", found, f"to {purpose}: pip install '{DISTRIBUTION}[{extra}]'")
+            yield Finding(f"extra {extra}", "note", found, f"to {purpose}: {install_command(extra)}")
         elif not clashing:
             named = ", ".join(f"{needed.name} {installed_version(needed.name)}" for needed in wanted[:3])
             yield Finding(f"extra {extra}", "ok", named)

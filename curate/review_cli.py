@@ -91,7 +91,7 @@ def push(
     """Bring conversations and the recipe's questions to the labelling server; the same again changes nothing.
 
     \b
-    curate review push support --where "quality < 0.9" --sample 200 --overlap 2 --blind 10%
+    curate review push support --where "answer_words < 40" --sample 200 --overlap 2 --blind 10%
     """
     from curate.argilla.client import connect
     from curate.pushing import push as push_set
@@ -196,7 +196,7 @@ def export(
     """Write conversations and the recipe's questions to a spreadsheet, to be filled and imported again.
 
     \b
-    curate review export support.csv --where "quality < 0.9" --sample 200
+    curate review export support.csv --where "answer_words < 40" --sample 200
     """
     from curate.sheets import export_sheet
     from schemas.recipe import load_recipe

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from curate.cli import app
+from schemas.installing import install_command
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,8 +84,24 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_the_extra(curate, t
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-2:] == [
         "Error: This needs torch, which is not installed.",
-        "  → pip install 'curate-sft[train]'",
+        f"  → {install_command('train')}",
     ]
+
+
+def test_the_examples_of_what_people_are_asked_find_something_in_the_sample(tmp_path, curate):
+    shown = (README + (ROOT / "curate/review_cli.py").read_text(encoding="utf-8")).splitlines()
+    examples = {
+        line.strip().split("--where ")[1].split('"')[1]
+        for line in shown
+        if "curate review" in line and "--where" in line
+    }
+    assert examples
+    lay_out(tmp_path / "w", steps=2)
+    for command in ("import support_tickets.csv chats.jsonl", "score", "select"):
+        assert curate(*command.split(), cwd=tmp_path / "w").returncode == 0
+    for number, where in enumerate(examples):
+        ran = curate("review", "export", f"{number}.csv", "--where", where, cwd=tmp_path / "w")
+        assert ran.returncode == 0, ran.stderr
 
 
 # commands ------------------------------------------------------------------------------------------------------
@@ -148,7 +165,7 @@ def files_of_the_project(*folders):
 
 @pytest.mark.slow
 def test_the_commands_in_the_readme_run_and_print_what_it_shows(curate, tmp_path, sample):
-    lay_out(tmp_path / "w", steps=2)
+    lay_out(tmp_path / "w", steps=8, batch=48)  # few steps that see every conversation
     for command, shown in walkthrough():
         ran = curate(*shlex.split(command)[1:], cwd=tmp_path / "w")
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
@@ -157,13 +174,14 @@ def test_the_commands_in_the_readme_run_and_print_what_it_shows(curate, tmp_path
         assert missing == [], f"{command} printed\n{ran.stdout}{ran.stderr}"
 
 
-def lay_out(folder, steps):
-    """The demo's folder, with a recipe that trains for so many steps only."""
+def lay_out(folder, steps, batch=4):
+    """The demo's folder, with a recipe that trains for so many steps of so many conversations only."""
     from curate import demonstrating
 
     demonstrating.lay_out(folder)
     recipe = folder / "curate.toml"
-    recipe.write_text(re.sub(r"^steps = \d+", f"steps = {steps}", recipe.read_text(), flags=re.MULTILINE))
+    for key, value in (("steps", steps), ("batch", batch)):
+        recipe.write_text(re.sub(rf"^{key} = \d+", f"{key} = {value}", recipe.read_text(), flags=re.MULTILINE))
 
 
 def walkthrough():
