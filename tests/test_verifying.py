@@ -7,8 +7,10 @@ import pytest
 from training import command, copy_project
 
 from schemas.errors import TrainError, VersionError
-from schemas.store import writing
-from train.retraining import differences, largest_difference, losses_apart
+from schemas.run import read_runs
+from schemas.store import reading, writing
+from train import engines
+from train.retraining import differences, largest_difference, losses_apart, retrain
 from train.verifying import verify
 
 pytestmark = pytest.mark.slow
@@ -179,6 +181,25 @@ def test_retraining_gives_the_same_bits(project):
     assert found["after"]["run"] == "r2"
     one, two = (project.parent / f"adapters/{run}/adapter_model.safetensors" for run in ("r1", "r2"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_retrain_that_was_cut_off_goes_on_by_the_same_command_and_never_with_the_run_itself(project, monkeypatch):
+    def is_interrupted(job):
+        asked.append(job.size)
+        raise KeyboardInterrupt
+
+    asked = []
+    monkeypatch.setitem(engines.ENGINES, "unsloth", is_interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            retrain(project, "r1")
+    assert len(asked) == 2
+    with reading(project) as connection:
+        assert [(run.run, run.status) for run in read_runs(connection)] == [("r1", "done"), ("r2", "running")]
+    with writing(project) as connection:
+        connection.execute("UPDATE runs SET status = 'running' WHERE run = 'r1'")
+    with pytest.raises(TrainError, match="Run r1 is running"):
+        retrain(project, "adapters/r1")
 
 
 def test_how_far_two_adapters_are_apart_is_measured(trained, project):

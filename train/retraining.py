@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from schemas.run import Manifest, Run, read_manifest
 from train.distributing import Processes
@@ -70,9 +71,12 @@ def retrain(
 ) -> Retraining:
     """Train what `target` (a run or an adapter's folder) was trained on once more, as a new run, and compare.
 
-    Raises `TrainError` when the version, the base model or the template are not the ones of the manifest.
+    One that was cut off goes on. Raises `TrainError` when the version, the base model or the template are not the ones
+    of the manifest.
     """
-    adapter, _ = find_adapter(store, target)
+    adapter, known = find_adapter(store, target)
+    if known is not None and known.status != "done":  # it would go on with itself
+        raise TrainError(f"Run {known.run} is {known.status}.", "The same curate train command ends it.")
     before = read_manifest(adapter)
     recipe = TrainSection.model_validate(before.recipe)
     run = train_version(
@@ -81,7 +85,6 @@ def retrain(
         recipe,
         overrides=before.overrides,
         to=to,
-        start="fresh",
         threads=before.machine.threads,
         processes=Processes(before.machine.gpus, "fsdp" if before.machine.sharding == "fsdp" else "ddp"),
         expected=before,
