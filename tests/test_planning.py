@@ -17,7 +17,7 @@ from schemas.errors import TrainError, VersionError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.packing import count_packs
-from train.planning import plan, prepare
+from train.planning import plan, prepare, sees_gpu
 from train.previewing import choose, preview, trace_token
 
 TALK = chat("  Hi there", "Hello, you.\n", "What is it?", "Bye \x1b[31mred")
@@ -65,6 +65,17 @@ def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
     assert planned.end_of_turn == ["<|im_end|>"]
     assert planned.prompt == "<|im_start|>assistant\n"
     assert sum(entry["conversations"] for entry in planned.lengths) == 13
+
+
+def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate, store, folder):
+    here, elsewhere = plan(prepared, on_gpu=False), plan(prepared, on_gpu=True)
+    assert (here.packing, here.steps, here.steps_per_epoch) == (False, 3, 3)
+    assert (elsewhere.packing, elsewhere.steps) == (True, 1)
+    other = prepare(store, "chats", prepared.section.model_copy(update={"engine": "transformers"}))
+    assert plan(other, on_gpu=False).steps == 1
+    options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100", "--json")
+    said = json.loads(curate("plan", "chats@1", *options).stdout)
+    assert said["packing"] is sees_gpu()
 
 
 def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared):

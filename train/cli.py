@@ -106,11 +106,11 @@ def plan_command(
     \b
     curate plan support@1 --model data/tiny
     """
-    from train.planning import plan
+    from train.planning import plan, sees_gpu
     from train.showing import show_plan
 
     prepared = _prepared(version, model, template, store, recipe, overrides)
-    planned = plan(prepared)
+    planned = plan(prepared, on_gpu=gpu is not None or sees_gpu())
     if gpu is None:
         print_json(planned.as_json()) if as_json else show_plan(planned)
         return

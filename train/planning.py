@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Plan:
-    """What training will see and do. Tokens and lengths are those of the train split; `steps` with packing as set."""
+    """What training will see and do. Tokens and lengths are of the train split, `steps` what the run will do."""
 
     version: str
     version_digest: str
@@ -66,6 +67,7 @@ class Plan:
     lengths: list[dict[str, Any]]  # histogram: up_to, conversations
     longest: int
     max_length: int
+    packing: bool  # whether the run will pack; packs and fill say what packing comes to in any case
     packs: int
     fill: float  # share of the packs that holds tokens
     steps_per_epoch: int
@@ -96,13 +98,14 @@ def prepare(store: Path, label: str, section: TrainSection) -> Prepared:
     return Prepared(version, section, template, tokenizer, members, rendered, settle(rendered, section))
 
 
-def plan(prepared: Prepared) -> Plan:
-    """The plan of what was prepared."""
+def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
+    """The plan of what was prepared, for a machine with a GPU or without: there Unsloth trains row by row."""
     section, ledger = prepared.section, prepared.ledger
     train = ledger.filter((pl.col("split") == "train") & (pl.col("fate") != "dropped"))
     lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series().to_list()
     packs = count_packs(lengths, section.max_length)
-    per_epoch = _steps(packs if section.packing else len(lengths), section)
+    packing = section.packing and (on_gpu or section.engine != "unsloth")
+    per_epoch = _steps(packs if packing else len(lengths), section)
     refusal = _refusal(prepared)
     return Plan(
         version=prepared.version.label,
@@ -123,6 +126,7 @@ def plan(prepared: Prepared) -> Plan:
         lengths=_histogram(ledger.filter(pl.col("split") == "train")["tokens"], section.max_length),
         longest=int(ledger.select(pl.col("tokens").max().fill_null(0)).item()),
         max_length=section.max_length,
+        packing=packing,
         packs=packs,
         fill=sum(lengths) / (packs * section.max_length) if packs else 0.0,
         steps_per_epoch=per_epoch,
@@ -134,6 +138,16 @@ def plan(prepared: Prepared) -> Plan:
         refusal=refusal.what if refusal else None,
         way_out=refusal.hint if refusal else None,
     )
+
+
+def sees_gpu() -> bool:
+    """Whether torch would find a GPU here, asked of the driver: torch itself takes seconds to load."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()  # AMD's
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def _fates(section: TrainSection) -> tuple[str, ...]:

@@ -155,8 +155,9 @@ def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
     yield "tokens", f"{plan.tokens:,}, of which {plan.learned:,} learned ({_percent(plan.learned, plan.tokens)})"
     yield "cut", f"{plan.tokens_cut:,} tokens"
     yield "longest", f"{plan.longest:,} of {plan.max_length:,} tokens"
-    yield "packs", f"{plan.packs:,}, {plan.fill:.1%} full"
-    yield "steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch; {plan.steps_unpacked:,} in all unpacked)"
+    packs = f"{plan.packs:,}, {plan.fill:.1%} full"
+    yield "packs", packs if plan.packing else f"none, a row a conversation; packed, as on a GPU, there were {packs}"
+    yield "steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch)"
 
 
 def _percent(part: int, whole: int) -> str:
