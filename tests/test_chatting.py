@@ -10,6 +10,7 @@ from schemas.run import read_manifest
 from schemas.store import reading
 from train.answering import Sampling, speak_for
 from train.chatting import Memory, ask
+from train.narrating import show_answers
 from train.remembering import remember
 
 QUESTION = [{"role": "user", "content": "What about the red lamp?"}]
@@ -93,3 +94,8 @@ def test_the_same_is_saved_once_and_what_is_known_is_a_duplicate(project):
 def test_a_conversation_without_an_answer_is_not_saved(project):
     with pytest.raises(TrainError, match="no answer to save"):
         remember(project, read_manifest(project.parent / "adapters/r1"), QUESTION, "good", {})
+
+
+def test_one_side_is_printed_without_the_word_before_or_after(capsys):
+    show_answers([{"prompt": "Hi", "adapter": "Hello"}, {"prompt": "Hi", "base": "Ho", "adapter": "Hello"}])
+    assert capsys.readouterr().out == "› Hi\nHello\n\n› Hi\nbefore: Ho\nafter:  Hello\n"

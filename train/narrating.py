@@ -208,13 +208,14 @@ def show_retraining(retraining: Retraining) -> None:
 
 
 def show_answers(answered: Iterable[Mapping[str, str]]) -> None:
-    """Print each question with the answer of each side below it."""
-    names = {"prompt": "›", "base": "before:", "adapter": "after: ", "saved": "saved: "}
+    """Print each question with its answer below it; of two sides, which one it is."""
+    names = {"prompt": "› ", "base": "before: ", "adapter": "after:  ", "saved": "saved:  "}
     for place, answer in enumerate(answered):
         if place:
             print_line("")
+        alone = not {"base", "adapter"} <= answer.keys()
         for key, text in answer.items():
-            print_line(f"{names[key]} {text}")
+            print_line(text if alone and key in ("base", "adapter") else f"{names[key]}{text}")
 
 
 def print_line(line: str) -> None:
