@@ -251,12 +251,12 @@ def show_exported(exported: ExportedRejects, store_option: str) -> None:
 def rules() -> list[dict[str, Any]]:
     """What a row must be to be read, then the rules of validation: code, severity, sentence, mend that is offered."""
     to_be_read = [
-        {"rule": code, "then": "reject", "because": sentence, "mend": None}
+        {"rule": code, "then": "reject", "what must hold": sentence, "mend": None}
         for code, sentence in PROBLEM_SENTENCES.items()
         if code not in RULES
     ]
     return to_be_read + [
-        {"rule": code, "then": rule.severity, "because": rule.sentence, "mend": rule.mend}
+        {"rule": code, "then": rule.severity, "what must hold": rule.sentence, "mend": rule.mend}
         for code, rule in RULES.items()
     ]
 

@@ -193,6 +193,7 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
     assert len(json.loads(curate("rejects", "--list", "--json").stdout)) == 3
     assert "first 1" in curate("rejects", "--list", "--limit", "1").stderr
     assert "trailing-user" in curate("rejects", "--rules").stdout
+    assert "what must hold" in curate("rejects", "--rules").stdout
     shown = curate("rejects", "--code", "empty-answer", "--export", "fix.csv").stdout
     assert "curate import fix.csv" in shown
     assert "1 cell beginning with =" in shown
