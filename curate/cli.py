@@ -404,6 +404,8 @@ def freeze(
     curate freeze support --held-out 5%
     """
     from curate import freezing
+    from curate.presenting import note_disputes
+    from curate.pushing import disputes
     from schemas.recipe import load_recipe, parse_share
     from schemas.store import reading, store_path, writing
 
@@ -411,10 +413,11 @@ def freeze(
     settings = load_recipe(recipe, [*(set_ or []), *share])
     with (reading if dry_run else writing)(store_path(store)) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
+        disputed = disputes(connection, settings.review, only_kept=True)
     if as_json:
-        print_json(frozen.as_json())
-    else:
-        typer.echo(frozen.as_text())
+        return print_json(frozen.as_json())
+    typer.echo(frozen.as_text())
+    return note_disputes(len(disputed))
 
 
 @app.command(rich_help_panel=VERSIONS)

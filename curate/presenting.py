@@ -42,7 +42,10 @@ def show_explanation(explained: Mapping[str, Any]) -> None:
 def show_selection(selection: Selection, *, dry_run: bool) -> None:
     """Print rule by rule how many leave, with examples, and what a freeze takes."""
     steps = [asdict(step) for step in selection.rules]
-    print_table(steps, ["name", "rule", "before", "leaving", "unknown", "after"])
+    if not steps:
+        note("There is no rule: all conversations stay. [select.rules] in the recipe, or --where, says which leave.")
+    else:
+        print_table(steps, ["name", "rule", "before", "leaving", "unknown", "after"])
     for step in steps:
         for example in step["examples"]:
             typer.echo(printable(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}"))
@@ -58,6 +61,14 @@ def show_selection(selection: Selection, *, dry_run: bool) -> None:
         note("Nothing was written. Next: curate select, without --dry-run.")
     else:
         note(f"{selection.verdicts:,} new verdicts. Next: curate freeze NAME.")
+
+
+def note_disputes(disputed: int) -> None:
+    """Say how many of the frozen conversations people differ on: no verdict of theirs stands, so the rules decide."""
+    if disputed:
+        note(
+            f"People differ on {disputed:,} of them, where rules decide: curate review push NAME --queue disagreement."
+        )
 
 
 def show_versions(listed: Sequence[Mapping[str, Any]]) -> None:

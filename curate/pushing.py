@@ -148,9 +148,11 @@ def prepare(store: Path, recipe: Recipe, name: str, wanted: Wanted) -> Prepared:
     return Prepared(name, plan, entries, known.at if known else Place(), known.sent if known else {})
 
 
-def disputes(connection: DuckDBPyConnection, section: ReviewSection) -> list[str]:
-    """The conversations on which people differ now."""
-    asked = connection.sql("SELECT DISTINCT conversation FROM opinions").pl()["conversation"].to_list()
+def disputes(connection: DuckDBPyConnection, section: ReviewSection, *, only_kept: bool = False) -> list[str]:
+    """The conversations on which people differ now; with `only_kept` those of them that a freeze takes."""
+    query = "SELECT DISTINCT conversation FROM opinions"
+    kept = " SEMI JOIN standing ON standing.conversation = opinions.conversation AND kept" if only_kept else ""
+    asked = connection.sql(query + kept).pl()["conversation"].to_list()
     return judge(connection, section, asked).of(DISPUTED)
 
 

@@ -79,7 +79,8 @@ def choose(
     room = None if wanted.sample is None else max(0, wanted.sample - before.height)
     found = _ranked(connection, recipe, name, wanted, disputed).join(before, on="conversation", how="anti")
     chosen = found if room is None else found.head(room)
-    blind = _fractions(connection, chosen, f"blind {name}") < recipe.review.blind
+    hidden = round(recipe.review.blind * (before.height + chosen.height)) - int(before["blind"].sum())
+    blind = _fractions(connection, chosen, f"blind {name}").rank("ordinal") <= hidden
     fresh = chosen.select("conversation", queue=pl.lit(wanted.why), blind=blind, new=pl.lit(True))
     return pl.concat([before, fresh])
 

@@ -177,3 +177,20 @@ def test_the_command_tells_the_same_in_words_and_as_json(curate, store):
     assert "People differ on 3: curate review push NAME --queue disagreement." in shown.stdout
     told = json.loads(curate("review", "status", "desk", "--store", str(store), "--json").stdout)
     assert [row["reviewer"] for row in told["people"]] == ["ann", "bob"]
+
+
+def test_a_freeze_says_how_many_of_its_conversations_people_differ_on(curate, store):
+    frozen = curate("freeze", "desk", "--set", "select.rules={}", "--store", str(store))
+    assert frozen.returncode == 0, frozen.stderr
+    assert "People differ on 3 of them" in frozen.stderr
+
+
+def test_the_blind_share_is_met_to_the_nearest_conversation(store):
+    from curate.queueing import Wanted, choose
+    from schemas.recipe import check_recipe
+
+    add(store, questions(40, start=100), source="more.csv")
+    recipe = check_recipe({"review": {"blind": 0.25}, "select": {"rules": {}}}, "the test")
+    with reading(store) as connection:
+        for sample, blind in ((4, 1), (12, 3), (40, 10)):
+            assert choose(connection, recipe, "new", Wanted(sample=sample))["blind"].sum() == blind

@@ -314,3 +314,10 @@ def test_the_command_shows_the_waterfall_examples_and_what_to_type_next(store):
     assert "Nothing was written" in result.stderr
     found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert (found["kept"], found["verdicts"]) == (1, 3)
+
+
+def test_without_a_rule_it_is_said_that_all_stay(store):
+    shown = CliRunner().invoke(app, ["select", "--set", "select.rules={}", "--store", str(store)])
+    assert shown.exit_code == 0, shown.output
+    assert "There is no rule" in shown.stderr
+    assert shown.stdout.startswith("Rules keep 3 of 3")
