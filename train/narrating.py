@@ -137,7 +137,7 @@ def _trained_on(m: Manifest) -> str:
     seen = m.seen
     if not seen.all_of_it:
         return f"{seen.words} of {m.data.version}: its {m.metrics['steps']:,.0f} steps saw no more"
-    tokens = f"{m.tokens.learned:,} tokens, {seen.epochs:.3g} times over"
+    tokens = f"{m.tokens.learned:,} tokens, {seen.epochs:.3g} {'epoch' if seen.epochs == 1 else 'epochs'}"
     return f"{m.tokens.conversations:,} conversations of {m.data.version}, {tokens}"
 
 
