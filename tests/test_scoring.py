@@ -275,7 +275,12 @@ def test_an_explanation_of_nobody_or_of_many_is_refused(store):
     score_store(store, ALL)
     with pytest.raises(VersionError, match="No scored conversation begins with zz"):
         explain(store, ALL, "zz")
+    with reading(store) as connection:
+        ids = [id_ for (id_,) in connection.sql("SELECT id FROM conversations").fetchall()]
+    shared = next(digit for digit in "0123456789abcdef" if sum(id_[0] == digit for id_ in ids) > 1)  # 40 ids, 16 digits
     with pytest.raises(VersionError, match="More than one"):
+        explain(store, ALL, shared)
+    with pytest.raises(VersionError, match="The id is empty"):
         explain(store, ALL, "")
 
 
