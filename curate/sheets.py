@@ -22,6 +22,7 @@ from curate.pulling import Pulled, take_answers
 from curate.pushing import Entry, Place, note_members, note_set, prepare, read_questions
 from curate.queueing import Wanted
 from schemas.errors import ExportError, ReviewError, SourceError
+from schemas.file import write_whole
 from schemas.recipe import Recipe, ReviewSection, canonical_json
 from schemas.review import ANSWER, ANSWERS, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question
 from schemas.store import writing
@@ -169,12 +170,9 @@ def _row(name: str, entry: Entry, questions: Sequence[Question]) -> dict[str, st
 
 def _write(path: Path, frame: pl.DataFrame) -> None:
     """Write the whole file, or none; with the mark by which Excel knows UTF-8."""
-    unborn = path.with_name(f".{path.name}.part")
     try:
-        frame.with_columns(neutralise(pl.all())).write_csv(unborn, include_bom=True)
-        unborn.replace(path)
+        write_whole(path, "\ufeff" + frame.with_columns(neutralise(pl.all())).write_csv())
     except OSError as error:
-        unborn.unlink(missing_ok=True)
         raise ExportError(f"{path} cannot be written: {error}.", "Check the folder and its rights.") from error
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal
 import polars as pl
 
 from schemas.errors import CurateError, TrainError
+from schemas.file import write_whole
 from schemas.recipe import TrainSection, digest
 from schemas.run import (
     MANIFEST_FILE,
@@ -350,7 +351,7 @@ def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) ->
         evaluations=record.evaluations(),
         samples=work.samples,
         board=run.adapter.parent / "tensorboard" / run.run,
-        settled=lambda size: _write_size(settled, size),
+        settled=lambda size: write_whole(settled, json.dumps(asdict(size))),
     )
     log = run.partial / "training.log"
     if work.processes.world > 1:
@@ -372,12 +373,6 @@ def trial_key(manifest: Manifest, recipe: TrainSection) -> str:
             "packs": recipe.packs_per_step,
         }
     )
-
-
-def _write_size(path: Path, size: Size) -> None:
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(asdict(size)), encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _read_size(path: Path) -> Size | None:

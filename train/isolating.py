@@ -163,8 +163,10 @@ class _Losses:
             return float(self.trainer.compute_loss(self.trainer.model, batch, num_items_in_batch=count))
 
     def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        import torch
+
         device = next(self.trainer.model.parameters()).device
-        return {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
+        return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def _cut(ids: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

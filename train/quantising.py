@@ -25,6 +25,7 @@ from train.llamacpp.finding import FILE_TYPES, Quantiser, find_converter, find_q
 from train.llamacpp.logits import evaluator, quantise
 from train.llamacpp.to_gguf import OUT_TYPES, convert
 from train.merging import merge, stored_dtype
+from train.spreading import count_cores
 
 MANIFEST_KEY = "curate.manifest"
 """The key of a GGUF's metadata with the whole manifest; others, such as `curate.version`, say its parts."""
@@ -185,7 +186,7 @@ def _named_when_whole(path: Path) -> Iterator[Path]:
 
 def threads() -> int:
     """Threads for llama.cpp: OMP_NUM_THREADS, else every core that this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or count_cores()
 
 
 # ------------------------------------------------------------------------------------------------------ measuring
