@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.selecting import RULE
 from schemas.conversation import Conversation, Turn
 from schemas.recipe import canonical_json
 from schemas.version import Version, find_version
@@ -57,7 +58,7 @@ SAID_SQL = """
     ) WHERE verdict <> 'undecided'
     QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY by_whom = 'rule') = 1
 """
-"""The word that counted for each conversation when the later version was frozen: a person's before a rule's."""
+"""The word that counted for each conversation at a time: a person's before a rule's."""
 
 CAME_SQL = """
     SELECT conversation, arg_min(path, number) AS path, arg_min(coalesce(line, row), number) AS line,
@@ -147,10 +148,11 @@ def compare(connection: DuckDBPyConnection, before: str, after: str) -> Comparis
     rows = connection.sql(OUTER_SQL, params={"before": first.label, "after": second.label}).pl()
     connection.register("outer_rows", rows)
     edits = connection.sql(EDITED_SQL).pl()
-    until = {"until": _microseconds(second)}
-    said, came = connection.sql(SAID_SQL, params=until).pl(), connection.sql(CAME_SQL).pl()
+    earlier, said = (connection.sql(SAID_SQL, params={"until": _microseconds(one)}).pl() for one in (first, second))
+    came = connection.sql(CAME_SQL).pl()
     connection.unregister("outer_rows")
-    changes = _with_reasons(_join_edits(rows, edits), said, came, first, redrawn=_redrawn(recipe))
+    told = _join_words(_join_edits(rows, edits), earlier, said, came)
+    changes = _with_reasons(told, first, redrawn=_redrawn(recipe)).select(*rows.columns, "reason", "origin")
     return Comparison(first, second, changes, recipe)
 
 
@@ -210,31 +212,42 @@ def _join_edits(rows: pl.DataFrame, edits: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([rows.filter(single), joined])
 
 
-def _with_reasons(
-    changes: pl.DataFrame, said: pl.DataFrame, came: pl.DataFrame, first: Version, *, redrawn: bool
-) -> pl.DataFrame:
+def _join_words(changes: pl.DataFrame, earlier: pl.DataFrame, said: pl.DataFrame, came: pl.DataFrame) -> pl.DataFrame:
+    """The changes with the word that counts now (`said`, `by_whom`), the one before it, and the row that came first."""
+    before = earlier.filter(pl.col("verdict") == "drop").select("conversation", pl.col("said").alias("dropped_by"))
+    id_ = pl.coalesce("before", "after")
+    return (
+        changes.join(said, left_on=id_, right_on="conversation", how="left")
+        .join(before, left_on=id_, right_on="conversation", how="left")
+        .join(came, left_on="after", right_on="conversation", how="left")
+    )
+
+
+def _with_reasons(told: pl.DataFrame, first: Version, *, redrawn: bool) -> pl.DataFrame:
     """The changes in order, with the columns `reason` and `origin`."""
-    told = changes.join(said, left_on=pl.coalesce("before", "after"), right_on="conversation", how="left").join(
-        came, left_on="after", right_on="conversation", how="left"
-    )
-    known = pl.col("came") <= _microseconds(first)
-    added = (
-        pl.when(pl.col("came").is_null())
-        .then(pl.coalesce("said", pl.lit("made by an edit")))
-        .when(known)
-        .then(pl.concat_str(pl.lit("was in the store, kept since: "), pl.coalesce("said", pl.lit("no verdict"))))
-        .otherwise(pl.concat_str(pl.lit("imported from "), "path"))
-    )
     moved = "the split was drawn anew (freeze.* of the recipe)" if redrawn else "its group grew and took another side"
     reason = (
-        pl.when(pl.col("change") == "added").then(added)
+        pl.when(pl.col("change") == "added").then(_reason_of_added(first))
         .when(pl.col("change") == "moved").then(pl.lit(moved))
         .otherwise(pl.coalesce("said", pl.lit("no verdict names it: it was not among the kept")))
     )  # fmt: skip
     origin = pl.concat_str("path", pl.lit(":"), pl.col("line").cast(pl.String))
-    return told.select(*changes.columns, reason.alias("reason"), origin.alias("origin")).sort(
+    return told.with_columns(reason.alias("reason"), origin.alias("origin")).sort(
         pl.col("change").cast(pl.Enum(CHANGES)), "before", "after"
     )
+
+
+def _reason_of_added(first: Version) -> pl.Expr:
+    """Why a conversation is in the later version only: a rule's keep says nothing, so the drop before it is named."""
+    in_store = "was in the store, "
+    by_person = pl.concat_str(pl.lit(f"{in_store}kept since: "), "said")
+    by_rules = pl.concat_str(pl.lit(f"{in_store}no longer dropped by "), "dropped_by")
+    return (
+        pl.when(pl.col("came").is_null()).then(pl.coalesce("said", pl.lit("made by an edit")))
+        .when(pl.col("came") > _microseconds(first)).then(pl.concat_str(pl.lit("imported from "), "path"))
+        .when(pl.col("by_whom") != RULE).then(by_person)
+        .otherwise(pl.coalesce(by_rules, pl.lit(f"{in_store}not judged then")))
+    )  # fmt: skip
 
 
 def _redrawn(recipe: tuple[KeyChange, ...]) -> bool:

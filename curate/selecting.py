@@ -1,7 +1,8 @@
 """Selecting: rules over scores and facts come in, a verdict with the rule's text goes out for every conversation.
 
 A rule is an SQL condition of the recipe, `[select.rules] name = "quality >= 0.6"`; all must hold, and a
-conversation leaves at the first that does not. A rule that is neither true nor false (NULL) does not hold.
+conversation leaves at the first that does not. A rule that is neither true nor false (NULL), as a comparison with an
+empty cell or a division by zero, does not hold: such conversations leave, and are counted as unknown.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ META = "meta"
 WHERE, ORDER = "--where", "--order"
 """The name of the rule that the command line adds, and of what it sorts by."""
 
-NO_RULES, UNKNOWN = "no rules", " (unknown: NULL)"
-"""The reason of a verdict without rules, and the end of the reason where a rule gave NULL."""
+NO_RULES, ALL_HOLD, UNKNOWN = "no rules", "every rule holds", " (unknown: NULL)"
+"""The reason of a verdict without rules, that of one who stays, and the end of the reason where a rule gave NULL."""
+
+NULL_BY_ZERO = "SET ieee_floating_point_ops = false; SET error_on_division_by_zero = false"
+"""Else DuckDB divides to infinity, which is larger than any threshold: `1 / 0 > 1` would keep everything."""
 
 _TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'], chr(10))"
 
@@ -98,9 +102,9 @@ class Selection:
 def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_run: bool = False) -> Selection:
     """Judge all conversations of the store by the recipe's rules, and by `where` as one more; write the verdicts.
 
-    `dry_run` counts the same and writes nothing. Where the latest verdict says the same for the same reason in the
-    same selection, none is added. Raises `RecipeError` for a rule that is not a condition over known names, before
-    anything runs, and where scores that it needs are not computed.
+    `dry_run` counts the same and writes nothing. A verdict is added where it or its reason, the rule at which the
+    conversation leaves, is another one than before. Raises `RecipeError` for a rule that is not a condition over
+    known names, before anything runs, and where scores that it needs are not computed.
     """
     check_not_empty(store)
     written = recipe.select.rules | ({WHERE: where} if where else {})
@@ -130,6 +134,7 @@ def matching(connection: DuckDBPyConnection, recipe: Recipe, where: str | None, 
     asked, by = Expression.read(where or "true", WHERE), Expression.read(text, ORDER)
     columns = _columns(connection, recipe, [asked, by])
     facts = _facts(columns)
+    connection.execute(NULL_BY_ZERO)
     condition = _condition(connection, asked, columns, facts)
     key = _in_facts(connection, by, columns, facts)[0]
     return connection.sql(f"""
@@ -264,6 +269,7 @@ def _inside(name: str) -> str:
 def _judge(connection: DuckDBPyConnection, rules: Sequence[Expression], columns: Mapping[str, Column]) -> None:
     """Make the temporary table `judged`: the first rule that does not hold (null: all hold), and if it gave NULL."""
     facts = _facts(columns)
+    connection.execute(NULL_BY_ZERO)
     conditions = [_condition(connection, rule, columns, facts) for rule in rules]
     outcomes = "".join(f", {condition} AS outcome_{number}" for number, condition in enumerate(conditions))
     first = " ".join(f"WHEN outcome_{number} IS NOT TRUE THEN {number}" for number in range(len(rules)))
@@ -322,7 +328,7 @@ def _write(connection: DuckDBPyConnection, selection: str, written: Mapping[str,
 
 
 def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], selection: str) -> int:
-    """Append the verdicts that are not the latest already; returns how many."""
+    """Append the verdicts that say something else than the latest ones; returns how many."""
     reasons = [f"{name}: {text}" for name, text in written.items()]
     inserted = connection.execute(
         """
@@ -337,10 +343,10 @@ def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], 
         )
         SELECT said.conversation, said.verdict, said.reason, $rule, $selection FROM said
         LEFT JOIN latest ON latest.conversation = said.conversation AND latest.verdict = said.verdict
-            AND latest.reason = said.reason AND latest.selection = $selection
+            AND latest.reason = said.reason
         WHERE latest.conversation IS NULL""",
         {
-            "all": "; ".join(reasons) or NO_RULES,
+            "all": ALL_HOLD if reasons else NO_RULES,
             "reasons": reasons,
             "rule": RULE,
             "selection": selection,

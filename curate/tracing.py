@@ -19,6 +19,7 @@ from duckdb import DuckDBPyConnection
 from schemas.conversation import Conversation
 from schemas.errors import VersionError
 from schemas.run import LEDGER_FILE
+from schemas.terminal import printable
 
 PREFIX = re.compile(r"[0-9a-fA-F]{4,32}")
 PLACE = re.compile(r"(?P<file>.+)(?P<by>[:#])(?P<number>\d+)", re.DOTALL)
@@ -162,7 +163,7 @@ class Journey:
         yield from _listed(
             "near-duplicates", (f"{c['method']}: {c['size']} with {c['cluster']}" for c in self.clusters)
         )
-        yield from _listed("scores", (f"{name} {_short(value)}" for name, value in self.scores.items()))
+        yield from _listed("scores", (f"{name} {printable(value)}" for name, value in self.scores.items()))
         yield from _listed("verdicts", map(_verdict_line, self.verdicts))
         yield from _listed("reviews", map(_review_line, self.reviews))
         yield _standing_line(self.standing)
@@ -384,15 +385,18 @@ def _run_line(run: dict[str, Any]) -> str:
 
 
 def _fate_line(ledger: dict[str, Any]) -> str:
-    told = (f"{name} {_short(value)}" for name, value in ledger.items() if name not in _TOLD and value is not None)
-    return ", ".join(told)
+    told = (f"{name} {printable(value)}" for name, value in ledger.items() if name not in _TOLD and value is not None)
+    return ", ".join([*told, *_times_seen(ledger.get("seen"))])
 
 
-_TOLD = ("conversation", "split")
+_TOLD = ("conversation", "split", "seen")
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _times_seen(times: int | None) -> list[str]:
+    """How often the run's steps saw it, where its ledger says so."""
+    if times is None:
+        return []
+    return [f"seen {times:,} {'time' if times == 1 else 'times'}" if times else "not reached by its steps"]
 
 
 def _cut(text: str) -> str:

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 from curate.cli import app
 from curate.comparing import compare, turn_changes
 from curate.freezing import freeze
+from curate.scoring import score_store
+from curate.selecting import select_store
 from schemas.conversation import Conversation, Turn
 from schemas.errors import VersionError
-from schemas.recipe import check_recipe
+from schemas.recipe import Recipe, check_recipe
 from schemas.store import reading, writing
 
 
@@ -69,6 +71,20 @@ def test_added_removed_and_edited_conversations_are_told_apart_with_reasons(stor
     assert rows["edited", talks[2].id, new]["reason"] == "ada: wrong number"
     added = rows["added", None, late]
     assert (added["reason"], added["origin"]) == ("imported from more.csv", "more.csv:2")
+
+
+def test_what_a_loosened_rule_lets_in_names_the_rule_that_kept_it_out(store):
+    add(store, [*questions(3), chat("Tell me more?", "It is a long story, with many more words in it.")])
+    score_store(store, Recipe(), ["words"])
+    for least in (8, 3):
+        written = {"first": "turns = 2", "long": f"words > {least}"}
+        recipe = check_recipe({"select": {"rules": written}}, "the test")
+        select_store(store, recipe)
+        with writing(store) as connection:
+            freeze(connection, "support", recipe)
+    seen = compared(store)
+    assert seen.counts["added"] == 3
+    assert set(seen.changes["reason"]) == {"was in the store, no longer dropped by rule: long: words > 8"}
 
 
 def test_an_edit_of_an_edit_is_one_edited_conversation(store):

@@ -245,7 +245,7 @@ def test_verdicts_carry_the_rules_text(store):
     assert reasons == [
         ("drop", "polite: not refusal", "rule", selection.selection),
         ("drop", "rated: meta.rating > 3 (unknown: NULL)", "rule", selection.selection),
-        ("keep", "polite: not refusal; rated: meta.rating > 3", "rule", selection.selection),
+        ("keep", "every rule holds", "rule", selection.selection),
     ]
 
 
@@ -255,10 +255,17 @@ def test_the_same_selection_again_adds_nothing(store):
     assert len(verdicts(store)) == 3
 
 
-def test_going_back_to_earlier_rules_is_a_new_word(store):
-    for rule, kept in (("not refusal", 2), ("true", 3), ("not refusal", 2)):
+def test_going_back_to_earlier_rules_is_a_new_word_on_those_alone_whose_verdict_changes(store):
+    for rule, new, kept in (("not refusal", 3, 2), ("true", 1, 3), ("not refusal", 1, 2)):
         selection = select_store(store, rules(one=rule))
-        assert (selection.verdicts, selection.kept) == (3, kept)
+        assert (selection.verdicts, selection.kept) == (new, kept)
+
+
+@pytest.mark.parametrize("rule", ["1 / 0 > 1", "0 / (turns - turns) > 1", "words % (turns - turns) < 9"])
+def test_a_division_by_zero_is_unknown_and_keeps_nothing(store, rule):
+    selection = select_store(store, rules(one=rule))
+    assert [(step.leaving, step.unknown, step.after) for step in selection.rules] == [(3, 3, 0)]
+    assert {reason for _, _, reason, _, _ in verdicts(store)} == {f"one: {rule} (unknown: NULL)"}
 
 
 def test_without_rules_everything_is_kept_again(store):
