@@ -113,7 +113,7 @@ def lay_out(folder: Path) -> Path | None:
 def _run(command: str, folder: Path) -> None:
     """Run `curate command` in `folder`, with the store there whatever CURATE_STORE says."""
     environment = {name: value for name, value in os.environ.items() if name != "CURATE_STORE"}
-    arguments = [sys.executable, "-P", "-c", "from curate.cli import main; main()", *shlex.split(command)]
+    arguments = [sys.executable, "-P", "-m", "curate", *shlex.split(command)]
     done = subprocess.run(arguments, cwd=folder, env=environment, check=False)
     if done.returncode == 130:
         raise KeyboardInterrupt

@@ -94,7 +94,7 @@ def curate(tmp_path: Path) -> Callable[..., Ran]:
     """`curate(*arguments)` runs the command in `tmp_path`, in a process of its own; `input=` is its stdin."""
 
     def run(*arguments: str, input: str | None = None, cwd: Path = tmp_path, **environment: str) -> Ran:
-        command = [sys.executable, "-P", "-c", "from curate.cli import main; main()", *arguments]
+        command = [sys.executable, "-P", "-m", "curate", *arguments]
         return subprocess.run(
             command, cwd=cwd, env=os.environ | environment, input=input, capture_output=True, text=True, check=False
         )

@@ -63,6 +63,12 @@ def test_nothing_heavy_is_imported_at_start():
     assert set(HEAVY) & set(done.stdout.split()) == set()
 
 
+def test_ctrl_c_while_everything_is_still_being_imported_is_no_traceback(curate, tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    ran = curate("--help", PYTHONPATH=str(tmp_path))
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "Interrupted; nothing was begun.\n")
+
+
 def test_a_hidden_package_is_named_in_one_sentence(curate, tmp_path):
     (tmp_path / "train.py").touch()
     ran = curate("doctor", PYTHONPATH=str(tmp_path))

@@ -12,7 +12,7 @@ import time
 LIMIT = 1.5
 ROUNDS = 15
 LEAST = [sys.executable, "-c", "import typer, rich"]
-HELP = [sys.executable, "-P", "-c", "from curate.cli import main; main()", "--help"]
+HELP = [sys.executable, "-P", "-m", "curate", "--help"]
 
 
 def main() -> int:
