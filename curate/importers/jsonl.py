@@ -11,7 +11,7 @@ import pyarrow as pa
 from curate.importers.batch import Batch
 from curate.importers.json_objects import ObjectReader
 from curate.importers.streaming import Bytes, ByteStream, Chunk, Positions, whole_lines
-from curate.importers.texts import as_text, texts_of
+from curate.importers.texts import as_arrow, as_text, texts_of
 
 
 def read_jsonl(stream: ByteStream) -> Iterator[Batch]:
@@ -33,12 +33,12 @@ def _records(chunk: Chunk[None]) -> tuple[pa.LargeStringArray, Positions]:
     texts = texts_of(chunk.data, starts)
     line = chunk.first_line + np.arange(len(starts))
     blank = _blank(texts, chunk.data[starts])
-    return (texts.filter(pa.array(~blank)), line[~blank]) if blank.any() else (texts, line)
+    return (texts.filter(as_arrow(~blank)), line[~blank]) if blank.any() else (texts, line)
 
 
 def _blank(texts: pa.LargeStringArray, first: Bytes) -> npt.NDArray[np.bool_]:
     """Which of the texts are white space, given the first byte of each: few start with white space."""
     blank = np.isin(first, np.frombuffer(b" \t\r\n", np.uint8))
     if blank.any():
-        blank[blank] = as_text(texts.filter(pa.array(blank))).str.contains(r"^[ \t\r\n]*$").fill_null(False)
+        blank[blank] = as_text(texts.filter(as_arrow(blank))).str.contains(r"^[ \t\r\n]*$").fill_null(False)
     return blank

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -36,6 +37,11 @@ def texts_of(data: Bytes, starts: Positions) -> pa.LargeStringArray:
     """The texts that start at `starts`, each up to the next; they need not be valid UTF-8."""
     offsets = np.append(starts, len(data)).astype(np.int64)
     return pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def as_arrow(values: npt.NDArray[Any]) -> pa.Array:
+    """Numbers or truth values as Arrow has them; `pyarrow.array` would import pandas first, a quarter of a second."""
+    return pl.Series(values).to_arrow()
 
 
 def as_text(texts: pa.LargeStringArray) -> pl.Series:
@@ -107,6 +113,6 @@ def _as_it_stood(texts: pa.LargeStringArray, position: int) -> str:
 
 def _raw(texts: pa.LargeStringArray, good: Positions) -> Callable[[pl.Series], pl.Series]:
     def raw(positions: pl.Series) -> pl.Series:
-        return as_text(texts.take(pa.array(good[positions.to_numpy()]))).str.strip_chars("\r\n").alias("raw")
+        return as_text(texts.take(as_arrow(good[positions.to_numpy()]))).str.strip_chars("\r\n").alias("raw")
 
     return raw
