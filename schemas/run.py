@@ -72,11 +72,10 @@ class TokenFacts(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How much of what was handed over the steps of an adapter saw; `part` is `whole` after one epoch."""
+    """How many of the conversations handed over the steps of an adapter saw; `part` is `whole` after one epoch."""
 
     part: int
     whole: int
-    unit: str  # conversations; windows of them, where long ones are split; packs of them, where packed
     epochs: float
 
     @property
@@ -87,7 +86,7 @@ class Seen:
     @property
     def words(self) -> str:
         """The beginning of a sentence, as `16 of 4,773 conversations` or `4,773 conversations`."""
-        return f"{self.whole:,} {self.unit}" if self.all_of_it else f"{self.part:,} of {self.whole:,} {self.unit}"
+        return f"{'' if self.all_of_it else f'{self.part:,} of '}{self.whole:,} conversations"
 
 
 class MachineFacts(Facts):
@@ -137,12 +136,7 @@ class Manifest(Facts):
     @property
     def seen(self) -> Seen:
         """What the steps saw that made the adapter: up to the best one, where held-out losses chose it."""
-        facts, steps = self.engine, int(self.metrics.get("best_step", self.metrics["steps"]))
-        a_step = facts["batch"] * facts["accumulate"] * facts.get("gpus", 1)
-        sequences = facts.get("sequences", self.tokens.conversations)
-        unit = "packs" if facts["packing"] else "windows" if self.recipe.get("long") == "split" else "conversations"
-        whole = self.tokens.conversations if unit == "conversations" else sequences
-        return Seen(min(steps * a_step, whole), whole, unit, steps / -(-sequences // a_step))
+        return Seen(int(self.metrics["seen"]), self.tokens.conversations, self.metrics["epochs"])
 
     def as_json(self) -> str:
         """The text of `manifest.json`."""

@@ -68,6 +68,9 @@ def test_two_processes_follow_the_loss_curve_of_one_through_an_interruption(fold
     packs = read_manifest(folder / "one").engine["sequences"]
     assert packs % 4, "the last step of an epoch has to be short, or filler is not tried"
     assert 2 * packs < 16 * 4, "there have to be several epochs, or the second shuffle is not tried"
+    seen = [pl.read_parquet(folder / name / "ledger.parquet")["seen"] for name in ("one", "two")]
+    assert seen[0].equals(seen[1])
+    assert seen[0].n_unique() > 2, "some more often than others, besides those held out"
 
 
 def test_the_manifest_says_how_it_was_shared_out_and_the_adapter_is_proven(folder):

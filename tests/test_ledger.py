@@ -7,7 +7,7 @@ import pytest
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.ledger import LEDGER, _share, check_limits, settle, trainable, write_ledger
+from train.ledger import LEDGER, _share, check_limits, note_seen, seen_whole, settle, trainable, write_ledger
 from train.rendering import RENDERED
 
 
@@ -159,3 +159,34 @@ def test_the_share_that_a_refusal_names_is_always_enough():
     for whole in range(1, 120):
         for part in range(1, whole + 1):
             assert part / whole <= float(_share(part, whole))
+
+
+def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_over_alone():
+    ledger = pl.DataFrame(
+        {
+            "conversation": ["a", "b", "c", "c", "d", "e"],
+            "split": ["held_out", "train", "train", "train", "train", "train"],
+            "fate": ["kept", "dropped", "split", "split", "truncated", "kept"],
+        }
+    )
+    noted = note_seen(ledger, [2, 0, 1, 0])
+    assert noted["seen"].to_list() == [None, None, 2, 0, 1, 0]
+    assert seen_whole(noted) == 1  # one window of c was not reached
+    with pytest.raises(AssertionError):
+        note_seen(ledger, [1, 1, 1])
+
+
+def test_a_conversation_is_found_in_its_pack_and_of_equals_each_has_its_own_place():
+    from train.engines.ordering import sequence_counts, times_seen
+
+    words = [[1, 2], [3], [4, 5, 6], [3], [3]]
+    rows = pl.DataFrame({"input_ids": words, "labels": [[-100, *ids[1:]] if len(ids) > 1 else ids for ids in words]})
+    places = ([2, 1], [4, 0], [3])  # rows by pack, not in their order
+    packs = [pl.concat([rows[row] for row in pack]) for pack in places]
+    packed = {name: [pack[name].explode().to_list() for pack in packs] for name in ("input_ids", "labels")}
+    lengths = [pack["input_ids"].list.len().to_list() for pack in packs]
+    counts = sequence_counts(3, 1, 7, seed=3).tolist()
+    assert sorted(counts) == [2, 2, 3]
+    seen = times_seen(rows, pl.DataFrame(packed | {"seq_lengths": lengths}), a_step=1, steps=7, seed=3).to_list()
+    assert (seen[2], seen[0]) == (counts[0], counts[1])
+    assert sorted([seen[1], seen[3], seen[4]]) == sorted(counts)

@@ -140,13 +140,22 @@ def test_versions_and_the_fate_in_each_training_are_told(store, tmp_path):
             )
     one = chat("Hello?", "Hi.").id
     (tmp_path / "one").mkdir()
-    ledger = {"conversation": [one], "fate": ["truncated"], "reason": ["too long"], "tokens": [12], "cut": [3]}
+    ledger = {
+        "conversation": [one],
+        "fate": ["truncated"],
+        "reason": ["too long"],
+        "tokens": [12],
+        "cut": [3],
+        "seen": [2],
+    }
     pl.DataFrame(ledger).write_parquet(tmp_path / "one" / "ledger.parquet")
     (found,) = traced(store, one)
     assert [(v["version"], v["split"]) for v in found.versions] == [("support@1", "train")]
     assert found.runs[0]["ledger"]["fate"] == "truncated"
     assert "ledger.parquet is not there" in found.runs[1]["note"]
-    assert "r1 on support@1 (train), done: fate truncated, reason too long, tokens 12, cut 3" in text([found])
+    assert "r1 on support@1 (train), done: fate truncated, reason too long, tokens 12, cut 3, seen 2 times" in text(
+        [found]
+    )
 
 
 def test_every_window_of_a_conversation_that_was_split_is_told(store, tmp_path):
@@ -158,10 +167,12 @@ def test_every_window_of_a_conversation_that_was_split_is_told(store, tmp_path):
         )
     one = chat("Hello?", "Hi.").id
     ledger = {"conversation": [one, one], "window": [1, 2], "fate": ["split", "dropped"], "tokens": [12, 99]}
-    pl.DataFrame(ledger).write_parquet(tmp_path / "ledger.parquet")
+    pl.DataFrame(ledger | {"seen": [0, None]}).write_parquet(tmp_path / "ledger.parquet")
     (found,) = traced(store, one)
     assert [window["fate"] for window in found.runs[0]["windows"]] == ["split", "dropped"]
-    assert "done: window 1, fate split, tokens 12; window 2, fate dropped, tokens 99" in text([found])
+    assert "done: window 1, fate split, tokens 12, not reached by its steps; window 2, fate dropped, tokens 99" in text(
+        [found]
+    )
 
 
 def test_a_ledger_that_is_no_parquet_is_noted_not_fatal(store, tmp_path):

@@ -179,8 +179,9 @@ def test_retraining_gives_the_same_bits(project):
     assert found["repeated"]
     assert found["changed"] == []
     assert found["after"]["run"] == "r2"
-    one, two = (project.parent / f"adapters/{run}/adapter_model.safetensors" for run in ("r1", "r2"))
-    assert one.read_bytes() == two.read_bytes()
+    for name in ("adapter_model.safetensors", "ledger.parquet"):
+        one, two = (project.parent / "adapters" / run / name for run in ("r1", "r2"))
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_retrain_that_was_cut_off_goes_on_by_the_same_command_and_never_with_the_run_itself(project, monkeypatch):

@@ -273,7 +273,7 @@ def work() -> None:
         raise
     else:
         if rank() == 0:
-            _write(folder / FIT, {"metrics": fit.metrics, "facts": fit.facts})
+            _write(folder / FIT, asdict(fit))
 
 
 def _work(folder: Path) -> Fit:

@@ -47,7 +47,7 @@ from train.checkpointing import newest_complete, step_of
 from train.distributing import ALONE, Processes, check_devices, fit_together
 from train.engines import Fit, Job, Step, find_engine, token_digest
 from train.labelling import IGNORED
-from train.ledger import check_limits, trainable
+from train.ledger import check_limits, note_seen, seen_whole, trainable
 from train.loading import find_model, model_digest, pick_method
 from train.planning import prepare
 from train.proving import samples_of
@@ -413,14 +413,14 @@ class _Record:
 
 def _saved(run: Run, work: Work, fit: Fit, losses: dict[str, float]) -> Run:
     """The adapter complete with manifest, card and ledger, moved to its place."""
+    ledger = note_seen(work.ledger, fit.seen)
+    metrics = losses | fit.metrics | {"seen": float(seen_whole(ledger))}
     manifest = run.manifest.model_copy(
-        update={"engine": fit.facts, "metrics": losses | fit.metrics, "finished": datetime.now(UTC), "failure": None}
+        update={"engine": fit.facts, "metrics": metrics, "finished": datetime.now(UTC), "failure": None}
     )
-    seen = {"seen": float(manifest.seen.part), "epochs": manifest.seen.epochs}
-    manifest = manifest.model_copy(update={"metrics": manifest.metrics | seen})
     adapter = run.partial / "adapter"
     shutil.copy(run.partial / "metrics.jsonl", adapter)
-    manifest = save_adapter(adapter, manifest, work.model, work.template, work.ledger)
+    manifest = save_adapter(adapter, manifest, work.model, work.template, ledger)
     adapter.replace(run.adapter)
     shutil.rmtree(run.partial)
     return replace(run, status="done", manifest=manifest)

@@ -15,7 +15,7 @@ allows nothing by default.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
     "learned": pl.Int64,  # of those trained, with a label
     "learned_cut": pl.Int64,  # with a label, but not trained
 }
-"""Columns of the ledger; trained tokens are `tokens - cut`."""
+"""Columns of the ledger; trained tokens are `tokens - cut`. Once a training is over it also has `seen`."""
 
 Settled = Callable[[TrainSection], pl.DataFrame]
 """The ledger of the same conversations under another recipe."""
@@ -104,6 +104,24 @@ def check_limits(ledger: pl.DataFrame, section: TrainSection, settled: Settled) 
             raise TrainError(what, f"Mend the data, or allow it: {_typed(needed)}; curate plan says more.")
 
 
+def note_seen(ledger: pl.DataFrame, seen: Sequence[int]) -> pl.DataFrame:
+    """The ledger of a training that is over, with how often its steps saw what was handed over, as `seen`.
+
+    `seen` has a number for each row that was trained on, in the ledger's order; held out and dropped ones have none.
+    """
+    handed = ledger.select((pl.col("split") == "train") & (pl.col("fate") != "dropped")).to_series()
+    places = handed.cum_sum().cast(pl.Int64) - 1
+    counts = pl.Series("seen", seen, dtype=pl.Int64)
+    assert counts.len() == handed.sum(), "the steps saw other conversations than were handed over"
+    return ledger.with_columns(seen=counts.gather(places.clip(0)).set(~handed, None))
+
+
+def seen_whole(ledger: pl.DataFrame) -> int:
+    """Of how many conversations the steps saw all that was handed over; of one that was split, each window."""
+    least = ledger.drop_nulls("seen").group_by("conversation").agg(pl.min("seen"))
+    return int((least["seen"] > 0).sum())
+
+
 def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:
     """Write the ledger as `ledger.parquet` into `folder` and return its path; never a half-written one."""
     path = folder / LEDGER_FILE
@@ -163,13 +181,15 @@ def _reason(section: TrainSection) -> pl.Expr:
     ending = endings.get(section.long, ".")
     place = {name: pl.col("place").struct.field(name) for name in ("number", "of", "first", "last", "whole")}
     window = pl.format("Window {} of {}, turns {} to {} of a conversation of {} tokens", *place.values())
+    piece = pl.format("Part {} of {} of a text of {} tokens", *(place[name] for name in ("number", "of", "whole")))
+    is_piece = place["first"] == place["last"]  # a window of a conversation has a question and its answer
     size = pl.format("It has {} tokens, {} are allowed", "tokens", pl.lit(section.max_length))
     sentences = {
         "unrendered": pl.col("problem"),
         "nothing-learned": pl.lit("It has nothing to learn: no answer of it is trained."),
         "special-text": pl.format("An answer holds text that is read as a special token: {}.", "learned_specials"),
         "too-long": pl.concat_str(size, pl.when(_is_lost(section)).then(pl.lit(ending)).otherwise(pl.lit("."))),
-        "windowed": pl.concat_str(window, pl.lit(".")),
+        "windowed": pl.concat_str(pl.when(is_piece).then(piece).otherwise(window), pl.lit(".")),
     }
     return pl.coalesce([pl.when(pl.col("code") == code).then(sentence) for code, sentence in sentences.items()])
 

@@ -120,7 +120,8 @@ pipeline_tag: text-generation
     curate verify .                 # proves the table above
 
 or in Python: `{loader}.from_pretrained(folder)` with the tokenizer and chat template in this folder.
-`ledger.parquet` says of every conversation whether it was handed over to training, cut or left out, and why.
+`ledger.parquet` says of every conversation whether it was handed over to training, cut or left out, and why, and how
+often the steps saw it (`seen`; 0 where they ended before its turn).
 """
 
 

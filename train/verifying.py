@@ -21,7 +21,7 @@ from schemas.run import Manifest, Run, read_manifest
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.fitting import machine_facts, package_versions, token_facts, use_threads
-from train.ledger import LEDGER_FILE, settle, trainable
+from train.ledger import LEDGER, LEDGER_FILE, settle, trainable
 from train.loading import find_adapter, find_base, model_digest
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template
 from train.saving import adapter_digest, settings_of, weights_of
@@ -193,7 +193,7 @@ def _rendered_again(
     yield _compared("tokens", manifest.tokens.digest, token_facts(rows, ledger).digest)
     path = adapter / LEDGER_FILE
     if path.exists():
-        same = pl.read_parquet(path).equals(ledger)
+        same = pl.read_parquet(path).select(*LEDGER).equals(ledger)
         yield _compared("ledger", "every fate", "every fate" if same else "other fates")
 
 

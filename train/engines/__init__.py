@@ -78,10 +78,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What an engine hands back: losses in nats per learned token, and the facts of how they came about."""
+    """What an engine hands back: losses in nats per learned token, and the facts of how they came about.
+
+    `seen` says of each of the job's rows, in their order, how often the steps saw it that made the adapter.
+    """
 
     metrics: dict[str, float]
     facts: dict[str, Any]
+    seen: list[int]
 
 
 Engine = Callable[[Job], Fit]

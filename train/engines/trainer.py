@@ -29,6 +29,7 @@ from train.checkpointing import mark_complete, step_of
 from train.engines import Fit, Job
 from train.engines.evaluating import held_out_loss, take_best
 from train.engines.measuring import enough_rows, measure
+from train.engines.ordering import steps_of_epoch, times_seen
 from train.engines.ranks import is_sharded, rank, world
 from train.engines.watching import Watch, stopping_gently
 from train.labelling import IGNORED
@@ -205,7 +206,9 @@ def train(job: Job, loaded: Loaded) -> Fit:
         size, job = _step_down(job, loaded, size, fitted)
         steps_down.append({"step": fitted.step, "batch": size.batch, "accumulate": size.accumulate})
     facts = {"trial": [found.as_json() for found in trial], "steps_down": steps_down, "gpus": world()}
-    return Fit(metrics=_settle(job, fitted, untouched), facts=_facts(job, loaded, fitted.trainer, size) | facts)
+    metrics = _settle(job, fitted, untouched)
+    epochs, seen = _seen(job, fitted, size, int(metrics.get("best_step", fitted.trainer.state.global_step)))
+    return Fit(metrics | {"epochs": epochs}, _facts(job, loaded, fitted, size) | facts, seen)
 
 
 def _untouched_loss(job: Job, loaded: Loaded) -> float:
@@ -225,10 +228,11 @@ class _Full:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A run that came to its end."""
+    """A run that came to its end; `sequences` is how many it went through in an epoch."""
 
     trainer: SFTTrainer
     watch: Watch
+    sequences: int
 
 
 def _trial(job: Job, loaded: Loaded) -> list[Measured]:
@@ -263,6 +267,7 @@ def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
     loaded.switch(size.checkpointing)
     trainer, watch = make_trainer(job, loaded, size, job.rows)
     _check_tokens(job.rows, trainer.train_dataset)
+    sequences = len(trainer.train_dataset)
     share_evenly(trainer, job, size)
     try:
         with stopping_gently(watch):
@@ -273,7 +278,7 @@ def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
     else:
         if watch.stopped:
             raise KeyboardInterrupt
-        return _Done(trainer, watch)
+        return _Done(trainer, watch, sequences)
     return _Full(trainer.state.global_step, _saved_at_last_step(trainer, job), watch.evaluations)
 
 
@@ -385,13 +390,22 @@ def _settle(job: Job, done: _Done, untouched: float | None) -> dict[str, float]:
     return losses | {"eval_loss": best[1], "best_step": float(best[0]), "last_eval_loss": losses["eval_loss"]}
 
 
-def _facts(job: Job, loaded: Loaded, trainer: SFTTrainer, size: Size) -> dict[str, Any]:
+def _seen(job: Job, done: _Done, size: Size, steps: int) -> tuple[float, list[int]]:
+    """The epochs that so many steps make, and how often they saw each of the job's rows."""
+    a_step = size.batch * size.accumulate * world()
+    sequences = done.trainer.train_dataset.select(range(done.sequences)).to_polars()  # without filler
+    seen = times_seen(job.rows, sequences, a_step, steps, job.recipe.seed)
+    return steps / steps_of_epoch(done.sequences, a_step), seen.to_list()
+
+
+def _facts(job: Job, loaded: Loaded, done: _Done, size: Size) -> dict[str, Any]:
     """What was really done, where the recipe leaves it open or the engine decides otherwise."""
+    trainer = done.trainer
     trained = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
     return {
         "method": job.method,
         "packing": is_packed(trainer),
-        "sequences": len(trainer.train_dataset),
+        "sequences": done.sequences,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "adapter_dtype": str(trained.dtype).removeprefix("torch."),
         "base_dtype": str(trainer.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
