@@ -7,7 +7,7 @@ suggestions makes people agree with them, it is told for the blind share too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from curate.judging import DISPUTED, judge
 from curate.pushing import read_questions
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
-from schemas.review import DECISION, DECISIONS, DISCARDED, DRAFT, SUBMITTED, Question
+from schemas.review import DECISION, DECISIONS, DISCARDED, DRAFT, SUBMITTED, Kind, Question
 
 PAUSE = 30 * 60
 """Seconds after which somebody who answers again is thought to have been away: such gaps do not count as work."""
@@ -45,16 +45,15 @@ PEOPLE_SQL = """
     WHERE dataset IN (SELECT name FROM wanted) AND status <> 'withdrawn'
 """
 VALUES_SQL = """
-    SELECT l.dataset, l.conversation, l.reviewer, r.blind, q.name AS question,
+    SELECT l.dataset, l.conversation, l.reviewer, l.blind, q.name AS question, q.kind,
         l.answers ->> ('$."' || replace(q.name, '"', '\\"') || '"') AS value,
-        list_filter(from_json(r.suggestions, '[{"question": "VARCHAR", "value": "VARCHAR"}]'),
+        list_filter(from_json(l.suggestions, '[{"question": "VARCHAR", "value": "VARCHAR"}]'),
             lambda each: each.question = q.name)[1].value AS hint
-    FROM latest_reviews l JOIN review_records r ON r.review_set = l.dataset AND r.conversation = l.conversation
-    CROSS JOIN questions q
-    WHERE l.status = 'submitted' AND l.dataset IN (SELECT name FROM wanted) AND value IS NOT NULL
+    FROM latest_reviews l JOIN questions q USING (dataset)
+    WHERE l.status = 'submitted' AND value IS NOT NULL
     ORDER BY l.dataset, l.conversation, l.reviewer
 """
-"""One row per answered rating or choice; `hint` is what was, or would have been, suggested."""
+"""One row per answered rating or choice; `hint` is what was suggested then, or would have been."""
 
 SAID_SQL = """
     SELECT conversation, string_agg(reviewer || ': ' || coalesce(answers ->> 'decision', answers::VARCHAR), '; '
@@ -87,8 +86,9 @@ def survey_reviews(connection: DuckDBPyConnection, section: ReviewSection, name:
     """How reviewing stands, in all sets or in the one called `name`. Raises `ReviewError` for an unknown one."""
     names = _names(connection, name)
     connection.register("wanted", pl.DataFrame({"name": names}, schema={"name": pl.String}))
-    questions = _questions(connection)
-    values = _values(connection, questions)
+    asked = _asked(connection)
+    questions = _merged(question for _, question in asked)
+    values = _values(connection, asked)
     standing = Standing(
         sets=connection.sql(SETS_SQL).pl().to_dicts(),
         people=_people(connection.sql(PEOPLE_SQL).pl()),
@@ -133,25 +133,37 @@ def _names(connection: DuckDBPyConnection, name: str | None) -> list[str]:
     return [name] if name else names
 
 
-def _questions(connection: DuckDBPyConnection) -> list[Question]:
-    """The ratings and choices that the wanted sets ask, each once, with the options of all of them."""
+def _asked(connection: DuckDBPyConnection) -> list[tuple[str, Question]]:
+    """The ratings and choices that the wanted sets ask, each with its set."""
     texts = connection.sql(
-        "SELECT questions FROM review_sets WHERE review_set IN (SELECT name FROM wanted) ORDER BY review_set"
+        "SELECT review_set, questions FROM review_sets WHERE review_set IN (SELECT name FROM wanted) ORDER BY ALL"
     ).fetchall()
-    asked: dict[str, Question] = {}
-    for question in (each for (text,) in texts for each in read_questions(text) if each.kind in ("rating", "choice")):
-        before = asked.get(question.name, question)
-        asked[question.name] = replace(before, options=tuple(dict.fromkeys((*before.options, *question.options))))
-    return list(asked.values())
+    return [(name, each) for name, text in texts for each in read_questions(text) if each.kind in ("rating", "choice")]
 
 
-def _values(connection: DuckDBPyConnection, questions: Sequence[Question]) -> pl.DataFrame:
+def _merged(questions: Iterable[Question]) -> list[Question]:
+    """Each question once, with the options of all sets; a rating and a choice of one name are two questions."""
+    merged: dict[tuple[str, Kind], Question] = {}
+    for question in questions:
+        before = merged.setdefault((question.name, question.kind), question)
+        options = tuple(dict.fromkeys((*before.options, *question.options)))
+        merged[question.name, question.kind] = replace(before, options=options)
+    return list(merged.values())
+
+
+def _values(connection: DuckDBPyConnection, asked: Sequence[tuple[str, Question]]) -> pl.DataFrame:
     """The rows of `VALUES_SQL`. Values are texts, so that ratings and choices share a column."""
-    names = [question.name for question in questions]
-    connection.register("questions", pl.DataFrame({"name": names}, schema={"name": pl.String}))
+    rows = [(name, question.name, question.kind) for name, question in asked]
+    columns = dict.fromkeys(("dataset", "name", "kind"), pl.String)
+    connection.register("questions", pl.DataFrame(rows, schema=columns, orient="row"))
     values: pl.DataFrame = connection.sql(VALUES_SQL).pl()
     connection.unregister("questions")
     return values
+
+
+def _of(question: Question) -> pl.Expr:
+    """The rows that answer it."""
+    return (pl.col("question") == question.name) & (pl.col("kind") == question.kind)
 
 
 def _people(answers: pl.DataFrame) -> Rows:
@@ -172,7 +184,7 @@ def _agreement(question: Question, values: pl.DataFrame) -> dict[str, Any]:
     """How well people agree on a question, in all answers and in the blind ones."""
     level: Level = "ordinal" if question.kind == "rating" else "nominal"
     domain = [str(option) for option in (sorted(question.options) if question.kind == "rating" else question.options)]
-    mine = values.filter(pl.col("question") == question.name).unique(["conversation", "reviewer"], keep="last")
+    mine = values.filter(_of(question)).unique(["conversation", "reviewer"], keep="last")
     shared = mine.filter(pl.len().over("conversation") > 1)
     return {
         "question": question.name,
@@ -188,7 +200,7 @@ def _anchoring(values: pl.DataFrame, questions: Sequence[Question]) -> Rows:
     """Per question: how often the answer is the suggestion, where it was seen and where it was not."""
     rows = []
     for question in questions:
-        hinted = values.filter((pl.col("question") == question.name) & pl.col("hint").is_not_null())
+        hinted = values.filter(_of(question) & pl.col("hint").is_not_null())
         same = hinted.with_columns(same=pl.col("value") == pl.col("hint"))
         seen, unseen = same.filter(~pl.col("blind"))["same"], same.filter("blind")["same"]
         if not len(seen) or not len(unseen):

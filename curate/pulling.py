@@ -21,6 +21,13 @@ from schemas.recipe import ReviewSection
 from schemas.review import ANSWERS, DISCARDED, DRAFT, SUBMITTED, WITHDRAWN, Question, RemoteSet, ReviewServer
 from schemas.store import reading, writing
 
+SHOWN_SQL = """
+    SELECT conversation, suggestions, if(lag(shown_at) OVER before IS NULL, TIMESTAMPTZ '-infinity', shown_at) AS since
+    FROM review_shown WHERE review_set = $name WINDOW before AS (PARTITION BY conversation ORDER BY shown_at)
+"""
+"""What was suggested from when on. Whoever answered before the first push was noted saw that push: it was under way, or
+the server's clock is behind ours."""
+
 OUTCOMES = ("keep", "edit", "drop", WAITING, DISPUTED, UNDECIDED)
 
 
@@ -216,12 +223,13 @@ def _append(connection: DuckDBPyConnection, name: str) -> dict[str, int]:
     ).pl()
     connection.register("fresh", rows)
     connection.execute(
-        """INSERT INTO reviews (conversation, dataset, reviewer, response, answers, status, answered_at, record, blind,
-               pulled_at)
-           SELECT f.conversation, $name, f.reviewer, f.response, f.answers, f.status, f.answered_at, f.record, r.blind,
-               now()
-           FROM fresh f JOIN review_records r ON r.review_set = $name AND r.conversation = f.conversation
-           ORDER BY f.answered_at, f.conversation""",
+        f"""INSERT INTO reviews (conversation, dataset, reviewer, response, answers, status, answered_at, record, blind,
+                suggestions, pulled_at)
+            SELECT f.conversation, $name, f.reviewer, f.response, f.answers, f.status, f.answered_at, f.record, r.blind,
+                coalesce(s.suggestions, r.suggestions), now()
+            FROM fresh f JOIN review_records r ON r.review_set = $name AND r.conversation = f.conversation
+            ASOF LEFT JOIN ({SHOWN_SQL}) s ON s.conversation = f.conversation AND f.answered_at >= s.since
+            ORDER BY f.answered_at, f.conversation""",
         {"name": name},
     )
     connection.unregister("fresh")

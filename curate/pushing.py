@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,21 @@ def note_records(connection: DuckDBPyConnection, name: str, arrived: Sequence[tu
     )
     connection.execute(f"INSERT INTO review_records ({RECORD_COLUMNS}) SELECT ?, * FROM arrived", [name])
     connection.unregister("arrived")
+    note_shown(connection, name, [entry for entry, _ in arrived])
+
+
+def note_shown(connection: DuckDBPyConnection, name: str, entries: Sequence[Entry]) -> None:
+    """Write down what is suggested from now on, where it is something else than before."""
+    connection.register("shown", _frame([(entry, None) for entry in entries]))
+    connection.execute(
+        """INSERT INTO review_shown (review_set, conversation, suggestions)
+           SELECT ?, n.conversation, n.suggestions FROM shown n LEFT JOIN (
+               SELECT conversation, arg_max(suggestions, shown_at) AS latest FROM review_shown WHERE review_set = ?
+               GROUP BY conversation) o USING (conversation)
+           WHERE n.suggestions IS DISTINCT FROM o.latest""",
+        [name, name],
+    )
+    connection.unregister("shown")
 
 
 RECORD_COLUMNS = "review_set, conversation, record, queue, blind, suggestions, digest"
@@ -331,7 +346,7 @@ def _send(
         batch = waiting[start : start + server.batch_size]
         for entry, sent in zip(batch, server.send(remote, [entry.task for entry in batch]), strict=True):
             if sent.record is not None:
-                arrived.append((entry, sent.record))
+                arrived.append((replace(entry, guesses=entry.guesses + sent.left), sent.record))
             else:
                 unfit.append({"conversation": entry.task.conversation, "reason": sent.reason})
         if progress:

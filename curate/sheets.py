@@ -19,7 +19,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.asking import last_answer, learned_turns
 from curate.pulling import Pulled, take_answers
-from curate.pushing import Entry, Place, note_members, note_set, prepare, read_questions
+from curate.pushing import Entry, Place, note_members, note_set, note_shown, prepare, read_questions
 from curate.queueing import Wanted
 from schemas.errors import ExportError, ReviewError, SourceError
 from schemas.file import write_whole
@@ -87,6 +87,7 @@ def export_sheet(store: Path, recipe: Recipe, path: Path, name: str, wanted: Wan
     with writing(store) as connection:
         note_set(connection, prepared, Place())
         note_members(connection, name, fitting)
+        note_shown(connection, name, fitting)
     return Sheet(str(path), name, len(rows), sum(entry.blind for entry in fitting), unfit)
 
 

@@ -267,6 +267,31 @@ def undecided_verdicts(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def shown_suggestions(connection: DuckDBPyConnection) -> None:
+    """What was suggested with each answer: a later push may suggest something else, and nobody answered to that."""
+    connection.execute("""
+        CREATE TABLE review_shown (
+            review_set VARCHAR NOT NULL,
+            conversation VARCHAR NOT NULL,
+            suggestions JSON NOT NULL,        -- as in `review_records`, which holds the newest alone
+            shown_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        INSERT INTO review_shown SELECT review_set, conversation, suggestions, pushed_at FROM review_records;
+        ALTER TABLE reviews ADD COLUMN suggestions JSON;    -- what was suggested when the person answered
+        UPDATE reviews SET suggestions = (
+            SELECT any_value(r.suggestions) FROM review_records r
+            WHERE r.review_set = reviews.dataset AND r.conversation = reviews.conversation);
+        CREATE OR REPLACE VIEW latest_reviews AS            -- as before, with the new column
+            SELECT * FROM reviews
+            QUALIFY row_number() OVER (
+                PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, rowid DESC) = 1;
+        CREATE OR REPLACE VIEW opinions AS
+            SELECT * FROM latest_reviews WHERE status = 'submitted'
+            QUALIFY row_number() OVER (
+                PARTITION BY conversation, reviewer ORDER BY answered_at DESC, dataset DESC) = 1;
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -276,4 +301,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     selection_table,
     reviews_by_time,
     undecided_verdicts,
+    shown_suggestions,
 ]

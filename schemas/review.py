@@ -96,10 +96,14 @@ class SetPlan:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of a task: the server's record id, or the reason why it was not taken."""
+    """What became of a task: the server's record id, or the reason why it was not taken.
+
+    `left` are suggestions of an earlier send that are no longer made and still stand there: somebody has answered.
+    """
 
     record: str | None
     reason: str = ""
+    left: tuple[Suggestion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,10 @@ class ReviewServer(Protocol):
         """Why the server cannot take this task, as a sentence; null when it can."""
 
     def send(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[Sent]:
-        """Write tasks, new or known by their conversation, keeping their answers; what became of each, in order."""
+        """Write tasks, new or known by their conversation, keeping their answers; what became of each, in order.
+
+        What an earlier send suggested and this one does not is taken away where nobody has answered.
+        """
 
     @property
     def batch_size(self) -> int:

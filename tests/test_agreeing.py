@@ -161,6 +161,25 @@ def test_two_sets_that_offer_other_options_are_surveyed_together(tmp_path):
     assert (row["question"], row["alpha"]) == ("tone", 0.0)
 
 
+def test_a_rating_and_a_choice_of_one_name_are_two_questions(tmp_path):
+    from curate.pushing import Entry, Place, Prepared, note_records, note_set
+    from schemas.review import Question, SetPlan, Task
+    from schemas.store import writing
+
+    path = tmp_path / "x.duckdb"
+    (one,) = add(path, questions(1))
+    for name, question, answers in (
+        ("a", Question("tone", "rating", "?", (3, 1, 2)), (1, 3)),
+        ("b", Question("tone", "choice", "?", ("warm", "cold")), ("warm", "warm")),
+    ):
+        with writing(path) as connection:
+            note_set(connection, Prepared(name, SetPlan((question,), 2, "", {}), [], Place(), {}), Place("u", "r"))
+            note_records(connection, name, [(Entry(Task(one, (), {}, ()), "random", False, "d"), f"record of {one}")])
+        take(path, *(said(who, one, tone=tone) for who, tone in zip(("ann", "bob"), answers, strict=True)), name=name)
+    rows = [(row["level"], row["alpha"], row["people"]) for row in surveyed(path).agreement]
+    assert rows == [("ordinal", 0.0, 2), ("nominal", None, 2)]
+
+
 def test_an_unknown_set_is_told_and_a_store_without_any_too(store, tmp_path):
     with pytest.raises(ReviewError, match="no review set more"):
         surveyed(store, "more")

@@ -10,9 +10,10 @@ import threading
 
 import pytest
 from labelling_server import RefusedError
-from stores import add, chat, questions
+from stores import add, chat, questions, say
 from training import TINY
 
+from curate.agreeing import survey_reviews
 from curate.argilla import client
 from curate.argilla.client import connect
 from curate.pulling import pull
@@ -22,7 +23,7 @@ from curate.scoring import score_store
 from schemas.conversation import Conversation, Turn
 from schemas.errors import ReviewError
 from schemas.recipe import Recipe, ReviewSection, check_recipe
-from schemas.store import reading
+from schemas.store import reading, writing
 
 LONG = chat("Where is it?", "On its way.", "Since when?", "Since Monday.")
 HOSTILE = chat("<img src=x onerror=alert(1)>", "<think>hm & so</think><script>alert(2)</script>")
@@ -110,6 +111,60 @@ def test_a_larger_sample_adds_and_keeps_answers(store, server, argilla_server, n
     Desk(argilla_server, name).answer("ann", LONG.id, decision="keep")
     assert push(store, Recipe(), server, name, Wanted(sample=8)).sent == 6
     assert Desk(argilla_server, name).records[LONG.id]["responses"][0]["status"] == "submitted"
+
+
+def suggested_by(desk, agent):
+    """Conversation -> what it is suggested by this agent, on the server now."""
+    return {
+        conversation: next((each["value"] for each in record["suggestions"] if each["agent"] == agent), None)
+        for conversation, record in desk.records.items()
+    }
+
+
+def anchoring(store, name):
+    with reading(store) as connection:
+        rows = survey_reviews(connection, ReviewSection(), name).anchoring
+    return {row["question"]: (row["as_suggested"], row["as_would_be_suggested"]) for row in rows}
+
+
+def test_a_later_push_changes_nothing_about_what_earlier_answers_were_suggested(store, server, argilla_server, name):
+    recipe = check_recipe({"review": {"blind": 0.5}}, "the test")
+    ids = [talk.id for talk in (LONG, HOSTILE, TOOLS, *questions(5))]
+    for one in ids:
+        say(store, one, "keep")
+    push(store, recipe, server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    for one in ids[:-1]:
+        desk.answer("ann", one, decision="keep")
+    pull(store, recipe.review, server, name)
+    assert anchoring(store, name) == {"decision": (1.0, 1.0)}
+    desk.answer("ann", ids[-1], decision="keep")  # pulled after the next push only
+    for one in ids:
+        say(store, one, "drop")
+    push(store, recipe, server, name, Wanted())
+    assert set(suggested_by(desk, "rules").values()) == {"drop", None}
+    pull(store, recipe.review, server, name)
+    assert anchoring(store, name) == {"decision": (1.0, 1.0)}
+
+
+def test_what_is_suggested_no_more_is_taken_away_where_nobody_has_answered(store, server, argilla_server, name):
+    recipe = check_recipe({"review": {"blind": 0, "overlap": 2}}, "the test")
+    for talk in (LONG, HOSTILE):
+        say(store, talk.id, "keep")
+    push(store, recipe, server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    desk.answer("ann", LONG.id, decision="drop")
+    with writing(store) as connection:
+        connection.execute("DELETE FROM verdicts")  # as in a store made anew, before any selection
+    push(store, recipe, server, name, Wanted())
+    found = suggested_by(desk, "rules")
+    assert (found[LONG.id], found[HOSTILE.id]) == ("keep", None)
+    assert suggested_by(desk, "original")[HOSTILE.id] == HOSTILE.turns[-1].value
+    desk.answer("bob", LONG.id, decision="keep")  # still sees what ann was suggested
+    pull(store, recipe.review, server, name)
+    with reading(store) as connection:
+        rows = connection.sql("SELECT reviewer, suggestions::VARCHAR LIKE '%\"rules\"%' FROM reviews").fetchall()
+    assert sorted(rows) == [("ann", True), ("bob", True)]
 
 
 def test_what_a_page_would_execute_or_swallow_is_shown_as_text(store, server, argilla_server, name):

@@ -273,8 +273,18 @@ class Argilla:
         ids = self._question_ids[remote.id]
         body = {"items": [_record_body(task, ids) for task in tasks]}
         made = self._api.ask("PUT", f"datasets/{remote.id}/records/bulk", body)["items"]
-        records = {record["external_id"]: record["id"] for record in made}
-        return [Sent(records[task.conversation]) for task in tasks]
+        records = {record["external_id"]: record for record in made}
+        return [self._sent(records[task.conversation], task, ids) for task in tasks]
+
+    def _sent(self, record: Mapping[str, Any], task: Task, questions: Mapping[str, str]) -> Sent:
+        """What became of a task. Argilla adds and changes suggestions; those no longer made have to be taken away."""
+        made = {questions[suggestion.question] for suggestion in task.suggestions}
+        stale = [each for each in record["suggestions"] if each["question_id"] not in made]
+        if stale and not record["responses"]:
+            self._api.ask("DELETE", f"records/{record['id']}/suggestions", ids=",".join(each["id"] for each in stale))
+            stale = []
+        names = {identifier: name for name, identifier in questions.items()}
+        return Sent(record["id"], left=tuple(_suggestion(each, names) for each in stale))
 
     def count(self, remote: RemoteSet) -> int:
         """How many records the dataset has."""
@@ -355,6 +365,12 @@ def _suggestion_body(suggestion: Suggestion, questions: Mapping[str, str]) -> di
     value = list(suggestion.value) if isinstance(suggestion.value, tuple) else suggestion.value
     body = {"question_id": questions[suggestion.question], "value": value, "agent": suggestion.agent, "type": "model"}
     return body if suggestion.score is None else body | {"score": suggestion.score}
+
+
+def _suggestion(given: Mapping[str, Any], questions: Mapping[str, str]) -> Suggestion:
+    """A suggestion as Argilla gives it back; `questions` is id -> name."""
+    value = tuple(given["value"]) if isinstance(given["value"], list) else given["value"]
+    return Suggestion(questions[given["question_id"]], value, given["agent"] or "", given["score"])
 
 
 def _page(items: Sequence[Mapping[str, Any]], people: Mapping[str, str]) -> Page:
