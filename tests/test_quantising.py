@@ -5,17 +5,20 @@ import re
 import resource
 import shutil
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from training import copy_project, train
 
 from schemas.errors import ExportError
 from schemas.run import read_manifest
 from train.contracting import check_serving
-from train.differing import difference, model_logits, take_sample
-from train.handing_over import find_source, held_out_rows
-from train.llamacpp.finding import find_converter, find_quantiser
-from train.llamacpp.logits import evaluator
+from train.differing import difference, loaded, model_logits, take_sample
+from train.handing_over import find_source, held_out_rows, train_rows
+from train.llamacpp.finding import Quantiser, find_converter, find_quantiser
+from train.llamacpp.imatrix import read_imatrix, round_by
+from train.llamacpp.logits import evaluator, quantise
 from train.llamacpp.to_gguf import convert
 from train.merging import merge
 from train.quantising import quantise_run, read_metadata
@@ -43,13 +46,13 @@ def test_the_16_bit_file_says_what_the_merged_model_says(files):
     assert (found.rows, found.same_choice) == (6, 1.0)
 
 
-def test_in_32_bits_it_is_the_same_computation(project, files, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    merged = project.parent / "merged/r1"
-    convert(find_converter(), merged, tmp_path / "r1.gguf", "f32", metadata={}, stop=10)
+def test_its_weights_are_those_of_the_merged_model_and_say_the_same_where_nothing_else_is_rounded(
+    project, files, tmp_path
+):
+    quantise(find_quantiser(), files["f16"].path, tmp_path / "r1.gguf", "f32", 1)
     sample = take_sample(held_out_rows(project, find_source(project, "r1")), 2304, 4)
-    reference = model_logits(AutoModelForCausalLM.from_pretrained(merged, dtype="float32").eval(), sample)
+    with loaded(project.parent / "merged/r1") as model:
+        reference = model_logits(model, sample)
     with evaluator(tmp_path / "r1.gguf", sample, 1) as model:
         found = difference(sample, reference, model.logits(sample))
     assert found.largest <= 1e-4
@@ -94,6 +97,84 @@ def test_what_is_there_is_not_made_again_and_nothing_half_written_is_left(projec
     (again, _) = quantise_run(project, "r1", ["q4_k_m"], check=False)
     assert again.difference is None
     assert {path.name: path.stat().st_mtime_ns for path in (project.parent / "gguf/r1").iterdir()} == before
+
+
+# by an importance matrix ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weighed(project, files, tmp_path_factory):
+    """Run r1 rounded by an importance matrix, by kind, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("weighed")
+    shutil.copy(files["f16"].path, folder)
+    return {file.kind: file for file in quantise_run(project, "r1", ["q2_k", "q3_k_m"], imatrix=True, to=folder)}
+
+
+def test_a_matrix_is_of_the_training_split_and_every_file_that_was_rounded_by_it_says_so(project, weighed):
+    rows = train_rows(project, find_source(project, "r1"))["input_ids"]
+    said = {"conversations": len(rows), "tokens": int(rows.list.len().sum()), "weights": 14}
+    folder = weighed["q2_k"].path.parent
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "r1-f16.gguf",
+        "r1-imatrix-q2_k.gguf",
+        "r1-imatrix-q3_k_m.gguf",
+        "r1.imatrix",
+    ]
+    for path in (weighed["q2_k"].path, weighed["q3_k_m"].path, folder / "r1.imatrix"):
+        assert json.loads(read_metadata(path)["curate.imatrix"]) == said
+        assert read_metadata(path)["curate.version"] == "support@1"
+
+
+def test_its_numbers_are_the_mean_squares_of_what_goes_into_each_layer(project, weighed):
+    import torch
+
+    rows = train_rows(project, find_source(project, "r1"))["input_ids"].to_list()
+    with loaded(project.parent / "merged/r1") as model, torch.no_grad():
+        words = model.model.embed_tokens(torch.tensor([token for row in rows for token in row]))
+        expected = model.model.layers[0].input_layernorm(words).square().mean(dim=0).numpy()
+    squares = read_imatrix(weighed["q2_k"].path.parent / "r1.imatrix").squares
+    for part in ("attn_q", "attn_k", "attn_v"):
+        assert np.allclose(squares[f"blk.0.{part}.weight"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["q2_k", "q3_k_m"])
+def test_rounding_by_it_costs_the_layers_less_and_the_model_no_more(files, weighed, kind):
+    squares = read_imatrix(weighed[kind].path.parent / "r1.imatrix").squares
+    exact, plain, by_it = (weights_of(file.path) for file in (files["f16"], files[kind], weighed[kind]))
+    assert exact.keys() == plain.keys() == by_it.keys()
+    for name, square in squares.items():
+        errors = [float(((made[name] - exact[name]) ** 2 * square).sum()) for made in (by_it, plain)]
+        assert errors[0] < errors[1], name
+    others = [name for name in exact if name not in squares]
+    assert all(np.array_equal(plain[name], by_it[name]) for name in others)
+    assert weighed[kind].difference.kl <= 1.2 * files[kind].difference.kl  # 144 tokens: nats differ by that much
+
+
+def weights_of(path):
+    from gguf import GGUFReader, dequantize
+
+    return {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
+
+
+def test_a_kind_that_takes_no_matrix_is_the_quantisers_own_to_the_byte(files, weighed, tmp_path):
+    matrix = read_imatrix(weighed["q2_k"].path.parent / "r1.imatrix")
+    alike = replace(matrix, squares={name: np.ones_like(square) for name, square in matrix.squares.items()})
+    round_by(alike, files["f16"].path, files["q8_0"].path, tmp_path / "r1.gguf", 2)
+    made, expected = weights_of(tmp_path / "r1.gguf"), weights_of(files["q8_0"].path)  # q8_0 takes no matrix
+    assert all(np.array_equal(made[name], expected[name]) for name in expected)
+
+
+def test_a_program_of_ones_own_is_handed_the_matrix(files, weighed, tmp_path):
+    program = tmp_path / "llama-quantize"
+    program.write_text(f'#!/bin/sh\npwd > {tmp_path}/asked\nprintf "%s\\n" "$@" >> {tmp_path}/asked\n')
+    program.chmod(0o755)
+    matrix = weighed["q2_k"].path.parent / "r1.imatrix"
+    quantise(Quantiser(program), files["f16"].path, tmp_path / "out.gguf", "q4_k_m", 2, imatrix=matrix)
+    folder, *asked = (tmp_path / "asked").read_text().splitlines()
+    said = f"curate.imatrix=str:{read_imatrix(matrix).as_text()}"
+    assert asked[:4] == ["--imatrix", "r1.imatrix", "--override-kv", said]
+    assert asked[4:] == [str(files["f16"].path), str(tmp_path / "out.gguf"), "q4_k_m", "2"]
+    assert folder == str(matrix.parent)
 
 
 def test_the_command_prints_a_table(curate, project, files):

@@ -113,6 +113,10 @@ def gguf_command(
         Path | None,
         typer.Option("--llama-cpp", metavar="DIR", help="A llama.cpp of yours.", show_default="the installed packages"),
     ] = None,
+    imatrix: Annotated[
+        bool,
+        typer.Option("--imatrix", help="Round by what the version's conversations use most: better at 2 to 4 bits."),
+    ] = False,
     rows: RowsOption = 8,
     check: CheckOption = True,
     store: StoreOption = None,
@@ -128,7 +132,8 @@ def gguf_command(
     from train.showing_exports import show_quantised
 
     kinds = [kind.strip().lower() for kind in quant.split(",") if kind.strip() not in ("", "none")]
-    files = quantise_run(store_path(store), run, kinds, to=to, llama_cpp=llama_cpp, rows=rows, check=check, report=note)
+    where = {"to": to, "llama_cpp": llama_cpp}
+    files = quantise_run(store_path(store), run, kinds, **where, imatrix=imatrix, rows=rows, check=check, report=note)
     contract = _contract(store, str(files[0].path)) if check else None
     if as_json:
         print_json({"files": [file.as_json() for file in files], "contract": contract and contract.as_json()})

@@ -105,9 +105,18 @@ def members_of(store: Path, manifest: Manifest) -> pl.DataFrame:
 
 def held_out_rows(store: Path, source: Source) -> pl.DataFrame:
     """The tokens of the conversations that were held out; of all, where none were: columns of `RENDERED`."""
+    return _rows_of(store, source, "held_out")
+
+
+def train_rows(store: Path, source: Source) -> pl.DataFrame:
+    """The tokens of the conversations that were there to be learned: columns of `RENDERED`."""
+    return _rows_of(store, source, "train")
+
+
+def _rows_of(store: Path, source: Source, split: str) -> pl.DataFrame:
     members = members_of(store, source.manifest)
-    held_out = members.filter(pl.col("split") == "held_out")
-    rendered = render(held_out if held_out.height else members, source.template, source.tokenizer, source.reasoning)
+    wanted = members.filter(pl.col("split") == split)
+    rendered = render(wanted if wanted.height else members, source.template, source.tokenizer, source.reasoning)
     return rendered.filter(pl.col("problem").is_null())
 
 

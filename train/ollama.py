@@ -70,9 +70,9 @@ def gguf_of_run(store: Path, source: Source, quant: str = "") -> Path:
     """The GGUF of a run: of the kind that is asked for, else the first of `PREFERRED`. Raises `ExportError`."""
     folder = beside(store, "gguf", source.name)
     for kind in [quant] if quant else PREFERRED:
-        path = folder / f"{source.name}-{kind}.gguf"
-        if path.exists():
-            return path
+        for path in (folder / f"{source.name}-{kind}.gguf", folder / f"{source.name}-imatrix-{kind}.gguf"):
+            if path.exists():
+                return path
     raise ExportError(
         f"There is no GGUF {f'of {quant} ' if quant else ''}in {folder}.",
         f"curate gguf {source.name} --quant {quant or 'q4_k_m'}",

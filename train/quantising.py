@@ -2,6 +2,7 @@
 
 llama.cpp converts, quantises and answers; here it is decided what goes in, each file gets its name in one move, and
 all are compared on held-out conversations: the 16-bit file with the merged model, the others with the 16-bit file.
+An importance matrix is taken of the training split, so that what measures the files has not shaped them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from schemas.errors import ExportError
 from schemas.run import Manifest, read_manifest
 from train.answering import stop_ids
 from train.differing import Difference, Sample, difference, loaded, model_logits, take_sample, vocabulary_of
-from train.handing_over import Source, beside, explained_disk, find_source, held_out_rows
-from train.llamacpp.finding import FILE_TYPES, Quantiser, find_converter, find_quantiser
+from train.handing_over import Source, beside, explained_disk, find_source, held_out_rows, train_rows
+from train.llamacpp.finding import FILE_TYPES, find_converter, find_quantiser
+from train.llamacpp.imatrix import Imatrix, by_gguf_names, write_imatrix
 from train.llamacpp.logits import evaluator, quantise
 from train.llamacpp.to_gguf import OUT_TYPES, convert
 from train.merging import merge, stored_dtype
 from train.spreading import count_cores
+from train.weighing import rows_to_weigh, weigh
 
 MANIFEST_KEY = "curate.manifest"
 """The key of a GGUF's metadata with the whole manifest; others, such as `curate.version`, say its parts."""
@@ -62,6 +66,7 @@ def quantise_run(
     *,
     to: Path | None = None,
     llama_cpp: Path | None = None,
+    imatrix: bool = False,
     rows: int = 8,
     check: bool = True,
     report: Report = lambda _words: None,
@@ -69,7 +74,8 @@ def quantise_run(
     """The GGUF files of `kinds` (q4_k_m …) of the run that `target` names, behind the one in 16 bits.
 
     They go to `to` (default: `gguf/RUN` by the store). A merged model in `merged/RUN` is taken, and made if there is
-    none. Raises `ExportError` for an unknown kind, where llama.cpp is missing or cannot, or the disk is full.
+    none. With `imatrix` the kinds are rounded by an importance matrix of the version's own conversations. Raises
+    `ExportError` for an unknown kind, where llama.cpp is missing or cannot, or the disk is full.
     """
     check_kinds(kinds)
     converter, quantiser = find_converter(llama_cpp), find_quantiser(llama_cpp)
@@ -80,7 +86,10 @@ def quantise_run(
     with explained_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         first = _converted(converter, merged, folder, source, report)
-        files = {kind: _quantised(quantiser, first, kind, source, report) for kind in kinds}
+        matrix = _imatrix(store, merged, first, source, report) if imatrix else None
+        make = partial(quantise, quantiser, first, threads=threads(), imatrix=matrix)
+        name = f"{source.name}-imatrix" if matrix else source.name
+        files = {kind: _quantised(make, folder / f"{name}-{kind}.gguf", kind, source, report) for kind in kinds}
     measured = _measured(held_out, merged, source, {kind_of(first): first, **files}, rows=rows, report=report)
     return _with_advice(measured)
 
@@ -155,12 +164,24 @@ def _converted(converter: Path, merged: Path, folder: Path, source: Source, repo
     return path
 
 
-def _quantised(quantiser: Quantiser, first: Path, kind: str, source: Source, report: Report) -> Path:
-    path = first.with_name(f"{source.name}-{kind}.gguf")
+def _imatrix(store: Path, merged: Path, first: Path, source: Source, report: Report) -> Path:
+    """The importance matrix of the run, as llama.cpp's own programs read it, beside the files."""
+    path = first.with_name(f"{source.name}.imatrix")
+    if not _is_there(path, source):
+        rows = rows_to_weigh(train_rows(store, source))
+        report(f"weighing by {len(rows)} conversations of the training split")
+        with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
+            squares = by_gguf_names(weigh(model, rows), first)
+        with _named_when_whole(path) as unfinished:
+            write_imatrix(unfinished, Imatrix(squares, len(rows), sum(map(len, rows))), metadata_of(source.manifest))
+    return path
+
+
+def _quantised(make: Callable[[Path, str], None], path: Path, kind: str, source: Source, report: Report) -> Path:
     if not _is_there(path, source):
         report(f"quantising to {kind}")
         with _named_when_whole(path) as unfinished:
-            quantise(quantiser, first, unfinished, kind, threads())
+            make(unfinished, kind)
     return path
 
 
@@ -232,7 +253,7 @@ def _check_conversion(apart: Difference, path: Path) -> None:
 def _with_advice(files: Sequence[Quantised]) -> list[Quantised]:
     """The files, with `take` on the smallest that is as good as the 16-bit one (`KL_TO_TAKE`)."""
     good = [file for file in files[1:] if file.difference and _as_good(file.difference)]
-    best = min(good or files[:1], key=lambda file: file.bytes)
+    best = min([*files[:1], *good], key=lambda file: file.bytes)
     advised = best.difference is not None
     return [
         Quantised(file.kind, file.path, file.bytes, file.difference, advised and file.kind == best.kind)

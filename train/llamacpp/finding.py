@@ -34,8 +34,12 @@ FILE_TYPES: Mapping[str, int] = {
     "q5_k_m": 17,
     "q6_k": 18,
     "q8_0": 7,
+    "f32": 0,
 }
-"""The quantisations by name, and their numbers in llama.cpp's `llama_ftype` (include/llama.h)."""
+"""The quantisations by name, and their numbers in llama.cpp's `llama_ftype` (include/llama.h).
+
+f32 loses nothing: it is the 16-bit weights in a file that a CPU computes with in 32 bits, where it otherwise rounds
+what goes into each layer to 16."""
 
 INSTALL = "pip install 'curate-sft[gguf]'"
 

@@ -13,29 +13,40 @@ import numpy as np
 from schemas.errors import ExportError
 from train.differing import Logits, Sample
 from train.llamacpp.finding import FILE_TYPES, INSTALL, Quantiser
+from train.llamacpp.imatrix import IMATRIX_KEY, read_imatrix, round_by
 
 IN_FLOAT32 = 0
 """`GGML_TYPE_F32`: what is measured is the file, not a cache of keys and values in 16 bits."""
 
 
-def quantise(quantiser: Quantiser, source: Path, to: Path, kind: str, threads: int) -> None:
-    """Write `source` with the weights of `kind` to `to`. Raises `ExportError` when llama.cpp cannot."""
+def quantise(
+    quantiser: Quantiser, source: Path, to: Path, kind: str, threads: int, *, imatrix: Path | None = None
+) -> None:
+    """Write `source` with the weights of `kind` to `to`, rounded by an importance matrix if there is one.
+
+    Raises `ExportError` when llama.cpp cannot.
+    """
     try:
-        if quantiser.program is None:
+        if quantiser.program is not None:
+            _by_program(quantiser.program, source, to, (kind, str(threads)), imatrix)
+        elif imatrix is None:
             _by_cyllama(source, to, kind, threads)
         else:
-            _by_program(quantiser.program, source, to, kind, threads)
+            _by_both(source, to, kind, threads, imatrix)
     except ExportError:
         to.unlink(missing_ok=True)
         raise
 
 
-def _by_program(program: Path, source: Path, to: Path, kind: str, threads: int) -> None:
-    command = [str(program), str(source), str(to), kind, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _by_program(program: Path, source: Path, to: Path, how: tuple[str, str], imatrix: Path | None) -> None:
+    """The program notes the name of the matrix in the file, so it is called from its folder, by its name alone."""
+    said = f"{IMATRIX_KEY}=str:{read_imatrix(imatrix).as_text()}" if imatrix else ""
+    weighed = ["--imatrix", imatrix.name, "--override-kv", said] if imatrix else []
+    command = [str(program.resolve()), *weighed, str(source), str(to), *how]
+    done = subprocess.run(command, cwd=imatrix.parent if imatrix else None, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise ExportError(f"{program} cannot make {kind} of {source.name}: {said}", "A newer llama.cpp may.")
+        raise ExportError(f"{program} cannot make {how[0]} of {source.name}: {said}", "A newer llama.cpp may.")
 
 
 def _by_cyllama(source: Path, to: Path, kind: str, threads: int) -> None:
@@ -49,6 +60,16 @@ def _by_cyllama(source: Path, to: Path, kind: str, threads: int) -> None:
             f"llama.cpp cannot make {kind} of {source.name}: {error}.",
             "The disk may be full, or the model newer than this llama.cpp: --llama-cpp DIR names another.",
         ) from error
+
+
+def _by_both(source: Path, to: Path, kind: str, threads: int, imatrix: Path) -> None:
+    """Cyllama says which type each weight has, and the weights of the matrix are rounded again."""
+    unweighed = to.with_name(f"{to.name}.unweighed")
+    try:
+        _by_cyllama(source, unweighed, kind, threads)
+        round_by(read_imatrix(imatrix), source, unweighed, to, threads)
+    finally:
+        unweighed.unlink(missing_ok=True)
 
 
 @contextmanager
