@@ -16,6 +16,7 @@ from curate.importers import REJECTS, Batch
 from curate.landing import CLOSES, Parcel
 from curate.mapping import ColumnMapping, extend, metadata, to_turns
 from curate.mending import mend
+from curate.shapes import SHAPES
 from curate.validating import validate
 from schemas.conversation import fold
 from schemas.recipe import ImportSection
@@ -63,7 +64,7 @@ def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tup
     table = own_dropped(batch.table)
     read = to_turns(table, mapping)
     turns, mended = mend(read.turns, section.mend)
-    findings = validate(turns, read.tools)
+    findings = validate(turns, read.tools, asked=SHAPES[mapping.shape].asked)
     refused = _refused(read.problems, findings)
     folded = _folded(turns, read.tools, refused)
     members = read.members if read.members.height else None

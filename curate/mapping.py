@@ -58,6 +58,7 @@ def extend(mapping: ColumnMapping, table: pl.DataFrame, wanted: ImportSection) -
     """
     asked = {name: column for name, column in _options(wanted).items() if not column or column in table.columns}
     sure = _largest([reading.mapping for reading in _readings(table, wanted.shape, asked) if reading.sure])
+    sure = [found for found in sure if found.shape == mapping.shape or not SHAPES[found.shape].last]
     if len(sure) > 1:
         raise _mixed(table, sure) or _ambiguous(sure)
     return merge(mapping, sure[0]) if sure else mapping
@@ -135,8 +136,19 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> SourceError:
 
 
 def _readings(table: pl.DataFrame, shape: str | None, asked: dict[str, str]) -> list[_Reading]:
-    """All readings of a table: by names, or by cells where no reading by names is sure."""
+    """All readings of a table; those of a shape that stands last are sure where they are asked for, or alone."""
     shapes = [shape] if shape else [name for name, known in SHAPES.items() if set(asked) <= set(known.fields)]
+    if shape is not None or asked:
+        return _readings_among(table, shapes, shape, asked)
+    readings = _readings_among(table, [name for name in shapes if not SHAPES[name].last], shape, asked)
+    last = [reading for name in shapes if SHAPES[name].last for reading in _readings_as(table, name, asked, False)]
+    return [*readings, *(_Reading(reading.mapping, reading.sure and not readings) for reading in last)]
+
+
+def _readings_among(
+    table: pl.DataFrame, shapes: Sequence[str], shape: str | None, asked: dict[str, str]
+) -> list[_Reading]:
+    """The readings as some shapes: by names, or by cells where no reading by names is sure."""
     by_name = [reading for name in shapes for reading in _readings_as(table, name, asked, anywhere=False)]
     if shape is not None or asked:
         by_name = [_Reading(reading.mapping, sure=True) for reading in by_name]

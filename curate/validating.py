@@ -50,18 +50,22 @@ class Rule:
     mend: str | None = None
 
 
-def validate(turns: pl.DataFrame, tools: pl.DataFrame | None = None, limits: Limits | None = None) -> pl.DataFrame:
+def validate(
+    turns: pl.DataFrame, tools: pl.DataFrame | None = None, limits: Limits | None = None, *, asked: bool = True
+) -> pl.DataFrame:
     """The findings of `turns`: columns `row`, `code`, `severity`, `reason`, sorted by row, in the order of the rules.
 
     `turns` has `row`, `from`, `value`, `tool_call_id`; the turns of a row stand together, in order. `tools` (`row`,
-    `tools`) is judged too: it has to be a JSON list. Per row at most one finding rejects.
+    `tools`) is judged too: it has to be a JSON list. Per row at most one finding rejects. Where nobody asks (`asked` is
+    off: raw text) no question is missed.
     """
     limits = limits or Limits()
     if turns.is_empty():
         return pl.DataFrame(schema=FINDINGS)
     seen = _seen(turns)
-    broken = seen.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in RULES.items())
-    hit = [code for code in RULES if broken[code].any()]
+    rules = {code: rule for code, rule in RULES.items() if asked or code != MISSED_QUESTION}
+    broken = seen.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items())
+    hit = [code for code in rules if broken[code].any()]
     found = [_findings(code, seen.filter(broken[code]), limits) for code in hit]
     found += [_findings(code, rows, limits) for code, rows in (_bad_calls(seen) | _bad_tools(tools)).items()]
     return _first_reject(found)
@@ -108,6 +112,7 @@ def _seen(turns: pl.DataFrame) -> pl.DataFrame:
 
 ROLE, BEFORE = pl.col("role"), pl.col("before")
 OPENS = pl.col("first") | ((BEFORE == "system") & (pl.col("turn") == 2))
+MISSED_QUESTION = "not-starting-with-user"
 ANSWERS_MAY_FOLLOW = ("human", "observation")
 
 
@@ -171,7 +176,7 @@ RULES: dict[str, Rule] = {
         lambda _: (ROLE == "system") & ~pl.col("first"),
         _this_turn("is not the first"),
     ),
-    "not-starting-with-user": Rule(
+    MISSED_QUESTION: Rule(
         "A conversation begins with the user, behind the system prompt where there is one.",
         lambda _: OPENS & ~ROLE.is_in(["human", "system"]),
         _this_turn("comes before any question"),

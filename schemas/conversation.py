@@ -120,6 +120,16 @@ def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = N
     return folded.select("row", _sha256(text).str.head(ID_LENGTH).alias("id"), "conversations", "tools")
 
 
+def is_text(conversations: pl.Series) -> pl.Series:
+    """Which are texts: a single turn, the assistant's, to which nobody asked.
+
+    >>> is_text(pl.Series([[{"from": "gpt", "value": "Once."}], [{"from": "human", "value": "Hi"}]])).to_list()
+    [True, False]
+    """
+    speakers = conversations.list.eval(pl.element().struct.field("from"))
+    return (speakers.list.len() == 1) & (speakers.list.first() == "gpt")
+
+
 def unfold(conversations: pl.DataFrame) -> pl.DataFrame:
     """The turns frame of a conversations frame: `id`, `position` (from 0) and the fields of `TURN`."""
     return (

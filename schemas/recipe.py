@@ -41,7 +41,7 @@ class ImportSection(Section):
 
     shape: str | None = Field(
         None,
-        description="alpaca, pairs, sharegpt, messages, transcript or long; found if left out",
+        description="alpaca, pairs, sharegpt, messages, transcript, long or text; found if left out",
         examples=["pairs"],
     )
     encoding: str | None = Field(None, description="such as cp1252; UTF-8 if left out", examples=["cp1252"])
@@ -56,7 +56,7 @@ class ImportSection(Section):
         None, description="long format: the column that orders its turns", examples=["created_at"]
     )
     role: str | None = Field(None, description="long format: the column that says who speaks", examples=["author"])
-    text: str | None = Field(None, description="long format: the column with the words", examples=["body"])
+    text: str | None = Field(None, description="long format and texts: the column with the words", examples=["body"])
     format: str | None = Field(
         None, description="csv, tsv, jsonl, json or parquet; found if left out", examples=["jsonl"]
     )
@@ -154,7 +154,7 @@ class TrainSection(Section):
         description="adapter on a 4-bit base (qlora) or on the base as it is (lora), or all weights (full); "
         "auto: qlora on a GPU",
     )
-    template: str = Field("tokenizer", description="the tokenizer's own, a known name, or a Jinja file")
+    template: str = Field("tokenizer", description="the tokenizer's own, a known name, a Jinja file, or raw for texts in which nobody asks")
     max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")
     long: Literal["refuse", "drop", "truncate", "split"] = Field(
         "refuse",

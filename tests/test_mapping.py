@@ -166,7 +166,7 @@ def options_of(line: str) -> dict[str, object]:
         ({"conversations": SHAREGPT, "messages": SHAREGPT}, 2),
         ({"instruction": "a", "prompt": "b", "output": "c"}, 2),
         ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, 3),
-        ({"text": "a", "code": "b", "n": "1"}, 1),
+        ({"text": "a", "code": "b", "n": "1"}, 2),
         ({"content": "a", "summary": "b"}, 1),
         ({"ticket": "T1", "created_at": "1", "author": "customer", "body text": "x", "body": "y"}, 1),
     ],

@@ -92,6 +92,7 @@ def _row(rendering: Rendering, tokens: _Tokens | None, tokenizer: Tokenizer) -> 
             if ids[end - 1] != tokenizer.id_of(region.stop):
                 return _Row(problem=f"The tokenizer does not read {region.stop} behind turn {region.turn + 1} as one.")
     seen, learned = _typed_specials(rendering, tokenizer)
+    labels[:1] = [IGNORED]  # of a text; nothing comes before it, from which it could be learned
     left_out = [turn + 1 for turn in rendering.left_out]
     return _Row(ids, labels, _doubled_start(ids, tokenizer), stops, seen, learned, left_out, straddling)
 

@@ -126,7 +126,7 @@ def choose_windows(prepared: Prepared, conversations: list[str], window: int | N
 def preview(prepared: Prepared, conversation: str, window: int | None = None) -> Preview:
     """The conversation with this id as it is trained, or the window (from 1) of one that is split."""
     numbers, member, row, entry = _rows(prepared, conversation, window)
-    rendering, encoding = _encoded(prepared, member)
+    rendering, encoding = _encoded(prepared, member, row)
     views = _views(rendering, encoding, row["labels"] or [], entry["tokens"] - entry["cut"])
     return Preview(
         id=conversation,
@@ -140,7 +140,7 @@ def preview(prepared: Prepared, conversation: str, window: int | None = None) ->
         seen_specials=row["seen_specials"],
         learned_specials=row["learned_specials"],
         left_out=row["left_out"] or [],
-        stretches=_stretches(rendering, encoding, views),
+        stretches=_stretches(rendering, encoding, views, whole=not (prepared.template.raw and window)),
         turns=_turns(numbers, member["conversations"], rendering, encoding),
         views=views,
     )
@@ -157,7 +157,7 @@ def trace_token(prepared: Prepared, store: Path, conversation: str, token: int, 
             f"{conversation} has {entry['tokens']} tokens, there is no token {token}.",
             "The first is 0; curate preview --id … --tokens lists them.",
         )
-    rendering, encoding = _encoded(prepared, member)
+    rendering, encoding = _encoded(prepared, member, row)
     assert encoding is not None
     start, end = encoding.token_to_chars(token) or (0, 0)
     part, turn, characters = _place(rendering, member["conversations"], start, end)
@@ -190,11 +190,20 @@ def _rows(prepared: Prepared, conversation: str, window: int | None) -> tuple[Se
     return numbers, {**member, "conversations": turns}, row, entry
 
 
-def _encoded(prepared: Prepared, member: Mapping[str, Any]) -> tuple[Rendering, Encoding | None]:
+def _encoded(
+    prepared: Prepared, member: Mapping[str, Any], row: Mapping[str, Any]
+) -> tuple[Rendering, Encoding | None]:
+    """The rendering and its tokens: of a text that is split, those of the piece that `row` is."""
     rendering = Script(prepared.template, prepared.tokenizer, prepared.section.reasoning).rendering(member)
-    if rendering.problem is not None:
-        return rendering, None
-    return rendering, prepared.tokenizer.encode([rendering.text])[0]
+    if row["problem"] is not None:
+        return replace(rendering, problem=row["problem"]), None
+    (encoding,) = prepared.tokenizer.encode([rendering.text])
+    if prepared.template.raw and row["window"] is not None:
+        earlier = pl.col("window").struct.field("number") <= row["window"]["number"]
+        pieces = prepared.rendered.filter((pl.col("id") == row["id"]) & earlier)["input_ids"]
+        encoding.truncate(int(pieces.list.len().sum()))
+        encoding.truncate(len(row["input_ids"]), direction="left")
+    return rendering, encoding
 
 
 def _views(rendering: Rendering, encoding: Encoding | None, labels: Sequence[int], trained: int) -> list[TokenView]:
@@ -207,14 +216,19 @@ def _views(rendering: Rendering, encoding: Encoding | None, labels: Sequence[int
     ]
 
 
-def _stretches(rendering: Rendering, encoding: Encoding | None, views: Sequence[TokenView]) -> list[Stretch]:
-    """Neighbouring tokens of one lot as one text; every character of the rendering is in exactly one of them."""
+def _stretches(
+    rendering: Rendering, encoding: Encoding | None, views: Sequence[TokenView], *, whole: bool
+) -> list[Stretch]:
+    """Neighbouring tokens of one lot as one text; every character of the rendering is in exactly one of them.
+
+    Not `whole`: every character of the tokens that there are.
+    """
     if encoding is None:
         return [Stretch(rendering.text, learned=False, trained=False)] if rendering.text else []
     groups = [(lot, next(iter(run)).token) for lot, run in groupby(views, lambda v: (v.label != IGNORED, v.trained))]
     starts = [encoding.offsets[first][0] for _, first in groups]
-    ends = [*starts[1:], len(rendering.text)]
-    starts[:1] = [0] if starts else []
+    ends = [*starts[1:], len(rendering.text) if whole else encoding.offsets[-1][1]]
+    starts[:1] = [0 if whole else encoding.offsets[0][0]] if starts else []
     return [Stretch(rendering.text[a:b], *lot) for (lot, _), a, b in zip(groups, starts, ends, strict=True)]
 
 

@@ -149,7 +149,7 @@ def prove(names: Sequence[str], text: str, tokenizer: Tokenizer) -> Proof:
 
 
 def prove_all(model: Path | None = None, names: Sequence[str] = ()) -> list[Proof]:
-    """The proofs of the templates called `names` (default: all that are known), one for each text.
+    """The proofs of the templates called `names` (default: all chat templates that are known), one for each text.
 
     With the tokenizer in `model`, its own template among them; else with one that has every control token.
     Raises `TrainError` for a name that nobody knows.
@@ -165,7 +165,7 @@ def prove_all(model: Path | None = None, names: Sequence[str] = ()) -> list[Proo
 
 def samples_of(prepared: Prepared) -> dict[str, Any]:
     """Some conversations of a version as messages, with the ids that they have here, as plain values."""
-    chosen = prepared.rendered.filter(pl.col("problem").is_null()).head(SAMPLE)
+    chosen = _whole(prepared).head(SAMPLE)
     members = prepared.members.join(chosen, on="id", how="semi")
     known = {name: (turns, tools) for name, turns, tools in members.select("id", "conversations", "tools").iter_rows()}
     rows = []
@@ -175,6 +175,15 @@ def samples_of(prepared: Prepared) -> dict[str, Any]:
         said = without_history(said) if prepared.section.reasoning == "strip" else said
         rows.append({"id": row["id"], "messages": to_messages(said), "tools": to_tools(tools), "ids": row["input_ids"]})
     return {"template": prepared.template.name, "text": prepared.template.text, "rows": rows}
+
+
+def _whole(prepared: Prepared) -> pl.DataFrame:
+    """What can be rendered by itself: conversations and windows of them, but texts only as a whole."""
+    rendered = prepared.rendered.filter(pl.col("problem").is_null()).select("id", "window", "input_ids")
+    if not prepared.template.raw:
+        return rendered
+    parts = rendered.group_by("id", maintain_order=True).agg(pl.first("window"), pl.col("input_ids").explode())
+    return parts.with_columns(window=pl.lit(None, rendered.schema["window"]))
 
 
 def check_samples(samples: Mapping[str, Any], tokenizer: Any) -> int:

@@ -15,6 +15,7 @@ from io import BytesIO
 
 import polars as pl
 
+from schemas.conversation import is_text
 from train.labelling import IGNORED, RENDERED, label, token_range
 from train.marking import Piece, Region, Rendering, Script
 from train.reasoning import Reasoning
@@ -44,6 +45,9 @@ MASK_POLICY = "assistant-turns/1"
 
 CHUNK = 1_000
 """Conversations that are rendered at a time: some 0.1 s of work, a few MB."""
+
+TEXT = "It is a text in which nobody asks: --template raw trains those, a chat template conversations."
+CONVERSATION = "It is a conversation: --template raw trains texts in which nobody asks, a chat template conversations."
 
 WORTH_A_PROCESS = 2 * 2**20
 """Bytes of conversations for each process: half a second of work, and a process takes a second to start."""
@@ -76,7 +80,18 @@ def _rendered(conversations: pl.DataFrame, script: Script) -> pl.DataFrame:
     """One chunk: Jinja conversation by conversation (a template is a program), then the tokens."""
     with _few_collections():
         renderings = [script.rendering(row) for row in conversations.iter_rows(named=True)]
-        return label(conversations["id"], renderings, script.tokenizer)
+        rendered = label(conversations["id"], renderings, script.tokenizer)
+    return _without_strangers(rendered, conversations, script.template)
+
+
+def _without_strangers(rendered: pl.DataFrame, conversations: pl.DataFrame, template: Template) -> pl.DataFrame:
+    """A text under a chat template would be learned as an answer to nothing, a conversation in a text as one voice."""
+    reason = CONVERSATION if template.raw else TEXT
+    stranger = is_text(conversations["conversations"]) != template.raw
+    if not stranger.any():
+        return rendered
+    problem = pl.when(stranger).then(pl.lit(reason)).otherwise("problem").alias("problem")
+    return rendered.with_columns(problem)
 
 
 @contextmanager

@@ -33,6 +33,9 @@ PINNED_DATE = datetime(2026, 1, 1)
 
 OWN_TEMPLATES = Path(__file__).parent / "templates"
 
+RAW = "raw"
+"""The template of texts in which nobody asks: words, and the tokens that begin and end a text."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -46,6 +49,11 @@ class Template:
         """SHA-256 of the text, 64 hex digits."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    @property
+    def raw(self) -> bool:
+        """Whether it is of texts, not of conversations."""
+        return self.name == RAW
+
 
 def find_template(name: str, tokenizer_folder: Path) -> Template:
     """The template called `name`; see the head of this file for what a name can be.
@@ -57,7 +65,7 @@ def find_template(name: str, tokenizer_folder: Path) -> Template:
     if name.endswith((".jinja", ".jinja2", ".j2")):
         return Template(Path(name).name, _of_file(Path(name)))
     own = OWN_TEMPLATES / f"{name}.jinja"
-    if name in own_names():
+    if name in (RAW, *own_names()):
         return Template(name, own.read_text(encoding="utf-8"))
     unsloth = unsloth_templates()
     if name in unsloth:
@@ -66,8 +74,8 @@ def find_template(name: str, tokenizer_folder: Path) -> Template:
 
 
 def own_names() -> list[str]:
-    """The names of the templates that this project brings along."""
-    return sorted(path.stem for path in OWN_TEMPLATES.glob("*.jinja"))
+    """The names of the chat templates that this project brings along."""
+    return sorted({path.stem for path in OWN_TEMPLATES.glob("*.jinja")} - {RAW})
 
 
 def compiled(template: Template) -> Callable[..., str]:
@@ -157,7 +165,7 @@ def _of_tokenizer(folder: Path) -> str:
 
 
 def _unknown(name: str, unsloth: Mapping[str, str]) -> TrainError:
-    known = sorted({"tokenizer", *own_names(), *unsloth})
+    known = sorted({"tokenizer", RAW, *own_names(), *unsloth})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]}?" if near else ""
     more = "" if unsloth else " Unsloth's are known once it is installed: pip install 'curate-sft[unsloth]'."

@@ -3,6 +3,7 @@
 A window keeps the system turn and goes on with whole exchanges: a question, what leads to its answer, the answer.
 Each exchange is in exactly one window, each window is rendered as the conversation that it is, so its labels are
 proven like any other's. An exchange that is too long by itself stays a window of its own, and the ledger drops it.
+A text has no exchanges: its windows are its tokens in a row, `max_length` at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import polars as pl
 
 from schemas.conversation import TURN
 from schemas.recipe import TrainSection
-from train.labelling import RENDERED
+from train.labelling import IGNORED, RENDERED
 from train.rendering import Template, Tokenizer, render
 
 WINDOW = ("number", "of", "first", "last", "whole")
@@ -33,11 +34,53 @@ def render_as(recipe: TrainSection, members: pl.DataFrame, template: Template, t
     One row each, in their order; with `long = "split"` a longer one has a row for each of its windows.
     """
     rendered = render(members, template, tokenizer, recipe.reasoning)
-    if recipe.long == "split":
+    if recipe.long == "split" and template.raw:
+        rendered = _with_pieces(rendered, recipe.max_length)
+    elif recipe.long == "split":
         rendered = _with_windows(rendered, members, template, tokenizer, recipe)
     if "split" not in members.columns:
         return rendered
     return rendered.join(members.select("id", "split"), on="id", how="left", maintain_order="left")
+
+
+def _with_pieces(rendered: pl.DataFrame, room: int) -> pl.DataFrame:
+    """The rendered frame with each text that is too long replaced by its tokens, `room` at a time.
+
+    Every token is in one of them. The first of each is only seen, since nothing comes before it there; so a last
+    piece of one token would learn nothing, and takes one from the piece before.
+    """
+    tokens = pl.col("input_ids").list.len().fill_null(0).cast(pl.Int64)
+    counted = rendered.with_row_index("row").with_columns(whole=tokens)
+    long = (pl.col("whole") > room) & pl.col("problem").is_null()
+    start = pl.col("start") - ((pl.col("start") + 1 == pl.col("whole")) & (pl.col("start") > 0)).cast(pl.Int64)
+    pieces = (
+        counted.filter(long)
+        .with_columns(start=pl.int_ranges(0, "whole", room))
+        .explode("start")
+        .with_columns(start=start)
+        .with_columns(end=pl.col("start").shift(-1).over("row").fill_null(pl.col("whole")))
+        .with_columns(number=pl.int_range(1, pl.len() + 1).over("row"), of=pl.len().over("row"))
+    )
+    if pieces.is_empty():
+        return rendered
+    made = pieces.with_columns(*_piece(), window=_numbered())
+    columns = pl.Schema({"row": counted.schema["row"], **RENDERED})
+    both = pl.concat([frame.select(columns.names()).cast(columns) for frame in (counted.filter(~long), made)])
+    return both.sort("row", maintain_order=True).drop("row")
+
+
+def _piece() -> list[pl.Expr]:
+    """The columns of a piece, from those of the text and the tokens from `start` to `end`."""
+    length = pl.col("end") - pl.col("start")
+    labels = pl.col("labels").list.slice(pl.col("start"), length)
+    unseen = pl.concat_list(pl.lit(IGNORED, pl.Int32), labels.list.slice(1))
+    is_last = pl.col("end") == pl.col("whole")
+    stops = pl.when(is_last).then(pl.concat_list(length)).otherwise(pl.lit([], pl.List(pl.Int64)))
+    return [pl.col("input_ids").list.slice(pl.col("start"), length), unseen.alias("labels"), stops.alias("stops")]
+
+
+def _numbered() -> pl.Expr:
+    return pl.struct("number", "of", first=pl.lit(1), last=pl.lit(1), whole="whole")
 
 
 def turns_of(turns: Turns, window: Mapping[str, int] | None) -> tuple[list[int], Turns]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curate.shapes import alpaca, long, messages, pairs, sharegpt, transcript
+from curate.shapes import alpaca, long, messages, pairs, sharegpt, text, transcript
 from curate.shapes.shape import Shape
 
 SHAPES: dict[str, Shape] = {
@@ -12,5 +12,6 @@ SHAPES: dict[str, Shape] = {
     "pairs": Shape("a question and its answer", pairs.FIELDS, pairs.read),
     "transcript": Shape("one text, Human: … Assistant: …", transcript.FIELDS, transcript.read),
     "long": Shape("one turn a row, put together by a column", long.FIELDS, long.read, detected=False),
+    "text": Shape("raw text, to go on pretraining with", text.FIELDS, text.read, last=True, asked=False),
 }
 """Name -> shape, in the order in which readings are listed."""

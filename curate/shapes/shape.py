@@ -110,6 +110,10 @@ class Shape:
     read: Callable[[pl.DataFrame, ColumnMapping], Read]
     detected: bool = True
     """Whether it is chosen without being asked for; if not, it is only proposed."""
+    last: bool = False
+    """Whether it is chosen without being asked for only where no other shape fits."""
+    asked: bool = True
+    """Whether somebody asks in it; if not, its conversations are one turn of the assistant's."""
 
 
 def is_plain(cells: pl.Series) -> pl.Series:
