@@ -371,7 +371,7 @@ def test_an_unknown_template_is_answered_with_the_nearest_and_all_that_are_known
     monkeypatch.setattr("train.templating.unsloth_templates", dict)
     with pytest.raises(TrainError, match=r"There is no template chatlm\. Did you mean chatml\?") as refused:
         find_template("chatlm", folder)
-    assert "Known: chatml, gemma, llama-3, tokenizer; or the path of a .jinja file." in refused.value.hint
+    assert "Known: chatml, gemma, llama-3, raw, tokenizer; or the path of a .jinja file." in refused.value.hint
     assert "curate-sft[unsloth]" in refused.value.hint
 
 
