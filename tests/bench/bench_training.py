@@ -31,19 +31,27 @@ SHAPES = {
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
 }
 
+FIXED = {"batch": 4, "extra": {"gradient_checkpointing": False}}
+
 # The recipe's keys that an arm changes, or the peer that it is; then what is set in its environment.
 ARMS = {
     "curate": ({"batch": "auto"}, {}),
     "curate-12gib": ({"batch": "auto", "max_memory": 12.0}, {}),
     "curate-segments": ({"batch": "auto"}, {"UNSLOTH_TORCH_VARLEN": "0"}),
     "curate-lora": ({"batch": "auto", "method": "lora"}, {}),
-    "curate-fixed": ({"batch": 4, "extra": {"gradient_checkpointing": False}}, {}),
-    "curate-deterministic": ({"batch": 4, "extra": {"gradient_checkpointing": False}, "deterministic": True}, {}),
-    "curate-cudagraphs": ({"batch": 4, "extra": {"gradient_checkpointing": False}}, {"UNSLOTH_BLOCK_CUDAGRAPHS": "1"}),
-    "curate-uncompiled": ({"batch": 4, "extra": {"gradient_checkpointing": False}}, {"UNSLOTH_COMPILE_DISABLE": "1"}),
+    "curate-fixed": (FIXED, {}),
+    "curate-deterministic": (FIXED | {"deterministic": True}, {}),
+    "curate-cudagraphs": (FIXED, {"UNSLOTH_BLOCK_CUDAGRAPHS": "1"}),
+    "curate-uncompiled": (FIXED, {"UNSLOTH_COMPILE_DISABLE": "1"}),
+    "curate-autotuned": (FIXED, {"UNSLOTH_COMPILE_MAXIMUM": "1"}),
+    "curate-fused-lora": (FIXED, {"UNSLOTH_FORCE_FUSED_LORA": "1"}),
+    "curate-gemm-4bit": (FIXED, {"UNSLOTH_BNB_GEMM_4BIT": "1"}),
+    "curate-plain-head": (FIXED, {"UNSLOTH_FUSED_LINEAR": "0"}),
+    "curate-adamw-8bit": ({"batch": 4, "extra": {"gradient_checkpointing": False, "optim": "adamw_8bit"}}, {}),
+    "curate-16-bit": (FIXED | {"method": "lora"}, {}),
     "curate-ddp": ({"batch": "auto", "gpus": 2}, {}),
     "curate-transformers-ddp": ({"batch": 2, "engine": "transformers", "gpus": 2}, {}),
-    "curate-fsdp": ({"batch": 4, "extra": {"gradient_checkpointing": False}, "gpus": 2, "sharding": "fsdp"}, {}),
+    "curate-fsdp": (FIXED | {"gpus": 2, "sharding": "fsdp"}, {}),
     "curate-transformers": ({"batch": "auto", "engine": "transformers"}, {}),
     "notebook": ("notebook", {}),
     "trl": ("trl", {}),
