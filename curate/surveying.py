@@ -6,6 +6,9 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
+from schemas.run import as_found
+from schemas.store import folder_of
+
 SOURCES_SQL = """
     SELECT path, shape, rows_read, conversations, rows_duplicate, rows_rejected,
            (SELECT count(*) FROM rejects r WHERE r.source = s.source AND r.closed_by IS NULL) AS open_rejects,
@@ -55,7 +58,7 @@ def survey(connection: DuckDBPyConnection) -> dict[str, Any]:
         "counts": _rows(connection, COUNTS_SQL)[0],
         "people": _people(connection),
         "versions": _rows(connection, VERSIONS_SQL),
-        "runs": _rows(connection, RUNS_SQL),
+        "runs": [_as_it_is(connection, run) for run in _rows(connection, RUNS_SQL)],
     }
     return {**found, "next": _next_command(found)}
 
@@ -63,6 +66,12 @@ def survey(connection: DuckDBPyConnection) -> dict[str, Any]:
 def _rows(connection: DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = connection.sql(query).pl().to_dicts()
     return rows
+
+
+def _as_it_is(connection: DuckDBPyConnection, run: dict[str, Any]) -> dict[str, Any]:
+    """The run as it is now: nobody may be at work on it any more, and the project may have been moved."""
+    status, adapter = as_found(folder_of(connection), run["run"], run["adapter"], run["status"])
+    return {**run, "status": status, "adapter": str(adapter)}
 
 
 def _people(connection: DuckDBPyConnection) -> dict[str, Any]:

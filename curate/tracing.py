@@ -18,7 +18,8 @@ from duckdb import DuckDBPyConnection
 
 from schemas.conversation import Conversation
 from schemas.errors import VersionError
-from schemas.run import LEDGER_FILE
+from schemas.run import LEDGER_FILE, as_found
+from schemas.store import folder_of
 from schemas.terminal import printable
 
 PREFIX = re.compile(r"[0-9a-fA-F]{4,32}")
@@ -303,7 +304,7 @@ def _journey(connection: DuckDBPyConnection, identity: str) -> Journey:
         reviews=ask(REVIEWS_SQL),
         clusters=ask(CLUSTERS_SQL),
         versions=ask(VERSIONS_SQL),
-        runs=[{**run, **_fate(connection, run["adapter"], identity)} for run in ask(RUNS_SQL)],
+        runs=[_with_fate(connection, run, identity) for run in ask(RUNS_SQL)],
     )
 
 
@@ -311,12 +312,17 @@ def _read_metadata(origin: dict[str, Any]) -> dict[str, Any]:
     return {**origin, "metadata": json.loads(origin["metadata"]) if origin["metadata"] else None}
 
 
-def _fate(connection: DuckDBPyConnection, adapter: str, identity: str) -> dict[str, Any]:
+def _with_fate(connection: DuckDBPyConnection, run: dict[str, Any], identity: str) -> dict[str, Any]:
+    status, adapter = as_found(folder_of(connection), run["run"], run["adapter"], run["status"])
+    return {**run, "status": status, "adapter": str(adapter), **_fate(connection, adapter, identity)}
+
+
+def _fate(connection: DuckDBPyConnection, adapter: Path, identity: str) -> dict[str, Any]:
     """What the run's ledger says of the conversation: `ledger` (a row or null), and `note` when there is no ledger.
 
     Of a conversation that was split, `ledger` is its first window and `windows` has all of them.
     """
-    path = Path(adapter) / LEDGER_FILE
+    path = adapter / LEDGER_FILE
     if not path.is_file():
         return {"ledger": None, "note": f"{path} is not there"}
     try:

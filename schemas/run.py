@@ -7,6 +7,7 @@ that the recipe gives.
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,13 +20,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import StoreError, TrainError, VersionError
 from schemas.recipe import digest
+from schemas.store import folder_of
 
 MANIFEST_FILE = "manifest.json"
 
 LEDGER_FILE = "ledger.parquet"
 """What a training leaves beside its manifest: the fate of every conversation."""
 
-Status = Literal["running", "done", "failed"]
+LOCK_FILE = "lock"
+"""In the folder of an unfinished run: locked by the process that works on it, and free as soon as that is no more."""
+
+Status = Literal["running", "interrupted", "done", "failed"]
 
 
 class Facts(BaseModel):
@@ -145,7 +150,11 @@ class Manifest(Facts):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the store knows of a run. `adapter` is its folder, there only when the status is `done`."""
+    """What the store knows of a run. `adapter` is its folder, there only when the status is `done`.
+
+    Both are told as they are when the store is read: where the project was moved or copied, the folder is in the new
+    place; and a run of which the store still says `running`, but which nobody works on any more, is `interrupted`.
+    """
 
     run: str
     status: Status
@@ -154,8 +163,8 @@ class Run:
 
     @property
     def partial(self) -> Path:
-        """The folder of the unfinished run, beside the place where the adapter will be."""
-        return self.adapter.with_name(f"{self.adapter.name}.partial")
+        """The folder of the unfinished run."""
+        return partial_of(self.adapter)
 
     def as_json(self) -> dict[str, Any]:
         """The run as plain values, its manifest whole."""
@@ -179,7 +188,51 @@ def read_runs(connection: DuckDBPyConnection) -> list[Run]:
     rows = connection.execute(
         "SELECT run, status, adapter, manifest FROM runs ORDER BY try_cast(substr(run, 2) AS BIGINT)"
     ).fetchall()
-    return [Run(run, status, Path(adapter), _manifest(run, text)) for run, status, adapter, text in rows]
+    home = folder_of(connection)
+    return [
+        Run(run, *as_found(home, run, adapter, status), _manifest(run, text)) for run, status, adapter, text in rows
+    ]
+
+
+def as_found(home: Path, run: str, adapter: str, status: Status) -> tuple[Status, Path]:
+    """The status and the folder of a run whose row in the store of the folder `home` says `status` and `adapter`."""
+    place = _place(home, run, Path(adapter))
+    interrupted = status == "running" and not _is_worked_on(partial_of(place))  # a killed process could not write it
+    return "interrupted" if interrupted else status, place
+
+
+def _place(home: Path, run: str, written: Path) -> Path:
+    """Beside the store, which is moved and copied with its adapters, where it was so when it was written; else there.
+
+    A copy has its own: where both the copy's folder and the one that was written are there, it is the copy's.
+    """
+    beside = home / "adapters" / written.name
+    if written.parts[-2:] == ("adapters", run):
+        return written if _is_there(written) and not _is_there(beside) else beside
+    was_brought = (beside / MANIFEST_FILE).exists() and not _is_there(written)
+    return beside if was_brought and read_manifest(beside).run == run else written
+
+
+def _is_there(adapter: Path) -> bool:
+    """Whether a run has its folder here, finished or not."""
+    return adapter.is_dir() or partial_of(adapter).is_dir()
+
+
+def partial_of(adapter: Path) -> Path:
+    """The folder of an unfinished run, beside the place where its adapter will be."""
+    return adapter.with_name(f"{adapter.name}.partial")
+
+
+def _is_worked_on(partial: Path) -> bool:
+    """Whether a process holds the run's folder, as far as may be seen; the lock that asks is let go at once."""
+    try:
+        with (partial / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return False
 
 
 def _manifest(run: str, text: str) -> Manifest:

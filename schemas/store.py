@@ -66,6 +66,12 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
             connection.commit()
 
 
+def folder_of(connection: DuckDBPyConnection) -> Path:
+    """The folder in which the store of this connection lies."""
+    query = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
+    return Path(connection.execute(query).fetchall()[0][0]).resolve().parent
+
+
 def _refuse_missing_folder(path: Path) -> None:
     if path == Path():
         raise StoreError("The name of the store is empty.", "An unset variable may stand in its place.")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ import time
 import pytest
 from training import SETTINGS, command, copy_project, make_project, section, train
 
+from curate.surveying import survey
 from schemas.errors import TrainError
 from schemas.run import read_runs
 from schemas.store import reading, writing
@@ -56,7 +58,7 @@ def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(project, trai
     folder = project.parent
     kill_after(folder, 8)
     (run,) = runs_of(project)
-    assert run.status == "running"
+    assert run.status == "interrupted"
     assert not run.adapter.exists()
     checkpoints = folder / "adapters/r1.partial/checkpoints"
     first, *later = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
@@ -139,7 +141,7 @@ def test_an_interruption_is_no_failure(project, monkeypatch):
     monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section())
-    assert [run.status for run in runs_of(project)] == ["running"]
+    assert [run.status for run in runs_of(project)] == ["interrupted"]
 
 
 def test_fresh_and_another_recipe_begin_another_run(project, monkeypatch):
@@ -172,8 +174,34 @@ def test_two_processes_do_not_work_on_one_run(project, monkeypatch):
         train_version(project, "support@1", section())
     with (project.parent / "adapters/r1.partial/lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        assert [run.status for run in runs_of(project)] == ["running"]
+        with reading(project) as connection:
+            assert [run["status"] for run in survey(connection)["runs"]] == ["running"]
         with pytest.raises(TrainError, match="being trained by another process"):
             train_version(project, "support@1", section())
+    with reading(project) as connection:
+        assert [run["status"] for run in survey(connection)["runs"]] == ["interrupted"]
+
+
+def test_a_run_that_was_cut_off_goes_on_where_its_project_is_now(project, monkeypatch, tmp_path):
+    worked_on = []
+
+    def is_interrupted(job):
+        worked_on.append(job.checkpoints)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(engines.ENGINES, "unsloth", is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_version(project, "support@1", section())
+    copied = shutil.copytree(project.parent, tmp_path / "copied")
+    moved = project.parent.rename(tmp_path / "moved")
+    for folder in (copied, moved):
+        monkeypatch.chdir(folder)
+        with pytest.raises(KeyboardInterrupt):
+            train_version(folder / "curate.duckdb", "support@1", section())
+        assert worked_on[-1] == folder / "adapters/r1.partial/checkpoints"
+        assert [run.run for run in runs_of(folder / "curate.duckdb")] == ["r1"]
+    assert not project.parent.exists()
 
 
 def test_a_run_killed_between_its_adapter_and_its_row_is_finished_without_training(trained, tmp_path, monkeypatch):

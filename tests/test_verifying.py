@@ -1,16 +1,20 @@
 """Verifying and retraining: an adapter is proven by digests taken again, and repeated to the same bits."""
 
 import json
+import shutil
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from training import command, copy_project
 
 from schemas.errors import TrainError, VersionError
-from schemas.run import read_runs
+from schemas.run import Run, read_manifest, read_runs
 from schemas.store import reading, writing
 from train import engines
-from train.retraining import differences, largest_difference, losses_apart, retrain
+from train.narrating import show_retraining
+from train.retraining import Retraining, differences, largest_difference, losses_apart, retrain
 from train.verifying import verify
 
 pytestmark = pytest.mark.slow
@@ -133,9 +137,17 @@ def test_a_project_that_was_moved_is_proven_by_its_runs_and_by_its_folders(proje
         found = verify(moved / "curate.duckdb", target)
         assert found.proven
         assert found.known
-    edit(moved / "adapters/r1/manifest.json", '"adapter_digest": "', '"adapter_digest": "0')
-    with pytest.raises(TrainError, match=r"The adapter of run r1 is neither in"):
+    shutil.rmtree(moved / "adapters")
+    with pytest.raises(TrainError, match=r"The adapter of run r1 is not in .*/moved/adapters/r1"):
         verify(moved / "curate.duckdb", "r1")
+
+
+def test_of_a_copied_project_the_copys_adapter_is_looked_at(project, tmp_path, monkeypatch):
+    copied = shutil.copytree(project.parent, tmp_path / "copied")
+    monkeypatch.chdir(copied)
+    (copied / "adapters/r1/recipe.json").write_text("{}")
+    assert spoilt(verify(copied / "curate.duckdb", "r1")) == {"file recipe.json": "differs"}
+    assert verify(project, "r1").proven
 
 
 def test_an_adapter_from_another_store_is_proven_and_told_to_be_from_there(curate, project):
@@ -196,10 +208,10 @@ def test_a_retrain_that_was_cut_off_goes_on_by_the_same_command_and_never_with_t
             retrain(project, "r1")
     assert len(asked) == 2
     with reading(project) as connection:
-        assert [(run.run, run.status) for run in read_runs(connection)] == [("r1", "done"), ("r2", "running")]
+        assert [(run.run, run.status) for run in read_runs(connection)] == [("r1", "done"), ("r2", "interrupted")]
     with writing(project) as connection:
         connection.execute("UPDATE runs SET status = 'running' WHERE run = 'r1'")
-    with pytest.raises(TrainError, match="Run r1 is running"):
+    with pytest.raises(TrainError, match="Run r1 is interrupted"):
         retrain(project, "adapters/r1")
 
 
@@ -225,8 +237,6 @@ def test_how_far_the_losses_of_two_runs_are_apart_is_measured(trained, project):
 
 
 def test_what_explains_a_difference_is_named(trained):
-    from schemas.run import read_manifest
-
     before = read_manifest(trained / "adapters/r1")
     after = before.model_copy(update={"packages": {**before.packages, "torch": "9.9"}})
     assert differences(before, after) == [f"packages.torch: {before.packages['torch']} → 9.9"]
@@ -253,3 +263,13 @@ def test_a_base_model_may_move(project):
     config = project.parent / "adapters/r1/adapter_config.json"
     edit(config, str(project.parent / "tiny"), str(moved))
     assert verify(project, "r1").proven
+
+
+def test_a_run_of_another_store_that_is_repeated_is_told_by_its_folder(trained, capsys):
+    before = read_manifest(trained / "adapters/r1")
+    after = Run("r1", "done", trained / "adapters/r1", before)
+    again = Retraining(before, after, True, True, 0.0, 0.0, (), elsewhere=Path("there/adapters/r1"))
+    show_retraining(again)
+    assert capsys.readouterr().out.startswith("Run r1 is run r1 of there/adapters/r1 again, bit for bit: ")
+    show_retraining(replace(again, after=replace(after, run="r2"), elsewhere=None))
+    assert capsys.readouterr().out.startswith("Run r2 is run r1 again, bit for bit: ")

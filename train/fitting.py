@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +26,10 @@ import polars as pl
 
 from schemas.errors import CurateError, TrainError
 from schemas.file import write_whole
+from schemas.machine import count_cores
 from schemas.recipe import TrainSection, digest
 from schemas.run import (
+    LOCK_FILE,
     MANIFEST_FILE,
     DataFacts,
     MachineFacts,
@@ -55,7 +58,6 @@ from train.quieting import quiet
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
 from train.sizing import Size, written_size
-from train.spreading import count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,10 @@ PACKAGES = (
     *("safetensors", "tokenizers", "numpy", "polars", "jinja2"),
 )
 """Packages whose versions can change the result; the manifest names them."""
+
+
+LOOK = 0.2
+"""Seconds after which nobody holds a lock any more who only looked whether there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,15 +304,23 @@ def _new_run(store: Path, name: str, manifest: Manifest, to: Path | None) -> Run
 def _locked(run: Run) -> Iterator[IO[str]]:
     """Hold the run's folder, so that no second process works on it; the lock ends with the process."""
     run.partial.mkdir(parents=True, exist_ok=True)
-    with (run.partial / "lock").open("w") as file:
+    with (run.partial / LOCK_FILE).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
             raise TrainError(
                 f"Run {run.run} is being trained by another process ({run.partial} is locked).",
                 "Wait for it, or begin another run with --fresh.",
             ) from error
         yield file
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        time.sleep(LOOK)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _fitted(store: Path, run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) -> Run:

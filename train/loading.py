@@ -60,7 +60,9 @@ def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
         raise TrainError(
             f"Run {run.run} has no adapter, it is {run.status}{why}.", "The same curate train command goes on with it."
         )
-    return _folder_of(run, store), run
+    if not run.adapter.is_dir():
+        raise TrainError(f"The adapter of run {run.run} is not in {run.adapter}.", "Give the folder it is in now.")
+    return run.adapter, run
 
 
 def check_adapter(folder: Path) -> None:
@@ -81,18 +83,6 @@ def _run_in(store: Path, folder: Path) -> Run | None:
         runs = read_runs(connection) if connection else []
     here = next((run for run in runs if run.adapter == folder.resolve()), None)
     return here or next((run for run in runs if _is_of(folder, run)), None)
-
-
-def _folder_of(run: Run, store: Path) -> Path:
-    """Where a run's adapter is: where it was written, or beside the store, which was moved or copied with it."""
-    beside = store.resolve().parent / "adapters" / run.adapter.name
-    if run.adapter.is_dir():
-        return run.adapter
-    if _is_of(beside, run):
-        return beside
-    raise TrainError(
-        f"The adapter of run {run.run} is neither in {run.adapter} nor in {beside}.", "Give the folder it is in now."
-    )
 
 
 def _is_of(folder: Path, run: Run) -> bool:

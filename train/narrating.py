@@ -189,14 +189,15 @@ def _short(value: str) -> str:
 def show_retraining(retraining: Retraining) -> None:
     """Print whether the two adapters are the same, and if not, how far apart and why that may be."""
     before, after = retraining.before, retraining.after
+    known = f"run {before.run}" + (f" of {retraining.elsewhere}" if retraining.elsewhere else "")
     if retraining.identical:
-        print_line(f"Run {after.run} is run {before.run} again, bit for bit: {before.adapter_digest}.")
+        print_line(f"Run {after.run} is {known} again, bit for bit: {before.adapter_digest}.")
         return
     from train.retraining import LOSSES_APART
 
     far = retraining.largest_difference
     size = "they have other shapes" if far is None else f"the largest difference of a weight is {far:.3g}"
-    print_line(f"Run {after.run} differs from run {before.run}: {size}.")
+    print_line(f"Run {after.run} differs from {known}: {size}.")
     print_line(f"The tokens are {'the same' if retraining.same_tokens else 'others'}.")
     if retraining.losses_apart is not None:
         print_line(

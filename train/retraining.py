@@ -7,7 +7,7 @@ not, the answer says how large the largest difference is and what of the machine
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Retraining:
     """Two runs of the same thing.
 
     `largest_difference` is over all weights, `losses_apart` over the training losses step by step, in nats; None where
-    shapes or steps differ.
+    shapes or steps differ. `elsewhere` is the folder of the one before, where this store does not know its run.
     """
 
     before: Manifest
@@ -46,6 +46,7 @@ class Retraining:
     largest_difference: float | None
     losses_apart: float | None
     changed: tuple[str, ...]
+    elsewhere: Path | None = None
 
     @property
     def repeated(self) -> bool:
@@ -90,7 +91,7 @@ def retrain(
         expected=before,
         report=report,
     )
-    return _compared(adapter, before, run)
+    return replace(_compared(adapter, before, run), elsewhere=adapter if known is None else None)
 
 
 def _compared(adapter: Path, before: Manifest, run: Run) -> Retraining:
