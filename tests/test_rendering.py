@@ -12,6 +12,7 @@ from stores import chat
 
 from schemas.conversation import TURN, Conversation, Turn
 from schemas.errors import TrainError
+from schemas.installing import install_command
 from train import caching, rendering
 from train.caching import rendered_version
 from train.messaging import to_messages, to_tools
@@ -372,7 +373,7 @@ def test_an_unknown_template_is_answered_with_the_nearest_and_all_that_are_known
     with pytest.raises(TrainError, match=r"There is no template chatlm\. Did you mean chatml\?") as refused:
         find_template("chatlm", folder)
     assert "Known: chatml, gemma, llama-3, raw, tokenizer; or the path of a .jinja file." in refused.value.hint
-    assert "curate-sft[unsloth]" in refused.value.hint
+    assert install_command("unsloth") in refused.value.hint
 
 
 def test_a_template_can_be_a_file_and_its_digest_is_that_of_its_text(folder, tmp_path):

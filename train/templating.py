@@ -27,6 +27,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.errors import TrainError
+from schemas.installing import install_command
 
 PINNED_DATE = datetime(2026, 1, 1)
 """What `strftime_now` answers. A fixed day: else the same data would give other tokens tomorrow."""
@@ -168,7 +169,7 @@ def _unknown(name: str, unsloth: Mapping[str, str]) -> TrainError:
     known = sorted({"tokenizer", RAW, *own_names(), *unsloth})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]}?" if near else ""
-    more = "" if unsloth else " Unsloth's are known once it is installed: pip install 'curate-sft[unsloth]'."
+    more = "" if unsloth else f" Unsloth's are known once it is installed: {install_command('unsloth')}."
     return TrainError(
         f"There is no template {name}.{guess}", f"Known: {', '.join(known)}; or the path of a .jinja file.{more}"
     )

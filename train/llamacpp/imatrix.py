@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import ExportError
-from train.llamacpp.finding import INSTALL
+from schemas.installing import install_command
 
 Floats = npt.NDArray[np.float32]
 
@@ -154,7 +154,7 @@ def _rounded(tensor: Any, exact: Any, square: Floats, threads: int) -> npt.NDArr
     if written != made.nbytes or square.size != columns:
         raise ExportError(
             f"The installed packages do not agree on {tensor.tensor_type.name}: {written} and {made.nbytes} bytes.",
-            f"{INSTALL} brings releases that do; or leave --imatrix away.",
+            f"{install_command('gguf')} brings releases that do; or leave --imatrix away.",
         )
     return made
 
@@ -167,7 +167,9 @@ def _ggml() -> Any:
     """
     spec = find_spec("xllamacpp.xllamacpp") if find_spec("xllamacpp") else None
     if spec is None or spec.origin is None:
-        raise ExportError("The package xllamacpp is not installed; its library rounds by a matrix.", INSTALL)
+        raise ExportError(
+            "The package xllamacpp is not installed; its library rounds by a matrix.", install_command("gguf")
+        )
     function = ctypes.CDLL(spec.origin).ggml_quantize_chunk
     long, pointer = ctypes.c_int64, ctypes.c_void_p
     function.argtypes = [ctypes.c_int, pointer, pointer, long, long, long, pointer]

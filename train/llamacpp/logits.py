@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import ExportError
+from schemas.installing import install_command
 from train.differing import Logits, Sample
-from train.llamacpp.finding import FILE_TYPES, INSTALL, Quantiser
+from train.llamacpp.finding import FILE_TYPES, Quantiser
 from train.llamacpp.imatrix import IMATRIX_KEY, read_imatrix, round_by
 
 IN_FLOAT32 = 0
@@ -119,7 +120,7 @@ def _cyllama() -> Any:
         from cyllama.llama import llama_cpp
     except ImportError as error:
         raise ExportError(
-            "The package cyllama is not installed; it measures what quantising costs.", INSTALL
+            "The package cyllama is not installed; it measures what quantising costs.", install_command("gguf")
         ) from error
     llama_cpp.disable_logging()
     return llama_cpp

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import ExportError
-from train.llamacpp.finding import INSTALL
+from schemas.installing import install_command
 from train.talking import Address
 
 LOOPBACK = "127.0.0.1"
@@ -74,7 +74,7 @@ def check_port(host: str, port: int) -> None:
 
 def _check_installed() -> None:
     if find_spec("xllamacpp") is None:
-        raise ExportError("llama.cpp's server, the package xllamacpp, is not installed.", INSTALL)
+        raise ExportError("llama.cpp's server, the package xllamacpp, is not installed.", install_command("gguf"))
 
 
 @contextmanager
