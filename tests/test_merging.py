@@ -136,9 +136,21 @@ def test_a_merge_in_16_bits_is_as_large_as_its_base_and_close(curate, project):
     assert found["dtype"] == "float16"
     assert 1e-5 < found["difference"]["largest"] < 0.02
     assert found["bytes"] == pytest.approx((TINY / "model.safetensors").stat().st_size, rel=0.01)
-    again = curate("merge", "r1", cwd=project.parent)
-    assert again.returncode == 1
-    assert "merged/r1 is already there" in again.stderr
+
+
+def test_what_is_merged_already_is_said_and_another_merge_is_not_written_over_it(curate, project):
+    folder = project.parent / "merged/r1"
+    before = {path.name: path.stat().st_mtime_ns for path in merge(project, "r1", check=False).folder.iterdir()}
+    again = curate("merge", "r1", "--no-check", cwd=project.parent)
+    assert again.returncode == 0, again.stderr
+    assert "there already, whole and of this adapter" in " ".join(again.stdout.split())
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with pytest.raises(ExportError, match="merged/r1 is already there"):
+        merge(project, "r1", dtype="float32", check=False)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])  # as a copy leaves it that was cut off
+    with pytest.raises(ExportError, match="merged/r1 is already there"):
+        merge(project, "r1", check=False)
 
 
 # what is refused ------------------------------------------------------------------------------------------------

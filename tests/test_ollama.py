@@ -113,8 +113,13 @@ def test_the_command_writes_proves_and_writes_nothing_over(curate, project, writ
     ran = curate("ollama", "r1", "--to", "mine", "--json", cwd=project.parent)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["contract"]["kept"]
+    folder = project.parent / "mine"
+    before = (folder / "Modelfile").stat().st_mtime_ns
+    assert write_ollama(project, "r1", to=folder).folder == folder
+    assert (folder / "Modelfile").stat().st_mtime_ns == before  # the same is left as it is
+    (folder / "Modelfile").write_text("FROM mine.gguf\n")
     with pytest.raises(ExportError, match="is already there"):
-        write_ollama(project, "r1", to=project.parent / "mine")
+        write_ollama(project, "r1", to=folder)
     with pytest.raises(ExportError, match="There is no GGUF of q8_0") as caught:
         write_ollama(project, "r1", to=project.parent / "other", quant="q8_0")
     assert caught.value.hint == "curate gguf r1 --quant q8_0"

@@ -37,7 +37,10 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A merged model: where it is, in which type, of which run, how large, how far from the adapter (None: unasked)."""
+    """A merged model: where it is, in which type, of which run, how large, how far from the adapter (None: unasked).
+
+    With `already` it was there before, whole, and nothing was written.
+    """
 
     folder: Path
     run: str
@@ -45,6 +48,7 @@ class Merged:
     bytes: int
     shards: int
     difference: Difference | None
+    already: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Its facts by name."""
@@ -55,6 +59,7 @@ class Merged:
             "bytes": self.bytes,
             "shards": self.shards,
             "difference": self.difference.as_json() if self.difference else None,
+            "already": self.already,
         }
 
 
@@ -70,8 +75,9 @@ def merge(
 ) -> Merged:
     """Merge the adapter that `target` names into its base, in `to` (default: `merged/RUN` by the store).
 
-    `rows` held-out conversations are compared, unless `check` is off. Raises `ExportError` when the base is
-    quantised or another one, the tokenizer has changed, the disk is full, or the merged model answers otherwise.
+    `rows` held-out conversations are compared, unless `check` is off. What is there already is left as it is. Raises
+    `ExportError` when the base is quantised or another one, the tokenizer has changed, the disk is full, or the merged
+    model answers otherwise.
     """
     source = find_source(store, target)
     if source.whole:
@@ -81,6 +87,8 @@ def merge(
         )
     stored = stored_dtype(source.base)
     folder = (to or beside(store, "merged", source.name)).resolve()
+    if _is_merged(folder, source, _named(dtype, stored)):
+        return _measured(folder, source, _named(dtype, stored), None, already=True)
     check_free(folder)
     held_out = held_out_rows(store, source) if check else None
     with placed(folder, _identity(source, dtype)) as partial:
@@ -88,8 +96,7 @@ def merge(
         _write_shards(partial, source, dtype, report)
         found = _compared(partial, source, held_out, rows, _named(dtype, stored)) if held_out is not None else None
         _write_card(partial, source, found)
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return Merged(folder, source.name, _named(dtype, stored), sum(sizes), len(sizes), found)
+    return _measured(folder, source, _named(dtype, stored), found)
 
 
 def stored_dtype(base: Path) -> str:
@@ -108,6 +115,29 @@ def stored_dtype(base: Path) -> str:
 
 def _named(dtype: str, stored: str) -> str:
     return stored if dtype == "base" else dtype
+
+
+def _measured(folder: Path, source: Source, dtype: str, found: Difference | None, *, already: bool = False) -> Merged:
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    return Merged(folder, source.name, dtype, sum(sizes), len(sizes), found, already)
+
+
+def _is_merged(folder: Path, source: Source, dtype: str) -> bool:
+    """Whether `folder` holds this very merge, with every file of weights as long as its head says."""
+    from safetensors import SafetensorError, safe_open
+
+    from train.weights import shard_sizes
+
+    if not (folder / CARD_FILE).exists() or stored_dtype(folder) != dtype:
+        return False
+    try:
+        for name in shard_sizes(source.base):
+            with safe_open(folder / name, "pt") as file:
+                if (file.metadata() or {}).get("curate") != _metadata_text(source.manifest):
+                    return False
+    except (OSError, SafetensorError):  # one is missing, or cut off
+        return False
+    return True
 
 
 def _identity(source: Source, dtype: str) -> str:
@@ -188,7 +218,7 @@ def _write_shards(partial: Path, source: Source, dtype: str, report: Report) -> 
     adapter = read_adapter(source.adapter, device)
     adapter.check(tensor_names(source.base), source.base)
     sizes = shard_sizes(source.base)
-    metadata = {"curate": json.dumps(_metadata(source.manifest), ensure_ascii=False, sort_keys=True)}
+    metadata = {"curate": _metadata_text(source.manifest)}
     done, total = 0, sum(sizes.values())
     for name, size in sizes.items():
         if not (partial / name).exists():
@@ -198,9 +228,9 @@ def _write_shards(partial: Path, source: Source, dtype: str, report: Report) -> 
     _write_index(partial, source.base)
 
 
-def _metadata(manifest: Manifest) -> dict[str, Any]:
+def _metadata_text(manifest: Manifest) -> str:
     """What the safetensors metadata says: the manifest, without the list of files beside the adapter."""
-    return manifest.model_dump(mode="json", exclude={"files"})
+    return json.dumps(manifest.model_dump(mode="json", exclude={"files"}), ensure_ascii=False, sort_keys=True)
 
 
 def _counting(report: Report, before: int, total: int) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import polars as pl
 from schemas.errors import ExportError
 from schemas.run import Manifest
 from train.go_templates import parse, render
-from train.handing_over import Source, beside, check_free, find_source, members_of, placed
+from train.handing_over import Source, beside, find_source, members_of, placed
 from train.llamacpp.server import serving
 from train.quantising import threads
 from train.rendering_engines import Asked, Ids, LlamaCpp, many
@@ -50,20 +50,29 @@ class ForOllama:
 def write_ollama(store: Path, target: str, *, to: Path | None = None, quant: str = "") -> ForOllama:
     """The Modelfile of the run that `target` names, in `to` (default: `ollama/RUN` by the store).
 
-    Raises `ExportError` when there is no GGUF, or the template cannot be written for Ollama.
+    What is there already, the same, is left as it is. Raises `ExportError` when there is no GGUF, the template cannot
+    be written for Ollama, or something else is in the folder.
     """
     source = find_source(store, target, weights=False)
     gguf = gguf_of_run(store, source, quant)
     folder = (to or beside(store, "ollama", source.name)).resolve()
-    check_free(folder)
     with serving(gguf, context=512, threads=threads(), gpu=False) as address:
         beginning = _beginning(address)
     template = to_go(source.script, beginning)
-    with placed(folder, "ollama") as partial:
-        text = modelfile(source, gguf, folder, template, _system_of(members_of(store, source.manifest)))
-        (partial / MODELFILE).write_text(text, encoding="utf-8")
-        (partial / "manifest.json").write_text(source.manifest.as_json(), encoding="utf-8")
+    text = modelfile(source, gguf, folder, template, _system_of(members_of(store, source.manifest)))
+    papers = {MODELFILE: text, "manifest.json": source.manifest.as_json()}
+    if not _is_there(folder, papers):
+        with placed(folder, "ollama") as partial:
+            for name, written in papers.items():
+                (partial / name).write_text(written, encoding="utf-8")
     return ForOllama(folder, gguf, _name(source.manifest))
+
+
+def _is_there(folder: Path, papers: Mapping[str, str]) -> bool:
+    return all(
+        (folder / name).is_file() and (folder / name).read_text(encoding="utf-8") == text
+        for name, text in papers.items()
+    )
 
 
 def gguf_of_run(store: Path, source: Source, quant: str = "") -> Path:

@@ -24,7 +24,9 @@ def show_merged(merged: Merged) -> None:
         "model": str(merged.folder),
         "size": f"{_size(merged.bytes)} in {merged.dtype}, {merged.shards} {'file' if merged.shards == 1 else 'files'}",
     }
-    if found is None:
+    if merged.already:
+        facts["compared"] = "when it was made; it was there already, whole and of this adapter: nothing was written"
+    elif found is None:
         facts["compared"] = "no: --no-check"
     else:
         facts |= {
@@ -42,7 +44,7 @@ def show_quantised(files: Sequence[Quantised]) -> None:
     from train.quantising import KL_TO_TAKE, PERPLEXITY_TO_TAKE
 
     columns = ["file", "size", "perplexity", "KL", "same token", "logits apart", "take"]
-    print_table((_file_row(file, place) for place, file in enumerate(files)), columns)
+    print_table((_file_row(file, place) for place, file in enumerate(files)), columns, title=str(files[0].path.parent))
     if files[0].difference is None:
         note("Not measured: --no-check.")
         return
