@@ -33,6 +33,8 @@ SETS_SQL = """
         FROM review_records r
         LEFT JOIN latest_reviews l ON l.dataset = r.review_set AND l.conversation = r.conversation
         WHERE r.review_set IN (SELECT name FROM wanted) GROUP BY ALL
+        HAVING answers > 0 OR bool_or(r.record IS NOT NULL) OR r.review_set IN (
+            SELECT o.review_set FROM review_sets o WHERE server IS NULL)
     )
     SELECT s.review_set AS "set", coalesce(s.server, 'spreadsheet') AS server, s.overlap, count(*) AS conversations,
         count(*) FILTER (answers >= s.overlap) AS done,

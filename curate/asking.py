@@ -1,12 +1,13 @@
 """Asking: the recipe's `[review]` and conversations come in; what people are asked and shown goes out.
 
-A set's questions follow from the recipe alone, but for the numbers of the turns, which go as far as its longest
-conversation does. A task is a conversation as a person sees it: its turns numbered, its metadata, and what the
-scores would answer, unless it is blind.
+A set's questions follow from the recipe alone, but for the answers that can be marked, which go as far as its longest
+conversation does. A task is a conversation as a person sees it: the assistant's answers numbered, its metadata, and
+what the scores would answer, unless it is blind.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from schemas.review import (
     NOTE,
     QUALITY,
     TURNS,
+    Policy,
     Question,
     StandardQuestion,
     Suggestion,
@@ -31,8 +33,11 @@ from schemas.review import (
 
 RATINGS = (1, 2, 3, 4, 5)
 
-FEWEST_TURNS, MOST_TURNS = 8, 250
-"""How many numbers the question about turns offers: options of a set that is there cannot be added to later."""
+FEWEST_MARKS, MOST_MARKS = 2, 250
+"""How many answers a set offers for marking: Argilla wants two options, and cannot add to them later."""
+
+MARK = "answer"
+"""In front of an assistant turn's number among its conversation's: `answer 2` stands over the turn and is its mark."""
 
 ROLE_NAMES = {
     "system": "system",
@@ -41,35 +46,36 @@ ROLE_NAMES = {
     "function_call": "tool call",
     "observation": "tool result",
 }
+MARKED_NAMES = {"gpt": f"{MARK} {{}}", "function_call": f"{MARK} {{}} tool call"}  # of 20 characters at most
 TOOLS_ROLE = "tools"
 
 ORIGINAL = "original"
 """The agent behind the answer that stands in the correction's box: it is there to be changed, no opinion."""
 
 
-def questions_of(section: ReviewSection, turns: int) -> tuple[Question, ...]:
-    """The questions of a set whose longest conversation has so many turns, in the recipe's order, its own ones last.
+def questions_of(section: ReviewSection, answers: int) -> tuple[Question, ...]:
+    """The questions of a set whose longest conversation has so many answers, in the recipe's order, its own ones last.
 
     What the policy reads is required, the rest is not.
     """
-    offered = max(FEWEST_TURNS, min(turns, MOST_TURNS))
+    offered = max(FEWEST_MARKS, min(answers, MOST_MARKS))
     own = (Question(name, more.kind, more.title, more.options, more.required) for name, more in section.more.items())
     return (*(_standard(name, section, offered) for name in section.questions), *own)
 
 
-def _standard(name: StandardQuestion, section: ReviewSection, turns: int) -> Question:
+def _standard(name: StandardQuestion, section: ReviewSection, offered: int) -> Question:
     required = name == (QUALITY if section.policy.startswith("mean") else DECISION)
-    numbers = tuple(str(number) for number in range(1, turns + 1))
+    marks = tuple(f"{MARK} {number}" for number in range(1, offered + 1))
     return {
         QUALITY: Question(QUALITY, "rating", "How good is it?", RATINGS, required, "1 is useless, 5 is perfect."),
         DECISION: Question(
             DECISION, "choice", "Should a model learn from it?", DECISIONS, required,
-            "fix: after the correction below, or without the turns marked below.",
+            "fix: after the correction below, or without the answers marked below.",
         ),
         ISSUES: Question(ISSUES, "labels", "What is wrong with it?", section.labels),
         TURNS: Question(
-            TURNS, "labels", "Which assistant turns should not be learned from?", numbers, False,
-            "The numbers stand beside the roles. These turns stay as context.",
+            TURNS, "labels", "Which answers should not be learned from?", marks, False,
+            "Their numbers stand over the assistant's turns. Marked ones stay as context.",
         ),
         ANSWER: Question(
             ANSWER, "text", "The last answer, corrected", (), False,
@@ -79,17 +85,88 @@ def _standard(name: StandardQuestion, section: ReviewSection, turns: int) -> Que
     }[name]  # fmt: skip
 
 
-def messages_of(turns: Sequence[Mapping[str, Any]], tools: str | None = None) -> tuple[tuple[str, str], ...]:
-    r"""Who speaks and what, the turns numbered from 1, JSON of tools laid out over lines.
+def guidelines_of(section: ReviewSection, questions: Sequence[Question], overlap: int) -> str:
+    """What reviewers should know, in Markdown: the recipe's words, what the questions mean, what becomes of answers."""
+    policy = Policy.read(section.policy)
+    people = "One person answers" if overlap == 1 else f"{overlap} people answer"
+    becomes = {
+        "mean": f"It is kept where the mean quality is {policy.least:g} or more, unless more than half of the "
+        "people say drop or fix.",
+        "expert": f"Where {', then '.join(section.experts)} decides, that counts alone.",
+    }
+    asked = [f"**{question.title}** {MEANINGS.get(question.name, OWN_MEANING)}" for question in questions]
+    parts = [section.guidelines.strip(), INTRODUCTION, *asked,
+             f"{people} for each conversation. {becomes.get(policy.name) or BECOMES[policy.name]}"]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+INTRODUCTION = (
+    "These conversations may be used to train a model; your answers decide which, and how. A star marks what scores and"
+    " rules suggest. They can be wrong, and in some conversations they are left out on purpose: say what you think."
+    " Discard what you cannot judge."
+)
+MEANINGS: dict[str, str] = {
+    QUALITY: "1 is useless, 5 is perfect: right, complete, and in the tone that the model should have.",
+    DECISION: "keep: the model learns from it as it is. fix: it learns from it with your correction, or without the"
+    " answers that you mark; with neither, it is left out until somebody says how. drop: it is left out.",
+    ISSUES: "What you name is kept with the verdict, for those who look after the data.",
+    TURNS: "The assistant's answers are numbered in the conversation. The model reads those that you mark as context,"
+    " and does not learn to write them.",
+    ANSWER: "What you write takes the place of the last answer; the conversation as it was is kept beside it. Left as"
+    " it is, or empty, it corrects nothing.",
+    NOTE: "For the others who look after the data; the model never sees it.",
+}
+"""What each standard question means, and what happens with the answer."""
+
+OWN_MEANING = "The answer is kept with the conversation and decides nothing by itself."
+BECOMES = {
+    "majority": "What most of them say is done; where as many say one as the other, one more person is asked.",
+    "any-drop": "A single drop leaves it out, a single fix is enough to change it.",
+}
+
+
+def messages_of(
+    turns: Sequence[Mapping[str, Any]], tools: str | None = None, *, by_turn: bool = False
+) -> tuple[tuple[str, str], ...]:
+    r"""Who speaks and what, the assistant's turns numbered from 1, JSON of tools laid out over lines.
+
+    `by_turn` numbers all turns, as sets do that were made when every turn could be marked.
 
     >>> messages_of([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}])
-    (('1 user', 'Hi'), ('2 assistant', 'Hello'))
+    (('user', 'Hi'), ('answer 1', 'Hello'))
     """
     head = ((TOOLS_ROLE, _laid_out(tools)),) if tools else ()
+    names = [f"{number} {ROLE_NAMES[turn['from']]}" for number, turn in enumerate(turns, 1)]
     return head + tuple(
-        (f"{number} {ROLE_NAMES[turn['from']]}", _laid_out(turn["value"]) if _is_tool(turn["from"]) else turn["value"])
-        for number, turn in enumerate(turns, 1)
+        (name, _laid_out(turn["value"]) if _is_tool(turn["from"]) else turn["value"])
+        for name, turn in zip(names if by_turn else _names(turns), turns, strict=True)
     )
+
+
+def _names(turns: Sequence[Mapping[str, Any]]) -> list[str]:
+    numbers = itertools.count(1)
+    roles = [turn["from"] for turn in turns]
+    return [MARKED_NAMES[role].format(next(numbers)) if role in MARKED_NAMES else ROLE_NAMES[role] for role in roles]
+
+
+def numbers_turns(questions: Sequence[Question]) -> bool:
+    """Whether a set offers the numbers of turns and not of answers, as older ones do."""
+    return any(question.name == TURNS and str(question.options[0]).isdecimal() for question in questions)
+
+
+def count_marks(messages: Sequence[tuple[str, str]]) -> int:
+    """How many numbers stand in a task, in either way of numbering."""
+    return sum(role[:1].isdecimal() or role.startswith(f"{MARK} ") for role, _ in messages)
+
+
+def marked_turns(roles: Sequence[str]) -> dict[str, int]:
+    """What each mark means: the number of the turn, told from the roles that a task showed.
+
+    >>> marked_turns(["tools", "user", "answer 1 tool call", "tool result", "answer 2"])
+    {'answer 1': 2, 'answer 2': 4}
+    """
+    turns = enumerate((role for role in roles if role != TOOLS_ROLE), 1)
+    return {" ".join(role.split()[:2]): number for number, role in turns if role.startswith(f"{MARK} ")}
 
 
 def _is_tool(role: str) -> bool:
@@ -117,7 +194,8 @@ def learned_turns(turns: Sequence[Mapping[str, Any]]) -> set[int]:
 def task_of(row: Mapping[str, Any], questions: Sequence[Question], *, blind: bool) -> Task:
     """The task of a chosen row: `conversation`, `conversations`, `tools`, `metadata`, `scores`, `ruled`."""
     suggestions = () if blind else suggestions_of(row, questions)
-    return Task(row["conversation"], messages_of(row["conversations"], row["tools"]), row["metadata"], suggestions)
+    messages = messages_of(row["conversations"], row["tools"], by_turn=numbers_turns(questions))
+    return Task(row["conversation"], messages, row["metadata"], suggestions)
 
 
 def suggestions_of(row: Mapping[str, Any], questions: Sequence[Question]) -> tuple[Suggestion, ...]:

@@ -38,10 +38,13 @@ OPINIONS_SQL = """
     FROM opinions o WHERE o.conversation IN (SELECT conversation FROM asked)
 """
 NEEDED_SQL = """
-    SELECT conversation, max(overlap) AS needed FROM review_records JOIN review_sets USING (review_set)
+    SELECT conversation,
+        coalesce(max(overlap) FILTER (NOT gone AND (record IS NOT NULL OR server IS NULL)), max(overlap)) AS needed
+    FROM review_records JOIN review_sets USING (review_set)
     WHERE conversation IN (SELECT conversation FROM asked) GROUP BY conversation
 """
-"""How many answers a conversation waits for: as many as the set asks for that asks for the most."""
+"""How many answers a conversation waits for: as many as the set asks for that asks for the most, among those in which
+somebody can answer: there it was sent and is not deleted."""
 
 LATEST_SQL = """
     SELECT conversation, verdict, reason, by_whom, edited_to, decided_at FROM verdicts WHERE review IS NOT NULL

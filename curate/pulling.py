@@ -87,9 +87,11 @@ def pull(
     activity = f"{server.activity(remote)} {server.count(remote)}"
     if activity == known.activity and not again:
         with writing(store) as connection:
+            _note_overlap(connection, name, remote.overlap)
             return _judged(connection, section, Pulled(name, unchanged=True), name, partial=partial)
     records, answers = _read_all(server, remote, progress)
     with writing(store) as connection:
+        _note_overlap(connection, name, remote.overlap)
         done = take_answers(connection, section, name, answers, records, partial=partial)
         connection.execute(
             "UPDATE review_sets SET activity = ?, pulled_at = now(), server = ? WHERE review_set = ?",
@@ -143,6 +145,11 @@ def _read_set(connection: DuckDBPyConnection, name: str) -> _Known:
     if server is None:
         raise ReviewError(f"The set {name} was never pushed, only exported.", "curate review import FILE.csv takes it.")
     return _Known(Place(server, remote), read_questions(questions), activity)
+
+
+def _note_overlap(connection: DuckDBPyConnection, name: str, overlap: int) -> None:
+    """How many answers the set waits for can be changed in the server's page."""
+    connection.execute("UPDATE review_sets SET overlap = ? WHERE review_set = ?", [overlap, name])
 
 
 def _read_all(

@@ -7,7 +7,7 @@ command goes on where it was cut off, whether the server went away or this proce
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,20 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.asking import questions_of, suggestions_of, task_of
+from curate.asking import (
+    MOST_MARKS,
+    count_marks,
+    guidelines_of,
+    messages_of,
+    numbers_turns,
+    questions_of,
+    suggestions_of,
+    task_of,
+)
 from curate.freezing import check_name
 from curate.judging import DISPUTED, judge
-from curate.queueing import DISAGREEMENT, FACT_KINDS, Wanted, choose, filters, read_tasks
+from curate.queueing import DISAGREEMENT, FACT_KINDS, Chosen, Unfit, Wanted, choose, filters, read_tasks
+from schemas.conversation import ASSISTANT_ROLES
 from schemas.errors import CurateError, ReviewError
 from schemas.recipe import Recipe, ReviewSection, canonical_json, digest
 from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Suggestion, Task
@@ -32,7 +42,8 @@ Progress = Callable[[int, int], None]
 class Entry:
     """A task on its way: why it was chosen, whether it is blind, and the digest of all that it shows.
 
-    `guesses` are what would be suggested, also where it is not: to measure what suggestions do to people.
+    `guesses` are what would be suggested, also where it is not: to measure what suggestions do to people. `new` are
+    those that were not in the set before.
     """
 
     task: Task
@@ -40,6 +51,7 @@ class Entry:
     blind: bool
     digest: str
     guesses: tuple[Suggestion, ...] = ()
+    new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +64,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A set as it is to be, and what the store knows of it: `sent` is conversation -> digest of what is there."""
+    """A set as it is to be, and what the store knows of it: `sent` is conversation -> digest of what is there.
+
+    `unfit` lists whom the set would have taken and cannot show: conversation and reason.
+    """
 
     name: str
     plan: SetPlan
     entries: list[Entry]
     at: Place
     sent: dict[str, str]
+    unfit: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -94,13 +110,12 @@ def push(
     Raises `RecipeError` for rules that cannot be applied and `ReviewError` for a set of other questions, an empty
     choice, or a server that fails; what had arrived by then is written down.
     """
-    prepared = prepare(store, recipe, name, wanted)
-    blind = sum(entry.blind for entry in prepared.entries)
-    done = Pushed(name, server.url, len(prepared.entries), prepared.plan.overlap, blind)
     remote = server.find_set(name)
+    prepared = prepare(store, recipe, name, wanted, unfit=server.unfit, remote=remote)
     check_same_place(name, prepared.at, server, remote)
     if remote is not None:
         check_same_questions(prepared.plan.questions, remote.questions, f"The set {name} on {server.url}")
+    done = Pushed(name, server.url, len(prepared.entries), prepared.plan.overlap, 0, unfit=prepared.unfit)
     waiting = _waiting(prepared, server, remote, done)
     if dry_run:
         return done
@@ -119,33 +134,87 @@ def push(
     finally:
         with writing(store) as connection:
             note_records(connection, name, arrived)
+            forget_members(connection, name, prepared.entries, done.unfit)
     done.sent = len(arrived)
     return done
 
 
-def prepare(store: Path, recipe: Recipe, name: str, wanted: Wanted) -> Prepared:
+def prepare(
+    store: Path, recipe: Recipe, name: str, wanted: Wanted, *, unfit: Unfit, remote: RemoteSet | None = None
+) -> Prepared:
     """The set `name` as `wanted` and the recipe make it; the store is read and closed again.
 
-    Raises `ReviewError` where the recipe now asks something else than the set does, and where nothing is chosen.
+    Whom `unfit` gives a reason against takes no place in it. What a set asks and waits for stays, also of one that
+    only the server knows, `remote`. Raises `ReviewError` where the recipe now asks something else, where `wanted` names
+    another overlap, and where nothing is chosen.
     """
     check_name(name)
     with reading(store) as connection:
-        disputed = disputes(connection, recipe.review) if wanted.queue == DISAGREEMENT else []
-        chosen = choose(connection, recipe, name, wanted, disputed)
-        if chosen.is_empty():
-            raise _nothing(connection, wanted)
         known = _known_set(connection, name)
-        longest = _longest(connection, chosen)
-        questions = questions_of(recipe.review, longest)
-        if known is not None:
-            check_same_questions(questions, known.plan.questions, f"The set {name}")
-            questions = known.plan.questions
-        overlap = known.plan.overlap if known else recipe.review.overlap
-        kinds = filters(connection, recipe)
-        plan = SetPlan(questions, overlap, recipe.review.guidelines, kinds, frozenset(kinds.keys() - FACT_KINDS.keys()))
-        rows = read_tasks(connection, recipe, chosen)
-    entries = [_entry(row, questions) for row in rows]
-    return Prepared(name, plan, entries, known.at if known else Place(), known.sent if known else {})
+        asked = known.plan.questions if known else remote.questions if remote else ()
+        overlap = remote.overlap if remote else known.plan.overlap if known else recipe.review.overlap
+        whose = f"The set {name}" if known else f"The set {name} on the server"
+        _refuse_overlap(name, wanted.overlap, overlap)
+        chosen = _choose(connection, recipe, name, wanted, unfit=unfit, asked=asked)
+        questions = _questions(connection, recipe.review, chosen.members, asked, whose)
+        plan = _plan(connection, recipe, questions, overlap)
+        rows = read_tasks(connection, recipe, chosen.members)
+    entries = [_entry(row, plan.questions) for row in rows]
+    at, sent = (known.at, known.sent) if known else (Place(), {})
+    return Prepared(name, plan, entries, at, sent, chosen.unfit)
+
+
+def _refuse_overlap(name: str, said: int | None, overlap: int) -> None:
+    if said not in (None, overlap):
+        raise ReviewError(
+            f"The set {name} waits for {overlap} answers each, not for {said}.",
+            "Leave --overlap out, or push under another name.",
+        )
+
+
+def _choose(
+    connection: DuckDBPyConnection,
+    recipe: Recipe,
+    name: str,
+    wanted: Wanted,
+    *,
+    unfit: Unfit,
+    asked: Sequence[Question],
+) -> Chosen:
+    """The set's members; refuses an empty choice."""
+    by_turn = numbers_turns(asked)
+
+    def show(row: Mapping[str, Any]) -> Task:
+        return Task(row["conversation"], messages_of(row["conversations"], row["tools"], by_turn=by_turn), {}, ())
+
+    disputed = disputes(connection, recipe.review) if wanted.queue == DISAGREEMENT else []
+    limit = _offered(asked) or MOST_MARKS
+    chosen = choose(connection, recipe, name, wanted, disputed, show=show,
+                    unfit=lambda task: unfit(task) or _beyond(task, limit))  # fmt: skip
+    if chosen.members.is_empty():
+        raise _nothing(connection, wanted, chosen.unfit)
+    return chosen
+
+
+def _questions(
+    connection: DuckDBPyConnection,
+    section: ReviewSection,
+    members: pl.DataFrame,
+    asked: Sequence[Question],
+    whose: str,
+) -> tuple[Question, ...]:
+    """What the set asks: what it asked before, which has to be the recipe's, or what the recipe says."""
+    questions = questions_of(section, _most_answers(connection, members))
+    if not asked:
+        return questions
+    check_same_questions(questions, asked, whose)
+    return tuple(asked)
+
+
+def _plan(connection: DuckDBPyConnection, recipe: Recipe, questions: tuple[Question, ...], overlap: int) -> SetPlan:
+    kinds = filters(connection, recipe)
+    hidden = frozenset(kinds.keys() - FACT_KINDS.keys())
+    return SetPlan(questions, overlap, guidelines_of(recipe.review, questions, overlap), kinds, hidden)
 
 
 def disputes(connection: DuckDBPyConnection, section: ReviewSection, *, only_kept: bool = False) -> list[str]:
@@ -192,7 +261,8 @@ def note_set(connection: DuckDBPyConnection, prepared: Prepared, at: Place) -> N
     connection.execute(
         """INSERT INTO review_sets (review_set, server, remote, questions, overlap) VALUES (?, ?, ?, ?, ?)
            ON CONFLICT (review_set) DO UPDATE SET
-               server = coalesce(excluded.server, server), remote = coalesce(excluded.remote, remote)""",
+               server = coalesce(excluded.server, server), remote = coalesce(excluded.remote, remote),
+               overlap = excluded.overlap""",
         [
             prepared.name,
             at.server,
@@ -212,6 +282,17 @@ def note_members(connection: DuckDBPyConnection, name: str, entries: Sequence[En
         [name, name],
     )
     connection.unregister("entries")
+
+
+def forget_members(
+    connection: DuckDBPyConnection, name: str, entries: Sequence[Entry], unfit: Sequence[Mapping[str, str]]
+) -> None:
+    """Take those out again who were new and turned out unfit: nobody can answer for them."""
+    new = {entry.task.conversation for entry in entries if entry.new}
+    gone = [row["conversation"] for row in unfit if row["conversation"] in new]
+    connection.execute(
+        "DELETE FROM review_records WHERE review_set = ? AND list_contains(?, conversation)", [name, gone]
+    )
 
 
 def note_records(connection: DuckDBPyConnection, name: str, arrived: Sequence[tuple[Entry, str | None]]) -> None:
@@ -276,12 +357,15 @@ def read_questions(text: str) -> tuple[Question, ...]:
     return tuple(Question(**{**each, "options": tuple(each["options"])}) for each in json.loads(text))
 
 
-def _longest(connection: DuckDBPyConnection, chosen: pl.DataFrame) -> int:
-    connection.register("chosen", chosen)
-    rows = connection.sql(
-        "SELECT max(len(conversations)) FROM conversations WHERE id IN (SELECT conversation FROM chosen)"
+def _most_answers(connection: DuckDBPyConnection, members: pl.DataFrame) -> int:
+    """How many turns of the assistant the conversation has that has the most of them."""
+    connection.register("members_of_set", members)
+    rows = connection.execute(
+        """SELECT max(len(list_filter(conversations, lambda turn: list_contains(?, turn."from")))) FROM conversations
+           WHERE id IN (SELECT conversation FROM members_of_set)""",
+        [list(ASSISTANT_ROLES)],
     ).fetchall()
-    connection.unregister("chosen")
+    connection.unregister("members_of_set")
     return int(rows[0][0])
 
 
@@ -289,10 +373,17 @@ def _entry(row: dict[str, Any], questions: Sequence[Question]) -> Entry:
     row["metadata"]["queue"] = row["queue"]
     task = task_of(row, questions, blind=row["blind"])
     shown = {**asdict(task), "messages": list(task.messages)}
-    return Entry(task, row["queue"], row["blind"], digest(shown), suggestions_of(row, questions))
+    return Entry(task, row["queue"], row["blind"], digest(shown), suggestions_of(row, questions), row["new"])
 
 
-def _nothing(connection: DuckDBPyConnection, wanted: Wanted) -> ReviewError:
+def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Mapping[str, str]]) -> ReviewError:
+    if unfit:
+        one = unfit[0]
+        return ReviewError(
+            f"None of the {len(unfit):,} conversations that were chosen can be shown;"
+            f" {one['conversation'][:12]}: {one['reason']}.",
+            "Choose others: --where",
+        )
     if wanted.queue == DISAGREEMENT:
         return ReviewError(
             "There is no conversation on which people differ.", "curate review status shows who says what."
@@ -312,7 +403,7 @@ def _waiting(prepared: Prepared, server: ReviewServer, remote: RemoteSet | None,
     same = remote is not None and remote.id == prepared.at.remote and server.count(remote) >= len(prepared.sent)
     there = prepared.sent if same else {}
     waiting = []
-    offered = max((len(question.options) for question in prepared.plan.questions if question.name == TURNS), default=0)
+    offered = _offered(prepared.plan.questions)
     for entry in prepared.entries:  # one by one: each is a request's JSON already
         reason = server.unfit(entry.task) or _beyond(entry.task, offered)
         if reason is not None:
@@ -321,15 +412,24 @@ def _waiting(prepared: Prepared, server: ReviewServer, remote: RemoteSet | None,
             done.unchanged += 1
         else:
             waiting.append(entry)
+    unfit = {row["conversation"] for row in done.unfit}
+    shown = [entry for entry in prepared.entries if entry.task.conversation not in unfit]
+    done.conversations, done.blind = len(shown), sum(entry.blind for entry in shown)
     return waiting
 
 
+def _offered(questions: Sequence[Question]) -> int:
+    """How many marks a set offers; none where it does not ask."""
+    return max((len(question.options) for question in questions if question.name == TURNS), default=0)
+
+
 def _beyond(task: Task, offered: int) -> str | None:
-    """Why the set cannot ask about all turns of a task; null where it can, or does not ask about turns at all."""
-    turns = sum(role[:1].isdigit() for role, _ in task.messages)
-    if not offered or turns <= offered:
+    """Why the set cannot offer a mark for all answers of a task; null where it can, or asks for none at all."""
+    marks = count_marks(task.messages)
+    if not offered or marks <= offered:
         return None
-    return f"it has {turns} turns, and the set offers the numbers 1 to {offered}; a new set offers more"
+    more = "a new set offers more" if offered < MOST_MARKS else "no set offers more"
+    return f"it has {marks} answers, and the set offers marks for {offered}; {more}"
 
 
 def _send(

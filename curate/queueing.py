@@ -8,8 +8,8 @@ the set's name and the id decides.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -20,7 +20,7 @@ from curate.selecting import RULE, matching
 from schemas.errors import ReviewError
 from schemas.expression import Expression
 from schemas.recipe import Recipe
-from schemas.review import QUALITY, MetadataKind
+from schemas.review import QUALITY, MetadataKind, Task
 
 RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES, ORDERED = (
     "random",
@@ -33,24 +33,34 @@ QUEUES = (RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES)
 """Why a conversation is looked at: drawn by lot, close to where a rule cuts, people differ, or it has near copies."""
 
 CUT = re.compile(rf"\b{QUALITY}\s*>=?\s*(\d*\.?\d+)")
+AT_ONCE = 1000
+"""Conversations that are read at once to see whether they can be shown: a sample needs few of those in its queue."""
+
+SHOWN_SQL = """
+    SELECT conversation, conversations, tools FROM part JOIN conversations ON id = conversation ORDER BY place
+"""
 MIDDLE = 0.5
 """Where `quality` is most uncertain when no rule says where it cuts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which conversations go into a set. `also_dropped`: those too that the rules dropped."""
+    """Which conversations go into a set. `also_dropped`: those too that the rules dropped.
+
+    `overlap` is what was said of it in so many words, to be held against a set that is there.
+    """
 
     where: str | None = None
     order: str | None = None
     queue: str | None = None
     sample: int | None = None
     also_dropped: bool = False
+    overlap: int | None = None
 
     @property
     def nothing(self) -> bool:
         """Whether nothing was said: then a set that is there stays as it is."""
-        return self == Wanted()
+        return replace(self, overlap=None) == Wanted()
 
     @property
     def why(self) -> str:
@@ -58,10 +68,35 @@ class Wanted:
         return self.queue or (ORDERED if self.order else RANDOM)
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A set's members, those of before first, and whom it would have taken and cannot show.
+
+    `members` has `conversation`, `queue`, `blind`, `new`; `unfit` has conversation and reason.
+    """
+
+    members: pl.DataFrame
+    unfit: list[dict[str, str]]
+
+
+Show = Callable[[Mapping[str, Any]], Task]
+"""A row with `conversation`, `conversations` and `tools` as it would be put before people."""
+
+Unfit = Callable[[Task], str | None]
+"""Why a task cannot be shown, as a sentence; null when it can."""
+
+
 def choose(
-    connection: DuckDBPyConnection, recipe: Recipe, name: str, wanted: Wanted, disputed: Sequence[str] = ()
-) -> pl.DataFrame:
-    """The members of the set `name`, those of before first: `conversation`, `queue`, `blind`, `new`.
+    connection: DuckDBPyConnection,
+    recipe: Recipe,
+    name: str,
+    wanted: Wanted,
+    disputed: Sequence[str] = (),
+    *,
+    show: Show,
+    unfit: Unfit,
+) -> Chosen:
+    """The members of the set `name`, and the conversations that are left out since they cannot be shown.
 
     New ones come from what a freeze would take and no person has judged; `disputed` are the conversations on which
     people differ, the queue `disagreement`. Raises `RecipeError` for a rule that cannot be applied, and
@@ -75,14 +110,16 @@ def choose(
         params=[name],
     ).pl()
     if wanted.nothing and before.height:
-        return before
-    room = None if wanted.sample is None else max(0, wanted.sample - before.height)
-    found = _ranked(connection, recipe, name, wanted, disputed).join(before, on="conversation", how="anti")
-    chosen = found if room is None else found.head(room)
+        return Chosen(before, [])
+    found = _ranked(connection, recipe, name, wanted, disputed).join(
+        before, on="conversation", how="anti", maintain_order="left"
+    )
+    room = found.height if wanted.sample is None else max(0, wanted.sample - before.height)
+    chosen, left_out = _fitting(_shown(connection, found, show), room, unfit)
     hidden = round(recipe.review.blind * (before.height + chosen.height)) - int(before["blind"].sum())
     blind = _fractions(connection, chosen, f"blind {name}").rank("ordinal") <= hidden
     fresh = chosen.select("conversation", queue=pl.lit(wanted.why), blind=blind, new=pl.lit(True))
-    return pl.concat([before, fresh])
+    return Chosen(pl.concat([before, fresh]), left_out)
 
 
 def _ranked(
@@ -113,6 +150,28 @@ def _ranked(
     connection.unregister("matching")
     connection.unregister("disputed")
     return found
+
+
+def _fitting(tasks: Iterator[Task], room: int, unfit: Unfit) -> tuple[pl.DataFrame, list[dict[str, str]]]:
+    """The first tasks that can be shown, as many as there is room for, and why those among them cannot."""
+    taken: list[str] = []
+    left_out: list[dict[str, str]] = []
+    while len(taken) < room and (task := next(tasks, None)):  # one by one: each may be unfit in a way of its own
+        reason = unfit(task)
+        if reason is None:
+            taken.append(task.conversation)
+        else:
+            left_out.append({"conversation": task.conversation, "reason": reason})
+    return pl.DataFrame({"conversation": taken}, schema={"conversation": pl.String}), left_out
+
+
+def _shown(connection: DuckDBPyConnection, found: pl.DataFrame, show: Show) -> Iterator[Task]:
+    """The conversations as they would be put before people, in their order, a few read at a time."""
+    for part in found.iter_slices(AT_ONCE):
+        connection.register("part", part.with_row_index("place"))
+        rows: list[dict[str, Any]] = connection.sql(SHOWN_SQL).pl().to_dicts()
+        connection.unregister("part")
+        yield from map(show, rows)
 
 
 def _uncertain(recipe: Recipe, pool: str, quality: str) -> str:
@@ -201,7 +260,7 @@ def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFr
     kinds = metadata_kinds(connection, recipe)
     return [  # one by one: each becomes a request's JSON
         {
-            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "ruled")},
+            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "new", "ruled")},
             "metadata": _metadata(row, kinds),
             "scores": {score: row[score] for score in scores},
         }

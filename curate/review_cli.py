@@ -99,7 +99,7 @@ def push(
     from schemas.store import store_path
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
-    wanted = _wanted(where, order, queue, sample, also_dropped=also_dropped)
+    wanted = _wanted(where, order, queue, sample, overlap, dropped=also_dropped)
     with connect(url, home, workspace) as server, progress_bar("pushing") as bar:
         done = push_set(
             store_path(store), settings, server, name, wanted,
@@ -203,7 +203,7 @@ def export(
     from schemas.store import store_path
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
-    wanted = _wanted(where, order, queue, sample, also_dropped=also_dropped)
+    wanted = _wanted(where, order, queue, sample, overlap, dropped=also_dropped)
     done = export_sheet(store_path(store), settings, file, name or file.stem.lower(), wanted, replace=replace)
     if as_json:
         return print_json(done.as_json())
@@ -259,11 +259,11 @@ def _overrides(set_: list[str] | None, overlap: int | None, blind: str | None) -
 
 
 def _wanted(
-    where: str | None, order: str | None, queue: str | None, sample: int | None, *, also_dropped: bool
+    where: str | None, order: str | None, queue: str | None, sample: int | None, overlap: int | None, *, dropped: bool
 ) -> "Wanted":
     from curate.queueing import Wanted
 
-    return Wanted(where, order, queue, sample, also_dropped)
+    return Wanted(where, order, queue, sample, dropped, overlap)
 
 
 def _print_unfit(unfit: list[dict[str, str]]) -> None:

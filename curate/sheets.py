@@ -17,14 +17,14 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.asking import last_answer, learned_turns
+from curate.asking import MARK, last_answer, learned_turns, numbers_turns
 from curate.pulling import Pulled, take_answers
-from curate.pushing import Entry, Place, note_members, note_set, note_shown, prepare, read_questions
+from curate.pushing import Entry, Place, Prepared, note_members, note_set, note_shown, prepare, read_questions
 from curate.queueing import Wanted
 from schemas.errors import ExportError, ReviewError, SourceError
 from schemas.file import write_whole
 from schemas.recipe import Recipe, ReviewSection, canonical_json
-from schemas.review import ANSWER, ANSWERS, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question
+from schemas.review import ANSWER, ANSWERS, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question, Task
 from schemas.store import writing
 
 SET, CONVERSATION, REVIEWER, TEXT = "set", "conversation", "reviewer", "text"
@@ -79,8 +79,8 @@ def export_sheet(store: Path, recipe: Recipe, path: Path, name: str, wanted: Wan
     """Write the set `name` to the CSV file `path`. Raises `ExportError` when it is there and `replace` is not said."""
     if path.exists() and not replace:
         raise ExportError(f"{path} is there already; it may hold answers.", "Another name, or --replace.")
-    prepared = prepare(store, recipe, name, wanted)
-    fitting, unfit = _fitting(prepared.entries)
+    prepared = prepare(store, recipe, name, wanted, unfit=_too_long)
+    fitting, unfit = _fitting(prepared)
     rows = [_row(name, entry, prepared.plan.questions) for entry in fitting]  # few: a person reads them all
     columns = _columns(prepared.plan.questions)
     _write(path, pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String)))
@@ -133,21 +133,21 @@ def restore_cells(cells: pl.Expr) -> pl.Expr:
 # --- out ---
 
 
-def _fitting(entries: Sequence[Entry]) -> tuple[list[Entry], list[dict[str, str]]]:
-    """The entries whose text fits into a cell, and why the others do not."""
-    fitting, unfit = [], []
-    for entry in entries:
-        length = len(_text(entry))
-        if length < CELL_LIMIT:
-            fitting.append(entry)
-        else:
-            reason = f"{length:,} characters; a spreadsheet's cell keeps {CELL_LIMIT:,}"
-            unfit.append({"conversation": entry.task.conversation, "reason": reason})
-    return fitting, unfit
+def _fitting(prepared: Prepared) -> tuple[list[Entry], list[dict[str, str]]]:
+    """The entries whose text fits into a cell, and why the others do not: those that were pushed may be longer."""
+    reasons = {entry.task.conversation: _too_long(entry.task) for entry in prepared.entries}
+    fitting = [entry for entry in prepared.entries if reasons[entry.task.conversation] is None]
+    pushed = [{"conversation": one, "reason": reason} for one, reason in reasons.items() if reason is not None]
+    return fitting, [*prepared.unfit, *pushed]
 
 
-def _text(entry: Entry) -> str:
-    return "\n\n".join(f"[{role}]\n{text}" for role, text in entry.task.messages)
+def _too_long(task: Task) -> str | None:
+    length = len(_text(task))
+    return None if length < CELL_LIMIT else f"{length:,} characters; a spreadsheet's cell keeps {CELL_LIMIT:,}"
+
+
+def _text(task: Task) -> str:
+    return "\n\n".join(f"[{role}]\n{text}" for role, text in task.messages)
 
 
 def _columns(questions: Sequence[Question]) -> list[str]:
@@ -159,7 +159,7 @@ def _row(name: str, entry: Entry, questions: Sequence[Question]) -> dict[str, st
     """The cells of one conversation; the last answer stands in its question's cell, to be changed."""
     suggested = {each.question: each.value for each in entry.task.suggestions}
     metadata = entry.task.metadata
-    row = {SET: name, CONVERSATION: entry.task.conversation, TEXT: _text(entry)}
+    row = {SET: name, CONVERSATION: entry.task.conversation, TEXT: _text(entry.task)}
     row |= {key: str(metadata[key]) for key in ("source", "line") if key in metadata}
     for question in questions:
         value = suggested.get(question.name)
@@ -331,7 +331,8 @@ def _read_choice(cell: str, question: Question, _: frozenset[int]) -> str:
 def _read_labels(cell: str, question: Question, turns: frozenset[int]) -> list[Any]:
     parts = [part.strip() for part in cell.replace(";", ",").split(",") if part.strip()]
     if question.name == TURNS:
-        return [_read_turn(part, turns) for part in parts]
+        read = _read_turn if numbers_turns([question]) else _read_mark
+        return [read(part, turns) for part in parts]
     return [_read_choice(part, question, turns) for part in parts]
 
 
@@ -341,6 +342,14 @@ def _read_turn(text: str, turns: frozenset[int]) -> int:
         said = ", ".join(map(str, sorted(turns)))
         raise ValueError(f"turns has {text!r}, and the assistant's turns are {said}")
     return int(number)
+
+
+def _read_mark(text: str, turns: frozenset[int]) -> int:
+    """The turn's number of an answer's, written as `answer 2` or `2`."""
+    number = text.lower().removeprefix(MARK).strip().removesuffix(".0")
+    if not number.isdecimal() or not 0 < int(number) <= len(turns):
+        raise ValueError(f"turns has {text!r}, and the conversation has the answers 1 to {len(turns)}")
+    return sorted(turns)[int(number) - 1]
 
 
 def _read_text(cell: str, _: Question, __: frozenset[int]) -> str:

@@ -207,9 +207,14 @@ def test_a_freeze_says_how_many_of_its_conversations_people_differ_on(curate, st
 def test_the_blind_share_is_met_to_the_nearest_conversation(store):
     from curate.queueing import Wanted, choose
     from schemas.recipe import check_recipe
+    from schemas.review import Task
+
+    def shown(row):
+        return Task(row["conversation"], (), {}, ())
 
     add(store, questions(40, start=100), source="more.csv")
     recipe = check_recipe({"review": {"blind": 0.25}, "select": {"rules": {}}}, "the test")
     with reading(store) as connection:
         for sample, blind in ((4, 1), (12, 3), (40, 10)):
-            assert choose(connection, recipe, "new", Wanted(sample=sample))["blind"].sum() == blind
+            chosen = choose(connection, recipe, "new", Wanted(sample=sample), show=shown, unfit=lambda _: None)
+            assert chosen.members["blind"].sum() == blind

@@ -38,7 +38,7 @@ def test_what_a_person_does_in_the_page_is_what_a_training_sees(curate, tmp_path
 
     open_chat(page, (server, made), "Monday")
     page.locator("label[for=decision_keep]").click()
-    page.locator("label[for=turns_2]").click()
+    page.locator("label[for='turns_answer 1']").click()
     press(page, "Submit")
     open_chat(page, (server, made), "nobody")
     page.locator("label[for=decision_fix]").click()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 from labelling_server import RefusedError
@@ -16,6 +17,7 @@ from training import TINY
 from curate.agreeing import survey_reviews
 from curate.argilla import client
 from curate.argilla.client import connect
+from curate.asking import questions_of
 from curate.pulling import pull
 from curate.pushing import push
 from curate.queueing import Wanted
@@ -23,6 +25,7 @@ from curate.scoring import score_store
 from schemas.conversation import Conversation, Turn
 from schemas.errors import ReviewError
 from schemas.recipe import Recipe, ReviewSection, check_recipe
+from schemas.review import SetPlan
 from schemas.store import reading, writing
 
 LONG = chat("Where is it?", "On its way.", "Since when?", "Since Monday.")
@@ -171,9 +174,9 @@ def test_what_a_page_would_execute_or_swallow_is_shown_as_text(store, server, ar
     push(store, Recipe(), server, name, Wanted())
     shown = Desk(argilla_server, name).records[HOSTILE.id]["fields"]["conversation"]
     assert shown == [
-        {"role": "1 user", "content": "&lt;img src=x onerror=alert(1)&gt;"},
+        {"role": "user", "content": "&lt;img src=x onerror=alert(1)&gt;"},
         {
-            "role": "2 assistant",
+            "role": "answer 1",
             "content": "&lt;think&gt;hm &amp; so&lt;/think&gt;&lt;script&gt;alert(2)&lt;/script&gt;",
         },
     ]
@@ -183,7 +186,7 @@ def test_tools_calls_and_results_are_laid_out(store, server, argilla_server, nam
     push(store, Recipe(), server, name, Wanted())
     shown = Desk(argilla_server, name).records[TOOLS.id]["fields"]["conversation"]
     assert [message["role"] for message in shown] == [
-        "tools", "1 user", "2 tool call", "3 tool result", "4 assistant",
+        "tools", "user", "answer 1 tool call", "tool result", "answer 2",
     ]  # fmt: skip
     assert shown[2]["content"].splitlines()[1] == '  "name": "find",'
 
@@ -215,7 +218,7 @@ def test_reviewers_do_not_see_scores_beside_a_blind_conversation(store, server, 
 def test_what_the_server_cannot_take_is_listed_with_the_reason_and_the_rest_arrives(store, server, monkeypatch, name):
     (long,) = add(store, [chat("Q", "<" * 6000)], source="long.csv")
     done = push(store, Recipe(), server, name, Wanted())
-    reason = "the message of 2 assistant has 24,000 characters; Argilla takes 20,000"
+    reason = "the message of answer 1 has 24,000 characters; Argilla takes 20,000"
     assert done.unfit == [{"conversation": long, "reason": reason}]
     assert done.sent == 8
     monkeypatch.setattr(client, "CHARACTERS", 10**9)  # as on a server with other limits than we know
@@ -224,12 +227,12 @@ def test_what_the_server_cannot_take_is_listed_with_the_reason_and_the_rest_arri
     assert "at most 20000 characters" in again.unfit[0]["reason"]
 
 
-def test_a_conversation_with_more_turns_than_the_set_numbers_is_listed(store, server, name):
+def test_a_conversation_with_more_answers_than_the_set_numbers_is_listed(store, server, name):
     push(store, Recipe(), server, name, Wanted(sample=2))
     add(store, [chat(*["word"] * 40)], source="many.csv")
     score_store(store, Recipe())
     done = push(store, Recipe(), server, name, Wanted(sample=9))
-    assert [row["reason"][:16] for row in done.unfit] == ["it has 40 turns,"]
+    assert [row["reason"][:18] for row in done.unfit] == ["it has 20 answers,"]
 
 
 def test_a_dry_run_sends_nothing(store, server, argilla_server, name):
@@ -237,6 +240,89 @@ def test_a_dry_run_sends_nothing(store, server, argilla_server, name):
     assert (done.conversations, done.sent) == (8, 0)
     with pytest.raises(StopIteration):
         Desk(argilla_server, name)
+
+
+def test_a_dry_run_makes_no_workspace(store, argilla_server, monkeypatch, name):
+    body = {"first_name": "a", "username": "admin-without-any", "role": "admin", "password": "12345678"}
+    monkeypatch.setenv("ARGILLA_API_KEY", argilla_server.ask("POST", "users", body)["api_key"])
+    before = argilla_server.ask("GET", "me/workspaces")["items"]
+    with connect(argilla_server.url, None) as theirs:  # an admin who is in no workspace, and may make none
+        assert push(store, Recipe(), theirs, name, Wanted(), dry_run=True).conversations == 8
+    assert argilla_server.ask("GET", "me/workspaces")["items"] == before
+
+
+def test_a_draft_that_no_push_began_is_left_alone(store, server, argilla_server, name):
+    body = {"name": name, "workspace_id": argilla_server.workspace}
+    made = argilla_server.ask("POST", "datasets", body)["id"]
+    question = {"name": "mine", "title": "Mine", "settings": {"type": "text"}}
+    argilla_server.ask("POST", f"datasets/{made}/questions", question)
+    with pytest.raises(ReviewError, match=f"has a draft {name} that asks mine"):
+        push(store, Recipe(), server, name, Wanted())
+    assert argilla_server.ask("GET", f"datasets/{made}/questions")["items"][0]["name"] == "mine"
+
+
+def test_what_cannot_be_shown_takes_no_room_and_holds_nothing_up(store, server, monkeypatch, name):
+    recipe = check_recipe({"review": {"overlap": 2}}, "the test")
+    (long,) = add(store, [chat("Q", "<" * 6000)], source="long.csv")
+    score_store(store, Recipe())
+    done = push(store, recipe, server, name, Wanted(order="characters desc", sample=3))
+    assert (done.conversations, done.sent, [row["conversation"] for row in done.unfit]) == (3, 3, [long])
+    monkeypatch.setattr(client, "CHARACTERS", 10**9)  # as on a server with other limits than we know
+    again = push(store, recipe, server, name, Wanted(order="characters desc", sample=4))
+    assert (again.sent, [row["conversation"] for row in again.unfit]) == (0, [long])
+    with reading(store) as connection:
+        (row,) = survey_reviews(connection, recipe.review, name).sets
+    assert (row["conversations"], row["untouched"]) == (3, 3)
+
+
+def test_another_overlap_for_a_set_that_is_there_is_refused(curate, store, server, argilla_server, name):
+    two = check_recipe({"review": {"overlap": 2}}, "the test")
+    push(store, two, server, name, Wanted(overlap=2))
+    assert push(store, two, server, name, Wanted(overlap=2)).overlap == 2
+    assert push(store, Recipe(), server, name, Wanted()).overlap == 2
+    refused = curate("review", "push", name, "--overlap", "3", "--home", str(argilla_server.home))
+    assert refused.returncode == 1
+    assert f"The set {name} waits for 2 answers each, not for 3." in refused.stderr
+
+
+def test_how_many_answers_a_set_waits_for_follows_its_server(store, server, argilla_server, name):
+    push(store, Recipe(), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    distribution = {"distribution": {"strategy": "overlap", "min_submitted": 2}}
+    argilla_server.ask("PATCH", f"datasets/{desk.id}", distribution)
+    desk.answer("ann", LONG.id, decision="drop")
+    assert pull(store, ReviewSection(), server, name).outcomes["waiting"] == 1
+    assert push(store, Recipe(), server, name, Wanted()).overlap == 2
+
+
+def test_a_set_that_numbers_turns_goes_on_numbering_them(store, server, argilla_server, name):
+    """As sets do that were made before answers were numbered."""
+    asked = tuple(
+        replace(each, options=tuple("12345678")) if each.name == "turns" else each
+        for each in questions_of(ReviewSection(), 2)
+    )
+    server.make_set(name, SetPlan(asked, 1, "", {"line": "whole", "source": "text", "queue": "text"}))
+    push(store, Recipe(), server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    shown = desk.records[TOOLS.id]["fields"]["conversation"]
+    assert [each["role"] for each in shown][-2:] == ["3 tool result", "4 assistant"]
+    desk.answer("ann", LONG.id, decision="keep", turns=["2", "7"])
+    pull(store, ReviewSection(), server, name)
+    with reading(store) as connection:
+        assert connection.sql("SELECT answers ->> 'turns' FROM reviews").fetchall() == [("[2,7]",)]
+
+
+def test_the_page_offers_the_answers_that_there_are_and_says_what_is_asked(store, server, argilla_server, name):
+    recipe = check_recipe({"review": {"overlap": 2, "guidelines": "Be kind."}}, "the test")
+    push(store, recipe, server, name, Wanted())
+    desk = Desk(argilla_server, name)
+    asked = {each["name"]: each for each in argilla_server.ask("GET", f"datasets/{desk.id}/questions")["items"]}
+    offered = [option["text"] for option in asked["turns"]["settings"]["options"]]
+    assert offered == ["answer 1", "answer 2"]
+    told = argilla_server.ask("GET", f"datasets/{desk.id}")["guidelines"]
+    assert told.startswith("Be kind.")
+    assert all(f"**{each['title']}**" in told for each in asked.values())
+    assert "2 people answer for each conversation." in told
 
 
 def test_a_set_that_was_left_half_made_is_made_whole(store, server, argilla_server, name):
@@ -252,7 +338,7 @@ def test_a_set_that_asks_something_else_is_refused(store, server, name):
         push(store, Recipe(), server, name, Wanted())
     other = store.with_name("other.duckdb")  # a store that does not know the set meets it on the server
     add(other, questions(2))
-    with pytest.raises(ReviewError, match=f"The set {name} on http.* has other options for issues"):
+    with pytest.raises(ReviewError, match=f"The set {name} on the server has other options for issues"):
         push(other, Recipe(), server, name, Wanted())
 
 
@@ -269,7 +355,7 @@ def test_answers_become_verdicts_edits_and_train_flags_and_the_preview_shows_the
     desk = Desk(argilla_server, name)
     one, two, _, _, _ = (talk.id for talk in questions(5))
     for who in ("ann", "bob"):
-        desk.answer(who, LONG.id, quality=4, decision="keep", turns=["2"])
+        desk.answer(who, LONG.id, quality=4, decision="keep", turns=["answer 1"])
         desk.answer(who, HOSTILE.id, quality=1, decision="drop", issues=["unsafe"])
         desk.answer(who, one, quality=3, decision="fix", answer="With <b>tags</b> & all.")
     desk.answer("ann", two, decision="drop")

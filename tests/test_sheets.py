@@ -13,7 +13,7 @@ from curate.scoring import score_store
 from curate.sheets import export_sheet, import_sheet
 from schemas.errors import ExportError, RecipeError, ReviewError, SourceError
 from schemas.recipe import Recipe, ReviewSection, check_recipe
-from schemas.store import reading
+from schemas.store import reading, writing
 
 LONG = chat("Where is it?", "=On its way.", "Since when?", "Since Monday.")
 
@@ -55,7 +55,7 @@ def test_a_sheet_goes_out_is_filled_and_the_preview_of_the_version_shows_the_tur
     assert curate("review", "export", "desk.csv").returncode == 0
     file = tmp_path / "desk.csv"
     fill(file, {
-        LONG.id: {"quality": "4", "decision": "keep", "turns": "2"},
+        LONG.id: {"quality": "4", "decision": "keep", "turns": "answer 1"},
         one: {"quality": "1", "decision": "drop", "issues": "wrong, style"},
         two: {"quality": "3", "decision": "fix", "answer": "A better answer."},
         three: {"quality": "5", "decision": "keep", "note": "=HYPERLINK(0)"},
@@ -78,7 +78,7 @@ def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
     one, two, _ = (talk.id for talk in questions(3))
     curate("review", "export", "desk.csv")
     fill(tmp_path / "desk.csv", {
-        LONG.id: {"decision": "keep", "turns": "2"},
+        LONG.id: {"decision": "keep", "turns": "1"},
         one: {"decision": "drop", "note": "nobody says that"},
         two: {"decision": "fix", "answer": "A better answer."},
     })  # fmt: skip
@@ -98,6 +98,20 @@ def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
     shown = curate("status").stdout
     assert "3 by people" in shown
     assert "3 of 6 conversations answered in desk by ann; verdicts: 1 drop, 2 edit" in shown
+
+
+def test_a_sheet_of_a_set_that_numbers_turns_is_read_by_turns(tmp_path, store):
+    """As sets do that were made before answers were numbered."""
+    export(store, tmp_path / "s.csv")
+    with writing(store) as connection:
+        old = connection.sql("SELECT replace(questions::VARCHAR, '\"answer ', '\"') FROM review_sets").fetchall()[0][0]
+        connection.execute("UPDATE review_sets SET questions = ?", [old])
+    export(store, tmp_path / "t.csv")
+    assert "[4 assistant]" in next(row["text"] for row in rows_of(tmp_path / "t.csv") if "Monday" in row["text"])
+    fill(tmp_path / "t.csv", {LONG.id: {"decision": "keep", "turns": "4"}})
+    assert import_sheet(store, ReviewSection(), tmp_path / "t.csv", "ann").refused == []
+    with reading(store) as connection:
+        assert connection.sql("SELECT answers ->> 'turns' FROM reviews").fetchall() == [("[4]",)]
 
 
 def test_a_formula_is_no_formula_in_the_sheet_and_itself_again_on_the_way_back(tmp_path, store):
@@ -168,7 +182,10 @@ def test_two_people_fill_a_copy_each_and_the_policy_counts_both(tmp_path, store)
         ({"reviewer": "ann", "quality": "3"}, "decision is empty"),
         ({"reviewer": "ann", "decision": "maybe"}, "decision is 'maybe', not one of keep, fix, drop"),
         ({"reviewer": "ann", "decision": "keep", "quality": "6"}, "quality is '6', not one of 1, 2, 3, 4, 5"),
-        ({"reviewer": "ann", "decision": "keep", "turns": "3"}, "turns has '3', and the assistant's turns are 2, 4"),
+        (
+            {"reviewer": "ann", "decision": "keep", "turns": "3"},
+            "turns has '3', and the conversation has the answers 1",
+        ),
         ({"reviewer": "ann", "decision": "keep", "issues": "rude"}, "issues is 'rude', not one of wrong, unfinished"),
         ({"reviewer": "ann", "decision": "keep", "conversation": "f00"}, "the set desk has no conversation 'f00'"),
     ],
@@ -202,7 +219,7 @@ def test_a_file_that_is_no_sheet_is_told_in_a_sentence(tmp_path, store):
 def test_a_text_that_no_cell_holds_is_listed_and_stays_out(tmp_path, store):
     (long,) = add(store, [chat("Q", "word " * 7000)], source="long.csv")
     done = export(store, tmp_path / "s.csv")
-    assert done.unfit == [{"conversation": long, "reason": "35,026 characters; a spreadsheet's cell keeps 32,767"}]
+    assert done.unfit == [{"conversation": long, "reason": "35,021 characters; a spreadsheet's cell keeps 32,767"}]
     assert done.rows == 6
 
 
@@ -258,8 +275,6 @@ def test_uncertain_ones_come_from_both_sides_of_where_the_rule_cuts(tmp_path):
 
 
 def test_near_duplicates_stand_together(tmp_path, store):
-    from schemas.store import writing
-
     ids = [talk.id for talk in questions(5)]
     with writing(store) as connection:
         for one, cluster in [(ids[0], "b"), (ids[3], "b"), (ids[1], "a"), (ids[4], "a"), (ids[2], "c")]:

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import polars as pl
 
+from curate.asking import marked_turns, numbers_turns
 from curate.serving import DEFAULT_HOME, plain_address, server_of
 from schemas.errors import ReviewError
 from schemas.recipe import canonical_json
@@ -82,7 +83,7 @@ def connect(url: str | None, home: Path | None, workspace: str | None = None) ->
                 f"{address} knows the key as {me.get('username')}, who is {me.get('role')}: too little for this.",
                 f"Give the key of an owner or an admin in {KEY_VARIABLE}.",
             )
-        yield Argilla(api, _workspace(api, workspace), me["role"])
+        yield Argilla(api, _workspace(api, workspace), workspace or NEW_WORKSPACE, me["role"])
 
 
 def _address(url: str | None, home: Path | None) -> tuple[str, str]:
@@ -97,15 +98,15 @@ def _address(url: str | None, home: Path | None) -> tuple[str, str]:
     return address, key
 
 
-def _workspace(api: _Api, name: str | None) -> str:
-    """The id of the workspace: the one named, the only one, or a new one where there is none."""
+def _workspace(api: _Api, name: str | None) -> str | None:
+    """The id of the workspace: the one named, or the only one; null where there is none yet."""
     there = {one["name"]: one["id"] for one in api.ask("GET", "me/workspaces")["items"]}
     if name is None and len(there) == 1:
         return str(next(iter(there.values())))
     if name in there:
         return str(there[name])
     if not there:
-        return str(api.ask("POST", "workspaces", {"name": name or NEW_WORKSPACE})["id"])
+        return None
     what = f"no workspace {name}" if name else f"{len(there)} workspaces"
     raise ReviewError(f"{api.url} has {what}.", f"--workspace with one of: {', '.join(sorted(there))}")
 
@@ -172,11 +173,12 @@ def _detail(answer: httpx.Response) -> str:
 
 
 class Argilla:
-    """A `ReviewServer`: one workspace of a running Argilla."""
+    """A `ReviewServer`: one workspace of a running Argilla, made with the first set where it has none."""
 
-    def __init__(self, api: _Api, workspace: str, role: str) -> None:
+    def __init__(self, api: _Api, workspace: str | None, new_workspace: str, role: str) -> None:
         self._api = api
         self._workspace = workspace
+        self._new_workspace = new_workspace
         self._role = role
         self._question_ids: dict[str, dict[str, str]] = {}
 
@@ -195,16 +197,17 @@ class Argilla:
         found = self._dataset(name)
         if found is None or found["status"] != "ready":
             return None
-        questions = self._api.ask("GET", f"datasets/{found['id']}/questions")["items"]
-        self._question_ids[found["id"]] = {question["name"]: question["id"] for question in questions}
         overlap = int(found["distribution"]["min_submitted"])
-        return RemoteSet(found["id"], name, tuple(map(_question, questions)), overlap)
+        return RemoteSet(found["id"], name, self._questions(found["id"]), overlap)
 
     def make_set(self, name: str, plan: SetPlan) -> RemoteSet:
-        """A new dataset as it is planned; one that an earlier push left half made is taken away first."""
-        unfinished = self._dataset(name)
-        if unfinished is not None:
-            self._api.ask("DELETE", f"datasets/{unfinished['id']}")
+        """A new dataset as it is planned; one that an earlier push left half made is taken away first.
+
+        Raises `ReviewError` for a draft of that name that no push of these questions began.
+        """
+        if self._workspace is None:
+            self._workspace = str(self._api.ask("POST", "workspaces", {"name": self._new_workspace})["id"])
+        self._take_away_unfinished(name, plan.questions)
         made = self._api.ask("POST", "datasets", self._dataset_body(name, plan))
         path = f"datasets/{made['id']}"
         settings = {"type": "chat", "use_markdown": False}
@@ -222,7 +225,29 @@ class Argilla:
         assert remote is not None, "it was published just now"
         return remote
 
+    def _take_away_unfinished(self, name: str, questions: Sequence[Question]) -> None:
+        """Delete a draft whose questions are a beginning of these: a push was cut off there, and nobody saw it."""
+        draft = self._dataset(name)
+        if draft is None:
+            return
+        there = {(each.name, each.kind) for each in self._questions(draft["id"])}
+        if there != {(each.name, each.kind) for each in questions[: len(there)]}:
+            names = ", ".join(sorted(name for name, _ in there))
+            raise ReviewError(
+                f"{self.url} has a draft {name} that asks {names}: no push of this recipe began it.",
+                "Delete it in the page, or push under another name.",
+            )
+        self._api.ask("DELETE", f"datasets/{draft['id']}")
+
+    def _questions(self, dataset: str) -> tuple[Question, ...]:
+        """What a dataset asks; the questions' ids are remembered."""
+        items = self._api.ask("GET", f"datasets/{dataset}/questions")["items"]
+        self._question_ids[dataset] = {question["name"]: question["id"] for question in items}
+        return tuple(map(_question, items))
+
     def _dataset(self, name: str) -> dict[str, Any] | None:
+        if self._workspace is None:
+            return None
         sets = self._api.ask("GET", "me/datasets", workspace_id=self._workspace)["items"]
         return next((one for one in sets if one["name"] == name), None)
 
@@ -333,9 +358,8 @@ def _question_body(question: Question) -> dict[str, Any]:
     elif question.kind == "rating":
         settings["options"] = [{"value": option} for option in question.options]
     else:
-        before = (
-            "turn " if question.name == TURNS else ""
-        )  # a bare number looks like the page's own short-cut beside it
+        # A bare number, as in older sets, looks like the page's own short-cut beside it.
+        before = "turn " if numbers_turns([question]) else ""
         settings["options"] = [{"value": str(option), "text": f"{before}{option}"} for option in question.options]
         if len(question.options) > VISIBLE_OPTIONS:
             settings["visible_options"] = VISIBLE_OPTIONS
@@ -385,7 +409,8 @@ def _page(items: Sequence[Mapping[str, Any]], people: Mapping[str, str]) -> Page
 
 
 def _answer(record: Mapping[str, Any], response: Mapping[str, Any], people: Mapping[str, str]) -> dict[str, Any]:
-    values = {name: _value(name, each["value"]) for name, each in (response["values"] or {}).items()}
+    marks = marked_turns([message["role"] for message in record["fields"].get(FIELD) or ()])
+    values = {name: _value(name, each["value"], marks) for name, each in (response["values"] or {}).items()}
     return {
         "record": record["id"],
         "conversation": record["external_id"] or "",
@@ -397,6 +422,8 @@ def _answer(record: Mapping[str, Any], response: Mapping[str, Any], people: Mapp
     }
 
 
-def _value(name: str, value: Any) -> Any:
-    """An answer's value as this project writes it: turns are numbers."""
-    return [int(number) for number in value] if name == TURNS else value
+def _value(name: str, value: Any, marks: Mapping[str, int]) -> Any:
+    """An answer's value as this project writes it: turns are numbers; marks of answers that are not there are none."""
+    if name != TURNS:
+        return value
+    return [marks.get(mark) or int(mark) for mark in value if mark in marks or mark.isdecimal()]
