@@ -26,6 +26,9 @@ DATABASE, STATE, LOCK = "argilla.db", "server.json", "lock"
 ENVIRONMENT_VARIABLE = "CURATE_REVIEW_ENVIRONMENT"
 """Names the folder of the server's environment, where the user's cache is not the place for it."""
 
+REDIS_VARIABLE = "CURATE_REVIEW_REDIS"
+"""The address of a Redis, which `--redis` gives too."""
+
 _ARGILLA = Path(__file__).parent / "argilla"
 _CONSTRAINTS = _ARGILLA / "constraints.txt"
 COMPOSE = _ARGILLA / "compose.yaml"
@@ -51,9 +54,9 @@ def serve(home: Path, host: str, port: int, redis: str | None, progress: Progres
     """
     python = make_environment(progress)
     options = ["--home", str(home), "--host", host, "--port", str(port)]
-    if redis is not None:
-        options += ["--redis", redis]
-    os.execve(python, [str(python), "-P", "-m", "server.launching", *options], _surroundings())
+    # In the environment, which others cannot read: an address may hold a password, and everybody reads the arguments.
+    surroundings = _surroundings() | ({} if redis is None else {REDIS_VARIABLE: redis})
+    os.execve(python, [str(python), "-P", "-m", "server.launching", *options], surroundings)
 
 
 # the environment

@@ -47,7 +47,13 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets the network in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 6900,
     redis: Annotated[
-        str | None, typer.Option(metavar="URL", help="A Redis for background jobs.", show_default="in the process")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A Redis for background jobs; with a password in it, by the variable.",
+            envvar="CURATE_REVIEW_REDIS",
+            show_default="in the process",
+        ),
     ] = None,
     only_set_up: Annotated[
         bool, typer.Option("--only-set-up", help="Make its environment, which needs the network once, and end.")

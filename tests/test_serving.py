@@ -2,14 +2,17 @@
 
 import itertools
 import json
+import os
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import ClassVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
@@ -62,6 +65,26 @@ def test_a_second_server_on_the_same_home_is_told_so(argilla_server, curate):
         f"Error: A server runs on {argilla_server.home} already.",
         "  → Stop it, or give another folder: --home DIR",
     ]
+
+
+def test_a_password_of_redis_stands_in_no_process_list(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as redis, subprocess.Popen(
+        [sys.executable, "-P", "-c", "from curate.cli import main; main()", "review", "serve", "--home",
+         str(tmp_path / "home"), "--port", "0"],
+        env=os.environ | {"CURATE_REVIEW_REDIS": f"redis://:hunter2@127.0.0.1:{redis.getsockname()[1]}/0"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        try:
+            redis.settimeout(120)
+            asked, _ = redis.accept()  # so the server knows it
+            with asked:
+                asked.settimeout(30)
+                assert b"hunter2" in asked.recv(4096)
+            listed = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        finally:
+            process.kill()
+    assert b"server.launching" in listed
+    assert b"hunter2" not in listed
 
 
 # homes of their own: what is stopped, killed, copied ------------------------------------------------------------

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .running import Ready
 
 DATABASE, STATE, LOCK, SECRET, TEMPORARY = "argilla.db", "server.json", "lock", "secret", "tmp"
+REDIS = "CURATE_REVIEW_REDIS"
 
 
 def main() -> None:
@@ -37,8 +38,9 @@ def main() -> None:
     sock = _bind(given.host, given.port)
     killed = (home / STATE).exists()
     (home / STATE).unlink(missing_ok=True)  # until it answers, nobody shall ask it
-    _set_up(home, given.redis)
-    _serve(home, sock, in_process=given.redis is None, killed=killed)
+    redis = os.environ.get(REDIS)
+    _set_up(home, redis)
+    _serve(home, sock, in_process=redis is None, killed=killed)
     lock.close()
 
 
@@ -51,7 +53,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=6900)
-    parser.add_argument("--redis")
     return parser.parse_args()
 
 
