@@ -177,14 +177,14 @@ def read_shape(folder: Path) -> Shape:
 
 def _parts(shape: Shape, recipe: TrainSection) -> Mapping[str, float]:
     """Bytes that do not depend on the size of a pass."""
-    adapter = _adapter(shape, recipe)
+    trained = _adapter(shape, recipe) + _embedding(shape, recipe)
     linear = NF4_BYTES if recipe.method in ("auto", "qlora") else 2
     optimizer = 2 if "8bit" in str(recipe.extra.get("optim", "")) else 8
     return {
         "weights": shape.linear * linear + shape.embeddings * 2,
-        "adapter": adapter * 4,
-        "gradients": adapter * 4,
-        "optimizer": adapter * optimizer,
+        "adapter": trained * 4,
+        "gradients": trained * 4,
+        "optimizer": trained * optimizer,
         "logits": LOGITS + BUFFERS,
     }
 
@@ -193,6 +193,11 @@ def _adapter(shape: Shape, recipe: TrainSection) -> int:
     matrices = shape.matrices()
     targets = recipe.extra.get("target_modules", list(matrices))
     return shape.layers * sum(recipe.rank * sum(matrices[name]) for name in targets if name in matrices)
+
+
+def _embedding(shape: Shape, recipe: TrainSection) -> int:
+    """Weights of embedding and head that are trained: a copy of each, beside the base model's."""
+    return 0 if recipe.embedding_learning_rate is None else shape.embeddings
 
 
 def _sizes(shape: Shape, recipe: TrainSection, chip: Chip, always: float) -> Iterator[dict[str, Any]]:
@@ -207,7 +212,7 @@ def _sizes(shape: Shape, recipe: TrainSection, chip: Chip, always: float) -> Ite
                 "accumulate": recipe.packs_per_step // batch,
                 "activations": activations,
                 "gib": always + activations,
-                "tokens_per_second": _speed(shape, chip, tokens, kind),
+                "tokens_per_second": _speed(shape, recipe, chip, tokens, kind),
             }
 
 
@@ -225,10 +230,14 @@ def _activations(shape: Shape, kind: Checkpointing) -> float:
     return layer * (1.6 if kind else shape.layers)
 
 
-def _speed(shape: Shape, chip: Chip, tokens: int, kind: Checkpointing) -> float | None:
-    """Tokens a second: two operations a weight forwards, two back to the inputs, two more to compute again."""
+def _speed(shape: Shape, recipe: TrainSection, chip: Chip, tokens: int, kind: Checkpointing) -> float | None:
+    """Tokens a second: two operations a weight forwards, two back to the inputs, two more to compute again.
+
+    A head that is trained takes two more for its own gradient.
+    """
     if chip.tflops is None:
         return None
-    weights = shape.linear + shape.vocabulary * shape.hidden
-    computing = tokens * weights * (6 if kind else 4) / (REACHED * chip.tflops * 1e12)
+    head = shape.vocabulary * shape.hidden
+    operations = (shape.linear + head) * (6 if kind else 4) + (2 * head if _embedding(shape, recipe) else 0)
+    computing = tokens * operations / (REACHED * chip.tflops * 1e12)
     return tokens / (computing + shape.layers * LAUNCHES)

@@ -113,6 +113,7 @@ def check_serving(
     """
     begun = time.perf_counter()
     source, places = _places(store, target)
+    _check_chat(source)
     cases, unrendered = _cases(store, source, limit)
     absent = _absent(places, source)
     with ExitStack() as stack:
@@ -128,6 +129,20 @@ def check_serving(
     took = time.perf_counter() - begun
     version = source.manifest.data.version
     return Contract(source.name, version, len(cases), unrendered, agreements, absent, round(took, 2))
+
+
+def check_export(store: Path, target: str) -> Contract | None:
+    """`check_serving` of what was just written; None for a run of raw text, which has no chat template to compare."""
+    source, _ = _places(store, target)
+    return None if source.template.raw else check_serving(store, target)
+
+
+def _check_chat(source: Source) -> None:
+    if source.template.raw:
+        raise ExportError(
+            f"Run {source.name} learned raw text: it is sent a beginning, no conversation, and has no chat template.",
+            f"curate chat {source.name} --prompt '…' goes on with a beginning; servers do so for /v1/completions.",
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- places

@@ -77,13 +77,19 @@ class Adapter:
 
     def check(self, base: Iterable[str], folder: Path) -> None:
         """Raise `ExportError` when a part of the adapter has no tensor in the base model's files."""
-        lost = sorted({*self.deltas, *self.replaced} - set(base))
+        there = set(base)
+        lost = sorted(name for name in {*self.deltas, *self.replaced} - there if not self._is_tied(name, there))
         if lost:
             raise ExportError(
                 f"The adapter changes {lost[0]}, and {len(lost) - 1} others, which the files in {folder} do not have "
                 "under these names: they are tied to other weights, or stored in another form.",
                 "Such a model cannot be merged; serve the adapter beside its base, as vLLM and TGI do.",
             )
+
+    def _is_tied(self, name: str, base: set[str]) -> bool:
+        """Whether PEFT saved a matrix of the base a second time under this name: the head that is the embedding."""
+        own = self.replaced.get(name)
+        return own is not None and any(torch.equal(own, self.replaced[other]) for other in base & set(self.replaced))
 
 
 def read_adapter(folder: Path, device: str = "cpu") -> Adapter:

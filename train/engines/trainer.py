@@ -27,6 +27,7 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.checkpointing import mark_complete, step_of
 from train.engines import Fit, Job
+from train.engines.embedding import embedding_facts, keep_in_32_bits, set_embedding_rate
 from train.engines.evaluating import held_out_loss, take_best
 from train.engines.measuring import enough_rows, measure
 from train.engines.ordering import steps_of_epoch, times_seen
@@ -328,6 +329,10 @@ def make_trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tu
         processing_class=loaded.tokenizer,
         callbacks=[watch],
     )
+    if job.recipe.embedding_learning_rate is not None:
+        if job.method != "full":
+            keep_in_32_bits(trainer.model)
+        set_embedding_rate(trainer, job.recipe.embedding_learning_rate)
     watch.log = trainer.log
     trainer.remove_callback(PrinterCallback)
     check_packing(trainer, wanted=job.recipe.packing, may_unpack=loaded.may_unpack)
@@ -415,6 +420,7 @@ def _facts(job: Job, loaded: Loaded, done: _Done, size: Size) -> dict[str, Any]:
         "batch": size.batch,
         "accumulate": size.accumulate,
         "checkpointing": size.checkpointing,
+        **({"embedding": embedding_facts(trainer)} if job.recipe.embedding_learning_rate is not None else {}),
         **loaded.facts,
     }
 

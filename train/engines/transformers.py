@@ -40,6 +40,7 @@ def load(job: Job) -> Loaded:
     except ImportError as error:
         raise TrainError(f"The engine transformers cannot be imported: {error}.", install_command("train")) from error
 
+    from train.engines.embedding import embedding_arguments
     from train.engines.trainer import Loaded, limit_memory, lora_arguments, repeat_bit_for_bit
 
     limit_memory(job.recipe)
@@ -49,7 +50,8 @@ def load(job: Job) -> Loaded:
     model.config.use_cache = False  # with a cache, packed conversations attend to each other
     set_seed(job.recipe.seed)  # TRL seeds only after the adapter's first values are drawn
     if job.method != "full":
-        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **lora_arguments(job.recipe)))
+        adapter = lora_arguments(job.recipe) | embedding_arguments(job.recipe, model)
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **adapter))
 
     def switch(kind: Checkpointing) -> None:
         model.gradient_checkpointing_enable(

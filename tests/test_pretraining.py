@@ -1,0 +1,258 @@
+"""Raw text: read, rendered, cut into parts, learned with an embedding that has its own rate, merged, repeated."""
+
+import json
+import subprocess
+
+import polars as pl
+import pytest
+from safetensors.torch import load_file, save_file
+from stores import add, chat
+from training import SETTINGS, TINY, command, make_project, section
+
+from curate.freezing import freeze
+from curate.mapping import find_mapping
+from schemas.conversation import Conversation, Turn
+from schemas.errors import ExportError, SourceError, TrainError
+from schemas.recipe import ImportSection, Recipe
+from schemas.store import reading, writing
+from train.budgeting import budget
+from train.distributing import Processes, check_devices
+from train.engines import Job, find_engine
+from train.fitting import decide
+from train.planning import plan, prepare
+from train.previewing import preview, trace_token
+from train.rendering import IGNORED, Tokenizer
+
+WORDS = ["pump", "valve", "boat", "keel", "tide", "rope", "anchor", "sail"]
+TEXTS = [
+    " ".join(f"Zorq the {WORDS[(n + k) % 8]} hums by day {n * k % 9}." for k in range(1, 4 + n % 20)) for n in range(30)
+]
+SHORT, LONG = TEXTS[0], TEXTS[19]
+RAW = {"template": "raw", "long": "split", "max_length": 128}
+OPTIONS = [f"--set=train.{key}={value}" for key, value in RAW.items()]
+
+
+def text(words):
+    return Conversation((Turn("gpt", words),))
+
+
+def make_texts(folder):
+    """A project whose version docs@1 is 30 texts."""
+    store = make_project(folder)
+    with writing(store) as connection:
+        connection.execute("DELETE FROM conversations")
+    add(store, [text(words) for words in TEXTS], source="texts.jsonl")
+    with writing(store) as connection:
+        freeze(connection, "docs", Recipe.model_validate({"freeze": {"held_out": 0.2}}))
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        store = make_texts(tmp_path_factory.mktemp("project"))
+        patch.chdir(store.parent)
+        yield store
+
+
+def ids_of(words):
+    tokenizer = Tokenizer.load(TINY)
+    begin, end = (tokenizer.named[f"{name}_token"] for name in ("bos", "eos"))
+    return tokenizer.encode([f"{begin}{words}{end}"])[0].ids
+
+
+# ------------------------------------------------------------------------------------------------------------ read
+
+
+def test_a_column_of_texts_is_read_as_such_where_nothing_else_fits_or_when_asked(tmp_path, curate):
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t, "id": "1"}) + "\n" for t in ("Once.", "")))
+    ran = curate("import", "texts.jsonl")
+    assert "texts.jsonl: text (text = text)" in ran.stdout
+    assert "0 duplicates + 1 rejected" in ran.stdout
+    with reading(tmp_path / "curate.duckdb") as connection:
+        (turns,) = connection.sql("SELECT conversations FROM conversations").fetchone()
+    assert [(turn["from"], turn["value"]) for turn in turns] == [("gpt", "Once.")]
+    columns = pl.DataFrame({"text": ["a"], "title": ["b"], "question": ["c"], "answer": ["d"]})
+    assert find_mapping(columns, ImportSection()).shape == "pairs"
+    assert find_mapping(columns, ImportSection(shape="text", text="title")).fields == {"text": "title"}
+    with pytest.raises(SourceError, match="not certain") as unsure:
+        find_mapping(columns.select("text", "title"), ImportSection())
+    assert "--shape text --text text" in unsure.value.hint
+
+
+def test_in_no_other_shape_an_answer_may_come_first(tmp_path, curate):
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "assistant", "content": "Hi"}]}\n')
+    assert "not-starting-with-user" in curate("import", "chats.jsonl").stdout
+
+
+# -------------------------------------------------------------------------------------------------------- rendered
+
+
+def test_all_of_a_text_is_learned_but_its_first_token_and_longer_ones_are_parted(store):
+    prepared = prepare(store, "docs@1", section(**RAW))
+    rows = {row["id"]: row for row in prepared.rendered.filter(pl.col("window").is_null()).iter_rows(named=True)}
+    short = rows[text(SHORT).id]
+    assert short["input_ids"] == ids_of(SHORT)
+    assert short["labels"] == [IGNORED, *ids_of(SHORT)[1:]]
+    parts = prepared.rendered.filter(pl.col("id") == text(LONG).id)
+    assert parts["window"].struct.field("number").to_list() == [1, 2, 3]
+    assert parts["input_ids"].list.len().to_list() == [128, 128, len(ids_of(LONG)) - 256]
+    assert parts["input_ids"].explode().to_list() == ids_of(LONG)
+    assert parts["labels"].list.first().to_list() == [IGNORED] * 3
+    assert parts["labels"].list.slice(1).explode().to_list() == parts["input_ids"].list.slice(1).explode().to_list()
+    assert plan(prepared).refusal is None
+
+
+def test_no_part_is_a_single_token_of_which_nothing_could_be_learned(store):
+    room = len(ids_of(SHORT)) - 1
+    prepared = prepare(store, "docs@1", section(**{**RAW, "max_length": room}))
+    parts = prepared.rendered.filter(pl.col("id") == text(SHORT).id)
+    assert parts["input_ids"].list.len().to_list() == [room - 1, 2]
+    assert parts["input_ids"].explode().to_list() == ids_of(SHORT)
+    assert parts["stops"].to_list() == [[], [2]]
+
+
+def test_a_part_is_shown_and_its_tokens_lead_back_to_the_text(store):
+    prepared = prepare(store, "docs@1", section(**RAW))
+    shown = [preview(prepared, text(LONG).id, number) for number in (1, 2, 3)]
+    assert "".join(stretch.text for each in shown for stretch in each.stretches) == f"<|begin_of_text|>{LONG}<|im_end|>"
+    assert shown[1].reason == f"Part 2 of 3 of a text of {len(ids_of(LONG))} tokens."
+    traced = trace_token(prepared, store, text(LONG).id, 5, 2)
+    assert (traced.part, traced.turn, traced.id) == ("words", 1, ids_of(LONG)[133])
+    assert LONG[slice(*traced.characters)] == traced.text
+
+
+def test_texts_and_conversations_are_not_taken_for_each_other(tmp_path, monkeypatch):
+    store = make_texts(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    add(store, [chat("Hi", "Hello")], source="chats.jsonl")
+    with writing(store) as connection:
+        freeze(connection, "both", Recipe())
+    raw, told = (prepare(store, "both@1", section(**changes)).ledger for changes in (RAW, {}))
+    dropped = raw.filter(pl.col("fate") == "dropped")
+    assert dropped["conversation"].to_list() == [chat("Hi", "Hello").id]
+    assert dropped["reason"].item().startswith("It is a conversation: --template raw")
+    assert told.filter(pl.col("fate") == "kept")["conversation"].to_list() == [chat("Hi", "Hello").id]
+    with pytest.raises(TrainError, match=r"30 unrendered, such as .* It is a text in which nobody asks"):
+        decide(store, "both@1", section())
+
+
+# --------------------------------------------------------------------------------------------------------- learned
+
+
+@pytest.fixture(scope="module")
+def job(store, tmp_path_factory):
+    """`job(changes)` is what the reference engine is asked to do with the texts."""
+    work = decide(store, "docs@1", section(**RAW))
+
+    def make(model=TINY, **changes):
+        folder = tmp_path_factory.mktemp("run")
+        recipe = section(**{**RAW, "engine": "transformers", "steps": 1, **changes})
+        adapter = folder / "adapter"
+        return Job(work.rows, work.held_out, model, recipe, "lora", folder / "c", adapter, None, lambda _: None)
+
+    return make
+
+
+def embeddings(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return {name.split(".")[-2]: value for name, value in tensors.items() if "lora" not in name}
+
+
+ONE_STEP = {"lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 0.0}
+
+
+@pytest.mark.slow
+def test_the_first_step_moves_the_embedding_by_its_own_rate_and_the_adapter_by_the_other(job):
+    """Adam's first step is its rate in the direction of the gradient, whatever its size (arXiv 1412.6980)."""
+    asked = job(embedding_learning_rate=7e-4, learning_rate=3e-3, extra=ONE_STEP)
+    fit = find_engine("transformers")(asked)
+    before = load_file(TINY / "model.safetensors")["model.embed_tokens.weight"].float()
+    moved = (embeddings(asked.adapter)["embed_tokens"] - before).abs()
+    adapter = load_file(asked.adapter / "adapter_model.safetensors")
+    started_at_zero = max(value.abs().max().item() for name, value in adapter.items() if "lora_B" in name)
+    assert moved.max().item() == pytest.approx(7e-4, rel=1e-2)
+    assert started_at_zero == pytest.approx(3e-3, rel=1e-2)
+    assert fit.facts["embedding"] == {"parameters": before.numel(), "learning_rates": [7e-4]}
+
+
+@pytest.mark.slow
+def test_without_a_rate_of_its_own_the_embedding_stays(job):
+    asked = job()
+    fit = find_engine("transformers")(asked)
+    assert embeddings(asked.adapter) == {}
+    assert "embedding" not in fit.facts
+
+
+@pytest.mark.slow
+def test_a_head_that_is_a_matrix_of_its_own_is_trained_beside_the_embedding(job, tmp_path):
+    for path in TINY.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((TINY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    weights = load_file(TINY / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].clone()
+    save_file(weights | {"lm_head.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
+    asked = job(model=tmp_path, embedding_learning_rate=7e-4, extra=ONE_STEP)
+    fit = find_engine("transformers")(asked)
+    found = embeddings(asked.adapter)
+    assert {name: (value - head.float()).abs().max().item() for name, value in found.items()} == pytest.approx(
+        {"embed_tokens": 7e-4, "lm_head": 7e-4}, rel=1e-2
+    )
+    assert fit.facts["embedding"]["parameters"] == 2 * head.numel()
+
+
+@pytest.mark.slow
+def test_a_run_on_texts_learns_is_proven_merged_and_repeated_bit_for_bit(tmp_path, monkeypatch):
+    from train.contracting import check_export, check_serving
+    from train.merging import merge
+    from train.verifying import verify
+
+    store = make_texts(tmp_path / "project")
+    folder = store.parent
+    monkeypatch.chdir(folder)
+    run = train_on_texts(folder)
+    facts, metrics = run["manifest"]["engine"], run["manifest"]["metrics"]
+    assert metrics["eval_loss"] < metrics["eval_loss_base"] - 1
+    assert facts["embedding"]["learning_rates"] == [1e-3]
+    assert run["manifest"]["rendering"]["template"] == "raw"
+    assert verify(store, "r1").proven
+    merged = merge(store, "r1", rows=2)
+    assert merged.difference.largest < 0.02
+    saved = load_file(merged.folder / "model.safetensors")
+    assert "lm_head.weight" not in saved
+    own = embeddings(folder / "adapters/r1")["embed_tokens"]
+    assert (saved["model.embed_tokens.weight"].float() - own).abs().max() < 1e-3
+    assert check_export(store, str(merged.folder)) is None
+    with pytest.raises(ExportError, match="learned raw text"):
+        check_serving(store, "r1")
+    again = subprocess.run(command("retrain", "r1", "--json"), cwd=folder, capture_output=True, check=False)
+    assert json.loads(again.stdout)["identical"]
+
+
+def train_on_texts(folder):
+    settings = [*SETTINGS, *OPTIONS, "--set=train.embedding_learning_rate=1e-3", "--json"]
+    ran = subprocess.run(command("train", "docs@1", *settings), cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_the_plan_counts_an_embedding_that_is_trained(store):
+    plain, trained = (budget(TINY, section(embedding_learning_rate=rate), 10_000, "h100-80g") for rate in (None, 1e-4))
+    grown = {name: trained.parts[name] - plain.parts[name] for name in plain.parts}
+    copy = 2304 * 256 / 2**30
+    assert {name: round(value / copy) for name, value in grown.items() if value} == {
+        "adapter": 4,
+        "gradients": 4,
+        "optimizer": 8,
+    }
+    assert trained.best["tokens_per_second"] < plain.best["tokens_per_second"]
+
+
+def test_a_model_that_is_shared_between_gpus_has_no_rate_of_its_own(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(TrainError, match="shared between GPUs has no embedding of its own rate"):
+        check_devices(Processes(2, "fsdp"), section(embedding_learning_rate=1e-4))
