@@ -154,7 +154,9 @@ class TrainSection(Section):
         description="adapter on a 4-bit base (qlora) or on the base as it is (lora), or all weights (full); "
         "auto: qlora on a GPU",
     )
-    template: str = Field("tokenizer", description="the tokenizer's own, a known name, a Jinja file, or raw for texts in which nobody asks")
+    template: str = Field(
+        "tokenizer", description="the tokenizer's own, a known name, a Jinja file; raw for texts in which nobody asks"
+    )
     max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")
     long: Literal["refuse", "drop", "truncate", "split"] = Field(
         "refuse",
@@ -174,6 +176,13 @@ class TrainSection(Section):
     rank: int = Field(16, ge=1, description="LoRA r")
     alpha: int = Field(16, ge=1, description="LoRA alpha")
     learning_rate: float = Field(2e-4, gt=0, description="step size at its peak")
+    embedding_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="trains the embedding and the head as well, with this step size: for texts of a new language or "
+        "field, a fifth to a tenth of learning_rate",
+        examples=[5e-5],
+    )
     epochs: float = Field(1.0, gt=0, description="passes over the data, unless steps is given")
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs", examples=[60])
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(

@@ -141,6 +141,11 @@ def check_devices(processes: Processes, recipe: TrainSection) -> None:
         )
     if processes.sharding == "fsdp" and recipe.engine != "unsloth":
         raise TrainError("Only the engine unsloth shards a model.", "Leave --sharding out: each GPU has the whole.")
+    if processes.sharding == "fsdp" and recipe.embedding_learning_rate is not None:
+        raise TrainError(
+            "A model that is shared between GPUs has no embedding of its own rate.",
+            "Leave --sharding out: each GPU has the whole; or leave embedding_learning_rate out.",
+        )
 
 
 def _write_job(job: Job, processes: Processes) -> Path:

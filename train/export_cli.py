@@ -75,12 +75,12 @@ def merge_command(
     _conclude(contract, as_json=as_json)
 
 
-def _contract(store: Path | None, target: str) -> "Contract":
-    """What the engines make of an export that was just written."""
+def _contract(store: Path | None, target: str) -> "Contract | None":
+    """What the engines make of an export that was just written; nothing where raw text was learned."""
     from schemas.store import store_path
-    from train.contracting import check_serving
+    from train.contracting import check_export
 
-    return check_serving(store_path(store), target)
+    return check_export(store_path(store), target)
 
 
 def _conclude(contract: "Contract | None", *, as_json: bool) -> None:

@@ -68,7 +68,8 @@ def _write_config(path: Path, manifest: Manifest, model: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     is_folder = Path(manifest.model.name).expanduser().is_dir()
     config["base_model_name_or_path"] = str(model.resolve()) if is_folder else manifest.model.name
-    config["target_modules"] = sorted(config["target_modules"])  # a set to PEFT, in a new order every time
+    for key in ("target_modules", "modules_to_save"):  # sets to PEFT, in a new order every time
+        config[key] = sorted(config[key]) if config.get(key) else config.get(key)
     path.write_text(_json(config), encoding="utf-8")
 
 

@@ -74,6 +74,7 @@ def _load(unsloth: Any, job: Job) -> tuple[Any, Any]:
     """The base model with a fresh adapter, and its tokenizer."""
     import torch
 
+    from train.engines.embedding import embedding_arguments
     from train.engines.trainer import lora_arguments
 
     kind = _kinds(job, on_gpu=_on_gpu())[-1]
@@ -94,7 +95,7 @@ def _load(unsloth: Any, job: Job) -> tuple[Any, Any]:
         random_state=job.recipe.seed,
         use_gradient_checkpointing=kind,
         max_seq_length=job.recipe.max_length,
-        **lora_arguments(job.recipe),
+        **(lora_arguments(job.recipe) | embedding_arguments(job.recipe, model)),
     )
     return model, tokenizer
 
