@@ -210,17 +210,19 @@ def test_plan_and_preview_load_neither_torch_nor_transformers(store, folder):
         "assert done.exit_code == 0 and not heavy, (done.output, heavy)"
     )
     for command in (["plan", "chats@1"], ["preview", "chats@1", "--limit", "1"]):
-        words = [*command, "--store", str(store), "--model", str(folder), "--json"]
+        words = [*command, "--store", str(store), "--model", str(folder), "--set=train.max_dropped=0.2", "--json"]
         subprocess.run([sys.executable, "-P", "-c", code, *words], check=True, env=os.environ)
 
 
 def test_the_commands_print_what_a_person_and_a_program_can_read(curate, store, folder):
     options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100")
     planned = curate("plan", "chats@1", *options)
-    assert planned.returncode == 0
+    assert planned.returncode == 1
     assert "11 kept, 0 truncated, 2 dropped" in planned.stdout
     assert "curate train would refuse: 1 of 13" in planned.stdout
-    assert json.loads(curate("plan", "chats@1", *options, "--json").stdout)["fates"]["dropped"] == 2
+    refused = curate("plan", "chats@1", *options, "--json")
+    assert (refused.returncode, json.loads(refused.stdout)["fates"]["dropped"]) == (1, 2)
+    assert curate("plan", "chats@1", *options, "--set=train.long=drop", "--set=train.max_dropped=0.2").returncode == 0
 
     shown = curate("preview", "chats@1", *options, "--id", TALK.id[:12])
     assert shown.returncode == 0

@@ -101,28 +101,27 @@ def plan_command(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what training would see and do: tokens, packs, steps, what is too long; nothing heavy is loaded.
+    """Say what training would see and do: tokens, packs, steps, what is too long. Exit code 1 when it would refuse.
 
     \b
     curate plan support@1 --model data/tiny
     """
+    from train.budgeting import budget
+    from train.narrating import show_budget
     from train.planning import plan, sees_gpu
     from train.showing import show_plan
 
     prepared = _prepared(version, model, template, store, recipe, overrides)
     planned = plan(prepared, on_gpu=gpu is not None or sees_gpu())
-    if gpu is None:
-        print_json(planned.as_json()) if as_json else show_plan(planned)
-        return
-    from train.budgeting import budget
-    from train.narrating import show_budget
-
-    budgeted = budget(prepared.tokenizer.folder, prepared.section, planned.tokens, gpu)
+    budgeted = budget(prepared.tokenizer.folder, prepared.section, planned.tokens, gpu) if gpu is not None else None
     if as_json:
-        print_json(planned.as_json() | {"budget": budgeted.as_json()})
-        return
-    show_budget(budgeted)
-    show_plan(planned)
+        print_json(planned.as_json() | ({"budget": budgeted.as_json()} if budgeted is not None else {}))
+    else:
+        if budgeted is not None:
+            show_budget(budgeted)
+        show_plan(planned)
+    if planned.refusal is not None:
+        raise typer.Exit(1)
 
 
 def _prepared(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,6 @@ def show_run(run: Run) -> None:
     losses = [m.metrics[name] for name in ("eval_loss_base", "eval_loss") if name in m.metrics]
     facts = {
         "adapter": str(run.adapter),
-        "adapter digest": m.adapter_digest,
         "trained on": _trained_on(m),
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, packing {'on' if m.engine['packing'] else 'off'}, "
         f"{m.machine.device}, {m.machine.threads} threads",
@@ -129,6 +128,7 @@ def show_run(run: Run) -> None:
         "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "nothing was held out",
     }
     _facts(facts, f"Run {run.run}")
+    print_line(f"digest {m.adapter_digest}")
     note(f"Next: curate verify {run.run} · curate chat {run.run} --compare --prompt '…' · curate retrain {run.run}")
 
 
@@ -141,10 +141,15 @@ def _trained_on(m: Manifest) -> str:
     return f"{m.tokens.conversations:,} conversations of {m.data.version}, {tokens}"
 
 
-def show_runs(runs: Iterable[Run]) -> None:
-    """Print one line per run."""
-    columns = ["run", "version", "status", "engine", "steps", "held-out loss", "adapter digest", "started", "adapter"]
-    print_table((_run_row(run) for run in runs), columns)
+def show_runs(runs: Sequence[Run]) -> None:
+    """Print one line per run, in 80 columns, and why some failed."""
+    if not runs:
+        note("There is no run yet: curate train NAME@n begins one.")
+        return
+    print_table(map(_run_row, runs), ["run", "version", "status", "steps", "loss", "started", "adapter"])
+    for run in runs:
+        if run.manifest.failure is not None:
+            print_line(f"{run.run} failed: {run.manifest.failure}")
 
 
 def _run_row(run: Run) -> dict[str, Any]:
@@ -152,11 +157,9 @@ def _run_row(run: Run) -> dict[str, Any]:
     return {
         "run": run.run,
         "version": m.data.version,
-        "status": run.status if m.failure is None else f"{run.status}: {m.failure}",
-        "engine": m.recipe["engine"],
+        "status": run.status,
         "steps": int(m.metrics["steps"]) if "steps" in m.metrics else None,
-        "held-out loss": m.metrics.get("eval_loss"),
-        "adapter digest": (m.adapter_digest or "")[:12],
+        "loss": m.metrics.get("eval_loss"),  # held-out
         "started": f"{m.started:%Y-%m-%d %H:%M}",
         "adapter": run.adapter.name,
     }
