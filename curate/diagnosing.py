@@ -24,8 +24,10 @@ from packaging.specifiers import SpecifierSet
 from curate import serving
 from schemas.errors import StoreError
 from schemas.installing import DISTRIBUTION, install_command
+from schemas.machine import count_cores
 from schemas.run import installed_version
 from schemas.store import reading
+from schemas.terminal import counted
 
 EXTRAS = {
     "train": "tune a model",
@@ -36,7 +38,7 @@ EXTRAS = {
     "report": "draw reports",
     "dev": "work on curate itself",
 }
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 State = Literal["ok", "note", "clash"]
 MARKS: dict[State, str] = {"ok": "✓", "note": "·", "clash": "✗"}
@@ -230,10 +232,16 @@ def _store(path: Path) -> Finding:
         return Finding("store", "note", f"none at {path}", "curate import FILE makes it")
     try:
         with reading(path) as connection:
-            counted = connection.sql("SELECT count(*) FROM conversations").fetchall()
+            ((found,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
     except StoreError as error:
         return Finding("store", "clash", error.what, error.hint)
-    return Finding("store", "ok", f"{path}, {counted[0][0]:,} conversations, {path.stat().st_size / GIB:.2f} GiB")
+    return Finding("store", "ok", f"{path}, {counted(found, 'conversation')}, {_size(path)}")
+
+
+def _size(path: Path) -> str:
+    """How large a file is, in MiB up to one GiB."""
+    size = path.stat().st_size
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
 def _labelling_server() -> Finding:
@@ -244,14 +252,10 @@ def _labelling_server() -> Finding:
 
 def _machine(store: Path) -> Finding:
     free = shutil.disk_usage(store.absolute().parent if store.absolute().parent.is_dir() else Path.cwd()).free
-    found = f"{_cores()} cores, {_memory()}, {free / GIB:.0f} GiB free on the disk of the store"
+    found = f"{counted(count_cores(), 'core')}, {_memory()}, {free / GIB:.0f} GiB free on the disk of the store"
     if free < GIB:
         return Finding("machine", "clash", found, "Free some disk: a store needs about the size of its sources.")
     return Finding("machine", "ok", found)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _memory() -> str:

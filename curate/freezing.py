@@ -21,6 +21,7 @@ from curate.selecting import KEPT_SQL, WHERE, latest_selection
 from schemas.conversation import FIRST_QUESTION_SQL
 from schemas.errors import VersionError
 from schemas.recipe import Recipe, canonical_json
+from schemas.terminal import counted
 from schemas.version import SPLITS, Version, find_version, version_digest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -45,7 +46,7 @@ LINKS_SQL = """
 
 LINKED_PROMPTS_SQL = f"""
     WITH links AS ({LINKS_SQL}), prompts AS ({PROMPTS_SQL})
-    SELECT DISTINCT prompt, link, if(prompt IN (SELECT prompt FROM prompts WHERE NOT edited), '', '~') AS rank
+    SELECT DISTINCT prompt AS member, link, if(prompt IN (SELECT prompt FROM prompts WHERE NOT edited), '', '~') AS rank
     FROM links JOIN prompts USING (conversation)
 """
 """`rank` puts questions that only edits ask behind all others, so an edit never renames the group it joins."""
@@ -79,14 +80,16 @@ class Frozen:
         """The result for people, a few lines."""
         version, counts = self.version, self.version.counts
         state = ("frozen" if self.written else "would be frozen") if self.new else "is this already, nothing was added"
-        sides = ", ".join(f"{count:,} {split} ({self.groups[split]:,} groups)" for split, count in counts.items())
+        sides = ", ".join(
+            f"{count:,} {split} ({counted(self.groups[split], 'group')})" for split, count in counts.items()
+        )
         lines = [
-            f"{version.label} {state}: {sum(counts.values()):,} conversations = {sides}",
+            f"{version.label} {state}: {counted(sum(counts.values()), 'conversation')} = {sides}",
             f"digest {version.digest}",
             f"parent {version.parent or 'none'}",
         ]
         if self.moved:
-            lines.append(f"{self.moved:,} conversations sit on the other side than in {version.parent}.")
+            lines.append(f"Of them {self.moved:,} sit on the other side than in {version.parent}.")
         if not counts["held_out"]:
             lines.append("held_out is empty: with few groups a small share may hold none; --held-out 20% holds more.")
         return "\n".join(lines)
@@ -135,7 +138,7 @@ def split_members(connection: DuckDBPyConnection, held_out: float, salt: str = "
     5 % of 1,000 groups comes out between 4.3 % and 5.7 % in two cases of three; of 20 groups it is empty in one
     case of three; and a large group, such as many chats that open with the same greeting, goes as a block.
     """
-    groups = _join_groups(connection.sql(LINKED_PROMPTS_SQL).pl())
+    groups = join_groups(connection.sql(LINKED_PROMPTS_SQL).pl()).rename({"member": "prompt"})
     connection.register("joined_groups", groups)
     members: pl.DataFrame = connection.sql(
         f"""
@@ -171,19 +174,20 @@ def _listed_rules(rules: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in rules.items()) or "none"
 
 
-def _join_groups(links: pl.DataFrame) -> pl.DataFrame:
-    """The smallest prompt hash that each linked prompt can reach: columns `prompt`, `group`.
+def join_groups(links: pl.DataFrame) -> pl.DataFrame:
+    """The smallest member that each member of `links` (`member`, `link`, `rank`) can reach: columns `member`, `group`.
 
-    Every round hands the smallest hash on across one link, both ways; it ends when nothing changes any more, after
+    Every round hands the smallest one on across one link, both ways; it ends when nothing changes any more, after
     as many rounds as the longest chain of links is long, which is two or three where clusters are closed already.
+    Smallest is by `rank`, then by name.
     """
-    groups = links.with_columns(group=pl.concat_str("rank", "prompt"))
+    groups = links.with_columns(group=pl.concat_str("rank", "member"))
     while True:
         spread = groups.with_columns(pl.col("group").min().over("link")).with_columns(
-            pl.col("group").min().over("prompt")
+            pl.col("group").min().over("member")
         )
         if spread["group"].equals(groups["group"]):
-            return groups.select("prompt", "group").unique()
+            return groups.select("member", "group").unique()
         groups = spread
 
 

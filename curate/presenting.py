@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from schemas.terminal import note, print_table, printable
+from schemas.terminal import counted, fitting, note, print_table, printable, say
 
 if TYPE_CHECKING:
     from curate.comparing import Comparison
@@ -27,7 +28,7 @@ def show_scores(report: ScoreReport) -> None:
     numbers, others = as_rows(report, 3 if shutil.get_terminal_size().columns >= WIDE else 1)
     print_table(numbers, ["score", "min", "median", "p95", "max", "lowest", "highest"])
     print_table(others, ["score", "value", "conversations", "share", "examples"])
-    note(f"{sum(report.computed.values()):,} values were missing and are computed now.")
+    note(f"Computed now, since they were missing: {counted(sum(report.computed.values()), 'value')}.")
     note("Next: curate score --why ID says how a quality came about; curate select applies the recipe's rules.")
 
 
@@ -48,19 +49,19 @@ def show_selection(selection: Selection, *, dry_run: bool) -> None:
         print_table(steps, ["name", "rule", "before", "leaving", "unknown", "after"])
     for step in steps:
         for example in step["examples"]:
-            typer.echo(printable(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}"))
-    typer.echo(
+            typer.echo(fitting(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}", sys.stdout))
+    say(
         f"Rules keep {selection.kept_by_rules:,} of {selection.conversations:,}; people keep"
         f" {selection.kept_by_people:,} more and drop {selection.dropped_by_people:,}."
         f" A freeze takes {selection.kept:,}."
     )
     unknown = sum(step["unknown"] for step in steps)
     if unknown:
-        note(f"For {unknown:,} conversations a rule gave NULL, neither true nor false: they do not stay.")
+        note(f"A rule gave NULL, neither true nor false, for {counted(unknown, 'conversation')}: not kept.")
     if dry_run:
         note("Nothing was written. Next: curate select, without --dry-run.")
     else:
-        note(f"{selection.verdicts:,} new verdicts. Next: curate freeze NAME.")
+        note(f"{counted(selection.verdicts, 'verdict')} changed. Next: curate freeze NAME.")
 
 
 def note_disputes(disputed: int) -> None:

@@ -10,8 +10,6 @@ import csv
 import io
 import json
 import shlex
-import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.converting import OWN_COLUMNS
 from curate.mapping import ColumnMapping
+from curate.recovering import Row, excerpts, split
 from schemas.errors import ExportError, SourceError
 from schemas.file import write_whole
 
@@ -57,25 +56,29 @@ class ExportedRejects:
 
 
 def group_rejects(connection: DuckDBPyConnection, wanted: Wanted) -> list[dict[str, Any]]:
-    """Rejects by source and code, most frequent first: path, code, rows, the first places, reason and raw text."""
+    """Rejects by source and code, most frequent first: path, code, rows, the first places.
+
+    Of the first of them reason, raw text, and `excerpt`, the place in it that the reason speaks of.
+    """
     _check(connection, wanted)
-    return _selected(
+    groups = _selected(
         connection,
         wanted,
         """SELECT path, source, code, count(*) AS rows, list("row" ORDER BY "row")[:5] AS first_rows,
                   list(line ORDER BY "row")[:5] AS first_lines, arg_min(reason, "row") AS reason,
-                  arg_min(raw, "row") AS raw, count(closed_by) AS closed
-           FROM wanted GROUP BY path, source, code ORDER BY rows DESC, path, code""",
-    ).to_dicts()
+                  arg_min(raw, "row") AS raw, count(closed_by) AS closed, mapping, columns, min("row") AS "row"
+           FROM wanted GROUP BY path, source, code, mapping, columns ORDER BY rows DESC, path, code""",
+    )
+    return _with_excerpts(groups)
 
 
 def list_rejects(connection: DuckDBPyConnection, wanted: Wanted, limit: int | None) -> list[dict[str, Any]]:
-    """Single rejects in the order of the files: path, row, line, code, reason, raw, closed_by."""
+    """Single rejects in the order of the files: path, row, line, code, reason, raw, closed_by, excerpt."""
     _check(connection, wanted)
     end = "" if limit is None else f"LIMIT {limit}"
-    query = f"""SELECT path, source, "row", line, code, reason, raw, closed_by FROM wanted
+    query = f"""SELECT path, source, "row", line, code, reason, raw, closed_by, mapping, columns FROM wanted
                 ORDER BY imported_at, path, "row" {end}"""
-    return _selected(connection, wanted, query).to_dicts()
+    return _with_excerpts(_selected(connection, wanted, query))
 
 
 def export_rejects(
@@ -101,26 +104,16 @@ def export_rejects(
     if rejects.is_empty():
         raise ExportError("There are no such rejects.", "curate rejects shows those there are.")
     _check_alike(rejects, path)
-    split = [_split(reject) for reject in rejects.iter_rows(named=True)]  # each by itself: one may be broken
+    rows = [split(reject) for reject in rejects.iter_rows(named=True)]  # each by itself: one may be broken
     as_csv = path.suffix == ".csv"
-    _write(path, _as_csv(split) if as_csv else _as_jsonl(split))
+    _write(path, _as_csv(rows) if as_csv else _as_jsonl(rows))
     return ExportedRejects(
         str(path),
-        len(split),
-        raw_only=sum(row.cells is None for row in split),
-        formulas=sum(map(_formulas, split)) if as_csv else 0,
-        options=_options(split, rejects["mapping"][0]),
+        len(rows),
+        raw_only=sum(row.cells is None for row in rows),
+        formulas=sum(map(_formulas, rows)) if as_csv else 0,
+        options=_options(rows, rejects["mapping"][0]),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A reject on its way back into a file; `cells` is missing where the raw text has no columns."""
-
-    raw: str
-    cells: dict[str, str | None] | None
-    is_json: bool
-    own: dict[str, str]
 
 
 _SQL = """WITH wanted AS (
@@ -135,6 +128,11 @@ def _selected(connection: DuckDBPyConnection, wanted: Wanted, query: str) -> pl.
     parameters = {"source": wanted.source, "code": wanted.code, "closed": wanted.closed}
     frame: pl.DataFrame = connection.sql(_SQL + query, params=parameters).pl()
     return frame
+
+
+def _with_excerpts(rejects: pl.DataFrame) -> list[dict[str, Any]]:
+    told = rejects.with_columns(pl.Series("excerpt", excerpts(rejects), dtype=pl.String))
+    return told.drop("mapping", "columns").to_dicts()
 
 
 def _check(connection: DuckDBPyConnection, wanted: Wanted) -> None:
@@ -175,49 +173,11 @@ def _way(mapping: str) -> str:
     return json.dumps([stored["shape"], stored["fields"]], sort_keys=True)
 
 
-def _split(reject: Mapping[str, Any]) -> _Row:
-    """A reject in the columns of its source."""
-    mapping = json.loads(reject["mapping"])
-    is_json = mapping["format"] not in {"csv", "tsv"}
-    cells = _json_cells(reject["raw"]) if is_json else _csv_cells(reject["raw"], reject["columns"], mapping)
-    own = {OWN_COLUMNS[0]: f"{reject['source']}:{reject['row']}", OWN_COLUMNS[1]: reject["reason"]}
-    if cells is not None:
-        cells = {column: cell for column, cell in cells.items() if column not in OWN_COLUMNS}
-    return _Row(reject["raw"], cells, is_json, own)
-
-
-def _json_cells(raw: str) -> dict[str, str | None] | None:
-    """The values of a JSON object as texts; None where the text is no object."""
-    try:
-        value = json.loads(raw, parse_float=str, parse_int=str)
-    except ValueError:
-        return None
-    if not isinstance(value, dict):
-        return None
-    whole = json.loads(raw)
-    return {
-        key: cell if isinstance(cell, str) or cell is None else json.dumps(whole[key], ensure_ascii=False)
-        for key, cell in value.items()
-    }
-
-
-def _csv_cells(raw: str, columns: list[str], mapping: Mapping[str, Any]) -> dict[str, str | None] | None:
-    """The cells of a CSV record; None where it has not one for every column."""
-    csv.field_size_limit(sys.maxsize)
-    try:
-        records = list(csv.reader(io.StringIO(raw, newline=""), delimiter=mapping["delimiter"], strict=True))
-    except csv.Error:
-        return None
-    if len(records) != 1 or len(records[0]) != len(columns):
-        return None
-    return {column: cell or None for column, cell in zip(columns, records[0], strict=True)}
-
-
-def _as_jsonl(rows: list[_Row]) -> str:
+def _as_jsonl(rows: list[Row]) -> str:
     return "".join(f"{_json_line(row)}\n" for row in rows)
 
 
-def _json_line(row: _Row) -> str:
+def _json_line(row: Row) -> str:
     """The object as it was with our keys behind its own, or a new object of the cells."""
     if row.cells is None:
         return json.dumps({OWN_COLUMNS[2]: row.raw, **row.own}, ensure_ascii=False)
@@ -228,7 +188,7 @@ def _json_line(row: _Row) -> str:
     return f"{body}{', ' if row.cells else ''}{own}"
 
 
-def _as_csv(rows: list[_Row]) -> str:
+def _as_csv(rows: list[Row]) -> str:
     """All rows under the union of their columns."""
     columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
     if any(row.cells is None for row in rows):
@@ -241,11 +201,11 @@ def _as_csv(rows: list[_Row]) -> str:
     return text.getvalue()
 
 
-def _formulas(row: _Row) -> int:
+def _formulas(row: Row) -> int:
     return sum((cell or "").startswith(FORMULA_STARTS) for cell in (row.cells or {"": row.raw}).values())
 
 
-def _options(rows: list[_Row], mapping: str) -> str:
+def _options(rows: list[Row], mapping: str) -> str:
     """The options that read the exported rows as their source was read."""
     stored = json.loads(mapping)
     columns = {column for row in rows for column in row.cells or {}}

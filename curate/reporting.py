@@ -19,7 +19,7 @@ from curate.querying import Answer
 from curate.rejecting import ExportedRejects
 from curate.shapes.shape import PROBLEM_SENTENCES
 from curate.validating import RULES
-from schemas.terminal import note, print_table, printable
+from schemas.terminal import counted, note, print_table, printable, say
 
 ROLE_WIDTH = 13
 EXAMPLE_LENGTH = 400
@@ -48,7 +48,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     elif new:
         _show_files(new)
     for line in _remarks(new):
-        typer.echo(line)
+        say(line)
     typer.echo(_next_step(new, dry_run=dry_run))
 
 
@@ -63,20 +63,11 @@ def sum_line(results: Iterable[ImportResult]) -> str:
             rejected=result.rows_rejected,
             conversations=result.conversations,
         )
-    kept = _counted(total["conversations"], "conversation")
+    kept = counted(total["conversations"], "conversation")
     if total["kept"] != total["conversations"]:
-        kept = f"{_counted(total['kept'], 'row')} in {kept}"
-    duplicates = _counted(total["duplicate"], "duplicate")
-    return f"{_counted(total['read'], 'row')} read = {kept} + {duplicates} + {total['rejected']:,} rejected"
-
-
-def _counted(number: int, noun: str) -> str:
-    """A number and what it counts.
-
-    >>> _counted(1, "row"), _counted(2000, "row")
-    ('1 row', '2,000 rows')
-    """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+        kept = f"{counted(total['kept'], 'row')} in {kept}"
+    duplicates = counted(total["duplicate"], "duplicate")
+    return f"{counted(total['read'], 'row')} read = {kept} + {duplicates} + {total['rejected']:,} rejected"
 
 
 def _how_it_was_read(result: ImportResult) -> str:
@@ -92,7 +83,7 @@ def _show_outcomes(result: ImportResult) -> None:
     rows = [
         {"outcome": "conversations", "rows": result.rows_kept, "first at": "", "because": ""},
         {"outcome": "duplicates", "rows": result.rows_duplicate, "first at": "", "because": ""},
-        *_reasons(result),
+        *({"outcome": f"rejected: {code}", **reason} for code, reason in _reasons(result).items()),
     ]
     print_table(rows, list(rows[0]))
     typer.echo(sum_line([result]))
@@ -112,23 +103,26 @@ def _show_files(results: Sequence[ImportResult]) -> None:
         for result in results
     ]
     print_table(sums, list(sums[0]))
-    reasons = [{"file": names[result.path], **reason} for result in results for reason in _reasons(result)]
+    reasons = [
+        {"file": names[result.path], "rejected for": code, "rows": reason["rows"], "first at": reason["first at"]}
+        for result in results
+        for code, reason in _reasons(result).items()
+    ]
     if reasons:
         print_table(sorted(reasons, key=lambda reason: -reason["rows"]), list(reasons[0]))
     typer.echo(sum_line(results))
 
 
-def _reasons(result: ImportResult) -> list[dict[str, Any]]:
-    """Why rows were refused, most frequent first, each with where it first occurs."""
-    return [
-        {
-            "outcome": f"rejected: {example['code']}",
+def _reasons(result: ImportResult) -> dict[str, dict[str, Any]]:
+    """Why rows were refused, by code, most frequent first, each with where it first occurs."""
+    return {
+        example["code"]: {
             "rows": result.rejected[example["code"]],
             "first at": _place(example),
             "because": example["reason"],
         }
         for example in result.reject_examples
-    ]
+    }
 
 
 def file_names(paths: Iterable[str]) -> dict[str, str]:
@@ -149,17 +143,17 @@ def _place(example: Mapping[str, Any]) -> str:
 def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     """Lines on what was mended, closed, looks odd, or could be mended."""
     for mend, number in _together(result.mended for result in results).items():
-        yield f"Mended by {mend}: {_counted(number, 'conversation')}; what it was before is kept with its origin."
+        yield f"Mended by {mend}: {counted(number, 'conversation')}; what it was before is kept with its origin."
     closed = sum(result.closed for result in results)
     if closed:
-        yield f"Closed: {_counted(closed, 'reject')} of earlier imports."
+        yield f"Closed: {counted(closed, 'reject')} of earlier imports."
     for code, number in _together(result.warnings for result in results).items():
         mend = f" (--mend {RULES[code].mend})" if RULES[code].mend else ""
-        yield f"Warning {code}: {_counted(number, 'conversation')}. {RULES[code].sentence}{mend}"
+        yield f"Warning {code}: {counted(number, 'conversation')}. {RULES[code].sentence}{mend}"
     for code, number in _together(result.rejected for result in results).items():
         rule = RULES.get(code)
         if rule and rule.mend:
-            yield f"{_counted(number, 'row')} rejected for {code} could be mended by --mend {rule.mend}."
+            yield f"{counted(number, 'row')} rejected for {code} could be mended by --mend {rule.mend}."
 
 
 def _together(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -205,43 +199,41 @@ def show_reject_groups(groups: Sequence[Mapping[str, Any]]) -> None:
             "rejected for": group["code"],
             "rows": group["rows"],
             "first at": _places(group),
-            "because": group["reason"],
         }
         for group in groups
     ]
     print_table(rows, list(rows[0]))
     for row, group in zip(rows, groups[:EXAMPLE_GROUPS], strict=False):
-        typer.echo(f"{printable(row['file'])}, {row['rejected for']}, such as:\n    {_cut(group['raw'])}")
-    typer.echo(f"{_counted(sum(group['rows'] for group in groups), 'row')} in all.")
+        first = _places(
+            {**group, "rows": 1, "first_lines": group["first_lines"][:1], "first_rows": group["first_rows"][:1]}
+        )
+        _show_reject(f"{row['file']}, {first}", group)
+    typer.echo(f"{counted(sum(group['rows'] for group in groups), 'row')} in all.")
     return typer.echo("Next: curate rejects --list shows each; --export fix.csv writes them to a file to be mended.")
 
 
 def show_reject_list(rejects: Sequence[Mapping[str, Any]], limit: int) -> None:
     """Print single rejects."""
     names = file_names(reject["path"] for reject in rejects)
-    rows = [
-        {
-            "file": names[reject["path"]],
-            "at": _place(reject),
-            "rejected for": reject["code"],
-            "because": reject["reason"],
-            "as it was read": _cut(reject["raw"]),
-        }
-        for reject in rejects
-    ]
-    if rows:
-        print_table(rows, list(rows[0]))
-    if len(rows) == limit:
+    for reject in rejects:
+        _show_reject(f"{names[reject['path']]}, {_place(reject)}", reject)
+    if len(rejects) == limit:
         note(f"The first {limit:,} are shown: --limit shows more.")
+
+
+def _show_reject(where: str, reject: Mapping[str, Any]) -> None:
+    """A reject in two lines: where and why, and the place in it that this speaks of."""
+    say(f"{where}: {reject['code']}. {reject['reason']}")
+    say(f"    {reject['excerpt']}")
 
 
 def show_exported(exported: ExportedRejects, store_option: str) -> None:
     """Print what was written, and how it comes back."""
-    typer.echo(f"{_counted(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
+    typer.echo(f"{counted(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
     if exported.raw_only:
         typer.echo(f"{exported.raw_only:,} of them could not be split into columns: fill these in from _curate_raw.")
     if exported.formulas:
-        cells = _counted(exported.formulas, "cell")
+        cells = counted(exported.formulas, "cell")
         typer.echo(f"{cells} beginning with =, +, - or @: written exactly as they were, for the way back.")
         typer.echo("  A spreadsheet may take them for formulas.")
     typer.echo("Correct the rows, delete those that shall stay out, leave _curate_reject as it is; then:")
@@ -274,13 +266,12 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
     """Print what the store holds, and the command that comes next."""
     counts = found["counts"]
     typer.echo(
-        f"{store}: {_counted(counts['conversations'], 'conversation')} from {_counted(len(found['sources']), 'file')}"
+        f"{store}: {counted(counts['conversations'], 'conversation')} from {counted(len(found['sources']), 'file')}"
     )
     names = file_names(source["path"] for source in found["sources"])
     sources = [
         {
             "file": names[source["path"]],
-            "shape": source["shape"],
             "rows": source["rows_read"],
             "conversations": source["conversations"],
             "duplicates": source["rows_duplicate"],
@@ -309,11 +300,11 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
     for rows in (sources, versions, runs):
         if rows:
             print_table(rows, list(rows[0]))
-    scored = "nothing is scored" if not counts["scorers"] else f"{counts['scorers']:,} scorers"
-    missing = f", {counts['unscored']:,} conversations without scores" if counts["unscored"] else ""
+    scored = "nothing is scored" if not counts["scorers"] else counted(counts["scorers"], "scorer")
+    missing = f", {counted(counts['unscored'], 'conversation')} without scores" if counts["unscored"] else ""
     typer.echo(f"Scores    {scored}{missing}")
     people = f", {counts['judged_by_people']:,} by people" if counts["judged_by_people"] else ""
-    typer.echo(f"Verdicts  {counts['judged']:,} conversations judged{people}; {counts['kept']:,} are kept")
+    typer.echo(f"Verdicts  {counted(counts['judged'], 'conversation')} judged{people}; kept: {counts['kept']:,}")
     if found["people"]["sets"]:
         typer.echo(f"People    {_what_people_said(found['people'])}")
     typer.echo(f"Rejects   {counts['open_rejects']:,} open, {counts['closed_rejects']:,} closed")
@@ -324,8 +315,8 @@ def _what_people_said(people: Mapping[str, Any]) -> str:
     """How much of what was asked is answered, by whom, and which verdicts of theirs stand."""
     where = f"in {printable(', '.join(people['sets']))}"
     if not people["answers"]:
-        return f"nobody has answered yet; {_counted(people['asked'], 'conversation')} wait {where}"
-    said = f"{people['answered']:,} of {_counted(people['asked'], 'conversation')} answered {where}"
+        return f"nobody has answered yet; {counted(people['asked'], 'conversation')} wait {where}"
+    said = f"{people['answered']:,} of {counted(people['asked'], 'conversation')} answered {where}"
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in people["verdicts"].items()) or "none"
     return f"{said} by {printable(', '.join(people['people']))}; verdicts: {verdicts}"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -63,21 +66,65 @@ def print_json(value: object) -> None:
 def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
     """Print rows as a table on stdout. Cells are data: markup and control characters in them are shown, not obeyed.
 
-    What does not fit is folded into the next line, never cut: names are there to be typed. Columns without names have
-    no head.
+    What does not fit is folded into the next line, never cut: names are there to be typed, so sentences are folded
+    first. Columns without names have no head.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console, cells = Console(), [[printable(row[column]) for column in columns] for row in rows]
     named = any(column.strip() for column in columns)
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=named)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(row[column])) for column in columns))
-    Console().print(table)
+    texts = [[column, *(row[place] for row in cells)] for place, column in enumerate(columns)]
+    for column, width in zip(columns, column_widths(texts, console.width - BETWEEN * len(columns) + 1), strict=True):
+        table.add_column(column, overflow="fold", width=width)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+BETWEEN = 3
+"""Characters between two columns of a table; half as many stand at its edges."""
+
+SENTENCE, WORD = 3, 12
+"""A text with so many spaces is a sentence; of a column of sentences longer words than this may be folded."""
+
+
+def column_widths(texts: Sequence[Sequence[str]], available: int) -> list[int]:
+    """How wide each column of a table is, together at most `available`, by its texts, the head among them.
+
+    Where not all have room, each keeps its words whole, and what is left is shared out, to the narrowest first. Where
+    not even the words have room, the widest columns give way.
+
+    >>> column_widths([["file", "tickets.csv"], ["because", "Turn 2 (gpt) is empty."]], 31)
+    [11, 20]
+    >>> column_widths([["file", "tickets.csv"], ["because", "Turn 2 (gpt) is empty."]], 16)
+    [9, 7]
+    """
+    wanted, least = [_longest(column) for column in texts], [_longest_word(column) for column in texts]
+    room = range(1, max(available, 1) + 1)
+    cap = max((cap for cap in room if sum(min(width, cap) for width in least) <= available), default=1)
+    least = [min(width, cap) for width in least]
+
+    def raised(level: int) -> list[int]:
+        return [min(most, max(width, level)) for width, most in zip(least, wanted, strict=True)]
+
+    return raised(max((level for level in room if sum(raised(level)) <= available), default=0))
+
+
+def _longest(texts: Iterable[str]) -> int:
+    """The cells of a terminal that the longest line takes: two for a Chinese character."""
+    from rich.cells import cell_len
+
+    return max((cell_len(line) for text in texts for line in text.splitlines()), default=0)
+
+
+def _longest_word(texts: Sequence[str]) -> int:
+    longest = _longest(word for text in texts for word in text.split())
+    is_prose = any(text.count(" ") >= SENTENCE for text in texts)
+    return max(_longest(texts[0].split()), min(longest, WORD)) if is_prose else longest
 
 
 def printable(value: object) -> str:
@@ -112,7 +159,40 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *_BIDI)}
 
 def note(message: str) -> None:
     """Print a line for people on stderr."""
-    typer.echo(printable(message), err=True)
+    typer.echo(_folded(printable(message), sys.stderr), err=True)
+
+
+def say(message: str) -> None:
+    """Print a sentence on stdout."""
+    typer.echo(_folded(printable(message), sys.stdout))
+
+
+def _folded(text: str, stream: TextIO) -> str:
+    """`text` broken between words where a terminal shows it; in files, and in lines to paste, as it is."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    fold = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line if line.lstrip().startswith("→") else fold(line) for line in text.split("\n"))
+
+
+def fitting(text: str, stream: TextIO) -> str:
+    """`text` on one line, cut with an ellipsis where a terminal shows it and has no room; in files, as it is."""
+    from rich.text import Text
+
+    line = Text(printable(text))
+    if stream.isatty():
+        line.truncate(shutil.get_terminal_size().columns, overflow="ellipsis")
+    return line.plain
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> counted(1, "row"), counted(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @contextmanager

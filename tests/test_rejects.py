@@ -200,3 +200,36 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
     assert curate("rejects", "--export", "fix.csv").returncode == 1
     command = next(line.strip() for line in shown.splitlines() if line.strip().startswith("curate import"))
     assert curate(*command.split()[1:]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "excerpt"),
+    [
+        ('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}], "id": "x"}',
+         "empty-answer", "human: Hi · gpt: (nothing)"),
+        ('{"messages": [{"role": "user", "content": "Hi"}, {"role": "boss", "content": "No"}]}',
+         "unknown-role", 'turn 1: {"role": "user", "content": "Hi"} · turn 2: {"role": "boss", "content": "No"}'),
+        ('{"id": "' + "x" * 200 + '", "messages": [{"role" "user"}]}', "broken-json", '"messages": [{"role" "user"}]}'),
+        ('{"messages": 7, "id": "1"}', "broken-json|not-a-list", '{"messages": 7, "id": "1"}'),
+    ],
+    ids=["turn", "element", "character", "whole"],
+)  # fmt: skip
+def test_a_reject_shows_the_place_that_its_reason_speaks_of(store: Path, tmp_path: Path, row, code, excerpt) -> None:
+    good = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "id": "0"}
+    path = tmp_path / "chats.jsonl"
+    path.write_text(f"{json.dumps(good)}\n{row}\n", encoding="utf-8")
+    assert import_one(store, path).rows_rejected == 1
+    with reading(store) as connection:
+        (group,), (single,) = group_rejects(connection, Wanted()), list_rejects(connection, Wanted(), None)
+    assert group["code"] in code.split("|")
+    assert group["excerpt"] == single["excerpt"]
+    assert group["excerpt"].endswith(excerpt)
+    assert len(group["excerpt"]) < 120
+
+
+def test_the_command_shows_codes_whole_and_the_fault_also_in_a_narrow_terminal(tickets: Path, curate) -> None:
+    shown = curate("rejects", COLUMNS="70").stdout
+    assert "tickets.csv   empty-answer   2      line 3, 4" in shown
+    assert "tickets.csv, line 3: empty-answer. Turn 2 (gpt) is empty.\n    human: When? · gpt: (nothing)" in shown
+    listed = curate("rejects", "--list", "--code", "ragged-row").stdout
+    assert listed.splitlines()[1] == "    4,How?,So.,too,many,cells"

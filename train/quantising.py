@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from schemas.errors import ExportError
+from schemas.machine import count_cores
 from schemas.run import Manifest, read_manifest
 from train.answering import stop_ids
 from train.differing import Difference, Sample, difference, loaded, model_logits, take_sample, vocabulary_of
@@ -28,7 +29,6 @@ from train.llamacpp.imatrix import Imatrix, by_gguf_names, write_imatrix
 from train.llamacpp.logits import evaluator, quantise
 from train.llamacpp.to_gguf import OUT_TYPES, convert
 from train.merging import merge, stored_dtype
-from train.spreading import count_cores
 from train.weighing import rows_to_weigh, weigh
 
 MANIFEST_KEY = "curate.manifest"

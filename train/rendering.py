@@ -16,10 +16,11 @@ from io import BytesIO
 import polars as pl
 
 from schemas.conversation import is_text
+from schemas.machine import count_cores
 from train.labelling import IGNORED, RENDERED, label, token_range
 from train.marking import Piece, Region, Rendering, Script
 from train.reasoning import Reasoning
-from train.spreading import Work, count_cores, spread
+from train.spreading import Work, spread
 from train.templating import PINNED_DATE, Template, find_template
 from train.tokenizing import Tokenizer
 

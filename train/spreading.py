@@ -49,11 +49,6 @@ def spread(make: Callable[..., Work], arguments: tuple[Any, ...], parcels: Itera
         yield from stack.enter_context(ThreadPoolExecutor(n)).map(ask, parcels)
 
 
-def count_cores() -> int:
-    """How many cores this process may use: what a container or taskset leaves of the machine."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 class _Helper:
     """One process, and a pipe to and from it."""
 
