@@ -27,7 +27,17 @@ from curate.asking import (
 )
 from curate.freezing import check_name
 from curate.judging import DISPUTED, judge
-from curate.queueing import DISAGREEMENT, FACT_KINDS, Chosen, Unfit, Wanted, choose, filters, read_tasks
+from curate.queueing import (
+    DISAGREEMENT,
+    FACT_KINDS,
+    NEAR_DUPLICATES,
+    Chosen,
+    Unfit,
+    Wanted,
+    choose,
+    filters,
+    read_tasks,
+)
 from schemas.conversation import ASSISTANT_ROLES
 from schemas.errors import CurateError, ReviewError
 from schemas.recipe import Recipe, ReviewSection, canonical_json, digest
@@ -387,6 +397,12 @@ def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Map
     if wanted.queue == DISAGREEMENT:
         return ReviewError(
             "There is no conversation on which people differ.", "curate review status shows who says what."
+        )
+    if wanted.queue == NEAR_DUPLICATES:
+        return ReviewError(
+            "No two conversations that are kept, that no person has judged, and that the options name are"
+            " near-duplicates.",
+            "Loosen --where, or add --also-dropped.",
         )
     ((stored,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
     if not stored:

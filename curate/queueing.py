@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.deduplicating import near_duplicates
 from curate.scoring import plan, stored_columns
 from curate.selecting import RULE, matching
 from schemas.errors import ReviewError
@@ -30,7 +31,8 @@ RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES, ORDERED = (
     "order",
 )
 QUEUES = (RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES)
-"""Why a conversation is looked at: drawn by lot, close to where a rule cuts, people differ, or it has near copies."""
+"""Why a conversation is looked at: drawn by lot, close to where a rule cuts, people differ, or it has near-duplicates
+among those that could be looked at."""
 
 CUT = re.compile(rf"\b{QUALITY}\s*>=?\s*(\d*\.?\d+)")
 AT_ONCE = 1000
@@ -137,19 +139,25 @@ def _ranked(
         RANDOM: f"SELECT conversation FROM ({pool}) ORDER BY sha256(? || conversation)",
         UNCERTAIN: _uncertain(recipe, pool, columns.get(QUALITY, "NULL")),
         DISAGREEMENT: "SELECT conversation FROM matching JOIN disputed USING (conversation) ORDER BY place",
-        NEAR_DUPLICATES: f"""
-            SELECT conversation FROM ({pool}) JOIN (
-                SELECT conversation, min(cluster) AS cluster FROM clusters GROUP BY conversation
-            ) USING (conversation)
-            QUALIFY count(*) OVER (PARTITION BY cluster) > 1 ORDER BY cluster, place""",
+        NEAR_DUPLICATES: f"SELECT conversation FROM ({pool}) ORDER BY place",
     }
     if wanted.why == UNCERTAIN and QUALITY not in columns:
         raise ReviewError("The queue uncertain goes by the score quality, which is not computed.", "curate score")
     parameters = [name] if wanted.why == RANDOM else []
     found: pl.DataFrame = connection.sql(queries[wanted.why], params=parameters).pl()
+    if wanted.why == NEAR_DUPLICATES:
+        found = _clustered(connection, found)
     connection.unregister("matching")
     connection.unregister("disputed")
     return found
+
+
+def _clustered(connection: DuckDBPyConnection, found: pl.DataFrame) -> pl.DataFrame:
+    """Those with near-duplicates among them, cluster by cluster, the largest first."""
+    clusters = near_duplicates(connection, found)
+    members = found.join(clusters, on="conversation", maintain_order="left")
+    size = pl.len().over("cluster")
+    return members.sort(size, "cluster", descending=[True, False], maintain_order=True).select("conversation")
 
 
 def _fitting(tasks: Iterator[Task], room: int, unfit: Unfit) -> tuple[pl.DataFrame, list[dict[str, str]]]:
@@ -206,9 +214,7 @@ FACTS_SQL = """
         SELECT conversation, arg_min(parse_filename(path), row) AS source, arg_min(coalesce(line, row), row) AS line
         FROM origins JOIN sources USING (source) WHERE NOT duplicate GROUP BY conversation
     ) o ON o.conversation = chosen.conversation
-    LEFT JOIN (
-        SELECT conversation, min(cluster) AS cluster FROM clusters GROUP BY conversation
-    ) k ON k.conversation = chosen.conversation
+    LEFT JOIN near k ON k.conversation = chosen.conversation
     LEFT JOIN (
         SELECT conversation, arg_max(version, frozen_at) AS version FROM members JOIN versions USING (version)
         GROUP BY conversation
@@ -254,9 +260,11 @@ def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFr
     """What `asking.task_of` takes, a row per chosen conversation, in their order."""
     scores = score_columns(connection, recipe)
     named = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())
+    connection.register("near", near_duplicates(connection, chosen))
     connection.register("chosen", chosen.with_row_index("place"))
     rows: list[dict[str, Any]] = connection.sql(FACTS_SQL.format(scores=named)).pl().to_dicts()
     connection.unregister("chosen")
+    connection.unregister("near")
     kinds = metadata_kinds(connection, recipe)
     return [  # one by one: each becomes a request's JSON
         {

@@ -48,7 +48,10 @@ OrderOption = Annotated[
 QueueOption = Annotated[
     str | None,
     typer.Option(
-        "--queue", help="random, uncertain, disagreement or near-duplicates.", show_default="random, or by --order"
+        "--queue",
+        help="random; uncertain: quality close to a rule's cut; disagreement: people differ; near-duplicates: who has"
+        " any, cluster by cluster, the largest first.",
+        show_default="random, or by --order",
     ),
 ]
 SampleOption = Annotated[

@@ -274,14 +274,39 @@ def test_uncertain_ones_come_from_both_sides_of_where_the_rule_cuts(tmp_path):
     assert chosen(tmp_path / "u.csv") == [one for (one,) in near[:3]]
 
 
-def test_near_duplicates_stand_together(tmp_path, store):
-    ids = [talk.id for talk in questions(5)]
-    with writing(store) as connection:
-        for one, cluster in [(ids[0], "b"), (ids[3], "b"), (ids[1], "a"), (ids[4], "a"), (ids[2], "c")]:
-            connection.execute("INSERT INTO clusters VALUES (?, 'minhash', ?)", [one, cluster])
+STORY = (
+    "The pump of the grey boat was left in the rain for a week, and since then it makes a noise like a kettle, "
+    "which frightens the dog, the neighbours and, as we found out last night, the harbour master. What now?"
+)
+
+
+def test_near_duplicates_stand_together_the_largest_cluster_first_and_nobody_else(tmp_path, store):
+    def told(*changes):
+        return chat(*(text for change in changes for text in (change(STORY), "Dry it for a day, then oil it.")))
+
+    pairs = add(store, [told(str), told(str.upper)], source="a.csv")
+    other = STORY.replace("pump", "paddle").replace("kettle", "trumpet").replace("rain", "sun").replace("dog", "cat")
+    three = add(store, [told(lambda _, end=end: other + end) for end in ("", " Thanks!", " Any idea?")], source="b.csv")
     export(store, tmp_path / "n.csv", queue="near-duplicates")
     found = chosen(tmp_path / "n.csv")
-    assert (set(found[:2]), set(found[2:])) == ({ids[1], ids[4]}, {ids[0], ids[3]})
+    assert (set(found[:3]), set(found[3:])) == (set(three), set(pairs))
+    export(store, tmp_path / "f.csv", queue="near-duplicates", name="four", sample=4)
+    assert set(chosen(tmp_path / "f.csv")[:3]) == set(three)
+
+
+def test_without_near_duplicates_their_queue_says_so(tmp_path, store):
+    with pytest.raises(ReviewError, match=r"No two conversations .* are near-duplicates"):
+        export(store, tmp_path / "n.csv", queue="near-duplicates")
+    with pytest.raises(ReviewError, match=r"No two conversations .* are near-duplicates"):
+        export(store, tmp_path / "n.csv", queue="near-duplicates", where="turns > 90")
+
+
+def test_the_near_duplicates_of_the_sample_are_the_ten_tickets_that_came_twice(curate, tmp_path, sample):
+    assert curate("import", str(sample / "support_tickets.csv")).returncode == 0
+    export(tmp_path / "curate.duckdb", tmp_path / "n.csv", queue="near-duplicates")
+    asked = [row["text"].lower().partition("[answer 1]") for row in rows_of(tmp_path / "n.csv")]
+    assert len(asked) == 20  # data/make_sample.py: in small letters, with "!!", with spaces, or "Again:"
+    assert all(first[2] == second[2] for first, second in zip(asked[::2], asked[1::2], strict=True))
 
 
 def test_people_who_differ_send_a_conversation_to_the_queue_disagreement(tmp_path, store):
