@@ -7,11 +7,22 @@ import pytest
 
 from schemas.errors import ExportError
 from train.contracting import check_serving
+from train.llamacpp.finding import find_converter
 from train.llamacpp.server import serving
-from train.rendering_engines import LlamaCpp
+from train.llamacpp.to_gguf import PRE_TOKENIZERS, convert
+from train.rendering import Script, Tokenizer
+from train.rendering_engines import Asked, Folder, LlamaCpp
 from train.talking import Address, RefusedError
+from train.templating import find_template
 
 pytestmark = pytest.mark.slow
+
+LLAMA_WORDS = next(expression for expression, name in PRE_TOKENIZERS.items() if name == "llama-bpe")
+TALK = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "Two."},
+    {"role": "user", "content": "Three?"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +130,33 @@ def test_a_model_that_is_made_to_say_its_stop_token_stops_and_at_another_token_g
     engine = LlamaCpp("llama.cpp", server)
     assert engine.stops_at(10) is None
     assert "went on behind token 300" in engine.stops_at(300)
+
+
+# a day ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_that_asks_for_today_says_the_day_of_the_training_in_every_engine(project, tmp_path):
+    model = shutil.copytree(project.parent / "merged/r1", tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    words, level = (
+        {"type": "Split", "pattern": {"Regex": LLAMA_WORDS}},
+        {**tokenizer["pre_tokenizer"], "use_regex": False},
+    )
+    steps = [{**words, "behavior": "Isolated", "invert": False}, level]
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    template = find_template("llama-3.1", model)
+    (model / "chat_template.jinja").write_text(template.text, encoding="utf-8")
+    script = Script(template, Tokenizer.load(model))
+    questions = [[{"role": "user", "content": "Hello"}], [{"role": "system", "content": "Be brief."}, *TALK]]
+    asked = [Asked(messages, None, "") for messages in questions]
+    texts = [script.text(messages, prompt=True) for messages in questions]
+    assert all("Today Date: 26 July 2024\n" in text for text in texts)  # what the template says where nobody tells it
+    trained = [encoding.ids for encoding in script.tokenizer.encode(texts)]
+    convert(find_converter(), model, tmp_path / "r1.gguf", "f16", metadata={}, stop=None)
+    with serving(tmp_path / "r1.gguf", context=512, threads=1, gpu=False) as address:
+        assert LlamaCpp("llama.cpp", address).prompts(asked) == trained
+    assert Folder("transformers", model).prompts(asked) == trained
 
 
 # an address ------------------------------------------------------------------------------------------------------

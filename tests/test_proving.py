@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from making_tokenizers import CHATML, save_tokenizer
 from stores import add, chat
-from training import SETTINGS, command, make_project
+from training import SETTINGS, TINY, command, make_project
 
 from curate.freezing import freeze
 from schemas.errors import TrainError
@@ -128,6 +128,18 @@ def test_a_token_that_transformers_would_not_give_stops_the_training(prepared, t
     tampered = replace(prepared, rendered=prepared.rendered.with_columns(wrong.alias("input_ids")))
     with pytest.raises(TrainError, match=r"token 4 is 5 '<\|im_sep\|>' here and 4 '<\|im_end\|>' there"):
         check_samples(samples_of(tampered), transformers_tokenizer)
+
+
+def test_a_tokenizer_that_joins_what_a_prompt_ends_with_is_refused_with_that_template(prepared, tmp_path):
+    store, recipe = tmp_path / "curate.duckdb", prepared.section.model_copy(update={"model": str(TINY)})
+    assert samples_of(prepare(store, "chats", recipe.model_copy(update={"template": "chatml"})))["rows"]
+    joined = prepare(store, "chats", recipe.model_copy(update={"template": "llama-3"}))
+    with pytest.raises(TrainError, match=r"the prompt of the template llama-3 ends in other tokens") as refused:
+        samples_of(joined)
+    assert "is 227 'Ċ' here and 289 'ĊĊ' there" in refused.value.what
+    assert "such as chatml" in refused.value.hint
+    found = {proof.names[0]: proof.prefix for proof in prove_all(TINY, ["chatml", "llama-3"])}
+    assert found == {"chatml": "holds", "llama-3": "no"}
 
 
 @pytest.mark.slow

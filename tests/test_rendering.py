@@ -2,7 +2,6 @@
 
 import json
 import random
-from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import polars as pl
@@ -18,7 +17,7 @@ from train.caching import rendered_version
 from train.messaging import to_messages, to_tools
 from train.rendering import RENDERED, Script, Template, Tokenizer, find_template, render
 from train.spreading import spread
-from train.templating import PINNED_DATE, own_names, unsloth_templates
+from train.templating import own_names, unsloth_templates
 
 CALL = '{"name": "weather", "arguments": {"city": "Pa\\"ris", "days": 3, "units": ["C", "<b>"]}}'
 TOOLS = (
@@ -69,17 +68,8 @@ def tokenizer(folder):
 @pytest.fixture(scope="module")
 def transformers_tokenizer(folder):
     from transformers import AutoTokenizer
-    from transformers.utils import chat_template_utils
 
-    class Pinned(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return PINNED_DATE
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat_template_utils, "datetime", Pinned)
-        chat_template_utils._compile_jinja_template.cache_clear()
-        yield AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def frame(*conversations):
@@ -390,9 +380,27 @@ def test_a_tokenizer_without_a_template_says_what_to_give(tmp_path):
         find_template("tokenizer", save_tokenizer(tmp_path, template=None))
 
 
-def test_todays_date_is_pinned(tokenizer):
-    row = rendered(chat("Hi", "Hello"), tokenizer, "{{ strftime_now('%d %B %Y') }}" + CHATML)
+def test_a_template_that_asks_for_today_has_one_day_written_into_it(folder, tokenizer, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ strftime_now('%d %B %Y') }}" + CHATML)
+    found = find_template(str(tmp_path / "mine.jinja"), folder)
+    assert found.text == '{{ "01 January 2026" }}' + CHATML
+    row = render(frame(chat("Hi", "Hello")), found, tokenizer).row(0, named=True)
     assert tokens(row, tokenizer).startswith("01 January 2026<|im_start|>")
+
+
+def test_a_day_that_an_engine_sets_is_not_looked_at_and_words_that_are_like_it_stay(folder, tmp_path):
+    asks = "{% if date_string is defined %}{{ date_string }}{% else %}{{ 'date_string' + message.datetime }}{% endif %}"
+    (tmp_path / "mine.jinja").write_text("date_string: " + asks)
+    assert find_template(str(tmp_path / "mine.jinja"), folder).text == (
+        "date_string: {% if pinned_date_string is defined %}{{ pinned_date_string }}"
+        "{% else %}{{ 'date_string' + message.datetime }}{% endif %}"
+    )
+
+
+def test_a_template_that_makes_up_the_form_of_the_day_is_refused(folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{% set form = '%d' %}{{ strftime_now(form) }}" + CHATML)
+    with pytest.raises(TrainError, match=r"asks for today's date in a form that it makes up itself"):
+        find_template(str(tmp_path / "mine.jinja"), folder)
 
 
 def test_the_columns_are_those_that_are_promised_also_for_nothing(tokenizer):
@@ -465,10 +473,10 @@ def test_the_tiny_model_is_rendered_as_by_transformers(sample):
 
 
 @pytest.mark.slow
-def test_every_template_of_unsloth_gives_the_ids_of_apply_chat_template(tokenizer, transformers_tokenizer):
+def test_every_template_of_unsloth_gives_the_ids_of_apply_chat_template(folder, tokenizer, transformers_tokenizer):
     templates = _unsloth()
     assert len(templates) >= 47
-    distinct = {text: name for name, text in templates.items()}
+    distinct = {find_template(name, folder).text: name for name in templates}
     taken = {name: _check(name, text, tokenizer, transformers_tokenizer) for text, name in distinct.items()}
     assert min(taken.values()) >= len(CONVERSATIONS) - 1, taken
 
@@ -499,6 +507,15 @@ def test_our_templates_render_what_unsloths_of_the_same_name_do(name, folder, to
         messages = to_messages([turn.as_row() for turn in conversation.turns])
         assert ours.text(messages) == theirs.text(messages)
         assert ours.prompt == theirs.prompt
+
+
+def test_the_day_is_all_that_is_written_into_unsloths_templates(folder, tokenizer):
+    dated = {name: text for name, text in _unsloth().items() if find_template(name, folder).text != text}
+    assert {"llama-3.1", "gpt-oss"} <= dated.keys()
+    for name, text in dated.items():
+        ours, theirs = Script(find_template(name, folder), tokenizer), Script(Template(name, text), tokenizer)
+        messages = to_messages([turn.as_row() for turn in CONVERSATIONS["a system message"].turns])
+        assert ours.text(messages) == theirs.text(messages)  # which are told the same day when they ask
 
 
 def test_a_template_with_generation_tags_renders_as_in_transformers(tokenizer, transformers_tokenizer):

@@ -25,7 +25,7 @@ from train.messaging import to_messages, to_tools
 from train.planning import Prepared
 from train.quieting import quiet
 from train.reasoning import without_history
-from train.templating import PINNED_DATE, Template, find_template, own_names, unsloth_templates
+from train.templating import Template, find_template, own_names, unsloth_templates
 from train.tokenizing import NAMED_TOKENS, Tokenizer
 from train.windowing import turns_of
 
@@ -164,7 +164,10 @@ def prove_all(model: Path | None = None, names: Sequence[str] = ()) -> list[Proo
 
 
 def samples_of(prepared: Prepared) -> dict[str, Any]:
-    """Some conversations of a version as messages, with the ids that they have here, as plain values."""
+    """Some conversations of a version as messages, with the ids that they have here, as plain values.
+
+    Raises `TrainError` when a server would send other tokens than stand before the answers here.
+    """
     chosen = _whole(prepared).head(SAMPLE)
     members = prepared.members.join(chosen, on="id", how="semi")
     known = {name: (turns, tools) for name, turns, tools in members.select("id", "conversations", "tools").iter_rows()}
@@ -174,7 +177,40 @@ def samples_of(prepared: Prepared) -> dict[str, Any]:
         _, said = turns_of(turns, row["window"])
         said = without_history(said) if prepared.section.reasoning == "strip" else said
         rows.append({"id": row["id"], "messages": to_messages(said), "tools": to_tools(tools), "ids": row["input_ids"]})
+    _check_prompts(rows, Script(prepared.template, prepared.tokenizer))
     return {"template": prepared.template.name, "text": prepared.template.text, "rows": rows}
+
+
+def _check_prompts(rows: Sequence[Mapping[str, Any]], script: Script) -> None:
+    """Raise `TrainError` when the tokenizer joins or parts what a prompt ends with, in front of every answer.
+
+    One answer that begins with white space is told by the plan (`straddling`). Where already the text of the prompt is
+    another, as in templates that think, it is no matter of the tokenizer; `curate templates` and the contract say so.
+    """
+    pairs = [pair for row in rows if (pair := _prompt_and_whole(row, script)) is not None]
+    different = [
+        _difference(whole[: len(prompt)], prompt, script.tokenizer.backend.id_to_token) for prompt, whole in pairs
+    ]
+    if pairs and all(different):
+        raise TrainError(
+            f"With this tokenizer the prompt of the template {script.template.name} ends in other tokens when a server "
+            f"sends it than it has in front of an answer: {different[0]}. The model would be trained on what it never "
+            "sees.",
+            "Take a template whose prompt ends otherwise, such as chatml, by --template; curate templates lists them.",
+        )
+
+
+def _prompt_and_whole(row: Mapping[str, Any], script: Script) -> tuple[list[int], list[int]] | None:
+    """The ids of what is sent for a row's last answer, and of the row; nothing where the text is not its beginning."""
+    last = max((n for n, message in enumerate(row["messages"]) if message["role"] == "assistant"), default=0)
+    try:
+        prompt = script.text(row["messages"][:last], row["tools"], prompt=True)
+    except TEMPLATE_FAILURES:
+        return None
+    if not last or not script.text(row["messages"], row["tools"]).startswith(prompt):
+        return None
+    (encoding,) = script.tokenizer.encode([prompt])
+    return encoding.ids, row["ids"]
 
 
 def _whole(prepared: Prepared) -> pl.DataFrame:
@@ -209,7 +245,7 @@ def check_samples(samples: Mapping[str, Any], tokenizer: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """transformers' own way, with the date that is pinned here."""
+    """transformers' own way."""
 
     tokenizer: Any
     text: str
@@ -221,7 +257,6 @@ class _Reference:
             chat_template=self.text,
             tokenize=True,
             return_dict=False,
-            strftime_now=PINNED_DATE.strftime,
         )
         return made
 
@@ -295,7 +330,7 @@ def _beginnings(rows: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer) -> 
 
 
 def _prefix(script: Script, renderings: Mapping[str, Rendering]) -> str:
-    """Whether what is sent for each answer is the beginning of the whole, and for which probes it is not."""
+    """Whether what is sent for each answer is the beginning of the whole, token for token; for which probes not."""
     broken = [name for name in ("turns", "system", "reasoning", "calls") if name in renderings]
     broken = [name for name in broken if not _begins(script, PROBES[name], renderings[name].text)]
     return "holds" if not broken else "no" if "turns" in broken else f"not with {', '.join(broken)}"
@@ -305,9 +340,11 @@ def _begins(script: Script, probe: Conversation, whole: str) -> bool:
     messages, tools = to_messages(_row(probe)["conversations"]), to_tools(probe.tools)
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     try:
-        return all(whole.startswith(script.text(messages[:number], tools, prompt=True)) for number in answers)
+        prompts = [script.text(messages[:number], tools, prompt=True) for number in answers]
     except TEMPLATE_FAILURES:
         return False
+    ids, *begun = (encoding.ids for encoding in script.tokenizer.encode([whole, *prompts]))
+    return all(map(whole.startswith, prompts)) and all(ids[: len(start)] == start for start in begun)
 
 
 def _said(rendering: Rendering, words: str) -> str:

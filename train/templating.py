@@ -2,7 +2,8 @@
 
 A name is "tokenizer" (the model's own template), a file of `train/templates/`, one of Unsloth's, or the path of a
 Jinja file. Rendering is what transformers' `apply_chat_template` does, in the same sandbox, with one difference:
-a template that asks for today's date is given `PINNED_DATE`, so that training does not depend on the day.
+a template that asks for today's date has `PINNED_DATE` written into it, so that neither training nor serving depends
+on the day.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.errors import TrainError
 from schemas.installing import install_command
+from train.dating import asks_for_today, dated
 
 PINNED_DATE = datetime(2026, 1, 1)
-"""What `strftime_now` answers. A fixed day: else the same data would give other tokens tomorrow."""
+"""The day that templates are told, whenever they ask: else the same data would give other tokens tomorrow."""
+
+FILES = (".jinja", ".jinja2", ".j2")
 
 OWN_TEMPLATES = Path(__file__).parent / "templates"
 
@@ -57,20 +61,31 @@ class Template:
 
 
 def find_template(name: str, tokenizer_folder: Path) -> Template:
-    """The template called `name`; see the head of this file for what a name can be.
+    """The template called `name`, with the day in it; see the head of this file for what a name can be.
 
-    Raises `TrainError` for a name that nobody knows, with the nearest and all that are known.
+    Raises `TrainError` for a name that nobody knows, with the nearest and all that are known, and for a template that
+    says every day something else.
     """
+    text = dated(_text_of(name, tokenizer_folder), PINNED_DATE)
+    if asks_for_today(text):
+        raise TrainError(
+            f"The template {name} asks for today's date in a form that it makes up itself (strftime_now).",
+            "Write a date into it, and give it by --template FILE.jinja: it would say every day something else.",
+        )
+    return Template(Path(name).name if name.endswith(FILES) else name, text)
+
+
+def _text_of(name: str, tokenizer_folder: Path) -> str:
     if name == "tokenizer":
-        return Template(name, _of_tokenizer(tokenizer_folder))
-    if name.endswith((".jinja", ".jinja2", ".j2")):
-        return Template(Path(name).name, _of_file(Path(name)))
+        return _of_tokenizer(tokenizer_folder)
+    if name.endswith(FILES):
+        return _of_file(Path(name))
     own = OWN_TEMPLATES / f"{name}.jinja"
     if name in (RAW, *own_names()):
-        return Template(name, own.read_text(encoding="utf-8"))
+        return own.read_text(encoding="utf-8")
     unsloth = unsloth_templates()
     if name in unsloth:
-        return Template(name, unsloth[name])
+        return unsloth[name]
     raise _unknown(name, unsloth)
 
 
