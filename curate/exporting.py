@@ -27,6 +27,7 @@ from curate.exporters.exporter import UNFIT, Exporter, as_lines, as_table, quote
 from curate.rereading import differing, reread
 from schemas.conversation import unfold
 from schemas.errors import ExportError, VersionError
+from schemas.file import remove_abandoned
 from schemas.recipe import file_digest
 from schemas.run import installed_version
 from schemas.version import SPLITS, Version, check_members, find_version
@@ -368,6 +369,7 @@ def in_place(to: Path, *, force: bool) -> Iterator[Path]:
     to = to.resolve() if to.is_dir() else to.absolute()  # a link to a folder stays one
     _check_target(to, force=force)
     temporary = to.with_name(f".{to.stem}.{os.getpid()}.partial{to.suffix}")
+    remove_abandoned(to.parent, f".{to.stem}.", f".partial{to.suffix}")
     _refuse_taken(temporary)
     try:
         if to.suffix not in SUFFIXES:
@@ -427,6 +429,7 @@ def _move(temporary: Path, to: Path) -> None:
         old.rename(to)
         raise
     _remove(old)
+    remove_abandoned(to.parent, f".{to.name}.", ".replaced")  # now that a whole one stands
 
 
 def _remove(path: Path) -> None:

@@ -17,6 +17,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from schemas.errors import StoreError
+from schemas.file import remove_abandoned
 from schemas.migrations import MIGRATIONS
 
 DEFAULT_STORE = Path("curate.duckdb")
@@ -86,6 +87,8 @@ def _create(path: Path) -> None:
     is refused ever after. A link, unlike a rename, leaves a store alone that another process founded meanwhile.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    for ending in ("", ".wal"):
+        remove_abandoned(path.parent, f".{path.name}.", ending)
     try:
         with _written(path), _connected(unfinished, read_only=False) as connection:
             _migrate(connection, unfinished)

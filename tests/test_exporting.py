@@ -265,6 +265,27 @@ def test_of_two_exports_at_once_one_is_done_and_the_other_says_why_not(store, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["x.duckdb", name])
 
 
+def test_what_killed_writers_left_is_taken_away_when_the_same_is_written_again(store, tmp_path, curate):
+    code = "import os, signal; from curate import exporting; from curate.cli import main\n"
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    for place in ("_write_files = lambda *given: ", "_remove = lambda path: path.name.endswith('replaced') and "):
+        assert curate("export", "support@1", "--to", "bundle", "--force", "--store", str(store)).returncode == 0
+        command = ["-c", f"{code}exporting.{place}{kill}; main()", "export", "support@1", "--to", "bundle", "--force"]
+        killed = subprocess.run([sys.executable, "-P", *command, "--store", str(store)], cwd=tmp_path, check=False)
+        assert killed.returncode == -9
+        assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / ".bundle.1.partial").mkdir()  # its process lives
+    (tmp_path / ".curate.toml.99999999").touch()
+    assert curate("export", "support@1", "--to", "bundle", "--force", "--store", str(store)).returncode == 0
+    assert curate("init").returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".bundle.1.partial",
+        "bundle",
+        "curate.toml",
+        "x.duckdb",
+    ]
+
+
 def test_a_link_to_an_empty_folder_stays_a_link(store, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "bundle").symlink_to("disk")
