@@ -67,6 +67,15 @@ def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
     assert sum(entry["conversations"] for entry in planned.lengths) == 13
 
 
+def test_rendering_tells_how_far_it_is_and_what_lies_in_the_cache_is_not_rendered(store, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("train.rendering.CHUNK", 5)
+    told = []
+    for _ in range(2):
+        prepare(store, "chats@1", TrainSection(model=str(folder)), lambda *now: told.append(now))
+    assert told == [(5, 12), (10, 12), (12, 12)]
+
+
 def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate, store, folder):
     here, elsewhere = plan(prepared, on_gpu=False), plan(prepared, on_gpu=True)
     assert (here.packing, here.steps, here.steps_per_epoch) == (False, 3, 3)

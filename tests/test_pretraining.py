@@ -71,7 +71,7 @@ def test_a_column_of_texts_is_read_as_such_where_nothing_else_fits_or_when_asked
     assert "texts.jsonl: text (text = text)" in ran.stdout
     assert "0 duplicates + 1 rejected" in ran.stdout
     with reading(tmp_path / "curate.duckdb") as connection:
-        (turns,) = connection.sql("SELECT conversations FROM conversations").fetchone()
+        ((turns,),) = connection.execute("SELECT conversations FROM conversations").fetchall()
     assert [(turn["from"], turn["value"]) for turn in turns] == [("gpt", "Once.")]
     columns = pl.DataFrame({"text": ["a"], "title": ["b"], "question": ["c"], "answer": ["d"]})
     assert find_mapping(columns, ImportSection()).shape == "pairs"

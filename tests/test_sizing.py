@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import polars as pl
 import pytest
 from training import TINY, make_project, section
 
@@ -10,7 +11,7 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.engines import Job, find_engine
 from train.fitting import decide, trial_key
-from train.sizing import Measured, Size, fastest, measure_sizes, recall, remember, written_size
+from train.sizing import Measured, Settled, Size, fastest, measure_sizes, recall, remember, written_size
 
 torch = pytest.importorskip("torch")
 
@@ -125,14 +126,32 @@ def test_a_model_that_fits_in_no_size_is_explained():
 
 
 def test_a_trial_is_remembered_for_the_same_model_chip_and_recipe_only(work):
-    key = trial_key(work.manifest, work.recipe)
+    key = trial_key(work.manifest, work.recipe, work.rows)
     remember(key, sizes(100.0, None))
     assert recall(key) == sizes(100.0, None)
     for other in (recipe(max_length=128), recipe(rank=4), recipe(effective_batch=32), recipe(method="qlora")):
-        assert recall(trial_key(work.manifest, other)) is None
+        assert recall(trial_key(work.manifest, other, work.rows)) is None
     chip = work.manifest.machine.model_copy(update={"device_name": "another"})
-    assert recall(trial_key(work.manifest.model_copy(update={"machine": chip}), work.recipe)) is None
-    assert recall(trial_key(work.manifest, recipe(learning_rate=1e-5, seed=1))) is not None
+    assert recall(trial_key(work.manifest.model_copy(update={"machine": chip}), work.recipe, work.rows)) is None
+    assert recall(trial_key(work.manifest, recipe(learning_rate=1e-5, seed=1), work.rows)) is not None
+
+
+def test_unpacked_a_trial_is_remembered_for_the_lengths_that_it_padded_to(work):
+    shorter = work.rows.filter(pl.col("input_ids").list.len() < pl.col("input_ids").list.len().max())
+    packed, unpacked = recipe(), recipe(packing=False)
+    assert trial_key(work.manifest, packed, shorter) == trial_key(work.manifest, packed, work.rows)
+    assert trial_key(work.manifest, unpacked, shorter) != trial_key(work.manifest, unpacked, work.rows)
+    assert trial_key(work.manifest, unpacked, work.rows.reverse()) == trial_key(work.manifest, unpacked, work.rows)
+
+
+def test_a_size_and_how_it_came_about_outlive_the_process_that_found_it(tmp_path):
+    settled = Settled(tmp_path / "size.json")
+    assert (settled.size, settled.steps_down) == (None, [])
+    settled.write(Size(4, 4, False))
+    settled.write(Size(2, 8, "unsloth"), {"step": 3, "batch": 2})
+    settled.write(Size(2, 8, "unsloth"))
+    assert Settled(tmp_path / "size.json").size == Size(2, 8, "unsloth")
+    assert Settled(tmp_path / "size.json").steps_down == [{"step": 3, "batch": 2}]
 
 
 def test_a_trial_measures_and_changes_nothing_of_the_run_after_it(job, monkeypatch):
@@ -222,7 +241,7 @@ def test_a_full_memory_makes_passes_smaller_and_goes_on_from_the_last_step(job, 
     assert (fit.facts["batch"], fit.facts["accumulate"]) == (2, 2)
     assert fit.facts["steps_down"] == [{"step": 3, "batch": 2, "accumulate": 2}]
     assert settled == [Size(4, 1, False), Size(2, 2, False)]
-    assert "It goes on from there with 2, 2 times a step." in caplog.text
+    assert "It goes on from its last checkpoint with 2, 2 times a step." in caplog.text
 
 
 def test_the_best_adapter_of_before_stays_when_passes_become_smaller(job, monkeypatch):

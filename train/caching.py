@@ -14,7 +14,7 @@ import polars as pl
 
 from schemas.recipe import TrainSection, digest
 from train.reasoning import REVISIONS
-from train.rendering import MASK_POLICY, RENDERED
+from train.rendering import MASK_POLICY, RENDERED, Progress
 from train.templating import PINNED_DATE, Template, cache_folder
 from train.tokenizing import Tokenizer
 from train.windowing import render_as
@@ -31,6 +31,8 @@ def rendered_version(
     template: Template,
     tokenizer: Tokenizer,
     recipe: TrainSection = TrainSection(),  # noqa: B008  it is frozen
+    *,
+    progress: Progress = lambda *_: None,
 ) -> pl.DataFrame:
     """`render_as(recipe, members, …)`, made once and then read from the cache.
 
@@ -39,7 +41,7 @@ def rendered_version(
     path = _place(version_digest, template, tokenizer, recipe)
     rendered = _read(path, members["id"])
     if rendered is None:
-        rendered = render_as(recipe, members, template, tokenizer)
+        rendered = render_as(recipe, members, template, tokenizer, progress)
         _keep(rendered, path)
     return rendered
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, print_json
+from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, print_json, progress_bar
 from train.export_cli import register as register_export_commands
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from train.fitting import Start
     from train.planning import Prepared
 
@@ -138,7 +140,12 @@ def _prepared(
     from train.planning import prepare
 
     section = load_recipe(recipe, _given(overrides, model=model, template=template)).train
-    return prepare(store_path(store), version, section)
+    with progress_bar("rendering") as bar:
+        return prepare(store_path(store), version, section, partial(_advance, bar))
+
+
+def _advance(bar: "Progress", done: int, total: int) -> None:
+    bar.update(bar.task_ids[0], completed=done, total=total)
 
 
 def _given(overrides: list[str] | None, **options: str | None) -> list[str]:
@@ -209,7 +216,9 @@ def train_command(
             join(to, processes)
         return
     if dry_run:
-        work = decide(store_path(store), version, section, overrides=given, processes=processes)
+        with progress_bar("rendering") as bar:
+            shown = partial(_advance, bar)
+            work = decide(store_path(store), version, section, overrides=given, processes=processes, rendering=shown)
         print_json(work.manifest.model_dump(mode="json")) if as_json else show_work(work)
         return
     start: Start = "auto" if resume is None else "resume" if resume else "fresh"
@@ -222,7 +231,8 @@ def train_command(
             to=to,
             start=start,
             processes=processes,
-            report=report,
+            report=report.step,
+            rendering=report.rendering,
         )
     print_json(run.as_json()) if as_json else show_run(run)
 
@@ -272,7 +282,7 @@ def retrain_command(
     from train.retraining import retrain
 
     with progress() as report:
-        retraining = retrain(store_path(store), adapter, to=to, report=report)
+        retraining = retrain(store_path(store), adapter, to=to, report=report.step)
     print_json(retraining.as_json()) if as_json else show_retraining(retraining)
 
 

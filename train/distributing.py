@@ -25,7 +25,7 @@ from schemas.errors import CurateError, TrainError
 from schemas.recipe import TrainSection
 from train.engines import Fit, Job, Step, find_engine, token_digest
 from train.engines.ranks import rank
-from train.sizing import Size
+from train.sizing import MemoryFullError, Size
 
 Sharding = Literal["ddp", "fsdp"]
 
@@ -105,7 +105,7 @@ def fit_together(job: Job, processes: Processes, log: Path, lock: IO[str]) -> Fi
     """Train `job` with all `processes` and return what the first of them measured.
 
     `lock` is handed on, so that the run stays locked while one of them lives. Raises `TrainError` as an engine does,
-    and KeyboardInterrupt when they were stopped, after a checkpoint.
+    `MemoryFullError` when that was why they ended, and KeyboardInterrupt when they were stopped, after a checkpoint.
     """
     check_devices(processes, job.recipe)
     folder = _write_job(job, processes)
@@ -181,7 +181,8 @@ def _command(folder: Path, processes: Processes) -> list[str]:
     else:
         meet = ["--standalone"]
     start = [sys.executable, "-P", "-c", "from train.distributing import work; work()", str(folder)]
-    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run"]
+    own = folder.with_name(f"torchrun-{processes.node}")  # else it leaves a folder of its own among the temporary ones
+    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", f"--log-dir={own}"]
     return [*torchrun, *meet, f"--nproc-per-node={processes.gpus}", "--no-python", *start]
 
 
@@ -240,7 +241,9 @@ def _outcome(torchrun: subprocess.Popen[bytes], folder: Path, log: Path) -> Fit:
     if (folder / FIT).exists():
         return Fit(**json.loads((folder / FIT).read_text(encoding="utf-8")))
     cause = _cause(folder)
-    if cause is not None and cause["kind"] != "stopped":
+    if cause is not None and cause["kind"] == "memory" and not (folder / STOP).exists():
+        raise MemoryFullError.from_json(cause["full"])
+    if cause is not None and cause["kind"] not in ("stopped", "memory"):
         raise TrainError(cause["what"], cause["hint"])
     if (folder / STOP).exists() or (cause is not None and not torchrun.returncode):
         raise KeyboardInterrupt
@@ -251,12 +254,13 @@ def _outcome(torchrun: subprocess.Popen[bytes], folder: Path, log: Path) -> Fit:
 
 
 def _cause(folder: Path) -> dict[str, Any] | None:
-    """Why the processes ended: a failure that explains itself, else the first one; nothing where none has said.
+    """Why the processes ended: a failure that is known, else the first one; nothing where none has said.
 
     When one fails, torchrun stops the others, and they lose the connection to it: what they say then is no cause.
     """
     failures = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("failure-*.json")]
-    return min(failures, key=lambda failure: (failure["kind"] != "explained", failure["time"]), default=None)
+    known = ("explained", "memory")
+    return min(failures, key=lambda failure: (failure["kind"] not in known, failure["time"]), default=None)
 
 
 # ------------------------------------------------------------------------------------------- in each of the processes
@@ -269,6 +273,9 @@ def work() -> None:
         fit = _work(folder)
     except KeyboardInterrupt:
         _write_failure(folder, "stopped")
+    except MemoryFullError as error:
+        _write_failure(folder, "memory", full=error.as_json())
+        raise
     except CurateError as error:
         _write_failure(folder, "explained", error.what, error.hint)
         raise
@@ -343,8 +350,9 @@ class _Steps:
             file.write(json.dumps(asdict(step)) + "\n")
 
 
-def _write_failure(folder: Path, kind: str, what: str = "", hint: str | None = None) -> None:
-    _write(folder / f"failure-{rank()}.json", {"kind": kind, "what": what, "hint": hint, "time": time.time()})
+def _write_failure(folder: Path, kind: str, what: str = "", hint: str | None = None, **more: Any) -> None:
+    said = {"kind": kind, "what": what, "hint": hint, "time": time.time(), **more}
+    _write(folder / f"failure-{rank()}.json", said)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

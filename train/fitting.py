@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -25,7 +25,6 @@ from typing import IO, Any, Literal
 import polars as pl
 
 from schemas.errors import CurateError, TrainError
-from schemas.file import write_whole
 from schemas.machine import count_cores
 from schemas.recipe import TrainSection, digest
 from schemas.run import (
@@ -55,9 +54,9 @@ from train.loading import find_model, model_digest, pick_method
 from train.planning import prepare
 from train.proving import samples_of
 from train.quieting import quiet
-from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer
+from train.rendering import MASK_POLICY, PINNED_DATE, Progress, Template, Tokenizer
 from train.saving import adapter_digest, save_adapter
-from train.sizing import Size, written_size
+from train.sizing import TRIED, MemoryFullError, Settled, Size, written_size
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +101,7 @@ def train_version(
     processes: Processes = ALONE,
     expected: Manifest | None = None,
     report: Callable[[Step], None] = lambda _: None,
+    rendering: Progress = lambda *_: None,
 ) -> Run:
     """Train an adapter on version `label` and return its run, with the status `done`.
 
@@ -110,7 +110,7 @@ def train_version(
     `processes` says on how many GPUs. `expected` is the manifest of a run that is repeated: other data, model or
     tokens are refused. Raises `TrainError` for everything that can be explained; the run's row then says `failed`.
     """
-    work = decide(store, label, recipe, overrides=overrides, threads=threads, processes=processes)
+    work = decide(store, label, recipe, overrides=overrides, threads=threads, processes=processes, rendering=rendering)
     if expected is not None:
         _check_same(expected, work.manifest)
         work = replace(work, size=size_of(expected))
@@ -129,6 +129,7 @@ def decide(
     overrides: Sequence[str] = (),
     threads: int | None = None,
     processes: Processes = ALONE,
+    rendering: Progress = lambda *_: None,
 ) -> Work:
     """Everything up to the training itself: the version rendered, the ledger settled, every digest taken.
 
@@ -140,7 +141,7 @@ def decide(
     written_size(recipe, processes.world, checkpointing=False)  # refused before anything is read
     count = use_threads(threads or recipe.threads)
     model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    prepared = prepare(store, label, recipe)
+    prepared = prepare(store, label, recipe, rendering)
     check_limits(prepared.ledger, recipe, prepared.settled)
     rows = trainable(prepared.rendered, prepared.ledger)
     learned = rows.filter(pl.col("split") == "train")
@@ -340,6 +341,32 @@ def _fitted(store: Path, run: Run, work: Work, lock: IO[str], report: Callable[[
 
 
 def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) -> tuple[Fit, dict[str, float]]:
+    """Run the engine; several processes whose memory was full are started again, with smaller passes."""
+    settled = Settled(run.partial / "size.json")
+    while True:
+        try:
+            fit, losses = _fit_once(run, work, settled, lock, report)
+        except MemoryFullError as full:
+            _step_down(full, settled, work.processes)
+        else:
+            steps_down = [*settled.steps_down, *fit.facts["steps_down"]]
+            return replace(fit, facts=fit.facts | {"steps_down": steps_down}), losses
+
+
+def _step_down(full: MemoryFullError, settled: Settled, processes: Processes) -> None:
+    """Write down the smaller size to go on with. Raises where there is none, or where others have to be started too."""
+    smaller = full.smaller
+    if smaller is None:
+        raise full
+    settled.write(smaller, {"step": full.step, "batch": smaller.batch, "accumulate": smaller.accumulate})
+    if processes.nodes > 1:
+        raise TrainError(full.what, f"Start all machines again: they go on with a batch of {smaller.batch}.") from full
+    logger.info("%s", full.sentence)
+
+
+def _fit_once(
+    run: Run, work: Work, settled: Settled, lock: IO[str], report: Callable[[Step], None]
+) -> tuple[Fit, dict[str, float]]:
     """Run the engine in the run's partial folder, from its last whole checkpoint if there is one."""
     checkpoints = run.partial / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
@@ -349,7 +376,6 @@ def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) ->
     record = _Record(run.partial / "metrics.jsonl", report, after=step_of(resume) if resume else 0)
     adapter = run.partial / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
-    settled = run.partial / "size.json"
     job = Job(
         rows=work.rows,
         held_out=work.held_out,
@@ -360,12 +386,12 @@ def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) ->
         adapter=adapter,
         resume=resume,
         report=record,
-        size=work.size or _read_size(settled),
-        trial=trial_key(work.manifest, work.recipe),
+        size=settled.size or work.size,
+        trial=trial_key(work.manifest, work.recipe, work.rows),
         evaluations=record.evaluations(),
         samples=work.samples,
         board=run.adapter.parent / "tensorboard" / run.run,
-        settled=lambda size: write_whole(settled, json.dumps(asdict(size))),
+        settled=settled.write,
     )
     log = run.partial / "training.log"
     if work.processes.world > 1:
@@ -374,8 +400,11 @@ def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) ->
         return find_engine(work.recipe.engine)(job), record.losses()
 
 
-def trial_key(manifest: Manifest, recipe: TrainSection) -> str:
-    """What the measured size of a pass depends on: the model, the chip, the versions, and what the recipe asks for."""
+def trial_key(manifest: Manifest, recipe: TrainSection, rows: pl.DataFrame) -> str:
+    """What the measured size of a pass depends on: the model, the chip, the versions, and what the recipe asks for.
+
+    Unpacked, also how long the longest `rows` are: each pass is padded to its longest.
+    """
     asked = {"engine", "method", "max_length", "rank", "packing", "max_memory", "deterministic", "extra"}
     return digest(
         {
@@ -385,13 +414,10 @@ def trial_key(manifest: Manifest, recipe: TrainSection) -> str:
             "packages": manifest.packages,
             "recipe": recipe.model_dump(mode="json", include=asked),
             "packs": recipe.packs_per_step,
+            "embedding": recipe.embedding_learning_rate is not None,
+            "longest": None if recipe.packing else rows["input_ids"].list.len().top_k(TRIED).sort().to_list(),
         }
     )
-
-
-def _read_size(path: Path) -> Size | None:
-    """The size of a pass with which a run that was cut off went on last."""
-    return Size(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 class _Record:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,17 @@ LINES = 10
 """Progress lines of a run whose stderr is no terminal."""
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is called with each step, and with how many of the conversations are rendered."""
+
+    step: Callable[[Step], None]
+    rendering: Callable[[int, int], None]
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[Step], None]]:
-    """A function to call with each step; it moves a bar on a terminal and writes ten lines anywhere else."""
+def progress() -> Iterator[Report]:
+    """What to tell of a training: it moves a bar on a terminal; anywhere else it writes ten lines of steps."""
     messages = logging.getLogger("train")
     level, handler = messages.level, _Notes()
     messages.addHandler(handler)
@@ -46,7 +55,7 @@ class _Notes(logging.Handler):
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Step], None]]:
+def _bar() -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -57,16 +66,25 @@ def _bar() -> Iterator[Callable[[Step], None]]:
         def report(step: Step) -> None:
             bar.update(task, description="training", total=step.steps, completed=step.step, state=_state(step))
 
-        yield report
+        def rendering(done: int, total: int) -> None:
+            rendered = done == total
+            bar.update(
+                task,
+                description="loading" if rendered else "rendering",
+                total=total,
+                completed=0 if rendered else done,
+            )
+
+        yield Report(report, rendering)
 
 
 @contextmanager
-def _lines() -> Iterator[Callable[[Step], None]]:
+def _lines() -> Iterator[Report]:
     def report(step: Step) -> None:
         if step.step == step.steps or step.step % max(1, step.steps // LINES) == 0:
             note(_state(step))
 
-    yield report
+    yield Report(report, lambda *_: None)
 
 
 def _state(step: Step) -> str:

@@ -21,7 +21,7 @@ from schemas.version import Version, find_version, read_members
 from train.caching import rendered_version
 from train.ledger import check_limits, settle
 from train.packing import count_packs
-from train.rendering import MASK_POLICY, PINNED_DATE, Script, Template, Tokenizer, find_template
+from train.rendering import MASK_POLICY, PINNED_DATE, Progress, Script, Template, Tokenizer, find_template
 from train.tokenizing import find_tokenizer
 
 SHOWN = 10
@@ -84,17 +84,18 @@ class Plan:
         return asdict(self)
 
 
-def prepare(store: Path, label: str, section: TrainSection) -> Prepared:
+def prepare(store: Path, label: str, section: TrainSection, progress: Progress = lambda *_: None) -> Prepared:
     """The version called `label`, rendered with the template and tokenizer of `section`, with its ledger.
 
-    Raises `VersionError` and `TrainError`, but not for what the ledger drops: see `check_limits`.
+    `progress` is told of it where it was not rendered before. Raises `VersionError` and `TrainError`, but not for what
+    the ledger drops: see `check_limits`.
     """
     tokenizer = Tokenizer.load(find_tokenizer(section.model))
     template = find_template(section.template, tokenizer.folder)
     with reading(store) as connection:
         version = find_version(connection, label)
         members = read_members(connection, version)
-    rendered = rendered_version(members, version.digest, template, tokenizer, section)
+    rendered = rendered_version(members, version.digest, template, tokenizer, section, progress=progress)
     return Prepared(version, section, template, tokenizer, members, rendered, settle(rendered, section))
 
 

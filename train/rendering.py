@@ -8,7 +8,7 @@ program of Python that runs on one.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -30,6 +30,7 @@ __all__ = [
     "PINNED_DATE",
     "RENDERED",
     "Piece",
+    "Progress",
     "Reasoning",
     "Region",
     "Rendering",
@@ -57,8 +58,16 @@ WORTH_PROCESSES = 4 * WORTH_A_PROCESS
 """Bytes of conversations below which this process does all: some 20,000 short ones."""
 
 
+Progress = Callable[[int, int], None]
+"""Told how many conversations are rendered, and of how many."""
+
+
 def render(
-    conversations: pl.DataFrame, template: Template, tokenizer: Tokenizer, reasoning: Reasoning = "learn"
+    conversations: pl.DataFrame,
+    template: Template,
+    tokenizer: Tokenizer,
+    reasoning: Reasoning = "learn",
+    progress: Progress = lambda *_: None,
 ) -> pl.DataFrame:
     """Ids and labels of each conversation, in the order given: the columns of `RENDERED`.
 
@@ -70,7 +79,15 @@ def render(
     chunks = list(conversations.iter_slices(CHUNK))
     processes = _processes(conversations.estimated_size())
     rendered = _by_many(chunks, script, processes) if processes > 1 else (_rendered(chunk, script) for chunk in chunks)
-    return pl.concat(rendered) if chunks else pl.DataFrame(schema=RENDERED)
+    return pl.concat(_told(rendered, conversations.height, progress)) if chunks else pl.DataFrame(schema=RENDERED)
+
+
+def _told(rendered: Iterable[pl.DataFrame], total: int, progress: Progress) -> Iterator[pl.DataFrame]:
+    done = 0
+    for chunk in rendered:
+        done += chunk.height
+        progress(done, total)
+        yield chunk
 
 
 def _processes(size: float) -> int:

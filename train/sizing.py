@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import TrainError
+from schemas.file import write_whole
 from schemas.recipe import AUTO_COUNTS_AS, TrainSection
 from train.templating import cache_folder
 
 Checkpointing = bool | str
 """How activations are kept: False keeps all, True computes them again, "unsloth" moves them to the host as well."""
+
+TRIED = 32
+"""How many packs, or conversations where they are not packed, a trial draws from: a few passes of the largest size."""
 
 SAME_SPEED = 0.02
 """A larger pass has to be faster by this share to be worth its memory; repeated trials differ by about as much."""
@@ -38,6 +42,38 @@ class Size:
         if self.batch > 1:
             return replace(self, batch=self.batch // 2, accumulate=self.accumulate * 2)
         return None if self.checkpointing else replace(self, checkpointing=True)
+
+
+class MemoryFullError(TrainError):
+    """The memory was full after `step` steps with passes of `size`. The same steps fit into `smaller` ones, if any."""
+
+    def __init__(self, size: Size, smaller: Size | None, step: int, max_length: int) -> None:
+        super().__init__(
+            f"The GPU's memory is full at a batch of {size.batch} and max_length {max_length}.",
+            "Take a smaller max_length or rank; or let curate choose: --set train.batch=auto.",
+        )
+        self.size, self.smaller, self.step, self.max_length = size, smaller, step, max_length
+
+    def as_json(self) -> dict[str, Any]:
+        """What it is made of, for another process."""
+        smaller = asdict(self.smaller) if self.smaller else None
+        return {"size": asdict(self.size), "smaller": smaller, "step": self.step, "max_length": self.max_length}
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> MemoryFullError:
+        """The one that another process wrote."""
+        smaller = Size(**written["smaller"]) if written["smaller"] else None
+        return cls(Size(**written["size"]), smaller, written["step"], written["max_length"])
+
+    @property
+    def sentence(self) -> str:
+        """What happened, and how it goes on."""
+        assert self.smaller is not None
+        more = ", with checkpointing" if self.smaller.checkpointing and not self.size.checkpointing else ""
+        return (
+            f"The GPU's memory was full after step {self.step} at a batch of {self.size.batch}. It goes on from its "
+            f"last checkpoint with {self.smaller.batch}, {self.smaller.accumulate} times a step{more}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +165,32 @@ def fastest(measured: Sequence[Measured]) -> Size:
 
 
 # ------------------------------------------------------------------------------------------------------ remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The file in a run's folder with the size that it goes on with, and how it came down to that."""
+
+    path: Path
+
+    def write(self, size: Size, step_down: Mapping[str, Any] | None = None) -> None:
+        """Keep the size, and behind the earlier ones the step down that led to it."""
+        steps_down = [*self.steps_down, *([step_down] if step_down else [])]
+        write_whole(self.path, json.dumps({"size": asdict(size), "steps_down": steps_down}))
+
+    @property
+    def size(self) -> Size | None:
+        """The size with which a run that was cut off went on last."""
+        return Size(**self._read()["size"]) if self.path.exists() else None
+
+    @property
+    def steps_down(self) -> list[dict[str, Any]]:
+        """Each time that the memory was full: after which step, and the size since then."""
+        return list(self._read()["steps_down"]) if self.path.exists() else []
+
+    def _read(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return read
 
 
 def recall(key: str) -> list[Measured] | None:

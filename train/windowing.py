@@ -17,7 +17,7 @@ import polars as pl
 from schemas.conversation import TURN
 from schemas.recipe import TrainSection
 from train.labelling import IGNORED, RENDERED
-from train.rendering import Template, Tokenizer, render
+from train.rendering import Progress, Template, Tokenizer, render
 
 WINDOW = ("number", "of", "first", "last", "whole")
 """Of a window: which one of how many, its turns (from 1), and the tokens of the whole conversation."""
@@ -28,12 +28,18 @@ ANSWERING = ("gpt", "function_call", "observation")
 Turns = Sequence[Mapping[str, Any]]
 
 
-def render_as(recipe: TrainSection, members: pl.DataFrame, template: Template, tokenizer: Tokenizer) -> pl.DataFrame:
+def render_as(
+    recipe: TrainSection,
+    members: pl.DataFrame,
+    template: Template,
+    tokenizer: Tokenizer,
+    progress: Progress = lambda *_: None,
+) -> pl.DataFrame:
     """The rendered frame of a version's members as the recipe wants it, with `split` where the members have it.
 
     One row each, in their order; with `long = "split"` a longer one has a row for each of its windows.
     """
-    rendered = render(members, template, tokenizer, recipe.reasoning)
+    rendered = render(members, template, tokenizer, recipe.reasoning, progress)
     if recipe.long == "split" and template.raw:
         rendered = _with_pieces(rendered, recipe.max_length)
     elif recipe.long == "split":

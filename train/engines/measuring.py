@@ -19,15 +19,12 @@ import torch
 
 from schemas.recipe import TrainSection
 from train.labelling import IGNORED
-from train.sizing import Measured, Size
+from train.sizing import TRIED, Measured, Size
 
 logger = logging.getLogger(__name__)
 
 WARM_UP, TIMED = 2, 3
 """Passes of each size: kernels are compiled in the first two, of different shapes; the fastest of the others counts."""
-
-PACKS = 32
-"""How many packs a trial draws from: a few passes of the largest size."""
 
 ADAM_BYTES = 8
 """Of AdamW's two moments in fp32, for each weight that is trained."""
@@ -39,9 +36,9 @@ MARGIN = 0.03
 def enough_rows(rows: pl.DataFrame, recipe: TrainSection) -> pl.DataFrame:
     """Rows for a trial: the longest where each is padded to them, else a draw with lengths as in the whole."""
     if not recipe.packing:
-        return rows.sort(pl.col("input_ids").list.len(), descending=True).head(PACKS)
+        return rows.sort(pl.col("input_ids").list.len(), descending=True).head(TRIED)
     drawn = rows.sample(fraction=1.0, shuffle=True, seed=0)
-    enough = PACKS * recipe.max_length
+    enough = TRIED * recipe.max_length
     return drawn.filter(pl.col("input_ids").list.len().cum_sum().shift(1, fill_value=0) < enough)
 
 

@@ -35,7 +35,17 @@ from train.engines.ranks import is_sharded, rank, world
 from train.engines.watching import Watch, stopping_gently
 from train.labelling import IGNORED
 from train.proving import check_samples
-from train.sizing import Checkpointing, Measured, Size, fastest, measure_sizes, recall, remember, written_size
+from train.sizing import (
+    Checkpointing,
+    Measured,
+    MemoryFullError,
+    Size,
+    fastest,
+    measure_sizes,
+    recall,
+    remember,
+    written_size,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -273,9 +283,10 @@ def _run(job: Job, loaded: Loaded, size: Size) -> _Done | _Full:
     try:
         with stopping_gently(watch):
             trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
-    except torch.OutOfMemoryError:
-        if world() > 1:
-            raise  # the others wait for this one: the run ends, and goes on from its checkpoint when it is typed again
+    except torch.OutOfMemoryError as error:
+        if world() > 1:  # the others wait for this one: all end, and are started again from the last checkpoint
+            step = trainer.state.global_step
+            raise MemoryFullError(size, _smaller(loaded, size), step, job.recipe.max_length) from error
     else:
         if watch.stopped:
             raise KeyboardInterrupt
@@ -300,20 +311,19 @@ def _step_down(job: Job, loaded: Loaded, size: Size, full: _Full) -> tuple[Size,
     """The same steps in smaller passes, from the last step on. Raises `TrainError` where nothing is left to give."""
     gc.collect()
     torch.cuda.empty_cache()
+    error = MemoryFullError(size, _smaller(loaded, size), full.step, job.recipe.max_length)
+    if error.smaller is None:
+        raise error
+    logger.info("%s", error.sentence)
+    return error.smaller, replace(job, resume=full.checkpoint or job.resume, evaluations=full.evaluations)
+
+
+def _smaller(loaded: Loaded, size: Size) -> Size | None:
+    """The same step in less memory, as far as this engine can give some; None where nothing is left."""
     smaller = size.halved()
     if smaller is not None and smaller.checkpointing and not size.checkpointing:
-        smaller = replace(smaller, checkpointing=loaded.kinds[-1]) if loaded.kinds[-1] else None
-    if smaller is None:
-        raise TrainError(
-            f"The GPU's memory is full at a batch of {size.batch} and max_length {job.recipe.max_length}.",
-            "Take a smaller max_length or rank; or let curate choose: --set train.batch=auto.",
-        )
-    logger.info(
-        "The GPU's memory was full after step %d at a batch of %d. It goes on from there with %d, %d times a step%s.",
-        *(full.step, size.batch, smaller.batch, smaller.accumulate),
-        ", with checkpointing" if smaller.checkpointing and not size.checkpointing else "",
-    )
-    return smaller, replace(job, resume=full.checkpoint or job.resume, evaluations=full.evaluations)
+        return replace(smaller, checkpointing=loaded.kinds[-1]) if loaded.kinds[-1] else None
+    return smaller
 
 
 def make_trainer(job: Job, loaded: Loaded, size: Size, rows: pl.DataFrame) -> tuple[SFTTrainer, Watch]:
