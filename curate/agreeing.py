@@ -26,7 +26,13 @@ PAUSE = 30 * 60
 Rows = list[dict[str, Any]]
 Level = Literal["ordinal", "nominal"]
 
-SETS_SQL = """
+SPREADSHEET = "spreadsheet"
+"""The server of a set that is on none."""
+
+RULES, PEOPLE = "rules (rows) and people (columns)", "two people, by name (rows, columns)"
+"""The tables of decisions against decisions."""
+
+SETS_SQL = f"""
     WITH counted AS (
         SELECT r.review_set, r.conversation, any_value(r.blind) AS blind, any_value(r.gone) AS gone,
             count(l.reviewer) FILTER (l.status = 'submitted') AS answers
@@ -36,7 +42,7 @@ SETS_SQL = """
         HAVING answers > 0 OR bool_or(r.record IS NOT NULL) OR r.review_set IN (
             SELECT o.review_set FROM review_sets o WHERE server IS NULL)
     )
-    SELECT s.review_set AS "set", coalesce(s.server, 'spreadsheet') AS server, s.overlap, count(*) AS conversations,
+    SELECT s.review_set AS "set", coalesce(s.server, '{SPREADSHEET}') AS server, s.overlap, count(*) AS conversations,
         count(*) FILTER (answers >= s.overlap) AS done,
         count(*) FILTER (answers > 0 AND answers < s.overlap) AS begun,
         count(*) FILTER (answers = 0) AS untouched, count(*) FILTER (blind) AS blind, count(*) FILTER (gone) AS gone
@@ -229,8 +235,8 @@ def _confusions(values: pl.DataFrame) -> dict[str, Rows]:
     hinted = said.filter(pl.col("hint").is_not_null()).select(row="hint", column="value")
     pairs = said.join(said, on="conversation", suffix="_other").filter(pl.col("reviewer") < pl.col("reviewer_other"))
     found = {
-        "rules (rows) and people (columns)": hinted,
-        "two people, by name (rows, columns)": pairs.select(row="value", column="value_other"),
+        RULES: hinted,
+        PEOPLE: pairs.select(row="value", column="value_other"),
     }
     return {title: _table(frame) for title, frame in found.items() if frame.height}
 

@@ -301,11 +301,14 @@ def _print_pulled(done: "Pulled") -> None:
 
 
 def _print_standing(found: "Standing", *, list_: bool) -> None:
-    for rows in (found.sets, found.people, found.agreement, found.anchoring):
-        if rows:
-            print_table(rows, list(rows[0]))
-    for title, rows in found.confusions.items():
-        print_table(rows, list(rows[0]), title)
+    from curate.telling import tell
+
+    for told in tell(found):
+        typer.echo(printable(told.title))
+        print_table(told.rows, list(told.rows[0]))
+        for line in told.below:
+            typer.echo(printable(line))
+        typer.echo()
     if not found.people:
         note("Nobody has answered yet.")
     if found.disputed:

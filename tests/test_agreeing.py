@@ -198,6 +198,17 @@ def test_the_command_tells_the_same_in_words_and_as_json(curate, store):
     assert [row["reviewer"] for row in told["people"]] == ["ann", "bob"]
 
 
+def test_the_command_fits_80_columns_and_says_what_each_table_is(curate, store):
+    shown = curate("review", "status", "--store", str(store), COLUMNS="80").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    titles = ("Review sets:", "People:", "Agreement:", "Suggestions:", "Decisions: what the", "Decisions: two people")
+    assert [title for title in titles if f"\n{title}" not in f"\n{shown}"] == []
+    cells = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
+    assert cells["set"] == ["set", "conversations", "done", "begun", "untouched", "hidden", "deleted"]
+    assert "decision   100% of 12   75% of 12      +25, give or take 24" in shown
+    assert "desk is on http://x and waits for 2 answers each." in shown
+
+
 def test_a_freeze_says_how_many_of_its_conversations_people_differ_on(curate, store):
     frozen = curate("freeze", "desk", "--set", "select.rules={}", "--store", str(store))
     assert frozen.returncode == 0, frozen.stderr
