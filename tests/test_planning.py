@@ -73,7 +73,7 @@ def test_rendering_tells_how_far_it_is_and_what_lies_in_the_cache_is_not_rendere
     told = []
     for _ in range(2):
         prepare(store, "chats@1", TrainSection(model=str(folder)), lambda *now: told.append(now))
-    assert told == [(5, 12), (10, 12), (12, 12)]
+    assert told == [(5, 13), (10, 13), (13, 13)]
 
 
 def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate, store, folder):
