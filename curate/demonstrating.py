@@ -16,7 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from curate.diagnosing import missing_of
 from schemas.errors import CurateError, SourceError
+from schemas.file import write_whole
+from schemas.installing import install_command
+from schemas.run import installed_version
 
 MARK = ".curate-demo"
 """A file in each folder that this made: only such a folder makes room for a new demo."""
@@ -69,17 +73,35 @@ Next, in that folder:
 def demonstrate(folder: Path, show: Callable[[str], None]) -> None:
     """Lay the sample into `folder` and run `STEPS` there; `show` gets every line that is ours.
 
-    Raises `SourceError` when `folder` is not ours to fill, `CurateError` when a step fails.
+    Raises `SourceError` when `folder` is not ours to fill, `CurateError` when what trains is not installed, before
+    anything is done, and when a step fails.
     """
+    _check_training()
     kept = lay_out(folder)
     if kept is not None:
         show(f"The earlier demo is kept, with all that is in it: {kept}")
+    if installed_version("unsloth") is None:
+        _without_unsloth(folder / "curate.toml")
+        show('Unsloth is not installed: TRL and PEFT train, engine = "transformers" in the recipe.')
     for number, step in enumerate(STEPS, start=1):
         show(f"\n{number}/{len(STEPS)}  {step.why}\n$ curate {step.command}")
         _run(step.command, folder)
     show("\n" + NEXT.format(folder=folder))
     if shutil.which("curate") is None:
         show(f"To type curate alone: source {Path(sys.executable).parent / 'activate'}")
+
+
+def _check_training() -> None:
+    missing = missing_of("train")
+    if missing:
+        what = f"The demo trains a model, and for that are missing: {', '.join(missing)}."
+        raise CurateError(what, f"{install_command('train')}; without it: curate import FILE.")
+
+
+def _without_unsloth(recipe: Path) -> None:
+    """Let the other engine train."""
+    text = recipe.read_text(encoding="utf-8")
+    write_whole(recipe, text.replace("[train]\n", '[train]\nengine = "transformers"\n'))
 
 
 def sample_folder() -> Path:

@@ -33,9 +33,7 @@ EXTRAS = {
     "train": "tune a model",
     "unsloth": "train with Unsloth",
     "review": "let people label",
-    "scale": "curate on many machines",
     "gguf": "write and check GGUF files",
-    "report": "draw reports",
     "dev": "work on curate itself",
 }
 MIB, GIB = 2**20, 2**30
@@ -93,6 +91,11 @@ def extra_of(package: str) -> str | None:
     return next((extra for needed, extra in _requirements() if _same(needed.name, package)), None)
 
 
+def missing_of(extra: str) -> list[str]:
+    """The packages of an extra that are not installed."""
+    return [needed.name for needed, of in _requirements() if of == extra and installed_version(needed.name) is None]
+
+
 def _same(one: str, other: str) -> bool:
     return one.replace("_", "-").lower() == other.replace("_", "-").lower()
 
@@ -121,7 +124,7 @@ def _extras() -> Iterator[Finding]:
     """One line for each extra, and one more for each of its packages that is there in the wrong version."""
     for extra, purpose in EXTRAS.items():
         wanted = [needed for needed, of in _requirements() if of == extra]
-        missing = [needed.name for needed in wanted if installed_version(needed.name) is None]
+        missing = missing_of(extra)
         clashing = [finding for needed in wanted if (finding := _misfit(needed)) and needed.name not in missing]
         yield from clashing
         if missing:

@@ -171,7 +171,7 @@ def files_of_the_project(*folders):
 
 @pytest.mark.slow
 def test_the_commands_in_the_readme_run_and_print_what_it_shows(curate, tmp_path, sample):
-    lay_out(tmp_path / "w", steps=8, batch=48)  # few steps that see every conversation
+    lay_out(tmp_path / "w", steps=86)  # those that see every conversation once
     for command, shown in walkthrough():
         ran = curate(*shlex.split(command)[1:], cwd=tmp_path / "w")
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
@@ -180,14 +180,13 @@ def test_the_commands_in_the_readme_run_and_print_what_it_shows(curate, tmp_path
         assert missing == [], f"{command} printed\n{ran.stdout}{ran.stderr}"
 
 
-def lay_out(folder, steps, batch=4):
-    """The demo's folder, with a recipe that trains for so many steps of so many conversations only."""
+def lay_out(folder, steps):
+    """The demo's folder, with a recipe that trains for so many steps only."""
     from curate import demonstrating
 
     demonstrating.lay_out(folder)
     recipe = folder / "curate.toml"
-    for key, value in (("steps", steps), ("batch", batch)):
-        recipe.write_text(re.sub(rf"^{key} = \d+", f"{key} = {value}", recipe.read_text(), flags=re.MULTILINE))
+    recipe.write_text(re.sub(r"^steps = \d+", f"steps = {steps}", recipe.read_text(), flags=re.MULTILINE))
 
 
 def walkthrough():
@@ -274,6 +273,38 @@ def test_the_ten_commands_of_the_readme_are_the_steps_of_the_demo():
         step.command for step in STEPS if kept.get(step.command.split()[0], step.command) not in " | ".join(typed)
     ]
     assert missing == []
+
+
+def test_a_demo_says_before_its_first_step_that_nothing_can_train(tmp_path, monkeypatch):
+    from curate import demonstrating, diagnosing
+    from schemas.errors import CurateError
+
+    there = diagnosing.installed_version
+    monkeypatch.setattr(diagnosing, "installed_version", lambda name: None if name == "torch" else there(name))
+    said = []
+    with pytest.raises(CurateError, match="for that are missing: torch") as raised:
+        demonstrating.demonstrate(tmp_path / "demo", said.append)
+    assert raised.value.hint.startswith(install_command("train"))
+    assert (said, (tmp_path / "demo").exists()) == ([], False)
+
+
+def test_a_demo_without_unsloth_trains_with_the_other_engine_and_says_so(tmp_path, monkeypatch):
+    from curate import demonstrating
+    from schemas.recipe import load_recipe
+
+    monkeypatch.setattr(demonstrating, "installed_version", lambda name: None)
+    monkeypatch.setattr(demonstrating, "STEPS", ())
+    said = []
+    demonstrating.demonstrate(tmp_path / "demo", said.append)
+    assert said[0].startswith("Unsloth is not installed")
+    assert load_recipe(tmp_path / "demo" / "curate.toml").train.engine == "transformers"
+
+
+def test_every_extra_installs_what_some_module_imports():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    used = {name for folder in FLOORS for path in (ROOT / folder).rglob("*.py") for name in imported(path)}
+    idle = {extra for extra, needed in wanted.items() if not {re.match(r"[\w]+", one)[0] for one in needed} & used}
+    assert idle == {"dev"}
 
 
 def test_a_demo_replaces_nothing(curate, tmp_path):
