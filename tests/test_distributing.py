@@ -5,7 +5,9 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -17,7 +19,6 @@ from schemas.store import reading
 from train.checkpointing import newest_complete
 from train.distributing import Processes, find_processes, join
 from train.fitting import decide
-from train.sizing import Size
 from train.verifying import verify
 
 pytestmark = pytest.mark.slow
@@ -214,10 +215,42 @@ def test_of_several_processes_the_one_that_failed_first_is_told(failure, told, f
         assert read_runs(connection)[-1].status == "failed"
 
 
-def test_a_size_outlives_the_process_that_found_it(tmp_path):
-    from train.fitting import _read_size, _write_size
+FULL = """
+import json, os, sys
+from pathlib import Path
+if os.environ.get("RANK") == "1" and json.loads(Path(sys.argv[1], "job.json").read_text())["size"] is None:
+    import torch
+    from train.engines import ranks
+    total, steps = ranks.total, []
+    def full(values, device):
+        steps.append(len(values))
+        if len(steps) == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return total(values, device)
+    ranks.total = full
+"""
+"""Loaded at the start of every Python: the second process, while it trains at the size of the recipe, finds its memory
+full after five sums that both agree on: one a step, whether to stop, and that of the held-out loss after the fourth."""
 
-    assert _read_size(tmp_path / "size.json") is None
-    _write_size(tmp_path / "size.json", Size(2, 8, "unsloth"))
-    assert _read_size(tmp_path / "size.json") == Size(2, 8, "unsloth")
-    assert json.loads((tmp_path / "size.json").read_text())["batch"] == 2
+
+def test_several_processes_whose_memory_is_full_start_again_with_smaller_passes_once(folder, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(FULL)
+    before = set(Path(tempfile.gettempdir()).glob("torchelastic_*"))
+    ran = subprocess.run(
+        command("train", "support@1", *SETTINGS, *REFERENCE, *TWO[:-1], "full-memory", "--json"),
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("memory was full") == 1
+    facts = json.loads(ran.stdout)["manifest"]["engine"]
+    (step_down,) = facts["steps_down"]
+    assert (step_down["batch"], step_down["accumulate"]) == (facts["batch"], facts["accumulate"]) == (1, 2)
+    assert "goes on from step 3" in ran.stderr
+    one, two = metrics(folder, "one"), metrics(folder, "full-memory")
+    assert two["step"].to_list() == one["step"].to_list()
+    assert two["loss"].to_list() == pytest.approx(one["loss"].to_list(), abs=2e-4)
+    assert set(Path(tempfile.gettempdir()).glob("torchelastic_*")) == before

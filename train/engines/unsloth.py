@@ -127,10 +127,21 @@ def _on_gpu() -> bool:
 
 
 def _kinds(job: Job, *, on_gpu: bool) -> tuple[Checkpointing, ...]:
-    """What the recipe says; else none or Unsloth's own on a GPU, and none where memory is the machine's own."""
-    if "gradient_checkpointing" in job.recipe.extra:
-        return (job.recipe.extra["gradient_checkpointing"],)
-    return (False, "unsloth") if on_gpu else (False,)
+    """What the recipe says; else none or Unsloth's own on a GPU, and none where memory is the machine's own.
+
+    Where the embedding is trained, plain checkpointing instead of its own: that moves the embedding to a pickle in the
+    current folder, and what it was before could not be asked any more. Raises `TrainError` where the recipe says so.
+    """
+    embedding = job.recipe.embedding_learning_rate is not None and job.method != "full"
+    written = job.recipe.extra.get("gradient_checkpointing")
+    if embedding and written == "unsloth":
+        raise TrainError(
+            'gradient_checkpointing = "unsloth" moves the embedding away, and embedding_learning_rate trains it.',
+            "Leave train.extra.gradient_checkpointing out.",
+        )
+    if written is not None:
+        return (written,)
+    return (False, True if embedding else "unsloth") if on_gpu else (False,)
 
 
 def _let_varlen_in() -> None:
