@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from schemas.errors import ExportError
-from train.contracting import check_serving
+from train.contracting import check_serving, probes
 from train.llamacpp.finding import find_converter
 from train.llamacpp.server import serving
 from train.llamacpp.to_gguf import PRE_TOKENIZERS, convert
@@ -108,6 +108,25 @@ def test_llama_cpp_with_another_template_is_found(project, tmp_path):
     found = by_engine(check_serving(project, str(file)))["llama.cpp, r1.gguf"]
     assert (found.conversations - found.equal, found.first.conversation) == (2, "probe: tools")
     assert (found.first.trained.strip(), found.first.served.strip()) == ("may call these", "can call these")
+
+
+def test_a_number_that_llama_cpp_shortens_is_told_with_its_reason_and_hides_no_other_difference(
+    project, tmp_path, monkeypatch
+):
+    call = '{"name": "near", "arguments": {"longitude": -118.2437, "price": 3.0}}'
+    turns = [("human", "Where?"), ("function_call", call), ("observation", "{}"), ("gpt", "There.")]
+    numbers = {"id": "numbers", "conversations": [{"from": who, "value": said} for who, said in turns], "tools": None}
+    monkeypatch.setattr("train.contracting.probes", lambda source: [numbers])
+    found = by_engine(check_serving(project, "r1", limit=1))
+    assert found["transformers, merged"].kept
+    first = found["llama.cpp, r1-f16.gguf"].first
+    assert (first.conversation, first.why[:9]) == ("numbers", "llama.cpp")
+    assert "six digits" in first.why
+    monkeypatch.undo()
+    monkeypatch.setattr("train.contracting.probes", lambda source: [numbers, *probes(source)])
+    file = gguf_with(project, tmp_path / "r1.gguf", template=template_of(project).replace("You may", "You can"))
+    found = by_engine(check_serving(project, str(file), limit=1))["llama.cpp, r1.gguf"]
+    assert (found.conversations - found.equal, found.first.why) == (3, "")
 
 
 def test_a_template_that_llama_cpp_cannot_read_is_said_in_a_sentence(project, tmp_path):

@@ -116,6 +116,8 @@ def _difference_lines(found: Agreement) -> Iterator[str]:
         yield f"  behind  {first.before!r}"
         yield f"  trained {first.trained!r}"
         yield f"  served  {first.served!r}"
+        if first.why:
+            yield f"  since   {first.why}"
     for problem in found.stops:
         yield f"{found.engine} does not stop: {problem}"
 
