@@ -7,6 +7,7 @@ the process, unless a real Redis keeps it; the statuses are set right at the nex
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,11 +69,22 @@ class Jobs:
         self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
+        away = False
         while not self._stop.wait(_PAUSE):
-            for queue in self._queues:
-                _requeue_due(queue)
-            if any(queue.count for queue in self._queues):
-                _Worker(self._queues, connection=self._queues[0].connection).work(burst=True, logging_level="WARNING")
+            try:
+                self._work()
+            except redis.ConnectionError as error:  # one of another process can go away, and come back
+                if not away:
+                    print(f"Redis does not answer, jobs wait: {error}", file=sys.stderr, flush=True)
+                away = True
+            else:
+                away = False
+
+    def _work(self) -> None:
+        for queue in self._queues:
+            _requeue_due(queue)
+        if any(queue.count for queue in self._queues):
+            _Worker(self._queues, connection=self._queues[0].connection).work(burst=True, logging_level="WARNING")
 
 
 def _requeue_due(queue: Queue) -> None:
