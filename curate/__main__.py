@@ -1,12 +1,17 @@
 """The way in, `curate` or `python -m curate`: Ctrl-C while all else is still being imported ends in a sentence too."""
 
+import gc
 import sys
 
 INTERRUPTED = 130
 
+OBJECTS_BEFORE_COLLECTION = 50_000
+"""New objects between two searches for garbage; Python's 700 mean a hundred searches while modules are imported."""
+
 
 def main() -> None:
     """Import the roof and run it."""
+    gc.set_threshold(OBJECTS_BEFORE_COLLECTION)
     try:
         from curate.cli import main as run
     except KeyboardInterrupt:

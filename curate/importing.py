@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ class ImportResult:
     warnings: dict[str, int] = field(default_factory=dict)
     """code -> conversations"""
     mended: dict[str, int] = field(default_factory=dict)
-    """mend -> conversations"""
+    """mend -> rows"""
     closed: int = 0
     """rejects of earlier imports that these rows brought back"""
     imported_before: str | None = None
@@ -108,10 +107,10 @@ def import_files(
     _check_mends(section.mend)
     files = expand(paths)
     told = _counting(progress, files)
-    with hashing or Hashing() as digests, _rehearsal(store) if dry_run else _landing(store) as connection:
-        return [
-            _import_file(connection, path, digests.begin(path), section, dry_run=dry_run, told=told) for path in files
-        ]
+    with hashing or Hashing() as digests:
+        readings = ahead(_begin(path, digests.begin(path), section) for path in files)  # while the store is made
+        with _rehearsal(store) if dry_run else _landing(store) as connection:
+            return [_import_file(connection, reading, dry_run=dry_run, told=told) for reading in readings]
 
 
 def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]:
@@ -181,35 +180,59 @@ def _check_mends(names: Sequence[str]) -> None:
         raise RecipeError(f"There is no mend called {', '.join(unknown)}.", f"These are there: {known}.")
 
 
-def _import_file(
-    connection: DuckDBPyConnection,
-    path: str,
-    digest: Digest | None,
-    section: ImportSection,
-    *,
-    dry_run: bool,
-    told: Callable[[int], None],
-) -> ImportResult:
-    """Read one file into the store and prove its sums."""
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A file that is being read: its first rows are, or soon will be, a parcel."""
+
+    source: Source
+    digest: Digest | None
+    mapping: ColumnMapping
+    """as the first rows ask for it; that of `conversion` may grow"""
+    conversion: Conversion
+    parcels: Iterator[Parcel]
+
+    def id_of(self, sha256: str) -> str:
+        """The id of the import, once the bytes are known."""
+        return _source_id(sha256, self.mapping, self.conversion.section)
+
+
+def _begin(path: str, digest: Digest | None, section: ImportSection) -> _Reading:
+    """Open a file, find its mapping on the first batch that has rows, and begin with the conversion."""
     source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
-    conversion, batches = _begun(source, section)
-    parcels = ahead(gather(conversion.parcels(batches)))
-    first = list(itertools.islice(parcels, 1))  # while the digest is being made
-    id_of = partial(_source_id, mapping=conversion.mapping, section=section)
-    landed_as = id_of(digest.sha256.result()) if digest else PENDING
-    if before := _imported_before(connection, landed_as, path):
+    batches, head = ahead(source.batches()), []
+    for batch in batches:
+        head.append(batch)
+        if batch.table.height:
+            break
+    else:
+        raise _nothing_read(path, head)
+    mapping = find_mapping(own_dropped(head[-1].table), section)
+    whole = itertools.chain(head, batches)
+    conversion = Conversion(mapping, section)
+    parcels = conversion.parcels(iter([join_batches(whole)]) if mapping.shape == "long" else whole)
+    return _Reading(source, digest, mapping, conversion, ahead(gather(parcels)))
+
+
+def _import_file(
+    connection: DuckDBPyConnection, reading: _Reading, *, dry_run: bool, told: Callable[[int], None]
+) -> ImportResult:
+    """Take what is read of a file into the store and prove its sums."""
+    source, digest = reading.source, reading.digest
+    landed_as = reading.id_of(digest.sha256.result()) if digest else PENDING
+    if before := _imported_before(connection, landed_as, source.path):
         return before
     had = count_conversations(connection)
-    for parcel in _told(source, itertools.chain(first, parcels), told):
+    for parcel in _told(source, reading.parcels, told):
         land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
-    if digest and digest.stamp != stamp(path):
-        raise SourceError(f"{path} was changed while it was read.", "Run the command again when it is written.")
+    if digest and digest.stamp != stamp(source.path):
+        raise SourceError(f"{source.path} was changed while it was read.", "Run the command again when it is written.")
     sha256 = digest.sha256.result() if digest else source.sha256
-    if before := _settled(connection, landed_as, id_of(sha256), path):
+    source_id = reading.id_of(sha256)
+    if before := _settled(connection, landed_as, source_id, source.path):
         return before
-    sums = count(connection, id_of(sha256), had)
-    result = _concluded(connection, id_of(sha256), source, conversion, sums, sha256=sha256)
-    return replace(result, examples=conversion.examples) if dry_run else result
+    sums = count(connection, source_id, had)
+    result = _concluded(connection, source_id, source, reading.conversion, sums, sha256=sha256)
+    return replace(result, examples=reading.conversion.examples) if dry_run else result
 
 
 def _concluded(
@@ -259,20 +282,6 @@ def _without_texts(parcel: Parcel) -> Parcel:
         conversations=parcel.conversations.with_columns(no_turns),
         origins=parcel.origins.with_columns(metadata=pl.lit(None, pl.String), raw=pl.lit(None, pl.String)),
     )
-
-
-def _begun(source: Source, section: ImportSection) -> tuple[Conversion, Iterator[Batch]]:
-    """The mapping, found on the first batch that has rows, and all batches from the first on."""
-    batches, head = ahead(source.batches()), []
-    for batch in batches:
-        head.append(batch)
-        if batch.table.height:
-            break
-    else:
-        raise _nothing_read(source.path, head)
-    whole = itertools.chain(head, batches)
-    conversion = Conversion(find_mapping(own_dropped(head[-1].table), section), section)
-    return conversion, iter([join_batches(whole)]) if conversion.mapping.shape == "long" else whole
 
 
 def _nothing_read(path: str, batches: list[Batch]) -> SourceError:
@@ -349,8 +358,8 @@ def _result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
         params=[source_id],
     ).pl()
     mended = connection.execute(
-        """SELECT mend, count(DISTINCT conversation) FROM (
-               SELECT unnest(mends) AS mend, conversation FROM origins WHERE source = ? AND mends IS NOT NULL
+        """SELECT mend, count(*) FROM (
+               SELECT unnest(mends) AS mend FROM origins WHERE source = ? AND mends IS NOT NULL
            ) GROUP BY mend ORDER BY mend""",
         [source_id],
     ).fetchall()

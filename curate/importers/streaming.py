@@ -14,7 +14,7 @@ import io
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, cast
@@ -196,9 +196,13 @@ class ByteStream:
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items, while the next one is already being made in a thread."""
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(next, items, None)
+    """The same items, each made in a thread while the one before it is used; the first is begun at once."""
+    thread = ThreadPoolExecutor(1)
+    return _in_turn(thread, items, thread.submit(next, items, None))
+
+
+def _in_turn(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[T | None]) -> Generator[T, None, None]:
+    with thread:
         while (item := pending.result()) is not None:
             pending = thread.submit(next, items, None)
             yield item

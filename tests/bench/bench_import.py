@@ -28,7 +28,7 @@ from pathlib import Path
 
 import polars as pl
 
-CURATE = "from curate.cli import main; main()"
+CURATE = "from curate.__main__ import main; main()"
 
 BARE_JSON = """
 import duckdb, sys
