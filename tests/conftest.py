@@ -40,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept so as not to be made again, Unsloth's templates and renderings, is kept for these tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def sample() -> Path:
     """The folder of the sample: support_tickets.csv, chats.jsonl, the recipe and the tiny model."""
@@ -54,6 +62,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     make_project(folder)
     train(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run r1 trained all weights; read it, do not write into it."""
+    from training import make_project, train
+
+    folder = tmp_path_factory.mktemp("tuned")
+    make_project(folder)
+    train(folder, "--set=train.method=full", "--set=train.learning_rate=2e-3", "--set=train.eval_every=8")
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from stores import add, chat
-from training import SECRET, TINY, command, make_project, section, train
+from training import SECRET, TINY, command, copy_project, make_project, section, train
 
 from schemas.errors import TrainError
 from schemas.run import Run, read_manifest, read_runs
@@ -25,7 +25,7 @@ from train.saving import card
 pytestmark = pytest.mark.slow
 
 RECORDING = """
-import sys
+import os, sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,8 @@ from train.engines import ENGINES, Job
 engine, rows_file, model, out = sys.argv[1:5]
 rows = pl.read_parquet(rows_file)
 if engine == "unsloth":
-    import unsloth
+    from train.engines.unsloth import _import
+    _import()
 from transformers import Trainer
 
 seen, step = [], Trainer.training_step
@@ -75,6 +76,7 @@ assert set(fit.seen) == {2, 3}
 assert losses[-1] < losses[0] - 0.5, losses
 assert fit.metrics["eval_loss"] < fit.metrics["eval_loss_base"]
 print("PACKING", fit.facts["packing"], fit.facts["sequences"])
+print(*(f"{name}={value}" for name, value in os.environ.items() if name.startswith("UNSLOTH_")))
 """
 
 
@@ -105,9 +107,12 @@ def test_what_is_handed_over_is_what_is_trained_on_and_as_often_as_is_told(engin
         str(TINY),
         str(tmp_path),
     ]
-    ran = subprocess.run(arguments, env=os.environ, capture_output=True, text=True, check=False)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("UNSLOTH")}
+    ran = subprocess.run(arguments, env=plain, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert packing in ran.stdout
+    if engine == "unsloth":  # its installer and its statistics are off, though nobody here has said so
+        assert {"UNSLOTH_AUTO_INSTALL=0", "UNSLOTH_DISABLE_STATISTICS=1"} <= set(ran.stdout.split())
 
 
 def test_packed_conversations_do_not_see_each_other():
@@ -209,8 +214,6 @@ def test_answers_before_and_after_differ_and_greedy_ones_repeat(trained):
 
 
 def test_an_adapter_is_not_put_on_another_model(trained, tmp_path):
-    from training import copy_project
-
     store = copy_project(trained, tmp_path / "copy")
     config = store.parent / "tiny" / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace("10000.0", "20000.0"), encoding="utf-8")
@@ -350,16 +353,6 @@ def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkey
     assert Tokenizer.load(TINY).backend.decode(learned, skip_special_tokens=False) == "Learned.<|im_end|>"
 
 
-def test_the_reference_engine_trains_by_the_same_command(project):
-    (project.parent / "reference").mkdir()  # an empty folder may be given
-    run = train(project.parent, "--engine", "transformers", "--to", "reference")
-    metrics, engine = run["manifest"]["metrics"], run["manifest"]["engine"]
-    assert metrics["eval_loss"] < metrics["eval_loss_base"] - 1
-    assert engine["packing"] is True
-    assert engine["sequences"] < run["manifest"]["tokens"]["conversations"]
-    assert (project.parent / "reference" / "adapter_model.safetensors").exists()
-
-
 def test_a_run_in_four_bits_says_so(project):
     run = train(project.parent, "--set", "train.method=qlora", "--set", "train.steps=4")
     assert run["manifest"]["engine"]["method"] == "qlora"
@@ -367,17 +360,18 @@ def test_a_run_in_four_bits_says_so(project):
     assert fitting.pick_method("auto") == "lora"
 
 
-def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(project, monkeypatch):
+def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(tuned, tmp_path, monkeypatch):
     from train.answering import speak_for
     from train.handing_over import find_source
     from train.verifying import verify
 
-    settings = ("--set=train.method=full", "--set=train.learning_rate=2e-3", "--set=train.eval_every=8")
-    run = train(project.parent, *settings)
-    folder, metrics = project.parent / "adapters/r1", run["manifest"]["metrics"]
-    assert metrics["eval_loss"] < metrics["eval_loss_base"] - 1
-    assert metrics["eval_loss_base"] == pytest.approx(7.858, abs=0.01)
-    assert run["manifest"]["engine"]["trainable_parameters"] > 1_500_000
+    project = copy_project(tuned, tmp_path / "copy")
+    monkeypatch.chdir(project.parent)
+    folder = project.parent / "adapters/r1"
+    run = read_manifest(folder)
+    assert run.metrics["eval_loss"] < run.metrics["eval_loss_base"] - 1
+    assert run.metrics["eval_loss_base"] == pytest.approx(7.858, abs=0.01)
+    assert run.engine["trainable_parameters"] > 1_500_000
     assert not (folder / "adapter_config.json").exists()
     assert verify(project, "r1").proven
     speaker = speak_for(folder)

@@ -1,10 +1,6 @@
 """What is not run, not loaded and not written down: pickles, foreign code, secrets, other people's installers."""
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 
 import pytest
 from making_tokenizers import CHATML, save_tokenizer
@@ -106,19 +102,3 @@ def test_a_secret_in_the_recipe_is_refused_and_not_repeated(key, value):
 def test_names_of_tokens_are_no_secrets():
     extra = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "max_steps_per_token": 3, "run_name": "hf_small"}
     assert TrainSection(extra=extra).extra == extra
-
-
-# ------------------------------------------------------------------------------------------------------ other people's
-
-
-@pytest.mark.slow
-def test_unsloth_is_imported_with_its_installer_and_its_statistics_off():
-    if find_spec("unsloth") is None:
-        pytest.skip("unsloth is not installed")
-    code = (
-        "import os; from train.engines.unsloth import _import; _import();"
-        "print(os.environ['UNSLOTH_AUTO_INSTALL'], os.environ['UNSLOTH_DISABLE_STATISTICS'])"
-    )
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("UNSLOTH")}
-    ran = subprocess.run([sys.executable, "-P", "-c", code], env=plain, capture_output=True, text=True, check=True)
-    assert ran.stdout.split()[-2:] == ["0", "1"]

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from making_tokenizers import CHATML, save_tokenizer
 from stores import add, chat
-from training import SETTINGS, TINY, command, make_project
+from training import SETTINGS, TINY, command, make_project, run_here
 
 from curate.freezing import freeze
 from schemas.errors import TrainError
@@ -26,15 +26,12 @@ PAGE = (OWN_TEMPLATES / "TEMPLATES.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def proofs(tmp_path_factory):
+def proofs():
     try:
         version("unsloth")
     except PackageNotFoundError:
         pytest.skip("unsloth is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        unsloth_templates.cache_clear()
-        yield prove_all()
+    return prove_all()
 
 
 @pytest.mark.slow
@@ -79,14 +76,20 @@ def test_what_becomes_of_tools_reasoning_and_white_space_is_stated(tokenizer):
         ("{% for m in messages %}{{ m.role + m.content }}\n{% endfor %}", "No special token ends turn 2"),
         (CHATML.replace("message.content", "message.content[:3]"), "writes an answer otherwise when it is marked"),
         ("{{ bos_token + bos_token }}" + CHATML, "It begins with <s> twice."),
-        (CHATML.replace("{% for", "{% forr"), "is no valid Jinja"),
     ],
 )
-def test_a_template_that_cannot_be_proven_says_why(curate, folder, tmp_path, template, reason):
+def test_a_template_that_cannot_be_proven_says_why(folder, tmp_path, template, reason):
     (tmp_path / "mine.jinja").write_text(template)
+    ran = run_here("templates", str(tmp_path / "mine.jinja"), "--model", str(folder))
+    assert ran.exit_code == 1
+    assert reason in " ".join(ran.output.split())
+
+
+def test_a_template_that_is_no_jinja_is_told_so(curate, folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text(CHATML.replace("{% for", "{% forr"))
     ran = curate("templates", "mine.jinja", "--model", str(folder))
     assert ran.returncode == 1
-    assert reason in " ".join((ran.stdout + ran.stderr).split())
+    assert "is no valid Jinja" in ran.stderr
 
 
 def test_where_marking_changes_a_rendering_the_first_differing_token_is_shown(tokenizer):
@@ -156,8 +159,8 @@ def test_a_run_refuses_where_transformers_reads_the_tokenizer_otherwise(tmp_path
     assert "other tokens here than transformers' apply_chat_template: token" in ran.stderr
 
 
-def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(curate, sample):
-    ran = curate("templates", "tokenizer", "--model", str(sample / "tiny"), "--json")
+def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(sample):
+    ran = run_here("templates", "tokenizer", "--model", str(sample / "tiny"), "--json")
     (proof,) = json.loads(ran.stdout)
-    assert ran.returncode == 0
+    assert ran.exit_code == 0
     assert (proof["proven"], proof["equal"], proof["tools"]) == (True, 8, "tools and calls")

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from training import copy_project, train
+from training import copy_project
 
 from schemas.errors import ExportError
 from schemas.installing import install_command
@@ -178,11 +178,13 @@ def test_a_program_of_ones_own_is_handed_the_matrix(files, weighed, tmp_path):
     assert folder == str(matrix.parent)
 
 
-def test_the_command_prints_a_table(curate, project, files):
-    ran = curate("gguf", "r1", "--quant", "q8_0", "--no-check", cwd=project.parent)
+def test_the_command_prints_a_table_whose_names_are_whole_in_80_columns(curate, project, weighed):
+    folder = weighed["q3_k_m"].path.parent
+    arguments = ["--quant", "q3_k_m", "--imatrix", "--rows", "1", "--to", str(folder)]
+    ran = curate("gguf", "r1", *arguments, cwd=project.parent, COLUMNS="80")
     assert ran.returncode == 0, ran.stderr
-    assert "r1-q8_0.gguf" in ran.stdout
-    assert "Not measured" in ran.stderr
+    assert " r1-imatrix-q3_k_m.gguf " in ran.stdout
+    assert "f16 is compared with the merged model" in ran.stderr
 
 
 # what is refused ------------------------------------------------------------------------------------------------
@@ -268,17 +270,16 @@ def test_a_full_disk_leaves_no_file_under_the_final_name(project, files, tmp_pat
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_run_of_all_weights_is_handed_over_as_it_is(trained, tmp_path):
-    store = copy_project(trained, tmp_path / "copy")
-    train(store.parent, "--engine", "transformers", "--set=train.method=full", "--set=train.steps=2")
-    with pytest.raises(ExportError, match="r2 is a model already, there is nothing to merge"):
-        merge(store, "r2")
-    (file,) = quantise_run(store, "r2", [])
+def test_a_run_of_all_weights_is_handed_over_as_it_is(tuned, tmp_path):
+    store = copy_project(tuned, tmp_path / "copy")
+    with pytest.raises(ExportError, match="r1 is a model already, there is nothing to merge"):
+        merge(store, "r1")
+    (file,) = quantise_run(store, "r1", [])
     assert file.difference.largest <= 1e-3 * file.difference.scale
-    contract = check_serving(store, "r2")
+    contract = check_serving(store, "r1")
     assert contract.kept
     assert [found.engine for found in contract.agreements] == [
         "training, generation prompt",
         "transformers, model",
-        "llama.cpp, r2-f16.gguf",
+        "llama.cpp, r1-f16.gguf",
     ]

@@ -34,10 +34,10 @@ def runs_of(store):
         return read_runs(connection)
 
 
-def kill_after(folder, steps, number=signal.SIGKILL, *options):
+def kill_after(folder, steps, number=signal.SIGKILL):
     """Start `curate train` and send it a signal once it has done `steps` steps; its exit code and what it said."""
     process = subprocess.Popen(
-        command("train", "support@1", *SETTINGS, *options),
+        command("train", "support@1", *SETTINGS),
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -54,9 +54,9 @@ def kill_after(folder, steps, number=signal.SIGKILL, *options):
     return process.returncode, said
 
 
-def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(project, trained):
+def test_a_run_that_was_killed_and_then_interrupted_ends_in_the_adapter_of_an_undisturbed_one(project, trained):
     folder = project.parent
-    kill_after(folder, 8)
+    kill_after(folder, 7)
     (run,) = runs_of(project)
     assert run.status == "interrupted"
     assert not run.adapter.exists()
@@ -66,7 +66,13 @@ def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(project, trai
     for cut_off in later:  # as if it had been killed while it wrote them
         weights = cut_off / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-    resumed = train(folder)
+    code, said = kill_after(folder, 10, signal.SIGINT)
+    assert code == 130
+    assert "Run r1 goes on from step 3." in said
+    assert "the same command goes on with it" in said
+    done = (folder / "adapters/r1.partial/metrics.jsonl").read_text().count("\n")
+    assert newest_complete(checkpoints).name == f"checkpoint-{done}"
+    resumed = train(folder, "--resume")
     undisturbed = json.loads((trained / "adapters/r1/manifest.json").read_text())
     assert resumed["run"] == "r1"
     assert resumed["manifest"]["adapter_digest"] == undisturbed["adapter_digest"]
@@ -77,19 +83,8 @@ def test_a_killed_run_resumes_to_the_adapter_of_an_undisturbed_one(project, trai
     assert losses[0] == losses[1]
     assert [(run.run, run.status) for run in runs_of(project)] == [("r1", "done")]
     assert not (folder / "adapters/r1.partial").exists()
-
-
-def test_an_interrupted_run_saves_its_last_step_and_goes_on_to_the_same_adapter(project, trained):
-    folder = project.parent
-    code, said = kill_after(folder, 4, signal.SIGINT)
-    assert code == 130
-    assert "the same command goes on with it" in said
-    done = (folder / "adapters/r1.partial/metrics.jsonl").read_text().count("\n")
-    assert newest_complete(folder / "adapters/r1.partial/checkpoints").name == f"checkpoint-{done}"
-    resumed = train(folder, "--resume")
-    undisturbed = json.loads((trained / "adapters/r1/manifest.json").read_text())
-    assert resumed["run"] == "r1"
-    assert resumed["manifest"]["adapter_digest"] == undisturbed["adapter_digest"]
+    ledgers = [(where / "adapters/r1/ledger.parquet").read_bytes() for where in (folder, trained)]
+    assert ledgers[0] == ledgers[1]
 
 
 def test_a_checkpoint_counts_when_each_of_its_files_is_whole(tmp_path):

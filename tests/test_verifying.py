@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training import command, copy_project
+from training import command, copy_project, run_here
 
 from schemas.errors import TrainError, VersionError
 from schemas.run import Run, read_manifest, read_runs
@@ -150,22 +150,21 @@ def test_of_a_copied_project_the_copys_adapter_is_looked_at(project, tmp_path, m
     assert verify(project, "r1").proven
 
 
-def test_an_adapter_from_another_store_is_proven_and_told_to_be_from_there(curate, project):
+def test_an_adapter_from_another_store_is_proven_and_told_to_be_from_there(project):
     with writing(project) as connection:
         connection.execute("DELETE FROM runs")
     found = verify(project, "adapters/r1")
     assert found.proven
     assert not found.known
     assert spoilt(found) == {"manifest in the store": "unchecked"}
-    ran = curate("verify", "adapters/r1", cwd=project.parent)
-    assert ran.returncode == 0
+    ran = run_here("verify", "adapters/r1")
+    assert ran.exit_code == 0
     assert "This store has no run with this adapter" in ran.stdout
     (project.parent / "adapters/r1/recipe.json").write_text("{}")
-    assert curate("verify", "adapters/r1", cwd=project.parent).returncode == 1
+    assert run_here("verify", "adapters/r1").exit_code == 1
 
 
 def test_the_command_ends_with_1_and_names_what_differs(curate, project):
-    assert curate("verify", "r1", cwd=project.parent).returncode == 0
     (project.parent / "adapters/r1/recipe.json").write_text("{}")
     ran = curate("verify", "r1", cwd=project.parent)
     assert ran.returncode == 1
@@ -242,16 +241,15 @@ def test_what_explains_a_difference_is_named(trained):
     assert differences(before, after) == [f"packages.torch: {before.packages['torch']} → 9.9"]
 
 
-def test_a_run_whose_base_model_has_changed_is_not_repeated(curate, project):
+def test_a_run_whose_base_model_has_changed_is_not_repeated(project):
     edit(project.parent / "tiny/config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
-    ran = curate("retrain", "r1", cwd=project.parent)
-    assert ran.returncode == 1
-    assert "Run r1 cannot be repeated: its model are not what they were" in ran.stderr
+    with pytest.raises(TrainError, match="Run r1 cannot be repeated: its model are not what they were"):
+        retrain(project, "r1")
 
 
-def test_a_chat_shows_before_and_after(curate, project):
-    ran = curate("chat", "r1", "--compare", "--json", "-p", "What about the red lamp?", cwd=project.parent)
-    assert ran.returncode == 0, ran.stderr
+def test_a_chat_shows_before_and_after(project):
+    ran = run_here("chat", "r1", "--compare", "--json", "-p", "What about the red lamp?")
+    assert ran.exit_code == 0, ran.output
     (answer,) = json.loads(ran.stdout)
     assert answer["adapter"].startswith("Hello! The")
     assert answer["base"] != answer["adapter"]

@@ -61,6 +61,15 @@ def command(*arguments):
     return [sys.executable, "-P", "-c", "from curate.cli import main; main()", *arguments]
 
 
+def run_here(*arguments):
+    """The command in this process, where torch is loaded already: its exit code and what it printed."""
+    from typer.testing import CliRunner
+
+    from curate.cli import app
+
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
 def train(folder, *arguments):
     """`curate train support@1 --json` in `folder`: the run as JSON."""
     ran = subprocess.run(

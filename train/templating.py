@@ -94,6 +94,7 @@ def own_names() -> list[str]:
     return sorted({path.stem for path in OWN_TEMPLATES.glob("*.jinja")} - {RAW})
 
 
+@lru_cache(maxsize=8)  # compiling takes as long as some hundred renderings
 def compiled(template: Template) -> Callable[..., str]:
     """A function from the template's variables (`messages`, `tools`, `bos_token` …) to the rendered text.
 
