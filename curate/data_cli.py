@@ -75,7 +75,7 @@ def import_(
     with Hashing() as hashing:
         hashing.begin(files[0])  # before all that the next lines load
         from curate.importing import import_files, lay_over
-        from curate.reporting import show_import
+        from curate.reporting import note_passed_over, show_import
         from schemas.recipe import load_recipe
         from schemas.store import store_path
 
@@ -93,6 +93,7 @@ def import_(
                 progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total or None),
                 hashing=hashing,
             )
+    note_passed_over(files)
     if as_json:
         print_json([result.as_json() for result in results])
     else:

@@ -48,6 +48,8 @@ def sql(
 ) -> None:
     """Ask the store a question in SQL. Nothing can be changed that way.
 
+    SHOW TABLES lists the tables, DESCRIBE conversations the columns of one; all rows of a file name it as `source`.
+
     \b
     curate sql "SELECT path, rows_read, rows_rejected FROM sources"
     """

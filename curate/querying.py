@@ -41,7 +41,7 @@ def ask(connection: DuckDBPyConnection, query: str) -> Answer:
     Raises `StoreError` for anything that is no question, and for one that DuckDB cannot answer; the rows raise it too,
     where it shows only behind the first of them.
     """
-    with _explained():
+    with _explained(connection, query):
         statements = connection.extract_statements(query)
         if len(statements) != 1 or statements[0].type != StatementType.SELECT:
             raise StoreError(
@@ -51,7 +51,7 @@ def ask(connection: DuckDBPyConnection, query: str) -> Answer:
         cells = ", ".join(_cell(number, str(type)) for number, type in enumerate(asked.types, 1))
         result = connection.execute(f"SELECT {cells} FROM asked")  # DuckDB finds the variable
         columns = distinct(column[0] for column in asked.description)
-    return Answer(columns, _fetched(result))
+    return Answer(columns, _fetched(connection, query, result))
 
 
 def _cell(number: int, type: str) -> str:
@@ -65,16 +65,23 @@ _TYPES = re.compile(rf"""{_ZONED}|"(?:[^"]|"")*"|'(?:[^']|'')*'""")
 """The type, or a name in quotes that may only look like it."""
 
 
-def _fetched(result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
-    with _explained():
+def _fetched(connection: DuckDBPyConnection, query: str, result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    with _explained(connection, query):
         while rows := result.fetchmany(SLICE):
             yield from rows
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Tell what DuckDB finds wrong with the question."""
+def _explained(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
+    """Tell what DuckDB finds wrong with the question, and what shows the names that it may use."""
     try:
         yield
+    except duckdb.BinderException as error:  # the tables are there, a column or a type is not what was thought
+        tables = sorted(connection.get_table_names(query))
+        shown = " and ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)
+        raise StoreError(str(error).strip(), f"{shown} lists the columns." if shown else _TABLES) from error
     except duckdb.Error as error:
-        raise StoreError(str(error).strip(), "curate sql 'SHOW TABLES' lists the tables.") from error
+        raise StoreError(str(error).strip(), _TABLES) from error
+
+
+_TABLES = "curate sql 'SHOW TABLES' lists the tables, curate sql 'DESCRIBE sources' the columns of one."

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from curate.importers.expanding import passed_over
 from curate.importing import ImportResult
 from curate.mending import MENDS
 from curate.querying import Answer
@@ -27,6 +28,9 @@ EXAMPLE_LENGTH = 400
 
 EXAMPLE_GROUPS = 8
 """Groups of rejects of which an example is shown."""
+
+MOST_LEFT_OUT = 5
+"""Names of files that were left out which are shown."""
 
 CELL = 80
 """Characters of a cell that a table shows."""
@@ -50,6 +54,14 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     for line in _remarks(new):
         say(line)
     typer.echo(_next_step(new, dry_run=dry_run))
+
+
+def note_passed_over(paths: Sequence[str]) -> None:
+    """Say which files of the folders that were imported are no data, or describe some."""
+    left_out = passed_over(paths)
+    if left_out:
+        shown = [*left_out[:MOST_LEFT_OUT], *(["…"] if len(left_out) > MOST_LEFT_OUT else [])]
+        note(f"Left out, as no data by name: {counted(len(left_out), 'file')}, {', '.join(shown)}")
 
 
 def sum_line(results: Iterable[ImportResult]) -> str:
@@ -143,7 +155,7 @@ def _place(example: Mapping[str, Any]) -> str:
 def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     """Lines on what was mended, closed, looks odd, or could be mended."""
     for mend, number in _together(result.mended for result in results).items():
-        yield f"Mended by {mend}: {counted(number, 'conversation')}; what it was before is kept with its origin."
+        yield f"Mended by {mend}: {counted(number, 'row')}, and kept as they were read beside their conversations."
     closed = sum(result.closed for result in results)
     if closed:
         yield f"Closed: {counted(closed, 'reject')} of earlier imports."

@@ -145,14 +145,16 @@ def test_columns_beside_the_conversation_become_metadata_of_the_origin(store: Pa
 def test_a_mended_conversation_remembers_its_original(store: Path, tmp_path: Path) -> None:
     turns = [("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")]
     row = {"conversations": [{"from": who, "value": words} for who, words in turns]}
-    path = write_jsonl(tmp_path / "chats.jsonl", [row, {"conversations": row["conversations"][:2]}])
+    path = write_jsonl(tmp_path / "chats.jsonl", [row, {"conversations": row["conversations"][:2]}, row])
     refused = import_one(store, path)
-    assert refused.rows_rejected == 1
+    assert refused.rows_rejected == 2
     mended = import_one(store, path, mend=("trailing-user",))
     assert mended.source != refused.source
-    assert (mended.rows_duplicate, mended.rows_rejected, mended.mended) == (2, 0, {"trailing-user": 1})
+    assert (mended.rows_duplicate, mended.rows_rejected, mended.mended) == (3, 0, {"trailing-user": 2})
     query = f'SELECT "row", mends, raw FROM origins WHERE source = \'{mended.source}\' ORDER BY "row"'
-    assert ask(store, query) == [(1, ["trailing-user"], json.dumps(row)), (2, None, None)]
+    assert ask(store, query) == [
+        (n, *([["trailing-user"], json.dumps(row)] if n != 2 else [None, None])) for n in (1, 2, 3)
+    ]
 
 
 def test_an_unknown_mend_names_those_there_are(store: Path, mixed: Path) -> None:

@@ -58,10 +58,15 @@ def test_nothing_can_be_changed_by_a_question(filled: Path, curate: Callable[...
 
 
 def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate: Callable[..., Any]) -> None:
-    ran = curate("sql", "SELECT nothing FROM conversations")
-    assert ran.returncode == 1
-    assert "nothing" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    for query, hint in (
+        ("SELECT nothing FROM conversations c", "curate sql 'DESCRIBE conversations' lists the columns."),
+        ("SELECT nothing FROM nowhere", "curate sql 'SHOW TABLES' lists the tables, "),
+    ):
+        ran = curate("sql", query)
+        assert ran.returncode == 1
+        assert query.split()[-1 if "nowhere" in query else 1] in ran.stderr
+        assert f"  → {hint}" in ran.stderr
+        assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("sign", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\u2066"])

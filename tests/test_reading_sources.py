@@ -283,3 +283,12 @@ def test_a_split_that_a_dataset_does_not_have_is_refused(tmp_path):
 def test_every_format_can_be_named(tmp_path):
     assert set(IMPORTERS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
     assert rows(written(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS
+
+
+def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, curate):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.csv").write_text("question,answer\nWhy?,So.\n", encoding="utf-8")
+    for name in ("LICENSE", "dataset_info.json", ".hidden"):
+        (tmp_path / "data" / name).touch()
+    ran = curate("import", "data")
+    assert ran.stderr.splitlines()[0] == "Left out, as no data by name: 2 files, data/LICENSE, data/dataset_info.json"

@@ -59,6 +59,9 @@ _PART = """The files here do not hold the whole version, so they alone cannot gi
 digest; an export as `sharegpt` or `messages` can. `version.json` has the SHA-256 of each file."""
 
 
+_LANGUAGES = "language:  # of at least one conversation in a hundred"
+
+
 def _header(version: Version, facts: CardFacts) -> str:
     """The YAML that the hub reads; the licence is for the owner of the data to fill in."""
     count = sum(version.counts.values())
@@ -68,7 +71,7 @@ def _header(version: Version, facts: CardFacts) -> str:
         "---",
         f"pretty_name: {version.name}",
         "license: unknown  # fill in: the licence under which you may share these conversations",
-        *(["language:", *(f"  - {language}" for language in facts.languages)] if facts.languages else []),
+        *([_LANGUAGES, *(f"  - {language}" for language in facts.languages)] if facts.languages else []),
         "task_categories:\n  - text-generation",
         "tags:\n  - sft\n  - conversational\n  - curate",
         f"size_categories:\n  - {size}",

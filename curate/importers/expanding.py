@@ -21,6 +21,17 @@ def expand(paths: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(source for path in paths for source in _sources(path)))
 
 
+def passed_over(paths: Sequence[str]) -> list[str]:
+    """The files of the folders among `paths` that `expand` leaves out; without those that a dot hides."""
+    folders = [Path(path) for path in paths if path and not is_dataset(path) and Path(path).is_dir()]
+    return [
+        str(file)
+        for folder in folders
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not _is_hidden(file, folder) and not _is_data(file, folder)
+    ]
+
+
 def _sources(path: str) -> list[str]:
     if not path:
         raise SourceError("The name of a file is empty.", "An unset variable may stand in its place.")
@@ -47,8 +58,12 @@ def _files_of(folder: str) -> list[str]:
 
 
 def _is_data(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    hidden = _is_hidden(file, folder)
     return not hidden and file.name not in DESCRIPTIONS and data_suffix(file.name) in SUFFIXES and file.is_file()
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _matches(pattern: str) -> list[str]:
