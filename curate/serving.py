@@ -26,6 +26,9 @@ DATABASE, STATE, LOCK = "argilla.db", "server.json", "lock"
 ENVIRONMENT_VARIABLE = "CURATE_REVIEW_ENVIRONMENT"
 """Names the folder of the server's environment, where the user's cache is not the place for it."""
 
+KEY_VARIABLE = "ARGILLA_API_KEY"
+"""Holds the key of a server that is named by its address: never a recipe, never the store."""
+
 REDIS_VARIABLE = "CURATE_REVIEW_REDIS"
 """The address of a Redis, which `--redis` gives too."""
 
@@ -218,6 +221,21 @@ def server_of(home: Path) -> tuple[str, str]:
     if state is None:
         raise ReviewError(f"No labelling server runs on {home}.", f"curate review serve --home {home}")
     return str(state["url"]), _owner_key(home)
+
+
+def meant_server(url: str | None, home: Path | None) -> tuple[str, str]:
+    """The address and the key of the server that is meant: one's own by address, or the one that runs on a home.
+
+    Raises `ReviewError` when none runs there, or there is no key in `ARGILLA_API_KEY`.
+    """
+    if url is None:
+        return server_of(home or DEFAULT_HOME)
+    address, key = plain_address(url), os.environ.get(KEY_VARIABLE)
+    if not key:
+        raise ReviewError(
+            f"There is no key for {url}.", f"Put the API key of an owner or an admin into the variable {KEY_VARIABLE}."
+        )
+    return address, key
 
 
 def plain_address(url: str) -> str:

@@ -5,7 +5,6 @@ Nothing heavy is imported here: each command imports what it needs when it runs.
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start.
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -100,8 +99,9 @@ def add(
     from dataclasses import asdict
 
     from curate.argilla.people import add_account
+    from curate.serving import meant_server
 
-    made = add_account(*_server(home, url), name, role=role, workspace=workspace)
+    made = add_account(*meant_server(url, home), name, role=role, workspace=workspace)
     if as_json:
         print_json(asdict(made))
     else:
@@ -122,8 +122,9 @@ def password(
     curate review users password owner
     """
     from curate.argilla.people import set_password
+    from curate.serving import meant_server
 
-    new = set_password(*_server(home, url), name)
+    new = set_password(*meant_server(url, home), name)
     print_json({"name": name, "password": new}) if as_json else typer.echo(f"{name}\npassword {new}")
 
 
@@ -135,8 +136,9 @@ def list_(home: HomeOption = None, url: UrlOption = None, as_json: JsonOption = 
     curate review users list
     """
     from curate.argilla.people import list_accounts
+    from curate.serving import meant_server
 
-    listed = list_accounts(*_server(home, url))
+    listed = list_accounts(*meant_server(url, home))
     print_json(listed) if as_json else print_table(listed, ["name", "role", "since"])
 
 
@@ -197,17 +199,3 @@ def compose() -> None:
 
     typer.echo(COMPOSE.read_text(encoding="utf-8"), nl=False)
     note("It is not run by this project's tests. Its first lines say what it wants to know.")
-
-
-def _server(home: Path | None, url: str | None) -> tuple[str, str]:
-    """The address and the key of the server that is meant: one's own by address, or the one of a home."""
-    from curate import serving
-    from schemas.errors import ReviewError
-
-    if url is None:
-        return serving.server_of(home or serving.DEFAULT_HOME)
-    address = serving.plain_address(url)
-    key = os.environ.get("ARGILLA_API_KEY")
-    if not key:
-        raise ReviewError(f"There is no key for {url}.", "Put it into the environment: export ARGILLA_API_KEY=…")
-    return address, key

@@ -301,7 +301,12 @@ def test_a_server_of_ones_own_is_named_by_address_with_its_key_in_the_environmen
     keyless = curate("review", "users", "list", "--url", own.url, ARGILLA_API_KEY="")
     assert f"There is no key for {own.url}." in keyless.stderr
     wrong = curate("review", "users", "list", "--url", own.url, ARGILLA_API_KEY="wrong")
-    assert "does not let this key do that" in wrong.stderr
+    assert "does not let the key in." in wrong.stderr
+    body = {"first_name": "a", "username": "an-admin", "role": "admin", "password": "12345678"}
+    admin = curate(
+        "review", "users", "add", "x", "--url", own.url, ARGILLA_API_KEY=own.ask("POST", "users", body)["api_key"]
+    )
+    assert "does not let this key do that." in admin.stderr
     away = curate("review", "users", "list", "--url", "http://127.0.0.1:9", ARGILLA_API_KEY="any")
     assert "http://127.0.0.1:9 does not answer" in away.stderr
     nowhere = curate("review", "users", "list", "--home", "nowhere")

@@ -8,7 +8,6 @@ HTML; the text box of a correction shows and gives back plain text, so nothing o
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import polars as pl
 
+from curate.argilla.api import Api, InvalidError, open_api
 from curate.asking import marked_turns, numbers_turns
-from curate.serving import DEFAULT_HOME, plain_address, server_of
+from curate.serving import KEY_VARIABLE, meant_server
 from schemas.errors import ReviewError
 from schemas.recipe import canonical_json
 from schemas.review import (
@@ -37,7 +36,6 @@ from schemas.review import (
     Task,
 )
 
-KEY_VARIABLE, URL_VARIABLE = "ARGILLA_API_KEY", "ARGILLA_API_URL"
 NEW_WORKSPACE = "curate"
 FIELD = "conversation"
 
@@ -50,10 +48,6 @@ it does, and 100 a time cost the server no more than 400 do: 1.7 ms of CPU each,
 
 MOST_REFUSED = 10
 """Records of one batch that may be refused before it is taken for a failure of the whole."""
-
-CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 300.0
-SHOWN = 300
-"""Characters of a server's own message that are repeated."""
 
 VISIBLE_OPTIONS = 20
 
@@ -72,11 +66,8 @@ def connect(url: str | None, home: Path | None, workspace: str | None = None) ->
 
     Raises `ReviewError` when it does not answer, is no Argilla, or does not let the key in.
     """
-    address, key = _address(url, home)
-    timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-    headers = {"X-Argilla-Api-Key": key}
-    with httpx.Client(base_url=f"{address}/api/v1/", headers=headers, timeout=timeout) as client:
-        api = _Api(client, address)
+    address, key = meant_server(url, home)
+    with open_api(address, key) as api:
         me = api.ask("GET", "me")
         if me.get("role") not in ("owner", "admin"):
             raise ReviewError(
@@ -86,19 +77,7 @@ def connect(url: str | None, home: Path | None, workspace: str | None = None) ->
         yield Argilla(api, _workspace(api, workspace), workspace or NEW_WORKSPACE, me["role"])
 
 
-def _address(url: str | None, home: Path | None) -> tuple[str, str]:
-    if url is None:
-        return server_of(home or DEFAULT_HOME)
-    address = plain_address(url)
-    key = os.environ.get(KEY_VARIABLE)
-    if not key:
-        raise ReviewError(
-            f"There is no key for {url}.", f"Put the API key of an owner or an admin into the variable {KEY_VARIABLE}."
-        )
-    return address, key
-
-
-def _workspace(api: _Api, name: str | None) -> str | None:
+def _workspace(api: Api, name: str | None) -> str | None:
     """The id of the workspace: the one named, or the only one; null where there is none yet."""
     there = {one["name"]: one["id"] for one in api.ask("GET", "me/workspaces")["items"]}
     if name is None and len(there) == 1:
@@ -111,71 +90,10 @@ def _workspace(api: _Api, name: str | None) -> str | None:
     raise ReviewError(f"{api.url} has {what}.", f"--workspace with one of: {', '.join(sorted(there))}")
 
 
-class _Api:
-    """Requests under /api/v1, with failures in words. The key is in the client's headers and told to nobody."""
-
-    def __init__(self, client: httpx.Client, url: str) -> None:
-        self._client = client
-        self.url = url
-
-    def ask(self, method: str, path: str, body: object = None, **query: object) -> dict[str, Any]:
-        """The JSON object that the server answers. Raises `ReviewError`, or `_InvalidError` for a 422."""
-        try:
-            answer = self._client.request(method, path, json=body, params=query)  # type: ignore[arg-type]
-        except httpx.TimeoutException as error:
-            raise ReviewError(f"{self.url} did not answer in time.", "Is it very busy? Try again.") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ReviewError(
-                f"{self.url} does not answer: {error}.", "Start it (curate review serve), or correct --url."
-            ) from error
-        if answer.is_success:
-            return self._object(answer)
-        raise self._failure(answer)
-
-    def _object(self, answer: httpx.Response) -> dict[str, Any]:
-        if not answer.content:
-            return {}
-        try:
-            value = answer.json()
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise ReviewError(f"{self.url} is no Argilla: it did not answer with JSON.", "Correct --url.")
-        return value
-
-    def _failure(self, answer: httpx.Response) -> ReviewError:
-        said = answer.text[:SHOWN]
-        if answer.status_code in (401, 403):
-            return ReviewError(
-                f"{self.url} does not let the key in{' any more' if answer.request.method != 'GET' else ''}.",
-                f"Is the key in {KEY_VARIABLE} of this server, and its account still there, as owner or admin?",
-            )
-        if answer.status_code == 422:
-            return _InvalidError(f"{self.url} refused what was sent: {_detail(answer)}", "")
-        if answer.status_code == 404:
-            return ReviewError(
-                f"{self.url} has no {answer.request.url.path}: {said}", "Was the set deleted? Or is it another server?"
-            )
-        return ReviewError(f"{self.url} answered {answer.status_code}: {said}", "Look at the server's own messages.")
-
-
-class _InvalidError(ReviewError):
-    """The server understood, and refused what it was given."""
-
-
-def _detail(answer: httpx.Response) -> str:
-    """The sentence in an error's JSON, cut."""
-    try:
-        detail = answer.json().get("detail", answer.text)
-    except ValueError:
-        detail = answer.text
-    return str(detail)[:SHOWN]
-
-
 class Argilla:
     """A `ReviewServer`: one workspace of a running Argilla, made with the first set where it has none."""
 
-    def __init__(self, api: _Api, workspace: str | None, new_workspace: str, role: str) -> None:
+    def __init__(self, api: Api, workspace: str | None, new_workspace: str, role: str) -> None:
         self._api = api
         self._workspace = workspace
         self._new_workspace = new_workspace
@@ -283,7 +201,7 @@ class Argilla:
         def attempt(some: Sequence[Task]) -> list[Sent]:
             try:
                 return self._write(remote, some)
-            except _InvalidError as error:
+            except InvalidError as error:
                 if len(some) > 1:
                     middle = len(some) // 2
                     return attempt(some[:middle]) + attempt(some[middle:])
