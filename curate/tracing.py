@@ -17,7 +17,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from schemas.conversation import Conversation
-from schemas.errors import VersionError
+from schemas.errors import SourceError, VersionError
 from schemas.run import LEDGER_FILE, as_found
 from schemas.store import folder_of
 from schemas.terminal import printable
@@ -44,13 +44,13 @@ PLACES_SQL = """
 """The records that start on this line, or on the last line before it on which one starts; or the row of this number."""
 
 LAST_SQL = """
-    SELECT mapping->>'$.format', (
+    SELECT mapping->>'$.format' AS format, path, sha256, mapping->>'$.encoding' AS encoding, (
         SELECT max(coalesce(line, "row")) FROM (SELECT source, "row", line FROM origins
                                                 UNION ALL SELECT source, "row", line FROM rejects) AS places
-        WHERE places.source = sources.source)
+        WHERE places.source = sources.source) AS last
     FROM sources WHERE source = ?
 """
-"""The format of a source, and where its last record starts."""
+"""How a source was read, and where its last record starts."""
 
 TEXT_SQL = """
     SELECT array_to_string(list_transform(conversations, lambda turn: turn.value), ''), metadata
@@ -246,14 +246,33 @@ def _places(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple[
 def _ends_before(connection: DuckDBPyConnection, record: tuple[str, int, int, str | None], line: int) -> bool:
     """Whether a source's last record ends before this line: its cells have no more line ends than its texts.
 
-    An array of JSON may be laid out over any number of lines; there it is not known.
+    An array of JSON may be laid out over any number of lines; there the file says it, as long as it is what it was.
     """
     source, row, start, _ = record
-    ((format_, last),) = connection.execute(LAST_SQL, [source]).fetchall()
-    if start != last or line <= start or format_ == "json":
+    (read,) = connection.sql(LAST_SQL, params=[source]).pl().to_dicts()
+    if start != read["last"] or line <= start:
         return False
+    if read["format"] == "json":
+        end = _end_of_array(read["path"], read["sha256"], read["encoding"])
+        return end is not None and line > end
     texts = connection.execute(TEXT_SQL, {"source": source, "row": row}).fetchall()
     return bool(line > start + max(text.count("\n") + (beside or "").count("\\n") for text, beside in texts))
+
+
+def _end_of_array(path: str, sha256: str, encoding: str | None) -> int | None:
+    """The line on which the last record of a JSON file ends; None where the file is gone or another one by now."""
+    from curate.importers.streaming import ByteStream, whole_lines
+
+    if not Path(path).is_file():
+        return None
+    stream, end = ByteStream(path, encoding), None
+    try:
+        for chunk in stream.chunks(whole_lines):
+            held = chunk.data.tobytes().rstrip(b" \t\r\n]")
+            end = chunk.first_line + held.count(b"\n") if held else end
+    except SourceError:
+        return None
+    return end if stream.sha256 == sha256 else None
 
 
 def _no_such_place(connection: DuckDBPyConnection, place: re.Match[str]) -> VersionError:

@@ -218,6 +218,22 @@ def test_a_line_inside_the_last_record_leads_to_it_and_the_line_behind_it_to_not
         traced(store, "data.csv:5")
 
 
+def test_a_line_behind_the_end_of_an_array_of_json_leads_to_nothing_while_the_file_is_there(tmp_path):
+    from curate.importing import import_files
+    from schemas.recipe import ImportSection
+
+    store, file = tmp_path / "x.duckdb", tmp_path / "data.json"
+    rows = [{"question": f"What is {n}?", "answer": "[1]"} for n in range(2)]
+    file.write_text(json.dumps(rows, indent=1) + "\n\n", encoding="utf-8")  # the last record is on lines 6 to 9
+    import_files(store, [str(file)], ImportSection())
+    assert traced(store, "data.json:9") == traced(store, "data.json:6") == traced(store, "data.json#2")
+    for line in (10, 999):
+        with pytest.raises(VersionError, match=f"no record on line {line}: its last one starts on line 6"):
+            traced(store, f"data.json:{line}")
+    file.write_text("[]", encoding="utf-8")
+    assert traced(store, "data.json:999") == traced(store, "data.json#2")
+
+
 def test_the_command_shows_control_characters_and_does_not_obey_them(store):
     add(store, [chat("a\x1b[2Jb\nruns", "c")], source="evil.csv")
     run = CliRunner()
