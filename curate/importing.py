@@ -48,6 +48,9 @@ CLOSED_SQL = """
 """
 """Rejects that a source closed. Those of later imports, in which its own rejects came back, are not its work."""
 
+MEANWHILE = 4
+"""Parcels that may wait for a file's digest, some 300 MB of texts: half a gigabyte is hashed by then."""
+
 PENDING = "pending"
 """The id of a source whose bytes are only known when they have been read, until then."""
 
@@ -218,11 +221,12 @@ def _import_file(
 ) -> ImportResult:
     """Take what is read of a file into the store and prove its sums."""
     source, digest = reading.source, reading.digest
+    first = _meanwhile(reading.parcels, digest) if digest else []
     landed_as = reading.id_of(digest.sha256.result()) if digest else PENDING
     if before := _imported_before(connection, landed_as, source.path):
         return before
     had = count_conversations(connection)
-    for parcel in _told(source, reading.parcels, told):
+    for parcel in _told(source, itertools.chain(first, reading.parcels), told):
         land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
     if digest and digest.stamp != stamp(source.path):
         raise SourceError(f"{source.path} was changed while it was read.", "Run the command again when it is written.")
@@ -233,6 +237,14 @@ def _import_file(
     sums = count(connection, source_id, had)
     result = _concluded(connection, source_id, source, reading.conversion, sums, sha256=sha256)
     return replace(result, examples=reading.conversion.examples) if dry_run else result
+
+
+def _meanwhile(parcels: Iterator[Parcel], digest: Digest) -> list[Parcel]:
+    """A few parcels that are made while the digest is; none that lands before the digest is known."""
+    made: list[Parcel] = []
+    while len(made) < MEANWHILE and not digest.sha256.done() and (parcel := next(parcels, None)):
+        made.append(parcel)
+    return made
 
 
 def _concluded(
