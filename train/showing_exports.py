@@ -43,7 +43,7 @@ def show_quantised(files: Sequence[Quantised]) -> None:
     """Print each file with its size and what it costs, and which to take by what rule."""
     from train.quantising import KL_TO_TAKE, PERPLEXITY_TO_TAKE
 
-    columns = ["file", "size", "perplexity", "KL", "same token", "logits apart", "take"]
+    columns = ["file", "size", "PPL", "KL", "same token", "logits apart", "take"]
     print_table((_file_row(file, place) for place, file in enumerate(files)), columns, title=str(files[0].path.parent))
     if files[0].difference is None:
         note("Not measured: --no-check.")
@@ -51,19 +51,21 @@ def show_quantised(files: Sequence[Quantised]) -> None:
     note(f"{files[0].kind} is compared with the merged model, the others with {files[0].kind}.")
     note(
         f"Take the smallest with a divergence (KL) of at most {KL_TO_TAKE} nats per token and at most "
-        f"{PERPLEXITY_TO_TAKE - 1:.0%} more perplexity; measured on {files[0].difference.tokens:,} held-out tokens."
+        f"{PERPLEXITY_TO_TAKE - 1:.0%} more perplexity (PPL); "
+        f"measured on {files[0].difference.tokens:,} held-out tokens."
     )
 
 
 def _file_row(file: Quantised, place: int) -> dict[str, Any]:
+    """As narrow as it can be said: names that are to be typed stay whole in 80 columns."""
     found = file.difference
     numbers = {
-        "perplexity": found and f"{found.perplexity:.4g}",
-        "KL": found and (f"{found.kl:.3g}" if place else f"({found.kl:.3g})"),
-        "same token": found and f"{found.same_choice:.2%}",
-        "logits apart": found and f"{found.largest:.3g}",
+        "PPL": found and f"{found.perplexity:.4g}",
+        "KL": found and (f"{found.kl:.2g}" if place else f"({found.kl:.2g})"),
+        "same token": found and f"{found.same_choice:.1%}",
+        "logits apart": found and f"{found.largest:.2g}",
     }
-    return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "← this" if file.take else ""}
+    return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "←" if file.take else ""}
 
 
 def show_address(address: Address, *, as_json: bool) -> None:

@@ -48,17 +48,20 @@ class Imatrix:
 def by_gguf_names(squares: Mapping[str, Floats], path: Path) -> dict[str, Floats]:
     """The mean squares of Hugging Face's layers by the names that the GGUF at `path` has for their weights.
 
-    As in llama.cpp only those of blocks: what turns the last state into words is left as it is. Raises `ExportError`
-    where none has a name there.
+    As in llama.cpp only those of blocks: what turns the last state into words is left as it is. So are experts, which
+    are many weights in one. Raises `ExportError` where none is left.
     """
     from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 
-    fields = GGUFReader(path).fields
+    reader = GGUFReader(path)
+    inputs = {tensor.name: int(tensor.shape[0]) for tensor in reader.tensors if len(tensor.shape) == 2}
+    fields = reader.fields
     kind = fields["general.architecture"].contents()
     architecture = next(number for number, name in MODEL_ARCH_NAMES.items() if name == kind)
     names = get_tensor_name_map(architecture, fields[f"{kind}.block_count"].contents())
     found = {names.get_name(layer.replace("language_model.", "")): square for layer, square in squares.items()}
-    blocks = {f"{name}.weight": square for name, square in found.items() if name and name.startswith("blk.")}
+    named = {f"{name}.weight": square for name, square in found.items() if name and name.startswith("blk.")}
+    blocks = {name: square for name, square in named.items() if inputs.get(name) == square.size}
     if not blocks:
         raise ExportError(f"None of the layers of this {kind} has a name in {path}.", "Leave --imatrix away.")
     return blocks
