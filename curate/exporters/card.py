@@ -88,7 +88,7 @@ def _introduction(version: Version, facts: CardFacts) -> str:
     return (
         f"# {version.label}\n\n{sum(version.counts.values()):,} conversations in the format `{facts.format}`{parent}, "
         f"frozen {version.frozen_at:%Y-%m-%d}.\n\n{counts}\n\nDigest `{version.digest}`.\n\n"
-        "Conversations with the same first question, near-duplicates and edits never sit on both sides of the split.\n"
+        "Conversations with the same first question never sit on both sides of the split, nor do edits of each other.\n"
     )
 
 
