@@ -64,6 +64,9 @@ BlindOption = Annotated[
     str | None,
     typer.Option("--blind", metavar="SHARE", help="Shown without suggestions.", show_default="10%, or the recipe's"),
 ]
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", help="Where on the server.", show_default="the only one")
+]
 AlsoDroppedOption = Annotated[bool, typer.Option("--also-dropped", help="Those too that the rules dropped.")]
 PartialOption = Annotated[
     bool, typer.Option("--partial", help="Judge also where fewer have answered than the set waits for.")
@@ -80,9 +83,7 @@ def push(
     overlap: OverlapOption = None,
     blind: BlindOption = None,
     also_dropped: AlsoDroppedOption = False,
-    workspace: Annotated[
-        str | None, typer.Option("--workspace", help="Where on the server.", show_default="the only one")
-    ] = None,
+    workspace: WorkspaceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, send nothing.")] = False,
     url: UrlOption = None,
     home: HomeOption = None,
@@ -124,9 +125,7 @@ def pull(
     name: Annotated[str, typer.Argument(help="The review set.")],
     partial: PartialOption = False,
     again: Annotated[bool, typer.Option("--again", help="Read every record, also when nobody has answered.")] = False,
-    workspace: Annotated[
-        str | None, typer.Option("--workspace", help="Where on the server.", show_default="the only one")
-    ] = None,
+    workspace: WorkspaceOption = None,
     url: UrlOption = None,
     home: HomeOption = None,
     recipe: RecipeOption = None,
