@@ -195,6 +195,9 @@ def select(
 ) -> None:
     """Apply the recipe's rules: who leaves, at which rule, and why.
 
+    A rule reads scores (curate score --list), columns of the source (meta.NAME), id, source, file, turns, has_tools,
+    prompt and answer. Where it gives NULL, as by an empty cell or a division by zero, the conversation leaves.
+
     \b
     curate select --where "quality >= 0.6 and not refusal" --dry-run
     """

@@ -1,8 +1,8 @@
 """Freezing: the kept conversations and a recipe come in, a version `name@number` with its split and digest goes out.
 
 The split is a function of content alone. Conversations that belong together form a group and a group sits on one
-side: the same first question, the same cluster of the table `clusters`, an edit and what it was edited from. A group's side
-follows from a hash, so nothing is drawn at random and nothing depends on the order of import.
+side: the same first question, the same cluster in the table `clusters`, an edit and what it was edited from. A group's
+side follows from a hash, so nothing is drawn at random and nothing depends on the order of import.
 """
 
 from __future__ import annotations
