@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from labelling_server import LabellingServer
+    from searched import Searched
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +86,14 @@ def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Labell
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def searched(argilla_server: "LabellingServer") -> "Searched":
+    """A published dataset of 90 records with everything that can be searched, and two annotators' answers."""
+    from searched import Searched
+
+    return Searched(argilla_server)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from train import engines, fitting
 from train.answering import Sampling, speak_for
 from train.fitting import decide, token_digest, train_version
 from train.loading import find_model
-from train.narrating import show_run
+from train.narrating import show_run, show_runs
 from train.saving import card
 
 pytestmark = pytest.mark.slow
@@ -384,3 +384,20 @@ def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(tuned,
     assert json.loads(again.stdout)["identical"]
     (folder / "model.safetensors").unlink()
     assert not verify(project, "r1").proven
+
+
+def test_runs_are_listed_within_80_columns_and_a_failure_is_told_below(trained, manifest, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    failed = manifest.model_copy(update={"failure": "RuntimeError: the disk is full"})
+    place = trained / "adapters"
+    show_runs([Run("r1", "interrupted", place / "r1", manifest), Run("r12", "failed", place / "r12", failed)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:4] == ["r1", "support@1", "interrupted", "16"] for line in lines)
+    assert lines[-1] == "r12 failed: RuntimeError: the disk is full"
+
+
+def test_where_there_is_no_run_it_is_said_what_begins_one(curate, project):
+    ran = curate("runs", cwd=project.parent)
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "curate train NAME@n begins one" in ran.stderr

@@ -1,8 +1,6 @@
 """Templates are proven token for token, the page that says so is true, and what is not proven is not trained."""
 
 import json
-import os
-import subprocess
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,12 +8,13 @@ import polars as pl
 import pytest
 from making_tokenizers import CHATML, save_tokenizer
 from stores import add, chat
-from training import SETTINGS, TINY, command, make_project, run_here
+from training import TINY, make_project, run_here, section
 
 from curate.freezing import freeze
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
+from train.fitting import train_version
 from train.planning import prepare
 from train.proving import check_samples, prove, prove_all, samples_of
 from train.showing import templates_page
@@ -151,12 +150,8 @@ def test_a_run_refuses_where_transformers_reads_the_tokenizer_otherwise(tmp_path
     config = tmp_path / "tiny" / "tokenizer_config.json"
     written = json.loads(config.read_text()) | {"tokenizer_class": "LlamaTokenizer"}
     config.write_text(json.dumps(written))
-    ran = subprocess.run(
-        command("train", "support@1", *SETTINGS, "--engine", "transformers", "--store", str(store)),
-        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ.copy(),
-    )  # fmt: skip
-    assert ran.returncode == 1
-    assert "other tokens here than transformers' apply_chat_template: token" in ran.stderr
+    with pytest.raises(TrainError, match="other tokens here than transformers' apply_chat_template: token"):
+        train_version(store, "support@1", section(model=str(tmp_path / "tiny"), engine="transformers"))
 
 
 def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(sample):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from schemas.terminal import note, print_table, printable
+from schemas.terminal import counted, note, print_table, printable
 
 if TYPE_CHECKING:
     from schemas.run import Manifest, Run
@@ -127,7 +127,7 @@ def show_work(work: Work) -> None:
         "template": f"{m.rendering.template}, {m.rendering.template_digest[:12]}",
         "conversations": f"{m.tokens.conversations:,} to train on, {work.held_out['id'].n_unique():,} held out",
         "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} are learned",
-        "engine": f"{m.recipe['engine']} on {m.machine.device}, {m.machine.threads} threads",
+        "engine": f"{m.recipe['engine']} on {m.machine.device}, {counted(m.machine.threads, 'thread')}",
     }
     _facts(facts, "Would train")
     note("Nothing was trained or written. curate plan says more about lengths and steps.")
@@ -141,7 +141,7 @@ def show_run(run: Run) -> None:
         "adapter": str(run.adapter),
         "trained on": _trained_on(m),
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, packing {'on' if m.engine['packing'] else 'off'}, "
-        f"{m.machine.device}, {m.machine.threads} threads",
+        f"{m.machine.device}, {counted(m.machine.threads, 'thread')}",
         "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {m.metrics['steps']:,.0f} steps",
         "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "nothing was held out",
     }

@@ -15,6 +15,7 @@ import polars as pl
 
 from schemas.recipe import digest, file_digest
 from schemas.run import MANIFEST_FILE, Manifest
+from schemas.terminal import counted
 from train.ledger import write_ledger
 from train.rendering import Template
 from train.tokenizing import TOKENIZER_FILES
@@ -146,7 +147,7 @@ def provenance(manifest: Manifest) -> tuple[str, str, str]:
         "masks": m.rendering.mask_policy,
         "recipe digest": f"`{m.recipe_digest}`",
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, {'packed' if m.engine['packing'] else 'not packed'}",
-        "machine": f"{m.machine.device_name}, {m.machine.threads} threads, {m.machine.system}",
+        "machine": f"{m.machine.device_name}, {counted(m.machine.threads, 'thread')}, {m.machine.system}",
         "adapter digest": f"`{m.adapter_digest}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
