@@ -232,7 +232,7 @@ def test_a_run_on_texts_learns_is_proven_merged_and_repeated_bit_for_bit(tmp_pat
 
 
 def train_on_texts(folder):
-    settings = [*SETTINGS, *OPTIONS, "--set=train.embedding_learning_rate=1e-3", "--json"]
+    settings = [*SETTINGS, *OPTIONS, "--set=train.steps=8", "--set=train.embedding_learning_rate=1e-3", "--json"]
     ran = subprocess.run(command("train", "docs@1", *settings), cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
@@ -256,3 +256,12 @@ def test_a_model_that_is_shared_between_gpus_has_no_rate_of_its_own(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(TrainError, match="shared between GPUs has no embedding of its own rate"):
         check_devices(Processes(2, "fsdp"), section(embedding_learning_rate=1e-4))
+
+
+def test_unsloth_never_moves_an_embedding_that_is_trained_into_a_pickle(job):
+    from train.engines.unsloth import _kinds
+
+    assert _kinds(job(), on_gpu=True) == (False, "unsloth")
+    assert _kinds(job(embedding_learning_rate=1e-4), on_gpu=True) == (False, True)
+    with pytest.raises(TrainError, match="moves the embedding away"):
+        _kinds(job(embedding_learning_rate=1e-4, extra={"gradient_checkpointing": "unsloth"}), on_gpu=True)
