@@ -333,7 +333,9 @@ def _read_metadata(origin: dict[str, Any]) -> dict[str, Any]:
 
 def _with_fate(connection: DuckDBPyConnection, run: dict[str, Any], identity: str) -> dict[str, Any]:
     status, adapter = as_found(folder_of(connection), run["run"], run["adapter"], run["status"])
-    return {**run, "status": status, "adapter": str(adapter), **_fate(connection, adapter, identity)}
+    unfinished = {"ledger": None, "note": "a run writes its ledger when it ends"}
+    fate = _fate(connection, adapter, identity) if status == "done" else unfinished
+    return {**run, "status": status, "adapter": str(adapter), **fate}
 
 
 def _fate(connection: DuckDBPyConnection, adapter: Path, identity: str) -> dict[str, Any]:

@@ -158,6 +158,17 @@ def test_versions_and_the_fate_in_each_training_are_told(store, tmp_path):
     )
 
 
+def test_of_a_run_that_was_cut_off_it_is_said_that_it_has_no_ledger_yet(store, tmp_path):
+    with writing(store) as connection:
+        freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+        connection.execute(
+            "INSERT INTO runs VALUES ('r1', 'support@1', 'd', ?, NULL, 'running', '{}', '{}', now(), NULL)",
+            [str(tmp_path / "adapters/r1")],
+        )
+    shown = text(traced(store, chat("Hello?", "Hi.").id))
+    assert "r1 on support@1 (train), interrupted: a run writes its ledger when it ends" in shown
+
+
 def test_every_window_of_a_conversation_that_was_split_is_told(store, tmp_path):
     with writing(store) as connection:
         freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
