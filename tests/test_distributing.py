@@ -80,7 +80,7 @@ def test_two_processes_follow_the_loss_curve_of_one_through_an_interruption(fold
     assert 2 * packs < 16 * 4, "there have to be several epochs, or the second shuffle is not tried"
     seen = [pl.read_parquet(folder / name / "ledger.parquet")["seen"] for name in ("one", "two")]
     assert seen[0].equals(seen[1])
-    assert seen[0].n_unique() > 2, "some more often than others, besides those held out"
+    assert set(seen[0].drop_nulls()) == {8}  # filler is not counted
 
 
 def test_the_manifest_says_how_it_was_shared_out_and_the_adapter_is_proven(folder):
