@@ -120,6 +120,6 @@ def test_the_command_writes_proves_and_writes_nothing_over(curate, project, writ
     (folder / "Modelfile").write_text("FROM mine.gguf\n")
     with pytest.raises(ExportError, match="is already there"):
         write_ollama(project, "r1", to=folder)
-    with pytest.raises(ExportError, match="There is no GGUF of q8_0") as caught:
-        write_ollama(project, "r1", to=project.parent / "other", quant="q8_0")
-    assert caught.value.hint == "curate gguf r1 --quant q8_0"
+    with pytest.raises(ExportError, match="There is no GGUF of q5_0") as caught:
+        write_ollama(project, "r1", to=project.parent / "other", quant="q5_0")
+    assert caught.value.hint == "curate gguf r1 --quant q5_0"
