@@ -28,6 +28,35 @@ SHOWN_SQL = """
 """What was suggested from when on. Whoever answered before the first push was noted saw that push: it was under way, or
 the server's clock is behind ours."""
 
+FRESH_SQL = """
+    WITH known AS (
+        SELECT *, record IS NULL AS sheet FROM reviews WHERE dataset = $name
+        QUALIFY row_number() OVER (PARTITION BY conversation, reviewer, record IS NULL ORDER BY rowid DESC) = 1
+    ), said AS (
+        SELECT p.*, record IS NULL AS sheet FROM pulled p
+        SEMI JOIN (SELECT conversation FROM review_records WHERE review_set = $name) r USING (conversation)
+    )
+    SELECT s.conversation, s.reviewer, s.response, s.answers, s.status, s.answered_at, s.record
+    FROM said s LEFT JOIN known k USING (conversation, reviewer, sheet)
+    WHERE (s.status, s.answers, s.record) IS DISTINCT FROM (k.status, k.answers::VARCHAR, k.record)
+       OR (NOT s.sheet AND s.response <> k.response)
+    UNION ALL
+    SELECT k.conversation, k.reviewer, k.response, k.answers::VARCHAR, $withdrawn, k.answered_at, k.record
+    FROM known k ANTI JOIN said USING (conversation, reviewer, sheet)
+    WHERE k.status <> $withdrawn AND k.record IN (SELECT record FROM present)
+"""
+"""Answers that are new or changed among those pulled, and those that were there and are no more."""
+
+APPEND_SQL = f"""
+    INSERT INTO reviews (conversation, dataset, reviewer, response, answers, status, answered_at, record, blind,
+        suggestions, pulled_at)
+    SELECT f.conversation, $name, f.reviewer, f.response, f.answers, f.status, f.answered_at, f.record, r.blind,
+        coalesce(s.suggestions, r.suggestions), now()
+    FROM fresh f JOIN review_records r ON r.review_set = $name AND r.conversation = f.conversation
+    ASOF LEFT JOIN ({SHOWN_SQL}) s ON s.conversation = f.conversation AND f.answered_at >= s.since
+    ORDER BY f.answered_at, f.conversation
+"""
+
 OUTCOMES = ("keep", "edit", "drop", WAITING, DISPUTED, UNDECIDED)
 
 
@@ -208,37 +237,9 @@ def _append(connection: DuckDBPyConnection, name: str) -> dict[str, int]:
     A sheet's answer is held against the person's latest in a sheet, a server's against the latest from the server: so
     reading either again makes no old answer the newest.
     """
-    rows: pl.DataFrame = connection.sql(
-        """
-        WITH known AS (
-            SELECT *, record IS NULL AS sheet FROM reviews WHERE dataset = $name
-            QUALIFY row_number() OVER (PARTITION BY conversation, reviewer, record IS NULL ORDER BY rowid DESC) = 1
-        ), said AS (
-            SELECT p.*, record IS NULL AS sheet FROM pulled p
-            SEMI JOIN (SELECT conversation FROM review_records WHERE review_set = $name) r USING (conversation)
-        )
-        SELECT s.conversation, s.reviewer, s.response, s.answers, s.status, s.answered_at, s.record
-        FROM said s LEFT JOIN known k USING (conversation, reviewer, sheet)
-        WHERE (s.status, s.answers, s.record) IS DISTINCT FROM (k.status, k.answers::VARCHAR, k.record)
-           OR (NOT s.sheet AND s.response <> k.response)
-        UNION ALL
-        SELECT k.conversation, k.reviewer, k.response, k.answers::VARCHAR, $withdrawn, k.answered_at, k.record
-        FROM known k ANTI JOIN said USING (conversation, reviewer, sheet)
-        WHERE k.status <> $withdrawn AND k.record IN (SELECT record FROM present)
-        """,
-        params={"name": name, "withdrawn": WITHDRAWN},
-    ).pl()
+    rows: pl.DataFrame = connection.sql(FRESH_SQL, params={"name": name, "withdrawn": WITHDRAWN}).pl()
     connection.register("fresh", rows)
-    connection.execute(
-        f"""INSERT INTO reviews (conversation, dataset, reviewer, response, answers, status, answered_at, record, blind,
-                suggestions, pulled_at)
-            SELECT f.conversation, $name, f.reviewer, f.response, f.answers, f.status, f.answered_at, f.record, r.blind,
-                coalesce(s.suggestions, r.suggestions), now()
-            FROM fresh f JOIN review_records r ON r.review_set = $name AND r.conversation = f.conversation
-            ASOF LEFT JOIN ({SHOWN_SQL}) s ON s.conversation = f.conversation AND f.answered_at >= s.since
-            ORDER BY f.answered_at, f.conversation""",
-        {"name": name},
-    )
+    connection.execute(APPEND_SQL, {"name": name})
     connection.unregister("fresh")
     found = dict(rows.group_by("status").len().iter_rows())
     return {status: int(found.get(status, 0)) for status in (SUBMITTED, DISCARDED, DRAFT, WITHDRAWN)}
