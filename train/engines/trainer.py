@@ -216,10 +216,11 @@ def train(job: Job, loaded: Loaded) -> Fit:
             break
         size, job = _step_down(job, loaded, size, fitted)
         steps_down.append({"step": fitted.step, "batch": size.batch, "accumulate": size.accumulate})
-    facts = {"trial": [found.as_json() for found in trial], "steps_down": steps_down, "gpus": world()}
+    measured = {"trial": [found.as_json() for found in trial], "steps_down": steps_down, "gpus": world()}
+    facts = _facts(job, loaded, fitted, size) | measured
     metrics = _settle(job, fitted, untouched)
     epochs, seen = _seen(job, fitted, size, int(metrics.get("best_step", fitted.trainer.state.global_step)))
-    return Fit(metrics | {"epochs": epochs}, _facts(job, loaded, fitted, size) | facts, seen)
+    return Fit(metrics | {"epochs": epochs}, facts, seen)
 
 
 def _untouched_loss(job: Job, loaded: Loaded) -> float:
@@ -397,10 +398,10 @@ def save(model: Any, folder: Path) -> None:
 def _settle(job: Job, done: _Done, untouched: float | None) -> dict[str, float]:
     """Save the adapter, the best one where held-out losses were taken on the way, and say what was measured."""
     model = done.trainer.model
+    save(model, job.adapter)  # first: weights that were sharded no longer say that they train once the adapter was off
     losses = _losses(model, job.held_out, untouched)
     best = take_best(done.watch.best, job.adapter, losses["eval_loss"]) if done.watch.evaluations else None
     if best is None:
-        save(model, job.adapter)
         return losses
     return losses | {"eval_loss": best[1], "best_step": float(best[0]), "last_eval_loss": losses["eval_loss"]}
 
