@@ -30,6 +30,9 @@ import polars as pl
 
 CURATE = "from curate.__main__ import main; main()"
 
+AS_INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Installed packages have their modules compiled; a developer's folder may be told not to."""
+
 BARE_JSON = """
 import duckdb, sys
 duckdb.connect(sys.argv[2]).execute(f"CREATE TABLE rows AS SELECT * FROM read_json('{sys.argv[1]}')").close()
@@ -118,7 +121,7 @@ def run(command: list[str]) -> Run:
     """Run a command to its end. Raises `CalledProcessError` when it fails."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=AS_INSTALLED)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         if status:
