@@ -29,7 +29,7 @@ demo: setup
 	@$(BIN)/curate demo --to demo
 
 test: setup review-server
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 review-server: setup
 	@$(BIN)/curate review serve --only-set-up
