@@ -5,8 +5,8 @@ import sys
 
 INTERRUPTED = 130
 
-OBJECTS_BEFORE_COLLECTION = 50_000
-"""New objects between two searches for garbage; Python's 700 mean a hundred searches while modules are imported."""
+OBJECTS_BEFORE_COLLECTION = 10_000
+"""New objects between two searches for garbage: a tenth of the searches that Python makes while modules are imported."""
 
 
 def main() -> None:
