@@ -143,7 +143,12 @@ def test_what_is_merged_already_is_said_and_another_merge_is_not_written_over_it
     before = {path.name: path.stat().st_mtime_ns for path in merge(project, "r1", check=False).folder.iterdir()}
     again = curate("merge", "r1", "--no-check", cwd=project.parent)
     assert again.returncode == 0, again.stderr
-    assert "there already, whole and of this adapter" in " ".join(again.stdout.split())
+    said = " ".join(again.stdout.split())
+    assert "nothing: it was there already" in said
+    assert "no: --no-check" in said
+    compared = merge(project, "r1")
+    assert (compared.already, compared.difference.rows) == (True, 6)
+    assert compared.difference.largest < 0.02
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     with pytest.raises(ExportError, match="merged/r1 is already there"):
         merge(project, "r1", dtype="float32", check=False)
@@ -151,6 +156,33 @@ def test_what_is_merged_already_is_said_and_another_merge_is_not_written_over_it
     weights.write_bytes(weights.read_bytes()[:-1])  # as a copy leaves it that was cut off
     with pytest.raises(ExportError, match="merged/r1 is already there"):
         merge(project, "r1", check=False)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "manifest.json", "chat_template.jinja", "config.json"])
+def test_a_merged_model_with_a_paper_gone_or_spoilt_is_not_said_to_be_there(project, name):
+    paper = merge(project, "r1", check=False).folder / name
+    paper.write_text("garbage")
+    for _ in range(2):
+        with pytest.raises(ExportError, match="merged/r1 is already there"):
+            merge(project, "r1", check=False)
+        paper.unlink(missing_ok=True)
+
+
+def test_weights_of_the_right_length_that_answer_otherwise_are_found_out_when_they_are_compared(project):
+    weights = merge(project, "r1", check=False).folder / "model.safetensors"
+    written = bytearray(weights.read_bytes())
+    written[-len(written) // 2 :] = bytes(len(written[-len(written) // 2 :]))
+    weights.write_bytes(written)
+    with pytest.raises(ExportError, match="differs from the adapter by"):
+        merge(project, "r1")
+
+
+def test_a_folder_that_holds_only_a_readme_is_no_merged_model_and_is_not_written_over(project):
+    (project.parent / "out").mkdir()
+    (project.parent / "out/README.md").write_text("My work")
+    with pytest.raises(ExportError, match="out is already there"):
+        merge(project, "r1", to=project.parent / "out")
+    assert (project.parent / "out/README.md").read_text() == "My work"
 
 
 # what is refused ------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ shard. The model lies in `FOLDER.partial` until it was compared with the adapter
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schemas.errors import ExportError
 from schemas.recipe import digest
@@ -20,6 +22,9 @@ from train.answering import stop_ids
 from train.differing import Difference, difference, loaded, model_logits, take_sample, vocabulary_of
 from train.handing_over import Source, as_json, beside, check_free, find_source, held_out_rows, placed
 from train.saving import CARD_FILE, provenance, write_tokenizer
+
+if TYPE_CHECKING:
+    import polars as pl
 
 DTYPE_NAMES = ("base", "float32", "float16", "bfloat16")
 """The types that a merged model can have; base is the one in which the base model is stored."""
@@ -39,7 +44,7 @@ Report = Callable[[int, int], None]
 class Merged:
     """A merged model: where it is, in which type, of which run, how large, how far from the adapter (None: unasked).
 
-    With `already` it was there before, whole, and nothing was written.
+    With `already` it was there before, as it would be written now, and nothing was written.
     """
 
     folder: Path
@@ -75,9 +80,9 @@ def merge(
 ) -> Merged:
     """Merge the adapter that `target` names into its base, in `to` (default: `merged/RUN` by the store).
 
-    `rows` held-out conversations are compared, unless `check` is off. What is there already is left as it is. Raises
-    `ExportError` when the base is quantised or another one, the tokenizer has changed, the disk is full, or the merged
-    model answers otherwise.
+    `rows` held-out conversations are compared, unless `check` is off. What is there already is left as it is, and
+    compared as well. Raises `ExportError` when the base is quantised or another one, the tokenizer has changed, the
+    disk is full, or the merged model answers otherwise.
     """
     source = find_source(store, target)
     if source.whole:
@@ -86,17 +91,19 @@ def merge(
             f"curate gguf {source.name} takes it as it is, and so do vLLM and TGI.",
         )
     stored = stored_dtype(source.base)
-    folder = (to or beside(store, "merged", source.name)).resolve()
-    if _is_merged(folder, source, _named(dtype, stored)):
-        return _measured(folder, source, _named(dtype, stored), None, already=True)
-    check_free(folder)
+    folder, kind = (to or beside(store, "merged", source.name)).resolve(), stored if dtype == "base" else dtype
+    already = _is_merged(folder, source, kind)
+    if not already:
+        check_free(folder)
     held_out = held_out_rows(store, source) if check else None
+    if already:
+        return _measured(folder, source, kind, _compared(folder, source, held_out, rows, kind), already=True)
     with placed(folder, _identity(source, dtype)) as partial:
         _write_papers(partial, source, dtype)
         _write_shards(partial, source, dtype, report)
-        found = _compared(partial, source, held_out, rows, _named(dtype, stored)) if held_out is not None else None
+        found = _compared(partial, source, held_out, rows, kind)
         _write_card(partial, source, found)
-    return _measured(folder, source, _named(dtype, stored), found)
+    return _measured(folder, source, kind, found)
 
 
 def stored_dtype(base: Path) -> str:
@@ -113,30 +120,41 @@ def stored_dtype(base: Path) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32")
 
 
-def _named(dtype: str, stored: str) -> str:
-    return stored if dtype == "base" else dtype
-
-
 def _measured(folder: Path, source: Source, dtype: str, found: Difference | None, *, already: bool = False) -> Merged:
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     return Merged(folder, source.name, dtype, sum(sizes), len(sizes), found, already)
 
 
 def _is_merged(folder: Path, source: Source, dtype: str) -> bool:
-    """Whether `folder` holds this very merge, with every file of weights as long as its head says."""
-    from safetensors import SafetensorError, safe_open
+    """Whether `folder` holds this very merge: its papers as they would be written now, its weights as long."""
+    from safetensors import SafetensorError
+
+    if not (folder / CARD_FILE).exists():
+        return False
+    try:
+        return stored_dtype(folder) == dtype and _has_papers(folder, source) and _has_shards(folder, source)
+    except (OSError, ValueError, SafetensorError, ExportError):  # a file is missing, cut off, or another model's
+        return False
+
+
+def _has_papers(folder: Path, source: Source) -> bool:
+    """All but the config, in which `base` and its name are written differently: the type is compared instead."""
+    with tempfile.TemporaryDirectory() as name:
+        _write_papers(Path(name), source, "base")
+        papers = [path.name for path in Path(name).iterdir() if path.name != "config.json"]
+        return filecmp.cmpfiles(name, folder, papers, shallow=False) == (papers, [], [])
+
+
+def _has_shards(folder: Path, source: Source) -> bool:
+    """Opening one compares its length with what its head says."""
+    from safetensors import safe_open
 
     from train.weights import shard_sizes
 
-    if not (folder / CARD_FILE).exists() or stored_dtype(folder) != dtype:
-        return False
-    try:
-        for name in shard_sizes(source.base):
-            with safe_open(folder / name, "pt") as file:
-                if (file.metadata() or {}).get("curate") != _metadata_text(source.manifest):
-                    return False
-    except (OSError, SafetensorError):  # one is missing, or cut off
-        return False
+    for name in shard_sizes(source.base):
+        with safe_open(folder / name, "pt") as file:
+            if (file.metadata() or {}).get("curate") != _metadata_text(source.manifest):
+                return False
     return True
 
 
@@ -263,18 +281,23 @@ def _write_index(partial: Path, base: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ comparing
 
 
-def _compared(partial: Path, source: Source, held_out: Any, rows: int, dtype: str) -> Difference:
-    """How far the merged model is from the adapter on its base. Raises `ExportError` when that is not rounding."""
+def _compared(folder: Path, source: Source, held_out: pl.DataFrame | None, rows: int, dtype: str) -> Difference | None:
+    """How far the merged model is from the adapter on its base; None where no rows are given to compare with.
+
+    Raises `ExportError` when that is not rounding.
+    """
+    if held_out is None:
+        return None
     sample = take_sample(held_out, vocabulary_of(source.base), rows)
     trusted = bool(source.manifest.recipe["trust_remote_code"])
     with loaded(source.base, source.adapter, trust_remote_code=trusted) as model:
         reference = model_logits(model, sample)
-    with loaded(partial, trust_remote_code=trusted) as model:
+    with loaded(folder, trust_remote_code=trusted) as model:
         found = difference(sample, reference, model_logits(model, sample))
     if not found.largest <= FARTHEST.get(dtype, FARTHEST["bfloat16"]):
         raise ExportError(
             f"The merged model differs from the adapter by {found.largest:.3g} in a logit: {dtype} cannot hold it, or "
             "the adapter is of a kind that curate does not understand.",
-            f"Try --dtype float32; nothing was written to the final name, look into {partial}.",
+            f"Try --dtype float32, in another --to; the merged model lies in {folder}.",
         )
     return found

@@ -25,8 +25,8 @@ def show_merged(merged: Merged) -> None:
         "size": f"{_size(merged.bytes)} in {merged.dtype}, {merged.shards} {'file' if merged.shards == 1 else 'files'}",
     }
     if merged.already:
-        facts["compared"] = "when it was made; it was there already, whole and of this adapter: nothing was written"
-    elif found is None:
+        facts["written"] = "nothing: it was there already, its papers and the length of its weights as they should be"
+    if found is None:
         facts["compared"] = "no: --no-check"
     else:
         facts |= {
