@@ -7,7 +7,6 @@ and a card. Every file is read back the way an import reads it before anything g
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from curate.exporters.exporter import UNFIT, Exporter, as_lines, as_table, quote
 from curate.rereading import differing, reread
 from schemas.conversation import unfold
 from schemas.errors import ExportError, VersionError
-from schemas.file import remove_abandoned
+from schemas.file import unfinished
 from schemas.recipe import file_digest
 from schemas.run import installed_version
 from schemas.version import SPLITS, Version, check_members, find_version
@@ -43,6 +42,9 @@ PROOF, CARD, LEFT_OUT, SCORES, ORIGINS = (
     "origins.parquet",
 )
 SUFFIXES = (".jsonl", ".parquet")
+REPLACED = ".curate-replaced"
+"""How the name of a folder ends while another takes its place: one that no person gives."""
+
 ALL = "all"
 BATCH_ROWS = 20_000
 """Conversations at a time: some ten megabytes of text, so the largest version needs no more memory than this."""
@@ -368,22 +370,18 @@ def in_place(to: Path, *, force: bool) -> Iterator[Path]:
     """
     to = to.resolve() if to.is_dir() else to.absolute()  # a link to a folder stays one
     _check_target(to, force=force)
-    temporary = to.with_name(f".{to.stem}.{os.getpid()}.partial{to.suffix}")
-    remove_abandoned(to.parent, f".{to.stem}.", f".partial{to.suffix}")
-    _refuse_taken(temporary)
     try:
-        if to.suffix not in SUFFIXES:
-            temporary.mkdir()
-        yield temporary
-        _check_target(to, force=force)  # another export may have come first
-        _move(temporary, to)
+        with unfinished(to) as temporary:
+            if to.suffix not in SUFFIXES:
+                temporary.mkdir()
+            yield temporary
+            _check_target(to, force=force)  # another export may have come first
+            _move(temporary, to)
     except OSError as error:
         raise ExportError(
             f"{to} cannot be written: {error.strerror or error}.",
             "Free some space or give another --to; nothing is left.",
         ) from error
-    finally:
-        _remove(temporary)
 
 
 def _check_target(to: Path, *, force: bool) -> None:
@@ -402,13 +400,6 @@ def _check_target(to: Path, *, force: bool) -> None:
         )
 
 
-def _refuse_taken(temporary: Path) -> None:
-    if os.path.lexists(temporary):
-        raise ExportError(
-            f"{temporary} is in the way: it lies where this export would be written first.", f"rm -r {temporary}"
-        )
-
-
 def _strange_entries(folder: Path) -> list[str]:
     data = {f"{side}{suffix}" for side in SPLITS for suffix in SUFFIXES}
     known = {PROOF, CARD, LEFT_OUT, SCORES, ORIGINS, *data}
@@ -417,23 +408,19 @@ def _strange_entries(folder: Path) -> list[str]:
 
 def _move(temporary: Path, to: Path) -> None:
     """Give the new one its name; the old one goes only when the new one stands."""
-    if not to.is_dir():
+    old = to.with_name(f".{to.name}{REPLACED}")
+    if to.is_dir():
+        _remove(old)  # left by an export that was killed at its last step: a whole one stands
+        to.rename(old)
+        try:
+            temporary.rename(to)
+        except OSError:
+            old.rename(to)
+            raise
+    else:
         temporary.replace(to)
-        return
-    old = to.with_name(f".{to.name}.{os.getpid()}.replaced")
-    _refuse_taken(old)
-    to.rename(old)
-    try:
-        temporary.rename(to)
-    except OSError:
-        old.rename(to)
-        raise
     _remove(old)
-    remove_abandoned(to.parent, f".{to.name}.", ".replaced")  # now that a whole one stands
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif path.exists() or path.is_symlink():
-        path.unlink()
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of two exports at once, both may do it

@@ -1,13 +1,17 @@
-"""What is written whole or not at all, by way of a hidden file beside it that has the writing process in its name."""
+"""What is written whole or not at all, by way of a hidden folder beside it that is held while somebody writes in it."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
+import secrets
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+UNFINISHED = ".curate-unfinished"
+"""How the hidden folders end in which something is written: a name that no person gives."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -15,49 +19,69 @@ def write_whole(path: Path, text: str) -> None:
 
     Raises `OSError`; then whatever was at `path` is still there.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    remove_abandoned(path.parent, f".{path.name}.")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with unfinished(path) as place:
+        with place.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # a read-only file system refuses this too
-            unfinished.unlink(missing_ok=True)
+        place.replace(path)
 
 
-def remove_abandoned(folder: Path, before: str, after: str = "") -> None:
-    """Remove what processes that were killed have left in `folder`: files and folders called before, PID, after.
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A place of the name of `path` in a hidden folder beside it, to be written and then moved.
 
-    A process of another machine that shares the folder looks like one that is no more: its writing fails, and can be
-    done again. On Windows nothing is removed: asking there for a process by its number would end it.
+    What killed processes have left there goes first: a folder of ours that nobody holds. The lock tells, and not the
+    number of a process, which means another one in every container. Raises `OSError` where nothing can be written.
     """
-    name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(OSError):  # what writes there next says what is wrong with the folder
-        for entry in folder.iterdir():
-            found = name.fullmatch(entry.name)
-            if found and not _is_running(int(found[1])):
-                _remove(entry)
-
-
-def _is_running(process: int) -> bool:
+    for left in path.parent.glob(f".*{UNFINISHED}"):
+        _remove_abandoned(left)
+    folder, lock = _begin(path.parent)
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):  # the latter: no number that a process has
-        return False
-    except PermissionError:
-        return True
-    return True
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a read-only file system refuses this too
+        if lock is not None:
+            os.close(lock)
 
 
-def _remove(entry: Path) -> None:
-    """Remove a file or a folder with all that is in it; where that may not be, it stays."""
-    with contextlib.suppress(OSError):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _remove_abandoned(folder: Path) -> None:
+    with suppress(OSError):  # it is held, or there are no locks here, or it is a file or a link and none of ours
+        lock = _hold(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _begin(parent: Path) -> tuple[Path, int | None]:
+    """A new folder, and the lock on it; None on a file system without locks, where nothing is ever removed."""
+    while True:
+        folder = parent / f".{secrets.token_hex(4)}{UNFINISHED}"
+        folder.mkdir()
+        try:
+            lock = _hold(folder)
+        except (BlockingIOError, FileNotFoundError):  # somebody took it for abandoned before it was held
+            continue
+        except OSError:
+            return folder, None
+        if lock is None or folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+def _hold(folder: Path) -> int | None:
+    """A lock on a folder, which ends with this process however it ends; None on Windows, which has none.
+
+    Raises `OSError` when somebody else has it.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl  # Windows has it not
+
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock

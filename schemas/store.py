@@ -7,17 +7,18 @@ trains or waits for a person.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 from duckdb import DuckDBPyConnection
 
 from schemas.errors import StoreError
-from schemas.file import remove_abandoned
+from schemas.file import unfinished
 from schemas.migrations import MIGRATIONS
 
 DEFAULT_STORE = Path("curate.duckdb")
@@ -25,6 +26,10 @@ STORE_VARIABLE = "CURATE_STORE"
 
 DISK_IS_FULL = ("Could not write", "max_temp_directory_size")
 """What DuckDB says when the disk takes no more: of the store or its log, and of what memory cannot hold."""
+
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What a file system without links says."""
 
 
 @contextmanager
@@ -86,27 +91,27 @@ def _create(path: Path) -> None:
     DuckDB makes a file of 0 bytes and then writes its headers; a process killed in between would leave a file that
     is refused ever after. A link, unlike a rename, leaves a store alone that another process founded meanwhile.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    for ending in ("", ".wal"):
-        remove_abandoned(path.parent, f".{path.name}.", ending)
     try:
-        with _written(path), _connected(unfinished, read_only=False) as connection:
-            _migrate(connection, unfinished)
-        _name(unfinished, path)
+        with unfinished(path) as place:
+            _found(place, path)
+    except OSError as error:
+        raise _explained(path, error.strerror or str(error)) from error
+
+
+def _found(place: Path, path: Path) -> None:
+    try:
+        with _written(path), _connected(place, read_only=False) as connection:
+            _migrate(connection, place)
     except StoreError as error:
-        raise StoreError(error.what.replace(str(unfinished), str(path)), error.hint) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-
-
-def _name(unfinished: Path, path: Path) -> None:
+        raise StoreError(error.what.replace(str(place), str(path)), error.hint) from error
     try:
-        os.link(unfinished, path)
+        os.link(place, path)
     except FileExistsError:
         pass
-    except OSError:  # a file system without links
-        unfinished.rename(path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        place.rename(path)
 
 
 _PERHAPS_FULL = (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException, duckdb.FatalException)

@@ -17,6 +17,7 @@ from curate.freezing import freeze
 from curate.restoring import read_bundle, restore
 from schemas.conversation import Conversation, Turn
 from schemas.errors import ExportError, VersionError
+from schemas.file import unfinished
 from schemas.recipe import ImportSection, check_recipe
 from schemas.store import reading, writing
 from schemas.version import find_version, read_members
@@ -265,25 +266,34 @@ def test_of_two_exports_at_once_one_is_done_and_the_other_says_why_not(store, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["x.duckdb", name])
 
 
-def test_what_killed_writers_left_is_taken_away_when_the_same_is_written_again(store, tmp_path, curate):
+def test_what_killed_writers_left_goes_at_the_next_writing_and_nothing_else(store, tmp_path, curate):
+    to = ["export", "support@1", "--to", "bundle", "--force", "--store", str(store)]
     code = "import os, signal; from curate import exporting; from curate.cli import main\n"
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
-    for place in ("_write_files = lambda *given: ", "_remove = lambda path: path.name.endswith('replaced') and "):
-        assert curate("export", "support@1", "--to", "bundle", "--force", "--store", str(store)).returncode == 0
-        command = ["-c", f"{code}exporting.{place}{kill}; main()", "export", "support@1", "--to", "bundle", "--force"]
-        killed = subprocess.run([sys.executable, "-P", *command, "--store", str(store)], cwd=tmp_path, check=False)
+    own = [".bundle.16635.partial", ".curate.toml.20251121", "x.curate-unfinished"]
+    (tmp_path / own[0]).mkdir()
+    for name in own[1:]:
+        (tmp_path / name).write_text("precious")
+    for place, left in (("_write_files = lambda *given: ", 1), ("_remove = lambda old: old.exists() and ", 2)):
+        assert curate(*to).returncode == 0
+        command = ["-c", f"{code}exporting.{place}{kill}; main()", *to]
+        killed = subprocess.run([sys.executable, "-P", *command], cwd=tmp_path, check=False)
         assert killed.returncode == -9
-        assert len(list(tmp_path.iterdir())) == 3
-    (tmp_path / ".bundle.1.partial").mkdir()  # its process lives
-    (tmp_path / ".curate.toml.99999999").touch()
-    assert curate("export", "support@1", "--to", "bundle", "--force", "--store", str(store)).returncode == 0
-    assert curate("init").returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".bundle.1.partial",
-        "bundle",
-        "curate.toml",
-        "x.duckdb",
-    ]
+        assert len(list(tmp_path.iterdir())) == len([*own, "bundle", "x.duckdb"]) + left
+    with unfinished(tmp_path / "bundle") as held:
+        held.write_text("somebody is at it")
+        assert curate(*to).returncode == 0
+        assert curate("init").returncode == 0
+        assert held.read_text() == "somebody is at it"
+    there = [path.name for path in tmp_path.iterdir()]
+    assert sorted(there) == sorted([*own, "bundle", "curate.toml", "x.duckdb"])
+
+
+def test_a_dated_copy_of_a_store_that_was_moved_away_stays(store, tmp_path, curate):
+    (tmp_path / "x.duckdb").rename(tmp_path / ".x.duckdb.20251121")
+    (tmp_path / "chat.csv").write_text("question,answer\nWhy?,Because.\n")
+    assert curate("import", "chat.csv", "--store", "x.duckdb").returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.duckdb.20251121", "chat.csv", "x.duckdb"]
 
 
 def test_a_link_to_an_empty_folder_stays_a_link(store, tmp_path):
