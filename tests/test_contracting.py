@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,40 @@ def test_a_number_that_llama_cpp_shortens_is_told_with_its_reason_and_hides_no_o
     file = gguf_with(project, tmp_path / "r1.gguf", template=template_of(project).replace("You may", "You can"))
     found = by_engine(check_serving(project, str(file), limit=1))["llama.cpp, r1.gguf"]
     assert (found.conversations - found.equal, found.first.why) == (3, "")
+
+
+def test_the_same_words_in_other_tokens_have_no_known_reason(project, tmp_path):
+    model = shutil.copytree(project.parent / "merged/r1", tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = [pair for pair in tokenizer["model"]["merges"] if "".join(pair) != "What"]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    first = by_engine(check_serving(project, str(model), limit=1))["transformers, merged"].first
+    assert first.trained.startswith("What")
+    assert (first.served[:3], first.why) == ("Wha", "")
+
+
+def test_digits_that_are_lost_outside_a_tool_call_or_by_another_engine_have_no_known_reason(project, monkeypatch):
+    def changed(monkeypatch, engine, old, new):
+        prompts = engine.prompts
+
+        def other(self, asked):
+            asked = [replace(one, messages=json.loads(json.dumps(one.messages).replace(old, new))) for one in asked]
+            return prompts(self, asked)
+
+        monkeypatch.setattr(engine, "prompts", other)
+
+    call = '{"name": "near", "arguments": {"longitude": -118.2437}}'
+    turns = [("human", "At 2.7182818?"), ("function_call", call), ("observation", "{}"), ("gpt", "There.")]
+    numbers = {"id": "numbers", "conversations": [{"from": who, "value": said} for who, said in turns], "tools": None}
+    monkeypatch.setattr("train.contracting.probes", lambda source: [numbers])
+    changed(monkeypatch, Folder, "-118.2437", "-118.244")
+    changed(monkeypatch, LlamaCpp, "2.7182818", "2.71828")
+    found = by_engine(check_serving(project, "r1", limit=1))
+    assert {name: agreement.first.why for name, agreement in found.items() if agreement.first} == {
+        "transformers, adapter": "",
+        "transformers, merged": "",
+        "llama.cpp, r1-f16.gguf": "",
+    }
 
 
 def test_a_template_that_llama_cpp_cannot_read_is_said_in_a_sentence(project, tmp_path):
