@@ -15,7 +15,7 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.fitting import train_version
-from train.planning import prepare
+from train.planning import plan, prepare
 from train.proving import check_samples, prove, prove_all, samples_of
 from train.showing import templates_page
 from train.templating import OWN_TEMPLATES, own_names, unsloth_templates
@@ -142,6 +142,23 @@ def test_a_tokenizer_that_joins_what_a_prompt_ends_with_is_refused_with_that_tem
     assert "such as chatml" in refused.value.hint
     found = {proof.names[0]: proof.prefix for proof in prove_all(TINY, ["chatml", "llama-3"])}
     assert found == {"chatml": "holds", "llama-3": "no"}
+    planned = plan(joined)
+    assert (planned.refusal, planned.way_out) == (refused.value.what, refused.value.hint)
+
+
+def test_answers_that_all_begin_with_line_breaks_are_the_datas_own_and_no_fault_of_the_template(tmp_path):
+    path = tmp_path / "curate.duckdb"
+    add(path, [chat(f"Hi {number}", "\n\nHello there") for number in range(3)])
+    with writing(path) as connection:
+        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    recipe = TrainSection(model=str(TINY), template="chatml")
+    taken = prepare(path, "chats", recipe)
+    planned = plan(taken)
+    assert (planned.refusal, len(samples_of(taken)["rows"])) == (None, 3)
+    assert planned.lint == {"tokens across the start of an answer": 3}
+    refused = prepare(path, "chats", recipe.model_copy(update={"template": "llama-3"}))
+    with pytest.raises(TrainError, match=r"the prompt of the template llama-3 ends in other tokens"):
+        samples_of(refused)
 
 
 @pytest.mark.slow

@@ -212,8 +212,11 @@ def _lint(prepared: Prepared) -> dict[str, int]:
 
 
 def _refusal(prepared: Prepared) -> TrainError | None:
+    from train.proving import check_prompts  # which knows what is prepared here
+
     try:
         check_limits(prepared.ledger, prepared.section, prepared.settled)
+        check_prompts(prepared)
     except TrainError as error:
         return error
     return None

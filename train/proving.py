@@ -168,6 +168,12 @@ def samples_of(prepared: Prepared) -> dict[str, Any]:
 
     Raises `TrainError` when a server would send other tokens than stand before the answers here.
     """
+    check_prompts(prepared)
+    return {"template": prepared.template.name, "text": prepared.template.text, "rows": _sample(prepared)}
+
+
+def _sample(prepared: Prepared) -> list[dict[str, Any]]:
+    """The first conversations, or windows, as they are handed to a template: `id`, `messages`, `tools`, `ids`."""
     chosen = _whole(prepared).head(SAMPLE)
     members = prepared.members.join(chosen, on="id", how="semi")
     known = {name: (turns, tools) for name, turns, tools in members.select("id", "conversations", "tools").iter_rows()}
@@ -177,17 +183,20 @@ def samples_of(prepared: Prepared) -> dict[str, Any]:
         _, said = turns_of(turns, row["window"])
         said = without_history(said) if prepared.section.reasoning == "strip" else said
         rows.append({"id": row["id"], "messages": to_messages(said), "tools": to_tools(tools), "ids": row["input_ids"]})
-    _check_prompts(rows, Script(prepared.template, prepared.tokenizer))
-    return {"template": prepared.template.name, "text": prepared.template.text, "rows": rows}
+    return rows
 
 
-def _check_prompts(rows: Sequence[Mapping[str, Any]], script: Script) -> None:
+def check_prompts(prepared: Prepared) -> None:
     """Raise `TrainError` when the tokenizer joins or parts what a prompt ends with, in front of every answer.
 
-    One answer that begins with white space is told by the plan (`straddling`). Where already the text of the prompt is
-    another, as in templates that think, it is no matter of the tokenizer; `curate templates` and the contract say so.
+    White space that an answer begins with is left out here: it is the data's, and the plan tells it (`straddling`).
+    Where already the text of the prompt is another, as in templates that think, it is no matter of the tokenizer;
+    `curate templates` and the contract say so.
     """
-    pairs = [pair for row in rows if (pair := _prompt_and_whole(row, script)) is not None]
+    if prepared.template.raw:
+        return  # nobody asks
+    script = Script(prepared.template, prepared.tokenizer)
+    pairs = [pair for row in _sample(prepared) if (pair := _prompt_and_whole(row, script)) is not None]
     different = [
         _difference(whole[: len(prompt)], prompt, script.tokenizer.backend.id_to_token) for prompt, whole in pairs
     ]
@@ -201,16 +210,20 @@ def _check_prompts(rows: Sequence[Mapping[str, Any]], script: Script) -> None:
 
 
 def _prompt_and_whole(row: Mapping[str, Any], script: Script) -> tuple[list[int], list[int]] | None:
-    """The ids of what is sent for a row's last answer, and of the row; nothing where the text is not its beginning."""
+    """The ids of what is sent for a row's last answer, and of the row with that answer's beginning stripped.
+
+    Nothing where the text that is sent is not the beginning of the row's.
+    """
     last = max((n for n, message in enumerate(row["messages"]) if message["role"] == "assistant"), default=0)
     try:
         prompt = script.text(row["messages"][:last], row["tools"], prompt=True)
     except TEMPLATE_FAILURES:
         return None
-    if not last or not script.text(row["messages"], row["tools"]).startswith(prompt):
+    whole = script.text(row["messages"], row["tools"])
+    if not last or not whole.startswith(prompt):
         return None
-    (encoding,) = script.tokenizer.encode([prompt])
-    return encoding.ids, row["ids"]
+    sent, learned = script.tokenizer.encode([prompt, prompt + whole[len(prompt) :].lstrip()])
+    return sent.ids, learned.ids
 
 
 def _whole(prepared: Prepared) -> pl.DataFrame:
