@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import polars as pl
 import pytest
@@ -111,6 +112,53 @@ def test_no_part_is_a_single_token_of_which_nothing_could_be_learned(store):
     assert parts["input_ids"].list.len().to_list() == [room - 1, 2]
     assert parts["input_ids"].explode().to_list() == ids_of(SHORT)
     assert parts["stops"].to_list() == [[], [2]]
+
+
+PARTING = """
+import resource, polars as pl
+from pathlib import Path
+from schemas.conversation import TURN
+from schemas.recipe import TrainSection
+from train.rendering import Tokenizer, find_template
+from train.windowing import render_as
+tiny = Path({tiny!r})
+turns = [[{{"from": "gpt", "value": "lorem ipsum dolor sit amet " * 40_000}}]]
+members = pl.DataFrame({{"id": ["0" * 32], "conversations": turns, "tools": [None]}},
+    schema_overrides={{"conversations": pl.List(TURN), "tools": pl.String}})
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+section = TrainSection(template="raw", long="split", max_length=64)
+parts = render_as(section, members, find_template("raw", tiny), Tokenizer.load(tiny))
+print(parts.height, parts["input_ids"].list.len().sum())
+"""
+
+
+def test_a_long_text_is_parted_in_the_memory_of_a_few_copies():
+    """A copy of the text for each of its 9,000 parts would be some 40 GB; 4 GiB hold Python and a few copies."""
+    ran = subprocess.run([sys.executable, "-c", PARTING.format(tiny=str(TINY))], capture_output=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    parts, tokens = map(int, ran.stdout.split())
+    assert tokens == len(ids_of("lorem ipsum dolor sit amet " * 40_000))
+    assert parts == -(-tokens // 64)
+
+
+def test_one_special_token_in_a_book_costs_the_part_that_it_is_in_and_no_other(tmp_path, monkeypatch):
+    store = make_texts(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    book = text(f"{LONG} Then <|im_end|> was read. {LONG} {LONG}")
+    add(store, [book, text(f"{SHORT} <|im_end|>")], source="books.jsonl")
+    with writing(store) as connection:
+        freeze(connection, "books", Recipe())
+    prepared = prepare(store, "books@1", section(**RAW))
+    tokens = prepared.tokenizer.encode([book.turns[0].value])[0].tokens
+    part = (1 + tokens.index("<|im_end|>")) // 128 + 1
+    ledger = prepared.ledger.filter(pl.col("conversation") == book.id)
+    assert ledger.filter(pl.col("fate") == "dropped").select("window", "code", "reason").rows() == [
+        (part, "special-text", f"Part {part} of {ledger.height} of a text of {ledger['tokens'].sum()} tokens holds text"
+         " that is read as a special token: <|im_end|>."),
+    ]  # fmt: skip
+    assert set(ledger.filter(pl.col("window") != part)["fate"]) == {"split"}
+    whole = prepared.ledger.filter(pl.col("conversation") == text(f"{SHORT} <|im_end|>").id)
+    assert whole["reason"].to_list() == ["An answer holds text that is read as a special token: <|im_end|>."]
 
 
 def test_a_part_is_shown_and_its_tokens_lead_back_to_the_text(store):

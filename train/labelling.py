@@ -31,6 +31,9 @@ RENDERED: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 """Columns of a rendered frame."""
 
+Borders = np.ndarray[tuple[int], np.dtype[np.int64]]
+"""Where each list begins in the values of all of them, and where the last one ends."""
+
 
 def label(ids: pl.Series, renderings: Sequence[Rendering], tokenizer: Tokenizer) -> pl.DataFrame:
     """The rendered frame of conversations with these ids, in the order given: the columns of `RENDERED`."""
@@ -92,7 +95,7 @@ def _row(rendering: Rendering, tokens: _Tokens | None, tokenizer: Tokenizer) -> 
             if ids[end - 1] != tokenizer.id_of(region.stop):
                 return _Row(problem=f"The tokenizer does not read {region.stop} behind turn {region.turn + 1} as one.")
     seen, learned = _typed_specials(rendering, tokenizer)
-    labels[:1] = [IGNORED]  # of a text; nothing comes before it, from which it could be learned
+    labels[:1] = [IGNORED]  # the first token of a raw text: nothing comes before it
     left_out = [turn + 1 for turn in rendering.left_out]
     return _Row(ids, labels, _doubled_start(ids, tokenizer), stops, seen, learned, left_out, straddling)
 
@@ -166,3 +169,8 @@ def _lists(name: str, values: Sequence[list[int] | None]) -> pl.Series:
     column = pl.from_arrow(pa.LargeListArray.from_arrays(offsets, flat, mask=pa.array(missing)))
     assert isinstance(column, pl.Series)
     return column.alias(name)
+
+
+def parted(values: pl.Series, borders: Borders) -> pl.Series:
+    """A column of lists: the same values in the same order, parted at `borders`; nothing is copied."""
+    return pl.Series(pa.LargeListArray.from_arrays(borders, values.to_arrow()))

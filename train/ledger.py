@@ -24,6 +24,7 @@ import polars as pl
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.labelling import IGNORED
+from train.windowing import is_piece
 
 LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
     "conversation": pl.String,
@@ -182,14 +183,15 @@ def _reason(section: TrainSection) -> pl.Expr:
     place = {name: pl.col("place").struct.field(name) for name in ("number", "of", "first", "last", "whole")}
     window = pl.format("Window {} of {}, turns {} to {} of a conversation of {} tokens", *place.values())
     piece = pl.format("Part {} of {} of a text of {} tokens", *(place[name] for name in ("number", "of", "whole")))
-    is_piece = place["first"] == place["last"]  # a window of a conversation has a question and its answer
+    of_text = is_piece(pl.col("place"))
+    holding = pl.when(of_text).then(piece).otherwise(pl.lit("An answer"))
     size = pl.format("It has {} tokens, {} are allowed", "tokens", pl.lit(section.max_length))
     sentences = {
         "unrendered": pl.col("problem"),
         "nothing-learned": pl.lit("It has nothing to learn: no answer of it is trained."),
-        "special-text": pl.format("An answer holds text that is read as a special token: {}.", "learned_specials"),
+        "special-text": pl.format("{} holds text that is read as a special token: {}.", holding, "learned_specials"),
         "too-long": pl.concat_str(size, pl.when(_is_lost(section)).then(pl.lit(ending)).otherwise(pl.lit("."))),
-        "windowed": pl.concat_str(pl.when(is_piece).then(piece).otherwise(window), pl.lit(".")),
+        "windowed": pl.concat_str(pl.when(of_text).then(piece).otherwise(window), pl.lit(".")),
     }
     return pl.coalesce([pl.when(pl.col("code") == code).then(sentence) for code, sentence in sentences.items()])
 

@@ -12,15 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from schemas.conversation import TURN
 from schemas.recipe import TrainSection
-from train.labelling import IGNORED, RENDERED
+from train.labelling import IGNORED, RENDERED, Borders, parted
 from train.rendering import Progress, Template, Tokenizer, render
 
 WINDOW = ("number", "of", "first", "last", "whole")
-"""Of a window: which one of how many, its turns (from 1), and the tokens of the whole conversation."""
+"""Of a window: which one of how many, its turns (from 1), and the tokens of the whole conversation or text."""
 
 ANSWERING = ("gpt", "function_call", "observation")
 """Behind a turn of these roles the next question begins an exchange of its own."""
@@ -41,7 +42,7 @@ def render_as(
     """
     rendered = render(members, template, tokenizer, recipe.reasoning, progress)
     if recipe.long == "split" and template.raw:
-        rendered = _with_pieces(rendered, recipe.max_length)
+        rendered = _with_pieces(rendered, recipe.max_length, tokenizer)
     elif recipe.long == "split":
         rendered = _with_windows(rendered, members, template, tokenizer, recipe)
     if "split" not in members.columns:
@@ -49,7 +50,12 @@ def render_as(
     return rendered.join(members.select("id", "split"), on="id", how="left", maintain_order="left")
 
 
-def _with_pieces(rendered: pl.DataFrame, room: int) -> pl.DataFrame:
+def is_piece(window: pl.Expr) -> pl.Expr:
+    """Whether a window is cut from a text, which is one turn; one of a conversation has a question and its answer."""
+    return window.struct.field("first") == window.struct.field("last")
+
+
+def _with_pieces(rendered: pl.DataFrame, room: int, tokenizer: Tokenizer) -> pl.DataFrame:
     """The rendered frame with each text that is too long replaced by its tokens, `room` at a time.
 
     Every token is in one of them. The first of each is only seen, since nothing comes before it there; so a last
@@ -58,35 +64,82 @@ def _with_pieces(rendered: pl.DataFrame, room: int) -> pl.DataFrame:
     tokens = pl.col("input_ids").list.len().fill_null(0).cast(pl.Int64)
     counted = rendered.with_row_index("row").with_columns(whole=tokens)
     long = (pl.col("whole") > room) & pl.col("problem").is_null()
-    start = pl.col("start") - ((pl.col("start") + 1 == pl.col("whole")) & (pl.col("start") > 0)).cast(pl.Int64)
-    pieces = (
-        counted.filter(long)
-        .with_columns(start=pl.int_ranges(0, "whole", room))
-        .explode("start")
-        .with_columns(start=start)
-        .with_columns(end=pl.col("start").shift(-1).over("row").fill_null(pl.col("whole")))
-        .with_columns(number=pl.int_range(1, pl.len() + 1).over("row"), of=pl.len().over("row"))
-    )
-    if pieces.is_empty():
+    texts = counted.filter(long)
+    if texts.is_empty():
         return rendered
-    made = pieces.with_columns(*_piece(), window=_numbered())
+    made = _made(texts, _pieces(texts["whole"], room), tokenizer)
     columns = pl.Schema({"row": counted.schema["row"], **RENDERED})
     both = pl.concat([frame.select(columns.names()).cast(columns) for frame in (counted.filter(~long), made)])
     return both.sort("row", maintain_order=True).drop("row")
 
 
-def _piece() -> list[pl.Expr]:
-    """The columns of a piece, from those of the text and the tokens from `start` to `end`."""
+def _pieces(whole: pl.Series, room: int) -> pl.DataFrame:
+    """A row for each piece of texts of `whole` tokens: which text it is cut from, from where to where, and `WINDOW`."""
+    start = pl.col("start") - ((pl.col("start") + 1 == pl.col("whole")) & (pl.col("start") > 0)).cast(pl.Int64)
+    return (
+        pl.DataFrame({"whole": whole})
+        .with_row_index("text")
+        .with_columns(start=pl.int_ranges(0, "whole", room))
+        .explode("start")
+        .with_columns(start=start)
+        .with_columns(end=pl.col("start").shift(-1).over("text").fill_null(pl.col("whole")))
+        .with_columns(number=pl.int_range(1, pl.len() + 1).over("text"), of=pl.len().over("text"))
+        .with_columns(first=pl.lit(1), last=pl.lit(1))
+    )
+
+
+def _made(texts: pl.DataFrame, pieces: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
+    """The rendered rows of the pieces: the tokens of the texts in a row, under new borders.
+
+    A copy of its text for each piece would take memory by the square of a text's length.
+    """
+    borders = np.concatenate([[0], (pieces["end"] - pieces["start"]).cum_sum().to_numpy()])
+    ids = texts["input_ids"].explode()
+    labels = texts["labels"].explode().scatter(borders[:-1], IGNORED)
     length = pl.col("end") - pl.col("start")
-    labels = pl.col("labels").list.slice(pl.col("start"), length)
-    unseen = pl.concat_list(pl.lit(IGNORED, pl.Int32), labels.list.slice(1))
     is_last = pl.col("end") == pl.col("whole")
     stops = pl.when(is_last).then(pl.concat_list(length)).otherwise(pl.lit([], pl.List(pl.Int64)))
-    return [pl.col("input_ids").list.slice(pl.col("start"), length), unseen.alias("labels"), stops.alias("stops")]
+    return texts.drop("input_ids", "labels")[pieces["text"]].with_columns(
+        *pieces.select(stops.alias("stops"), pl.struct(*WINDOW).alias("window")),
+        _typed_specials(texts, pieces, ids, borders, tokenizer),
+        pl.when(pieces["number"] == 1).then("straddling").otherwise(0).alias("straddling"),
+        input_ids=parted(ids, borders),
+        labels=parted(labels, borders),
+    )
 
 
-def _numbered() -> pl.Expr:
-    return pl.struct("number", "of", first=pl.lit(1), last=pl.lit(1), whole="whole")
+def _typed_specials(
+    texts: pl.DataFrame, pieces: pl.DataFrame, ids: pl.Series, borders: Borders, tokenizer: Tokenizer
+) -> pl.Series:
+    """`learned_specials` of the pieces, each with its own: one in a book takes no more than the part that it is in.
+
+    Where none of a text's tokens is what was typed (some count only as a word of their own), it is said of each piece.
+    """
+    typed = sorted(set(tokenizer.special_text.findall(" ".join(texts["learned_specials"].drop_nulls()))))
+    known = pl.DataFrame(
+        {"id": [tokenizer.id_of(text) for text in typed], "special": typed}, {"id": pl.Int32, "special": pl.String}
+    )
+    at = ids.is_in(known["id"].implode()).arg_true().cast(pl.Int64)
+    found = (
+        pl.DataFrame({"piece": np.searchsorted(borders, at, "right") - 1, "at": at, "id": ids.gather(at)})
+        .filter(~pl.col("at").is_in(_own_specials(pieces, borders, tokenizer).implode()))
+        .join(known, on="id")
+        .group_by("piece")
+        .agg(special=pl.col("special").unique().sort().str.join(" "))
+    )
+    numbered = pieces.with_columns(
+        piece=pl.int_range(pl.len()), copied=texts["learned_specials"].gather(pieces["text"])
+    )
+    each = numbered.join(found, on="piece", how="left", maintain_order="left")
+    is_found = pl.col("special").is_not_null().any().over("text")
+    return each.select(pl.when(is_found).then("special").otherwise("copied").alias("learned_specials")).to_series()
+
+
+def _own_specials(pieces: pl.DataFrame, borders: Borders, tokenizer: Tokenizer) -> pl.Series:
+    """Where the tokens are with which the template begins and ends a text."""
+    begins = (pieces["start"] == 0) & ("bos_token" in tokenizer.named)
+    ends = pieces["end"] == pieces["whole"]
+    return pl.concat([pl.Series(borders[:-1]).filter(begins), pl.Series(borders[1:] - 1).filter(ends)])
 
 
 def turns_of(turns: Turns, window: Mapping[str, int] | None) -> tuple[list[int], Turns]:

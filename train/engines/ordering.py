@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from accelerate.data_loader import SeedableRandomSampler
+
+from train.labelling import parted
 
 WORDS = ("input_ids", "labels")
 
@@ -54,12 +55,7 @@ def _documents(sequences: pl.DataFrame) -> pl.DataFrame:
     lengths = sequences["seq_lengths"]
     numbers = np.repeat(np.arange(sequences.height), lengths.list.len().to_numpy())
     borders = np.concatenate([[0], lengths.explode().to_numpy().cumsum(dtype=np.int64)])
-    return pl.DataFrame({"sequence": numbers} | {name: _cut(sequences[name], borders) for name in WORDS})
-
-
-def _cut(packed: pl.Series, borders: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pl.Series:
-    """The same values in the same order, parted at `borders`; nothing is copied."""
-    return pl.Series(pa.LargeListArray.from_arrays(borders, packed.explode().to_arrow()))
+    return pl.DataFrame({"sequence": numbers} | {name: parted(sequences[name].explode(), borders) for name in WORDS})
 
 
 def _numbered(rows: pl.DataFrame) -> pl.DataFrame:
