@@ -24,7 +24,10 @@ NOTHING = "(nothing)"
 TURN, CHARACTER = r"^Turn (\d+)\b", r"\bcharacter (\d+)\b"
 """How a reason names its place."""
 
-AT_THE_END = ("ragged-row", "broken-json", "not-closed")
+LONG = "long"
+BROKEN_JSON = "broken-json"
+
+AT_THE_END = ("ragged-row", BROKEN_JSON, "not-closed")
 """Codes whose fault shows at the end of the text, where the reason names no other place."""
 
 
@@ -79,16 +82,24 @@ def _csv_cells(raw: str, columns: list[str], mapping: Mapping[str, Any]) -> dict
 def excerpts(rejects: pl.DataFrame) -> list[str]:
     """For each reject (`source`, `code`, `reason`, `raw`, `mapping`, `columns`) the place that its reason speaks of.
 
-    The turn that it names behind the turn before, or the text around a character, or one end of the text; one line.
+    The turn that it names behind the turn before, or the text around a character, or one end of the text; one line. Of
+    a row that is one turn by itself (long format) that row alone.
     """
     numbered = rejects.with_row_index("at").with_columns(
-        pl.col("reason").str.extract(TURN).cast(pl.Int64).alias("turn"),
-        pl.col("reason").str.extract(CHARACTER).cast(pl.Int64).alias("character"),
+        _number(TURN).alias("turn"),
+        pl.when(pl.col("code") == BROKEN_JSON).then(_number(CHARACTER)).alias("character"),
     )
     turns: dict[int, str] = {}
     for (mapping,), group in numbered.filter(pl.col("turn").is_not_null()).group_by("mapping"):  # a few sources
-        turns |= _turns(json.loads(str(mapping)), group)
+        read_as = json.loads(str(mapping))
+        if read_as["shape"] != LONG:  # there the turns before it are other rows, and the row itself is the place
+            turns |= _turns(read_as, group)
     return [turns.get(reject["at"]) or _around(reject) for reject in numbered.iter_rows(named=True)]
+
+
+def _number(pattern: str) -> pl.Expr:
+    """The number in a reason, which may quote what is no number of ours; null where it is too long for one."""
+    return pl.col("reason").str.extract(pattern).cast(pl.Int64, strict=False)
 
 
 def _turns(mapping: Mapping[str, Any], rejects: pl.DataFrame) -> dict[int, str]:

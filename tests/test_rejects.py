@@ -210,9 +210,11 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
         ('{"messages": [{"role": "user", "content": "Hi"}, {"role": "boss", "content": "No"}]}',
          "unknown-role", 'turn 1: {"role": "user", "content": "Hi"} · turn 2: {"role": "boss", "content": "No"}'),
         ('{"id": "' + "x" * 200 + '", "messages": [{"role" "user"}]}', "broken-json", '"messages": [{"role" "user"}]}'),
+        ('{"messages": [{"role": "character 99999999999999999999999", "content": "Hi"}]}', "unknown-role",
+         'turn 1: {"role": "character 99999999999999999999999", "content": "Hi"}'),
         ('{"messages": 7, "id": "1"}', "broken-json|not-a-list", '{"messages": 7, "id": "1"}'),
     ],
-    ids=["turn", "element", "character", "whole"],
+    ids=["turn", "element", "character", "quoted", "whole"],
 )  # fmt: skip
 def test_a_reject_shows_the_place_that_its_reason_speaks_of(store: Path, tmp_path: Path, row, code, excerpt) -> None:
     good = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "id": "0"}
@@ -225,6 +227,21 @@ def test_a_reject_shows_the_place_that_its_reason_speaks_of(store: Path, tmp_pat
     assert group["excerpt"] == single["excerpt"]
     assert group["excerpt"].endswith(excerpt)
     assert len(group["excerpt"]) < 120
+
+
+def test_a_row_that_is_one_turn_is_shown_by_itself_whatever_other_files_hold(store: Path, tmp_path: Path) -> None:
+    head = "ticket,at,who,said\n7,1,user,"
+    (tmp_path / "mon.csv").write_text(f"{head}monday question\n7,2,gpt,monday answer\n7,3,user,\n7,4,gpt,ok\n")
+    (tmp_path / "tue.csv").write_text(f"{head}\n7,2,gpt,tuesday answer\n")
+    asked = {"shape": "long", "group_by": "ticket", "order_by": "at", "role": "who", "text": "said"}
+    import_files(store, [str(tmp_path / name) for name in ("mon.csv", "tue.csv")], ImportSection.model_validate(asked))
+    with reading(store) as connection:
+        listed = list_rejects(connection, Wanted(), None)
+        groups = group_rejects(connection, Wanted())
+        first = list_rejects(connection, Wanted(), 3)
+    assert len(listed) == 6
+    assert [row["excerpt"] for row in listed] == [row["raw"] for row in listed]
+    assert [row["excerpt"] for row in first + groups] == [row["raw"] for row in first + groups]
 
 
 def test_the_command_shows_codes_whole_and_the_fault_also_in_a_narrow_terminal(tickets: Path, curate) -> None:
