@@ -6,7 +6,7 @@ import sys
 INTERRUPTED = 130
 
 OBJECTS_BEFORE_COLLECTION = 10_000
-"""New objects between two searches for garbage: a tenth of the searches that Python makes while modules are imported."""
+"""New objects between two searches for garbage: a tenth of the searches of Python itself while modules are imported."""
 
 
 def main() -> None:
