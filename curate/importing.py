@@ -228,7 +228,7 @@ def _import_file(
     had = count_conversations(connection)
     for parcel in _told(source, itertools.chain(first, reading.parcels), told):
         land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
-    if digest and digest.stamp != stamp(source.path):
+    if digest and not _is_as_it_was(digest, source.path):
         raise SourceError(f"{source.path} was changed while it was read.", "Run the command again when it is written.")
     sha256 = digest.sha256.result() if digest else source.sha256
     source_id = reading.id_of(sha256)
@@ -237,6 +237,14 @@ def _import_file(
     sums = count(connection, source_id, had)
     result = _concluded(connection, source_id, source, reading.conversion, sums, sha256=sha256)
     return replace(result, examples=reading.conversion.examples) if dry_run else result
+
+
+def _is_as_it_was(digest: Digest, path: str) -> bool:
+    """Whether the file is there, and has not changed since its first byte was read."""
+    try:
+        return digest.stamp == stamp(path)
+    except OSError:
+        return False
 
 
 def _meanwhile(parcels: Iterator[Parcel], digest: Digest) -> list[Parcel]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,9 @@ def _explained(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
     try:
         yield
     except duckdb.BinderException as error:  # the tables are there, a column or a type is not what was thought
-        tables = sorted(connection.get_table_names(query))
+        tables: list[str] = []
+        with suppress(duckdb.Error):  # where a join uses a column that is not there, they are not told either
+            tables = sorted(connection.get_table_names(query))
         shown = " and ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)
         raise StoreError(str(error).strip(), f"{shown} lists the columns." if shown else _TABLES) from error
     except duckdb.Error as error:

@@ -107,7 +107,7 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
     known names, before anything runs, and where scores that it needs are not computed.
     """
     check_not_empty(store)
-    written = recipe.select.rules | ({WHERE: where} if where else {})
+    written = recipe.select.rules | ({} if where is None else {WHERE: where})
     rules = [Expression.read(text, name if name == WHERE else f"select.rules.{name}") for name, text in written.items()]
     with (reading if dry_run else writing)(store) as connection:
         columns = _columns(connection, recipe, rules)

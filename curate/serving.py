@@ -226,7 +226,7 @@ def server_of(home: Path) -> tuple[str, str]:
 def meant_server(url: str | None, home: Path | None) -> tuple[str, str]:
     """The address and the key of the server that is meant: one's own by address, or the one that runs on a home.
 
-    Raises `ReviewError` when none runs there, or there is no key in `ARGILLA_API_KEY`.
+    Raises `ReviewError` when none runs there, or there is no key in `ARGILLA_API_KEY`, or one that cannot be.
     """
     if url is None:
         return server_of(home or DEFAULT_HOME)
@@ -235,14 +235,23 @@ def meant_server(url: str | None, home: Path | None) -> tuple[str, str]:
         raise ReviewError(
             f"There is no key for {url}.", f"Put the API key of an owner or an admin into the variable {KEY_VARIABLE}."
         )
+    if not (key.isascii() and key.isprintable()) or " " in key:  # httpx would print it, or end in a traceback
+        raise ReviewError(
+            f"The key in {KEY_VARIABLE} has a space, a line end or a letter in it that no key has.",
+            "A line end often comes from reading it out of a file; the key itself is not shown here.",
+        )
     return address, key
 
 
 def plain_address(url: str) -> str:
     """The address of a server of one's own. Raises `ReviewError` for one with a password in it: it would be stored."""
-    if "@" in urlsplit(url).netloc:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ReviewError(f"{url} is no address of a server: {error}.", "Such as http://127.0.0.1:6900.") from error
+    if "@" in parts.netloc:
         raise ReviewError(
-            f"The server {urlsplit(url).hostname} is given with a name or a password in its address.",
+            f"The server {parts.hostname} is given with a name or a password in its address.",
             "Leave it out: the address is written into the store. The key goes into ARGILLA_API_KEY.",
         )
     return url.rstrip("/")

@@ -112,9 +112,11 @@ def _parse(text: str, where: str) -> Node:
     """The tree of the one expression in `text`."""
     if not text.strip():
         raise RecipeError(f"{where}: the rule is empty.", _EXAMPLE)
-    found, frame = _parsed(_framed(text)), _parsed(_framed("true"))
-    if found["error"]:
-        raise RecipeError(f"{where}: {told(text)!r} is no SQL expression: {told(found['error_message'])}.", _EXAMPLE)
+    found, alone, frame = _parsed(_framed(text)), _parsed(f"SELECT 1 WHERE\n{text}"), _parsed(_framed("true"))
+    for parsed in (found, alone):  # alone: brackets in the text must not close those of the frame
+        if parsed["error"]:
+            message = told(parsed["error_message"])
+            raise RecipeError(f"{where}: {told(text)!r} is no SQL expression: {message}.", _EXAMPLE)
     node = found["statements"][0]["node"]
     tree: Node | None = node.get("where_clause")
     found["statements"][0]["node"] = {**node, "where_clause": None}

@@ -272,6 +272,13 @@ def test_compressed_files_folders_and_globs_are_read(store: Path, tmp_path: Path
     assert all(result.imported_before for result in import_files(store, [str(folder / "*.jsonl*")], ImportSection()))
 
 
+def test_a_file_that_goes_away_while_it_is_read_is_told_and_nothing_of_it_stays(store: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "gone.jsonl", map(alpaca, range(10)))
+    with pytest.raises(SourceError, match=r"gone\.jsonl was changed while it was read"):
+        import_files(store, [str(path)], ImportSection(), progress=lambda *_: path.unlink(missing_ok=True))
+    assert ask(store, "SELECT count(*) FROM origins") == [(0,)]
+
+
 def test_progress_is_told_in_bytes_of_all_files(store: Path, mixed: Path, tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", [alpaca(5)])
     told: list[tuple[int, int]] = []

@@ -563,6 +563,11 @@ def test_an_address_with_a_password_in_it_is_refused_and_not_repeated(curate, st
     assert b"hunter2" not in store.read_bytes()
 
 
+def test_what_is_no_address_is_refused_in_a_sentence(curate, store):
+    ran = curate("review", "push", "desk", "--url", "http://[::1", ARGILLA_API_KEY="k")
+    assert (ran.returncode, "is no address of a server" in ran.stderr, "Traceback" in ran.stderr) == (1, True, False)
+
+
 def test_a_key_whose_account_is_deleted_during_a_push_is_told_and_what_arrived_is_known(
     tmp_path, server, argilla_server, monkeypatch, name
 ):

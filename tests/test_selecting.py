@@ -168,9 +168,11 @@ def test_a_rule_reads_scores_facts_and_metadata(store, rule, stay):
         ("", "the rule is empty"),
         ("quality >", "is no SQL expression"),
         ("quality > 0.5; DROP TABLE verdicts", "is no SQL expression"),
-        ("true) UNION (SELECT true", "more than one expression"),
-        ("true) ORDER BY (1", "more than one expression"),
-        ("true) LIMIT (0", "more than one expression"),
+        ("true) UNION (SELECT true", "is no SQL expression"),
+        ("true) ORDER BY (1", "is no SQL expression"),
+        ("true) LIMIT (0", "is no SQL expression"),
+        ("words > 1) or (1 = 1", "is no SQL expression"),
+        ("true LIMIT 0", "is no SQL expression|more than one expression"),
         ("id IN (SELECT conversation FROM verdicts)", "a subquery"),
         ("EXISTS (FROM verdicts)", "a subquery"),
         ("count(*) > 1", "calls count_star"),
@@ -195,6 +197,11 @@ def test_anything_but_a_condition_over_known_names_is_refused(store, rule, messa
         select_store(store, rules(bad=rule))
     assert raised.value.hint
     assert verdicts(store) == before
+
+
+def test_an_empty_rule_is_refused_and_is_not_taken_for_none(store):
+    with pytest.raises(RecipeError, match="the rule is empty"):
+        select_store(store, rules(), where="")
 
 
 def test_names_in_a_rule_are_found_wherever_they_stand():
