@@ -8,8 +8,10 @@ trains or waits for a person.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +23,24 @@ from schemas.errors import StoreError
 from schemas.file import unfinished
 from schemas.migrations import MIGRATIONS
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_STORE = Path("curate.duckdb")
 STORE_VARIABLE = "CURATE_STORE"
 
 DISK_IS_FULL = ("Could not write", "max_temp_directory_size")
 """What DuckDB says when the disk takes no more: of the store or its log, and of what memory cannot hold."""
 
+
+PATIENCE = 20.0
+"""Seconds that a locked store is waited for: most commands hold it for less, even with 100,000 conversations. Who has
+it for longer imports or scores, or is a program that was left open, and a person wants to know that."""
+
+PATIENCE_VARIABLE = "CURATE_PATIENCE"
+"""Other seconds; 0 refuses a locked store at once."""
+
+SILENCE, BETWEEN_TRIES = 1.0, 0.1
+"""Seconds before it is said that the store is waited for, and between two tries."""
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What a file system without links says."""
@@ -149,6 +163,33 @@ def _connected(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
 
 
 def _connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
+    """A connection, waiting for whoever has the store for some seconds."""
+    start, patience, said = time.monotonic(), _patience(), False
+    while True:
+        try:
+            return _try_to_connect(path, read_only=read_only)
+        except _LockedError as error:
+            waited = time.monotonic() - start
+            if waited >= patience:
+                raise StoreError(error.what, error.hint) from error
+            if waited >= SILENCE and not said:
+                logger.warning("Waiting for the store %s: %s has it.", path, error.who)
+                said = True
+            time.sleep(BETWEEN_TRIES)
+
+
+def _patience() -> float:
+    """How many seconds a locked store is waited for."""
+    given = os.environ.get(PATIENCE_VARIABLE) or str(PATIENCE)
+    try:
+        return float(given)
+    except ValueError as error:
+        raise StoreError(
+            f"{PATIENCE_VARIABLE} is {given!r}, not a number of seconds.", "0 waits for nobody."
+        ) from error
+
+
+def _try_to_connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
     try:
         return duckdb.connect(str(path), read_only=read_only)
     except duckdb.IOException as error:
@@ -160,14 +201,21 @@ def _connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
         ) from error
 
 
-def _explained(path: Path, message: str) -> StoreError:
-    if "lock" in message.lower():
-        holder = re.search(r"PID (\d+)", message)
-        who = f"process {holder.group(1)}" if holder else "another process"
-        return StoreError(
+class _LockedError(StoreError):
+    """Another process has the store."""
+
+    def __init__(self, path: Path, who: str) -> None:
+        super().__init__(
             f"The store {path} is in use by {who}, and DuckDB lets one process write at a time.",
             "Wait for it to end, or close the program that has the file open, then run this again.",
         )
+        self.who = who
+
+
+def _explained(path: Path, message: str) -> StoreError:
+    if "lock" in message.lower():
+        holder = re.search(r"PID (\d+)", message)
+        return _LockedError(path, f"process {holder.group(1)}" if holder else "another process")
     if "not a valid DuckDB" in message:
         return StoreError(f"{path} is not a curate store, nor any DuckDB file.", "Give another --store.")
     if "No space left" in message:

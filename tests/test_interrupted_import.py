@@ -102,10 +102,22 @@ def test_a_store_in_use_is_named_with_the_process_that_has_it(
     large: Path, tmp_path: Path, curate: Callable[..., Any]
 ) -> None:
     with writing(tmp_path / "curate.duckdb"):
-        ran = curate("import", str(large))
+        ran = curate("import", str(large), CURATE_PATIENCE="0")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert f"in use by process {os.getpid()}" in ran.stderr
     assert len(ran.stderr.splitlines()) == 2
+
+
+def test_a_store_in_use_is_waited_for_with_a_word_on_who_has_it(large: Path, tmp_path: Path) -> None:
+    store = tmp_path / "curate.duckdb"
+    with writing(store):
+        process = start(tmp_path, "import", str(large))
+        assert process.stderr is not None
+        said = process.stderr.readline()
+    output, _ = process.communicate()
+    assert said == f"Waiting for the store curate.duckdb: process {os.getpid()} has it.\n"
+    assert process.returncode == 0
+    assert f"{ROWS:,} rows read" in output
 
 
 def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(large: Path, tmp_path: Path) -> None:
