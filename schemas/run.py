@@ -19,7 +19,7 @@ from duckdb import DuckDBPyConnection
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import StoreError, TrainError, VersionError
-from schemas.recipe import digest
+from schemas.recipe import TrainSection, digest
 from schemas.store import folder_of
 
 MANIFEST_FILE = "manifest.json"
@@ -29,6 +29,9 @@ LEDGER_FILE = "ledger.parquet"
 
 LOCK_FILE = "lock"
 """In the folder of an unfinished run: locked by the process that works on it, and free as soon as that is no more."""
+
+SEEN = "seen_conversations"
+"""The metric that says of how many conversations the steps saw all. `seen` was packs or windows, in runs of before."""
 
 Status = Literal["running", "interrupted", "done", "failed"]
 
@@ -82,6 +85,7 @@ class Seen:
     part: int
     whole: int
     epochs: float
+    unit: str = "conversations"  # of runs made before these were counted: packs, or windows
 
     @property
     def all_of_it(self) -> bool:
@@ -91,7 +95,7 @@ class Seen:
     @property
     def words(self) -> str:
         """The beginning of a sentence, as `16 of 4,773 conversations` or `4,773 conversations`."""
-        return f"{'' if self.all_of_it else f'{self.part:,} of '}{self.whole:,} conversations"
+        return f"{'' if self.all_of_it else f'{self.part:,} of '}{self.whole:,} {self.unit}"
 
 
 class MachineFacts(Facts):
@@ -134,14 +138,30 @@ class Manifest(Facts):
 
     @property
     def identity(self) -> str:
-        """SHA-256 over what decides the result: two runs of one identity do the same work."""
-        decided = {"data", "model", "rendering", "tokens", "recipe", "packages", "machine", "curate"}
-        return digest(self.model_dump(mode="json", include=decided))
+        """SHA-256 over what decides the result: two runs of one identity do the same work.
+
+        Of the recipe only what is not as in a recipe without a word, so that a key that is new ends no run of before.
+        """
+        decided = {"data", "model", "rendering", "tokens", "packages", "machine", "curate"}
+        usual = TrainSection().model_dump(mode="json")
+        asked = {key: value for key, value in self.recipe.items() if key not in usual or usual[key] != value}
+        return digest(self.model_dump(mode="json", include=decided) | {"recipe": asked})
 
     @property
     def seen(self) -> Seen:
         """What the steps saw that made the adapter: up to the best one, where held-out losses chose it."""
-        return Seen(int(self.metrics["seen"]), self.tokens.conversations, self.metrics["epochs"])
+        counted = self.metrics.get(SEEN)
+        if counted is None:
+            return self._seen_sequences()
+        return Seen(int(counted), self.tokens.conversations, self.metrics["epochs"])
+
+    def _seen_sequences(self) -> Seen:
+        """The same of a run made before conversations were counted: in what its steps were made of."""
+        facts, steps = self.engine, int(self.metrics.get("best_step", self.metrics["steps"]))
+        a_step = facts["batch"] * facts["accumulate"] * facts.get("gpus", 1)
+        whole = facts.get("sequences", self.tokens.conversations)
+        unit = "packs" if facts["packing"] else "windows" if self.recipe.get("long") == "split" else "conversations"
+        return Seen(min(steps * a_step, whole), whole, steps / -(-whole // a_step), unit)
 
     def as_json(self) -> str:
         """The text of `manifest.json`."""

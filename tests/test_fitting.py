@@ -179,9 +179,9 @@ def test_the_card_names_the_data_and_keeps_no_place_of_this_machine(trained, man
 
 def test_what_the_steps_did_not_reach_is_not_called_trained(trained, manifest, capsys):
     there = manifest.tokens.conversations
-    assert (manifest.metrics["seen"], manifest.metrics["epochs"]) == (there, 16 / -(-there // 4))
+    assert (manifest.metrics["seen_conversations"], manifest.metrics["epochs"]) == (there, 16 / -(-there // 4))
     assert f"| {there} trained, 0 dropped" in card(manifest)
-    short = manifest.model_copy(update={"metrics": manifest.metrics | {"steps": 3.0, "seen": 12.0}})
+    short = manifest.model_copy(update={"metrics": manifest.metrics | {"steps": 3.0, "seen_conversations": 12.0}})
     assert f"| {there} to train on, 0 dropped" in card(short)
     assert f"| seen in training | 12 of {there} conversations, " in card(short)
     show_run(Run("r1", "done", trained / "adapters/r1", short))

@@ -30,6 +30,7 @@ from schemas.recipe import TrainSection, digest
 from schemas.run import (
     LOCK_FILE,
     MANIFEST_FILE,
+    SEEN,
     DataFacts,
     MachineFacts,
     Manifest,
@@ -112,7 +113,7 @@ def train_version(
     """
     work = decide(store, label, recipe, overrides=overrides, threads=threads, processes=processes, rendering=rendering)
     if expected is not None:
-        _check_same(expected, work.manifest)
+        _check_same(expected, work)
         work = replace(work, size=size_of(expected))
     run = _claim(store, work.manifest, to, start)
     with _locked(run) as lock:
@@ -180,9 +181,11 @@ def size_of(manifest: Manifest) -> Size:
     return Size(facts["batch"], facts["accumulate"], facts.get("checkpointing", False))
 
 
-def _check_same(expected: Manifest, found: Manifest) -> None:
+def _check_same(expected: Manifest, work: Work) -> None:
     parts = {"data", "model", "rendering", "tokens"}
-    known, now = expected.model_dump(include=parts), found.model_dump(include=parts)
+    known, now = expected.model_dump(include=parts), work.manifest.model_dump(include=parts)
+    if work.template.is_of(expected.rendering.template_digest):  # older manifests name it without the day
+        now["rendering"]["template_digest"] = expected.rendering.template_digest
     other = sorted(part for part in parts if known[part] != now[part])
     if other:
         raise TrainError(
@@ -454,7 +457,7 @@ class _Record:
 def _saved(run: Run, work: Work, fit: Fit, losses: dict[str, float]) -> Run:
     """The adapter complete with manifest, card and ledger, moved to its place."""
     ledger = note_seen(work.ledger, fit.seen)
-    metrics = losses | fit.metrics | {"seen": float(seen_whole(ledger))}
+    metrics = losses | fit.metrics | {SEEN: float(seen_whole(ledger))}
     manifest = run.manifest.model_copy(
         update={"engine": fit.facts, "metrics": metrics, "finished": datetime.now(UTC), "failure": None}
     )

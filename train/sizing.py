@@ -190,7 +190,7 @@ class Settled:
 
     def _read(self) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return read
+        return read if "size" in read else {"size": read, "steps_down": []}  # it held the size alone once
 
 
 def recall(key: str) -> list[Measured] | None:
