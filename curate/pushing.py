@@ -198,7 +198,7 @@ def _choose(
         return Task(row["conversation"], messages_of(row["conversations"], row["tools"], by_turn=by_turn), {}, ())
 
     disputed = disputes(connection, recipe.review) if wanted.queue == DISAGREEMENT else []
-    limit = _offered(asked) or MOST_MARKS
+    limit = _offered(asked or questions_of(recipe.review, MOST_MARKS))
     chosen = choose(connection, recipe, name, wanted, disputed, show=show,
                     unfit=lambda task: unfit(task) or _beyond(task, limit))  # fmt: skip
     if chosen.members.is_empty():

@@ -19,7 +19,7 @@ from curate.argilla import client
 from curate.argilla.client import connect
 from curate.asking import questions_of
 from curate.pulling import pull
-from curate.pushing import push
+from curate.pushing import prepare, push
 from curate.queueing import Wanted
 from curate.scoring import score_store
 from schemas.conversation import Conversation, Turn
@@ -233,6 +233,14 @@ def test_a_conversation_with_more_answers_than_the_set_numbers_is_listed(store, 
     score_store(store, Recipe())
     done = push(store, Recipe(), server, name, Wanted(sample=9))
     assert [row["reason"][:18] for row in done.unfit] == ["it has 20 answers,"]
+
+
+def test_who_is_asked_about_no_marks_is_left_out_for_none(store):
+    add(store, [chat(*["word"] * 600)], source="many.csv")
+    for questions_asked, left_out in ((("decision",), 0), (("decision", "turns"), 1)):
+        recipe = Recipe(review=ReviewSection(questions=questions_asked))
+        prepared = prepare(store, recipe, "long", Wanted(), unfit=lambda task: None)
+        assert [row["reason"][:19] for row in prepared.unfit] == ["it has 300 answers,"] * left_out
 
 
 def test_a_dry_run_sends_nothing(store, server, argilla_server, name):
@@ -566,6 +574,14 @@ def test_an_address_with_a_password_in_it_is_refused_and_not_repeated(curate, st
 def test_what_is_no_address_is_refused_in_a_sentence(curate, store):
     ran = curate("review", "push", "desk", "--url", "http://[::1", ARGILLA_API_KEY="k")
     assert (ran.returncode, "is no address of a server" in ran.stderr, "Traceback" in ran.stderr) == (1, True, False)
+
+
+@pytest.mark.parametrize("key", ["secretkey123\n", "secret key123", "schlüssel-secret"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_repeated(curate, store, key):
+    for command in (("push", "desk"), ("users", "list")):
+        ran = curate("review", *command, "--url", "http://127.0.0.1:9", ARGILLA_API_KEY=key)
+        assert (ran.returncode, "The key in ARGILLA_API_KEY has" in ran.stderr) == (1, True), ran.stderr
+        assert "secret" not in ran.stderr + ran.stdout
 
 
 def test_a_key_whose_account_is_deleted_during_a_push_is_told_and_what_arrived_is_known(
