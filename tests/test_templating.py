@@ -89,8 +89,36 @@ def test_a_day_that_an_engine_sets_is_not_looked_at_and_words_that_are_like_it_s
     )
 
 
-def test_a_template_that_makes_up_the_form_of_the_day_is_refused(folder, tmp_path):
-    (tmp_path / "mine.jinja").write_text("{% set form = '%d' %}{{ strftime_now(form) }}" + CHATML)
+@pytest.mark.parametrize(
+    ("asks", "text"),
+    [
+        ("""{{ "}}" + strftime_now("%Y") }}""", """{{ "}}" + "2026" }}"""),
+        ("""{{ {"a": {"b": 1}}["a"]["b"] ~ strftime_now('%d') }}""", """{{ {"a": {"b": 1}}["a"]["b"] ~ "01" }}"""),
+        (
+            """{%- if 1 -%}\n {{ strftime_now ( "%m" ) }} \n{%- endif %}\n""",
+            """{%- if 1 -%}\n {{ "01" }} \n{%- endif %}\n""",
+        ),
+        ("{% raw %}{{ strftime_now('%d') }}{% endraw %}\r\n{# strftime_now('%d') #}", None),
+        ("{% if strftime_now is not defined %}{{ 'strftime_now' }}{% endif %}", None),
+    ],
+)
+def test_the_day_is_written_where_jinja_computes_and_nowhere_else(folder, tmp_path, asks, text):
+    (tmp_path / "mine.jinja").write_bytes(asks.encode())
+    assert find_template(str(tmp_path / "mine.jinja"), folder).text == (
+        asks.replace("\r\n", "\n") if text is None else text
+    )
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "{% set form = '%d' %}{{ strftime_now(form) }}",
+        "{% set now = strftime_now %}{{ now('%d') }}",
+        '{{ "}}" ~ strftime_now(form) }}',
+    ],
+)
+def test_a_template_that_makes_up_the_form_of_the_day_is_refused(folder, tmp_path, asks):
+    (tmp_path / "mine.jinja").write_text(asks + CHATML)
     with pytest.raises(TrainError, match=r"asks for today's date in a form that it makes up itself"):
         find_template(str(tmp_path / "mine.jinja"), folder)
 

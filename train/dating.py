@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from datetime import datetime
+from itertools import groupby
 
-ACTION = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
-"""What Jinja reads, between the words that it writes as they stand."""
+from jinja2 import Environment
+
+WORDS = ("data", "raw_begin", "raw_end", "comment_begin", "comment", "comment_end")
+"""Tokens of Jinja's that it writes as they stand, or leaves out; it computes all others."""
 
 SET_BY_ENGINES = "date_string|datetime"
 """Variables that llama.cpp sets (`common_chat_extra_context` in common/chat.cpp)."""
 
 PARTS = re.compile(
-    rf"""strftime_now\(\s*(?P<quote>["'])(?P<form>[^"'\\]*)(?P=quote)\s*\)"""
+    rf"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<form>[^"'\\]*)(?P=quote)\s*\)"""
     rf"""|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
     rf"""|(?<![.\w])(?P<variable>{SET_BY_ENGINES})\b""",
     re.DOTALL,
 )
 """A question for the day in a form that stands there, a text, or one of the variables: in this order."""
 
-ASKS = re.compile(r"strftime_now\s*\(")
+ASKS = re.compile(
+    r"""(?P<name>\bstrftime_now\b)(?!\s+is\s+(?:not\s+)?defined)|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL
+)
+"""The function, but for the question whether there is one; or a text, in which nothing is asked."""
 
 
 def dated(text: str, day: datetime) -> str:
@@ -36,6 +43,8 @@ def dated(text: str, day: datetime) -> str:
     '{{ "Today: " + "01 Jan 2026" }}'
     >>> dated("a datetime {% if not date_string is defined %}…{% endif %}", datetime(2026, 1, 1))
     'a datetime {% if not pinned_date_string is defined %}…{% endif %}'
+
+    Raises jinja2's `TemplateSyntaxError` for a text that is no Jinja.
     """
 
     def written(part: re.Match[str]) -> str:
@@ -43,9 +52,37 @@ def dated(text: str, day: datetime) -> str:
             return json.dumps(day.strftime(part["form"]), ensure_ascii=False)
         return f"pinned_{part['variable']}" if part["variable"] else part[0]
 
-    return ACTION.sub(lambda action: PARTS.sub(written, action[0]), text)
+    made = "".join(PARTS.sub(written, piece) if computed else piece for computed, piece in _pieces(text))
+    return made if made != _with_newlines(text) else text
 
 
 def asks_for_today(text: str) -> bool:
-    """Whether the template asks for the day in a form that it makes up itself, which cannot be written into it."""
-    return any(ASKS.search(action[0]) for action in ACTION.finditer(text))
+    """Whether the template asks for the day in a form that it makes up itself, which cannot be written into it.
+
+    >>> asks_for_today('{% set now = strftime_now %}{{ now("%Y") }}')
+    True
+    >>> asks_for_today("{% raw %}{{ strftime_now }}{% endraw %}{{ 'strftime_now' if strftime_now is defined }}")
+    False
+    """
+    return any(found["name"] for computed, piece in _pieces(text) if computed for found in ASKS.finditer(piece))
+
+
+def _pieces(text: str) -> Iterator[tuple[bool, str]]:
+    """The text in pieces, each with whether Jinja computes it."""
+    for computed, tokens in groupby(_tokens(_with_newlines(text)), lambda token: token[0] not in WORDS):
+        yield computed, "".join(piece for _, piece in tokens)
+
+
+def _tokens(text: str) -> Iterator[tuple[str, str]]:
+    """The kind of each token and its text, with white space before it that a `-` takes away, which is no token."""
+    place = 0
+    for _, kind, value in Environment(keep_trailing_newline=True).lex(text):
+        end = text.index(value, place) + len(value)
+        yield kind, text[place:end]
+        place = end
+    yield WORDS[0], text[place:]
+
+
+def _with_newlines(text: str) -> str:
+    """As Jinja reads a text: every line ends in a newline alone."""
+    return re.sub(r"\r\n?", "\n", text)

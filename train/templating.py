@@ -44,20 +44,32 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template: its name, its Jinja text, and the SHA-256 of that text."""
+    """A chat template: its name, its Jinja text, and the SHA-256 of that text.
+
+    `undated` is the text as it was found, before the day was written into it; None where it is not known.
+    """
 
     name: str
     text: str
+    undated: str | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the text, 64 hex digits."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return _sha256(self.text)
+
+    def is_of(self, digest: str) -> bool:
+        """Whether a digest is this one, or that of the text without the day, which older manifests name."""
+        return digest == self.digest or (self.undated is not None and digest == _sha256(self.undated))
 
     @property
     def raw(self) -> bool:
         """Whether it is of texts, not of conversations."""
         return self.name == RAW
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_template(name: str, tokenizer_folder: Path) -> Template:
@@ -66,13 +78,17 @@ def find_template(name: str, tokenizer_folder: Path) -> Template:
     Raises `TrainError` for a name that nobody knows, with the nearest and all that are known, and for a template that
     says every day something else.
     """
-    text = dated(_text_of(name, tokenizer_folder), PINNED_DATE)
+    found = _text_of(name, tokenizer_folder)
+    try:
+        text = dated(found, PINNED_DATE)
+    except TemplateError as error:
+        raise _invalid(name, error) from error
     if asks_for_today(text):
         raise TrainError(
             f"The template {name} asks for today's date in a form that it makes up itself (strftime_now).",
             "Write a date into it, and give it by --template FILE.jinja: it would say every day something else.",
         )
-    return Template(Path(name).name if name.endswith(FILES) else name, text)
+    return Template(Path(name).name if name.endswith(FILES) else name, text, found)
 
 
 def _text_of(name: str, tokenizer_folder: Path) -> str:
@@ -103,11 +119,13 @@ def compiled(template: Template) -> Callable[..., str]:
     try:
         jinja = _environment().from_string(template.text)
     except TemplateError as error:
-        raise TrainError(
-            f"The template {template.name} is no valid Jinja: {error}.", "Correct the template."
-        ) from error
+        raise _invalid(template.name, error) from error
     jinja.globals = dict(jinja.globals)  # a ChainMap, which each rendering copies: a sixth of its time
     return jinja.render
+
+
+def _invalid(name: str, error: TemplateError) -> TrainError:
+    return TrainError(f"The template {name} is no valid Jinja: {error}.", "Correct the template.")
 
 
 class _Generation(Extension):
