@@ -10,6 +10,7 @@ import pytest
 from training import command, copy_project, run_here
 
 from schemas.errors import TrainError, VersionError
+from schemas.recipe import file_digest
 from schemas.run import Run, read_manifest, read_runs
 from schemas.store import reading, writing
 from train import engines
@@ -79,6 +80,29 @@ def test_another_tokenizer_is_found_and_so_are_its_tokens(project):
 
 def test_another_template_is_found(project):
     edit(project.parent / "tiny/tokenizer_config.json", "You are a helpful assistant.", "You are no help.")
+    assert spoilt(verify(project, "r1")) == {"template": "differs"}
+
+
+def test_a_run_whose_manifest_names_a_template_without_the_day_in_it_is_proven_and_repeated(project):
+    settings = project.parent / "tiny/tokenizer_config.json"
+    asks = '{% if strftime_now is not defined %}{{ strftime_now("%d %b %Y") }}{% endif %}'
+    template = asks + json.loads(settings.read_text())["chat_template"]
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
+    folder = project.parent / "adapters/r1"
+    (folder / "chat_template.jinja").write_text(template)
+    written = json.loads((folder / "manifest.json").read_text())
+    written["rendering"]["template_digest"] = file_digest(folder / "chat_template.jinja")
+    written["files"]["chat_template.jinja"] = file_digest(folder / "chat_template.jinja")
+    (folder / "manifest.json").write_text(json.dumps(written))
+    with writing(project) as connection:
+        connection.execute("UPDATE runs SET manifest = ? WHERE run = 'r1'", [json.dumps(written)])
+    assert spoilt(verify(project, "r1")) == {}
+    again = retrain(project, "r1")
+    assert again.same_tokens
+    assert (again.after.adapter / "chat_template.jinja").read_text() == template.replace(
+        'strftime_now("%d %b %Y")', '"01 Jan 2026"'
+    )
+    edit(settings, "%d %b", "%b %d")
     assert spoilt(verify(project, "r1")) == {"template": "differs"}
 
 

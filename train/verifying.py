@@ -175,10 +175,11 @@ def _tokens(adapter: Path, base: Path | None, members: pl.DataFrame | None, mani
 
 
 def _template(base: Path, manifest: Manifest) -> Check:
-    """The template that the recipe names, as it would be found today."""
+    """The template that the recipe names, as it would be found today; older manifests name it without the day."""
     known = manifest.rendering.template_digest
     try:
-        return _compared("template", known, find_template(manifest.recipe["template"], base).digest)
+        found = find_template(manifest.recipe["template"], base)
+        return _compared("template", known, known if found.is_of(known) else found.digest)
     except CurateError as error:
         return _unchecked("template", known, error)
 
