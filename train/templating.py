@@ -157,7 +157,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = PINNED_DATE.strftime
+    environment.globals["strftime_now"] = PINNED_DATE.strftime  # which templates of older adapters still call
     return environment
 
 
