@@ -2,7 +2,7 @@
 
 Two conversations are near-duplicates when their sets of five words in a row overlap by a Jaccard similarity of 0.8.
 MinHash with 14 bands of 8 rows proposes pairs, as for FineWeb (Penedo et al. 2024); each is verified exactly, so none
-is a guess.
+is a guess. In scripts that put no spaces between words a character counts as a word.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ LEAST_SIMILARITY = 0.8
 BANDS, ROWS = 14, 8
 """A pair of 0.8 shares a whole band in 92 of 100 cases, one of 0.9 in nearly all, one of 0.5 in 5."""
 
-AT_ONCE = 2_000_000
-"""Shingles that are signed at once: 112 hashes of each are held in memory for a moment."""
+SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WORD_PATTERN = rf"[{SPACELESS}]|[\w--[{SPACELESS}]]+"
+
+SHINGLES_AT_ONCE = 500_000
+"""How many are signed, or compared, at once: of those signed 112 hashes each are held in memory for a moment."""
 
 ODD = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio (Knuth): odd, so that multiplying loses nothing
 WORD = 2**64
@@ -39,17 +42,19 @@ def near_duplicates(connection: DuckDBPyConnection, asked: pl.DataFrame) -> pl.D
     A cluster is named by the smallest id in it, and whoever has no sibling is not there.
     """
     connection.register("asked", asked.select("conversation"))
-    texts = connection.sql(TEXTS_SQL).pl()
+    texts = connection.sql(TEXTS_SQL).pl().filter(pl.col("text").str.contains(r"\w"))
     connection.unregister("asked")
-    shingles = _shingles(texts)
-    return _clusters(_verified(_candidates(shingles), shingles))
+    copies = texts.select(a=pl.col("conversation").min().over("text"), b="conversation").filter(
+        pl.col("a") != pl.col("b")
+    )
+    shingles = _shingles(texts.join(copies, left_on="conversation", right_on="b", how="anti"))
+    return _clusters(pl.concat([copies, _near(shingles)]))
 
 
 def _shingles(texts: pl.DataFrame) -> pl.DataFrame:
     """The distinct shingles of each text, as hashes: `conversation`, `shingle`."""
     words = (
-        texts.select("conversation", word=pl.col("text").str.extract_all(r"\w+"))
-        .filter(pl.col("word").list.len() > 0)
+        texts.select("conversation", word=pl.col("text").str.extract_all(WORD_PATTERN))
         .with_row_index("number")
         .explode("word")
         .with_columns(pl.col("word").hash())
@@ -70,19 +75,39 @@ def _shingles(texts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _candidates(shingles: pl.DataFrame) -> pl.DataFrame:
-    """Pairs that share a band of their signatures: each with the smallest id of its bucket, `a` and `b`."""
+def _near(shingles: pl.DataFrame) -> pl.DataFrame:
+    """Pairs that are near enough to tie all clusters together, `a` and `b`: who is tied already is not compared again.
+
+    Of 3,000 versions of one long text each would otherwise be compared with up to 14 others.
+    """
+    sets = shingles.group_by("conversation").agg("shingle")
     bands = pl.concat([_bands(part) for part in _parts(shingles)])
-    hub = bands.with_columns(a=pl.col("conversation").min().over("band", "key")).rename({"conversation": "b"})
-    return hub.filter(pl.col("a") != pl.col("b")).select("a", "b").unique()
+    near = pl.DataFrame(schema={"a": pl.String, "b": pl.String})
+    for band in bands.partition_by("band", include_key=False):
+        near = pl.concat([near, _verified(_apart(_candidates(band), _clusters(near)), sets)])
+    return near
+
+
+def _candidates(band: pl.DataFrame) -> pl.DataFrame:
+    """Pairs that share a band of their signatures: each with the smallest id of its bucket, `a` and `b`."""
+    hub = band.select(a=pl.col("conversation").min().over("key"), b="conversation")
+    return hub.filter(pl.col("a") != pl.col("b"))
+
+
+def _apart(pairs: pl.DataFrame, clusters: pl.DataFrame) -> pl.DataFrame:
+    """The pairs whose ends are not in one cluster."""
+    of_a = clusters.rename({"conversation": "a", "cluster": "of_a"})
+    of_b = clusters.rename({"conversation": "b", "cluster": "of_b"})
+    known = pairs.join(of_a, on="a", how="left").join(of_b, on="b", how="left")
+    return known.filter((pl.col("of_a") != pl.col("of_b")).fill_null(True)).select("a", "b")
 
 
 def _parts(shingles: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """The shingles in parts of whole conversations."""
-    if shingles.height <= AT_ONCE:
+    if shingles.height <= SHINGLES_AT_ONCE:
         yield shingles
         return
-    numbered = shingles.sort("conversation").with_columns(part=pl.int_range(pl.len()) // AT_ONCE)
+    numbered = shingles.sort("conversation").with_columns(part=pl.int_range(pl.len()) // SHINGLES_AT_ONCE)
     part = pl.col("part").first().over("conversation")
     yield from numbered.with_columns(part).partition_by("part", include_key=False)
 
@@ -100,20 +125,25 @@ def _bands(shingles: pl.DataFrame) -> pl.DataFrame:
     return signed.select("conversation", *keys).unpivot(index="conversation", variable_name="band", value_name="key")
 
 
-def _verified(pairs: pl.DataFrame, shingles: pl.DataFrame) -> pl.DataFrame:
-    """The pairs whose shingles overlap enough."""
-    sizes = shingles.group_by("conversation").len("size")
-    shared = (
-        pairs.join(shingles, left_on="a", right_on="conversation")
-        .join(shingles, left_on=["b", "shingle"], right_on=["conversation", "shingle"])
-        .group_by("a", "b")
-        .len("shared")
+def _verified(pairs: pl.DataFrame, sets: pl.DataFrame) -> pl.DataFrame:
+    """The pairs whose shingles overlap enough, compared in parts that fit into memory."""
+    size = sets.select("conversation", size=pl.col("shingle").list.len().cast(pl.Int64))
+    sized = pairs.join(size, left_on="a", right_on="conversation").join(
+        size, left_on="b", right_on="conversation", suffix="_b"
     )
-    sized = shared.join(sizes.rename({"size": "of_a"}), left_on="a", right_on="conversation").join(
-        sizes.rename({"size": "of_b"}), left_on="b", right_on="conversation"
+    smaller, larger = pl.min_horizontal("size", "size_b"), pl.max_horizontal("size", "size_b")
+    possible = sized.filter(smaller >= LEAST_SIMILARITY * larger)  # else not even one within the other is enough
+    parts = possible.with_columns(part=(smaller + larger).cum_sum() // SHINGLES_AT_ONCE).partition_by("part")
+    return pl.concat([pairs.clear(), *(_overlapping(part, sets) for part in parts)])
+
+
+def _overlapping(pairs: pl.DataFrame, sets: pl.DataFrame) -> pl.DataFrame:
+    both = pairs.join(sets, left_on="a", right_on="conversation").join(
+        sets, left_on="b", right_on="conversation", suffix="_b"
     )
-    similarity = pl.col("shared") / (pl.col("of_a") + pl.col("of_b") - pl.col("shared"))
-    return sized.filter(similarity >= LEAST_SIMILARITY).select("a", "b")
+    shared = pl.col("shingle").list.set_intersection("shingle_b").list.len()
+    similarity = shared / (pl.col("size") + pl.col("size_b") - shared)
+    return both.filter(similarity >= LEAST_SIMILARITY).select("a", "b")
 
 
 def _clusters(pairs: pl.DataFrame) -> pl.DataFrame:

@@ -8,6 +8,7 @@ import pytest
 from stores import add, chat, questions, say
 from training import TINY
 
+from curate import deduplicating
 from curate.queueing import Wanted
 from curate.scoring import score_store
 from curate.sheets import export_sheet, import_sheet
@@ -292,6 +293,32 @@ def test_near_duplicates_stand_together_the_largest_cluster_first_and_nobody_els
     assert (set(found[:3]), set(found[3:])) == (set(three), set(pairs))
     export(store, tmp_path / "f.csv", queue="near-duplicates", name="four", sample=4)
     assert set(chosen(tmp_path / "f.csv")[:3]) == set(three)
+
+
+@pytest.mark.parametrize("at_once", [40, 500_000])
+def test_versions_of_one_text_are_one_cluster_however_many_are_compared_at_once(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(deduplicating, "SHINGLES_AT_ONCE", at_once)
+    words = [f"word{number}" for number in range(120)]
+    versions = [" ".join([*words[:at], "another", *words[at + 1 :]]) for at in range(0, 120, 12)]
+    far = " ".join(reversed(words))
+    ids = add(tmp_path / "v.duckdb", [chat("Which?", text) for text in [*versions, f"{versions[0]}!", far]])
+    export(tmp_path / "v.duckdb", tmp_path / "n.csv", queue="near-duplicates")
+    assert set(chosen(tmp_path / "n.csv")) == set(ids[:-1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "我们的退款政策非常简单如果您在三十天内提出申请我们会在五个工作日内把全部款项退回到您原来的支付方式请您耐心等待谢谢您的理解和支持",
+        "ご注文の商品は三営業日以内に倉庫から発送されますので到着まで今しばらくお待ちくださいますようお願い申し上げます",
+        "กรุณารอสักครู่เจ้าหน้าที่ของเรากำลังตรวจสอบคำสั่งซื้อของคุณและจะติดต่อกลับภายในสองวันทำการขอบคุณที่ใช้บริการ",
+    ],
+    ids=["Chinese", "Japanese", "Thai"],
+)
+def test_texts_without_spaces_have_near_duplicates_too(tmp_path, text):
+    ids = add(tmp_path / "z.duckdb", [chat("?", text), chat("?", text[:-1]), chat("?", text[::-1])])
+    export(tmp_path / "z.duckdb", tmp_path / "n.csv", queue="near-duplicates")
+    assert set(chosen(tmp_path / "n.csv")) == set(ids[:2])
 
 
 def test_without_near_duplicates_their_queue_says_so(tmp_path, store):
