@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 from training import copy_project
 
@@ -23,6 +24,8 @@ from train.llamacpp.logits import evaluator, quantise
 from train.llamacpp.to_gguf import convert
 from train.merging import merge
 from train.quantising import quantise_run, read_metadata
+from train.rendering import render
+from train.weighing import ROWS
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +115,7 @@ def weighed(project, files, tmp_path_factory):
 
 
 def test_a_matrix_is_of_the_training_split_and_every_file_that_was_rounded_by_it_says_so(project, weighed):
-    rows = train_rows(project, find_source(project, "r1"))["input_ids"]
+    rows = train_rows(project, find_source(project, "r1"), ROWS)["input_ids"]
     said = {"conversations": len(rows), "tokens": int(rows.list.len().sum()), "weights": 14}
     folder = weighed["q2_k"].path.parent
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -126,10 +129,26 @@ def test_a_matrix_is_of_the_training_split_and_every_file_that_was_rounded_by_it
         assert read_metadata(path)["curate.version"] == "support@1"
 
 
+def test_no_more_conversations_are_rendered_than_are_weighed(project, monkeypatch):
+    source = find_source(project, "r1")
+    everything = train_rows(project, source, ROWS)
+    rendered = []
+
+    def counted(conversations, *arguments):
+        made = render(conversations, *arguments)
+        rendered.append(made.height)
+        return made.with_columns(problem=pl.when(pl.int_range(pl.len()) == 1).then(pl.lit("no")))
+
+    monkeypatch.setattr("train.handing_over.render", counted)
+    found = train_rows(project, source, 3)
+    assert found["id"].to_list() == [everything["id"][number] for number in (0, 2, 3)]
+    assert rendered == [3, 3]
+
+
 def test_its_numbers_are_the_mean_squares_of_what_goes_into_each_layer(project, weighed):
     import torch
 
-    rows = train_rows(project, find_source(project, "r1"))["input_ids"].to_list()
+    rows = train_rows(project, find_source(project, "r1"), ROWS)["input_ids"].to_list()
     with loaded(project.parent / "merged/r1") as model, torch.no_grad():
         words = model.model.embed_tokens(torch.tensor([token for row in rows for token in row]))
         expected = model.model.layers[0].input_layernorm(words).square().mean(dim=0).numpy()
@@ -155,6 +174,13 @@ def weights_of(path):
     from gguf import GGUFReader, dequantize
 
     return {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
+
+
+def test_a_matrix_of_another_width_is_refused_before_anything_is_rounded(files, weighed, tmp_path):
+    matrix = read_imatrix(weighed["q2_k"].path.parent / "r1.imatrix")
+    short = replace(matrix, squares={name: square[:-32] for name, square in matrix.squares.items()})
+    with pytest.raises(ExportError, match=r"The matrix has \d+ numbers for blk\.0\.\w+\.weight, whose rows have \d+"):
+        round_by(short, files["f16"].path, files["q2_k"].path, tmp_path / "r1.gguf", 2)
 
 
 def test_a_kind_that_takes_no_matrix_is_the_quantisers_own_to_the_byte(files, weighed, tmp_path):

@@ -25,7 +25,7 @@ from schemas.run import Manifest, read_manifest
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.loading import find_adapter, find_base, model_digest
-from train.rendering import Reasoning, Script, Template, Tokenizer, render
+from train.rendering import RENDERED, Reasoning, Script, Template, Tokenizer, render
 from train.saving import adapter_digest
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -105,18 +105,31 @@ def members_of(store: Path, manifest: Manifest) -> pl.DataFrame:
 
 def held_out_rows(store: Path, source: Source) -> pl.DataFrame:
     """The tokens of the conversations that were held out; of all, where none were: columns of `RENDERED`."""
-    return _rows_of(store, source, "held_out")
+    return _rendered(_members_in(store, source, "held_out"), source)
 
 
-def train_rows(store: Path, source: Source) -> pl.DataFrame:
-    """The tokens of the conversations that were there to be learned: columns of `RENDERED`."""
-    return _rows_of(store, source, "train")
+def train_rows(store: Path, source: Source, most: int) -> pl.DataFrame:
+    """The tokens of the first `most` conversations that were there to be learned: columns of `RENDERED`.
+
+    So many are rendered at a time until there are enough: a version may have millions.
+    """
+    found = pl.DataFrame(schema=RENDERED)
+    for some in _members_in(store, source, "train").iter_slices(most):
+        found = pl.concat([found, _rendered(some, source)]).head(most)
+        if found.height == most:
+            break
+    return found
 
 
-def _rows_of(store: Path, source: Source, split: str) -> pl.DataFrame:
+def _members_in(store: Path, source: Source, split: str) -> pl.DataFrame:
+    """The conversations of a split; all, where it is empty."""
     members = members_of(store, source.manifest)
     wanted = members.filter(pl.col("split") == split)
-    rendered = render(wanted if wanted.height else members, source.template, source.tokenizer, source.reasoning)
+    return wanted if wanted.height else members
+
+
+def _rendered(members: pl.DataFrame, source: Source) -> pl.DataFrame:
+    rendered = render(members, source.template, source.tokenizer, source.reasoning)
     return rendered.filter(pl.col("problem").is_null())
 
 

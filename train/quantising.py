@@ -29,7 +29,7 @@ from train.llamacpp.imatrix import Imatrix, by_gguf_names, write_imatrix
 from train.llamacpp.logits import evaluator, quantise
 from train.llamacpp.to_gguf import OUT_TYPES, convert
 from train.merging import merge, stored_dtype
-from train.weighing import rows_to_weigh, weigh
+from train.weighing import ROWS, rows_to_weigh, weigh
 
 MANIFEST_KEY = "curate.manifest"
 """The key of a GGUF's metadata with the whole manifest; others, such as `curate.version`, say its parts."""
@@ -168,7 +168,7 @@ def _imatrix(store: Path, merged: Path, first: Path, source: Source, report: Rep
     """The importance matrix of the run, as llama.cpp's own programs read it, beside the files."""
     path = first.with_name(f"{source.name}.imatrix")
     if not _is_there(path, source):
-        rows = rows_to_weigh(train_rows(store, source))
+        rows = rows_to_weigh(train_rows(store, source, ROWS))
         report(f"weighing by {len(rows)} conversations of the training split")
         with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
             squares = by_gguf_names(weigh(model, rows), first)

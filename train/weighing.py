@@ -18,7 +18,7 @@ from train.differing import LONGEST
 
 ROWS = 256
 """Conversations of the training split that are looked at: with `LONGEST` at most 131,072 tokens, minutes of a CPU for
-a model of a billion weights and seconds of a GPU."""
+a model of a billion weights and seconds of a GPU. The first are taken: their ids are digests, so any are as good."""
 
 Squares = npt.NDArray[np.float32]
 """The mean square of each input of one layer."""
@@ -36,8 +36,8 @@ def weigh(model: Any, rows: Sequence[Sequence[int]]) -> Mapping[str, Squares]:
 
 
 def rows_to_weigh(rendered: pl.DataFrame) -> list[list[int]]:
-    """The first `ROWS` rows of a rendered frame, cut to `LONGEST` tokens: their ids are digests, so any are as good."""
-    return rendered.head(ROWS)["input_ids"].list.head(LONGEST).to_list()
+    """The rows of a rendered frame, cut to `LONGEST` tokens."""
+    return rendered["input_ids"].list.head(LONGEST).to_list()
 
 
 @contextmanager

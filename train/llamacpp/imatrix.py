@@ -143,6 +143,7 @@ def _rounded(tensor: Any, exact: Any, square: Floats, threads: int) -> npt.NDArr
 
     weights = np.ascontiguousarray(dequantize(exact.data, exact.tensor_type), dtype=np.float32)
     rows, columns = weights.shape
+    _check_width(square, columns, tensor.name)
     made: npt.NDArray[np.uint8] = np.empty_like(tensor.data, order="C")
     quantise = _ggml()
 
@@ -154,12 +155,25 @@ def _rounded(tensor: Any, exact: Any, square: Floats, threads: int) -> npt.NDArr
     bounds = np.linspace(0, rows, min(threads, rows) + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
         written = sum(pool.map(part, bounds[:-1], bounds[1:]))
-    if written != made.nbytes or square.size != columns:
+    _check_length(written, made, tensor.tensor_type.name)
+    return made
+
+
+def _check_width(square: Floats, columns: int, name: str) -> None:
+    """Raise `ExportError` for a matrix beyond whose end native code would read."""
+    if square.size != columns:
         raise ExportError(
-            f"The installed packages do not agree on {tensor.tensor_type.name}: {written} and {made.nbytes} bytes.",
+            f"The matrix has {square.size} numbers for {name}, whose rows have {columns}.",
+            "It is of another model: move the .imatrix file away, and it is made anew.",
+        )
+
+
+def _check_length(written: int, made: npt.NDArray[np.uint8], kind: str) -> None:
+    if written != made.nbytes:
+        raise ExportError(
+            f"The installed packages do not agree on {kind}: {written} and {made.nbytes} bytes.",
             f"{install_command('gguf')} brings releases that do; or leave --imatrix away.",
         )
-    return made
 
 
 def _ggml() -> Any:
