@@ -111,7 +111,9 @@ def import_files(
     files = expand(paths)
     told = _counting(progress, files)
     with hashing or Hashing() as digests:
-        readings = ahead(_begin(path, digests.begin(path), section) for path in files)  # while the store is made
+        begun = (_begin(path, digests.begin(path), section) for path in files)
+        # Early, while the store is made, where all end by themselves: a pipe would be waited for when the store fails.
+        readings = ahead(begun) if all(Path(path).is_file() for path in files) else begun
         with _rehearsal(store) if dry_run else _landing(store) as connection:
             return [_import_file(connection, reading, dry_run=dry_run, told=told) for reading in readings]
 

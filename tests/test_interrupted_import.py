@@ -108,6 +108,14 @@ def test_a_store_in_use_is_named_with_the_process_that_has_it(
     assert len(ran.stderr.splitlines()) == 2
 
 
+def test_a_pipe_is_not_waited_for_when_the_store_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "curate.duckdb").write_text("no store")
+    process = subprocess.Popen([*CURATE, "import", "-"], cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.wait(timeout=120) == 1
+    assert process.stderr is not None
+    assert b"is not a curate store" in process.stderr.read()
+
+
 def test_a_store_in_use_is_waited_for_with_a_word_on_who_has_it(large: Path, tmp_path: Path) -> None:
     store = tmp_path / "curate.duckdb"
     with writing(store):
