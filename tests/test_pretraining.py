@@ -23,6 +23,7 @@ from train.fitting import decide
 from train.planning import plan, prepare
 from train.previewing import preview, trace_token
 from train.rendering import IGNORED, Tokenizer
+from train.showing import show_plan
 
 WORDS = ["pump", "valve", "boat", "keel", "tide", "rope", "anchor", "sail"]
 TEXTS = [
@@ -103,6 +104,20 @@ def test_all_of_a_text_is_learned_but_its_first_token_and_longer_ones_are_parted
     assert parts["labels"].list.first().to_list() == [IGNORED] * 3
     assert parts["labels"].list.slice(1).explode().to_list() == parts["input_ids"].list.slice(1).explode().to_list()
     assert plan(prepared).refusal is None
+
+
+def test_a_plan_counts_texts_and_says_into_how_many_parts_those_are_split_that_are_longer(store, capsys):
+    prepared = prepare(store, "docs@1", section(**RAW))
+    planned = plan(prepared)
+    parts = prepared.rendered.filter(pl.col("window").is_not_null())
+    longer = parts["id"].n_unique()
+    assert 0 < longer < parts.height
+    assert sum(planned.conversations.values()) == len(TEXTS)
+    assert (planned.split, planned.fates["split"]) == (longer, parts.height)
+    assert planned.fates["kept"] + longer == len(TEXTS)
+    assert [problem["conversations"] for problem in planned.problems] == [longer]
+    show_plan(planned)
+    assert f"{longer} split into {parts.height} parts" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_part_is_a_single_token_of_which_nothing_could_be_learned(store):
@@ -234,6 +249,30 @@ def test_without_a_rate_of_its_own_the_embedding_stays(job):
 
 
 @pytest.mark.slow
+def test_the_copy_of_an_embedding_that_is_trained_is_not_taken_for_the_base():
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from train.engines.embedding import embedding_arguments, embedding_of_base, keep_in_32_bits
+
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
+    kept = embedding_arguments(section(embedding_learning_rate=1e-4), base)
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **kept))
+    keep_in_32_bits(model)
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+    assert embedding_of_base(model).weight.dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head", "model.embed_tokens"])
+def test_embedding_and_head_are_trained_by_their_own_key_alone(job, name):
+    with pytest.raises(TrainError, match=f"names {name}, which is trained by a key of its own") as refused:
+        find_engine("transformers")(job(extra={"modules_to_save": [name]}))
+    assert "train.embedding_learning_rate" in refused.value.hint
+
+
+@pytest.mark.slow
 def test_a_head_that_is_a_matrix_of_its_own_is_trained_beside_the_embedding(job, tmp_path):
     for path in TINY.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -265,6 +304,8 @@ def test_a_run_on_texts_learns_is_proven_merged_and_repeated_bit_for_bit(tmp_pat
     assert metrics["eval_loss"] < metrics["eval_loss_base"] - 1
     assert facts["embedding"]["learning_rates"] == [1e-3]
     assert run["manifest"]["rendering"]["template"] == "raw"
+    assert metrics["parts"] > run["manifest"]["tokens"]["conversations"] > metrics["seen_conversations"]
+    assert 0 < metrics["seen_parts"] <= metrics["parts"]
     assert verify(store, "r1").proven
     merged = merge(store, "r1", rows=2)
     assert merged.difference.largest < 0.02

@@ -6,23 +6,38 @@ keeps a whole copy of each beside the base model's own (`modules_to_save`), and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 
+from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 
 
 def embedding_arguments(recipe: TrainSection, model: Any) -> dict[str, Any]:
     """What PEFT is told of a base model's embedding and head; nothing where the recipe has no rate for them.
 
-    Where both are one matrix they stay one: else the model that is merged could not hold what was learned.
+    Where both are one matrix they stay one: else the model that is merged could not hold what was learned. Raises
+    `TrainError` where `train.extra` names one of them: without a rate nobody would know that it is trained.
     """
+    others = recipe.extra.get("modules_to_save") or []
+    _check_others(others, model)
     if recipe.embedding_learning_rate is None:
         return {}
-    names = embedding_names(model)
-    others = recipe.extra.get("modules_to_save") or []
-    return {"modules_to_save": sorted({*names, *others}), "ensure_weight_tying": is_tied(model)}
+    return {"modules_to_save": sorted({*embedding_names(model), *others}), "ensure_weight_tying": is_tied(model)}
+
+
+def _check_others(others: Sequence[str], model: Any) -> None:
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if id(module) in ends}
+    for name in others:
+        if name.rpartition(".")[2] in names:
+            raise TrainError(
+                f"train.extra.modules_to_save names {name}, which is trained by a key of its own.",
+                "Leave it out and set train.embedding_learning_rate, with its step size.",
+            )
 
 
 def embedding_names(model: Any) -> list[str]:
@@ -43,6 +58,12 @@ def embedding_weights(model: Any) -> list[torch.nn.Parameter]:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     trained = [weight for end in ends for weight in end.parameters() if weight.requires_grad]
     return list({id(weight): weight for weight in trained}.values())
+
+
+def embedding_of_base(model: Any) -> torch.nn.Module:
+    """The base model's own embedding, also where a copy of it is trained."""
+    embedding: torch.nn.Module = model.get_input_embeddings()
+    return embedding.original_module if isinstance(embedding, ModulesToSaveWrapper) else embedding
 
 
 def keep_in_32_bits(model: Any) -> None:
