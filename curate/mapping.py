@@ -136,13 +136,14 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> SourceError:
 
 
 def _readings(table: pl.DataFrame, shape: str | None, asked: dict[str, str]) -> list[_Reading]:
-    """All readings of a table; those of a shape that stands last are sure where they are asked for, or alone."""
+    """All readings of a table; those of a shape that stands last are sure where they are asked for, or all there is."""
     shapes = [shape] if shape else [name for name, known in SHAPES.items() if set(asked) <= set(known.fields)]
     if shape is not None or asked:
         return _readings_among(table, shapes, shape, asked)
     readings = _readings_among(table, [name for name in shapes if not SHAPES[name].last], shape, asked)
     last = [reading for name in shapes if SHAPES[name].last for reading in _readings_as(table, name, asked, False)]
-    return [*readings, *(_Reading(reading.mapping, reading.sure and not readings) for reading in last)]
+    alone = not readings and len(table.columns) == 1  # `text` beside `label` may as well be a pair
+    return [*readings, *(_Reading(reading.mapping, reading.sure and alone) for reading in last)]
 
 
 def _readings_among(

@@ -68,7 +68,7 @@ def ids_of(words):
 
 
 def test_a_column_of_texts_is_read_as_such_where_nothing_else_fits_or_when_asked(tmp_path, curate):
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t, "id": "1"}) + "\n" for t in ("Once.", "")))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("Once.", "")))
     ran = curate("import", "texts.jsonl")
     assert "texts.jsonl: text (text = text)" in ran.stdout
     assert "0 duplicates + 1 rejected" in ran.stdout
@@ -81,6 +81,15 @@ def test_a_column_of_texts_is_read_as_such_where_nothing_else_fits_or_when_asked
     with pytest.raises(SourceError, match="not certain") as unsure:
         find_mapping(columns.select("text", "title"), ImportSection())
     assert "--shape text --text text" in unsure.value.hint
+
+
+def test_a_column_of_texts_beside_others_is_raw_text_only_when_asked(tmp_path, curate):
+    (tmp_path / "labelled.csv").write_text("text,label\nhello there,greeting\nbye then,farewell\n")
+    refused = curate("import", "labelled.csv")
+    assert refused.returncode == 1
+    assert "--shape text --text text" in refused.stderr
+    asked = curate("import", "labelled.csv", "--shape", "text")
+    assert "labelled.csv: text (text = text)" in asked.stdout
 
 
 def test_in_no_other_shape_an_answer_may_come_first(tmp_path, curate):
