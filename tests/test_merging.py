@@ -206,7 +206,7 @@ def test_a_tokenizer_that_has_changed_is_refused(project):
 
 def test_a_template_that_has_changed_is_refused(project):
     edit(project.parent / "adapters/r1/chat_template.jinja", "helpful", "helpless")
-    refused(project, "is not the template that run r1 was trained with")
+    refused(project, "is not the template that run r1 was trained with", TrainError)
 
 
 def test_weights_that_were_exchanged_are_refused(project):

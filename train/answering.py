@@ -14,6 +14,7 @@ from typing import Any
 from schemas.errors import TrainError
 from schemas.run import read_manifest
 from train.loading import Method, find_base, load_model, model_digest
+from train.opening import check_weights, explained_weights, read_template
 from train.quieting import quiet
 from train.rendering import Script, Template, Tokenizer
 
@@ -114,16 +115,18 @@ class Speaker:
 def speak_for(adapter: Path) -> Speaker:
     """The adapter on its base model, loaded as it was trained (4-bit where that was so), with the template it learned.
 
-    Raises `TrainError` when the base model is another one than the adapter was trained on.
+    Raises `TrainError` when the base model is another one than the adapter was trained on, or a file of the adapter
+    is missing or damaged.
     """
     manifest = read_manifest(adapter)
+    check_weights(adapter, manifest)
     base = find_base(adapter, manifest)
     if model_digest(base) != manifest.model.digest:
         raise TrainError(
             f"The adapter in {adapter} was trained on another model than the one in {base}: their digests differ.",
             f"Put back the model {manifest.model.name} that it was trained on; curate verify says more.",
         )
-    template = Template(manifest.rendering.template, (adapter / "chat_template.jinja").read_text(encoding="utf-8"))
+    template = read_template(adapter, manifest)
     method: Method = "qlora" if manifest.engine["method"] == "qlora" else "lora"
     trusted = bool(manifest.recipe["trust_remote_code"])
     if manifest.engine["method"] == "full":
@@ -135,7 +138,7 @@ def _speaker(
     base: Path, template: Template, method: Method, adapter: Path | None, *, trust_remote_code: bool
 ) -> Speaker:
     script = Script(template, Tokenizer.load(base))
-    with quiet():
+    with quiet(), explained_weights(adapter or base):
         model = load_model(base, method, trust_remote_code=trust_remote_code)
         if adapter is not None:
             from peft import PeftModel

@@ -25,6 +25,7 @@ from schemas.run import Manifest, read_manifest
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.loading import find_adapter, find_base, model_digest
+from train.opening import check_weights, read_template
 from train.rendering import RENDERED, Reasoning, Script, Template, Tokenizer, render
 from train.saving import adapter_digest
 
@@ -54,8 +55,7 @@ class Source:
     @cached_property
     def template(self) -> Template:
         """The template that was trained."""
-        text = (self.adapter / "chat_template.jinja").read_text(encoding="utf-8")
-        return Template(self.manifest.rendering.template, text)
+        return read_template(self.adapter, self.manifest)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -76,9 +76,9 @@ class Source:
 def find_source(store: Path, target: str, *, weights: bool = True) -> Source:
     """The adapter that `target` names, a run or a folder, with its base.
 
-    Raises `TrainError` when there is none, `ExportError` when its base, its tokenizer, its template or its weights
-    are no longer those of its manifest. Without `weights` those are not read, which takes a while: for what only
-    renders.
+    Raises `TrainError` when there is none or a file of it is missing or damaged, `ExportError` when its base, its
+    tokenizer or its weights are no longer those of its manifest. Without `weights` those are not read,
+    which takes a while: for what only renders.
     """
     adapter, _ = find_adapter(store, target)
     source = Source(adapter, *_base(adapter))
@@ -140,6 +140,7 @@ def _base(adapter: Path) -> tuple[Path, Manifest]:
 
 
 def _check_weights(source: Source) -> None:
+    check_weights(source.adapter, source.manifest)
     if not source.whole and model_digest(source.base) != source.manifest.model.digest:
         raise ExportError(
             f"The adapter in {source.adapter} was trained on another model than the one in {source.base}: their "
@@ -149,23 +150,18 @@ def _check_weights(source: Source) -> None:
     if adapter_digest(source.adapter) != source.manifest.adapter_digest:
         raise ExportError(
             f"The weights in {source.adapter} are not those that run {source.name} left there: the digests differ.",
-            f"curate verify {source.name} says more.",
+            f"curate verify {source.adapter} says more.",
         )
 
 
 def _check_rendering(source: Source) -> None:
-    known = source.manifest.rendering
+    read_template(source.adapter, source.manifest)
     for folder in (source.base, source.adapter):
-        if Tokenizer.load(folder).digest != known.tokenizer_digest:
+        if Tokenizer.load(folder).digest != source.manifest.rendering.tokenizer_digest:
             raise ExportError(
                 f"The tokenizer in {folder} has changed since run {source.name} was trained: its digest differs.",
                 "Put back the files that were there; a model that is served with other tokens answers nonsense.",
             )
-    if source.template.digest != known.template_digest:
-        raise ExportError(
-            f"chat_template.jinja in {source.adapter} is not the template that run {source.name} was trained with.",
-            "Put back the file that was there; curate verify says more.",
-        )
 
 
 # -------------------------------------------------------------------------------------------------------- placing

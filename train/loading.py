@@ -15,6 +15,7 @@ from schemas.errors import TrainError
 from schemas.recipe import digest, file_digest
 from schemas.run import MANIFEST_FILE, Manifest, Run, find_run, read_manifest, read_runs
 from schemas.store import reading
+from train.opening import read_settings
 
 Method = Literal["qlora", "lora", "full"]
 
@@ -93,12 +94,21 @@ def _is_of(folder: Path, run: Run) -> bool:
 
 
 def find_base(adapter: Path, manifest: Manifest) -> Path:
-    """The folder of the base model that an adapter was trained on: where it lay then, else by its name."""
-    name = manifest.model.name
-    if manifest.engine["method"] != "full":
-        noted = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        name = noted if Path(noted).is_dir() else name
-    return find_model(name, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
+    """The folder of the base model that an adapter was trained on: where it lay then, else by its name.
+
+    Raises `TrainError` when it is not there, or the adapter's settings are missing or damaged.
+    """
+    if manifest.engine["method"] == "full":
+        return base_by_name(manifest)
+    noted = read_settings(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if noted is None or not Path(noted).is_dir():
+        return base_by_name(manifest)
+    return find_model(noted, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
+
+
+def base_by_name(manifest: Manifest) -> Path:
+    """The folder of the base model that a manifest names."""
+    return find_model(manifest.model.name, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
 
 
 def pick_method(wanted: str) -> Method:

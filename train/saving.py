@@ -17,6 +17,7 @@ from schemas.recipe import digest, file_digest
 from schemas.run import MANIFEST_FILE, Manifest
 from schemas.terminal import counted
 from train.ledger import write_ledger
+from train.opening import read_settings
 from train.rendering import Template
 from train.tokenizing import TOKENIZER_FILES
 
@@ -48,7 +49,7 @@ def save_adapter(folder: Path, manifest: Manifest, model: Path, template: Templa
 def adapter_digest(folder: Path) -> str:
     """SHA-256 over the tensors' files and their settings, without the base model's place on this machine."""
     settings = settings_of(folder)
-    config = json.loads(settings.read_text(encoding="utf-8"))
+    config = read_settings(settings)
     config.pop("base_model_name_or_path", None)
     return digest({path.name: file_digest(path) for path in weights_of(folder)} | {settings.name: config})
 
