@@ -33,6 +33,9 @@ LOCK_FILE = "lock"
 SEEN = "seen_conversations"
 """The metric that says of how many conversations the steps saw all. `seen` was packs or windows, in runs of before."""
 
+SEEN_PARTS, PARTS = "seen_parts", "parts"
+"""Where long ones are split: of the windows that all of them have, how many the steps saw, and how many there are."""
+
 Status = Literal["running", "interrupted", "done", "failed"]
 
 
@@ -153,7 +156,11 @@ class Manifest(Facts):
         counted = self.metrics.get(SEEN)
         if counted is None:
             return self._seen_sequences()
-        return Seen(int(counted), self.tokens.conversations, self.metrics["epochs"])
+        whole, parts = self.tokens.conversations, self.metrics.get(PARTS)
+        if parts is not None:
+            unit = f"parts of {whole:,} conversations"
+            return Seen(int(self.metrics[SEEN_PARTS]), int(parts), self.metrics["epochs"], unit)
+        return Seen(int(counted), whole, self.metrics["epochs"])
 
     def _seen_sequences(self) -> Seen:
         """The same of a run made before conversations were counted: in what its steps were made of."""
@@ -229,8 +236,15 @@ def _place(home: Path, run: str, written: Path) -> Path:
     beside = home / "adapters" / written.name
     if written.parts[-2:] == ("adapters", run):
         return written if _is_there(written) and not _is_there(beside) else beside
-    was_brought = (beside / MANIFEST_FILE).exists() and not _is_there(written)
-    return beside if was_brought and read_manifest(beside).run == run else written
+    return beside if not _is_there(written) and _is_of(beside, run) else written
+
+
+def _is_of(adapter: Path, run: str) -> bool:
+    """Whether a folder says that it is of this run; one that says nothing that can be read does not."""
+    try:
+        return read_manifest(adapter).run == run
+    except TrainError:
+        return False
 
 
 def _is_there(adapter: Path) -> bool:
@@ -244,14 +258,14 @@ def partial_of(adapter: Path) -> Path:
 
 
 def _is_worked_on(partial: Path) -> bool:
-    """Whether a process holds the run's folder, as far as may be seen; the lock that asks is let go at once."""
+    """Whether a process holds the run's folder, or may for all that is seen; the lock that asks is let go at once."""
     try:
         with (partial / LOCK_FILE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # it is held, may not be looked at, or the file system has no locks: then nobody knows
+        return True
     return False
 
 

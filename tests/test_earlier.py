@@ -1,5 +1,8 @@
 """What a run of an earlier state left behind, as text: its manifest, ledger and size are read for what they say."""
 
+import errno
+from types import SimpleNamespace
+
 import polars as pl
 import pytest
 from stores import add, chat
@@ -7,7 +10,7 @@ from stores import add, chat
 from curate.freezing import freeze
 from curate.tracing import trace
 from schemas.recipe import TrainSection, check_recipe
-from schemas.run import Run, read_manifest, write_run
+from schemas.run import Run, read_manifest, read_runs, write_run
 from schemas.store import reading, writing
 from train.saving import card
 from train.sizing import Settled, Size
@@ -86,3 +89,34 @@ def test_its_ledger_is_traced_though_it_counts_nothing_seen(tmp_path, manifest):
         (found,) = trace(connection, talk.id)
     assert found.runs[0]["run"] == "r1"
     assert any(line.endswith("done: fate kept, tokens 24, cut 0, learned 9, learned_cut 0") for line in found.lines())
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", MANIFEST.replace('"run": "r1"', '"run": "r7"')])
+def test_a_folder_that_is_not_of_it_is_not_taken_for_its_adapter(tmp_path, manifest, text):
+    store, beside = tmp_path / "curate.duckdb", tmp_path / "adapters" / "mine"
+    beside.mkdir(parents=True)
+    gone = tmp_path / "gone" / "mine"
+    with writing(store) as connection:
+        write_run(connection, Run("r1", "done", gone, manifest))
+    for written, found in ((text, gone), (MANIFEST, beside)):
+        (beside / "manifest.json").write_text(written)
+        with reading(store) as connection:
+            assert [run.adapter for run in read_runs(connection)] == [found]
+
+
+def test_where_the_file_system_has_no_locks_a_run_counts_as_worked_on(tmp_path, manifest, monkeypatch):
+    store, adapter = tmp_path / "curate.duckdb", tmp_path / "adapters" / "r1"
+    with writing(store) as connection:
+        write_run(connection, Run("r1", "running", adapter, manifest))
+    adapter.with_name("r1.partial").mkdir(parents=True)
+    (adapter.with_name("r1.partial") / "lock").touch()
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    statuses = []
+    with reading(store) as connection:
+        statuses += [run.status for run in read_runs(connection)]
+        monkeypatch.setattr("schemas.run.fcntl", SimpleNamespace(flock=flock, LOCK_SH=1, LOCK_NB=4))
+        statuses += [run.status for run in read_runs(connection)]
+    assert statuses == ["interrupted", "running"]

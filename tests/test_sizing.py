@@ -147,11 +147,12 @@ def test_unpacked_a_trial_is_remembered_for_the_lengths_that_it_padded_to(work):
 def test_a_size_and_how_it_came_about_outlive_the_process_that_found_it(tmp_path):
     settled = Settled(tmp_path / "size.json")
     assert (settled.size, settled.steps_down) == (None, [])
-    settled.write(Size(4, 4, False))
+    settled.write(Size(4, 4, False), trial=[{"batch": 4}])
     settled.write(Size(2, 8, "unsloth"), {"step": 3, "batch": 2})
     settled.write(Size(2, 8, "unsloth"))
     assert Settled(tmp_path / "size.json").size == Size(2, 8, "unsloth")
     assert Settled(tmp_path / "size.json").steps_down == [{"step": 3, "batch": 2}]
+    assert Settled(tmp_path / "size.json").trial == [{"batch": 4}]
 
 
 def test_a_trial_measures_and_changes_nothing_of_the_run_after_it(job, monkeypatch):
@@ -235,12 +236,12 @@ def test_a_full_memory_makes_passes_smaller_and_goes_on_from_the_last_step(job, 
     asked, steps = job(batch=4, accumulate=1)
     fill_memory(monkeypatch, lambda it: it.state.global_step == 3 and it.args.per_device_train_batch_size == 4)
     with caplog.at_level("INFO", "train"):
-        fit = find_engine("transformers")(replace(asked, settled=settled.append))
+        fit = find_engine("transformers")(replace(asked, settled=lambda *told: settled.append(told)))
     assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
     assert [step.loss for step in steps] == pytest.approx([step.loss for step in expected], abs=1e-4)
     assert (fit.facts["batch"], fit.facts["accumulate"]) == (2, 2)
-    assert fit.facts["steps_down"] == [{"step": 3, "batch": 2, "accumulate": 2}]
-    assert settled == [Size(4, 1, False), Size(2, 2, False)]
+    step_down = {"step": 3, "batch": 2, "accumulate": 2}
+    assert settled == [(Size(4, 1, False), None, []), (Size(2, 2, False), step_down, ())]
     assert "It goes on from its last checkpoint with 2, 2 times a step." in caplog.text
 
 

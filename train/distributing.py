@@ -13,9 +13,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -193,7 +194,8 @@ def _follow(torchrun: subprocess.Popen[bytes], job: Job, folder: Path) -> None:
         while True:
             ended = torchrun.poll() is not None
             if not settled and (folder / SIZE).exists():
-                job.settled(Size(**json.loads((folder / SIZE).read_text(encoding="utf-8"))))
+                told = json.loads((folder / SIZE).read_text(encoding="utf-8"))
+                job.settled(Size(**told["size"]), None, told["trial"])
                 settled = True
             for line in steps.lines():
                 job.report(Step(**json.loads(line)))
@@ -320,12 +322,20 @@ def _read_job(folder: Path) -> Job:
         size=Size(**written["size"]) if written["size"] else None,
         trial=written["trial"],
         evaluations=dict(written["evaluations"]),
-        settled=lambda size: _write(folder / SIZE, asdict(size)) if rank() == 0 else None,
+        settled=partial(_write_size, folder),
         resume=Path(written["resume"]) if written["resume"] else None,
         samples=written["samples"],
         board=Path(written["board"]) if written["board"] else None,
         asked=lambda: (folder / STOP).exists() or _is_orphan(written),
     )
+
+
+def _write_size(
+    folder: Path, size: Size, _step_down: Mapping[str, Any] | None, trial: Sequence[Mapping[str, Any]]
+) -> None:
+    """For the process that was typed. A full memory ends all of these, so that none steps down by itself."""
+    if rank() == 0:
+        _write(folder / SIZE, {"size": asdict(size), "trial": [*trial]})
 
 
 def _is_orphan(written: dict[str, Any]) -> bool:

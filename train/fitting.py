@@ -30,7 +30,6 @@ from schemas.recipe import TrainSection, digest
 from schemas.run import (
     LOCK_FILE,
     MANIFEST_FILE,
-    SEEN,
     DataFacts,
     MachineFacts,
     Manifest,
@@ -50,7 +49,7 @@ from train.checkpointing import newest_complete, step_of
 from train.distributing import ALONE, Processes, check_devices, fit_together
 from train.engines import Fit, Job, Step, find_engine, token_digest
 from train.labelling import IGNORED
-from train.ledger import check_limits, note_seen, seen_whole, trainable
+from train.ledger import check_limits, count_seen, note_seen, trainable
 from train.loading import find_model, model_digest, pick_method
 from train.planning import prepare
 from train.proving import samples_of
@@ -137,11 +136,12 @@ def decide(
     Raises `TrainError` when the ledger is over the recipe's limits, or nothing is left to train on.
     """
     find_engine(recipe.engine)
+    model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)  # refused before torch is loaded
     if processes.world > 1:
         check_devices(processes, recipe)
     written_size(recipe, processes.world, checkpointing=False)  # refused before anything is read
     count = use_threads(threads or recipe.threads)
-    model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    logger.info("Rendering %s …", label)
     prepared = prepare(store, label, recipe, rendering)
     check_limits(prepared.ledger, recipe, prepared.settled)
     rows = trainable(prepared.rendered, prepared.ledger)
@@ -352,8 +352,7 @@ def _fit(run: Run, work: Work, lock: IO[str], report: Callable[[Step], None]) ->
         except MemoryFullError as full:
             _step_down(full, settled, work.processes)
         else:
-            steps_down = [*settled.steps_down, *fit.facts["steps_down"]]
-            return replace(fit, facts=fit.facts | {"steps_down": steps_down}), losses
+            return replace(fit, facts=fit.facts | {"trial": settled.trial, "steps_down": settled.steps_down}), losses
 
 
 def _step_down(full: MemoryFullError, settled: Settled, processes: Processes) -> None:
@@ -397,6 +396,7 @@ def _fit_once(
         settled=settled.write,
     )
     log = run.partial / "training.log"
+    logger.info("Loading %s …", work.recipe.model)
     if work.processes.world > 1:
         return fit_together(job, work.processes, log, lock), record.losses()
     with quiet(log):
@@ -457,7 +457,7 @@ class _Record:
 def _saved(run: Run, work: Work, fit: Fit, losses: dict[str, float]) -> Run:
     """The adapter complete with manifest, card and ledger, moved to its place."""
     ledger = note_seen(work.ledger, fit.seen)
-    metrics = losses | fit.metrics | {SEEN: float(seen_whole(ledger))}
+    metrics = losses | fit.metrics | count_seen(ledger)
     manifest = run.manifest.model_copy(
         update={"engine": fit.facts, "metrics": metrics, "finished": datetime.now(UTC), "failure": None}
     )

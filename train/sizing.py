@@ -169,14 +169,17 @@ def fastest(measured: Sequence[Measured]) -> Size:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The file in a run's folder with the size that it goes on with, and how it came down to that."""
+    """The file in a run's folder with the size that it goes on with, and how it came to that."""
 
     path: Path
 
-    def write(self, size: Size, step_down: Mapping[str, Any] | None = None) -> None:
-        """Keep the size, and behind the earlier ones the step down that led to it."""
+    def write(
+        self, size: Size, step_down: Mapping[str, Any] | None = None, trial: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Keep the size, behind the earlier ones the step down that led to it, and a trial if there was one."""
         steps_down = [*self.steps_down, *([step_down] if step_down else [])]
-        write_whole(self.path, json.dumps({"size": asdict(size), "steps_down": steps_down}))
+        kept = {"size": asdict(size), "steps_down": steps_down, "trial": [*trial] or self.trial}
+        write_whole(self.path, json.dumps(kept))
 
     @property
     def size(self) -> Size | None:
@@ -187,6 +190,11 @@ class Settled:
     def steps_down(self) -> list[dict[str, Any]]:
         """Each time that the memory was full: after which step, and the size since then."""
         return list(self._read()["steps_down"]) if self.path.exists() else []
+
+    @property
+    def trial(self) -> list[dict[str, Any]]:
+        """What was measured before the first step; a run that goes on measures nothing."""
+        return list(self._read().get("trial", [])) if self.path.exists() else []
 
     def _read(self) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))

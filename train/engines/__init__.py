@@ -7,7 +7,7 @@ inside `fit`, and two engines never share a process, since one of them patches t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -49,6 +49,10 @@ class Step:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+Settle = Callable[[Size, Mapping[str, Any] | None, Sequence[Mapping[str, Any]]], None]
+"""Told a size, the step down that led to it, and what a trial before it measured: `Settled.write`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What an engine is asked to do. `rows` and `held_out` have the columns `input_ids` and `labels`.
@@ -72,7 +76,7 @@ class Job:
     evaluations: Mapping[int, float] = field(default_factory=dict)
     board: Path | None = None
     samples: Mapping[str, Any] | None = None  # of train.proving: compared with the tokenizer before anything is trained
-    settled: Callable[[Size], None] = lambda _: None  # told each size before it is trained with
+    settled: Settle = lambda *_: None  # told each size before it is trained with
     asked: Callable[[], bool] = lambda: False  # whether to stop after this step
 
 

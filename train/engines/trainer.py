@@ -27,7 +27,7 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.checkpointing import mark_complete, step_of
 from train.engines import Fit, Job
-from train.engines.embedding import embedding_facts, keep_in_32_bits, set_embedding_rate
+from train.engines.embedding import embedding_facts, embedding_of_base, keep_in_32_bits, set_embedding_rate
 from train.engines.evaluating import held_out_loss, take_best
 from train.engines.measuring import enough_rows, measure
 from train.engines.ordering import steps_of_epoch, times_seen
@@ -208,16 +208,15 @@ def train(job: Job, loaded: Loaded) -> Fit:
     untouched = _untouched_loss(job, loaded) if job.method == "full" else None
     trial = _trial(job, loaded)
     size = job.size or (fastest(trial) if trial else written_size(job.recipe, world(), loaded.kinds[-1]))
-    steps_down: list[dict[str, Any]] = []
+    measured = [found.as_json() for found in trial]
+    job.settled(size, None, measured)
     while True:
-        job.settled(size)
         fitted = _run(job, loaded, size)
         if not isinstance(fitted, _Full):
             break
         size, job = _step_down(job, loaded, size, fitted)
-        steps_down.append({"step": fitted.step, "batch": size.batch, "accumulate": size.accumulate})
-    measured = {"trial": [found.as_json() for found in trial], "steps_down": steps_down, "gpus": world()}
-    facts = _facts(job, loaded, fitted, size) | measured
+        job.settled(size, {"step": fitted.step, "batch": size.batch, "accumulate": size.accumulate}, ())
+    facts = _facts(job, loaded, fitted, size) | {"gpus": world()}
     metrics = _settle(job, fitted, untouched)
     epochs, seen = _seen(job, fitted, size, int(metrics.get("best_step", fitted.trainer.state.global_step)))
     return Fit(metrics | {"epochs": epochs}, facts, seen)
@@ -417,14 +416,15 @@ def _seen(job: Job, done: _Done, size: Size, steps: int) -> tuple[float, list[in
 def _facts(job: Job, loaded: Loaded, done: _Done, size: Size) -> dict[str, Any]:
     """What was really done, where the recipe leaves it open or the engine decides otherwise."""
     trainer = done.trainer
-    trained = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
+    trained = [(name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    adapter = [parameter for name, parameter in trained if "lora_" in name] or [parameter for _, parameter in trained]
     return {
         "method": job.method,
         "packing": is_packed(trainer),
         "sequences": done.sequences,
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "adapter_dtype": str(trained.dtype).removeprefix("torch."),
-        "base_dtype": str(trainer.model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        "trainable_parameters": sum(parameter.numel() for _, parameter in trained),
+        "adapter_dtype": str(adapter[0].dtype).removeprefix("torch."),
+        "base_dtype": str(embedding_of_base(trainer.model).weight.dtype).removeprefix("torch."),
         "optimizer": str(trainer.args.optim).rsplit(".", 1)[-1].lower(),
         "schedule": str(trainer.args.lr_scheduler_type).rsplit(".", 1)[-1].lower(),
         "target_modules": [] if job.method == "full" else sorted(trainer.model.peft_config["default"].target_modules),
@@ -503,6 +503,7 @@ def _losses(model: Any, held_out: pl.DataFrame, untouched: float | None) -> dict
     """
     if held_out.is_empty():
         return {}
+    logger.info("Measuring the loss on %s held-out rows …", f"{held_out.height:,}")
     before = untouched
     if before is None:
         with model.disable_adapter():
