@@ -7,7 +7,6 @@ that the recipe gives.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -259,6 +258,8 @@ def partial_of(adapter: Path) -> Path:
 
 def _is_worked_on(partial: Path) -> bool:
     """Whether a process holds the run's folder, or may for all that is seen; the lock that asks is let go at once."""
+    import fcntl  # Windows has it not; only a run that is not done is asked for it
+
     try:
         with (partial / LOCK_FILE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
