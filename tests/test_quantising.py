@@ -18,6 +18,7 @@ from schemas.run import read_manifest
 from train.contracting import check_serving
 from train.differing import difference, loaded, model_logits, take_sample
 from train.handing_over import find_source, held_out_rows, train_rows
+from train.hosting import gguf_to_serve
 from train.llamacpp.finding import Quantiser, find_converter, find_quantiser
 from train.llamacpp.imatrix import read_imatrix, round_by
 from train.llamacpp.logits import evaluator, quantise
@@ -33,8 +34,9 @@ KINDS = ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q8_0"]
 
 
 @pytest.fixture(scope="module")
-def project(exported):
-    return exported
+def project(exported, tmp_path_factory):
+    """A copy, since what is measured decides what others take."""
+    return copy_project(exported.parent, tmp_path_factory.mktemp("quantised") / "copy")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,27 @@ def test_one_file_is_to_be_taken_and_it_is_the_smallest_that_is_as_good(files):
     assert taken.bytes == min(good)
 
 
+def test_the_file_to_take_is_the_one_that_is_served_and_said_with_the_others(project, files, tmp_path):
+    store = copy_project(project.parent, tmp_path / "copy")
+    measured = store.parent / "gguf/r1/measured.json"
+    said = []
+    (taken,) = (file for file in files.values() if file.take)
+    assert gguf_to_serve(store, "r1", report=said.append).name == taken.path.name
+    kept = json.loads(measured.read_text())
+    for file in kept["files"]:
+        file["difference"]["kl"] = 0.01 if file["kind"] in ("f16", "q6_k") else 0.03  # q6_k stands in no line
+    measured.write_text(json.dumps(kept))
+    assert gguf_to_serve(store, "r1", report=said.append).name == "r1-q6_k.gguf"
+    assert said[1].startswith(
+        "Takes r1-q6_k.gguf: the one to take by what was measured. --quant takes another: f16, q2"
+    )
+    assert gguf_to_serve(store, "r1", "q4_k_m", said.append).name == "r1-q4_k_m.gguf"
+    assert "as asked" in said[2]
+    measured.unlink()
+    assert gguf_to_serve(store, "r1", report=said.append).name == "r1-q4_k_m.gguf"  # the first in line
+    assert "r1-q4_k_m.gguf: nothing was measured" in said[3]
+
+
 @pytest.mark.parametrize("kind", ["f16", "q4_k_m"])
 def test_the_file_names_the_data_that_made_it(project, files, kind):
     manifest = read_manifest(project.parent / "adapters/r1")
@@ -97,10 +120,20 @@ def test_the_file_names_the_data_that_made_it(project, files, kind):
 
 def test_what_is_there_is_not_made_again_and_nothing_half_written_is_left(project, files):
     before = {path.name: path.stat().st_mtime_ns for path in (project.parent / "gguf/r1").iterdir()}
-    assert set(before) == {f"r1-{kind}.gguf" for kind in [*KINDS, "f16"]}
+    assert set(before) == {f"r1-{kind}.gguf" for kind in [*KINDS, "f16"]} | {"measured.json"}
     (again, _) = quantise_run(project, "r1", ["q4_k_m"], check=False)
     assert again.difference is None
     assert {path.name: path.stat().st_mtime_ns for path in (project.parent / "gguf/r1").iterdir()} == before
+
+
+def test_what_takes_long_says_how_far_it_is(project, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.quantising.PULSE", 0.0)
+    shutil.copy(files["f16"].path, tmp_path)
+    said = []
+    quantise_run(project, "r1", [], imatrix=True, to=tmp_path, rows=3, report=said.append)
+    rows = train_rows(project, find_source(project, "r1")).height
+    assert any(re.fullmatch(rf"weighed 2 of {rows}, \d:\d\d:\d\d left", line) for line in said)
+    assert any(re.fullmatch(r"compared 2 of 3, \d:\d\d:\d\d left", line) for line in said)
 
 
 # by an importance matrix ------------------------------------------------------------------------------------------
@@ -119,6 +152,7 @@ def test_a_matrix_is_of_the_training_split_and_every_file_that_was_rounded_by_it
     said = {"conversations": len(rows), "tokens": int(rows.list.len().sum()), "weights": 14}
     folder = weighed["q2_k"].path.parent
     assert sorted(path.name for path in folder.iterdir()) == [
+        "measured.json",
         "r1-f16.gguf",
         "r1-imatrix-q2_k.gguf",
         "r1-imatrix-q3_k_m.gguf",
@@ -210,6 +244,13 @@ def test_the_command_prints_a_table_whose_names_are_whole_in_80_columns(curate, 
     ran = curate("gguf", "r1", *arguments, cwd=project.parent, COLUMNS="80")
     assert ran.returncode == 0, ran.stderr
     assert " r1-imatrix-q3_k_m.gguf " in ran.stdout
+    assert " r1-imatrix-q2_k.gguf " in ran.stdout  # measured before, by the fixture
+    found = json.loads((folder / "measured.json").read_text())["files"][1]["difference"]
+    more = found["perplexity"] / found["reference_perplexity"] - 1
+    (line,) = (line for line in ran.stdout.splitlines() if "q3_k_m" in line)
+    assert f" {more:+.2%} " in line
+    assert ("PPL" in line) == (more > 0.01)
+    assert ("KL" in line) == (found["kl"] > 0.02)
     assert "f16 is compared with the merged model" in ran.stderr
 
 

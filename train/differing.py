@@ -6,7 +6,7 @@ The rows are conversations that were held out. Logits are kept in float32 for as
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,15 +124,16 @@ def _perplexity(sample: Sample, rows: Sequence[Logits]) -> float:
 # ---------------------------------------------------------------------------------------------- models of PyTorch
 
 
-def model_logits(model: Any, sample: Sample) -> list[Logits]:
+def model_logits(model: Any, sample: Sample, progress: Callable[[int, int], None] = lambda *_: None) -> list[Logits]:
     """The logits of a model in memory, row by row: without padding, so that nothing moves them."""
     import torch
 
     rows = []
     with torch.inference_mode():
-        for ids in sample.ids:
+        for done, ids in enumerate(sample.ids, start=1):
             given = torch.tensor([list(ids)], device=model.device)
             rows.append(model(input_ids=given, use_cache=False).logits[0].float().cpu().numpy())
+            progress(done, len(sample.ids))
     return rows
 
 

@@ -57,6 +57,7 @@ def merge_command(
     from train.showing_exports import show_merged
 
     kind = _one_of(dtype, DTYPE_NAMES, "--dtype")
+    note(f"Reading {run} and its base …")
     with progress_bar("merging") as bar:
         merged = merge(
             store_path(store),
@@ -149,7 +150,8 @@ def ollama_command(
         typer.Option("--to", metavar="FOLDER", help="Where it goes.", show_default="ollama/RUN by the store"),
     ] = None,
     quant: Annotated[
-        str, typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="q4_k_m if there")
+        str,
+        typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="as gguf says"),
     ] = "",
     check: CheckOption = True,
     store: StoreOption = None,
@@ -164,7 +166,7 @@ def ollama_command(
     from train.ollama import write_ollama
     from train.showing_exports import show_ollama
 
-    written = write_ollama(store_path(store), run, to=to, quant=quant.lower())
+    written = write_ollama(store_path(store), run, to=to, quant=quant.lower(), report=note)
     contract = _contract(store, str(written.folder)) if check else None
     if as_json:
         print_json({**written.as_json(), "contract": contract and contract.as_json()})
@@ -189,7 +191,8 @@ def serve_command(
     context: Annotated[int, typer.Option("--context", min=0, help="Tokens; 0 is the model's own.")] = 0,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Conversations at the same time.")] = 1,
     quant: Annotated[
-        str, typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="q4_k_m if there")
+        str,
+        typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="as gguf says"),
     ] = "",
     engine: Annotated[str, typer.Option("--engine", help="llama.cpp, or vllm for the merged model.")] = "llama.cpp",
     store: StoreOption = None,
@@ -209,7 +212,7 @@ def serve_command(
     if _one_of(engine, ENGINES, "--engine") == "vllm":
         become_vllm(store_path(store), target, wish, tell)
     try:
-        serve(store_path(store), target, wish, tell)
+        serve(store_path(store), target, wish, tell, note)
     except KeyboardInterrupt:
         note("Stopped.")
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import ExportError
+from train.advising import gguf_of_run
 from train.handing_over import beside, find_source
 from train.llamacpp.server import LOOPBACK, check_port, serving
-from train.ollama import gguf_of_run
 from train.talking import Address, RefusedError
 
 ENGINES = ("llama.cpp", "vllm")
@@ -38,12 +38,19 @@ class Wish:
     quant: str = ""
 
 
-def serve(store: Path, target: str, wish: Wish, tell: Callable[[Address], None]) -> None:
+def serve(
+    store: Path,
+    target: str,
+    wish: Wish,
+    tell: Callable[[Address], None],
+    report: Callable[[str], None] = lambda _: None,
+) -> None:
     """Serve the GGUF that `target` is, or the one of the run that it names, until Ctrl-C; `tell` is told the address.
 
-    Raises `ExportError` when there is no GGUF, the port is taken, or the server ends by itself.
+    `report` is told which of the run's files it is. Raises `ExportError` when there is no GGUF, the port is taken, or
+    the server ends by itself.
     """
-    path = gguf_to_serve(store, target, wish.quant)
+    path = gguf_to_serve(store, target, wish.quant, report)
     with serving(
         path,
         port=wish.port,
@@ -57,14 +64,14 @@ def serve(store: Path, target: str, wish: Wish, tell: Callable[[Address], None])
         _watch(address)
 
 
-def gguf_to_serve(store: Path, target: str, quant: str = "") -> Path:
-    """The GGUF that a target is or names: of a run the kind that is asked for, else the first of `PREFERRED`."""
+def gguf_to_serve(store: Path, target: str, quant: str = "", report: Callable[[str], None] = lambda _: None) -> Path:
+    """The GGUF that a target is or names: of a run the kind that is asked for, else the one to take."""
     path = Path(target).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ExportError(f"There is no file {path}.", "curate gguf RUN writes one.")
         return path
-    return gguf_of_run(store, find_source(store, target, weights=False), quant)
+    return gguf_of_run(store, find_source(store, target, weights=False), quant, report)
 
 
 def vllm_command(store: Path, target: str, wish: Wish) -> list[str]:

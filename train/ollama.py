@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import polars as pl
 
 from schemas.errors import ExportError
 from schemas.run import Manifest
+from train.advising import gguf_of_run
 from train.go_templates import parse, render
 from train.handing_over import Source, beside, find_source, members_of, placed
 from train.llamacpp.server import serving
@@ -27,9 +28,6 @@ from train.talking import Address, Messages
 from train.translating import to_go
 
 MODELFILE = "Modelfile"
-PREFERRED = ("q4_k_m", "q5_k_m", "q8_0", "f16", "bf16")
-"""Kinds of GGUF in the order in which they are taken, when nobody says which."""
-
 CONTEXT = 4096
 """Tokens that Ollama looks at by default; a run that was trained on longer conversations asks for more."""
 
@@ -47,14 +45,16 @@ class ForOllama:
         return {"folder": str(self.folder), "gguf": str(self.gguf), "name": self.name}
 
 
-def write_ollama(store: Path, target: str, *, to: Path | None = None, quant: str = "") -> ForOllama:
+def write_ollama(
+    store: Path, target: str, *, to: Path | None = None, quant: str = "", report: Callable[[str], None] = lambda _: None
+) -> ForOllama:
     """The Modelfile of the run that `target` names, in `to` (default: `ollama/RUN` by the store).
 
-    What is there already, the same, is left as it is. Raises `ExportError` when there is no GGUF, the template cannot
-    be written for Ollama, or something else is in the folder.
+    What is there already, the same, is left as it is; `report` is told which GGUF it names. Raises `ExportError` when
+    there is no GGUF, the template cannot be written for Ollama, or something else is in the folder.
     """
     source = find_source(store, target, weights=False)
-    gguf = gguf_of_run(store, source, quant)
+    gguf = gguf_of_run(store, source, quant, report)
     folder = (to or beside(store, "ollama", source.name)).resolve()
     with serving(gguf, context=512, threads=threads(), gpu=False) as address:
         beginning = _beginning(address)
@@ -72,19 +72,6 @@ def _is_there(folder: Path, papers: Mapping[str, str]) -> bool:
     return all(
         (folder / name).is_file() and (folder / name).read_text(encoding="utf-8") == text
         for name, text in papers.items()
-    )
-
-
-def gguf_of_run(store: Path, source: Source, quant: str = "") -> Path:
-    """The GGUF of a run: of the kind that is asked for, else the first of `PREFERRED`. Raises `ExportError`."""
-    folder = beside(store, "gguf", source.name)
-    for kind in [quant] if quant else PREFERRED:
-        for path in (folder / f"{source.name}-{kind}.gguf", folder / f"{source.name}-imatrix-{kind}.gguf"):
-            if path.exists():
-                return path
-    raise ExportError(
-        f"There is no GGUF {f'of {quant} ' if quant else ''}in {folder}.",
-        f"curate gguf {source.name} --quant {quant or 'q4_k_m'}",
     )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import polars as pl
 from schemas.errors import ExportError
 from schemas.machine import count_cores
 from schemas.run import Manifest, read_manifest
+from train.advising import Quantised, advise
 from train.answering import stop_ids
 from train.differing import Difference, Sample, difference, loaded, model_logits, take_sample, vocabulary_of
 from train.handing_over import Source, beside, explained_disk, find_source, held_out_rows, train_rows
@@ -34,29 +36,13 @@ from train.weighing import ROWS, rows_to_weigh, weigh
 MANIFEST_KEY = "curate.manifest"
 """The key of a GGUF's metadata with the whole manifest; others, such as `curate.version`, say its parts."""
 
-KL_TO_TAKE, PERPLEXITY_TO_TAKE = 0.02, 1.01
-"""The file to take is the smallest whose divergence from 16 bits is at most this (nats per token), and whose
-perplexity is at most this many times as high: what differs less is lost in the noise of another seed."""
-
 FARTHEST_KL = 0.01
 """Divergence of the 16-bit file from the merged model above which the conversion is refused: it is not rounding."""
 
+PULSE = 5.0
+"""Seconds between two lines of progress."""
+
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Quantised:
-    """A GGUF: its kind, where it is, its size, and how far it is from its reference (None: not asked)."""
-
-    kind: str
-    path: Path
-    bytes: int
-    difference: Difference | None
-    take: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """Its facts by name."""
-        return asdict(self) | {"path": str(self.path)}
 
 
 def quantise_run(
@@ -72,6 +58,8 @@ def quantise_run(
     report: Report = lambda _words: None,
 ) -> list[Quantised]:
     """The GGUF files of `kinds` (q4_k_m …) of the run that `target` names, behind the one in 16 bits.
+
+    Where they are compared, those that were measured in the folder before come last.
 
     They go to `to` (default: `gguf/RUN` by the store). A merged model in `merged/RUN` is taken, and made if there is
     none. With `imatrix` the kinds are rounded by an importance matrix of the version's own conversations. Raises
@@ -91,7 +79,7 @@ def quantise_run(
         name = f"{source.name}-imatrix" if matrix else source.name
         files = {kind: _quantised(make, folder / f"{name}-{kind}.gguf", kind, source, report) for kind in kinds}
     measured = _measured(held_out, merged, source, {kind_of(first): first, **files}, rows=rows, report=report)
-    return _with_advice(measured)
+    return advise(measured, source)
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -171,7 +159,7 @@ def _imatrix(store: Path, merged: Path, first: Path, source: Source, report: Rep
         rows = rows_to_weigh(train_rows(store, source, ROWS))
         report(f"weighing by {len(rows)} conversations of the training split")
         with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
-            squares = by_gguf_names(weigh(model, rows), first)
+            squares = by_gguf_names(weigh(model, rows, _now_and_then(report, "weighed")), first)
         with _named_when_whole(path) as unfinished:
             write_imatrix(unfinished, Imatrix(squares, len(rows), sum(map(len, rows))), metadata_of(source.manifest))
     return path
@@ -205,6 +193,21 @@ def _named_when_whole(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def _now_and_then(report: Report, what: str) -> Callable[[int, int], None]:
+    """A progress that tells `report` every `PULSE` seconds how many are done, and how long the others will take."""
+    started = told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= PULSE and done < total:
+            told = now
+            left = timedelta(seconds=round((now - started) / done * (total - done)))
+            report(f"{what} {done:,} of {total:,}, {left} left")
+
+    return progress
+
+
 def threads() -> int:
     """Threads for llama.cpp: OMP_NUM_THREADS, else every core that this process may use."""
     return int(os.environ.get("OMP_NUM_THREADS", "0")) or count_cores()
@@ -222,7 +225,7 @@ def _measured(
     sample = take_sample(held_out, vocabulary_of(merged), rows)
     report("comparing with the merged model")
     with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
-        reference = model_logits(model, sample)
+        reference = model_logits(model, sample, _now_and_then(report, "compared"))
     found: list[Quantised] = []
     for kind, path in files.items():
         report(f"measuring {kind}")
@@ -248,18 +251,3 @@ def _check_conversion(apart: Difference, path: Path) -> None:
             f"{apart.largest:.3g} in a logit.",
             "This llama.cpp does not convert or compute this model rightly: --llama-cpp DIR names a newer one.",
         )
-
-
-def _with_advice(files: Sequence[Quantised]) -> list[Quantised]:
-    """The files, with `take` on the smallest that is as good as the 16-bit one (`KL_TO_TAKE`)."""
-    good = [file for file in files[1:] if file.difference and _as_good(file.difference)]
-    best = min([*files[:1], *good], key=lambda file: file.bytes)
-    advised = best.difference is not None
-    return [
-        Quantised(file.kind, file.path, file.bytes, file.difference, advised and file.kind == best.kind)
-        for file in files
-    ]
-
-
-def _as_good(found: Difference) -> bool:
-    return found.kl <= KL_TO_TAKE and found.perplexity <= PERPLEXITY_TO_TAKE * found.reference_perplexity

@@ -10,10 +10,10 @@ from schemas.terminal import note, print_json, print_table
 from train.narrating import print_line
 
 if TYPE_CHECKING:
+    from train.advising import Quantised
     from train.contracting import Agreement, Contract
     from train.merging import Merged
     from train.ollama import ForOllama
-    from train.quantising import Quantised
     from train.talking import Address
 
 
@@ -41,9 +41,9 @@ def show_merged(merged: Merged) -> None:
 
 def show_quantised(files: Sequence[Quantised]) -> None:
     """Print each file with its size and what it costs, and which to take by what rule."""
-    from train.quantising import KL_TO_TAKE, PERPLEXITY_TO_TAKE
+    from train.advising import KL_TO_TAKE, PERPLEXITY_TO_TAKE
 
-    columns = ["file", "size", "PPL", "KL", "same token", "logits apart", "take"]
+    columns = ["file", "size", "PPL", "more", "KL", "same token", "take"]
     print_table((_file_row(file, place) for place, file in enumerate(files)), columns, title=str(files[0].path.parent))
     if files[0].difference is None:
         note("Not measured: --no-check.")
@@ -51,21 +51,24 @@ def show_quantised(files: Sequence[Quantised]) -> None:
     note(f"{files[0].kind} is compared with the merged model, the others with {files[0].kind}.")
     note(
         f"Take the smallest with a divergence (KL) of at most {KL_TO_TAKE} nats per token and at most "
-        f"{PERPLEXITY_TO_TAKE - 1:.0%} more perplexity (PPL); "
+        f"{PERPLEXITY_TO_TAKE - 1:.0%} more perplexity (PPL), named where a file is over; "
         f"measured on {files[0].difference.tokens:,} held-out tokens."
     )
 
 
 def _file_row(file: Quantised, place: int) -> dict[str, Any]:
     """As narrow as it can be said: names that are to be typed stay whole in 80 columns."""
-    found = file.difference
+    from train.advising import failed_limits, more_perplexity
+
+    found, more = file.difference, more_perplexity(file.difference)
     numbers = {
         "PPL": found and f"{found.perplexity:.4g}",
+        "more": found and (f"{more:+.2%}" if place else f"({more:+.2%})"),
         "KL": found and (f"{found.kl:.2g}" if place else f"({found.kl:.2g})"),
         "same token": found and f"{found.same_choice:.1%}",
-        "logits apart": found and f"{found.largest:.2g}",
     }
-    return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "←" if file.take else ""}
+    over = ", ".join(failed_limits(found)) if place else ""
+    return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "←" if file.take else over}
 
 
 def show_address(address: Address, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ calls an importance matrix (`tools/imatrix` there). Here they are taken in PyTor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,13 +24,16 @@ Squares = npt.NDArray[np.float32]
 """The mean square of each input of one layer."""
 
 
-def weigh(model: Any, rows: Sequence[Sequence[int]]) -> Mapping[str, Squares]:
-    """The mean squares by the names of the model's linear layers, over all tokens of the rows."""
+def weigh(
+    model: Any, rows: Sequence[Sequence[int]], progress: Callable[[int, int], None] = lambda *_: None
+) -> Mapping[str, Squares]:
+    """The mean squares by the names of the model's linear layers, over all tokens; `progress` counts the rows."""
     import torch
 
     with _watched(model) as sums, torch.inference_mode():
-        for ids in rows:  # one at a time, without padding: its tokens would count
+        for done, ids in enumerate(rows, start=1):  # one at a time, without padding: its tokens would count
             model.base_model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+            progress(done, len(rows))
     tokens = sum(map(len, rows))
     return {name: (total / tokens).float().cpu().numpy() for name, total in sums.items()}
 
