@@ -273,3 +273,17 @@ def test_gemma_4_stops_behind_a_call_where_its_generation_ends(folder, tmp_path,
 @pytest.fixture(scope="module")
 def gemma_4():
     return of_unsloth()["gemma-4"]
+
+
+def test_few_long_conversations_are_rendered_at_a_time_and_no_more_than_a_thousand_short_ones(tokenizer, monkeypatch):
+    talks = [chat("Hi", "Hello " * length, tag) for tag, length in zip("abcdef", (1, 1, 40, 40, 1, 1), strict=True)]
+    once = render(frame(*talks), Template("chatml", CHATML), tokenizer)
+    monkeypatch.setattr("train.rendering.CHUNK_BYTES", 100)
+    told = []
+    parted = render(frame(*talks), Template("chatml", CHATML), tokenizer, progress=lambda *now: told.append(now))
+    assert told == [(3, 6), (4, 6), (6, 6)]
+    assert parted.equals(once)
+    monkeypatch.setattr("train.rendering.CHUNK", 2)
+    told.clear()
+    render(frame(*talks), Template("chatml", CHATML), tokenizer, progress=lambda *now: told.append(now))
+    assert told == [(2, 6), (3, 6), (4, 6), (6, 6)]

@@ -46,7 +46,10 @@ MASK_POLICY = "assistant-turns/1"
 """Name and revision of the rule that makes the labels; it goes into the manifest and the cache key."""
 
 CHUNK = 1_000
-"""Conversations that are rendered at a time: some 0.1 s of work, a few MB."""
+"""Conversations that are rendered at a time, at most: some 0.1 s of work."""
+
+CHUNK_BYTES = 2 * 2**20
+"""Bytes of words after which a chunk ends: encodings take up to 300 bytes a token, which makes 0.2 GB."""
 
 TEXT = "It is a text in which nobody asks: --template raw trains those, a chat template conversations."
 CONVERSATION = "It is a conversation: --template raw trains texts in which nobody asks, a chat template conversations."
@@ -76,10 +79,20 @@ def render(
     """
     script = Script(template, tokenizer, reasoning)
     script.check_stop()
-    chunks = list(conversations.iter_slices(CHUNK))
+    chunks = _chunks(conversations)
     processes = _processes(conversations.estimated_size())
     rendered = _by_many(chunks, script, processes) if processes > 1 else (_rendered(chunk, script) for chunk in chunks)
     return pl.concat(_told(rendered, conversations.height, progress)) if chunks else pl.DataFrame(schema=RENDERED)
+
+
+def _chunks(conversations: pl.DataFrame) -> list[pl.DataFrame]:
+    """The conversations in their order, parted at every `CHUNK` of them and at every `CHUNK_BYTES` of their words."""
+    words = pl.col("conversations").list.eval(pl.element().struct.field("value").str.len_bytes()).list.sum()
+    before = words.fill_null(0).cast(pl.Int64).cum_sum().shift(1, fill_value=0)
+    place = pl.struct(pl.int_range(pl.len()) // CHUNK, bytes=before // CHUNK_BYTES)
+    lengths = conversations.select(place.rle().struct.field("len").cast(pl.Int64)).to_series()
+    starts = lengths.cum_sum() - lengths
+    return [conversations.slice(start, length) for start, length in zip(starts, lengths, strict=True)]
 
 
 def _told(rendered: Iterable[pl.DataFrame], total: int, progress: Progress) -> Iterator[pl.DataFrame]:
