@@ -7,7 +7,17 @@ import pytest
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.ledger import LEDGER, _share, check_limits, note_seen, seen_whole, settle, trainable, write_ledger
+from train.ledger import (
+    LEDGER,
+    _share,
+    check_limits,
+    count_seen,
+    note_seen,
+    seen_whole,
+    settle,
+    trainable,
+    write_ledger,
+)
 from train.rendering import RENDERED
 
 
@@ -172,6 +182,8 @@ def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_ov
     noted = note_seen(ledger, [2, 0, 1, 0])
     assert noted["seen"].to_list() == [None, None, 2, 0, 1, 0]
     assert seen_whole(noted) == 1  # one window of c was not reached
+    assert count_seen(noted) == {"seen_conversations": 1, "seen_parts": 2, "parts": 4}
+    assert count_seen(noted.filter(pl.col("conversation") != "c")) == {"seen_conversations": 1}
     with pytest.raises(AssertionError):
         note_seen(ledger, [1, 1, 1])
 

@@ -23,6 +23,7 @@ import polars as pl
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
+from schemas.run import PARTS, SEEN, SEEN_PARTS
 from train.labelling import IGNORED
 from train.windowing import is_piece
 
@@ -121,6 +122,15 @@ def seen_whole(ledger: pl.DataFrame) -> int:
     """Of how many conversations the steps saw all that was handed over; of one that was split, each window."""
     least = ledger.drop_nulls("seen").group_by("conversation").agg(pl.min("seen"))
     return int((least["seen"] > 0).sum())
+
+
+def count_seen(ledger: pl.DataFrame) -> dict[str, float]:
+    """What the steps saw, as metrics: whole conversations and, where some were split, the parts of all."""
+    handed = ledger.drop_nulls("seen")
+    counts = {SEEN: float(seen_whole(ledger))}
+    if handed["conversation"].is_unique().all():
+        return counts
+    return counts | {SEEN_PARTS: float((handed["seen"] > 0).sum()), PARTS: float(handed.height)}
 
 
 def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:

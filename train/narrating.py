@@ -142,7 +142,7 @@ def show_run(run: Run) -> None:
         "trained on": _trained_on(m),
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, packing {'on' if m.engine['packing'] else 'off'}, "
         f"{m.machine.device}, {counted(m.machine.threads, 'thread')}",
-        "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {m.metrics['steps']:,.0f} steps",
+        "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {counted(int(m.metrics['steps']), 'step')}",
         "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "nothing was held out",
     }
     _facts(facts, f"Run {run.run}")
@@ -154,7 +154,7 @@ def _trained_on(m: Manifest) -> str:
     """What the steps saw of the version; learned tokens are said where they saw all of it."""
     seen = m.seen
     if not seen.all_of_it:
-        return f"{seen.words} of {m.data.version}: its {m.metrics['steps']:,.0f} steps saw no more"
+        return f"{seen.words} of {m.data.version}: its {counted(int(m.metrics['steps']), 'step')} saw no more"
     tokens = f"{m.tokens.learned:,} tokens, {seen.epochs:.3g} {'epoch' if seen.epochs == 1 else 'epochs'}"
     return f"{m.tokens.conversations:,} conversations of {m.data.version}, {tokens}"
 

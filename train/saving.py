@@ -47,7 +47,10 @@ def save_adapter(folder: Path, manifest: Manifest, model: Path, template: Templa
 
 
 def adapter_digest(folder: Path) -> str:
-    """SHA-256 over the tensors' files and their settings, without the base model's place on this machine."""
+    """SHA-256 over the tensors' files and their settings, without the base model's place on this machine.
+
+    Raises `TrainError` when the settings are missing or damaged.
+    """
     settings = settings_of(folder)
     config = read_settings(settings)
     config.pop("base_model_name_or_path", None)
@@ -139,7 +142,7 @@ def provenance(manifest: Manifest) -> tuple[str, str, str]:
         "conversations": f"{m.tokens.conversations:,} {'trained' if m.seen.all_of_it else 'to train on'}, "
         f"{m.tokens.dropped:,} dropped, "
         f"{m.tokens.truncated:,} truncated, {m.data.counts.get('held_out', 0):,} held out",
-        "seen in training": f"{m.seen.words}, {m.seen.epochs:.3g} epochs",
+        "seen in training": f"{m.seen.words}, {m.seen.epochs:.3g} {'epoch' if m.seen.epochs == 1 else 'epochs'}",
         "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} learned",
         "token digest": f"`{m.tokens.digest}`",
         "base model": f"{base}, `{m.model.digest}`",
