@@ -1,6 +1,8 @@
 """Tracing: from a line of a file to every version and training, and back."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import polars as pl
@@ -47,6 +49,16 @@ def test_a_line_leads_to_its_conversation_and_the_conversation_to_its_line(store
     (origin,) = by_id.origins
     assert (origin["path"], origin["row"], origin["line"], origin["metadata"]) == ("desk/data.csv", 1, 2, {"ticket": 7})
     assert "desk/data.csv line 2 (row 1)" in text([by_id])
+
+
+@pytest.mark.parametrize("asked", [["trace", "desk/data.csv:2"], ["status"], ["export", "none@1", "--to", "out"]])
+def test_where_there_are_no_locks_the_store_can_be_asked_all_the_same(store, asked):
+    code = "import sys; sys.modules['fcntl'] = None; from curate.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code, *asked, "--store", str(store)], capture_output=True, text=True, check=False
+    )
+    assert "fcntl" not in ran.stderr
+    assert ran.returncode == (1 if asked[0] == "export" else 0)  # there is no version yet
 
 
 def test_a_row_number_leads_there_too(store):
