@@ -8,6 +8,7 @@ from schemas.errors import CurateError
 from train.answering import speak_for
 from train.contracting import check_serving
 from train.merging import merge
+from train.verifying import verify
 
 pytestmark = pytest.mark.slow
 
@@ -59,3 +60,15 @@ def test_weights_that_are_missing_or_damaged_are_told_without_asking_the_hub(tra
 def test_settings_that_are_no_object_are_damaged(trained, folder):
     (folder / "adapter_config.json").write_text("[]")
     assert "adapter_config.json is damaged: it holds no settings" in refusal("merge", trained, folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["adapter_config.json", "chat_template.jinja", "ledger.parquet"])
+def test_verify_names_the_file_and_goes_on_with_all_other_checks(trained, folder, name, damage):
+    needed = {"adapter_config.json": {"adapter"}, "chat_template.jinja": {"tokens"}, "ledger.parquet": {"ledger"}}[name]
+    DAMAGES[damage](folder / name)
+    checks = {check.what: check for check in verify(trained / "curate.duckdb", str(folder)).checks}
+    assert checks[f"file {name}"].state == "differs"
+    spoilt = {what for what, check in checks.items() if check.state != "same"} - {f"file {name}"}
+    assert spoilt == (set() if (name, damage) == ("ledger.parquet", "missing") else needed)
+    assert {"base model", "version", "conversations", "tokenizer", "template"} <= set(checks)

@@ -15,16 +15,17 @@ from typing import Literal
 import polars as pl
 
 from schemas.conversation import fold, unfold
-from schemas.errors import CurateError, StoreError
+from schemas.errors import CurateError, StoreError, TrainError
 from schemas.recipe import TrainSection, digest, file_digest
 from schemas.run import Manifest, Run, read_manifest
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.fitting import machine_facts, package_versions, token_facts, use_threads
 from train.ledger import LEDGER, LEDGER_FILE, settle, trainable
-from train.loading import find_adapter, find_base, model_digest
+from train.loading import base_by_name, find_adapter, find_base, model_digest
+from train.opening import read_settings, read_template
 from train.rendering import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template
-from train.saving import adapter_digest, settings_of, weights_of
+from train.saving import CONFIG_FILE, adapter_digest, settings_of, weights_of
 from train.windowing import render_as
 
 State = Literal["same", "differs", "unchecked"]
@@ -104,11 +105,28 @@ def _files(adapter: Path, manifest: Manifest) -> Iterator[Check]:
     for name, expected in manifest.files.items():
         path = adapter / name
         yield _compared(f"file {name}", expected, file_digest(path) if path.exists() else "missing")
+    if manifest.engine["method"] != "full":
+        yield _settings(adapter)
+    yield _compared("adapter", manifest.adapter_digest or "none", _digest_now(adapter))
+
+
+def _settings(adapter: Path) -> Check:
+    """Whether PEFT's settings can be read: the manifest has no digest of the file, which says where the base lies."""
+    try:
+        read_settings(adapter / CONFIG_FILE)
+    except TrainError as error:
+        return Check(f"file {CONFIG_FILE}", "differs", "settings", error.what)
+    return _compared(f"file {CONFIG_FILE}", "settings", "settings")
+
+
+def _digest_now(adapter: Path) -> str:
     parts = [*weights_of(adapter), settings_of(adapter)]
-    if len(parts) > 1 and all(path.exists() for path in parts):
-        yield _compared("adapter", manifest.adapter_digest or "none", adapter_digest(adapter))
-    else:
-        yield Check("adapter", "differs", manifest.adapter_digest or "none", "missing")
+    if len(parts) == 1 or not all(path.exists() for path in parts):
+        return "missing"
+    try:
+        return adapter_digest(adapter)
+    except TrainError:  # the settings have a check of their own, or are among the manifest's files
+        return "damaged"
 
 
 def _row(run: Run | None, manifest: Manifest) -> Iterator[Check]:
@@ -121,8 +139,10 @@ def _row(run: Run | None, manifest: Manifest) -> Iterator[Check]:
 
 
 def _model(adapter: Path, manifest: Manifest) -> tuple[Path | None, list[Check]]:
+    """The base model, by its name alone where the settings that say its place cannot be read."""
+    noted = _settings(adapter).state == "same"
     try:
-        base = find_base(adapter, manifest)
+        base = find_base(adapter, manifest) if noted else base_by_name(manifest)
     except CurateError as error:
         return None, [_unchecked("base model", manifest.model.digest, error)]
     return base, [_compared("base model", manifest.model.digest, model_digest(base))]
@@ -170,7 +190,11 @@ def _tokens(adapter: Path, base: Path | None, members: pl.DataFrame | None, mani
     if members is None:
         yield _unchecked("tokens", manifest.tokens.digest, "The version is not in the store as it was.")
         return
-    template = Template(expected.template, (adapter / "chat_template.jinja").read_text(encoding="utf-8"))
+    try:
+        template = read_template(adapter, manifest)
+    except TrainError as error:
+        yield _unchecked("tokens", manifest.tokens.digest, error)
+        return
     yield from _rendered_again(adapter, members, template, tokenizer, manifest)
 
 
@@ -192,10 +216,16 @@ def _rendered_again(
     ledger = settle(rendered, recipe)
     rows = trainable(rendered, ledger).filter(pl.col("split") == "train")
     yield _compared("tokens", manifest.tokens.digest, token_facts(rows, ledger).digest)
-    path = adapter / LEDGER_FILE
-    if path.exists():
-        same = pl.read_parquet(path).select(*LEDGER).equals(ledger)
-        yield _compared("ledger", "every fate", "every fate" if same else "other fates")
+    if (adapter / LEDGER_FILE).exists():
+        yield _compared("ledger", "every fate", _fates(adapter / LEDGER_FILE, ledger))
+
+
+def _fates(path: Path, ledger: pl.DataFrame) -> str:
+    try:
+        written = pl.read_parquet(path).select(*LEDGER)
+    except pl.exceptions.PolarsError:
+        return "damaged"
+    return "every fate" if written.equals(ledger) else "other fates"
 
 
 def _notes(manifest: Manifest) -> Iterator[Check]:
