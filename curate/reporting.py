@@ -319,8 +319,15 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
     typer.echo(f"Verdicts  {counted(counts['judged'], 'conversation')} judged{people}; kept: {counts['kept']:,}")
     if found["people"]["sets"]:
         typer.echo(f"People    {_what_people_said(found['people'])}")
-    typer.echo(f"Rejects   {counts['open_rejects']:,} open, {counts['closed_rejects']:,} closed")
+    typer.echo(f"Rejects   {counts['open_rejects']:,} open, {_what_closed(counts)}")
     typer.echo(f"Next: {found['next']}")
+
+
+def _what_closed(counts: Mapping[str, int]) -> str:
+    """How many rejects were mended, apart from those that only another reject stands for now."""
+    superseded = counts["closed_rejects"] - counts["mended_rejects"]
+    more = f"; {superseded:,} superseded, as their rows were read again" if superseded else ""
+    return f"{counts['mended_rejects']:,} mended{more}"
 
 
 def _what_people_said(people: Mapping[str, Any]) -> str:

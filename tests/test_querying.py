@@ -200,10 +200,34 @@ def test_the_status_leads_to_the_latest_run_that_is_done(
         for number in (1, 2):
             made = "INSERT INTO versions VALUES ('desk@' || $1, 'desk', $1, 'd', NULL, '{}', '{}', to_timestamp($1))"
             connection.execute(made, [number])
+            connection.execute("INSERT INTO members VALUES ('desk@' || $1, $2, 'train')", [number, talk])
         for number, (version, status) in enumerate(runs, 1):
             row = "('r' || $1, $2, 'd', 'adapters/r' || $1, NULL, $3, '{}', '{}', to_timestamp($1), NULL)"
             connection.execute(f"INSERT INTO runs VALUES {row}", [number, version, status])
         assert survey(connection)["next"] == following
+
+
+def test_the_status_leads_back_to_select_and_freeze_when_what_is_kept_has_changed(
+    filled: Path, curate: Callable[..., Any]
+) -> None:
+    def follows(*arguments: str) -> str:
+        ran = curate(*arguments)
+        assert ran.returncode == 0, ran.stderr
+        return str(json.loads(curate("status", "--json").stdout)["next"])
+
+    short = "--set=select.rules.short=answer_words < 9"
+    curate("score")
+    assert follows("select", short) == "curate freeze NAME"
+    assert follows("freeze", "desk", short) == "curate train desk@1"
+    assert follows("select", short, "--set=select.rules.long=answer_words < 99") == "curate freeze desk"
+    assert follows("select", short) == "curate train desk@1"
+    with writing(filled / "curate.duckdb") as connection:
+        ((one,),) = connection.execute("SELECT min(id) FROM conversations").fetchall()
+    say(filled / "curate.duckdb", one, "drop")
+    assert follows("status") == "curate freeze desk"
+    (filled / "more.jsonl").write_text(json.dumps({"prompt": "New?", "response": "Yes."}) + "\n", encoding="utf-8")
+    assert follows("import", "more.jsonl") == "curate score"
+    assert follows("score") == "curate select"
 
 
 def test_without_a_store_the_status_says_how_to_make_one(curate: Callable[..., Any]) -> None:

@@ -95,7 +95,9 @@ def test_importing_the_mended_file_closes_its_rejects(store: Path, tickets: Path
     assert json.loads(metadata[0][0]) == {"ticket": "2", "note": "=cmd()"}
 
 
-def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(store: Path, tickets: Path, tmp_path: Path) -> None:
+def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(
+    store: Path, tickets: Path, tmp_path: Path, curate: Callable[..., Any]
+) -> None:
     fix = tmp_path / "fix.csv"
     export(store, fix, code="empty-answer")
     result = import_one(store, fix)
@@ -110,6 +112,8 @@ def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(store: Path,
     result = import_one(store, fix)
     assert (result.rows_kept, result.rows_rejected, result.closed) == (1, 1, 1)
     assert open_rejects(store) == [(3, "empty-answer"), (4, "ragged-row")]
+    shown = curate("status").stdout
+    assert "Rejects   2 open, 1 mended; 3 superseded, as their rows were read again" in shown
 
 
 def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path, tmp_path: Path) -> None:
