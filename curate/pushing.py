@@ -52,8 +52,7 @@ Progress = Callable[[int, int], None]
 class Entry:
     """A task on its way: why it was chosen, whether it is blind, and the digest of all that it shows.
 
-    `guesses` are what would be suggested, also where it is not: to measure what suggestions do to people. `new` are
-    those that were not in the set before.
+    `guesses` are what would be suggested, also where it is not: to measure what suggestions do to people.
     """
 
     task: Task
@@ -61,7 +60,6 @@ class Entry:
     blind: bool
     digest: str
     guesses: tuple[Suggestion, ...] = ()
-    new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +142,7 @@ def push(
     finally:
         with writing(store) as connection:
             note_records(connection, name, arrived)
-            forget_members(connection, name, prepared.entries, done.unfit)
+            forget_members(connection, name, done.unfit)
     done.sent = len(arrived)
     return done
 
@@ -294,14 +292,12 @@ def note_members(connection: DuckDBPyConnection, name: str, entries: Sequence[En
     connection.unregister("entries")
 
 
-def forget_members(
-    connection: DuckDBPyConnection, name: str, entries: Sequence[Entry], unfit: Sequence[Mapping[str, str]]
-) -> None:
-    """Take those out again who were new and turned out unfit: nobody can answer for them."""
-    new = {entry.task.conversation for entry in entries if entry.new}
-    gone = [row["conversation"] for row in unfit if row["conversation"] in new]
+def forget_members(connection: DuckDBPyConnection, name: str, unfit: Sequence[Mapping[str, str]]) -> None:
+    """Take the unfit out again whom nobody was ever shown, also those of a push that was killed: nobody can answer."""
     connection.execute(
-        "DELETE FROM review_records WHERE review_set = ? AND list_contains(?, conversation)", [name, gone]
+        """DELETE FROM review_records WHERE review_set = $name AND list_contains($unfit, conversation)
+           AND conversation NOT IN (SELECT s.conversation FROM review_shown s WHERE s.review_set = $name)""",
+        {"name": name, "unfit": [row["conversation"] for row in unfit]},
     )
 
 
@@ -383,7 +379,7 @@ def _entry(row: dict[str, Any], questions: Sequence[Question]) -> Entry:
     row["metadata"]["queue"] = row["queue"]
     task = task_of(row, questions, blind=row["blind"])
     shown = {**asdict(task), "messages": list(task.messages)}
-    return Entry(task, row["queue"], row["blind"], digest(shown), suggestions_of(row, questions), row["new"])
+    return Entry(task, row["queue"], row["blind"], digest(shown), suggestions_of(row, questions))
 
 
 def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Mapping[str, str]]) -> ReviewError:

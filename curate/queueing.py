@@ -74,7 +74,7 @@ class Wanted:
 class Chosen:
     """A set's members, those of before first, and whom it would have taken and cannot show.
 
-    `members` has `conversation`, `queue`, `blind`, `new`; `unfit` has conversation and reason.
+    `members` has `conversation`, `queue`, `blind`; `unfit` has conversation and reason.
     """
 
     members: pl.DataFrame
@@ -107,8 +107,7 @@ def choose(
     if wanted.why not in (*QUEUES, ORDERED):
         raise ReviewError(f"There is no queue {wanted.queue}.", f"There are {', '.join(QUEUES)}.")
     before: pl.DataFrame = connection.sql(
-        "SELECT conversation, queue, blind, false AS new FROM review_records WHERE review_set = ? ORDER BY pushed_at,"
-        " conversation",
+        "SELECT conversation, queue, blind FROM review_records WHERE review_set = ? ORDER BY pushed_at, conversation",
         params=[name],
     ).pl()
     if wanted.nothing and before.height:
@@ -120,7 +119,7 @@ def choose(
     chosen, left_out = _fitting(_shown(connection, found, show), room, unfit)
     hidden = round(recipe.review.blind * (before.height + chosen.height)) - int(before["blind"].sum())
     blind = _fractions(connection, chosen, f"blind {name}").rank("ordinal") <= hidden
-    fresh = chosen.select("conversation", queue=pl.lit(wanted.why), blind=blind, new=pl.lit(True))
+    fresh = chosen.select("conversation", queue=pl.lit(wanted.why), blind=blind)
     return Chosen(pl.concat([before, fresh]), left_out)
 
 
@@ -268,7 +267,7 @@ def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFr
     kinds = metadata_kinds(connection, recipe)
     return [  # one by one: each becomes a request's JSON
         {
-            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "new", "ruled")},
+            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "ruled")},
             "metadata": _metadata(row, kinds),
             "scores": {score: row[score] for score in scores},
         }

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from labelling_server import RefusedError
 from stores import add, chat, questions, say
 from training import TINY
 
+from curate import pushing
 from curate.agreeing import survey_reviews
 from curate.argilla import client
 from curate.argilla.client import connect
@@ -257,6 +259,20 @@ def test_a_dry_run_makes_no_workspace(store, argilla_server, monkeypatch, name):
     with connect(argilla_server.url, None) as theirs:  # an admin who is in no workspace, and may make none
         assert push(store, Recipe(), theirs, name, Wanted(), dry_run=True).conversations == 8
     assert argilla_server.ask("GET", "me/workspaces")["items"] == before
+
+
+def test_after_a_push_that_was_killed_too_what_the_server_refuses_takes_no_room(store, server, monkeypatch, name):
+    (long,) = add(store, [chat("Q", "<" * 6000)], source="long.csv")
+    score_store(store, Recipe())
+    wanted = Wanted(order="characters desc", sample=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "CHARACTERS", 10**9)  # as on a server with other limits than we know
+        patched.setattr(pushing, "_send", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            push(store, Recipe(), server, name, wanted)
+    first, second = (push(store, Recipe(), server, name, wanted) for _ in range(2))
+    assert (first.sent, [row["conversation"] for row in first.unfit]) == (2, [long])
+    assert (second.sent, second.unchanged) == (1, 2)
 
 
 def test_a_draft_that_no_push_began_is_left_alone(store, server, argilla_server, name):
