@@ -32,6 +32,7 @@ def init(
 
     write_recipe(path, replace=replace)
     typer.echo(f"{path} is written. Next: curate import FILE, then curate score.")
+    typer.echo("To train, name a base model in it: model = … under [train].")
 
 
 def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:

@@ -203,7 +203,9 @@ def walkthrough():
 def test_init_writes_the_default_recipe_with_every_key_and_keeps_what_is_there(curate, tmp_path):
     from schemas.recipe import Recipe, load_recipe
 
-    assert curate("init").returncode == 0
+    written = curate("init")
+    assert written.returncode == 0
+    assert "name a base model in it: model = … under [train]" in written.stdout
     assert load_recipe(tmp_path / "curate.toml") == Recipe()
     again = curate("init")
     assert again.returncode == 1
