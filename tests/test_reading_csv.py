@@ -244,3 +244,15 @@ def test_well_formed_csv_is_read_as_the_standard_library_reads_it(tmp_path, smal
 def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path):
     with pytest.raises(SourceError, match="carriage returns alone"):
         read(written(tmp_path / "a.csv", "q,a\r1,2\r3,4\r"))
+
+
+@pytest.mark.parametrize("line", ["sep=;\r\n", '"sep=,"\n', "SEP=\t\n"])
+def test_a_note_to_excel_about_the_delimiter_is_no_header_and_is_named(tmp_path, line):
+    with pytest.raises(SourceError, match=r"The first line of .*a\.csv, (?i:sep)=., is a note to Excel") as caught:
+        read(written(tmp_path / "a.csv", f"{line}question;answer\r\nq;a\r\n"))
+    assert caught.value.hint == "Leave it out: tail -n +2 FILE"
+
+
+def test_a_column_whose_name_only_begins_as_a_note_to_excel_is_a_column(tmp_path):
+    (batch,) = read(written(tmp_path / "a.csv", "sep=;answer\nq;a\n"))
+    assert batch.table.columns == ["sep=", "answer"]

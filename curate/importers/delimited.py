@@ -82,6 +82,9 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
     if b"\r" in stream.head() and b"\n" not in _QUOTED.sub(b"", stream.head()):
         what = f"The lines of {stream.path} end in carriage returns alone, as on old Macs."
         raise SourceError(what, "Convert them: tr '\\r' '\\n' < FILE")
+    if note := _NOTE_TO_EXCEL.match(stream.head()):
+        what = f"The first line of {stream.path}, {note[1].decode()}, is a note to Excel and no header."
+        raise SourceError(what, "Leave it out: tail -n +2 FILE")
     data = np.frombuffer(stream.head(), np.uint8)
     layout = _first_records(data, delimiter)
     record = int(np.argmin(layout.blank))
@@ -96,6 +99,9 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
 
 _QUOTED = re.compile(rb'"[^"]*"')
 """What may hold a newline that ends no record."""
+
+_NOTE_TO_EXCEL = re.compile(rb'"?(sep=[\t -~])"?\r?(?:\n|$)', re.IGNORECASE)
+"""Which delimiter Excel shall take, where the list separator of its country is another one."""
 
 
 def _refuse_foreign_header(path: str, header: bytes, line: int) -> None:
