@@ -57,13 +57,13 @@ def validate(
 
     `turns` has `row`, `from`, `value`, `tool_call_id`; the turns of a row stand together, in order. `tools` (`row`,
     `tools`) is judged too: it has to be a JSON list. Per row at most one finding rejects. Where nobody asks (`asked` is
-    off: raw text) no question is missed.
+    off: raw text) no question is missed, and a text that is a number or JSON is warned of: an answer may be one.
     """
     limits = limits or Limits()
     if turns.is_empty():
         return pl.DataFrame(schema=FINDINGS)
     seen = _seen(turns)
-    rules = {code: rule for code, rule in RULES.items() if asked or code != MISSED_QUESTION}
+    rules = {code: rule for code, rule in RULES.items() if code != (NO_WORDS if asked else MISSED_QUESTION)}
     broken = seen.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items())
     hit = [code for code in rules if broken[code].any()]
     found = [_findings(code, seen.filter(broken[code]), limits) for code in hit]
@@ -113,6 +113,11 @@ def _seen(turns: pl.DataFrame) -> pl.DataFrame:
 ROLE, BEFORE = pl.col("role"), pl.col("before")
 OPENS = pl.col("first") | ((BEFORE == "system") & (pl.col("turn") == 2))
 MISSED_QUESTION = "not-starting-with-user"
+NO_WORDS = "no-words"
+JSON_VALUE = (
+    r"""(?s)^\s*(?:\[\s*(?:["\[{\d-].*)?\]|\{\s*(?:".*)?\}|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\s*$"""
+)
+"""A number, a truth value, or what begins and ends as a list or an object of JSON does."""
 ANSWERS_MAY_FOLLOW = ("human", "observation")
 
 
@@ -255,6 +260,12 @@ RULES: dict[str, Rule] = {
         _this_turn("begins or ends with white space"),
         severity="warning",
         mend="strip",
+    ),
+    NO_WORDS: Rule(
+        "A text is a number, a list or an object, as if another column were meant; it is learned as it stands.",
+        lambda _: pl.col("value").str.contains(JSON_VALUE),
+        _says("is JSON in place of words"),
+        severity="warning",
     ),
 }
 """Every rule by its code, in the order in which they are told."""

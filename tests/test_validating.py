@@ -106,6 +106,19 @@ def test_warnings_are_told_all_and_refuse_nothing():
     assert found["reason"][0] == "Turn 1 (human) holds <|im_end|>."
 
 
+@pytest.mark.parametrize("value", ["5", "-1.5e3", '["a"]', '{"a": 1}', "[]", " true\n", "[[1],\n[2]]"])
+def test_a_text_that_is_no_words_is_warned_of_where_nobody_asks(value):
+    assert (0, "no-words") in codes([("gpt", value)], asked=False)
+    assert (0, "no-words") not in codes([("human", "How many?"), ("gpt", value)])
+
+
+@pytest.mark.parametrize(
+    "text", ["5 apples", "[Verse 1] La la [end]", "{curly} words}", "nullify", "In 1984", "a: [1]"]
+)
+def test_words_with_numbers_and_brackets_are_words(text):
+    assert codes([("gpt", text)], asked=False) == []
+
+
 def test_control_tokens_begin_alike_so_that_looking_for_them_is_quick():
     assert {token[0] for token in CONTROL_TOKENS} == {"<", "["}
 
