@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 
 import polars as pl
 import pytest
@@ -18,7 +19,8 @@ from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.packing import count_packs
 from train.planning import plan, prepare, sees_gpu
-from train.previewing import choose, preview, trace_token
+from train.previewing import choose, first_members, preview, trace_token
+from train.showing import show_plan
 
 TALK = chat("  Hi there", "Hello, you.\n", "What is it?", "Bye \x1b[31mred")
 SHORT = [chat(f"Hi {number}", "Hello") for number in range(10)]
@@ -87,13 +89,16 @@ def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate,
     assert said["packing"] is sees_gpu()
 
 
-def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared):
+def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys):
     planned = plan(prepared)
     assert [(entry["code"], entry["example"]) for entry in planned.problems] == [
         ("too-long", LONG.id),
         ("nothing-learned", SILENT.id),
     ]
     assert [entry["conversation"] for entry in planned.too_long] == [LONG.id]
+    show_plan(planned)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "too-long" in line)
+    assert f" {LONG.id[:12]} " in line  # whole, in 80 columns, and enough for curate preview --id
     assert planned.refusal.startswith("1 of 13 conversations are longer than max_length 100 tokens")
     assert "--set train.long=truncate" in planned.way_out
 
@@ -107,6 +112,13 @@ def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store
         assert plan(prepare(store, "chats", section)).refusal is None
         for limit in [key for key in typed if key.startswith("max_") and key != "max_length"]:
             assert plan(prepare(store, "chats", section.model_copy(update={limit: 0.0}))).refusal
+
+
+def test_a_preview_renders_what_it_shows_alone_and_shows_the_same(prepared, store):
+    few = prepare(store, "chats@1", prepared.section, only=partial(first_members, prefix="", limit=2))
+    chosen = choose(prepared, "", 2)
+    assert few.rendered["id"].to_list() == chosen
+    assert [preview(few, one) for one in chosen] == [preview(prepared, one) for one in chosen]
 
 
 def test_steps_of_the_recipe_go_before_epochs(store, folder):
@@ -132,6 +144,22 @@ def test_a_version_that_is_not_there_and_a_model_that_is_not_named_are_explained
         prepare(store, "chats", TrainSection())
     with pytest.raises(TrainError, match="There is no model folder at nowhere"):
         prepare(store, "chats", TrainSection(model="nowhere"))
+
+
+def test_a_training_without_a_model_is_refused_before_torch_is_loaded():
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from schemas.errors import TrainError
+        from schemas.recipe import TrainSection
+        from train.fitting import decide
+        try:
+            decide(Path("none.duckdb"), "none@1", TrainSection())
+        except TrainError as error:
+            print(error.what, "torch" in sys.modules)
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "No base model is named. False\n"
 
 
 def test_packs_are_counted_as_trl_packs(tmp_path):

@@ -14,6 +14,9 @@ from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, p
 from train.export_cli import register as register_export_commands
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from polars import DataFrame
     from rich.progress import Progress
 
     from train.fitting import Start
@@ -73,10 +76,11 @@ def preview_command(
     curate preview support@1 --model data/tiny --limit 1
     """
     from schemas.store import store_path
-    from train.previewing import choose, choose_windows, preview, trace_token
+    from train.previewing import choose, choose_windows, first_members, preview, trace_token
     from train.showing import show_preview, show_trace
 
-    prepared = _prepared(version, model, template, store, recipe, overrides)
+    only = partial(first_members, prefix=conversation, limit=limit)
+    prepared = _prepared(version, model, template, store, recipe, overrides, only)
     chosen = choose_windows(prepared, choose(prepared, conversation, limit), window)
     if token is not None:
         traced = trace_token(prepared, store_path(store), chosen[0][0], token, chosen[0][1])
@@ -133,15 +137,16 @@ def _prepared(
     store: Path | None,
     recipe: Path | None,
     overrides: list[str] | None,
+    only: "Callable[[DataFrame], DataFrame] | None" = None,
 ) -> "Prepared":
-    """The version under the recipe with the options laid over it."""
+    """The version under the recipe with the options laid over it, or those of its members alone."""
     from schemas.recipe import load_recipe
     from schemas.store import store_path
     from train.planning import prepare
 
     section = load_recipe(recipe, _given(overrides, model=model, template=template)).train
     with progress_bar("rendering") as bar:
-        return prepare(store_path(store), version, section, partial(_advance, bar))
+        return prepare(store_path(store), version, section, partial(_advance, bar), only=only)
 
 
 def _advance(bar: "Progress", done: int, total: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from train.ledger import check_limits, settle
 from train.packing import count_packs
 from train.rendering import MASK_POLICY, PINNED_DATE, Progress, Script, Template, Tokenizer, find_template
 from train.tokenizing import find_tokenizer
+from train.windowing import render_as
 
 SHOWN = 10
 
@@ -60,11 +62,12 @@ class Plan:
     prompt: str  # what asks the model for an answer
     end_of_turn: list[str]  # the tokens that end the learned answers
     conversations: dict[str, int]  # split -> how many
-    fates: dict[str, int]  # kept, truncated, dropped; with long = "split" also split, the windows
+    split: int  # of these, in parts, since they are longer than a sequence
+    fates: dict[str, int]  # kept, truncated, dropped; with long = "split" also split: parts, not conversations
     tokens: int  # that are trained on
     learned: int  # of these, with a label
     tokens_cut: int
-    lengths: list[dict[str, Any]]  # histogram: up_to, conversations
+    lengths: list[dict[str, Any]]  # histogram: up_to, conversations (a part counts as one)
     longest: int
     max_length: int
     packing: bool  # whether the run will pack; packs and fill say what packing comes to in any case
@@ -84,10 +87,18 @@ class Plan:
         return asdict(self)
 
 
-def prepare(store: Path, label: str, section: TrainSection, progress: Progress = lambda *_: None) -> Prepared:
+def prepare(
+    store: Path,
+    label: str,
+    section: TrainSection,
+    progress: Progress = lambda *_: None,
+    *,
+    only: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+) -> Prepared:
     """The version called `label`, rendered with the template and tokenizer of `section`, with its ledger.
 
-    `progress` is told of it where it was not rendered before. Raises `VersionError` and `TrainError`, but not for what
+    `progress` is told of it where it was not rendered before. With `only` it is those of its members alone, and no
+    more are rendered. Raises `VersionError` and `TrainError`, but not for what
     the ledger drops: see `check_limits`.
     """
     tokenizer = Tokenizer.load(find_tokenizer(section.model))
@@ -95,7 +106,11 @@ def prepare(store: Path, label: str, section: TrainSection, progress: Progress =
     with reading(store) as connection:
         version = find_version(connection, label)
         members = read_members(connection, version)
-    rendered = rendered_version(members, version.digest, template, tokenizer, section, progress=progress)
+    if only is None:
+        rendered = rendered_version(members, version.digest, template, tokenizer, section, progress=progress)
+    else:
+        members = only(members)
+        rendered = render_as(section, members, template, tokenizer, progress)
     return Prepared(version, section, template, tokenizer, members, rendered, settle(rendered, section))
 
 
@@ -119,7 +134,8 @@ def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
         date=f"{PINNED_DATE:%Y-%m-%d}",
         prompt=Script(prepared.template, prepared.tokenizer).prompt,
         end_of_turn=_end_of_turn(prepared),
-        conversations=dict(ledger.group_by("split").len().sort("split").rows()),
+        conversations=dict(ledger.group_by("split").agg(pl.n_unique("conversation")).sort("split").rows()),
+        split=ledger.filter(pl.col("window").is_not_null())["conversation"].n_unique(),
         fates={fate: int((ledger["fate"] == fate).sum()) for fate in _fates(section)},
         tokens=sum(lengths),
         learned=int(train["learned"].sum()),
@@ -182,7 +198,9 @@ def _histogram(tokens: pl.Series, max_length: int) -> list[dict[str, Any]]:
 def _problems(ledger: pl.DataFrame) -> list[dict[str, Any]]:
     lost = ledger.filter(pl.col("fate") != "kept").sort("tokens", descending=True)
     grouped = lost.group_by("fate", "code", maintain_order=True).agg(
-        pl.len().alias("conversations"), pl.col("cut").sum().alias("tokens_cut"), pl.first("conversation", "reason")
+        pl.n_unique("conversation").alias("conversations"),
+        pl.col("cut").sum().alias("tokens_cut"),
+        pl.first("conversation", "reason"),
     )
     return (
         grouped.sort("conversations", descending=True, maintain_order=True)
@@ -202,13 +220,18 @@ def _lint(prepared: Prepared) -> dict[str, int]:
     rows = prepared.rendered.join(kept, on="id", how="semi")
     with_tools = prepared.members.filter(pl.col("tools").is_not_null()).join(kept, on="id", how="semi").height
     found = {
-        "special tokens typed by a user": int(rows["seen_specials"].is_not_null().sum()),
-        "special tokens typed in an answer": int(rows["learned_specials"].is_not_null().sum()),
-        "turns that the template leaves out": int((rows["left_out"].list.len() > 0).sum()),
-        "tokens across the start of an answer": int((rows["straddling"] > 0).sum()),
+        "special tokens typed by a user": _conversations(rows, pl.col("seen_specials").is_not_null()),
+        "special tokens typed in an answer": _conversations(rows, pl.col("learned_specials").is_not_null()),
+        "turns that the template leaves out": _conversations(rows, pl.col("left_out").list.len() > 0),
+        "tokens across the start of an answer": _conversations(rows, pl.col("straddling") > 0),
         "tools that the template does not list": 0 if "tools" in prepared.template.text else with_tools,
     }
     return {what: count for what, count in found.items() if count}
+
+
+def _conversations(rows: pl.DataFrame, having: pl.Expr) -> int:
+    """Of how many conversations a row has it; one that is split has several."""
+    return rows.filter(having)["id"].n_unique()
 
 
 def _refusal(prepared: Prepared) -> TrainError | None:

@@ -99,13 +99,18 @@ def choose(prepared: Prepared, prefix: str, limit: int) -> list[str]:
 
     Raises `VersionError` where there is none.
     """
-    found = prepared.members.filter(pl.col("id").str.starts_with(prefix))["id"].head(limit).to_list()
+    found = first_members(prepared.members, prefix, limit)["id"].to_list()
     if prefix and not found:
         raise VersionError(
             f"No conversation of {prepared.version.label} has an id that begins with {prefix}.",
             f"curate preview {prepared.version.label} shows some.",
         )
     return found
+
+
+def first_members(members: pl.DataFrame, prefix: str, limit: int) -> pl.DataFrame:
+    """The first `limit` members whose id begins with `prefix`."""
+    return members.filter(pl.col("id").str.starts_with(prefix)).head(limit)
 
 
 def choose_windows(prepared: Prepared, conversations: list[str], window: int | None) -> list[tuple[str, int | None]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from schemas.terminal import print_table, printable
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 BAR = 30
 """Width of the longest bar of the histogram."""
 
+PREFIX = 12
+"""Digits of an id that are shown where there is no room for all; of a million two begin alike in one case of 500."""
+
 OPEN, CLOSE, CUT = "⟦", "⟧", "✂"
 """Around what is learned, and before what is cut off, so that it can be told without colour too."""
 
@@ -25,10 +28,11 @@ OPEN, CLOSE, CUT = "⟦", "⟧", "✂"
 def show_plan(plan: Plan) -> None:
     """Print the plan: what is trained, how long it is, what is lost, and whether `curate train` would start."""
     print_table(({"": name, " ": value} for name, value in _facts(plan)), ["", " "], title=f"{plan.version}, planned")
-    print_table(_bars(plan), ["tokens", "conversations", ""], title="Lengths of the train split")
+    parts = ", a part counted as one" if plan.split else ""
+    print_table(_bars(plan), ["tokens", "conversations", ""], title=f"Lengths of the train split{parts}")
     if plan.problems:
-        columns = ["fate", "code", "conversations", "tokens_cut", "example", "reason"]
-        print_table(plan.problems, columns, title="Not trained as they are")
+        columns = ["fate", "code", "count", "cut", "example", "reason"]
+        print_table(map(_problem, plan.problems), columns, title="Not trained as they are")
     if plan.too_long:
         print_table(plan.too_long, ["conversation", "tokens", "fate", "cut"], title="The longest")
     if plan.lint:
@@ -151,13 +155,23 @@ def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
     yield "template", f"{plan.template} ({plan.template_digest[:12]}), asks with {plan.prompt!r}"
     yield "an answer ends with", " ".join(plan.end_of_turn)
     yield "conversations", ", ".join(f"{count:,} {split}" for split, count in plan.conversations.items())
-    yield "fates", ", ".join(f"{count:,} {fate}" for fate, count in plan.fates.items())
+    yield "fates", ", ".join(_fate(fate, count, plan) for fate, count in plan.fates.items())
     yield "tokens", f"{plan.tokens:,}, of which {plan.learned:,} learned ({_percent(plan.learned, plan.tokens)})"
     yield "cut", f"{plan.tokens_cut:,} tokens"
     yield "longest", f"{plan.longest:,} of {plan.max_length:,} tokens"
     packs = f"{plan.packs:,}, {plan.fill:.1%} full"
     yield "packs", packs if plan.packing else f"none, a row a conversation; packed, as on a GPU, there were {packs}"
     yield "steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch)"
+
+
+def _fate(fate: str, count: int, plan: Plan) -> str:
+    """What is split is counted twice: as the conversations that it was, and the parts that it is."""
+    return f"{plan.split:,} split into {count:,} parts" if fate == "split" and count else f"{count:,} {fate}"
+
+
+def _problem(found: Mapping[str, Any]) -> dict[str, object]:
+    """A row that has room for its reason in 80 columns; an id's beginning is what `curate preview --id` takes."""
+    return {**found, "count": found["conversations"], "cut": found["tokens_cut"], "example": found["example"][:PREFIX]}
 
 
 def _percent(part: int, whole: int) -> str:
