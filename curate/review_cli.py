@@ -18,6 +18,7 @@ from schemas.terminal import (
     RecipeOption,
     SetOption,
     StoreOption,
+    counted,
     note,
     print_json,
     print_table,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from curate.agreeing import Standing
     from curate.pulling import Pulled
     from curate.queueing import Wanted
+    from curate.sheets import Filled
 
 ASK, SHEETS = "Ask people", "Without a server"
 
@@ -240,15 +242,11 @@ def import_(
 
     done = import_sheet(store_path(store), load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial)
     if as_json:
-        return print_json(done.as_json())
-    typer.echo(
-        f"{file}: {done.answered:,} rows with answers, {done.empty:,} still empty, {len(done.refused):,} refused."
-    )
-    for row in done.refused:
-        typer.echo(printable(f"  line {row['line']:,}: {row['reason']}"))
-    for pulled in done.pulled:
-        _print_pulled(pulled)
-    return None
+        print_json(done.as_json())
+    else:
+        _print_filled(file, done)
+    if done.refused and not done.answered:
+        raise typer.Exit(1)
 
 
 def _overrides(set_: list[str] | None, overlap: int | None, blind: str | None) -> list[str]:
@@ -275,6 +273,21 @@ def _print_unfit(unfit: list[dict[str, str]]) -> None:
             typer.echo(printable(f"  {row['conversation'][:12]}  {row['reason']}"))
 
 
+def _print_filled(file: Path, done: "Filled") -> None:
+    """What a sheet brought, and why rows were refused, each reason once."""
+    typer.echo(
+        f"{file}: {done.answered:,} rows with answers, {done.empty:,} still empty, {len(done.refused):,} refused."
+    )
+    lines: dict[str, list[int]] = {}
+    for row in done.refused:  # few: a person filled them in
+        lines.setdefault(row["reason"], []).append(row["line"])
+    for reason, at in lines.items():
+        more = f" and {counted(len(at) - 1, 'more row')}" if len(at) > 1 else ""
+        typer.echo(printable(f"  line {at[0]}{more}: {reason}"))
+    for pulled in done.pulled:
+        _print_pulled(pulled)
+
+
 def _print_pulled(done: "Pulled") -> None:
     """What answers brought, and what they come to."""
     if done.unchanged:
@@ -284,6 +297,7 @@ def _print_pulled(done: "Pulled") -> None:
         typer.echo(f"{done.review_set}: new answers: {said or 'none'}.")
     outcomes: dict[str, Any] = {outcome: count for outcome, count in done.outcomes.items() if count}
     if outcomes:
+        typer.echo(f"The conversations of {done.review_set} with answers come to, with those of all other sets:")
         print_table([outcomes], list(outcomes))
     typer.echo(f"{done.verdicts:,} new verdicts.")
     if done.to_be_fixed:

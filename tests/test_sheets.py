@@ -74,6 +74,18 @@ def test_a_sheet_goes_out_is_filled_and_the_preview_of_the_version_shows_the_tur
     assert "ann: keep 1" not in shown
 
 
+def test_a_sheet_that_nobody_signed_fails_and_says_so_once(curate, tmp_path, store):
+    curate("review", "export", "desk.csv")
+    fill(tmp_path / "desk.csv", {talk.id: {"decision": "keep"} for talk in questions(3)})
+    ran = curate("review", "import", "desk.csv")
+    assert ran.returncode == 1
+    assert ran.stdout.count("nobody says so") == 1
+    assert " and 2 more rows: nobody says so: fill the column reviewer" in ran.stdout
+    taken = curate("review", "import", "desk.csv", "--reviewer", "ann")
+    assert taken.returncode == 0
+    assert "The conversations of desk with answers come to, with those of all other sets:" in taken.stdout
+
+
 def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
     assert curate("freeze", "desk", "--held-out", "0").returncode == 0
     one, two, _ = (talk.id for talk in questions(3))
