@@ -149,7 +149,8 @@ def file_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _place(example: Mapping[str, Any]) -> str:
-    return f"row {example['row']:,}" if example["line"] is None else f"line {example['line']:,}"
+    """Where a row stands; without separators between the digits, as it is typed behind `curate trace FILE:`."""
+    return f"row {example['row']}" if example["line"] is None else f"line {example['line']}"
 
 
 def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
@@ -371,6 +372,6 @@ def _cut(text: str) -> str:
 
 def _places(group: Mapping[str, Any]) -> str:
     lines = [line for line in group["first_lines"] if line is not None]
-    places = ", ".join(f"{number:,}" for number in lines or group["first_rows"])
+    places = ", ".join(str(number) for number in lines or group["first_rows"])
     more = " …" if group["rows"] > len(group["first_rows"]) else ""
     return f"{'line' if lines else 'row'} {places}{more}"

@@ -64,6 +64,16 @@ def test_rejects_are_grouped_by_file_and_reason(store: Path, tickets: Path) -> N
     assert groups[0]["raw"] == "2,When?,,=cmd()"
 
 
+def test_the_place_of_a_reject_is_typed_as_it_is_shown(tmp_path: Path, curate: Callable[..., Any]) -> None:
+    row = '{"prompt": "Why?", "response": "So."}\n'
+    (tmp_path / "long.jsonl").write_text(row * 1199 + '{"prompt": "Why?", "response": ""}\n', encoding="utf-8")
+    assert "line 1200" in curate("import", "long.jsonl").stdout
+    assert "line 1200" in curate("rejects").stdout
+    shown = curate("rejects", "--list").stdout
+    assert shown.startswith("long.jsonl, line 1200: empty-answer.")
+    assert "empty-answer" in curate("trace", "long.jsonl:1200").stdout
+
+
 def test_an_export_has_the_columns_of_the_source_and_ours_behind(store: Path, tickets: Path, tmp_path: Path) -> None:
     exported = export(store, tmp_path / "fix.csv")
     with (tmp_path / "fix.csv").open(encoding="utf-8", newline="") as file:
