@@ -92,7 +92,8 @@ def show_changes(seen: Comparison, changes: Sequence[Mapping[str, Any]]) -> None
     """Print how two versions differ and why, and the conversations in `changes`, edits as text."""
     for line in seen.summary():
         typer.echo(printable(line))
-    print_table(seen.reasons.to_dicts(), ["change", "conversations", "reason"])
+    if seen.changes.height:
+        print_table(seen.reasons.to_dicts(), ["change", "conversations", "reason"])
     for change in changes:
         _show_change(change)
     if changes and len(changes) < seen.changes.height:

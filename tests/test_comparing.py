@@ -149,6 +149,8 @@ def test_a_version_against_itself_has_no_changes(store):
     seen = compared(store, after="support@1")
     assert seen.counts == {"unchanged": 10, "added": 0, "removed": 0, "edited": 0, "moved": 0}
     assert seen.changes.is_empty()
+    shown = CliRunner().invoke(app, ["diff", "support@1", "support@1", "--store", str(store)])
+    assert shown.stdout.splitlines()[-1] == "10 unchanged, 0 added, 0 removed, 0 edited, 0 moved"
 
 
 def test_the_difference_of_an_edit_is_shown_turn_by_turn():
