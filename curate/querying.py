@@ -80,8 +80,10 @@ def _explained(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
         tables: list[str] = []
         with suppress(duckdb.Error):  # where a join uses a column that is not there, they are not told either
             tables = sorted(connection.get_table_names(query))
-        shown = " and ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)
-        raise StoreError(str(error).strip(), f"{shown} lists the columns." if shown else _TABLES) from error
+        shown = ", ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)
+        said = str(error).strip().replace("bindings: : ", "bindings: ")  # DuckDB's slip where the table is named
+        lists = "lists the columns" if len(tables) == 1 else "list the columns of each"
+        raise StoreError(said, f"{shown} {lists}." if shown else _TABLES) from error
     except duckdb.Error as error:
         raise StoreError(str(error).strip(), _TABLES) from error
 

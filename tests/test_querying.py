@@ -60,12 +60,18 @@ def test_nothing_can_be_changed_by_a_question(filled: Path, curate: Callable[...
 def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate: Callable[..., Any]) -> None:
     for query, wrong, hint in (
         ("SELECT nothing FROM conversations c", "nothing", "curate sql 'DESCRIBE conversations' lists the columns."),
+        (
+            "SELECT o.nothing FROM origins o, sources",
+            "nothing",
+            "curate sql 'DESCRIBE origins', curate sql 'DESCR",
+        ),
         ("SELECT nothing FROM nowhere", "nowhere", "curate sql 'SHOW TABLES' lists the tables, "),
         ("SELECT 1 FROM conversations JOIN origins USING (id)", '"id"', "curate sql 'SHOW TABLES' lists the tables, "),
     ):
         ran = curate("sql", query)
         assert ran.returncode == 1
         assert wrong in ran.stderr
+        assert "bindings: :" not in ran.stderr
         assert f"  → {hint}" in ran.stderr
         assert "Traceback" not in ran.stderr
 
