@@ -17,7 +17,7 @@ from train.reasoning import REVISIONS
 from train.rendering import MASK_POLICY, RENDERED, Progress
 from train.templating import PINNED_DATE, Template, cache_folder
 from train.tokenizing import Tokenizer
-from train.windowing import render_as
+from train.windowing import PIECES, render_as
 
 ROOM = 4 * 2**30
 """Bytes that the cache may take: about a hundred million tokens with their labels, compressed."""
@@ -49,7 +49,7 @@ def rendered_version(
 def _place(version_digest: str, template: Template, tokenizer: Tokenizer, recipe: TrainSection) -> Path:
     key = {
         "reasoning": [recipe.reasoning, REVISIONS[recipe.reasoning]],
-        "windows": recipe.max_length if recipe.long == "split" else None,
+        "windows": _windows(template, recipe) if recipe.long == "split" else None,
         "version": version_digest,
         "template": template.digest,
         "tokenizer": tokenizer.digest,
@@ -58,6 +58,10 @@ def _place(version_digest: str, template: Template, tokenizer: Tokenizer, recipe
         "date": str(PINNED_DATE),
     }
     return cache_folder() / "rendered" / f"{digest(key)[:32]}.parquet"
+
+
+def _windows(template: Template, recipe: TrainSection) -> object:
+    return [recipe.max_length, PIECES] if template.raw else recipe.max_length
 
 
 def _read(path: Path, ids: pl.Series) -> pl.DataFrame | None:

@@ -23,6 +23,9 @@ from train.rendering import Progress, Template, Tokenizer, render
 WINDOW = ("number", "of", "first", "last", "whole")
 """Of a window: which one of how many, its turns (from 1), and the tokens of the whole conversation or text."""
 
+PIECES = 2
+"""Revision of what a piece of a text says; it goes into the cache key. Since 2 each has its own special tokens."""
+
 ANSWERING = ("gpt", "function_call", "observation")
 """Behind a turn of these roles the next question begins an exchange of its own."""
 
@@ -115,24 +118,28 @@ def _typed_specials(
 
     Where none of a text's tokens is what was typed (some count only as a word of their own), it is said of each piece.
     """
-    typed = sorted(set(tokenizer.special_text.findall(" ".join(texts["learned_specials"].drop_nulls()))))
-    known = pl.DataFrame(
-        {"id": [tokenizer.id_of(text) for text in typed], "special": typed}, {"id": pl.Int32, "special": pl.String}
-    )
-    at = ids.is_in(known["id"].implode()).arg_true().cast(pl.Int64)
-    found = (
+    specials = _specials_of(texts, tokenizer)
+    at = ids.is_in(specials["id"].implode()).arg_true().cast(pl.Int64)
+    typed = (
         pl.DataFrame({"piece": np.searchsorted(borders, at, "right") - 1, "at": at, "id": ids.gather(at)})
         .filter(~pl.col("at").is_in(_own_specials(pieces, borders, tokenizer).implode()))
-        .join(known, on="id")
+        .join(specials, on="id")
         .group_by("piece")
-        .agg(special=pl.col("special").unique().sort().str.join(" "))
+        .agg(typed=pl.col("special").unique().sort().str.join(" "))
     )
-    numbered = pieces.with_columns(
-        piece=pl.int_range(pl.len()), copied=texts["learned_specials"].gather(pieces["text"])
+    copied = texts["learned_specials"].gather(pieces["text"]).alias("learned_specials")
+    each = pieces.select("text", copied, piece=pl.int_range(pl.len())).join(
+        typed, on="piece", how="left", maintain_order="left"
     )
-    each = numbered.join(found, on="piece", how="left", maintain_order="left")
-    is_found = pl.col("special").is_not_null().any().over("text")
-    return each.select(pl.when(is_found).then("special").otherwise("copied").alias("learned_specials")).to_series()
+    is_found = pl.col("typed").is_not_null().any().over("text")
+    return each.select(pl.when(is_found).then("typed").otherwise(copied.name).alias(copied.name)).to_series()
+
+
+def _specials_of(texts: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
+    """The special tokens that somebody typed into any of the texts, with their ids."""
+    typed = sorted(set(tokenizer.special_text.findall(" ".join(texts["learned_specials"].drop_nulls()))))
+    ids = [tokenizer.id_of(text) for text in typed]
+    return pl.DataFrame({"id": ids, "special": typed}, {"id": pl.Int32, "special": pl.String})
 
 
 def _own_specials(pieces: pl.DataFrame, borders: Borders, tokenizer: Tokenizer) -> pl.Series:
