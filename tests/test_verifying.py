@@ -83,7 +83,7 @@ def test_another_template_is_found(project):
     assert spoilt(verify(project, "r1")) == {"template": "differs"}
 
 
-def test_a_run_whose_manifest_names_a_template_without_the_day_in_it_is_proven_and_repeated(project):
+def test_a_run_whose_manifest_names_a_template_without_the_day_in_it_is_proven_and_repeated(project, curate):
     settings = project.parent / "tiny/tokenizer_config.json"
     asks = '{% if strftime_now is not defined %}{{ strftime_now("%d %b %Y") }}{% endif %}'
     template = asks + json.loads(settings.read_text())["chat_template"]
@@ -97,11 +97,11 @@ def test_a_run_whose_manifest_names_a_template_without_the_day_in_it_is_proven_a
     with writing(project) as connection:
         connection.execute("UPDATE runs SET manifest = ? WHERE run = 'r1'", [json.dumps(written)])
     assert spoilt(verify(project, "r1")) == {}
-    again = retrain(project, "r1")
-    assert again.same_tokens
-    assert (again.after.adapter / "chat_template.jinja").read_text() == template.replace(
-        'strftime_now("%d %b %Y")', '"01 Jan 2026"'
-    )
+    again = curate("retrain", "r1", "--json", cwd=project.parent)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["same_tokens"]
+    dated = (project.parent / "adapters/r2/chat_template.jinja").read_text()
+    assert dated == template.replace('strftime_now("%d %b %Y")', '"01 Jan 2026"')
     edit(settings, "%d %b", "%b %d")
     assert spoilt(verify(project, "r1")) == {"template": "differs"}
 
