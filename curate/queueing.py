@@ -74,7 +74,8 @@ class Wanted:
 class Chosen:
     """A set's members, those of before first, and whom it would have taken and cannot show.
 
-    `members` has `conversation`, `queue`, `blind`; `unfit` has conversation and reason.
+    `members` has `conversation`, `queue`, `blind`, and `since` when it is in the set, null for newcomers; `unfit` has
+    conversation and reason.
     """
 
     members: pl.DataFrame
@@ -107,7 +108,8 @@ def choose(
     if wanted.why not in (*QUEUES, ORDERED):
         raise ReviewError(f"There is no queue {wanted.queue}.", f"There are {', '.join(QUEUES)}.")
     before: pl.DataFrame = connection.sql(
-        "SELECT conversation, queue, blind FROM review_records WHERE review_set = ? ORDER BY pushed_at, conversation",
+        """SELECT conversation, queue, blind, pushed_at AS since FROM review_records WHERE review_set = ?
+           ORDER BY pushed_at, conversation""",
         params=[name],
     ).pl()
     if wanted.nothing and before.height:
@@ -119,7 +121,9 @@ def choose(
     chosen, left_out = _fitting(_shown(connection, found, show), room, unfit)
     hidden = round(recipe.review.blind * (before.height + chosen.height)) - int(before["blind"].sum())
     blind = _fractions(connection, chosen, f"blind {name}").rank("ordinal") <= hidden
-    fresh = chosen.select("conversation", queue=pl.lit(wanted.why), blind=blind)
+    fresh = chosen.select(
+        "conversation", queue=pl.lit(wanted.why), blind=blind, since=pl.lit(None, before.schema["since"])
+    )
     return Chosen(pl.concat([before, fresh]), left_out)
 
 
@@ -259,7 +263,7 @@ def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFr
     """What `asking.task_of` takes, a row per chosen conversation, in their order."""
     scores = score_columns(connection, recipe)
     named = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())
-    connection.register("near", near_duplicates(connection, chosen))
+    connection.register("near", _named_by_first(near_duplicates(connection, chosen), chosen))
     connection.register("chosen", chosen.with_row_index("place"))
     rows: list[dict[str, Any]] = connection.sql(FACTS_SQL.format(scores=named)).pl().to_dicts()
     connection.unregister("chosen")
@@ -273,6 +277,14 @@ def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFr
         }
         for row in rows
     ]
+
+
+def _named_by_first(clusters: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
+    """The clusters, named by whoever was in the set first: a newcomer changes nothing that the others show."""
+    ordered = chosen.select("conversation", "since").sort("since", "conversation", nulls_last=True)
+    return ordered.join(clusters, on="conversation", maintain_order="left").with_columns(
+        cluster=pl.col("conversation").first().over("cluster")
+    )
 
 
 def _metadata(row: Mapping[str, Any], kinds: Mapping[str, MetadataKind]) -> dict[str, Any]:

@@ -132,6 +132,16 @@ def anchoring(store, name):
     return {row["question"]: (row["as_suggested"], row["as_would_be_suggested"]) for row in rows}
 
 
+def test_a_newcomer_to_a_cluster_changes_nothing_that_the_others_show(tmp_path, server, argilla_server, name):
+    words = " ".join(f"word{number}" for number in range(60))
+    add(tmp_path / "c.duckdb", [chat("Which?", f"{words} end{number}.") for number in range(5)])
+    for sample, sent, unchanged in ((4, 4, 0), (5, 1, 4), (5, 0, 5)):
+        done = push(tmp_path / "c.duckdb", Recipe(), server, name, Wanted(order="id desc", sample=sample))
+        assert (done.sent, done.unchanged) == (sent, unchanged)
+    records = Desk(argilla_server, name).records
+    assert len({record["metadata"]["cluster"] for record in records.values()}) == 1
+
+
 def test_a_later_push_changes_nothing_about_what_earlier_answers_were_suggested(store, server, argilla_server, name):
     recipe = check_recipe({"review": {"blind": 0.5}}, "the test")
     ids = [talk.id for talk in (LONG, HOSTILE, TOOLS, *questions(5))]
