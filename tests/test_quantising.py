@@ -131,7 +131,7 @@ def test_what_takes_long_says_how_far_it_is(project, files, tmp_path, monkeypatc
     shutil.copy(files["f16"].path, tmp_path)
     said = []
     quantise_run(project, "r1", [], imatrix=True, to=tmp_path, rows=3, report=said.append)
-    rows = train_rows(project, find_source(project, "r1")).height
+    rows = train_rows(project, find_source(project, "r1"), ROWS).height
     assert any(re.fullmatch(rf"weighed 2 of {rows}, \d:\d\d:\d\d left", line) for line in said)
     assert any(re.fullmatch(r"compared 2 of 3, \d:\d\d:\d\d left", line) for line in said)
 
