@@ -396,18 +396,27 @@ def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Map
         )
     if wanted.queue == NEAR_DUPLICATES:
         return ReviewError(
-            "No two conversations that are kept, that no person has judged, and that the options name are"
-            " near-duplicates.",
-            "Loosen --where, or add --also-dropped.",
+            f"No two conversations {_offered_to_people(wanted)} are near-duplicates.",
+            _looser(wanted),
         )
     ((stored,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
     if not stored:
         return ReviewError("The store has no conversation yet.", "curate import FILE reads some in.")
     return ReviewError(
-        f"None of the {stored:,} conversations fits: not one that is kept, that no person has judged, and that the"
-        " options name.",
-        "Loosen --where, or add --also-dropped.",
+        f"None of the {stored:,} conversations fits: not one {_offered_to_people(wanted)}.",
+        _looser(wanted),
     )
+
+
+def _offered_to_people(wanted: Wanted) -> str:
+    """Whom the options let in, in words."""
+    kept = "" if wanted.also_dropped else "that are kept, "
+    return f"of those {kept}that no person has judged, and that the options name"
+
+
+def _looser(wanted: Wanted) -> str:
+    """How to ask for more, without what was asked for already."""
+    return "Loosen --where." if wanted.also_dropped else "Loosen --where, or add --also-dropped."
 
 
 def _waiting(prepared: Prepared, server: ReviewServer, remote: RemoteSet | None, done: Pushed) -> list[Entry]:

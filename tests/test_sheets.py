@@ -338,6 +338,10 @@ def test_without_near_duplicates_their_queue_says_so(tmp_path, store):
         export(store, tmp_path / "n.csv", queue="near-duplicates")
     with pytest.raises(ReviewError, match=r"No two conversations .* are near-duplicates"):
         export(store, tmp_path / "n.csv", queue="near-duplicates", where="turns > 90")
+    with pytest.raises(ReviewError) as refused:
+        export(store, tmp_path / "n.csv", queue="near-duplicates", where="turns > 90", also_dropped=True)
+    assert "kept" not in refused.value.what
+    assert refused.value.hint == "Loosen --where."
 
 
 def test_the_near_duplicates_of_the_sample_are_the_ten_tickets_that_came_twice(curate, tmp_path, sample):
