@@ -438,9 +438,25 @@ def as_rows(report: ScoreReport, examples: int) -> tuple[list[dict[str, Any]], l
             ends = {end: _short(summary[end][:examples]) for end in ("lowest", "highest")}
             numbers.append(summary | ends | score)
         for value in summary.get("values", ()):
-            share = f"{value['conversations'] / max(report.conversations, 1):.2%}"
+            share = share_of(value["conversations"], report.conversations)
             others.append(score | value | {"share": share, "examples": _short(value["examples"][:examples])})
     return numbers, others
+
+
+def share_of(part: int, whole: int) -> str:
+    """A share in percent; neither nothing nor all is said of what is only almost so.
+
+    >>> share_of(1, 4), share_of(1, 74519), share_of(74518, 74519), share_of(0, 0)
+    ('25.00%', '< 0.01%', '> 99.99%', '0.00%')
+    """
+    share = part / max(whole, 1)
+    if 0 < share < LEAST_SHARE:
+        return f"< {LEAST_SHARE:.2%}"
+    return f"> {1 - LEAST_SHARE:.2%}" if 1 - LEAST_SHARE < share < 1 else f"{share:.2%}"
+
+
+LEAST_SHARE = 0.0001
+"""The smallest share that two decimals of a percentage can tell from nothing."""
 
 
 def _short(ids: Sequence[str]) -> str:
