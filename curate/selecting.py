@@ -287,7 +287,10 @@ def _judge(connection: DuckDBPyConnection, rules: Sequence[Expression], columns:
         raise RecipeError(f"The rules cannot be applied: {str(error).splitlines()[0][:300]}", hint) from error
 
 
-_VALUES_HINT = "A rule meets a value that it cannot reckon with; curate select --where tries one rule alone."
+_VALUES_HINT = (
+    "A rule meets a value that it cannot reckon with, as ln(0): case when turns > 2 then ln(turns - 2) < 1 end gives "
+    "NULL there. curate select --where tries one rule alone."
+)
 _CAST_HINT = f"Metadata is text: write try_cast({META}.price AS DOUBLE), which gives NULL where it is no number."
 
 
