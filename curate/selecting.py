@@ -283,8 +283,28 @@ def _judge(connection: DuckDBPyConnection, rules: Sequence[Expression], columns:
     try:
         connection.execute(query)
     except duckdb.Error as error:
-        hint = _CAST_HINT if isinstance(error, duckdb.ConversionException) and META in query else _VALUES_HINT
-        raise RecipeError(f"The rules cannot be applied: {str(error).splitlines()[0][:300]}", hint) from error
+        rule = _failing(connection, rules, conditions, facts)
+        of_metadata = rule is not None and any(columns[".".join(parts)].metadata for parts in rule.names)
+        hint = _CAST_HINT if isinstance(error, duckdb.ConversionException) and of_metadata else _VALUES_HINT
+        named = "The rules" if rule is None else f"{rule.where}: {told(rule.text)!r}"
+        raise RecipeError(f"{named} cannot be applied: {str(error).splitlines()[0][:300]}", hint) from error
+
+
+def _failing(
+    connection: DuckDBPyConnection, rules: Sequence[Expression], conditions: Sequence[str], facts: str
+) -> Expression | None:
+    """The first rule that fails by itself: DuckDB does not say which part of a query it was.
+
+    Asked over a connection of its own, since the failure has ended the transaction; nothing was written before.
+    """
+    apart = connection.cursor()
+    apart.execute(NULL_BY_ZERO)
+    for rule, condition in zip(rules, conditions, strict=True):
+        try:
+            apart.execute(f"SELECT count(*) FROM ({facts}) WHERE {condition}")
+        except duckdb.Error:
+            return rule
+    return None
 
 
 _VALUES_HINT = (

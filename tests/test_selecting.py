@@ -199,6 +199,13 @@ def test_anything_but_a_condition_over_known_names_is_refused(store, rule, messa
     assert verdicts(store) == before
 
 
+def test_the_rule_that_meets_a_value_it_cannot_reckon_with_is_named(store):
+    for rule, hint in (("file = 1", "curate select --where"), ("meta.rating::integer > 3", "try_cast")):
+        with pytest.raises(RecipeError, match=r"select\.rules\.bad: .* cannot be applied") as raised:
+            select_store(store, rules(fine="turns > 0", bad=rule, later="turns > 1"))
+        assert hint in raised.value.hint
+
+
 def test_an_empty_rule_is_refused_and_is_not_taken_for_none(store):
     with pytest.raises(RecipeError, match="the rule is empty"):
         select_store(store, rules(), where="")
