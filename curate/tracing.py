@@ -7,6 +7,7 @@ to the versions it is in and to what became of it in every training.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -239,8 +240,21 @@ def _records(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple
 
 def _places(connection: DuckDBPyConnection, place: re.Match[str]) -> list[tuple[str, int, int, str | None]]:
     """The records at a place: source, row, the line on which it starts (for `#` its row again), and conversation."""
-    params = {"file": place["file"], "by": place["by"], "number": int(place["number"])}
+    params = {"file": _as_imported(connection, place["file"]), "by": place["by"], "number": int(place["number"])}
     return connection.execute(PLACES_SQL, params).fetchall()
+
+
+def _as_imported(connection: DuckDBPyConnection, file: str) -> str:
+    """The path, or its end, under which a file was imported: `file`, or another way from here to the same place."""
+    paths = _imported(connection)
+    if any(path == file or path.endswith(f"/{file}") for path in paths):
+        return file
+    here = os.path.abspath(file)  # noqa: PTH100 - Path.resolve refuses a NUL, which a person may type
+    return next((path for path in paths if os.path.abspath(path) == here), file)  # noqa: PTH100
+
+
+def _imported(connection: DuckDBPyConnection) -> list[str]:
+    return [path for (path,) in connection.sql("SELECT DISTINCT path FROM sources ORDER BY path").fetchall()]
 
 
 def _ends_before(connection: DuckDBPyConnection, record: tuple[str, int, int, str | None], line: int) -> bool:
@@ -276,8 +290,8 @@ def _end_of_array(path: str, sha256: str, encoding: str | None) -> int | None:
 
 
 def _no_such_place(connection: DuckDBPyConnection, place: re.Match[str]) -> VersionError:
-    file, number = place["file"], place["number"]
-    paths = [path for (path,) in connection.sql("SELECT DISTINCT path FROM sources ORDER BY path").fetchall()]
+    file, number = _as_imported(connection, place["file"]), place["number"]
+    paths = _imported(connection)
     imported = any(path == file or path.endswith(f"/{file}") for path in paths)
     if imported and place["by"] == "#":
         return VersionError(f"{file} has no row {number}.", "Rows count from 1, without the header and blank lines.")

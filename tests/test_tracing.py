@@ -61,6 +61,17 @@ def test_where_there_are_no_locks_the_store_can_be_asked_all_the_same(store, ask
     assert ran.returncode == (1 if asked[0] == "export" else 0)  # there is no version yet
 
 
+@pytest.mark.parametrize("way", ["{folder}/desk/data.csv", "./desk/data.csv", "../{name}/desk/data.csv"])
+def test_every_way_to_the_file_that_was_imported_is_taken(store, tmp_path, monkeypatch, way):
+    monkeypatch.chdir(tmp_path)
+    named = way.format(folder=tmp_path, name=tmp_path.name)
+    assert traced(store, f"{named}:2") == traced(store, "desk/data.csv:2")
+    with pytest.raises(VersionError, match=r"desk/data\.csv has no row 99"):
+        traced(store, f"{named}#99")
+    with pytest.raises(VersionError, match=r"Nothing was imported from /elsewhere/desk/data\.csv"):
+        traced(store, "/elsewhere/desk/data.csv:2")
+
+
 def test_a_row_number_leads_there_too(store):
     assert traced(store, "desk/data.csv#1") == traced(store, "data.csv:2")
 
