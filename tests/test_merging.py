@@ -143,6 +143,7 @@ def test_what_is_merged_already_is_said_and_another_merge_is_not_written_over_it
     before = {path.name: path.stat().st_mtime_ns for path in merge(project, "r1", check=False).folder.iterdir()}
     again = curate("merge", "r1", "--no-check", cwd=project.parent)
     assert again.returncode == 0, again.stderr
+    assert "Reading r1 and its base …\n" in again.stderr
     said = " ".join(again.stdout.split())
     assert "nothing: it was there already" in said
     assert "no: --no-check" in said
