@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 os.environ.pop("CURATE_STORE", None)
+# A shell that starts the tests in the background has Ctrl-C ignored, and every command would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Ran = subprocess.CompletedProcess[str]
 
