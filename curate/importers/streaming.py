@@ -30,8 +30,8 @@ from schemas.errors import SourceError
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
 
-CHUNK = 16 << 20
-"""Bytes per chunk: 32 MB reads no faster, and costs a third more page faults and twice the memory."""
+CHUNK = 32 << 20
+"""Bytes per chunk: each goes through some fifty Polars queries, so 16 MB take 3 to 7 % longer; 64 only cost memory."""
 
 FIRST = 4 << 20
 """Bytes of the first chunk: small, so that what comes behind reading starts early, and enough to see columns by."""
