@@ -70,6 +70,7 @@ def import_(
     # Read by Polars' allocator when it is loaded: keep memory for the next batch, instead of giving it back and
     # taking it again page by page, which cost a tenth of the time.
     os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by NumPy: its threads spin a while, and have no work here
     from curate.hashing import Hashing
 
     with Hashing() as hashing:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import polars as pl
+import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 PARCEL_ROWS = 100_000
@@ -96,16 +97,16 @@ def gather(parcels: Iterable[Parcel]) -> Iterator[Parcel]:
 def land(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
     """Insert a parcel: its new conversations, the origin of every row, the rejects, and what they close."""
     fresh = _fresh(connection, parcel.conversations)
-    new = parcel.conversations.filter(fresh)  # noqa: F841  DuckDB reads frames by their names here
+    new = _as_views(parcel.conversations.filter(fresh))  # noqa: F841  DuckDB reads tables by their names here
     if fresh.any():
         connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM new")
     if parcel.origins.height:
-        placed = _origins(parcel, fresh)  # noqa: F841
+        placed = _as_views(_origins(parcel, fresh))  # noqa: F841
         connection.execute(
             """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, mends, raw FROM placed""", [source]
         )
     if parcel.rejects.height:
-        refused = parcel.rejects  # noqa: F841
+        refused = _as_views(parcel.rejects)  # noqa: F841
         connection.execute(
             """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM refused""", [source]
         )
@@ -160,6 +161,11 @@ def _fresh(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> pl.Se
     known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
     fresh = ids["id"].is_first_distinct()
     return fresh & ~ids["id"].is_in(known.implode()) if known.len() else fresh
+
+
+def _as_views(frame: pl.DataFrame) -> pa.Table:
+    """The frame as DuckDB can read it where it lies; asked for a frame, it has Polars copy every text first."""
+    return frame.to_arrow(compat_level=pl.CompatLevel.newest())
 
 
 def _origins(parcel: Parcel, fresh: pl.Series) -> pl.DataFrame:

@@ -33,6 +33,9 @@ FIRST_QUESTION_SQL = """conversations[list_position([turn."from" for turn in con
 ID_LENGTH = 32
 """Hex digits of SHA-256 that are kept: 128 bits, so a clash among 10^12 conversations has a chance of 10^-15."""
 
+SIDE_BY_SIDE = 8
+"""Turns up to which conversations of equal length are laid side by side to make their ids: five columns a turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -108,14 +111,14 @@ def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = N
     folded = pl.DataFrame(
         {
             "row": runs["value"],
-            "canonical": _nested(turns.select(_canonical_turn()).to_series(), runs["len"]),
+            "canonical": _canonical(turns, runs["len"]),
             "conversations": _nested(turns.select(*TURN_FIELDS).to_struct("turn"), runs["len"]),
             "tools": pl.Series("tools", tools if tools is not None else [None] * runs.height, dtype=pl.String),
         }
     )
-    text = pl.col("canonical").list.join("")
+    text = pl.col("canonical")
     if tools is not None:
-        head = pl.format("tools:{};", _sized_expr("tools"))
+        head = pl.concat_str(pl.lit("tools:"), *_sized_expr("tools"), pl.lit(";"))
         text = pl.concat_str(pl.when(pl.col("tools").is_null()).then(pl.lit("")).otherwise(head), text)
     return folded.select("row", _sha256(text).str.head(ID_LENGTH).alias("id"), "conversations", "tools")
 
@@ -144,19 +147,36 @@ def _sized(text: str) -> str:
     return f"{len(text.encode())}:{text}"
 
 
-def _sized_expr(column: str) -> pl.Expr:
-    return pl.concat_str(pl.col(column).str.len_bytes().cast(pl.String), pl.lit(":"), column)
+def _sized_expr(column: str) -> list[pl.Expr]:
+    """`_sized` in pieces: joined with others at once, the text is copied once."""
+    return [pl.col(column).str.len_bytes().cast(pl.String), pl.lit(":"), pl.col(column)]
 
 
-def _canonical_turn() -> pl.Expr:
-    """`Turn.canonical` as an expression over a turns frame."""
-    silent = pl.when("train").then(pl.lit("")).otherwise(pl.lit("!"))
+def _canonical(turns: pl.DataFrame, lengths: pl.Series) -> pl.Series:
+    """The text that each id is made of, without its tools: `Turn.canonical` of all its turns.
+
+    Where all conversations have the same few turns, these are laid side by side and joined at once, which halves the
+    time of joining twice: turn by turn, and the turns of each conversation.
+    """
+    if lengths.n_unique() != 1 or lengths[0] > SIDE_BY_SIDE:
+        turn_by_turn = turns.select(pl.concat_str(_canonical_turn())).to_series()
+        return _nested(turn_by_turn, lengths).list.join("")
+    marks = [f" {turn}" for turn in range(lengths[0])]
+    beside = [turns.gather_every(len(marks), turn).select(pl.all().name.suffix(mark)) for turn, mark in enumerate(marks)]
+    pieces = [piece for mark in marks for piece in _canonical_turn(mark)]
+    return pl.concat(beside, how="horizontal").select(pl.concat_str(pieces)).to_series()
+
+
+def _canonical_turn(mark: str = "") -> list[pl.Expr]:
+    """`Turn.canonical` in pieces, over the columns of a turns frame whose names end in `mark`."""
+    silent = pl.when(f"train{mark}").then(pl.lit("")).otherwise(pl.lit("!"))
+    call_id = f"tool_call_id{mark}"
     call = (
-        pl.when(pl.col("tool_call_id").is_null())
+        pl.when(pl.col(call_id).is_null())
         .then(pl.lit(""))
-        .otherwise(pl.concat_str(pl.lit("#"), _sized_expr("tool_call_id")))
+        .otherwise(pl.concat_str(pl.lit("#"), *_sized_expr(call_id)))
     )
-    return pl.concat_str("from", silent, call, pl.lit(":"), _sized_expr("value"), pl.lit(";")).alias("canonical")
+    return [pl.col(f"from{mark}"), silent, call, pl.lit(":"), *_sized_expr(f"value{mark}"), pl.lit(";")]
 
 
 def _sha256(text: pl.Expr) -> pl.Expr:

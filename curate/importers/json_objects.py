@@ -29,8 +29,8 @@ SLICES = 8
 KEY = r'"\s*:'
 """Every key of an object ends in a match; not every match ends a key."""
 
-SPACED_COLONS = [" :", "\t:", "\r:", "\n:"]
-"""A key ends in one of them where white space stands behind it; three times as fast to look for as a class is."""
+SPACED_COLON = r"[ \t\r\n]:"
+"""A key ends in a match where white space stands behind it."""
 
 NOT_JSON = "NaN|Infinity"
 NOT_A_NUMBER = "(?i)^-?(nan|inf|infinity)$"
@@ -140,7 +140,7 @@ def _doubtful(table: pl.DataFrame, unread: pl.Series, text: pl.Series) -> pl.Ser
 def _key_ends(text: pl.Series) -> pl.Series:
     """How many matches of `KEY` each text has. Most colons stand right behind their quote, which is quickly counted."""
     ends = text.str.count_matches('":')
-    spaced = text.str.contains_any(SPACED_COLONS).arg_true()
+    spaced = text.str.contains(SPACED_COLON).arg_true()
     return ends.scatter(spaced, text.gather(spaced).str.count_matches(KEY)) if spaced.len() else ends
 
 
