@@ -162,7 +162,9 @@ def _canonical(turns: pl.DataFrame, lengths: pl.Series) -> pl.Series:
         turn_by_turn = turns.select(pl.concat_str(_canonical_turn())).to_series()
         return _nested(turn_by_turn, lengths).list.join("")
     marks = [f" {turn}" for turn in range(lengths[0])]
-    beside = [turns.gather_every(len(marks), turn).select(pl.all().name.suffix(mark)) for turn, mark in enumerate(marks)]
+    beside = [
+        turns.gather_every(len(marks), turn).select(pl.all().name.suffix(mark)) for turn, mark in enumerate(marks)
+    ]
     pieces = [piece for mark in marks for piece in _canonical_turn(mark)]
     return pl.concat(beside, how="horizontal").select(pl.concat_str(pieces)).to_series()
 
@@ -172,9 +174,7 @@ def _canonical_turn(mark: str = "") -> list[pl.Expr]:
     silent = pl.when(f"train{mark}").then(pl.lit("")).otherwise(pl.lit("!"))
     call_id = f"tool_call_id{mark}"
     call = (
-        pl.when(pl.col(call_id).is_null())
-        .then(pl.lit(""))
-        .otherwise(pl.concat_str(pl.lit("#"), *_sized_expr(call_id)))
+        pl.when(pl.col(call_id).is_null()).then(pl.lit("")).otherwise(pl.concat_str(pl.lit("#"), *_sized_expr(call_id)))
     )
     return [pl.col(f"from{mark}"), silent, call, pl.lit(":"), *_sized_expr(f"value{mark}"), pl.lit(";")]
 
