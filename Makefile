@@ -45,10 +45,11 @@ bench: setup
 	$(BIN)/python tests/bench/bench_import.py
 	$(BIN)/python tests/bench/bench_serving.py
 	if [ -z "$(ALPACA)" ]; then
-	    echo "make bench ALPACA=FILE.jsonl, with instruction, input and output a line, measures scoring and rendering too."
+	    echo "make bench ALPACA=FILE.jsonl, with instruction, input and output a line, measures scoring, near-duplicates and rendering too."
 	    exit
 	fi
 	$(BIN)/python tests/bench/bench_score.py "$(ALPACA)"
+	$(BIN)/python tests/bench/bench_dedup.py "$(ALPACA)"
 	$(BIN)/python tests/bench/bench_rendering.py "$(ALPACA)"
 
 clean:

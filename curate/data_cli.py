@@ -1,4 +1,4 @@
-"""The words of `curate import`, `rejects`, `score` and `select`: from files to what is kept.
+"""The words of `curate import`, `rejects`, `score`, `dedup` and `select`: from files to what is kept.
 
 Each command imports what it needs when it runs.
 """
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("import", rich_help_panel=PANEL)(import_)
     app.command("rejects", rich_help_panel=PANEL)(rejects)
     app.command("score", rich_help_panel=PANEL)(score)
+    app.command("dedup", rich_help_panel=PANEL)(dedup)
     app.command("select", rich_help_panel=PANEL)(select)
 
 
@@ -184,6 +185,38 @@ def score(
         print_json(asdict(report)) if as_json else show_scores(report)
 
 
+def dedup(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, write nothing.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find near-duplicates: who resembles whom, how much, and whom of them to keep.
+
+    The rule "not near_duplicate" then keeps one of each, and a freeze puts all of a kind on one side of the split.
+    Two conversations are alike when they share most of their words, five in a row; the system prompt does not count.
+
+    \b
+    curate dedup --set dedup.similarity=0.9 --dry-run
+    """
+    from dataclasses import asdict
+
+    from curate.deduplicating import deduplicate_store
+    from curate.presenting import show_duplicates
+    from schemas.recipe import load_recipe
+    from schemas.store import store_path
+
+    with progress_bar("Comparing") as bar:
+        found = deduplicate_store(
+            store_path(store),
+            load_recipe(recipe, set_ or []),
+            dry_run=dry_run,
+            progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+        )
+    print_json(asdict(found)) if as_json else show_duplicates(found)
+
+
 def select(
     where: Annotated[
         str | None, typer.Option("--where", metavar="SQL", help='One more rule, such as "words >= 20".')
@@ -197,7 +230,8 @@ def select(
     """Apply the recipe's rules: who leaves, at which rule, and why.
 
     A rule reads scores (curate score --list), columns of the source (meta.NAME), id, source, file, turns, has_tools,
-    prompt and answer. Where it gives NULL, as by an empty cell or a division by zero, the conversation leaves.
+    prompt, answer and, behind curate dedup, near_duplicate. Where it gives NULL, as by an empty cell or a division by
+    zero, the conversation leaves.
 
     \b
     curate select --where "quality >= 0.6 and not refusal" --dry-run

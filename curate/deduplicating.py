@@ -1,39 +1,89 @@
-"""Deduplicating: conversations come in; clusters of near-duplicates go out, found anew whenever they are asked for.
+"""Deduplicating: conversations come in; clusters of near-duplicates go out, and who of each cluster may stay.
 
-Two conversations are near-duplicates when their sets of five words in a row overlap by a Jaccard similarity of 0.8.
-MinHash with 14 bands of 8 rows proposes pairs, as for FineWeb (Penedo et al. 2024); each is verified exactly, so none
-is a guess. In scripts that put no spaces between words a character counts as a word.
+What two conversations have in common is measured on all they say but the system prompt, which thousands may share. Of
+those that are alike the recipe prefers one; a near-duplicate is who resembles one that stays, so that nobody leaves for
+the sake of somebody who leaves too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.freezing import join_groups
+from curate.resembling import Numbers, Read, near_pairs, stand_ins
+from curate.scoring import check_not_empty
+from curate.selecting import NEAR_DUPLICATE, first_words, matching
+from schemas.clustering import write_clustering
+from schemas.errors import RecipeError
+from schemas.recipe import Recipe
+from schemas.store import reading, writing
 
-WORDS = 5
-"""Words in a row that make a shingle; a shorter text is one shingle by itself."""
+METHOD = "shingles"
+"""What `clusters.method` says of those found here."""
+
+LONGEST_FIRST = "length(prompt) + length(answer) desc"
+"""Whom to prefer when the recipe does not say."""
 
 LEAST_SIMILARITY = 0.8
-BANDS, ROWS = 14, 8
-"""A pair of 0.8 shares a whole band in 92 of 100 cases, one of 0.9 in nearly all, one of 0.5 in 5."""
+"""From where on people are shown two conversations together."""
 
-SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WORD_PATTERN = rf"[{SPACELESS}]|[\w--[{SPACELESS}]]+"
+AT_ONCE = 20_000
+"""Conversations that are read at once."""
 
-SHINGLES_AT_ONCE = 500_000
-"""How many are signed, or compared, at once: of those signed 112 hashes each are held in memory for a moment."""
-
-ODD = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio (Knuth): odd, so that multiplying loses nothing
-WORD = 2**64
+EXAMPLES = 5
 
 TEXTS_SQL = """
-    SELECT conversation, lower(array_to_string(list_transform(conversations, lambda turn: turn.value), ' ')) AS text
-    FROM asked JOIN conversations ON id = conversation
+    SELECT number::UINTEGER AS number, lower(array_to_string([t.value FOR t IN conversations IF t."from" <> 'system'],
+        ' ')) AS text
+    FROM numbered JOIN conversations ON id = conversation
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplicated:
+    """What near-duplicates there are: `near_duplicates` of `conversations` may go, and lie in `clusters`."""
+
+    similarity: float
+    conversations: int
+    clusters: int
+    members: int
+    near_duplicates: int
+    same_words: int
+    """near-duplicates with the very same shingles as one that stays"""
+    largest: int
+    """members of the largest cluster"""
+    examples: list[dict[str, str | float]]
+    """those closest to the limit: conversation, prompt, nearest, nearest_prompt, similarity"""
+    written: bool
+
+
+def deduplicate_store(
+    store: Path,
+    recipe: Recipe,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Deduplicated:
+    """Find the near-duplicates among all imported conversations of the store, in place of those found before.
+
+    `progress` is told how many have been read, and of how many; `dry_run` writes nothing. Raises `RecipeError` for an
+    order of preference that cannot be applied.
+    """
+    check_not_empty(store)
+    with (reading if dry_run else writing)(store) as connection:
+        numbered = _by_preference(connection, recipe)
+        pairs = _near(connection, numbered, recipe.dedup.similarity, lambda done: progress(done, numbered.height))
+        clusters = _clusters(pairs, numbered)
+        if not dry_run:
+            write_clustering(connection, METHOD, recipe.dedup.model_dump(mode="json"), numbered.height, clusters)
+        return _deduplicated(connection, recipe, numbered.height, clusters, written=not dry_run)
 
 
 def near_duplicates(connection: DuckDBPyConnection, asked: pl.DataFrame) -> pl.DataFrame:
@@ -41,113 +91,99 @@ def near_duplicates(connection: DuckDBPyConnection, asked: pl.DataFrame) -> pl.D
 
     A cluster is named by the smallest id in it, and whoever has no sibling is not there.
     """
-    connection.register("asked", asked.select("conversation"))
-    texts = connection.sql(TEXTS_SQL).pl().filter(pl.col("text").str.contains(r"\w"))
-    connection.unregister("asked")
-    copies = texts.select(a=pl.col("conversation").min().over("text"), b="conversation").filter(
-        pl.col("a") != pl.col("b")
-    )
-    shingles = _shingles(texts.join(copies, left_on="conversation", right_on="b", how="anti"))
-    return _clusters(pl.concat([copies, _near(shingles)]))
+    numbered = asked.select(pl.col("conversation").sort()).with_row_index("number")
+    return _clusters(_near(connection, numbered, LEAST_SIMILARITY), numbered).select("conversation", "cluster")
 
 
-def _shingles(texts: pl.DataFrame) -> pl.DataFrame:
-    """The distinct shingles of each text, as hashes: `conversation`, `shingle`."""
-    words = (
-        texts.select("conversation", word=pl.col("text").str.extract_all(WORD_PATTERN))
-        .with_row_index("number")
-        .explode("word")
-        .with_columns(pl.col("word").hash())
-    )
-    length = pl.len().over("number")
-    inside = (pl.col("number") == pl.col("number").shift(1 - WORDS)) | (
-        (length < WORDS) & pl.col("number").is_first_distinct()
-    )
-    shingle = pl.lit(0, pl.UInt64)
-    for ahead in range(WORDS):  # a polynomial of the words' hashes, in 64 bits
-        mine = pl.col("number") == pl.col("number").shift(-ahead)
-        shingle = shingle * ODD + pl.when(mine).then(pl.col("word").shift(-ahead)).otherwise(0)
-    return (
-        words.select("conversation", inside.fill_null(False).alias("inside"), shingle=shingle)
-        .filter("inside")
-        .select("conversation", "shingle")
-        .unique()
-    )
+def _by_preference(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
+    """All imported conversations, numbered: `conversation`, `number`, the one to prefer first."""
+    order = recipe.dedup.prefer or LONGEST_FIRST
+    if re.search(rf"\b{NEAR_DUPLICATE}\b", order):
+        raise RecipeError(f"dedup.prefer reads {NEAR_DUPLICATE}, which follows from it.", 'For example: "quality desc"')
+    found: pl.DataFrame = matching(connection, recipe, None, order).pl()
+    return found.select("conversation", pl.col("place").cast(pl.UInt32).alias("number"))
 
 
-def _near(shingles: pl.DataFrame) -> pl.DataFrame:
-    """Pairs that are near enough to tie all clusters together, `a` and `b`: who is tied already is not compared again.
+def _near(
+    connection: DuckDBPyConnection,
+    numbered: pl.DataFrame,
+    least: float,
+    progress: Callable[[int], None] = lambda _: None,
+) -> pl.DataFrame:
+    """The pairs that are alike, by their numbers."""
+    connection.register("numbered", numbered)
+    pairs = near_pairs(_reader(connection), numbered.height, least, progress)
+    connection.unregister("numbered")
+    return pairs
 
-    Of 3,000 versions of one long text each would otherwise be compared with up to 14 others.
+
+def _reader(connection: DuckDBPyConnection) -> Read:
+    """Reads the texts of `numbered`, a part at a time."""
+
+    def read(wanted: Numbers | None) -> Iterator[pl.DataFrame]:
+        query = TEXTS_SQL
+        if wanted is not None:
+            connection.register("wanted", pl.DataFrame({"number": np.asarray(wanted)}))
+            query += "WHERE number IN (SELECT number FROM wanted)"
+        for batch in connection.sql(query).to_arrow_reader(AT_ONCE):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
+
+    return read
+
+
+def _clusters(pairs: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
+    """Who is tied to whom over one or many pairs: `conversation`, `cluster`, `nearest`, `similarity`.
+
+    A cluster has the name of its first member; the last two are null for who stays.
     """
-    sets = shingles.group_by("conversation").agg("shingle")
-    bands = pl.concat([_bands(part) for part in _parts(shingles)])
-    near = pl.DataFrame(schema={"a": pl.String, "b": pl.String})
-    for band in bands.partition_by("band", include_key=False):
-        near = pl.concat([near, _verified(_apart(_candidates(band), _clusters(near)), sets)])
-    return near
+    links = pairs.with_row_index("link").unpivot(["a", "b"], index="link", value_name="number")
+    named = links.join(numbered, on="number").select("link", member="conversation", rank=pl.lit(""))
+    members = (
+        join_groups(named)
+        .join(numbered, left_on="member", right_on="conversation")
+        .join(stand_ins(pairs), on="number", how="left")
+        .join(numbered.select(nearest="number", like="conversation"), on="nearest", how="left")
+        .sort("number")
+    )
+    return members.select(
+        conversation="member",
+        cluster=pl.col("member").first().over("group"),
+        nearest="like",
+        similarity="similarity",
+    )
 
 
-def _candidates(band: pl.DataFrame) -> pl.DataFrame:
-    """Pairs that share a band of their signatures: each with the smallest id of its bucket, `a` and `b`."""
-    hub = band.select(a=pl.col("conversation").min().over("key"), b="conversation")
-    return hub.filter(pl.col("a") != pl.col("b"))
+def _deduplicated(
+    connection: DuckDBPyConnection, recipe: Recipe, conversations: int, clusters: pl.DataFrame, *, written: bool
+) -> Deduplicated:
+    going = clusters.drop_nulls("nearest")
+    sizes = clusters.group_by("cluster").len()["len"]
+    return Deduplicated(
+        similarity=recipe.dedup.similarity,
+        conversations=conversations,
+        clusters=sizes.len(),
+        members=clusters.height,
+        near_duplicates=going.height,
+        same_words=going.filter(pl.col("similarity") == 1).height,
+        largest=int(sizes.max() or 0),  # type: ignore[arg-type]
+        examples=_examples(connection, going),
+        written=written,
+    )
 
 
-def _apart(pairs: pl.DataFrame, clusters: pl.DataFrame) -> pl.DataFrame:
-    """The pairs whose ends are not in one cluster."""
-    of_a = clusters.rename({"conversation": "a", "cluster": "of_a"})
-    of_b = clusters.rename({"conversation": "b", "cluster": "of_b"})
-    known = pairs.join(of_a, on="a", how="left").join(of_b, on="b", how="left")
-    return known.filter((pl.col("of_a") != pl.col("of_b")).fill_null(True)).select("a", "b")
-
-
-def _parts(shingles: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """The shingles in parts of whole conversations."""
-    if shingles.height <= SHINGLES_AT_ONCE:
-        yield shingles
-        return
-    numbered = shingles.sort("conversation").with_columns(part=pl.int_range(pl.len()) // SHINGLES_AT_ONCE)
-    part = pl.col("part").first().over("conversation")
-    yield from numbered.with_columns(part).partition_by("part", include_key=False)
-
-
-def _bands(shingles: pl.DataFrame) -> pl.DataFrame:
-    """The bands of each conversation's signature, hashed: `conversation`, `band`, `key`."""
-    # The smallest of the shingles' values under each of 112 orders; multiplying by an odd number makes an order.
-    orders = [
-        ((pl.col("shingle") ^ (ODD * (2 * each + 1) % WORD)) * (ODD * (2 * each + 3) % WORD | 1)).min().alias(str(each))
-        for each in range(BANDS * ROWS)
+def _examples(connection: DuckDBPyConnection, going: pl.DataFrame) -> list[dict[str, str | float]]:
+    """Those that are least alike: where the limit lies is judged by them."""
+    least = going.sort("similarity", "conversation").head(EXAMPLES).to_dicts()
+    words = first_words(connection, [one[end] for one in least for end in ("conversation", "nearest")])
+    return [
+        {
+            "conversation": one["conversation"],
+            "prompt": words[one["conversation"]],
+            "nearest": one["nearest"],
+            "nearest_prompt": words[one["nearest"]],
+            "similarity": round(one["similarity"], 3),
+        }
+        for one in least
     ]
-    signed = shingles.group_by("conversation").agg(orders)
-    keys = [pl.struct(str(each) for each in range(band * ROWS, (band + 1) * ROWS)).hash().alias(f"{band}")
-            for band in range(BANDS)]  # fmt: skip
-    return signed.select("conversation", *keys).unpivot(index="conversation", variable_name="band", value_name="key")
-
-
-def _verified(pairs: pl.DataFrame, sets: pl.DataFrame) -> pl.DataFrame:
-    """The pairs whose shingles overlap enough, compared in parts that fit into memory."""
-    size = sets.select("conversation", size=pl.col("shingle").list.len().cast(pl.Int64))
-    sized = pairs.join(size, left_on="a", right_on="conversation").join(
-        size, left_on="b", right_on="conversation", suffix="_b"
-    )
-    smaller, larger = pl.min_horizontal("size", "size_b"), pl.max_horizontal("size", "size_b")
-    possible = sized.filter(smaller >= LEAST_SIMILARITY * larger)  # else not even one within the other is enough
-    parts = possible.with_columns(part=(smaller + larger).cum_sum() // SHINGLES_AT_ONCE).partition_by("part")
-    return pl.concat([pairs.clear(), *(_overlapping(part, sets) for part in parts)])
-
-
-def _overlapping(pairs: pl.DataFrame, sets: pl.DataFrame) -> pl.DataFrame:
-    both = pairs.join(sets, left_on="a", right_on="conversation").join(
-        sets, left_on="b", right_on="conversation", suffix="_b"
-    )
-    shared = pl.col("shingle").list.set_intersection("shingle_b").list.len()
-    similarity = shared / (pl.col("size") + pl.col("size_b") - shared)
-    return both.filter(similarity >= LEAST_SIMILARITY).select("a", "b")
-
-
-def _clusters(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Whom the pairs tie together, over one or many of them."""
-    links = pairs.with_row_index("link").unpivot(["a", "b"], index="link", value_name="member")
-    joined = join_groups(links.select("member", "link", rank=pl.lit("")))
-    return joined.rename({"member": "conversation", "group": "cluster"})

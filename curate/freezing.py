@@ -17,9 +17,11 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.selecting import KEPT_SQL, WHERE, latest_selection
+from curate.selecting import KEPT_SQL, NEAR_DUPLICATE, WHERE, latest_selection, uncompared
+from schemas.clustering import Clustering, find_clustering
 from schemas.conversation import FIRST_QUESTION_SQL
 from schemas.errors import VersionError
+from schemas.expression import Expression
 from schemas.recipe import Recipe, canonical_json
 from schemas.terminal import counted
 from schemas.version import SPLITS, Version, find_version, version_digest
@@ -103,9 +105,10 @@ def freeze(
     `parent` is a label, `none`, or left out for the newest version of this name. `dry_run` writes nothing, and a
     read-only connection will do. Raises `VersionError` for a bad name, an unknown parent, an empty selection, and
     where the latest selection applied other rules or scores than the recipe names: a version states what made it.
+    The same holds for near-duplicates, where they have been looked for.
     """
     check_name(name)
-    made_by = recipe.data_part()
+    made_by = recipe.data_part() | applied_clustering(connection, recipe)
     made_by["select"]["rules"] = applied_rules(connection, recipe)
     members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)
     _refuse_empty(connection, members)
@@ -168,6 +171,43 @@ def applied_rules(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, s
         now, then = canonical_json(recipe.score), canonical_json(scores)
         raise VersionError(f"The recipe's [score] ({now}) is not that of the latest selection ({then}).", hint)
     return rules
+
+
+def applied_clustering(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, Any]:
+    """The `dedup` of the recipe, where near-duplicates have been looked for; they sit on one side of the split.
+
+    Raises `VersionError` when that was done in another way, not for all conversations, or after the selection that
+    went by it.
+    """
+    clustering = find_clustering(connection)
+    if clustering is None:
+        return {}
+    hint = "curate dedup looks for near-duplicates again; give both commands the same --recipe and --set."
+    now = recipe.dedup.model_dump(mode="json")
+    if clustering.parameters != now:
+        then = canonical_json(clustering.parameters)
+        raise VersionError(f"The recipe's [dedup] ({canonical_json(now)}) is not what was applied ({then}).", hint)
+    if waiting := uncompared(connection, clustering):
+        raise VersionError(
+            f"{counted(waiting, 'conversation')} came in after near-duplicates were looked for, so the split could "
+            "tear some of them apart.",
+            "curate dedup",
+        )
+    if _selected_before(connection, clustering):
+        raise VersionError(
+            f"Near-duplicates were looked for after the selection that goes by {NEAR_DUPLICATE}.", "curate select"
+        )
+    return {"dedup": clustering.parameters}
+
+
+def _selected_before(connection: DuckDBPyConnection, clustering: Clustering) -> bool:
+    """Whether the latest selection reads near-duplicates, and others than there are now."""
+    latest = connection.sql("SELECT rules, selected_at FROM selections ORDER BY selected_at DESC, rowid DESC LIMIT 1")
+    return any(
+        when < clustering.clustered_at
+        and any((NEAR_DUPLICATE,) in Expression.read(rule, name).names for name, rule in json.loads(rules).items())
+        for rules, when in latest.fetchall()
+    )
 
 
 def _listed_rules(rules: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from schemas.terminal import counted, fitting, note, print_table, printable, say
 
 if TYPE_CHECKING:
     from curate.comparing import Comparison
+    from curate.deduplicating import Deduplicated
     from curate.scoring import ScoreReport
     from curate.selecting import Selection
 
@@ -38,6 +39,31 @@ def show_explanation(explained: Mapping[str, Any]) -> None:
     print_table(
         explained["penalties"], ["score", "value", "fine", "worst", "weight", "taken"], "quality = 1 - what is taken"
     )
+
+
+def show_duplicates(found: Deduplicated) -> None:
+    """Print how many near-duplicates there are, and those that are closest to being none."""
+    say(
+        f"{found.near_duplicates:,} of {counted(found.conversations, 'conversation')} are near-duplicates of one that"
+        f" stays, {found.same_words:,} of them in the very same words. With those they resemble they make"
+        f" {counted(found.clusters, 'cluster')}, the largest of {found.largest:,}."
+        if found.clusters
+        else f"None of {counted(found.conversations, 'conversation')} resembles another by {found.similarity}."
+    )
+    rows = [
+        {
+            "similarity": f"{one['similarity']:.3f}",
+            "near-duplicate": f"{str(one['conversation'])[:12]} {one['prompt']}",
+            "stays": f"{str(one['nearest'])[:12]} {one['nearest_prompt']}",
+        }
+        for one in found.examples
+    ]
+    if rows:
+        print_table(rows, list(rows[0]), "The least alike of them")
+    if not found.written:
+        note("Nothing was written. Next: curate dedup, without --dry-run.")
+    elif found.clusters:
+        note('Next: a rule "not near_duplicate" and curate select; curate sql "FROM clusters" lists all.')
 
 
 def show_selection(selection: Selection, *, dry_run: bool) -> None:

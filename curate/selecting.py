@@ -18,6 +18,7 @@ from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 from curate.scorers import SCORERS
 from curate.scoring import check_not_empty, plan, scorer_names, stored_columns
+from schemas.clustering import Clustering, find_clustering
 from schemas.conversation import FIRST_QUESTION_SQL
 from schemas.errors import RecipeError, nearest
 from schemas.expression import Expression, told
@@ -49,6 +50,9 @@ NULL_BY_ZERO = "SET ieee_floating_point_ops = false; SET error_on_division_by_ze
 """Else DuckDB divides to infinity, which is larger than any threshold: `1 / 0 > 1` would keep everything."""
 
 _TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'], chr(10))"
+
+NEAR_DUPLICATE = "near_duplicate"
+"""What a rule reads of `curate dedup`: whether another conversation, which is like it, is to be preferred."""
 
 FACTS = {
     "id": "c.id",
@@ -165,6 +169,8 @@ def _column(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ..
     name = ".".join(parts)
     if name in FACTS:
         return Column(FACTS[name])
+    if name == NEAR_DUPLICATE:
+        return _near_duplicate_column(connection, rule)
     if parts[0] == META and len(parts) == 2:
         return _named_metadata_column(connection, parts[1], rule)
     if name in scorer_names():
@@ -174,10 +180,10 @@ def _column(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ..
     keys = _metadata_keys(connection)
     if name in keys:
         return _metadata_column(name)
-    known = [*FACTS, *scorer_names(), *stored_columns(connection), *keys]
+    known = [*FACTS, NEAR_DUPLICATE, *scorer_names(), *stored_columns(connection), *keys]
     raise RecipeError(
         f"{rule.where}: {told(rule.text)!r} reads {name}, which is not known{nearest(name, known)}",
-        f"A rule can read {', '.join(dict.fromkeys([*FACTS, *scorer_names()]))} and {META}.COLUMN.",
+        f"A rule can read {', '.join(dict.fromkeys([*FACTS, NEAR_DUPLICATE, *scorer_names()]))} and {META}.COLUMN.",
     )
 
 
@@ -198,11 +204,29 @@ def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression)
     return Column(f's."{column}"', score=column)
 
 
+def _near_duplicate_column(connection: DuckDBPyConnection, rule: Expression) -> Column:
+    """Whether a conversation goes for another one. Raises `RecipeError` while conversations wait to be compared."""
+    clustering = find_clustering(connection)
+    if clustering is None or (count := uncompared(connection, clustering)):
+        which = "for any conversation" if clustering is None else f"for {count:,} conversations that came in later"
+        what = f"{rule.where}: {told(rule.text)!r} reads {NEAR_DUPLICATE}, which is not known {which}."
+        raise RecipeError(what, "curate dedup")
+    return Column("c.id IN (SELECT conversation FROM clusters WHERE nearest IS NOT NULL)")
+
+
+def uncompared(connection: DuckDBPyConnection, clustering: Clustering) -> int:
+    """How many conversations came in since near-duplicates were looked for; none is ever taken out again."""
+    ((judged,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {JUDGED}").fetchall()
+    return int(judged) - clustering.conversations
+
+
 def _score_digests(connection: DuckDBPyConnection, columns: Mapping[str, Column]) -> dict[str, str]:
     """By which formula the scores in the rules were computed: part of what a selection is."""
     used = {column.score for column in columns.values()}
     known = connection.sql('SELECT "column", digest FROM scorers ORDER BY 1').fetchall()
-    return {column: mark for column, mark in known if column in used}
+    marks = {column: mark for column, mark in known if column in used}
+    clustering = find_clustering(connection) if NEAR_DUPLICATE in columns else None
+    return marks if clustering is None else {**marks, NEAR_DUPLICATE: digest(clustering.parameters)}
 
 
 def _named_metadata_column(connection: DuckDBPyConnection, key: str, rule: Expression) -> Column:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ REVIEWS_SQL = """
     ORDER BY answered_at, rowid
 """
 CLUSTERS_SQL = """
-    SELECT method, cluster, count(*) AS size FROM clusters
-    WHERE (method, cluster) IN (SELECT (method, cluster) FROM clusters WHERE conversation = ?)
-    GROUP BY ALL ORDER BY method
+    SELECT method, cluster, own.nearest, own.similarity, count(*) AS size
+    FROM clusters own JOIN clusters USING (method, cluster)
+    WHERE own.conversation = ? GROUP BY ALL ORDER BY method
 """
 VERSIONS_SQL = """
     SELECT version, split, digest, frozen_at FROM members JOIN versions USING (version)
@@ -162,9 +162,7 @@ class Journey:
         if self.parent:
             yield f"edited from {self.parent}"
         yield from _listed("edited to", self.edits)
-        yield from _listed(
-            "near-duplicates", (f"{c['method']}: {c['size']} with {c['cluster']}" for c in self.clusters)
-        )
+        yield from _listed("near-duplicates", map(_cluster_line, self.clusters))
         yield from _listed("scores", (f"{name} {printable(value)}" for name, value in self.scores.items()))
         yield from _listed("verdicts", map(_verdict_line, self.verdicts))
         yield from _listed("reviews", map(_review_line, self.reviews))
@@ -397,6 +395,13 @@ def _origin_line(origin: dict[str, Any]) -> str:
     )
     parts += [f"beside it: {_cut(json.dumps(origin['metadata'], ensure_ascii=False))}"] if origin["metadata"] else []
     return "; ".join(parts)
+
+
+def _cluster_line(cluster: Mapping[str, Any]) -> str:
+    one_of = f"{cluster['method']}: one of {cluster['size']} around {cluster['cluster']}"
+    if cluster["nearest"] is None:
+        return f"{one_of}, and not for another one"
+    return f"{one_of}, for {cluster['nearest']}, similarity {cluster['similarity']:.3f}"
 
 
 def _verdict_line(verdict: dict[str, Any]) -> str:

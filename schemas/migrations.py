@@ -292,6 +292,20 @@ def shown_suggestions(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def near_duplicates(connection: DuckDBPyConnection) -> None:
+    """By what near-duplicates were found, and who of them goes for whom."""
+    connection.execute("""
+        CREATE TABLE clusterings (
+            method VARCHAR PRIMARY KEY,       -- as in `clusters`
+            parameters JSON NOT NULL,
+            conversations BIGINT NOT NULL,    -- how many were compared; whoever came in later was not
+            clustered_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        ALTER TABLE clusters ADD COLUMN nearest VARCHAR;    -- who stays and is most like it; null for who stays
+        ALTER TABLE clusters ADD COLUMN similarity DOUBLE;  -- to `nearest`, from 0 to 1
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -302,4 +316,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     reviews_by_time,
     undecided_verdicts,
     shown_suggestions,
+    near_duplicates,
 ]

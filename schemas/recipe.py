@@ -63,6 +63,19 @@ class ImportSection(Section):
     max_rejects: float = Field(1.0, ge=0, le=1, description="share of a file's rows that may be rejected")
 
 
+class DedupSection(Section):
+    """Which conversations are near-duplicates, and whom of them to prefer."""
+
+    similarity: float = Field(
+        0.8, ge=0.5, le=1, description="share of five words in a row that two have in common (Jaccard)"
+    )
+    prefer: str | None = Field(
+        None,
+        description="an order, whom to keep first; the longest if left out, and of equals the smallest id",
+        examples=["quality desc"],
+    )
+
+
 class SelectSection(Section):
     """Which conversations stay: every rule must hold. A rule is an SQL expression over scores and metadata."""
 
@@ -242,6 +255,7 @@ class Recipe(Section):
         description="parameters of scorers; the others run with their defaults",
         examples=[{"ngram_repetition": {"n": 4}}],
     )
+    dedup: DedupSection = DedupSection()
     select: SelectSection = SelectSection()
     review: ReviewSection = ReviewSection()
     freeze: FreezeSection = FreezeSection()

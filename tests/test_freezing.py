@@ -72,7 +72,10 @@ def test_the_digest_does_not_depend_on_the_order_of_import(tmp_path):
         group = [talk.id for talk in order if "question 3?" in talk.turns[0].value or talk in near]
         first = min(group, key=ids.index)
         with writing(store) as connection:
-            connection.executemany("INSERT INTO clusters VALUES (?, 'minhash', ?)", [[one, first] for one in group])
+            connection.executemany(
+                "INSERT INTO clusters (conversation, method, cluster) VALUES (?, 'minhash', ?)",
+                [[one, first] for one in group],
+            )
         digests.add(frozen(store).version.digest)
     assert len(digests) == 1
 
@@ -95,7 +98,7 @@ def test_near_duplicates_that_meet_over_a_shared_question_stay_together(store):
         with writing(store) as connection:
             pairs = [(a, "minhash", a), (b, "minhash", a), (c, "semantic", c), (d, "semantic", c)]
             rows = [[member.id, method, first.id] for member, method, first in pairs]
-            connection.executemany("INSERT INTO clusters VALUES (?, ?, ?)", rows)
+            connection.executemany("INSERT INTO clusters (conversation, method, cluster) VALUES (?, ?, ?)", rows)
     with reading(store) as connection:
         groups = split_members(connection, 0.2).group_by("group").agg(pl.len(), pl.col("split").n_unique())
     assert groups.select("len", "split").rows() == [(4, 1)] * 40

@@ -136,7 +136,9 @@ def test_edits_scores_verdicts_reviews_and_clusters_are_told(store):
         connection.execute("ALTER TABLE scores ADD COLUMN quality DOUBLE")
         connection.execute("INSERT INTO scores VALUES (?, 0.75)", [talk.id])
         for one in (talk, other):
-            connection.execute("INSERT INTO clusters VALUES (?, 'minhash', ?)", [one.id, talk.id])
+            connection.execute(
+                "INSERT INTO clusters (conversation, method, cluster) VALUES (?, 'minhash', ?)", [one.id, talk.id]
+            )
         connection.execute(
             """INSERT INTO reviews (conversation, dataset, reviewer, response, answers, status, answered_at)
                VALUES (?, 'desk', 'ada', 'r1', '{"good": "no"}', 'submitted', ?)""",
@@ -146,10 +148,10 @@ def test_edits_scores_verdicts_reviews_and_clusters_are_told(store):
     assert (old.edits, new.parent, new.origins) == ([edited], talk.id, [])
     assert old.scores == {"quality": 0.75}
     assert (old.standing["kept"], new.standing["kept"]) == (False, True)
-    assert old.clusters == [{"method": "minhash", "cluster": talk.id, "size": 2}]
+    assert old.clusters == [{"method": "minhash", "cluster": talk.id, "nearest": None, "similarity": None, "size": 2}]
     shown = text([old])
     assert "ada: edit to" in shown
-    assert "minhash: 2 with" in shown
+    assert f"minhash: one of 2 around {talk.id}" in shown
     assert 'ada in desk: {"good": "no"}' in shown
 
 

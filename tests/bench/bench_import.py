@@ -76,6 +76,8 @@ class Run:
     cpu: float
     """seconds of all cores together: what counts where the machine does other things too"""
     megabytes: float
+    output: bytes = b""
+    """what it printed"""
 
 
 def main() -> None:
@@ -124,10 +126,11 @@ def run(command: list[str]) -> Run:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=AS_INSTALLED)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
-        if status:
-            output.seek(0)
-            raise subprocess.CalledProcessError(status, command, output.read())
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        output.seek(0)
+        printed = output.read()
+    if status:
+        raise subprocess.CalledProcessError(status, command, printed)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
 
 
 def _import(path: Path, scratch: Path) -> Run:
