@@ -81,6 +81,13 @@ def show_selection(selection: Selection, *, dry_run: bool) -> None:
         f" {selection.kept_by_people:,} more and drop {selection.dropped_by_people:,}."
         f" A freeze takes {selection.kept:,}."
     )
+    for name in selection.shadowed:
+        note(f"In rules {name} is curate's own; the column {name} of a source is meta.{name}.")
+    for step in steps:
+        if step["before"] and not step["after"]:
+            note(
+                f"The rule {step['name']} keeps none of {counted(step['before'], 'conversation')}: is it what you mean?"
+            )
     unknown = sum(step["unknown"] for step in steps)
     if unknown:
         note(f"A rule gave NULL, neither true nor false, for {counted(unknown, 'conversation')}: not kept.")

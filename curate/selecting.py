@@ -69,7 +69,10 @@ came from first, its number of turns, whether it has tools, and the texts of the
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What a name in a rule stands for: SQL text over `c`, `s` and `o` of `_facts`; metadata is text to begin with."""
+    """What a name in a rule stands for: SQL text over `c`, `s` and `o` of `_facts`.
+
+    For metadata it is text over an origin; of a conversation's origins the first that has a value counts.
+    """
 
     sql: str
     metadata: bool = False
@@ -101,6 +104,8 @@ class Selection:
     dropped_by_people: int
     kept: int
     verdicts: int
+    shadowed: list[str]
+    """names in the rules that mean something here, though a source has a column of that name too"""
 
 
 def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_run: bool = False) -> Selection:
@@ -118,7 +123,7 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
         selection = digest({"rules": list(written.items()), "scores": _score_digests(connection, columns)})[:32]
         _judge(connection, rules, columns)
         verdicts = 0 if dry_run else _write(connection, selection, written, recipe)
-        return _selection(connection, selection, written, verdicts)
+        return _selection(connection, selection, written, verdicts, _shadowed(connection, columns))
 
 
 def latest_selection(connection: DuckDBPyConnection) -> tuple[dict[str, str], dict[str, Any]] | None:
@@ -246,7 +251,13 @@ def _metadata_keys(connection: DuckDBPyConnection) -> list[str]:
 def _metadata_column(key: str) -> Column:
     path = '$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
     quoted = path.replace("'", "''")
-    return Column(f"nullif(trim(o.metadata ->> '{quoted}'), '')", metadata=True)
+    return Column(f"nullif(trim(metadata ->> '{quoted}'), '')", metadata=True)
+
+
+def _shadowed(connection: DuckDBPyConnection, columns: Mapping[str, Column]) -> list[str]:
+    """The names that stand for a fact or a score and are a source's column as well."""
+    ours = [name for name, column in columns.items() if not column.metadata]
+    return sorted(set(ours) & set(_metadata_keys(connection))) if ours else []
 
 
 AS_NUMBER = " as number"
@@ -266,19 +277,18 @@ def _facts(columns: Mapping[str, Column]) -> str:
     A metadata column is there twice, as text and as a number, null where it is none.
     """
     aliases = _aliases(columns)
-    values = {aliases[name]: column.sql for name, column in columns.items()}
-    values |= {
-        f"{aliases[name]}{AS_NUMBER}": f"TRY_CAST({column.sql} AS DOUBLE)"
-        for name, column in columns.items()
-        if column.metadata
-    }
+    beside = {aliases[name]: column.sql for name, column in columns.items() if column.metadata}
+    values = {aliases[name]: column.sql for name, column in columns.items() if not column.metadata}
+    values |= {alias: f'o."{_inside(alias)}"' for alias in beside}
+    values |= {f"{alias}{AS_NUMBER}": f'TRY_CAST(o."{_inside(alias)}" AS DOUBLE)' for alias in beside}
     named = [f'{sql} AS "{_inside(alias)}"' for alias, sql in values.items()]
+    firsts = [f'arg_min({sql}, origins.rowid) AS "{_inside(alias)}"' for alias, sql in beside.items()]
     return f"""
         SELECT {", ".join(["c.id AS conversation", *named])} FROM conversations c
         LEFT JOIN scores s ON s.conversation = c.id
         LEFT JOIN (
-            SELECT conversation, arg_min(path, row) AS path, arg_min(metadata, row) AS metadata
-            FROM origins LEFT JOIN sources USING (source) WHERE NOT duplicate GROUP BY conversation
+            SELECT {", ".join(["conversation", "arg_min(path, origins.rowid) AS path", *firsts])}
+            FROM origins LEFT JOIN sources USING (source) GROUP BY conversation
         ) o ON o.conversation = c.id
         WHERE {JUDGED}"""
 
@@ -406,7 +416,9 @@ def _write_verdicts(connection: DuckDBPyConnection, written: Mapping[str, str], 
 # --- counting ---
 
 
-def _selection(connection: DuckDBPyConnection, selection: str, written: Mapping[str, str], verdicts: int) -> Selection:
+def _selection(
+    connection: DuckDBPyConnection, selection: str, written: Mapping[str, str], verdicts: int, shadowed: list[str]
+) -> Selection:
     """What stands in `judged`, together with what people say."""
     conversations, by_rules = connection.sql("SELECT count(*), count(*) FILTER (rule IS NULL) FROM judged").fetchall()[
         0
@@ -428,6 +440,7 @@ def _selection(connection: DuckDBPyConnection, selection: str, written: Mapping[
         dropped_by_people=dropped,
         kept=by_rules + saved - dropped + editions,
         verdicts=verdicts,
+        shadowed=shadowed,
     )
 
 

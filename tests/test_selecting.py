@@ -10,11 +10,12 @@ from stores import say as say_in
 from typer.testing import CliRunner
 
 from curate.cli import app
+from curate.importing import import_files
 from curate.scoring import score_store
 from curate.selecting import KEPT_SQL, select_store
 from schemas.errors import RecipeError, StoreError
 from schemas.expression import Expression
-from schemas.recipe import Recipe, check_recipe
+from schemas.recipe import ImportSection, Recipe, check_recipe
 from schemas.store import reading, writing
 
 
@@ -342,3 +343,35 @@ def test_without_a_rule_it_is_said_that_all_stay(store):
     assert shown.exit_code == 0, shown.output
     assert "There is no rule" in shown.stderr
     assert shown.stdout.startswith("Rules keep 3 of 3")
+
+
+def test_a_column_that_only_a_later_file_has_counts_for_rows_that_were_there_already(tmp_path):
+    """Labels or ratings of known rows come in a second file, whose rows are duplicates."""
+    (tmp_path / "a.csv").write_text("question,answer,stars\nWhy?,So.,\nWho?,Me.,\n")
+    (tmp_path / "b.csv").write_text("question,answer,stars\nWhy?,So.,5\nWho?,Me.,2\n")
+    kept = set()
+    for order in (["a.csv", "b.csv"], ["b.csv", "a.csv"]):
+        store = tmp_path / f"{order[0]}.duckdb"
+        import_files(store, [str(tmp_path / name) for name in order], ImportSection())
+        kept.add(select_store(store, Recipe(), "meta.stars >= 4").kept)
+    assert kept == {1}
+
+
+def test_the_first_file_that_fills_a_column_counts(tmp_path):
+    for name, stars in (("a.csv", 5), ("b.csv", 1)):
+        (tmp_path / name).write_text(f"question,answer,stars\nWhy?,So.,{stars}\n")
+    store = tmp_path / "curate.duckdb"
+    import_files(store, [str(tmp_path / name) for name in ("a.csv", "b.csv")], ImportSection())
+    assert select_store(store, Recipe(), "meta.stars = 5").kept == 1
+
+
+def test_a_column_that_is_called_like_something_of_ours_is_told_apart(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer,source\nWhy?,So.,web\n")
+    store = tmp_path / "curate.duckdb"
+    import_files(store, [str(tmp_path / "a.csv")], ImportSection())
+    assert select_store(store, Recipe(), "meta.source = 'web'").shadowed == []
+    chosen = select_store(store, Recipe(), "source = 'web'")
+    assert (chosen.kept, chosen.shadowed) == (0, ["source"])
+    shown = CliRunner().invoke(app, ["select", "--store", str(store), "--where", "source = 'web'", "--dry-run"])
+    assert "the column source of a source is meta.source" in " ".join(shown.stderr.split())
+    assert "The rule --where keeps none of 1 conversation" in " ".join(shown.stderr.split())
