@@ -185,3 +185,16 @@ def test_the_command_tells_and_says_what_comes_next(curate, tmp_path, sample):
     assert "not near_duplicate" in shown.stderr
     ((one, other),) = [row[:2] for row in clusters(tmp_path / "curate.duckdb") if row[2]][:1]
     assert f"one of 2 around {other}, for {other}, similarity 1.000" in curate("trace", one).stdout
+
+
+def test_the_card_of_a_version_says_that_near_duplicates_are_not_torn_apart(curate, tmp_path, sample):
+    for words in (
+        ["import", str(sample / "support_tickets.csv")],
+        ["dedup"],
+        ["freeze", "a"],
+        ["export", "a@1", "--to", "a@1"],
+    ):
+        assert curate(*words).returncode == 0
+    card = (tmp_path / "a@1" / "README.md").read_text()
+    assert "nor do near-duplicates (similarity 0.8 or more)." in card
+    assert curate("restore", "a@1", "--store", "fresh.duckdb").returncode == 0

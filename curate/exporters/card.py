@@ -85,10 +85,13 @@ def _header(version: Version, facts: CardFacts) -> str:
 def _introduction(version: Version, facts: CardFacts) -> str:
     counts = "\n".join(f"- `{split}`: {count:,} conversations" for split, count in version.counts.items())
     parent = f", made after {version.parent}" if version.parent else ""
+    alike = version.recipe.get("dedup")
+    kinds = f", nor do near-duplicates (similarity {alike['similarity']} or more)" if alike else ""
     return (
         f"# {version.label}\n\n{sum(version.counts.values()):,} conversations in the format `{facts.format}`{parent}, "
         f"frozen {version.frozen_at:%Y-%m-%d}.\n\n{counts}\n\nDigest `{version.digest}`.\n\n"
-        "Conversations with the same first question never sit on both sides of the split, nor do edits of each other.\n"
+        "Conversations with the same first question never sit on both sides of the split, nor do edits of each other"
+        f"{kinds}.\n"
     )
 
 
