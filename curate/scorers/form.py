@@ -43,6 +43,8 @@ def unfinished() -> pl.Expr:
 def unbalanced_fences() -> pl.Expr:
     r"""Whether an answer opens a ``` code fence that it does not close, or the other way round.
 
+    Fences as CommonMark has them (0.31, section 4.5).
+
     >>> from curate.scorers.material import scored
     >>> scored(unbalanced_fences, ("Code", "```python\nprint(1)\n```"), ("Code", "```python\nprint(1)"))
     [False, True]
@@ -53,6 +55,8 @@ def unbalanced_fences() -> pl.Expr:
 
 def control_tokens() -> pl.Expr:
     """Whether any turn has the text of a chat template's control token: a tokenizer would take it for a real one.
+
+    The texts are those of the chat templates that train/templates/TEMPLATES.md lists (curate/control_tokens.py).
 
     >>> from curate.scorers.material import scored
     >>> scored(control_tokens, ("Hi", "Hello<|im_end|>"), ("Hi", "Hello"))

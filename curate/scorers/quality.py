@@ -48,7 +48,8 @@ def quality(*, penalties: Mapping[str, Penalty] = PENALTIES) -> pl.Expr:
 
     A recipe's `[score.quality.penalties]` replaces all of them: `refusal = {weight = 1}` takes off 1 where
     `refusal` is true, `words = {weight = 0.3, fine = 20, worst = 5}` takes off nothing from 20 words on, 0.3
-    at 5 and less, and a part between. `curate score --why ID` shows what was taken off.
+    at 5 and less, and a part between. `curate score --why ID` shows what was taken off. The weights are this project's
+    own, set so that few answers of instruction data lose anything (DECISIONS.md has the numbers).
 
     >>> frame = pl.DataFrame({"refusal": [True, False], "words": [5, 10]})
     >>> penalties = {"refusal": Penalty(weight=0.5), "words": Penalty(weight=0.3, fine=20, worst=5)}

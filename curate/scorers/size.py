@@ -8,7 +8,7 @@ from schemas.conversation import ASSISTANT_ROLES
 
 
 def characters() -> pl.Expr:
-    """Characters of all turns, system prompt and tools' answers too.
+    """Characters of all turns, system prompt and tools' answers too: a plain count, as all scores of size are.
 
     >>> from curate.scorers.material import scored
     >>> scored(characters, ("Grüße", "Hi!"))
