@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from curate.mending import mend
 from curate.shapes import SHAPES
 from curate.validating import validate
 from schemas.conversation import fold
+from schemas.errors import SourceError
 from schemas.recipe import ImportSection
 
 OWN_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
@@ -33,6 +35,7 @@ EXAMPLES = 3
 class Conversion:
     """How one source becomes conversations, and what has been seen of it so far."""
 
+    path: str
     mapping: ColumnMapping
     """grows with the optional columns that later batches bring"""
     section: ImportSection
@@ -47,9 +50,10 @@ class Conversion:
         """One parcel per batch. Raises `SourceError` when a batch contradicts the mapping."""
         for batch in batches:
             self.rows += batch.table.height + batch.rejects.height
-            if batch.table.height:
-                self._learn(batch.table)
-            parcel, warnings = convert(batch, self.mapping, self.section)
+            with naming(self.path):
+                if batch.table.height:
+                    self._learn(batch.table)
+                parcel, warnings = convert(batch, self.mapping, self.section)
             self.warnings.update(warnings)
             self.examples = self.examples or _first_different(parcel.conversations)
             yield parcel
@@ -57,6 +61,15 @@ class Conversion:
     def _learn(self, table: pl.DataFrame) -> None:
         self.mapping = extend(self.mapping, own_dropped(table), self.section)
         self.columns = tuple(dict.fromkeys([*self.columns, *table.columns]))
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Put the source's path in front of what is said of its columns: one command may read many files."""
+    try:
+        yield
+    except SourceError as error:
+        raise SourceError(f"{path}: {error.what}", error.hint) from error
 
 
 def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tuple[Parcel, dict[str, int]]:

@@ -19,7 +19,7 @@ import duckdb
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.converting import Conversion, join_batches, own_dropped
+from curate.converting import Conversion, join_batches, naming, own_dropped
 from curate.hashing import Digest, Hashing, stamp
 from curate.importers import Batch, Source, expand, open_source
 from curate.importers.streaming import ahead
@@ -211,9 +211,10 @@ def _begin(path: str, digest: Digest | None, section: ImportSection) -> _Reading
             break
     else:
         raise _nothing_read(path, head)
-    mapping = find_mapping(own_dropped(head[-1].table), section)
+    with naming(path):
+        mapping = find_mapping(own_dropped(head[-1].table), section)
     whole = itertools.chain(head, batches)
-    conversion = Conversion(mapping, section)
+    conversion = Conversion(path, mapping, section)
     parcels = conversion.parcels(iter([join_batches(whole)]) if mapping.shape == "long" else whole)
     return _Reading(source, digest, mapping, conversion, ahead(gather(parcels)))
 

@@ -215,6 +215,34 @@ def test_a_command_imports_all_of_its_files_or_none(store: Path, tmp_path: Path)
     assert ask(store, "SELECT count(*) FROM conversations UNION ALL SELECT count(*) FROM sources") == [(0,), (0,)]
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    ("second", "options", "said"),
+    [
+        ([{"colour": "red", "size": 3}], {}, "No shape fits these columns: colour, size."),
+        ([{"text": "a", "code": "b", "n": 1}], {}, "What these columns mean is not certain: text, code, n."),
+        ([{"question": "a", "answer": "b"}], {"map": {"answer": "output"}}, "output is no known column."),
+        ([alpaca(1)] * 99 + [{"instruction": "a", "response": "b"}], {}, "The columns can be read in 2 ways: "),
+    ],
+)
+def test_what_is_wrong_with_the_columns_of_one_of_several_files_is_said_with_its_name(
+    store: Path, tmp_path: Path, second: list[Any], options: dict[str, Any], said: str
+) -> None:
+    paths = [
+        str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name, rows in {"a": [alpaca(1)], "b": second}.items()
+    ]
+    with pytest.raises(SourceError) as error:
+        import_files(store, paths, ImportSection(**options))
+    assert error.value.what.startswith(f"{paths[1]}: {said}")
+
+
+def test_turns_that_cannot_be_ordered_are_said_with_the_name_of_their_file(store: Path, tmp_path: Path) -> None:
+    rows = [{"ticket": 1, "created_at": f"{n}th of May", "author": "user", "body": "Hi"} for n in range(2)]
+    path = write_jsonl(tmp_path / "tickets.jsonl", rows)
+    with pytest.raises(SourceError, match=f"^{path}: The turns cannot be ordered by created_at"):
+        import_one(store, path, shape="long")
+
+
 def test_a_file_that_loses_too_many_rows_is_not_imported(store: Path, mixed: Path) -> None:
     with pytest.raises(SourceError, match=r"3 of 6 rows \(50.0%\)"):
         import_one(store, mixed, max_rejects=0.4)

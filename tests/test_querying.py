@@ -119,7 +119,7 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
                 "rows.jsonl",
                 *["--group-by", "prompt", "--order-by", "response", "--role", "prompt", "--text", "prompt"],
             ],
-            "The columns prompt, response cannot be read as long",
+            "rows.jsonl: The columns prompt, response cannot be read as long",
         ),
         (["select", "--where", "left(prompt, 99999999999) = 'x'"], ""),
         (["select", "--where", " or ".join(f"words = {n}" for n in range(3000))], ""),
