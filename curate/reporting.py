@@ -57,7 +57,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
 
 
 def note_passed_over(paths: Sequence[str]) -> None:
-    """Say which files of the folders that were imported are no data, or describe some."""
+    """Say which files of the folders and patterns that were imported are no data, or describe some."""
     left_out = passed_over(paths)
     if left_out:
         shown = [*left_out[:MOST_LEFT_OUT], *(["…"] if len(left_out) > MOST_LEFT_OUT else [])]

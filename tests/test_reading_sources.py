@@ -16,6 +16,7 @@ import zstandard
 from reading import rows, written
 
 from curate.importers import IMPORTERS, expand, open_source
+from curate.importers.expanding import passed_over
 from schemas.errors import SourceError
 
 ROWS = [
@@ -198,6 +199,17 @@ def test_folders_and_patterns_become_their_files_in_order(tmp_path):
     assert expand([str(tmp_path / "**/*.parquet")]) == [str(tmp_path / "deep/er/c.parquet")]
 
 
+def test_a_pattern_leaves_out_the_files_that_describe_data_and_their_own_names_take_them(tmp_path):
+    data, info = (str(written(tmp_path / name, "x")) for name in ("alpaca.json", "dataset_info.json"))
+    pattern = str(tmp_path / "*.json")
+    assert (expand([pattern]), passed_over([pattern])) == ([data], [info])
+    assert (expand([info]), passed_over([info])) == ([info], [])
+    assert (expand([pattern, info]), passed_over([pattern, info])) == ([data, info], [])
+    with pytest.raises(SourceError, match=r"matches nothing but .*dataset_info\.json, which describes data") as error:
+        expand([str(tmp_path / "dataset*.json")])
+    assert error.value.hint == "Name it without a pattern if it is data."
+
+
 def test_a_path_that_names_nothing_is_refused(tmp_path):
     written(tmp_path / "tickets.csv", CSV)
     with pytest.raises(SourceError, match="no file or folder") as error:
@@ -292,3 +304,6 @@ def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, cur
         (tmp_path / "data" / name).touch()
     ran = curate("import", "data")
     assert ran.stderr.splitlines()[0] == "Left out, as no data by name: 2 files, data/LICENSE, data/dataset_info.json"
+    (tmp_path / "data" / "pairs.json").write_text('[{"question": "Why?", "answer": "So."}]', encoding="utf-8")
+    ran = curate("import", "data/*.json")
+    assert ran.stderr == "Left out, as no data by name: 1 file, data/dataset_info.json\n"

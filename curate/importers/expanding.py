@@ -9,7 +9,7 @@ from curate.importers.sniffing import SUFFIXES, data_suffix, is_dataset
 from schemas.errors import SourceError, nearest_name
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
-"""Files that lie beside data and describe it; in a folder they are passed over."""
+"""Files that lie beside data and describe it: a folder and a pattern pass them over, by its own name each is read."""
 
 
 def expand(paths: Sequence[str]) -> list[str]:
@@ -22,14 +22,17 @@ def expand(paths: Sequence[str]) -> list[str]:
 
 
 def passed_over(paths: Sequence[str]) -> list[str]:
-    """The files of the folders among `paths` that `expand` leaves out; without those that a dot hides."""
-    folders = [Path(path) for path in paths if path and not is_dataset(path) and Path(path).is_dir()]
-    return [
-        str(file)
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not _is_hidden(file, folder) and not _is_data(file, folder)
-    ]
+    """The files of the folders and patterns among `paths` that `expand` leaves out; without those that a dot hides."""
+    return [file for path in paths for file in _passed_over(path) if file not in paths]
+
+
+def _passed_over(path: str) -> list[str]:
+    if not path or is_dataset(path) or Path(path).is_file():
+        return []
+    if Path(path).is_dir():
+        files = (file for file in sorted(Path(path).rglob("*")) if file.is_file() and not _is_hidden(file, Path(path)))
+        return [str(file) for file in files if not _is_data(file, Path(path))]
+    return [str(file) for file in _matches(path) if file.name in DESCRIPTIONS] if _is_pattern(path) else []
 
 
 def _sources(path: str) -> list[str]:
@@ -39,8 +42,8 @@ def _sources(path: str) -> list[str]:
         return [path]
     if Path(path).is_dir():
         return _files_of(path)
-    if any(sign in path for sign in "*?["):
-        return _matches(path)
+    if _is_pattern(path):
+        return _matching(path)
     if Path(path).exists():
         return [path]
     if Path(path).is_symlink():
@@ -66,12 +69,25 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _matches(pattern: str) -> list[str]:
-    root = Path(pattern).anchor
-    files = sorted(str(file) for file in Path(root).glob(str(Path(pattern).relative_to(root))) if file.is_file())
+def _is_pattern(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _matching(pattern: str) -> list[str]:
+    matches = _matches(pattern)
+    files = [str(file) for file in matches if file.name not in DESCRIPTIONS]
+    if matches and not files:
+        what = f"{pattern} matches nothing but {matches[0]}, which describes data by its name."
+        raise SourceError(what, "Name it without a pattern if it is data.")
     if not files:
         raise SourceError(f"No file matches {pattern}.", "Check the pattern; ** reaches into folders.")
     return files
+
+
+def _matches(pattern: str) -> list[Path]:
+    root = Path(pattern).anchor
+    files = (file for file in Path(root).glob(str(Path(pattern).relative_to(root))) if file.is_file())
+    return sorted(files, key=str)
 
 
 def _nearest(path: Path) -> str:
