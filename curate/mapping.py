@@ -16,6 +16,7 @@ from curate.shapes import SHAPES
 from curate.shapes.shape import ColumnMapping, Field, Read, Shape
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
+from schemas.terminal import listed
 
 __all__ = ["ColumnMapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
 
@@ -24,6 +25,9 @@ _GLANCE = 100
 
 _LISTED = 6
 """Readings that an error lists; more would not be read."""
+
+_NAMES = 20
+"""Names of columns that an error lists; some exports have hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def _asked(table: pl.DataFrame, wanted: ImportSection) -> dict[str, str]:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> SourceError:
     names = list(known)
-    return SourceError(f"{name} is no known {kind}{nearest(name, names)}", f"There are: {', '.join(names)}.")
+    return SourceError(f"{name} is no known {kind}{nearest(name, names)}", f"There are: {listed(names, _NAMES)}.")
 
 
 # --- what is possible
@@ -276,7 +280,7 @@ def _chosen_only(table: pl.DataFrame) -> str:
 def _nothing_found(
     table: pl.DataFrame, shape: str | None, asked: dict[str, str], unsure: list[ColumnMapping]
 ) -> SourceError:
-    columns = ", ".join(table.columns) or "none"
+    columns = listed(table.columns, _NAMES) or "none"
     if unsure:
         choice = "Ask for it" if len(unsure) == 1 else "Ask for one of them"
         return SourceError(f"What these columns mean is not certain: {columns}.", _choose(unsure, choice))
@@ -336,4 +340,5 @@ def _described(mapping: ColumnMapping) -> str:
 
 
 def _choose(mappings: list[ColumnMapping], choice: str = "Ask for one of them") -> str:
-    return f"{choice}:" + "".join(f"\n    {mapping.as_options()}" for mapping in mappings[:_LISTED])
+    more = [f"\n    and {len(mappings) - _LISTED:,} more"] if len(mappings) > _LISTED else []
+    return f"{choice}:" + "".join([*(f"\n    {mapping.as_options()}" for mapping in mappings[:_LISTED]), *more])

@@ -195,6 +195,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def listed(names: Iterable[str], most: int) -> str:
+    """The first names of a list, and how many more there are; one more than `most` is shown instead of counted.
+
+    >>> listed("abc", 2), listed("abcd", 2)
+    ('a, b, c', 'a, b and 2 more')
+    """
+    shown = list(names)
+    more = len(shown) - most
+    return ", ".join(shown) if more <= 1 else f"{', '.join(shown[:most])} and {more:,} more"
+
+
 @contextmanager
 def progress_bar(description: str, total: float | None = None) -> Iterator[Progress]:
     """A progress bar on stderr with one task, number 0; nothing is shown when stderr is no terminal."""

@@ -223,6 +223,21 @@ def test_columns_that_mean_nothing_known_are_shown():
     assert error.hint.endswith("--shape pairs --map question=colour --map answer=taste")
 
 
+def test_of_very_many_columns_the_first_are_listed_and_the_others_counted():
+    frame = table(**{f"c{number}": "words" for number in range(120)})
+    first = ", ".join(f"c{number}" for number in range(20)) + " and 100 more"
+    assert refused(frame).what == f"No shape fits these columns: {first}."
+    assert refused(frame, map={"question": "c7"}).what.endswith(f"the columns are {first}.")
+    assert refused(frame, map={"question": "c777"}).hint == f"There are: {first}."
+
+
+def test_of_very_many_readings_the_first_are_listed_and_the_others_counted():
+    error = refused(table(question="a", query="b", prompt="c", answer="d", response="e", completion="f"))
+    assert error.what.startswith("The columns can be read in 9 ways: ")
+    *readings, last = error.hint.split("\n")[1:]
+    assert (len(readings), last) == (6, "    and 3 more")
+
+
 # ------------------------------------------------------------------------------------------------------ later batches
 
 
