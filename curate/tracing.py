@@ -21,7 +21,7 @@ from schemas.conversation import Conversation
 from schemas.errors import SourceError, VersionError
 from schemas.run import LEDGER_FILE, as_found
 from schemas.store import folder_of
-from schemas.terminal import printable
+from schemas.terminal import listed, printable
 
 PREFIX = re.compile(r"[0-9a-fA-F]{4,32}")
 PLACE = re.compile(r"(?P<file>.+)(?P<by>[:#])(?P<number>\d+)", re.DOTALL)
@@ -297,7 +297,7 @@ def _no_such_place(connection: DuckDBPyConnection, place: re.Match[str]) -> Vers
         return VersionError(
             f"No record of {file} starts on line {number} or before.", "The first line may be a header."
         )
-    known = f"Imported were {', '.join(paths[:CANDIDATES])}." if paths else "curate import FILE reads some in."
+    known = f"Imported were {listed(paths, CANDIDATES)}." if paths else "curate import FILE reads some in."
     return VersionError(f"Nothing was imported from {file}.", known)
 
 
@@ -374,13 +374,13 @@ CUT = 300
 
 def _listed(title: str, entries: Iterable[str]) -> Iterator[str]:
     """A title and the first entries under it; nothing when there are none."""
-    listed = list(entries)
-    if listed:
+    lines = list(entries)
+    if lines:
         yield title
-    limit = len(listed) if title == "scores" else SHOWN
-    yield from (f"  {entry}" for entry in listed[:limit])
-    if len(listed) > limit:
-        yield f"  and {len(listed) - limit:,} more: --json shows all"
+    limit = len(lines) if title == "scores" else SHOWN
+    yield from (f"  {entry}" for entry in lines[:limit])
+    if len(lines) > limit:
+        yield f"  and {len(lines) - limit:,} more: --json shows all"
 
 
 def _where(path: str, row: int, line: int | None) -> str:

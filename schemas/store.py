@@ -22,6 +22,7 @@ from duckdb import DuckDBPyConnection
 from schemas.errors import StoreError
 from schemas.file import unfinished
 from schemas.migrations import MIGRATIONS
+from schemas.terminal import listed
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ def _applied(connection: DuckDBPyConnection, path: Path) -> int:
     if "migrations" not in tables:
         if tables:
             raise StoreError(
-                f"{path} is a DuckDB file with other tables ({', '.join(sorted(tables)[:3])}), not a curate store.",
+                f"{path} is a DuckDB file with other tables ({listed(sorted(tables), 3)}), not a curate store.",
                 "Give another --store; nothing was changed in this file.",
             )
         return 0

@@ -58,8 +58,18 @@ def test_a_ragged_row_is_rejected_with_its_line_number(tmp_path):
     assert batch.table.rows() == [("x\ny", "1"), ("5", "6")]
     assert batch.row.to_list() == [1, 4]
     assert batch.rejects.rows() == [
-        (2, 4, "ragged-row", "It has 1 cells and the header 2: nothing for 'a'.", "2"),
+        (2, 4, "ragged-row", "It has 1 cell and the header 2: nothing for 'a'.", "2"),
         (3, 5, "ragged-row", "It has 4 cells and the header 2: too many by 'five', 'six'.", "3,4,five,six"),
+    ]
+
+
+def test_of_many_cells_that_are_missing_or_too_many_the_first_are_named_and_the_others_counted(tmp_path):
+    batch = only(written(tmp_path / "a.csv", "a,b,c,d,e,f,g,h\n1\n1,2\n1,2,3,4,5,6,7,8,9\n" + "1," * 15 + "\n"))
+    assert batch.rejects["reason"].to_list() == [
+        "It has 1 cell and the header 8: nothing for 'b', 'c', 'd', 'e', 'f' and 2 more.",
+        "It has 2 cells and the header 8: nothing for 'c', 'd', 'e', 'f', 'g', 'h'.",
+        "It has 9 cells and the header 8: too many by '9'.",
+        "It has 16 cells and the header 8: too many by '1', '1', '1', '1', '1' and 3 more.",
     ]
 
 

@@ -119,6 +119,14 @@ def test_what_is_not_there_is_said_in_a_sentence(store, what, said):
         traced(store, what)
 
 
+def test_of_many_imported_files_the_first_are_named_and_the_others_counted(store):
+    for number in range(10, 23):
+        add(store, questions(1), source=f"{number}.csv")
+    with pytest.raises(VersionError, match="Nothing was imported from nope") as error:
+        traced(store, "nope.csv:5")
+    assert error.value.hint == f"Imported were {', '.join(f'{n}.csv' for n in range(10, 20))} and 4 more."
+
+
 def test_a_line_with_very_many_records_asks_for_a_row(store):
     add(store, questions(30), source="one-line.json")
     with writing(store) as connection:

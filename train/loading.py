@@ -15,6 +15,7 @@ from schemas.errors import TrainError
 from schemas.recipe import digest, file_digest
 from schemas.run import MANIFEST_FILE, Manifest, Run, find_run, read_manifest, read_runs
 from schemas.store import reading
+from schemas.terminal import listed
 from train.opening import read_settings
 
 Method = Literal["qlora", "lora", "full"]
@@ -171,7 +172,7 @@ def _check_folder(folder: Path, name: str, *, trust_remote_code: bool) -> None:
         raise TrainError(f"{name} is no model: it has no config.json.", "Give the folder of a Hugging Face model.")
     if not _has_safetensors(folder):
         found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        has = f"only pickles ({', '.join(found[:3])}), which run code when they are opened" if found else "no weights"
+        has = f"only pickles ({listed(found, 3)}), which run code when they are opened" if found else "no weights"
         raise TrainError(f"{name} has {has}.", "Save it as safetensors: model.save_pretrained(FOLDER).")
     if any(map(_brings_code, (config, folder / "tokenizer_config.json"))) and not trust_remote_code:
         raise TrainError(

@@ -17,11 +17,15 @@ from curate.importers.streaming import Bytes, ByteStream, Chunk, Positions, find
 from curate.importers.texts import Numbers, Problem, as_bytes, as_text, batch_of, not_utf8, refuse_foreign, texts_of
 from curate.naming import distinct
 from schemas.errors import SourceError
+from schemas.terminal import counted, listed
 
 DELIMITERS = ",;\t|"
 
 SNIFFED = 1 << 16
 """As many bytes are looked at to find the delimiter."""
+
+NAMED = 5
+"""Cells that are too many or missing which a reject names."""
 
 
 def read_csv(stream: ByteStream) -> Iterator[Batch]:
@@ -204,10 +208,10 @@ class _Reader:
     def _ragged(self, data: Bytes, layout: _Layout, record: int) -> str:
         cells = [cell.decode(errors="replace") for cell in layout.cells_of(data, record)]
         wide = len(self._names)
+        found = f"It has {counted(len(cells), 'cell')} and the header {wide:,}"
         if len(cells) < wide:
-            missing = ", ".join(repr(name) for name in self._names[len(cells) :][:5])
-            return f"It has {len(cells)} cells and the header {wide}: nothing for {missing}."
-        return f"It has {len(cells)} cells and the header {wide}: too many by {', '.join(map(repr, cells[wide:][:5]))}."
+            return f"{found}: nothing for {listed(map(repr, self._names[len(cells) :]), NAMED)}."
+        return f"{found}: too many by {listed(map(repr, cells[wide:]), NAMED)}."
 
     def _table(self, data: Bytes, layout: _Layout, good: Positions) -> pl.DataFrame:
         """The cells of the good records: laid over the data, copied only where a doubled quote has to go."""
