@@ -14,6 +14,7 @@ from duckdb import DuckDBPyConnection
 from curate.selecting import RULE
 from schemas.conversation import Conversation, Turn
 from schemas.recipe import canonical_json
+from schemas.terminal import counted
 from schemas.version import Version, find_version
 
 CHANGES = ("added", "removed", "edited", "moved")
@@ -120,7 +121,7 @@ class Comparison:
     def summary(self) -> Iterator[str]:
         """The sums and the changed keys of the recipe, a line each."""
         counts = self.counts
-        yield f"{self.before.label} has {sum(self.before.counts.values()):,} conversations, " + (
+        yield f"{self.before.label} has {counted(sum(self.before.counts.values()), 'conversation')}, " + (
             f"{self.after.label} has {sum(self.after.counts.values()):,}:"
         )
         yield ", ".join(f"{count:,} {change}" for change, count in counts.items())

@@ -29,6 +29,7 @@ from schemas.errors import ExportError, VersionError
 from schemas.file import unfinished
 from schemas.recipe import file_digest
 from schemas.run import installed_version
+from schemas.terminal import counted, listed
 from schemas.version import SPLITS, Version, check_members, find_version
 
 BUNDLE = 1
@@ -114,7 +115,9 @@ class Exported:
     def as_text(self) -> str:
         """The result for people, a few lines."""
         lines = [f"{self.version.label} as {self.format} in {self.to}, read back and the same"]
-        lines += [f"  {name}: {one.conversations:,} conversations ({one.split})" for name, one in self.files.items()]
+        lines += [
+            f"  {name}: {counted(one.conversations, 'conversation')} ({one.split})" for name, one in self.files.items()
+        ]
         lines += [f"  left out: {count:,}, {reason}" for reason, count in self.reasons.items()]
         return "\n".join(lines)
 
@@ -249,7 +252,8 @@ def _batches(connection: DuckDBPyConnection, version: Version, sides: Sequence[s
     wanted = sum(version.counts.get(side, 0) for side in sides)
     if count != wanted:
         raise VersionError(
-            f"{version.label} has {wanted:,} conversations in {', '.join(sides)}, the store has {count:,} of them.",
+            f"{version.label} has {counted(wanted, 'conversation')} in {', '.join(sides)}, "
+            f"the store has {count:,} of them.",
             "The store was changed by hand; curate restore rebuilds a version from its exported bundle.",
         )
 
@@ -293,7 +297,7 @@ def _prove(path: Path, exporter: Exporter, count: int) -> None:
             )
     if seen != count:
         raise ExportError(
-            f"{count:,} conversations were written and {seen:,} read back.", "Try --parquet, or report it."
+            f"Written: {counted(count, 'conversation')}; read back: {seen:,}.", "Try --parquet, or report it."
         )
 
 
@@ -302,7 +306,7 @@ def _refuse_unfit(left_out: pl.DataFrame, version: Version, exporter: Exporter, 
         return
     reasons = "; ".join(f"{count:,}: {reason}" for reason, count in count_reasons(left_out).items())
     raise ExportError(
-        f"{left_out.height:,} of the {sum(version.counts.values()):,} conversations of {version.label} "
+        f"{left_out.height:,} of the {counted(sum(version.counts.values()), 'conversation')} of {version.label} "
         f"do not fit {exporter.name} ({reasons}).",
         f"--skip-unfit leaves them out and lists them in {LEFT_OUT}; --format sharegpt holds them all.",
     )
@@ -396,7 +400,7 @@ def _check_target(to: Path, *, force: bool) -> None:
     strange = _strange_entries(to) if to.is_dir() else []
     if strange:
         raise ExportError(
-            f"{to} holds {', '.join(strange[:3])}, which no export wrote, so it is not replaced.", "Give another --to."
+            f"{to} holds {listed(strange, 3)}, which no export wrote, so it is not replaced.", "Give another --to."
         )
 
 

@@ -31,6 +31,7 @@ from schemas.errors import RecipeError, SourceError
 from schemas.migrations import MIGRATIONS
 from schemas.recipe import ImportSection, canonical_json, check_recipe, digest, parse_share
 from schemas.store import reading, writing
+from schemas.terminal import counted
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of the files have been read, and of how many."""
@@ -314,7 +315,7 @@ def _nothing_read(path: str, batches: list[Batch]) -> SourceError:
     first = rejects.row(0, named=True)
     where = f"row {first['row']}" if first["line"] is None else f"line {first['line']}"
     return SourceError(
-        f"{path}: none of its {rejects.height:,} rows can be read. {where}: {first['reason']}",
+        f"{path}: none of its {counted(rejects.height, 'row')} can be read. {where}: {first['reason']}",
         "If its format or encoding is another one, say so: --format, --encoding.",
     )
 
@@ -401,7 +402,7 @@ def _check_losses(result: ImportResult, allowed: float) -> None:
     if lost > allowed:
         reasons = ", ".join(f"{count:,} {code}" for code, count in result.rejected.items())
         raise SourceError(
-            f"{result.path}: {result.rows_rejected:,} of {result.rows_read:,} rows ({lost:.1%}) would be rejected, "
-            f"more than the {allowed:.1%} that are allowed: {reasons}. Nothing was imported.",
+            f"{result.path}: {result.rows_rejected:,} of {counted(result.rows_read, 'row')} ({lost:.1%}) would be "
+            f"rejected, more than the {allowed:.1%} that are allowed: {reasons}. Nothing was imported.",
             "curate import --dry-run shows an example of each; --max-rejects allows more.",
         )

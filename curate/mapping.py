@@ -16,7 +16,7 @@ from curate.shapes import SHAPES
 from curate.shapes.shape import ColumnMapping, Field, Read, Shape
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
-from schemas.terminal import listed
+from schemas.terminal import counted, listed
 
 __all__ = ["ColumnMapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
 
@@ -311,7 +311,11 @@ def _mixed(table: pl.DataFrame, mappings: list[ColumnMapping]) -> SourceError | 
     overlap = together.select(pl.sum_horizontal(pl.all().cast(pl.Int64)).max()).item()
     if overlap > 1 or not all(mask.any() for mask in filled):
         return None
-    counts = " and ".join(f"{mask.sum()} rows are {_described(m)}" for mask, m in zip(filled, mappings, strict=True))
+    counts = " and ".join(
+        f"{counted(rows, 'row')} {'is' if rows == 1 else 'are'} {_described(mapping)}"
+        for mask, mapping in zip(filled, mappings, strict=True)
+        for rows in [int(mask.sum())]
+    )
     return SourceError(f"The source mixes shapes: {counts}.", _choose(mappings, "Split it, or take one kind of row"))
 
 

@@ -20,6 +20,7 @@ from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
 from schemas.review import ANSWERS, DISCARDED, DRAFT, SUBMITTED, WITHDRAWN, Question, RemoteSet, ReviewServer
 from schemas.store import reading, writing
+from schemas.terminal import counted
 
 SHOWN_SQL = """
     SELECT conversation, suggestions, if(lag(shown_at) OVER before IS NULL, TIMESTAMPTZ '-infinity', shown_at) AS since
@@ -195,7 +196,7 @@ def _read_all(
             progress(len(records), total)
     if len(records) < total:
         raise ReviewError(
-            f"{server.url} says that {remote.name} has {total:,} records and gave {len(records):,} of them.",
+            f"{server.url} says that {remote.name} has {counted(total, 'record')} and gave {len(records):,} of them.",
             "Somebody may be deleting records just now: pull again.",
         )
     return records, pl.concat(frames)

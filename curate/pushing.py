@@ -43,6 +43,7 @@ from schemas.errors import CurateError, ReviewError
 from schemas.recipe import Recipe, ReviewSection, canonical_json, digest
 from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Suggestion, Task
 from schemas.store import reading, writing
+from schemas.terminal import counted
 
 Progress = Callable[[int, int], None]
 """Told how many tasks have arrived, and of how many."""
@@ -136,7 +137,7 @@ def push(
         _send(server, remote, waiting, arrived, done.unfit, progress=progress)
     except CurateError as error:
         raise ReviewError(
-            f"{error.what} {len(arrived):,} of {len(waiting):,} conversations had arrived.",
+            f"{error.what} {len(arrived):,} of {counted(len(waiting), 'conversation')} had arrived.",
             f"{error.hint} The same command goes on from there.".strip(),
         ) from error
     finally:
@@ -175,7 +176,7 @@ def prepare(
 def _refuse_overlap(name: str, said: int | None, overlap: int) -> None:
     if said not in (None, overlap):
         raise ReviewError(
-            f"The set {name} waits for {overlap} answers each, not for {said}.",
+            f"The set {name} waits for {counted(overlap, 'answer')} each, not for {said}.",
             "Leave --overlap out, or push under another name.",
         )
 
@@ -386,7 +387,7 @@ def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Map
     if unfit:
         one = unfit[0]
         return ReviewError(
-            f"None of the {len(unfit):,} conversations that were chosen can be shown;"
+            f"None of the {counted(len(unfit), 'conversation')} that were chosen can be shown;"
             f" {one['conversation'][:12]}: {one['reason']}.",
             "Choose others: --where",
         )
@@ -403,7 +404,7 @@ def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Map
     if not stored:
         return ReviewError("The store has no conversation yet.", "curate import FILE reads some in.")
     return ReviewError(
-        f"None of the {stored:,} conversations fits: not one {_offered_to_people(wanted)}.",
+        f"None of the {counted(stored, 'conversation')} fits: not one {_offered_to_people(wanted)}.",
         _looser(wanted),
     )
 

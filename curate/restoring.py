@@ -26,6 +26,7 @@ from curate.rereading import differing, reread
 from schemas.conversation import ID_LENGTH
 from schemas.errors import VersionError
 from schemas.recipe import canonical_json, digest, file_digest
+from schemas.terminal import counted
 from schemas.version import SPLITS, Version, find_version, version_digest
 
 SHAPE = "bundle"
@@ -67,7 +68,8 @@ class Restored:
         state = "restored" if self.new else "was here already and is made whole"
         total = sum(self.version.counts.values())
         return (
-            f"{self.version.label} {state}: {total:,} conversations, {self.conversations:,} of them new to the store\n"
+            f"{self.version.label} {state}: {counted(total, 'conversation')}, "
+            f"{self.conversations:,} of them new to the store\n"
             f"digest {self.version.digest}, computed from their words"
         )
 
@@ -115,7 +117,7 @@ def read_bundle(folder: Path) -> Bundle:
     held = sum(stated.conversations for stated in proof.files.values())
     if exporter is None or not exporter.restorable or held != total:
         raise VersionError(
-            f"{folder} is an export as {proof.format} with {held:,} of {total:,} conversations, "
+            f"{folder} is an export as {proof.format} with {held:,} of {counted(total, 'conversation')}, "
             "which cannot give back the whole version.",
             "Restore from a bundle with both sides that was exported with --format sharegpt or messages.",
         )
@@ -234,7 +236,7 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
     new = count_conversations(connection) - had
     seen.new += new
     if rows != stated.conversations:
-        seen.odd.append(f"{name} has {rows:,} conversations instead of {stated.conversations:,}")
+        seen.odd.append(f"{name} has {counted(rows, 'conversation')} instead of {stated.conversations:,}")
     elif sha256 != stated.sha256:
         seen.odd.append(f"{name} is not the file that was exported")
     if not known:

@@ -115,7 +115,8 @@ def push(
     if as_json:
         return print_json(done.as_json())
     answers = "one answer" if done.overlap == 1 else f"{done.overlap} answers"
-    typer.echo(f"{name} on {done.server}: {done.conversations:,} conversations, {done.blind:,} blind, {answers} each.")
+    conversations = counted(done.conversations, "conversation")
+    typer.echo(f"{name} on {done.server}: {conversations}, {done.blind:,} blind, {answers} each.")
     typer.echo("Nothing was sent." if dry_run else f"{done.sent:,} sent, {done.unchanged:,} were there just so.")
     _print_unfit(done.unfit)
     note(f"Next: people answer on {done.server}, then curate review pull {name}.")
@@ -212,7 +213,8 @@ def export(
     if as_json:
         return print_json(done.as_json())
     typer.echo(
-        f"{file}: {done.rows:,} conversations of the review set {done.review_set}, {done.blind:,} of them blind."
+        f"{file}: {counted(done.rows, 'conversation')} of the review set {done.review_set}, "
+        f"{done.blind:,} of them blind."
     )
     _print_unfit(done.unfit)
     note(f"Fill the columns behind the suggestions, and `reviewer`. Next: curate review import {file}")
@@ -276,7 +278,8 @@ def _print_unfit(unfit: list[dict[str, str]]) -> None:
 def _print_filled(file: Path, done: "Filled") -> None:
     """What a sheet brought, and why rows were refused, each reason once."""
     typer.echo(
-        f"{file}: {done.answered:,} rows with answers, {done.empty:,} still empty, {len(done.refused):,} refused."
+        f"{file}: {counted(done.answered, 'row')} with answers, {done.empty:,} still empty, "
+        f"{len(done.refused):,} refused."
     )
     lines: dict[str, list[int]] = {}
     for row in done.refused:  # few: a person filled them in
@@ -303,9 +306,10 @@ def _print_pulled(done: "Pulled") -> None:
     if done.to_be_fixed:
         note(f"{done.to_be_fixed:,} are to be fixed and nobody has written how: they are out until somebody does.")
     if done.gone:
-        note(f"{done.gone:,} records were deleted on the server; answers pulled before stay, a push puts them back.")
+        deleted = counted(done.gone, "record")
+        note(f"Deleted on the server: {deleted}; answers pulled before stay, a push puts them back.")
     if done.unknown:
-        note(f"{done.unknown:,} answers are to records that this store did not push; they were left alone.")
+        note(f"Left alone: {counted(done.unknown, 'answer')} to records that this store did not push.")
     if outcomes.get("undecided"):
         note("Undecided: an answer was taken back, and its verdict with it; the rules decide until somebody answers.")
     if outcomes.get("disputed"):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from schemas.terminal import GroupedHelp, JsonOption, note, print_json, print_table, progress_bar
+from schemas.terminal import GroupedHelp, JsonOption, counted, note, print_json, print_table, progress_bar
 
 SERVER = "Server"
 
@@ -164,7 +164,8 @@ def backup(
         print_json({"file": file, "answers": answers})
     else:
         typer.echo(
-            f"{file} is written, with {answers:,} answers. It holds the accounts' keys too: keep it to yourself."
+            f"{file} is written, with {counted(answers, 'answer')}. "
+            "It holds the accounts' keys too: keep it to yourself."
         )
 
 
@@ -186,7 +187,7 @@ def restore(
     if as_json:
         print_json({"home": place, "answers": answers})
     else:
-        typer.echo(f"{place} holds {answers:,} answers. Next: curate review serve --home {place}")
+        typer.echo(f"{place} holds {counted(answers, 'answer')}. Next: curate review serve --home {place}")
 
 
 def compose() -> None:

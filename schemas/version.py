@@ -16,6 +16,7 @@ from duckdb import DuckDBPyConnection
 
 from schemas.errors import VersionError
 from schemas.recipe import canonical_json
+from schemas.terminal import counted
 
 SPLITS = ("train", "held_out")
 
@@ -83,7 +84,7 @@ def read_members(connection: DuckDBPyConnection, version: Version, split: str | 
     wanted = members.height if split is None else members.filter(pl.col("split") == split).height
     if frame.height != wanted:
         raise VersionError(
-            f"{version.label} has {wanted} conversations, of which {wanted - frame.height} are no longer in the store.",
+            f"{version.label} has {counted(wanted, 'conversation')}; the store has {frame.height:,} of them.",
             "Rebuild the version from its exported bundle.",
         )
     return frame

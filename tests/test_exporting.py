@@ -186,6 +186,18 @@ def test_exporting_twice_gives_the_same_bytes(store, tmp_path, parquet):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
+def test_one_conversation_is_not_called_several(tmp_path):
+    add(tmp_path / "one.duckdb", questions(1))
+    with writing(tmp_path / "one.duckdb") as connection:
+        freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    exported = export(tmp_path / "one.duckdb", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    again = restored(tmp_path / "again.duckdb", tmp_path / "out")
+    for shown in (exported.as_text(), card, again.as_text()):
+        assert "1 conversation" in shown
+        assert "1 conversations" not in shown
+
+
 def test_the_card_names_counts_sources_and_how_to_verify(store, tmp_path):
     with writing(store) as connection:
         connection.execute("UPDATE sources SET path = 'secret/a|b.csv'")

@@ -192,7 +192,7 @@ def test_the_long_format_is_proposed_and_taken_when_asked_for():
 def test_rows_of_two_shapes_are_named_with_their_numbers():
     frame = table(messages=[MESSAGES, None, MESSAGES], question=[None, "Hi", None], answer=[None, "Hello", None])
     assert refused(frame).what == (
-        "The source mixes shapes: 2 rows are messages (messages) and 1 rows are pairs (question, answer)."
+        "The source mixes shapes: 2 rows are messages (messages) and 1 row is pairs (question, answer)."
     )
     assert refused(table(conversations=[SHAREGPT, MESSAGES])).what.startswith("The source mixes shapes")
 

@@ -155,8 +155,8 @@ def _trained_on(m: Manifest) -> str:
     seen = m.seen
     if not seen.all_of_it:
         return f"{seen.words} of {m.data.version}: its {counted(int(m.metrics['steps']), 'step')} saw no more"
-    tokens = f"{m.tokens.learned:,} tokens, {seen.epochs:.3g} {'epoch' if seen.epochs == 1 else 'epochs'}"
-    return f"{m.tokens.conversations:,} conversations of {m.data.version}, {tokens}"
+    tokens = f"{counted(m.tokens.learned, 'token')}, {seen.epochs:.3g} {'epoch' if seen.epochs == 1 else 'epochs'}"
+    return f"{counted(m.tokens.conversations, 'conversation')} of {m.data.version}, {tokens}"
 
 
 def show_runs(runs: Sequence[Run]) -> None:

@@ -17,6 +17,7 @@ from tokenizers import Encoding
 
 from schemas.errors import TrainError, VersionError
 from schemas.store import reading
+from schemas.terminal import counted
 from train.planning import Prepared
 from train.rendering import IGNORED, Piece, Rendering, Script, token_range
 from train.windowing import turns_of
@@ -159,7 +160,7 @@ def trace_token(prepared: Prepared, store: Path, conversation: str, token: int, 
     numbers, member, row, entry = _rows(prepared, conversation, window)
     if not 0 <= token < entry["tokens"]:
         raise TrainError(
-            f"{conversation} has {entry['tokens']} tokens, there is no token {token}.",
+            f"{conversation} has {counted(entry['tokens'], 'token')}, there is no token {token}.",
             "The first is 0; curate preview --id … --tokens lists them.",
         )
     rendering, encoding = _encoded(prepared, member, row)

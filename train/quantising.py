@@ -22,6 +22,7 @@ import polars as pl
 from schemas.errors import ExportError
 from schemas.machine import count_cores
 from schemas.run import Manifest, read_manifest
+from schemas.terminal import counted
 from train.advising import Quantised, advise
 from train.answering import stop_ids
 from train.differing import Difference, Sample, difference, loaded, model_logits, take_sample, vocabulary_of
@@ -157,7 +158,7 @@ def _imatrix(store: Path, merged: Path, first: Path, source: Source, report: Rep
     path = first.with_name(f"{source.name}.imatrix")
     if not _is_there(path, source):
         rows = rows_to_weigh(train_rows(store, source, ROWS))
-        report(f"weighing by {len(rows)} conversations of the training split")
+        report(f"weighing by {counted(len(rows), 'conversation')} of the training split")
         with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
             squares = by_gguf_names(weigh(model, rows, _now_and_then(report, "weighed")), first)
         with _named_when_whole(path) as unfinished:

@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 
 from schemas.errors import ExportError
+from schemas.terminal import listed
 from train.saving import ADAPTER_FILE, CONFIG_FILE
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -81,7 +82,7 @@ class Adapter:
         lost = sorted(name for name in {*self.deltas, *self.replaced} - there if not self._is_tied(name, there))
         if lost:
             raise ExportError(
-                f"The adapter changes {lost[0]}, and {len(lost) - 1} others, which the files in {folder} do not have "
+                f"The adapter changes {listed(lost, 1)}, which the files in {folder} do not have "
                 "under these names: they are tied to other weights, or stored in another form.",
                 "Such a model cannot be merged; serve the adapter beside its base, as vLLM and TGI do.",
             )

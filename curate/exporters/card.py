@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.recipe import canonical_json
+from schemas.terminal import counted
 from schemas.version import Version
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -83,12 +84,13 @@ def _header(version: Version, facts: CardFacts) -> str:
 
 
 def _introduction(version: Version, facts: CardFacts) -> str:
-    counts = "\n".join(f"- `{split}`: {count:,} conversations" for split, count in version.counts.items())
+    counts = "\n".join(f"- `{split}`: {counted(count, 'conversation')}" for split, count in version.counts.items())
     parent = f", made after {version.parent}" if version.parent else ""
     alike = version.recipe.get("dedup")
     kinds = f", nor do near-duplicates (similarity {alike['similarity']} or more)" if alike else ""
+    total = counted(sum(version.counts.values()), "conversation")
     return (
-        f"# {version.label}\n\n{sum(version.counts.values()):,} conversations in the format `{facts.format}`{parent}, "
+        f"# {version.label}\n\n{total} in the format `{facts.format}`{parent}, "
         f"frozen {version.frozen_at:%Y-%m-%d}.\n\n{counts}\n\nDigest `{version.digest}`.\n\n"
         "Conversations with the same first question never sit on both sides of the split, nor do edits of each other"
         f"{kinds}.\n"
