@@ -29,7 +29,7 @@ from curate.mending import MENDS
 from schemas.conversation import ID_LENGTH
 from schemas.errors import RecipeError, SourceError
 from schemas.migrations import MIGRATIONS
-from schemas.recipe import ImportSection, canonical_json, check_recipe, digest, parse_share
+from schemas.recipe import OPTIONS, ImportSection, canonical_json, check_recipe, digest, parse_share
 from schemas.store import reading, writing
 from schemas.terminal import counted
 
@@ -142,7 +142,7 @@ def lay_over(section: ImportSection, options: Mapping[str, Any]) -> ImportSectio
         given["map"] = {**section.map, **dict(_pair(text) for text in given["map"])}
     if "max_rejects" in given:
         given["max_rejects"] = parse_share(given["max_rejects"], "--max-rejects")
-    return check_recipe({"import": {**section.model_dump(), **given}}, "the options").import_
+    return check_recipe({"import": {**section.model_dump(), **given}}, OPTIONS).import_
 
 
 def _pair(text: str) -> tuple[str, str]:

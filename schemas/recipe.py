@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,9 @@ from schemas.errors import RecipeError, nearest
 from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, Policy, StandardQuestion
 
 DEFAULT_RECIPE = Path("curate.toml")
+
+OPTIONS = "the options"
+"""What an error is said of that no file brought."""
 
 AUTO_COUNTS_AS = 2
 """What `batch = "auto"` stands for in batch times accumulate, so that a measured batch does not change the steps."""
@@ -309,25 +312,48 @@ def parse_share(text: str, option: str) -> float:
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in the file at `path` (default: `curate.toml` if there is one) under `section.key=value` overrides.
 
-    Raises `RecipeError` for a missing or broken file, and for every unknown key or wrong value, all at once.
+    Raises `RecipeError` for a missing or broken file, and for every unknown key or wrong value, all at once, each
+    said of the file or of the options, whichever brought it.
     """
     if path is None:
         path = DEFAULT_RECIPE if DEFAULT_RECIPE.exists() else None
     written = {} if path is None else _read_toml(path)
+    of_file = _problems(written)
     for override in overrides:
         _override(written, override)
-    return check_recipe(written, str(path) if path else "the options")
+    return _checked(written, lambda problem: str(path) if problem in of_file else OPTIONS)
 
 
 def check_recipe(written: Mapping[str, Any], where: str) -> Recipe:
     """The recipe that `written` spells. Raises `RecipeError` with all problems and the nearest known names."""
+    return _checked(written, lambda _: where)
+
+
+def _checked(written: Mapping[str, Any], place_of: Callable[[str], str]) -> Recipe:
+    """The recipe, after every problem is said of its place."""
     try:
         return Recipe.model_validate(written)
     except ValidationError as error:
-        problems = [_problem(details["type"], details["loc"], details["msg"]) for details in error.errors()]
+        places: dict[str, list[str]] = {}
+        for problem in _told(error):
+            places.setdefault(place_of(problem), []).append(problem)
+        wrong = " and ".join(OPTIONS if place == OPTIONS else "the recipe" for place in places)
         raise RecipeError(
-            f"{where}: " + "; ".join(problems), "Correct the recipe; `curate init` writes a full one."
+            "; ".join(f"{place}: {'; '.join(problems)}" for place, problems in places.items()),
+            f"Correct {wrong}; `curate init` writes a full recipe.",
         ) from error
+
+
+def _problems(written: Mapping[str, Any]) -> list[str]:
+    try:
+        Recipe.model_validate(written)
+    except ValidationError as error:
+        return _told(error)
+    return []
+
+
+def _told(error: ValidationError) -> list[str]:
+    return [_problem(details["type"], details["loc"], details["msg"]) for details in error.errors()]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -37,6 +37,28 @@ def test_an_option_that_says_nothing_is_refused(recipe, override, said):
         load_recipe(recipe, [override])
 
 
+def test_what_an_option_says_wrongly_is_not_said_of_the_file(recipe):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe, ["train.stepz=5"])
+    assert error.value.what == "the options: train.stepz is not a known key, did you mean train.steps?"
+    assert error.value.hint == "Correct the options; `curate init` writes a full recipe."
+    recipe.write_text("[train]\nrnak = 4\nsteps = 'many'\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe, ["train.stepz=5", "train.steps=3"])
+    assert error.value.what == (
+        f"{recipe}: train.rnak is not a known key, did you mean train.rank?; "
+        "the options: train.stepz is not a known key, did you mean train.steps?"
+    )
+    assert error.value.hint == "Correct the recipe and the options; `curate init` writes a full recipe."
+    assert load_recipe(None, ["train.steps=3"]).train.steps == 3
+
+
+def test_what_only_file_and_option_together_say_wrongly_is_said_of_the_option(recipe):
+    recipe.write_text("[review]\npolicy = 'expert'\nexperts = ['ada']\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"the options: review: .* needs names in experts"):
+        load_recipe(recipe, ["review.experts=[]"])
+
+
 def test_an_option_below_what_is_no_section_in_the_file_is_refused(recipe):
     recipe.write_text("score = 3\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="score is no section"):
