@@ -138,15 +138,18 @@ def export_version(
     """Write the version to the folder `to`, or to one file when `to` ends in .jsonl or .parquet.
 
     `split` keeps one side, or says `all` for one file with both. Raises `VersionError` when the version is not what
-    it says, `ExportError` when `to` is there already, cannot be written, or conversations do not fit the format
-    and `skip_unfit` does not leave them out. Whatever fails, nothing new stands under the name `to`.
+    it says, `ExportError` when `to` is there already, cannot be written or is no Parquet where that is asked for, or
+    conversations do not fit the format and `skip_unfit` does not leave them out. Whatever fails, nothing new stands
+    under the name `to`.
     """
     exporter = find_exporter(format)
     version = find_version(connection, label)
     check_members(connection, version)
     single = to.suffix in SUFFIXES
     plan = (
-        _plan_file(version, to, split) if single else _plan_folder(version, ".parquet" if parquet else ".jsonl", split)
+        _plan_file(version, to, split, parquet=parquet)
+        if single
+        else _plan_folder(version, ".parquet" if parquet else ".jsonl", split)
     )
     with in_place(to, force=force) as place:
         files, left_out = _write_files(connection, version, exporter, place, plan)
@@ -182,7 +185,12 @@ def _plan_folder(version: Version, suffix: str, split: str | None) -> dict[str, 
     return {f"{side}{suffix}": (side,) for side in wanted if version.counts.get(side)}
 
 
-def _plan_file(version: Version, to: Path, split: str | None) -> dict[str, tuple[str, ...]]:
+def _plan_file(version: Version, to: Path, split: str | None, *, parquet: bool) -> dict[str, tuple[str, ...]]:
+    if parquet and to.suffix != ".parquet":
+        raise ExportError(
+            f"--parquet asks for Parquet, and {to.name} would be JSON Lines.",
+            f"Say --to {to.with_suffix('.parquet')}, or leave --parquet out.",
+        )
     filled = tuple(side for side in SPLITS if version.counts.get(side))
     if split is None and len(filled) > 1:
         raise ExportError(

@@ -316,6 +316,14 @@ def test_a_link_to_an_empty_folder_stays_a_link(store, tmp_path):
     assert (tmp_path / "disk" / "version.json").is_file()
 
 
+def test_parquet_is_not_written_into_a_file_that_is_called_json_lines(store, tmp_path):
+    with pytest.raises(ExportError, match=r"--parquet asks for Parquet, and out\.jsonl would be JSON Lines") as wrong:
+        export(store, tmp_path / "out.jsonl", split="all", parquet=True)
+    assert wrong.value.hint == f"Say --to {tmp_path / 'out.parquet'}, or leave --parquet out."
+    assert not (tmp_path / "out.jsonl").exists()
+    assert pl.read_parquet(export(store, tmp_path / "all.parquet", split="all", parquet=True).to).height == 35
+
+
 def test_one_file_needs_to_know_its_side(store, tmp_path):
     with pytest.raises(ExportError, match="two sides"):
         export(store, tmp_path / "out.jsonl")
