@@ -30,6 +30,18 @@ def test_windows_line_ends_belong_to_no_cell_but_stay_within_one(tmp_path):
     assert batch.line.to_list() == [2, 4, 6]
 
 
+def test_a_quote_that_is_not_closed_costs_its_own_record_under_windows_line_ends_too(tmp_path):
+    batch = only(written(tmp_path / "a.csv", 'text\r\nt1\r\n"t2 open\r\nt3\r\nt4\r\nt5\r\n'))
+    assert batch.table["text"].to_list() == ["t1", "t3", "t4", "t5"]
+    assert batch.rejects.select("row", "line", "code", "raw").rows() == [(2, 3, "unclosed-quote", '"t2 open')]
+
+
+def test_a_last_record_whose_quote_is_not_closed_is_a_reject_under_windows_line_ends_too(tmp_path):
+    batch = only(written(tmp_path / "a.csv", 'question,answer\r\nq1,a1\r\n"abc\r\n'))
+    assert batch.table.rows() == [("q1", "a1")]
+    assert batch.rejects.select("row", "line", "code", "raw").rows() == [(2, 3, "unclosed-quote", '"abc')]
+
+
 def test_a_carriage_return_within_a_cell_is_part_of_it(tmp_path):
     assert only(written(tmp_path / "a.csv", 'q,a\n1,"x\ry"\n')).table["a"].to_list() == ["x\ry"]
 

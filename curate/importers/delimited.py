@@ -146,9 +146,8 @@ class _Layout(NamedTuple):
         stops[last] -= (stops[last] > starts[last]) & (data[stops[last] - 1] == RETURN)
         first = np.append(0, last + 1)[:-1]
         widths = last - first + 1
-        faults = dict(
-            zip(np.searchsorted(stops[last], list(records.faults)).tolist(), records.faults.values(), strict=True)
-        )
+        at_fault = np.searchsorted(records.separators[last], list(records.faults)).tolist()
+        faults = dict(zip(at_fault, records.faults.values(), strict=True))
         return cls(starts, stops, records.quotes, first, widths, (widths == 1) & (stops == starts)[last], faults)
 
     def cells_of(self, data: Bytes, record: int) -> Iterator[bytes]:
