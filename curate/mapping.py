@@ -99,12 +99,12 @@ def metadata(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
     '{"id":"7"}'
     """
     used = set(mapping.fields.values())
-    rest = [column for column in table.columns if column not in used]
-    if not rest:
+    rest = pl.DataFrame([table[name] for name in table.columns if name not in used])  # `pl.col("*")` is every column
+    if not rest.width:
         return pl.Series("metadata", [None], dtype=pl.String).new_from_index(0, table.height)
-    text = pl.struct(rest).struct.json_encode()
-    some = pl.any_horizontal(pl.col(rest).is_not_null())
-    return table.select(pl.when(some).then(text).alias("metadata")).to_series()
+    text = rest.to_struct("metadata").struct.json_encode()
+    some = rest.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
+    return pl.select(pl.when(some).then(text).alias("metadata")).to_series()
 
 
 # --- what was asked for
@@ -168,7 +168,7 @@ def _readings_among(
 def _readings_as(table: pl.DataFrame, name: str, asked: dict[str, str], anywhere: bool) -> list[_Reading]:
     """The ways to fill the fields of one shape, each column used once."""
     shape = SHAPES[name]
-    free = {column: cells for column in table.columns if column not in asked.values() for cells in [table[column]]}
+    free = {column: _cells(table, column) for column in table.columns if column not in asked.values()}
     choices: dict[str, list[str]] = {}
     for field_name, field in shape.fields.items():
         given = asked.get(field_name)
@@ -178,6 +178,11 @@ def _readings_as(table: pl.DataFrame, name: str, asked: dict[str, str], anywhere
     combinations = product(*(columns or [""] for columns in choices.values()))
     found = {_fields(shape, dict(zip(choices, columns, strict=True))): None for columns in combinations}
     return [_Reading(ColumnMapping(name, dict(fields)), _is_sure(shape, dict(fields))) for fields in found if fields]
+
+
+def _cells(table: pl.DataFrame, column: str) -> pl.Series:
+    """A column under a name that Polars takes for no pattern, as it takes `*` and `^a.*$`."""
+    return table[column].rename("cells")
 
 
 def _candidates(field: Field, free: dict[str, pl.Series], anywhere: bool) -> list[str]:

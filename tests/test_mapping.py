@@ -277,3 +277,13 @@ def test_metadata_is_what_is_no_part_of_the_conversation():
     frame = table(q=["1", "2"], a=["1", "2"], id=["7", None], tags=['["x"]', None])
     assert metadata(frame, mapping).to_list() == ['{"id":"7","tags":"[\\"x\\"]"}', None]
     assert metadata(frame.select("q", "a"), mapping).to_list() == [None, None]
+
+
+@pytest.mark.parametrize("name", ["*", "^x$", "^b.*$"])
+def test_a_column_may_be_called_like_a_pattern(name):
+    mapping = ColumnMapping("pairs", {"question": "question", "answer": "answer"})
+    frame = table(**{"question": ["q", "q"], "answer": ["a", "a"], name: ["1", None], "x": ["2", None]})
+    assert found(frame) == ("pairs", {"question": "question", "answer": "answer"})
+    assert metadata(frame, mapping).to_list() == [f'{{"{name}":"1","x":"2"}}', None]
+    asked = {"question": name, "answer": "answer"}
+    assert found(frame, map=asked) == ("pairs", asked)

@@ -93,6 +93,13 @@ def test_nan_within_a_nested_value_is_found_and_in_a_text_it_is_text(tmp_path):
     assert batch.rejects["row"].to_list() == [1]
 
 
+@pytest.mark.parametrize("name", ["*", "^a.*$"])
+def test_nan_is_found_in_a_column_that_is_called_like_a_pattern(tmp_path, name):
+    batch = only(written(tmp_path / "a.jsonl", f'{{"{name}": nan, "a": 1}}\n{{"{name}": "nan", "a": 1}}\n'))
+    assert batch.table.rows(named=True) == [{name: "nan", "a": "1"}]
+    assert batch.rejects["code"].to_list() == ["broken-json"]
+
+
 def test_a_list_with_a_known_key_inside_is_no_object(tmp_path):
     batch = only(written(tmp_path / "a.jsonl", '{"0": "x"}\n[{"a": 1}]\n'))
     assert batch.rejects["code"].to_list() == ["not-an-object"]

@@ -148,9 +148,9 @@ def _perhaps_no_numbers(table: pl.DataFrame, text: pl.Series) -> list[int]:
     """Positions of the rows that may hold not-a-number or an infinity, as JSON writers or as C spell it."""
     positions = set(text.str.contains(NOT_JSON).arg_true())
     of_length = table.select(pl.all().str.len_bytes().is_in(NOT_JSON_LENGTHS))
-    for cell in table:
-        short = of_length[cell.name].arg_true()
-        positions.update(short.filter(cell.gather(short).str.contains(NOT_A_NUMBER)))
+    for cell, is_short in zip(table, of_length, strict=True):
+        short = is_short.rename("short").arg_true()  # Polars takes a name such as `^a.*$` for a pattern
+        positions.update(short.filter(cell.rename("cell").gather(short).str.contains(NOT_A_NUMBER)))
     return sorted(positions)
 
 
