@@ -15,6 +15,7 @@ import polars as pl
 from curate.converting import OWN_COLUMNS
 from curate.mapping import ColumnMapping, to_turns
 from curate.mending import mend
+from curate.shapes.cells import members
 
 EXCERPT = 80
 """Characters of an excerpt, and of each of its turns."""
@@ -53,18 +54,20 @@ def split(reject: Mapping[str, Any]) -> Row:
 
 
 def _json_cells(raw: str) -> dict[str, str | None] | None:
-    """The values of a JSON object as texts; None where the text is no object."""
+    """The values of a JSON object as texts, nested ones as they stand.
+
+    None where the text is no object, or where its cells would not say all of it: a key stands in it twice, half of a
+    surrogate pair, a number or a depth that Python does not read.
+    """
     try:
-        value = json.loads(raw, parse_float=str, parse_int=str)
-    except ValueError:
+        value = json.loads(raw)
+        if not isinstance(value, dict) or len(json.loads(raw, object_pairs_hook=list)) > len(value):
+            return None
+        cells = {key: value[key] if isinstance(value[key], str | None) else text for key, text in members(raw).items()}
+        "".join([*cells, *filter(None, cells.values())]).encode()
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
-        return None
-    whole = json.loads(raw)
-    return {
-        key: cell if isinstance(cell, str) or cell is None else json.dumps(whole[key], ensure_ascii=False)
-        for key, cell in value.items()
-    }
+    return cells
 
 
 def _csv_cells(raw: str, columns: list[str], mapping: Mapping[str, Any]) -> dict[str, str | None] | None:
@@ -123,7 +126,7 @@ def _elements(cells: Mapping[str, str | None], fields: Mapping[str, str]) -> lis
     for column in fields.values():
         try:
             value = json.loads(cells.get(column) or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, list):
             return [(f"turn {n}", json.dumps(one, ensure_ascii=False)) for n, one in enumerate(value, 1)]

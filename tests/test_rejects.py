@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -160,6 +161,56 @@ def test_a_json_object_goes_back_as_the_text_it_was(store: Path, tmp_path: Path)
     (tmp_path / "fix.jsonl").write_text(first.replace('"response": ""', '"response": "yes"'), encoding="utf-8")
     assert import_one(store, tmp_path / "fix.jsonl").closed == 1
     assert [row for row, _ in open_rejects(store)] == [2]
+
+
+DEEP = "[" * 3_000 + "]" * 3_000
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"question":"q","question":"r","answer":"b"}',
+        r'{"question":"\ud800","answer":"b"}',
+        f'{{"question":"q","answer":"","n":{"1" * 5_000}}}',
+        f'{{"question":"q","answer":"","n":{DEEP}}}',
+    ],
+    ids=["key twice", "half a pair", "long number", "deep"],
+)
+@pytest.mark.parametrize("name", ["fix.csv", "fix.jsonl"])
+def test_an_object_that_its_cells_would_not_say_whole_stands_whole_in_its_text(
+    store: Path, tmp_path: Path, row: str, name: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"question":"g","answer":"ok"}}\n{row}\n', encoding="utf-8")
+    assert import_one(store, tmp_path / "a.jsonl").rows_rejected == 1
+    with reading(store) as connection:
+        assert [reject["raw"] for reject in list_rejects(connection, Wanted(), None)] == [row]
+    exported = export(store, tmp_path / name)
+    assert (exported.rows, exported.raw_only) == (1, 1)
+    with (tmp_path / name).open(encoding="utf-8", newline="") as file:
+        (written,) = csv.DictReader(file) if name.endswith("csv") else map(json.loads, file)
+    assert written == {"_curate_raw": row, "_curate_reject": written["_curate_reject"], "_curate_reason": ANY}
+
+
+def test_a_nested_value_goes_into_its_cell_as_it_stands(store: Path, tmp_path: Path) -> None:
+    nested = '[{"role": "user", "role": "boss", "n": 1e3}]'
+    good = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}'
+    (tmp_path / "a.jsonl").write_text(f'{good}\n{{"messages": {nested}, "n": 1.50}}\n', encoding="utf-8")
+    import_one(store, tmp_path / "a.jsonl")
+    export(store, tmp_path / "fix.csv")
+    with (tmp_path / "fix.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["messages"], row["n"]) == (nested, "1.50")
+
+
+def test_a_reject_is_shown_beside_a_cell_that_python_does_not_read(store: Path, tmp_path: Path) -> None:
+    turns = '[{"role": "user", "content": "Hi"}, {"role": "%s", "content": "Ho", "n": %s}]'
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [turns % ("assistant", 1), ""], [turns % ("boss", "1" * 5_000), DEEP]
+        csv.writer(file).writerows([["messages", "tools"], *rows])
+    assert import_one(store, tmp_path / "a.csv").rejected == {"unknown-role": 1}
+    with reading(store) as connection:
+        (reject,) = list_rejects(connection, Wanted(), None)
+    assert '""role"": ""boss""' in reject["excerpt"]
 
 
 def test_sources_that_were_read_in_different_ways_are_exported_one_by_one_by_the_commands_that_are_named(
