@@ -16,7 +16,7 @@ from typing import Literal
 import polars as pl
 
 from curate.control_tokens import CONTROL_TOKENS
-from curate.shapes.cells import query_frames, too_deep
+from curate.shapes.cells import query_frames, unreadable
 from curate.shapes.shape import cut
 from schemas.conversation import ASSISTANT_ROLES, ROLES
 
@@ -296,7 +296,7 @@ def _bad_calls(seen: pl.DataFrame) -> dict[str, pl.DataFrame]:
     if calling.is_empty():
         return {}
     judged = query_frames(_CALLS, calling=calling)
-    judged = judged.with_columns(broken=judged["broken"] | too_deep(judged["value"]))
+    judged = judged.with_columns(broken=judged["broken"] | unreadable(judged["value"]))
     call = pl.when(ROLE == "function_call").then("index").forward_fill()
     results = seen.select("row", "role", "tool_call_id", call.alias("index")).filter(ROLE == "observation")
     follow = results.group_by("row", "index").agg(results=pl.len(), answered=pl.col("tool_call_id").drop_nulls())
@@ -324,12 +324,13 @@ def _listed(column: str) -> pl.Expr:
 def _bad_tools(tools: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
     if tools is None or tools.is_empty():
         return {}
+    judged = tools.with_columns(unreadable=unreadable(tools["tools"]))
     query = """
-        SELECT row, tools AS value FROM tools
-        WHERE NOT json_valid(tools) OR json_type(tools::JSON) <> 'ARRAY'
+        SELECT row, tools AS value FROM judged
+        WHERE unreadable OR NOT json_valid(tools) OR json_type(tools::JSON) <> 'ARRAY'
             OR list_bool_or([json_type(t) <> 'OBJECT' FOR t IN CAST(tools::JSON AS JSON[])])
     """
-    return {"broken-tools": query_frames(query, tools=tools)}
+    return {"broken-tools": query_frames(query, judged=judged)}
 
 
 def _findings(code: str, broken: pl.DataFrame, limits: Limits) -> pl.DataFrame:

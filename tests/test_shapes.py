@@ -202,6 +202,11 @@ def test_a_call_that_is_no_json_is_left_for_the_rules():
     ]
 
 
+def test_a_call_in_another_spelling_that_is_too_deep_to_read_is_left_for_the_rules():
+    call = '{"function": {"name": "f", "arguments": ' + '{"a": ' * 2_000 + "1" + "}" * 2_002
+    assert talk(sharegpt(("function_call", call))) == [("function_call", call)]
+
+
 def test_an_empty_announcement_of_a_call_goes():
     assert talk(sharegpt(("gpt", " "), ("function_call", CALL))) == [("function_call", CALL)]
     assert talk(sharegpt(("gpt", ""), ("human", "Hi"))) == [("gpt", ""), ("human", "Hi")]
@@ -265,6 +270,12 @@ def test_arguments_that_are_objects_keep_their_text_to_the_letter():
     cell = '[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x":  1e5, "y": 1.0}}}]}]'
     found = read("messages", {"messages": [cell]})
     assert talk(found) == [("function_call", '{"name": "f", "arguments": {"x":  1e5, "y": 1.0}}')]
+
+
+def test_arguments_with_a_number_longer_than_python_reads_keep_it():
+    call = f'{{"name": "f", "arguments": {{"x": {"1" * 5_000}}}}}'
+    cell = f'[{{"role": "assistant", "tool_calls": [{{"function": {call}}}]}}]'
+    assert talk(read("messages", {"messages": [cell]})) == [("function_call", call)]
 
 
 def test_calls_at_once_are_a_list():

@@ -130,6 +130,22 @@ def test_a_call_that_nests_deeper_than_python_reads_is_refused():
     ]
 
 
+DEEP = '{"a": ' * 2000 + "1" + "}" * 2000
+
+
+@pytest.mark.parametrize("value", ["NaN", "[-nan ]", '{"b": inf}', "-Infinity", "1" * 5_000, DEEP])
+def test_calls_and_tools_that_no_other_reader_takes_for_json_are_refused(value):
+    talk = [("human", "?"), ("function_call", f'{{"name": "f", "arguments": {{"a": {value}}}}}')]
+    assert codes(talk, SOUND[0])[0] == (0, "broken-tool-call")
+    tools = pl.DataFrame({"row": [0, 1], "tools": ['[{"name": "f, nan, inf]"}]', f'[{{"a": {value}}}]']})
+    assert codes(SOUND[0], SOUND[0], tools=tools) == [(1, "broken-tools")]
+
+
+def test_a_long_decimal_and_nan_in_a_text_are_json():
+    tools = pl.DataFrame({"row": [0], "tools": [f'[{{"pi": 3.{"1" * 5_000}, "text": "is it [1, nan, inf]?"}}]']})
+    assert codes(SOUND[0], tools=tools) == []
+
+
 def test_a_call_that_ends_the_conversation_is_what_is_learned():
     assert codes([("human", "1+1?"), ("function_call", CALL)]) == [(0, "open-tool-call")]
 

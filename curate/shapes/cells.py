@@ -10,17 +10,24 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from typing import NoReturn
 
 import duckdb
 import polars as pl
 
 from curate.shapes.shape import PROBLEMS, cut, problem
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(parse_int=str)  # as a number it may have 4,300 digits, and here its text counts
 _BLANK = " \t\n\r"
 
 DEEPEST = 500
 """Lists and objects inside each other. Python's reader gives up at 1,000, and so would all that comes after."""
+
+NOT_JSON = r"(?i)[:,\[ \t\r\n-](?:nan|inf|infinity)[ \t\r\n]*[,}\]]"
+"""What DuckDB takes for numbers and JSON does not have, as JSON writers or as C spell it; a string may hold it too."""
+
+_LONG = "[0-9]{4301}"
+"""More digits than Python reads as a number: `sys.get_int_max_str_digits`."""
 
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
@@ -83,6 +90,30 @@ def too_deep(texts: pl.Series) -> pl.Series:
     if not suspects.any():
         return suspects
     return pl.Series([many and _depth(text) > DEEPEST for many, text in zip(suspects, texts, strict=True)])
+
+
+def unreadable(texts: pl.Series) -> pl.Series:
+    """Which of the JSON texts DuckDB alone reads: too deep, with NaN or an infinity, or a number of 4,301 digits.
+
+    A loop over the few texts that may be so: a pattern cannot tell a string from what stands outside of it.
+    """
+    deep = too_deep(texts)
+    doubtful = ((texts.str.contains(NOT_JSON) | texts.str.contains(_LONG)) & ~deep).fill_null(False)
+    if not doubtful.any():
+        return deep
+    return deep | pl.Series([may_be and not _is_read(text) for may_be, text in zip(doubtful, texts, strict=True)])
+
+
+def _is_read(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
 
 
 def _depth(text: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from curate.shapes import calls
-from curate.shapes.cells import given, items, lists, members, query_frames
+from curate.shapes.cells import given, items, lists, members, query_frames, too_deep
 from curate.shapes.roles import role
 from curate.shapes.shape import PROBLEMS, TOOLS, TURNS, ColumnMapping, Field, Read, cut, problem, without_problems
 from curate.shapes.systems import with_system
@@ -287,11 +287,12 @@ def _with_calls(turns: pl.DataFrame, called: pl.DataFrame) -> pl.DataFrame:
 
 
 def _normalised(turns: pl.DataFrame) -> pl.DataFrame:
-    """The turns with every `function_call` text spelt one way; texts that are no JSON stay, for the rules to judge."""
+    """The turns with every `function_call` text spelt one way; texts that cannot be read stay, for the rules to judge."""
     odd = turns.filter((pl.col("from") == "function_call") & calls.in_other_spelling(pl.col("value")))
     if odd.is_empty():
         return turns
     valid = query_frames("SELECT row, position, value FROM odd WHERE json_valid(value)", odd=odd)
+    valid = valid.filter(~too_deep(valid["value"]))
     texts = calls.written(valid.select("row", "position", calls.as_list(pl.col("value")).alias("calls")))
     joined = turns.join(texts, on=["row", "position"], how="left", suffix="_call", maintain_order="left")
     is_call = pl.col("from") == "function_call"
