@@ -33,6 +33,9 @@ DISK_IS_FULL = ("Could not write", "max_temp_directory_size")
 """What DuckDB says when the disk takes no more: of the store or its log, and of what memory cannot hold."""
 
 
+MAGIC_PLACE, MAGIC = 8, b"DUCK"
+"""Where the mark of a DuckDB file stands, behind a checksum, and how it reads."""
+
 PATIENCE = 20.0
 """Seconds that a locked store is waited for: most commands hold it for less, even with 100,000 conversations. Who has
 it for longer imports or scores, or is a program that was left open, and a person wants to know that."""
@@ -191,8 +194,9 @@ def _patience() -> float:
 
 
 def _try_to_connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
-    try:
-        return duckdb.connect(str(path), read_only=read_only)
+    _refuse_other_kind(path)
+    try:  # from the root on: `md:x` is a service to DuckDB, `:memory:` a store that is gone at the end
+        return duckdb.connect(str(path.absolute()), read_only=read_only)
     except duckdb.IOException as error:
         raise _explained(path, str(error)) from error
     except duckdb.Error as error:
@@ -200,6 +204,27 @@ def _try_to_connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
             f"{path} cannot be opened as a store: {_first_line(error)}",
             "Give another --store; if this file is yours, restore it from a copy.",
         ) from error
+
+
+def _refuse_other_kind(path: Path) -> None:
+    """Refuse a file that DuckDB would not open as its own.
+
+    It reads CSV and JSON into a database in memory, and asks the network for what opens an SQLite file. To close
+    a file ends the locks that this process has on it: look before DuckDB opens it.
+    """
+    if not path.exists():  # it is about to be made
+        return
+    try:
+        start = _start(path) if path.is_file() else b""  # a pipe would be waited for
+    except OSError as error:
+        raise _explained(path, error.strerror or str(error)) from error
+    if start[MAGIC_PLACE:] != MAGIC:
+        raise _no_store(path)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAGIC_PLACE + len(MAGIC))
 
 
 class _LockedError(StoreError):
@@ -218,10 +243,14 @@ def _explained(path: Path, message: str) -> StoreError:
         holder = re.search(r"PID (\d+)", message)
         return _LockedError(path, f"process {holder.group(1)}" if holder else "another process")
     if "not a valid DuckDB" in message:
-        return StoreError(f"{path} is not a curate store, nor any DuckDB file.", "Give another --store.")
+        return _no_store(path)
     if "No space left" in message:
         return StoreError(f"There is no space left for the store {path}.", "Free some disk space and run this again.")
     return StoreError(f"The store {path} cannot be opened: {message.splitlines()[0]}", "Check the path and its rights.")
+
+
+def _no_store(path: Path) -> StoreError:
+    return StoreError(f"{path} is not a curate store, nor any DuckDB file.", "Give another --store.")
 
 
 def _migrate(connection: DuckDBPyConnection, path: Path) -> None:

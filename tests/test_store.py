@@ -1,0 +1,51 @@
+"""The store: which files are one, and what is said of all others without touching them or asking the network."""
+
+import sqlite3
+
+import pytest
+
+from schemas.errors import StoreError
+from schemas.store import reading, writing
+
+DOORS = {"reading": reading, "writing": writing}
+
+
+def refusal(door, path):
+    with pytest.raises(StoreError) as caught, DOORS[door](path):
+        pass
+    return caught.value.what
+
+
+def make_sqlite(path):
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE sources (a int)")
+    connection.commit()
+    connection.close()
+
+
+FOREIGN = {
+    "rows.csv": lambda path: path.write_text("question,answer\nWhy?,Because.\n"),
+    "rows.json": lambda path: path.write_text('[{"question": "Why?", "answer": "Because."}]'),
+    "notes.db": make_sqlite,
+    "empty.duckdb": lambda path: path.touch(),
+    "folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_kind_is_no_store_and_stays_as_it_is(tmp_path, name, door):
+    FOREIGN[name](tmp_path / name)
+    before = None if (tmp_path / name).is_dir() else (tmp_path / name).read_bytes()
+    assert refusal(door, tmp_path / name) == f"{tmp_path / name} is not a curate store, nor any DuckDB file."
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert before is None or (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [":memory:", "sqlite:x", "md:x", "postgres:x"])
+def test_a_name_that_duckdb_takes_for_something_else_is_the_name_of_a_file(tmp_path, curate, name):
+    (tmp_path / "rows.csv").write_text("question,answer\nWhy?,Because.\n")
+    ran = curate("import", "rows.csv", "--store", name)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / name).read_bytes()[8:12] == b"DUCK"
+    assert "1 conversation from 1 file" in curate("status", "--store", name).stdout
