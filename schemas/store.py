@@ -36,6 +36,9 @@ DISK_IS_FULL = ("Could not write", "max_temp_directory_size")
 MAGIC_PLACE, MAGIC = 8, b"DUCK"
 """Where the mark of a DuckDB file stands, behind a checksum, and how it reads."""
 
+STORE_TABLES = {"migrations", "sources", "conversations"}
+"""Tables that a store has from its first step on."""
+
 PATIENCE = 20.0
 """Seconds that a locked store is waited for: most commands hold it for less, even with 100,000 conversations. Who has
 it for longer imports or scores, or is a program that was left open, and a person wants to know that."""
@@ -268,22 +271,32 @@ def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
 
 
 def _applied(connection: DuckDBPyConnection, path: Path) -> int:
-    tables = {name for (name,) in connection.sql("SELECT table_name FROM duckdb_tables()").fetchall()}
-    if "migrations" not in tables:
-        if tables:
-            raise StoreError(
-                f"{path} is a DuckDB file with other tables ({listed(sorted(tables), 3)}), not a curate store.",
-                "Give another --store; nothing was changed in this file.",
-            )
+    """How many steps this store has seen. Raises `StoreError` for a file whose tables are not those of a store."""
+    query = "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
+    names = {name for (name,) in connection.sql(query).fetchall()}
+    if not names:
         return 0
-    rows = connection.sql("SELECT coalesce(max(number), 0) FROM migrations").fetchall()
-    applied = int(rows[0][0])
-    if applied > len(MIGRATIONS):
+    steps = _steps(connection) if names >= STORE_TABLES else []
+    known = [(number, step.__name__) for number, step in enumerate(MIGRATIONS, start=1)]
+    if not steps or steps[: len(known)] != known[: len(steps)]:
         raise StoreError(
-            f"The store {path} was written by a newer release (step {applied}, this one knows {len(MIGRATIONS)}).",
+            f"{path} is a DuckDB file with other tables ({listed(sorted(names), 3)}), not a curate store.",
+            "Give another --store; nothing was changed in this file.",
+        )
+    if len(steps) > len(known):
+        raise StoreError(
+            f"The store {path} was written by a newer release (step {len(steps)}, this one knows {len(known)}).",
             "pip install --upgrade curate-sft",
         )
-    return applied
+    return len(steps)
+
+
+def _steps(connection: DuckDBPyConnection) -> list[tuple[int, str]]:
+    """The steps that the store has written down; none where such a table of somebody else has other columns."""
+    try:
+        return connection.sql("SELECT number, name FROM main.migrations ORDER BY number").fetchall()
+    except (duckdb.BinderException, duckdb.CatalogException):
+        return []
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 import sqlite3
 
+import duckdb
 import pytest
 
 from schemas.errors import StoreError
+from schemas.migrations import MIGRATIONS
 from schemas.store import reading, writing
 
 DOORS = {"reading": reading, "writing": writing}
@@ -49,3 +51,38 @@ def test_a_name_that_duckdb_takes_for_something_else_is_the_name_of_a_file(tmp_p
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / name).read_bytes()[8:12] == b"DUCK"
     assert "1 conversation from 1 file" in curate("status", "--store", name).stdout
+
+
+STRANGE = [
+    "CREATE TABLE notes (number INTEGER)",
+    "CREATE TABLE migrations (a INTEGER)",
+    "CREATE TABLE migrations (number VARCHAR)",
+    "CREATE VIEW conversations AS SELECT 1 AS id",
+    "CREATE VIEW migrations AS SELECT 3 AS number, 'version_tables' AS name",
+    "CREATE SCHEMA other; CREATE TABLE other.migrations (number INTEGER)",
+    "CREATE TABLE migrations AS SELECT 3 AS number, 'version_tables' AS name",
+    "CREATE TABLE sources (a INTEGER); CREATE TABLE conversations (a INTEGER); CREATE TABLE migrations (a INTEGER)",
+    "CREATE TABLE sources (a INTEGER); CREATE TABLE conversations (a INTEGER);"
+    "CREATE TABLE migrations AS SELECT 3 AS number, 'third' AS name",
+]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("made", STRANGE)
+def test_a_duckdb_file_of_somebody_else_is_no_store_whatever_its_tables_are_called(tmp_path, made, door):
+    path = tmp_path / "x.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(made)
+    before = path.read_bytes()
+    said = refusal(door, path)
+    assert said.startswith(f"{path} is a DuckDB file with other tables (")
+    assert said.endswith("), not a curate store.")
+    assert path.read_bytes() == before
+
+
+def test_a_store_of_a_newer_release_says_what_to_install(tmp_path):
+    path = tmp_path / "x.duckdb"
+    with writing(path) as connection:
+        connection.execute("INSERT INTO migrations (number, name) VALUES (?, 'later')", [len(MIGRATIONS) + 1])
+    for door in DOORS:
+        assert refusal(door, path).startswith(f"The store {path} was written by a newer release")

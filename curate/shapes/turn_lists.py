@@ -287,7 +287,7 @@ def _with_calls(turns: pl.DataFrame, called: pl.DataFrame) -> pl.DataFrame:
 
 
 def _normalised(turns: pl.DataFrame) -> pl.DataFrame:
-    """The turns with every `function_call` text spelt one way; texts that cannot be read stay, for the rules to judge."""
+    """The turns with every `function_call` text spelt one way; what cannot be read stays, for the rules to judge."""
     odd = turns.filter((pl.col("from") == "function_call") & calls.in_other_spelling(pl.col("value")))
     if odd.is_empty():
         return turns
