@@ -293,14 +293,16 @@ _SINKS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {".jsonl": _lines,
 
 
 def _prove(path: Path, exporter: Exporter, count: int) -> None:
-    """Read the file back. Raises `ExportError` when a conversation comes out as another one."""
+    """Read the file back. Raises `ExportError` when a conversation comes out as another one, or not at all."""
     seen = 0
     for records in reread(path, exporter) if count else ():
         seen += records.height
         for record in differing(records).head(1).to_dicts():
-            why = record["problem"] or f"it reads back as {record['id']}"
+            why = (record["problem"] or f"it reads back as {record['id']}").removesuffix(".")
+            place = record["line"] or record["row"]
+            which = f"the conversation in line {place}" if record["said"] is None else f"conversation {record['said']}"
             raise ExportError(
-                f"{exporter.name} cannot hold conversation {record['said']} as it is: {why}.",
+                f"{exporter.name} cannot hold {which} as it is: {why}.",
                 "--format sharegpt holds everything that an import brings in, unless the store was changed by hand.",
             )
     if seen != count:

@@ -30,8 +30,9 @@ def reread(path: Path, exporter: Exporter) -> Iterator[pl.DataFrame]:
 
 
 def differing(records: pl.DataFrame) -> pl.DataFrame:
-    """The records whose content does not give the id that they claim."""
-    return records.filter(~pl.col("id").eq_missing(pl.col("said")))
+    """The records that cannot be read, or whose content does not give the id that they claim."""
+    unread = pl.col("id").is_null() | pl.col("problem").is_not_null()  # without an id it may claim none either
+    return records.filter(unread | pl.col("id").ne_missing(pl.col("said")))
 
 
 def _reread(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:

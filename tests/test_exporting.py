@@ -11,6 +11,7 @@ import pytest
 from stores import add, chat, questions, say
 from typer.testing import CliRunner
 
+from curate import exporting
 from curate.cli import app
 from curate.exporting import export_version
 from curate.freezing import freeze
@@ -355,6 +356,22 @@ def test_words_changed_in_the_store_are_noticed_before_they_are_handed_on(store,
         connection.execute("UPDATE conversations SET tools = '[{}]' WHERE id = ?", [PLAIN[0].id])
     with pytest.raises(ExportError, match=f"{PLAIN[0].id} as it is: it reads back as"):
         export(store, tmp_path / "bundle")
+
+
+def test_a_written_line_that_cannot_be_read_fails_the_proof(store, tmp_path, monkeypatch):
+    write = exporting._write_files
+
+    def spoilt(connection, version, exporter, place, plan):
+        written = write(connection, version, exporter, place, plan)
+        train = place / "train.jsonl"
+        train.write_text("{ half a line\n" + train.read_text(encoding="utf-8").split("\n", 1)[1], encoding="utf-8")
+        return written
+
+    monkeypatch.setattr(exporting, "_write_files", spoilt)
+    with pytest.raises(ExportError, match="sharegpt cannot hold the conversation in line 1 as it is: ") as refused:
+        export(store, tmp_path / "bundle")
+    assert "None" not in refused.value.what
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_whose_words_were_changed_names_the_first_ids(store, tmp_path):
