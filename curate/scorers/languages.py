@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]  # Polars counts no further than 64 bits
 Share = Annotated[float, Field(ge=0, le=1)]
 
 FUNCTION_WORDS = {

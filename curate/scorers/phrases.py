@@ -7,7 +7,7 @@ from typing import Annotated
 import polars as pl
 from pydantic import Field
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]  # Polars counts no further than 64 bits
 
 _APOSTROPHE = "['’]"
 _CANNOT = rf"(?:cannot|can not|can{_APOSTROPHE}t|(?:am|{_APOSTROPHE}m) (?:unable|not able) to)"

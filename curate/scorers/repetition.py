@@ -19,8 +19,8 @@ from pydantic import Field
 
 Hashes = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
-Length = Annotated[int, Field(ge=1)]
-"""Words in an n-gram."""
+Length = Annotated[int, Field(ge=1, le=1000)]
+"""Words in an n-gram: each costs a walk over all of them, and few answers have a thousand."""
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 """2^64 divided by the golden ratio, odd: multiplying by it spreads hashes (Knuth, TAOCP 3, section 6.4)."""
