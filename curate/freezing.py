@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.scoring import plan
 from curate.selecting import KEPT_SQL, NEAR_DUPLICATE, WHERE, latest_selection, uncompared
 from schemas.clustering import Clustering, find_clustering
 from schemas.conversation import FIRST_QUESTION_SQL
@@ -103,11 +104,12 @@ def freeze(
     """The version that the kept conversations and `recipe` make: a new one, or the one of this name that is the same.
 
     `parent` is a label, `none`, or left out for the newest version of this name. `dry_run` writes nothing, and a
-    read-only connection will do. Raises `VersionError` for a bad name, an unknown parent, an empty selection, and
-    where the latest selection applied other rules or scores than the recipe names: a version states what made it.
-    The same holds for near-duplicates, where they have been looked for.
+    read-only connection will do. Raises `RecipeError` for wrong scores, `VersionError` for a bad name, an unknown
+    parent, an empty selection, and where the latest selection applied other rules or scores than the recipe names: a
+    version states what made it. The same holds for near-duplicates, where they have been looked for.
     """
     check_name(name)
+    plan(recipe.score)
     made_by = recipe.data_part() | applied_clustering(connection, recipe)
     made_by["select"]["rules"] = applied_rules(connection, recipe)
     members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)

@@ -224,7 +224,7 @@ def _model(name: str, function: Scorer) -> type[BaseModel]:
     fields: dict[str, Any] = {
         parameter.name: (parameter.annotation, parameter.default) for parameter in keywords.values()
     }
-    return create_model(name, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+    return create_model(name, __config__=ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False), **fields)
 
 
 def keyword_parameters(function: Scorer) -> dict[str, inspect.Parameter]:

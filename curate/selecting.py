@@ -113,9 +113,10 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
 
     `dry_run` counts the same and writes nothing. A verdict is added where it or its reason, the rule at which the
     conversation leaves, is another one than before. Raises `RecipeError` for a rule that is not a condition over
-    known names, before anything runs, and where scores that it needs are not computed.
+    known names and for wrong scores, before anything runs, and where scores that it needs are not computed.
     """
     check_not_empty(store)
+    plan(recipe.score)  # what no rule reads is stated by the selection too
     written = recipe.select.rules | ({} if where is None else {WHERE: where})
     rules = [Expression.read(text, name if name == WHERE else f"select.rules.{name}") for name, text in written.items()]
     with (reading if dry_run else writing)(store) as connection:

@@ -1,6 +1,7 @@
 """A freeze: digests, a split that does not leak, and that a version states what it was made by."""
 
 import json
+from datetime import date
 
 import polars as pl
 import pytest
@@ -11,7 +12,7 @@ from curate.cli import app
 from curate.freezing import freeze, list_versions, split_members
 from curate.scoring import score_store
 from curate.selecting import select_store
-from schemas.errors import VersionError
+from schemas.errors import RecipeError, VersionError
 from schemas.recipe import check_recipe
 from schemas.store import reading, writing
 from schemas.version import find_version, read_members
@@ -266,6 +267,29 @@ def test_a_version_states_the_scores_that_its_rules_read(store):
     with pytest.raises(VersionError, match=r'"n":12.* is not that of the latest selection .*"n":4'):
         frozen(store, recipe=other)
     assert frozen(store, recipe=made).version.recipe["score"] == {"ngram_repetition": {"n": 4}}
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ({"nope": {}}, "There is no scorer nope"),
+        ({"ngram_repetition": {"n": 0}}, "n: Input should be greater than or equal to 1"),
+        ({"ngram_repetition": {"n": float("nan")}}, "n: Input should be a finite number"),
+        ({"ngram_repetition": {"n": date(1979, 5, 27)}}, "n: Input should be a valid integer"),
+        ({"quality": {"penalties": {"words": {"weight": 0.1, "fine": float("nan")}}}}, "fine: .* a finite number"),
+    ],
+    ids=str,
+)
+def test_scores_that_cannot_be_computed_are_neither_selected_by_nor_frozen(store, score, said):
+    add(store, questions(5))
+    recipe = check_recipe({"score": score}, "the test")
+    for dry_run in (False, True):
+        with pytest.raises(RecipeError, match=said):
+            select_store(store, recipe, dry_run=dry_run)
+        with pytest.raises(RecipeError, match=said):
+            frozen(store, recipe=recipe, dry_run=dry_run)
+    with reading(store) as connection:
+        assert connection.sql("SELECT * FROM selections").fetchall() == []
 
 
 def test_people_may_keep_what_every_rule_drops(store):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Self
 
 import polars as pl
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from schemas.recipe import Section
 
@@ -15,8 +15,8 @@ class Penalty(Section):
     """How much a score may take off: nothing at `fine`, all of `weight` at `worst`, in proportion between."""
 
     weight: float = Field(ge=0, le=1)
-    fine: float = 0.0
-    worst: float = 1.0
+    fine: FiniteFloat = 0.0
+    worst: FiniteFloat = 1.0
 
     @model_validator(mode="after")
     def _has_a_slope(self) -> Self:
