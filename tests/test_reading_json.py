@@ -93,6 +93,14 @@ def test_nan_within_a_nested_value_is_found_and_in_a_text_it_is_text(tmp_path):
     assert batch.rejects["row"].to_list() == [1]
 
 
+@pytest.mark.parametrize("value", ["nan", "[1, -inf]", '{"z":Infinity }', '{"z": [\t-NAN\t]}', "Inf"])
+def test_nan_in_any_spelling_is_found_at_any_depth(tmp_path, value):
+    rows = ['"Is it [nan, inf]?"', value, f'{{"z": {value}}}']
+    batch = only(written(tmp_path / "a.jsonl", "".join(f'{{"q": "b", "m": {row}}}\n' for row in rows)))
+    assert batch.row.to_list() == [1]
+    assert batch.rejects.select("row", "code").rows() == [(2, "broken-json"), (3, "broken-json")]
+
+
 @pytest.mark.parametrize("name", ["*", "^a.*$"])
 def test_nan_is_found_in_a_column_that_is_called_like_a_pattern(tmp_path, name):
     batch = only(written(tmp_path / "a.jsonl", f'{{"{name}": nan, "a": 1}}\n{{"{name}": "nan", "a": 1}}\n'))

@@ -18,6 +18,7 @@ import pyarrow as pa
 from curate.importers.batch import Batch
 from curate.importers.streaming import Positions
 from curate.importers.texts import Numbers, Problem, as_bytes, as_text, batch_of, not_utf8, refuse_foreign
+from curate.shapes.cells import NOT_JSON
 from schemas.errors import SourceError
 
 MOST_COLUMNS = 5_000
@@ -31,11 +32,6 @@ KEY = r'"\s*:'
 
 SPACED_COLON = r"[ \t\r\n]:"
 """A key ends in a match where white space stands behind it."""
-
-NOT_JSON = "NaN|Infinity"
-NOT_A_NUMBER = "(?i)^-?(nan|inf|infinity)$"
-NOT_JSON_LENGTHS = sorted(len(sign + name) for sign in ("", "-") for name in ("nan", "infinity"))
-"""What DuckDB takes for numbers and JSON does not have: anywhere in a text, and as a whole cell."""
 
 
 class Objects(NamedTuple):
@@ -86,10 +82,11 @@ class ObjectReader:
         if self._learn(found["keys"]):
             table, unread = self._cells(texts)
         twice = found.select(pl.col("keys").list.n_unique() < pl.col("keys").list.len()).to_series()
+        odd = text.str.contains(NOT_JSON).arg_true()
         problems = [
             *(_explain(at, as_bytes(texts, at)) for at in (*unread, *doubtful.filter(~found["object"]))),
             *(Problem(at, "duplicate-key", "A key stands in it twice.") for at in doubtful.filter(twice)),
-            *(problem for at in _perhaps_no_numbers(table, text) if (problem := _no_number(at, as_bytes(texts, at)))),
+            *(problem for at in odd if (problem := _no_number(at, as_bytes(texts, at)))),
         ]
         return Objects(table, sorted({problem.position: problem for problem in reversed(problems)}.values()))
 
@@ -144,21 +141,11 @@ def _key_ends(text: pl.Series) -> pl.Series:
     return ends.scatter(spaced, text.gather(spaced).str.count_matches(KEY)) if spaced.len() else ends
 
 
-def _perhaps_no_numbers(table: pl.DataFrame, text: pl.Series) -> list[int]:
-    """Positions of the rows that may hold not-a-number or an infinity, as JSON writers or as C spell it."""
-    positions = set(text.str.contains(NOT_JSON).arg_true())
-    of_length = table.select(pl.all().str.len_bytes().is_in(NOT_JSON_LENGTHS))
-    for cell, is_short in zip(table, of_length, strict=True):
-        short = is_short.rename("short").arg_true()  # Polars takes a name such as `^a.*$` for a pattern
-        positions.update(short.filter(cell.rename("cell").gather(short).str.contains(NOT_A_NUMBER)))
-    return sorted(positions)
-
-
 def _no_number(position: int, text: bytes) -> Problem | None:
     """The problem of a text with a number that JSON does not have; None where it only looked like one."""
     try:
         json.loads(text, parse_constant=_refuse_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _explain(position, text)
     return None
 
