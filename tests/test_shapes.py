@@ -422,6 +422,14 @@ def test_without_an_order_rows_stand_as_they_are():
     assert [what for _, what in talk(found)] == ["A", "Al"]
 
 
+@pytest.mark.parametrize("nowhere", ["nan", "NaN", "inf", "-Infinity"])
+@pytest.mark.parametrize("at", ["2", "2026-01-05 09:30"])
+def test_an_order_that_is_no_place_is_a_missing_one(at, nowhere):
+    found = long([("a", at, "user", "A"), ("a", nowhere, "agent", "Al"), ("b", at, "user", "B")])
+    assert problems(found) == [(0, "missing-order")]
+    assert talk(found, 2) == [("human", "B")]
+
+
 def test_an_order_that_is_neither_number_nor_date_is_refused():
     with pytest.raises(SourceError, match="'5/1/2026 9:00' is neither a number nor a date"):
         long([("a", "5/1/2026 9:00", "user", "A")])

@@ -79,11 +79,15 @@ def _rows(table: pl.DataFrame, mapping: ColumnMapping) -> pl.DataFrame:
 
 
 def _order(cells: pl.Series, column: str) -> pl.Series:
-    """The cells as numbers that sort as they mean: numbers as they are, dates as seconds, in UTC unless they say."""
-    held = cells.drop_nulls()
-    numbers = held.cast(pl.Float64, strict=False)
-    if numbers.null_count() == 0:
-        return cells.cast(pl.Float64, strict=False)
+    """The cells as numbers that sort as they mean: numbers as they are, dates as seconds, in UTC unless they say.
+
+    Not-a-number and infinities are no places: null, like an empty cell.
+    """
+    numbers = cells.cast(pl.Float64, strict=False)
+    nowhere = ~numbers.is_finite()
+    cells, numbers = cells.set(nowhere, None), numbers.set(nowhere, None)
+    if numbers.null_count() == cells.null_count():
+        return numbers
     dates = query_frames(
         "SELECT epoch(TRY_CAST(cell AS TIMESTAMPTZ)) AS date FROM given", given=pl.DataFrame({"cell": cells})
     )
@@ -105,5 +109,5 @@ def _problems(lost: pl.DataFrame, grouped: pl.DataFrame) -> list[pl.DataFrame]:
         problem(lost, "missing-group", "The column that names the conversation is empty here."),
         problem(grouped.filter(pl.col("name").is_null()), "missing-role", "A row does not say who speaks."),
         problem(grouped.filter(unknown), "unknown-role", who),
-        problem(unordered, "missing-order", "A row is empty in the column that orders the turns."),
+        problem(unordered, "missing-order", "A row says no place in the column that orders the turns."),
     ]
