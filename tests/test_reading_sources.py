@@ -124,6 +124,26 @@ def test_a_given_encoding_is_held_strictly(tmp_path):
         rows(path, encoding="cp1252")
 
 
+def test_utf16_without_its_mark_is_named_with_the_way_on(tmp_path):
+    path = written(tmp_path / "a.csv", CSV.encode("utf-16-le"))
+    with pytest.raises(SourceError, match=r"a\.csv, line 1: the text is not utf-16: .*BOM") as error:
+        rows(path, encoding="utf-16")
+    assert error.value.hint == "Leave --encoding out, and the encoding is looked for."
+
+
+@pytest.mark.parametrize(("encoding", "half"), [("utf-7", b"+2AA-"), ("unicode_escape", rb"\ud800")])
+def test_half_of_a_surrogate_pair_is_refused_in_encodings_that_can_write_it(tmp_path, encoding, half):
+    path = written(tmp_path / "a.csv", b"q,a\n1,x\n2," + half + b"\n3,y\n")
+    with pytest.raises(SourceError, match=rf"a\.csv, line 3: half of a surrogate pair .* {encoding}"):
+        rows(path, encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["undefined", "idna", "hex", "cp\0"])
+def test_what_encodes_no_text_is_no_encoding(tmp_path, encoding):
+    with pytest.raises(SourceError, match="There is no encoding"):
+        open_source(written(tmp_path / "a.csv", "q,a\n1,ä\n"), encoding=encoding)
+
+
 def test_an_unknown_encoding_or_format_is_refused(tmp_path):
     with pytest.raises(SourceError, match="no encoding 'cp12525'"):
         open_source(tmp_path / "a.csv", encoding="cp12525")

@@ -109,8 +109,8 @@ def likely_encoding(sample: bytes) -> str | None:
 def check_encoding(encoding: str) -> None:
     """Raise `SourceError` where Python knows no text encoding of that name."""
     try:
-        "".encode(encoding)
-    except LookupError as error:
+        b"\n".decode(encoding, "ignore")  # `idna` and `undefined` ignore nothing: they are for no text of many lines
+    except (LookupError, ValueError) as error:
         raise SourceError(
             f"There is no encoding {encoding!r}.", "Use a name such as cp1252, latin-1 or utf-16."
         ) from error
@@ -137,15 +137,28 @@ class Recoded(Produced):
         text = self._decode(block)
         if not self._started and text:
             text, self._started = text.removeprefix("\ufeff"), True
+        encoded = self._encode(text)
         self._line += text.count("\n")
-        return text.encode()
+        return encoded
 
     def _decode(self, block: bytes) -> str:
         try:
             return self._decoder.decode(block, final=self._ended)
         except UnicodeDecodeError as error:
-            line = self._line + codecs.decode(error.object[: error.start], self._encoding, "ignore").count("\n")
-            raise SourceError(
-                f"{self._path}, line {line}: byte 0x{error.object[error.start]:02x} is not {self._encoding}.",
-                "Leave --encoding out, and the encoding is looked for.",
-            ) from error
+            before = codecs.decode(error.object[: error.start], self._encoding, "ignore")
+            raise self._refusal(before, f"byte 0x{error.object[error.start]:02x} is not {self._encoding}") from error
+        except ValueError as error:  # UTF-16 without a mark, and codecs that are written in Python
+            raise self._refusal("", f"the text is not {self._encoding}: {error}") from error
+
+    def _encode(self, text: str) -> bytes:
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            what = f"half of a surrogate pair is no character, also in {self._encoding}"
+            raise self._refusal(text[: error.start], what) from error
+
+    def _refusal(self, before: str, what: str) -> SourceError:
+        """The error for what stands in this block behind the text `before`."""
+        line = self._line + before.count("\n")
+        hint = "Leave --encoding out, and the encoding is looked for."
+        return SourceError(f"{self._path}, line {line}: {what}.", hint)
