@@ -44,6 +44,9 @@ _CLASSES = {
     "FUNCTION",
     "TYPE",
 }
+DEPTH = 254
+"""Of dictionaries and lists in a tree: with the statement around it DuckDB writes no more than 256 into one another."""
+
 _NAMES = {
     "SUBQUERY": "a subquery",
     "WINDOW": "a window function",
@@ -72,6 +75,8 @@ class Expression:
         (('quality',), ('refusal',))
         """
         tree = _parse(text, where)
+        if _depth(tree) > DEPTH:
+            raise _too_deep(text, where)
         for node in _nodes(tree):
             _check(node, text, where)
         return cls(where, text, tree)
@@ -112,7 +117,10 @@ def _parse(text: str, where: str) -> Node:
     """The tree of the one expression in `text`."""
     if not text.strip():
         raise RecipeError(f"{where}: the rule is empty.", _EXAMPLE)
-    found, alone, frame = _parsed(_framed(text)), _parsed(f"SELECT 1 WHERE\n{text}"), _parsed(_framed("true"))
+    try:
+        found, alone, frame = _parsed(_framed(text)), _parsed(f"SELECT 1 WHERE\n{text}"), _parsed(_framed("true"))
+    except RecursionError as error:
+        raise _too_deep(text, where) from error
     for parsed in (found, alone):  # alone: brackets in the text must not close those of the frame
         if parsed["error"]:
             message = told(parsed["error_message"])
@@ -124,6 +132,20 @@ def _parse(text: str, where: str) -> Node:
     if tree is None or _placeless(found) != _placeless(frame):
         raise RecipeError(f"{where}: {told(text)!r} is more than one expression.", _EXAMPLE)
     return tree
+
+
+def _too_deep(text: str, where: str) -> RecipeError:
+    return RecipeError(f"{where}: {told(text)!r} is nested too deep.", "Make several rules of it: all must hold.")
+
+
+def _depth(tree: Node) -> int:
+    """How many dictionaries and lists lie in one another."""
+    depth, level = 0, [tree]
+    while level:
+        parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
+        level = [part for part in parts if isinstance(part, dict | list)]
+        depth += 1
+    return depth
 
 
 _EXAMPLE = 'A rule is one condition, such as "quality >= 0.6 and not refusal".'

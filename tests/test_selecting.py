@@ -212,6 +212,26 @@ def test_an_empty_rule_is_refused_and_is_not_taken_for_none(store):
         select_store(store, rules(), where="")
 
 
+@pytest.mark.parametrize("links", [130, 300, 600, 900])
+@pytest.mark.parametrize(("chain", "end"), [("turns + ", "turns > 1"), ("not ", "turns > 1")])
+def test_a_rule_that_is_nested_too_deep_is_refused(chain, end, links):
+    with pytest.raises(RecipeError, match="rule deep: .* is nested too deep") as raised:
+        Expression.read(chain * links + end, "rule deep")
+    assert len(raised.value.what) < 400
+
+
+def test_as_deep_a_rule_as_is_read_can_be_applied():
+    for links in range(70, 130):
+        text = "turns + " * links + "turns > 1"
+        try:
+            rule = Expression.read(text, "rule deep")
+        except RecipeError:
+            break
+        assert rule.names == (("turns",),)
+        assert rule.sql(lambda parts, _: parts[0]).count("turns") == links + 1
+    assert 80 < links < 129
+
+
 def test_names_in_a_rule_are_found_wherever_they_stand():
     rule = Expression.read("case when a then b in (c, 1) else not (d + e between f and 2) end", "the test")
     assert [name for (name,) in rule.names] == ["a", "b", "c", "d", "e", "f"]
