@@ -363,8 +363,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"There is no recipe at {path}.", "curate init writes one.") from error
     except OSError as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.", "Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except _NO_TOML as error:
         raise RecipeError(f"{path} is no valid TOML: {error}.", "Correct it; text needs quotes in TOML.") from error
+
+
+_NO_TOML = (ValueError, RecursionError)
+"""What tomllib raises: its own error, that of a text which is no UTF-8, of a number too long, of lists too deep."""
 
 
 def _override(written: dict[str, Any], override: str) -> None:
@@ -378,9 +382,14 @@ def _override(written: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override!r}: {section} is no section.", "For example: --set train.steps=20")
         written = inner
     try:
-        written[last] = tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        written[last] = text.strip()
+        read = {"value": text.strip()}
+    except _NO_TOML as error:
+        raise RecipeError(f"--set {key.strip()} is no valid TOML: {error}.", "Give another value.") from error
+    if len(read) > 1:
+        raise RecipeError(f"--set {override!r} says more than one thing.", "Give each a --set of its own.")
+    written[last] = read["value"]
 
 
 def _problem(kind: str, location: tuple[int | str, ...], message: str) -> str:

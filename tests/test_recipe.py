@@ -90,3 +90,29 @@ def test_a_recipe_that_a_full_disk_cuts_off_is_none(tmp_path, curate):
 def test_a_recipe_that_notepad_wrote_is_read(tmp_path):
     (tmp_path / "curate.toml").write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
     assert load_recipe(tmp_path / "curate.toml").train.steps == 7
+
+
+LONG, DEEP = "1" * 5000, "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize("value", [LONG, DEEP], ids=["long", "deep"])
+def test_a_value_that_no_reader_of_toml_takes_is_refused(tmp_path, value):
+    path = tmp_path / "curate.toml"
+    path.write_text(f"[train.extra]\nx = {value}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"curate\.toml is no valid TOML: ") as of_file:
+        load_recipe(path)
+    with pytest.raises(RecipeError, match=r"--set train\.extra\.x is no valid TOML: ") as of_option:
+        load_recipe(None, [f"train.extra.x={value}"])
+    assert all(len(error.value.what) < 600 for error in (of_file, of_option))
+
+
+@pytest.mark.parametrize("text", ["3\ny = 4", "3\r\n[train]", '"x"\ny = 3'])
+def test_an_option_of_more_than_one_value_is_refused(text):
+    with pytest.raises(RecipeError, match="says more than one thing"):
+        load_recipe(None, [f"import.map.question={text}"])
+
+
+def test_an_option_may_hold_a_text_of_many_lines():
+    for text in ("Be kind.\nBe brief.", '"""Be kind.\nBe brief."""'):
+        assert load_recipe(None, [f"review.guidelines={text}"]).review.guidelines == "Be kind.\nBe brief."
+    assert load_recipe(None, ["review.labels=[\n'a',\n'b'\n]"]).review.labels == ("a", "b")
