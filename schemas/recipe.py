@@ -88,6 +88,14 @@ class SelectSection(Section):
         examples=[{"good": "quality >= 0.6", "english": "language = 'en'"}],
     )
 
+    @field_validator("rules")
+    @classmethod
+    def _check_names(cls, rules: dict[str, str]) -> dict[str, str]:
+        """Selections and versions state the rule of `curate select --where` under this name."""
+        if "--where" in rules:
+            raise ValueError("--where is an option of the command line, give the rule another name")
+        return rules
+
 
 class QuestionSection(Section):
     """A question of one's own, beside the standard ones: its answers are kept and measured, and decide nothing."""

@@ -116,3 +116,8 @@ def test_an_option_may_hold_a_text_of_many_lines():
     for text in ("Be kind.\nBe brief.", '"""Be kind.\nBe brief."""'):
         assert load_recipe(None, [f"review.guidelines={text}"]).review.guidelines == "Be kind.\nBe brief."
     assert load_recipe(None, ["review.labels=[\n'a',\n'b'\n]"]).review.labels == ("a", "b")
+
+
+def test_a_rule_with_the_name_of_an_option_is_refused_since_no_version_could_state_it():
+    with pytest.raises(RecipeError, match="select.rules: .*--where is an option of the command line"):
+        check_recipe({"select": {"rules": {"--where": "words > 1"}}}, "the test")
