@@ -350,6 +350,8 @@ def _checked(written: Mapping[str, Any], place_of: Callable[[str], str]) -> Reci
             "; ".join(f"{place}: {'; '.join(problems)}" for place, problems in places.items()),
             f"Correct {wrong}; `curate init` writes a full recipe.",
         ) from error
+    except RecursionError as error:  # of keys that were written with dots
+        raise RecipeError(f"{where}: a value is nested too deep.", "Correct the recipe.") from error
 
 
 def _problems(written: Mapping[str, Any]) -> list[str]:

@@ -106,6 +106,11 @@ def test_a_value_that_no_reader_of_toml_takes_is_refused(tmp_path, value):
     assert all(len(error.value.what) < 600 for error in (of_file, of_option))
 
 
+def test_keys_that_are_nested_too_deep_are_refused():
+    with pytest.raises(RecipeError, match="the options: a value is nested too deep"):
+        load_recipe(None, [f"train.extra.{'a.' * 3000}x=1"])
+
+
 @pytest.mark.parametrize("text", ["3\ny = 4", "3\r\n[train]", '"x"\ny = 3'])
 def test_an_option_of_more_than_one_value_is_refused(text):
     with pytest.raises(RecipeError, match="says more than one thing"):
