@@ -140,7 +140,8 @@ def _too_deep(text: str, where: str) -> RecipeError:
 
 def _depth(tree: Node) -> int:
     """How many dictionaries and lists lie in one another."""
-    depth, level = 0, [tree]
+    depth = 0
+    level: list[dict[str, Any] | list[Any]] = [tree]
     while level:
         parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
         level = [part for part in parts if isinstance(part, dict | list)]

@@ -25,6 +25,8 @@ DEFAULT_RECIPE = Path("curate.toml")
 OPTIONS = "the options"
 """What an error is said of that no file brought."""
 
+TOO_DEEP = "a value is nested too deep"
+
 AUTO_COUNTS_AS = 2
 """What `batch = "auto"` stands for in batch times accumulate, so that a measured batch does not change the steps."""
 
@@ -351,7 +353,7 @@ def _checked(written: Mapping[str, Any], place_of: Callable[[str], str]) -> Reci
             f"Correct {wrong}; `curate init` writes a full recipe.",
         ) from error
     except RecursionError as error:  # of keys that were written with dots
-        raise RecipeError(f"{where}: a value is nested too deep.", "Correct the recipe.") from error
+        raise RecipeError(f"{place_of(TOO_DEEP)}: {TOO_DEEP}.", "Correct the recipe.") from error
 
 
 def _problems(written: Mapping[str, Any]) -> list[str]:
@@ -359,6 +361,8 @@ def _problems(written: Mapping[str, Any]) -> list[str]:
         Recipe.model_validate(written)
     except ValidationError as error:
         return _told(error)
+    except RecursionError:
+        return [TOO_DEEP]
     return []
 
 

@@ -124,5 +124,5 @@ def test_an_option_may_hold_a_text_of_many_lines():
 
 
 def test_a_rule_with_the_name_of_an_option_is_refused_since_no_version_could_state_it():
-    with pytest.raises(RecipeError, match="select.rules: .*--where is an option of the command line"):
+    with pytest.raises(RecipeError, match=r"select.rules: .*--where is an option of the command line"):
         check_recipe({"select": {"rules": {"--where": "words > 1"}}}, "the test")

@@ -215,7 +215,7 @@ def test_an_empty_rule_is_refused_and_is_not_taken_for_none(store):
 @pytest.mark.parametrize("links", [130, 300, 600, 900])
 @pytest.mark.parametrize(("chain", "end"), [("turns + ", "turns > 1"), ("not ", "turns > 1")])
 def test_a_rule_that_is_nested_too_deep_is_refused(chain, end, links):
-    with pytest.raises(RecipeError, match="rule deep: .* is nested too deep") as raised:
+    with pytest.raises(RecipeError, match=r"rule deep: .* is nested too deep") as raised:
         Expression.read(chain * links + end, "rule deep")
     assert len(raised.value.what) < 400
 
