@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from schemas.terminal import JsonOption, RecipeOption, SetOption, StoreOption, print_json, print_table, progress_bar
+from schemas.terminal import (
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    print_json,
+    print_table,
+    printable,
+    progress_bar,
+)
 
 PANEL = "Data"
 MOST_ROWS = 10**9
@@ -93,6 +102,9 @@ def import_(
                 section,
                 dry_run=dry_run,
                 progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total or None),
+                found=lambda path, mapping: bar.update(
+                    bar.task_ids[0], description=printable(f"{path} as {mapping.shape}")
+                ),
                 hashing=hashing,
             )
     note_passed_over(files)

@@ -36,6 +36,9 @@ from schemas.terminal import counted
 Progress = Callable[[int, int], None]
 """Told how many bytes of the files have been read, and of how many."""
 
+Found = Callable[[str, ColumnMapping], None]
+"""Told of each file how it is read, before any of its rows is written."""
+
 REJECTS_TO_KNOW = """
     SELECT * REPLACE (if(row_number() OVER (PARTITION BY source, code ORDER BY "row") = 1, raw, '') AS raw) FROM rejects
 """
@@ -99,6 +102,7 @@ def import_files(
     *,
     dry_run: bool = False,
     progress: Progress = lambda *_: None,
+    found: Found = lambda *_: None,
     hashing: Hashing | None = None,
 ) -> list[ImportResult]:
     """Import files, folders or globs into the store at `store`, which is made if missing; one result per file.
@@ -116,7 +120,7 @@ def import_files(
         # Early, while the store is made, where all end by themselves: a pipe would be waited for when the store fails.
         readings = ahead(begun) if all(Path(path).is_file() for path in files) else begun
         with _rehearsal(store) if dry_run else _landing(store) as connection:
-            return [_import_file(connection, reading, dry_run=dry_run, told=told) for reading in readings]
+            return [_import_file(connection, reading, dry_run=dry_run, told=told, found=found) for reading in readings]
 
 
 def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]:
@@ -221,10 +225,11 @@ def _begin(path: str, digest: Digest | None, section: ImportSection) -> _Reading
 
 
 def _import_file(
-    connection: DuckDBPyConnection, reading: _Reading, *, dry_run: bool, told: Callable[[int], None]
+    connection: DuckDBPyConnection, reading: _Reading, *, dry_run: bool, told: Callable[[int], None], found: Found
 ) -> ImportResult:
     """Take what is read of a file into the store and prove its sums."""
     source, digest = reading.source, reading.digest
+    found(source.path, reading.mapping)
     first = _meanwhile(reading.parcels, digest) if digest else []
     landed_as = reading.id_of(digest.sha256.result()) if digest else PENDING
     if before := _imported_before(connection, landed_as, source.path):

@@ -345,3 +345,19 @@ def test_wrong_words_are_refused_in_two_lines(mixed: Path, curate: Callable[...,
         ran = curate("import", *arguments)
         assert (ran.returncode, ran.stdout) == (1, "")
         assert len(ran.stderr.splitlines()) == 2
+
+
+def test_how_a_file_is_read_is_told_before_any_of_its_rows_is_written(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nWhy?,So.\n")
+    (tmp_path / "b.jsonl").write_text('{"messages": 3}\n')
+    store, told = tmp_path / "x.duckdb", []
+    with pytest.raises(SourceError):
+        import_files(
+            store,
+            [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")],
+            ImportSection(),
+            found=lambda path, mapping: told.append((Path(path).name, mapping.shape)),
+        )
+    assert told == [("a.csv", "pairs")]
+    with reading(store) as connection:
+        assert connection.sql("SELECT count(*) FROM conversations").fetchall() == [(0,)]
