@@ -92,8 +92,10 @@ def _how_it_was_read(result: ImportResult) -> str:
 
 def _show_outcomes(result: ImportResult) -> None:
     """What became of the rows of one file."""
+    one_each = result.rows_kept == result.conversations
+    kept = "conversations" if one_each else f"in {counted(result.conversations, 'conversation')}"
     rows = [
-        {"outcome": "conversations", "rows": result.rows_kept, "first at": "", "because": ""},
+        {"outcome": kept, "rows": result.rows_kept, "first at": "", "because": ""},
         {"outcome": "duplicates", "rows": result.rows_duplicate, "first at": "", "because": ""},
         *({"outcome": f"rejected: {code}", **reason} for code, reason in _reasons(result).items()),
     ]

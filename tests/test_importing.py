@@ -340,6 +340,18 @@ def test_the_import_says_the_sums_the_offer_and_the_next_step(tmp_path: Path, cu
     assert ran.stderr == ""
 
 
+def test_where_several_rows_make_a_conversation_the_table_counts_no_rows_as_conversations(
+    tmp_path: Path, curate: Callable[..., Any]
+) -> None:
+    says = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Take care")]
+    rows = [{"ticket": 7, "created_at": n, "author": who, "body": words} for n, (who, words) in enumerate(says)]
+    write_jsonl(tmp_path / "long.jsonl", rows)
+    shown = curate("import", "long.jsonl", "--shape", "long").stdout
+    (line,) = (line.split() for line in shown.splitlines() if "conversation" in line and "read" not in line)
+    assert line == ["in", "1", "conversation", "4"]
+    assert "4 rows read = 4 rows in 1 conversation + 0 duplicates + 0 rejected" in shown
+
+
 def test_wrong_words_are_refused_in_two_lines(mixed: Path, curate: Callable[..., Any]) -> None:
     for arguments in (["nosuch.csv"], ["mixed.jsonl", "--mend", "cat"], ["mixed.jsonl", "--map", "x"]):
         ran = curate("import", *arguments)
