@@ -57,11 +57,17 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
 
 
 def note_passed_over(paths: Sequence[str]) -> None:
-    """Say which files of the folders and patterns that were imported are no data, or describe some."""
+    """Say what of folders and patterns is no data or describes some, and where a name leads to no file."""
     left_out = passed_over(paths)
-    if left_out:
-        shown = [*left_out[:MOST_LEFT_OUT], *(["…"] if len(left_out) > MOST_LEFT_OUT else [])]
-        note(f"Left out, as no data by name: {counted(len(left_out), 'file')}, {', '.join(shown)}")
+    files = [path for path in left_out if Path(path).is_file()]
+    _note_left_out("no data by name", "file", files)
+    _note_left_out("no file is there", "name", [path for path in left_out if not Path(path).is_file()])
+
+
+def _note_left_out(why: str, kind: str, paths: Sequence[str]) -> None:
+    if paths:
+        shown = [*paths[:MOST_LEFT_OUT], *(["…"] if len(paths) > MOST_LEFT_OUT else [])]
+        note(f"Left out, as {why}: {counted(len(paths), kind)}, {', '.join(shown)}")
 
 
 def sum_line(results: Iterable[ImportResult]) -> str:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -230,6 +231,20 @@ def test_a_pattern_leaves_out_the_files_that_describe_data_and_their_own_names_t
     assert error.value.hint == "Name it without a pattern if it is data."
 
 
+def test_the_files_of_linked_folders_are_read_once(tmp_path):
+    for name in ["data/own/a.csv", "data/.hidden/d.csv", "elsewhere/deep/b.csv"]:
+        written(tmp_path / name, "x")
+    links = {"1 up": "..", "2 own": "own", "3 far": "../elsewhere", "4 deep": "../elsewhere/deep", "5 self": "."}
+    for name, target in links.items():
+        (tmp_path / "data" / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to("../data")
+    names = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path / "data")])]
+    assert names == ["data/1 up/elsewhere/deep/b.csv", "data/own/a.csv"]
+    (tmp_path / "data" / "1 up").unlink()
+    names = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path / "data")])]
+    assert names == ["data/3 far/deep/b.csv", "data/own/a.csv"]
+
+
 def test_a_path_that_names_nothing_is_refused(tmp_path):
     written(tmp_path / "tickets.csv", CSV)
     with pytest.raises(SourceError, match="no file or folder") as error:
@@ -322,8 +337,13 @@ def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, cur
     (tmp_path / "data" / "pairs.csv").write_text("question,answer\nWhy?,So.\n", encoding="utf-8")
     for name in ("LICENSE", "dataset_info.json", ".hidden"):
         (tmp_path / "data" / name).touch()
+    (tmp_path / "data" / "gone.csv").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "data" / "pipe.csv")
     ran = curate("import", "data")
-    assert ran.stderr.splitlines()[0] == "Left out, as no data by name: 2 files, data/LICENSE, data/dataset_info.json"
+    assert ran.stderr.splitlines()[:2] == [
+        "Left out, as no data by name: 2 files, data/LICENSE, data/dataset_info.json",
+        "Left out, as no file is there: 2 names, data/gone.csv, data/pipe.csv",
+    ]
     (tmp_path / "data" / "pairs.json").write_text('[{"question": "Why?", "answer": "So."}]', encoding="utf-8")
     ran = curate("import", "data/*.json")
     assert ran.stderr == "Left out, as no data by name: 1 file, data/dataset_info.json\n"

@@ -15,14 +15,15 @@ DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "datase
 def expand(paths: Sequence[str]) -> list[str]:
     """The sources that `paths` name, each once: files, the files of folders and patterns, datasets, `-`.
 
-    A folder is searched to its bottom for files with a known ending; what starts with a dot is passed over.
+    A folder is searched to its bottom, behind links too, for files with a known ending; what starts with a dot is
+    passed over.
     Raises `SourceError` for a path that names nothing.
     """
     return list(dict.fromkeys(source for path in paths for source in _sources(path)))
 
 
 def passed_over(paths: Sequence[str]) -> list[str]:
-    """The files of the folders and patterns among `paths` that `expand` leaves out; without those that a dot hides."""
+    """What `expand` leaves out of the folders and patterns among `paths`; without what a dot hides."""
     return [file for path in paths for file in _passed_over(path) if file not in paths]
 
 
@@ -30,8 +31,7 @@ def _passed_over(path: str) -> list[str]:
     if not path or is_dataset(path) or Path(path).is_file():
         return []
     if Path(path).is_dir():
-        files = (file for file in sorted(Path(path).rglob("*")) if file.is_file() and not _is_hidden(file, Path(path)))
-        return [str(file) for file in files if not _is_data(file, Path(path))]
+        return [str(entry) for entry in _entries(Path(path)) if not _is_data(entry)]
     return [str(file) for file in _matches(path) if file.name in DESCRIPTIONS] if _is_pattern(path) else []
 
 
@@ -52,7 +52,7 @@ def _sources(path: str) -> list[str]:
 
 
 def _files_of(folder: str) -> list[str]:
-    files = [str(file) for file in sorted(Path(folder).rglob("*")) if _is_data(file, Path(folder))]
+    files = [str(entry) for entry in _entries(Path(folder)) if _is_data(entry)]
     if not files:
         raise SourceError(
             f"The folder {folder} holds no data.", f"Known endings: {', '.join(SUFFIXES)}, and .gz, .zst."
@@ -60,13 +60,32 @@ def _files_of(folder: str) -> list[str]:
     return files
 
 
-def _is_data(file: Path, folder: Path) -> bool:
-    hidden = _is_hidden(file, folder)
-    return not hidden and file.name not in DESCRIPTIONS and data_suffix(file.name) in SUFFIXES and file.is_file()
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder and in those below it, in order, without what a dot hides.
+
+    Linked folders come last and none is entered twice: a link may lead back, or to where another one leads.
+    """
+    found: list[Path] = []
+    waiting, entered = [folder], set[Path]()
+    while waiting:
+        at = waiting.pop()
+        if at.resolve() in entered:
+            continue
+        entered.add(at.resolve())
+        try:
+            entries = sorted(entry for entry in at.iterdir() if not entry.name.startswith("."))
+        except OSError:  # it may not be entered: then it is left out, and said to be
+            found.append(at)
+            continue
+        found += [entry for entry in entries if not entry.is_dir()]
+        folders = [entry for entry in reversed(entries) if entry.is_dir()]
+        linked = [entry for entry in folders if entry.is_symlink()]
+        waiting = [*linked, *waiting, *(entry for entry in folders if entry not in linked)]
+    return sorted(found)
 
 
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _is_data(entry: Path) -> bool:
+    return entry.name not in DESCRIPTIONS and data_suffix(entry.name) in SUFFIXES and entry.is_file()
 
 
 def _is_pattern(path: str) -> bool:
