@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -167,8 +167,8 @@ def applied_rules(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, s
     of_recipe = {name: text for name, text in rules.items() if name != WHERE}
     hint = "curate select applies the rules of the recipe; give both commands the same --recipe and --set."
     if of_recipe != recipe.select.rules:
-        named, said = _listed_rules(recipe.select.rules), _listed_rules(rules) if latest else "there was none"
-        raise VersionError(f"The recipe's rules ({named}) are not those of the latest selection ({said}).", hint)
+        differing = "; ".join(_differing_rules(recipe.select.rules, of_recipe)) if latest else "there was none"
+        raise VersionError(f"The recipe's rules are not those of the latest selection: {differing}.", hint)
     if scores != recipe.score:
         now, then = canonical_json(recipe.score), canonical_json(scores)
         raise VersionError(f"The recipe's [score] ({now}) is not that of the latest selection ({then}).", hint)
@@ -212,8 +212,14 @@ def _selected_before(connection: DuckDBPyConnection, clustering: Clustering) -> 
     )
 
 
-def _listed_rules(rules: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {text}" for name, text in rules.items()) or "none"
+def _differing_rules(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str]:
+    """What became of each rule that is not the same: it is new, another one, or gone."""
+    for name, text in now.items():
+        if name not in then:
+            yield f"{name} is new ({text})"
+        elif text != then[name]:
+            yield f"{name} is now {text} and was {then[name]}"
+    yield from (f"{name} is gone ({text})" for name, text in then.items() if name not in now)
 
 
 def join_groups(links: pl.DataFrame) -> pl.DataFrame:

@@ -236,7 +236,7 @@ def test_a_version_states_the_rules_that_made_it(store):
     assert sum(version.counts.values()) == 18
     select(store, {})
     assert frozen(store).version.recipe["select"]["rules"] == {}
-    with pytest.raises(VersionError, match=r"the latest selection \(none\)"):
+    with pytest.raises(VersionError, match="the latest selection: early is new"):
         frozen(store, recipe=recipe)
 
 
@@ -245,10 +245,20 @@ def test_a_rule_that_was_added_after_the_selection_is_refused_also_where_all_wer
     select(store, {"none": "turns > 99"})
     say(store, ids[0], "keep", by_whom="ada")
     wider = {"select": {"rules": {"none": "turns > 99", "more": "turns > 1"}}}
-    with pytest.raises(
-        VersionError, match=r"more: turns > 1\) are not those of the latest selection \(none: turns > 99\)"
-    ):
+    with pytest.raises(VersionError, match=r"not those of the latest selection: more is new \(turns > 1\)\.$"):
         frozen(store, recipe=check_recipe(wider, "the test"))
+
+
+def test_only_the_rules_that_differ_from_the_selection_are_named(store):
+    add(store, questions(5))
+    select(store, {"same": "turns > 0", "other": "turns > 1", "old": "turns > 0"}, where="turns < 9")
+    rules = {"same": "turns > 0", "other": "turns > 2", "new": "turns < 5"}
+    with pytest.raises(VersionError) as error:
+        frozen(store, recipe=check_recipe({"select": {"rules": rules}}, "the test"))
+    assert error.value.what == (
+        "The recipe's rules are not those of the latest selection: "
+        "other is now turns > 2 and was turns > 1; new is new (turns < 5); old is gone (turns > 0)."
+    )
 
 
 def test_a_where_that_drops_all_is_stated_like_any_other(store):
