@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from curate.converting import OWN_COLUMNS
 from curate.importers.expanding import passed_over
 from curate.importing import ImportResult
 from curate.mending import MENDS
@@ -20,7 +21,7 @@ from curate.querying import Answer
 from curate.rejecting import ExportedRejects
 from curate.shapes.shape import PROBLEM_SENTENCES
 from curate.validating import RULES
-from schemas.terminal import counted, note, print_table, printable, say
+from schemas.terminal import counted, listed, note, print_table, printable, say
 
 ROLE_WIDTH = 13
 EXAMPLE_LENGTH = 400
@@ -31,6 +32,9 @@ EXAMPLE_GROUPS = 8
 
 MOST_LEFT_OUT = 5
 """Names of files that were left out which are shown."""
+
+MOST_BESIDE = 8
+"""Columns beside the conversation that are named."""
 
 CELL = 80
 """Characters of a cell that a table shows."""
@@ -43,6 +47,8 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     """Print what an import did: how each file was read, its sums, why rows were refused, and what to type next."""
     for result in results:
         typer.echo(_how_it_was_read(result))
+        if beside := _beside(result):
+            say(f"  beside it: {listed(beside, MOST_BESIDE)} (meta.NAME in rules)")
     if dry_run:
         for result in results:
             _show_examples(result)
@@ -94,6 +100,12 @@ def _how_it_was_read(result: ImportResult) -> str:
         return f"{printable(result.path)}: the store has this very file{name} already; nothing was added."
     fields = ", ".join(f"{name} = {column}" for name, column in result.mapping["fields"].items())
     return f"{printable(result.path)}: {result.shape} ({printable(fields)})"
+
+
+def _beside(result: ImportResult) -> list[str]:
+    """The columns that are no part of the conversations; none of a file that the store has already."""
+    used = {*result.mapping["fields"].values(), *OWN_COLUMNS}
+    return [] if result.imported_before is not None else [name for name in result.columns if name not in used]
 
 
 def _show_outcomes(result: ImportResult) -> None:

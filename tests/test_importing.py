@@ -340,6 +340,25 @@ def test_the_import_says_the_sums_the_offer_and_the_next_step(tmp_path: Path, cu
     assert ran.stderr == ""
 
 
+@pytest.mark.parametrize("how", [(), ("--dry-run",)], ids=str)
+def test_the_columns_beside_the_conversation_are_named_under_the_mapping(
+    tmp_path: Path, curate: Callable[..., Any], how: tuple[str, ...]
+) -> None:
+    row = {"question": "Why?", "answer": "So.", "_curate_reject": "f00d:1"}
+    write_jsonl(tmp_path / "few.jsonl", [{**row, "choice0": "a", "topic": "b"}])
+    write_jsonl(tmp_path / "many.jsonl", [{**row, **{f"c{n}": "x" for n in range(12)}}])
+    write_jsonl(tmp_path / "none.jsonl", [row])
+    shown = curate("import", "few.jsonl", "many.jsonl", "none.jsonl", *how).stdout.splitlines()
+    assert shown[:5] == [
+        "few.jsonl: pairs (question = question, answer = answer)",
+        "  beside it: choice0, topic (meta.NAME in rules)",
+        "many.jsonl: pairs (question = question, answer = answer)",
+        "  beside it: c0, c1, c2, c3, c4, c5, c6, c7 and 4 more (meta.NAME in rules)",
+        "none.jsonl: pairs (question = question, answer = answer)",
+    ]
+    assert not any("beside" in line for line in shown[5:])
+
+
 def test_where_several_rows_make_a_conversation_the_table_counts_no_rows_as_conversations(
     tmp_path: Path, curate: Callable[..., Any]
 ) -> None:
