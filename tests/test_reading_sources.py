@@ -9,12 +9,16 @@ import subprocess
 import sys
 import zipfile
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
-from reading import rows, written
+from reading import raw, rows, written
 
 from curate.importers import IMPORTERS, expand, open_source
 from curate.importers.expanding import passed_over
@@ -286,6 +290,44 @@ def test_parquet_gives_text_and_nested_values_as_json(tmp_path):
     assert batch.row.to_list() == [1, 2]
     assert batch.line.to_list() == [None, None]
     assert json.loads(batch.raw(pl.Series([1]))[0])["A"] == "é"
+
+
+def parquet(path: Path, names: list[str], *columns: pa.Array) -> Path:
+    pq.write_table(pa.table([*columns], names=names), path)
+    return path
+
+
+def test_parquet_columns_of_one_name_are_told_apart(tmp_path):
+    path = parquet(tmp_path / "a.parquet", ["id", "q", "id", ""], *(pa.array([text]) for text in "xyz0"))
+    (batch,) = open_source(path).batches()
+    expected = {"id": "x", "q": "y", "id_2": "z", "column_4": "0"}
+    assert batch.table.rows(named=True) == [expected]
+    assert json.loads(raw(batch)[0]) == expected
+
+
+def test_parquet_numbers_that_duckdb_does_not_have_are_read(tmp_path):
+    half = pa.array(np.array([0.5, float("nan")], np.float16))
+    wide = pa.array([Decimal("1" * 50 + ".50"), None], pa.decimal256(60, 2))
+    (batch,) = open_source(parquet(tmp_path / "a.parquet", ["half", "wide"], half, wide)).batches()
+    assert batch.table.rows() == [("0.5", "1" * 50 + ".50"), (None, None)]
+    assert json.loads(raw(batch)[0]) == {"half": 0.5, "wide": "1" * 50 + ".50"}
+
+
+def test_a_parquet_column_that_cannot_be_read_is_named(tmp_path):
+    halves = pa.array([[np.float16(0.5)]], pa.list_(pa.float16()))
+    path = parquet(tmp_path / "a.parquet", ["q", "v"], pa.array(["x"]), halves)
+    with pytest.raises(SourceError, match=r"a\.parquet: the column v has the type list<.*halffloat>") as error:
+        rows(path)
+    assert error.value.hint == "Write it in another type, or leave it out."
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parquet_text_that_is_not_utf8_is_named_with_its_column(tmp_path, nested):
+    texts = pa.array([b"x", b"\xff"]).view(pa.string())
+    column = pa.StructArray.from_arrays([texts], names=["text"]) if nested else texts
+    path = parquet(tmp_path / "a.parquet", ["q", "v"], pa.array(["x", "y"]), column)
+    with pytest.raises(SourceError, match=r"a\.parquet, rows 1 to 2: the column v is damaged: .*UTF8"):
+        rows(path)
 
 
 def test_a_parquet_file_is_known_by_its_content_and_hashed(tmp_path):

@@ -10,19 +10,47 @@ import polars as pl
 import pyarrow as pa
 
 from curate.importers.batch import Batch, rejects_frame
+from curate.naming import distinct
+from schemas.errors import SourceError
 
 
-def read_rows(tables: Iterable[pa.RecordBatch]) -> Iterator[Batch]:
+def read_rows(tables: Iterable[pa.RecordBatch], path: str) -> Iterator[Batch]:
     """A batch for each table: nested values as JSON text, anything else as SQL writes it, not-a-number as null.
 
-    `raw` gives a row as a JSON object.
+    `raw` gives a row as a JSON object. Raises `SourceError` for a column that is damaged or that DuckDB cannot read.
     """
     connection = duckdb.connect()
     row = 1
     for rows in tables:
         if rows.num_rows:
-            yield _batch(connection, pa.Table.from_batches([rows]), row)
+            _refuse_damaged(path, rows, row)
+            try:
+                batch = _batch(connection, _readable(rows), row)
+            except duckdb.NotImplementedException as error:
+                raise _unknown(path, rows.schema) from error
+            yield batch
             row += rows.num_rows
+
+
+def _refuse_damaged(path: str, rows: pa.RecordBatch, first: int) -> None:
+    """Raise `SourceError` where a text is not UTF-8: Polars and DuckDB take the word of Arrow's type for it."""
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            where = f"{path}, rows {first:,} to {first + rows.num_rows - 1:,}"
+            raise SourceError(f"{where}: the column {name} is damaged: {error}.", "Write the file again.") from error
+
+
+def _readable(rows: pa.RecordBatch) -> pa.Table:
+    """The rows under distinct names, and numbers in types that DuckDB has."""
+    return pa.table([_known(column) for column in rows.columns], names=distinct(rows.schema.names))
+
+
+def _known(column: pa.Array) -> pa.Array:
+    if pa.types.is_float16(column.type):
+        return column.cast(pa.float32())
+    return column.cast(pa.string()) if pa.types.is_decimal256(column.type) else column
 
 
 def _batch(connection: duckdb.DuckDBPyConnection, rows: pa.Table, first: int) -> Batch:
@@ -42,6 +70,21 @@ def _batch(connection: duckdb.DuckDBPyConnection, rows: pa.Table, first: int) ->
         rejects_frame([]),
         raw,
     )
+
+
+def _unknown(path: str, schema: pa.Schema) -> SourceError:
+    """The error for the first column whose type DuckDB does not have."""
+    field = next(field for field in schema if not _is_known(field.type))
+    what = f"{path}: the column {field.name} has the type {field.type}, which DuckDB does not have."
+    return SourceError(what, "Write it in another type, or leave it out.")
+
+
+def _is_known(type: pa.DataType) -> bool:
+    try:
+        duckdb.from_arrow(_readable(pa.record_batch([pa.array([], type)], ["cells"])))
+    except duckdb.NotImplementedException:
+        return False
+    return True
 
 
 def _as_text(field: pa.Field) -> str:

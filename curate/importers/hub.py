@@ -34,7 +34,7 @@ def read_dataset(stream: ByteStream) -> Iterator[Batch]:
             while block := content.read(BLOCK):
                 stream.seen(block)
     tables = dataset.with_format("arrow").iter(ROWS)
-    yield from read_rows(rows for table in tables for rows in table.combine_chunks().to_batches())
+    yield from read_rows((rows for table in tables for rows in table.combine_chunks().to_batches()), stream.path)
 
 
 def _load(name: str) -> Dataset | DatasetDict:

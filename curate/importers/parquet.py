@@ -23,6 +23,6 @@ def read_parquet(stream: ByteStream) -> Iterator[Batch]:
     packed files are held in memory.
     """
     try:
-        yield from read_rows(pq.ParquetFile(stream.seekable()).iter_batches(ROWS))
+        yield from read_rows(pq.ParquetFile(stream.seekable()).iter_batches(ROWS), stream.path)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{stream.path} is no whole Parquet file: {error}.", "Write it again.") from error
