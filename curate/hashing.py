@@ -46,7 +46,11 @@ class Hashing:
 
     def begin(self, path: str) -> Digest | None:
         """The digest of the file at `path`, begun now or before; None for what is no single file on a disk."""
-        if not Path(path).is_file():
+        try:
+            is_file = Path(path).is_file()
+        except OSError:  # it cannot even be looked for; who opens it says so
+            return None
+        if not is_file:
             return None
         if path not in self._begun:
             self._begun[path] = Digest(stamp(path), self._thread.submit(self._sha256, path))

@@ -77,6 +77,28 @@ def test_the_name_of_nothing_is_no_folder(tmp_path, monkeypatch):
         expand([""])
 
 
+@pytest.mark.parametrize("pattern", ["***", "**.csv", "data/x**/*.csv"])
+def test_two_stars_beside_other_signs_are_no_pattern_and_named(tmp_path, pattern):
+    with pytest.raises(SourceError, match="is no pattern that can be followed") as error:
+        expand([str(tmp_path / pattern)])
+    assert error.value.hint == "** stands for folders, between slashes alone: 'data/**/*.csv'"
+
+
+def test_a_name_longer_than_any_file_has_is_refused(curate):
+    name = "x" * 300 + ".csv"
+    with pytest.raises(SourceError, match=rf"{name} cannot be looked for: File name too long\."):
+        expand([name])
+    ran = curate("import", name)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"Error: {name} cannot be looked for")
+
+
+def test_a_closed_standard_input_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it behind `<&-`
+    with pytest.raises(SourceError, match="Standard input is closed"):
+        rows(Path("-"))
+
+
 def test_a_link_that_leads_nowhere_is_called_so(tmp_path):
     (tmp_path / "self").symlink_to("self")
     with pytest.raises(SourceError, match="is a link to something that is not there, or to itself"):

@@ -19,7 +19,7 @@ def expand(paths: Sequence[str]) -> list[str]:
     passed over.
     Raises `SourceError` for a path that names nothing.
     """
-    return list(dict.fromkeys(source for path in paths for source in _sources(path)))
+    return list(dict.fromkeys(source for path in paths for source in _named_by(path)))
 
 
 def passed_over(paths: Sequence[str]) -> list[str]:
@@ -33,6 +33,14 @@ def _passed_over(path: str) -> list[str]:
     if Path(path).is_dir():
         return [str(entry) for entry in _entries(Path(path)) if not _is_data(entry)]
     return [str(file) for file in _matches(path) if file.name in DESCRIPTIONS] if _is_pattern(path) else []
+
+
+def _named_by(path: str) -> list[str]:
+    try:
+        return _sources(path)
+    except OSError as error:
+        what = f"{path} cannot be looked for: {error.strerror}."
+        raise SourceError(what, "Check the path, and who may read it.") from error
 
 
 def _sources(path: str) -> list[str]:
@@ -105,8 +113,12 @@ def _matching(pattern: str) -> list[str]:
 
 def _matches(pattern: str) -> list[Path]:
     root = Path(pattern).anchor
-    files = (file for file in Path(root).glob(str(Path(pattern).relative_to(root))) if file.is_file())
-    return sorted(files, key=str)
+    try:
+        found = list(Path(root).glob(str(Path(pattern).relative_to(root))))
+    except ValueError as error:
+        hint = "** stands for folders, between slashes alone: 'data/**/*.csv'"
+        raise SourceError(f"{pattern} is no pattern that can be followed.", hint) from error
+    return sorted((file for file in found if file.is_file()), key=str)
 
 
 def _nearest(path: Path) -> str:

@@ -77,7 +77,7 @@ def _by_content(path: str, start: bytes, named: str) -> str:
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -222,6 +222,8 @@ def whole_lines(data: Bytes, newlines: Positions, last: bool) -> tuple[int, None
 
 
 def _opened(path: str) -> AbstractContextManager[Readable]:
+    if path == "-" and sys.stdin is None:
+        raise SourceError("Standard input is closed.", "Send something into it, or give a file.")
     if path == "-":
         return nullcontext(cast(Readable, sys.stdin.buffer))
     try:
