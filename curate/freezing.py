@@ -30,6 +30,9 @@ from schemas.version import SPLITS, Version, find_version, version_digest
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 NO_PARENT = "none"
 
+LAST_NUMBER = 2**31 - 1
+"""The largest that a store can hold for the number of a version: a bundle may state it."""
+
 SPACES = r"[\s\p{Z}]{2,}|[\t-\r\x{85}\x{A0}\x{2000}-\x{200A}\x{2028}-\x{202F}\x{3000}]"
 """What becomes one space. A single plain space is not matched: four times faster than replacing each by itself."""
 NORMAL_SQL = f"trim(regexp_replace(lower(nfc_normalize({FIRST_QUESTION_SQL})), '{SPACES}', ' ', 'g'))"
@@ -119,9 +122,7 @@ def freeze(
     same = _find_digest(connection, name, digest)
     before = _parent_label(connection, parent, newest)
     counts = count_sides(members)
-    version = same or Version(
-        name, newest.number + 1 if newest else 1, digest, before, made_by, counts, datetime.now(UTC)
-    )
+    version = same or Version(name, _next_number(newest), digest, before, made_by, counts, datetime.now(UTC))
     if same is None and not dry_run:
         write_version(connection, version, members)
     groups = _counts(members, pl.col("group").n_unique())
@@ -264,6 +265,14 @@ def _refuse_empty(connection: DuckDBPyConnection, members: pl.DataFrame) -> None
 def _newest(connection: DuckDBPyConnection, name: str) -> Version | None:
     found = connection.execute("SELECT count(*) FROM versions WHERE name = ?", [name]).fetchall()
     return find_version(connection, name) if found[0][0] else None
+
+
+def _next_number(newest: Version | None) -> int:
+    if newest is None:
+        return 1
+    if newest.number == LAST_NUMBER:
+        raise VersionError(f"No number comes after {newest.label}.", "Freeze under another name.")
+    return newest.number + 1
 
 
 def _find_digest(connection: DuckDBPyConnection, name: str, digest: str) -> Version | None:

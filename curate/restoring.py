@@ -7,19 +7,20 @@ that follows from them is the one that the bundle states.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import polars as pl
 from duckdb import DuckDBPyConnection
-from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
 from curate.exporters import EXPORTERS
 from curate.exporters.exporter import Exporter
 from curate.exporting import BUNDLE, PROOF
-from curate.freezing import NAME, check_name, count_sides, write_members, write_version
+from curate.freezing import LAST_NUMBER, NAME, check_name, count_sides, write_members, write_version
 from curate.importers import REJECTS
 from curate.landing import CLOSES, Parcel, Sums, count, count_conversations, land, set_up
 from curate.rereading import differing, reread
@@ -122,8 +123,8 @@ def read_bundle(folder: Path) -> Bundle:
             "Restore from a bundle with both sides that was exported with --format sharegpt or messages.",
         )
     counts = {**dict.fromkeys(SPLITS, 0), **{str(split): number for split, number in proof.counts.items()}}
-    frozen_at = proof.frozen_at.astimezone(UTC)
-    version = Version(check_name(proof.name), proof.number, proof.digest, proof.parent, proof.recipe, counts, frozen_at)
+    name = check_name(proof.name)
+    version = Version(name, proof.number, proof.digest, proof.parent, proof.recipe, counts, proof.frozen_at)
     return Bundle(folder, version, exporter, proof.files)
 
 
@@ -140,7 +141,7 @@ class _Proof(BaseModel):
 
     bundle: PositiveInt
     name: str
-    number: Annotated[int, Field(ge=1, lt=2**31)]
+    number: Annotated[int, Field(ge=1, le=LAST_NUMBER)]
     digest: str
     parent: Annotated[str, Field(pattern=f"^{NAME.pattern}@[0-9]+$")] | None
     recipe: dict[str, Any]
@@ -148,6 +149,14 @@ class _Proof(BaseModel):
     frozen_at: AwareDatetime
     format: str
     files: Annotated[dict[str, _StatedFile], Field(min_length=1)]
+
+    @field_validator("frozen_at")
+    @classmethod
+    def _in_utc(cls, frozen_at: datetime) -> datetime:
+        try:
+            return frozen_at.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError("in UTC it is not in the years 1 to 9999") from error
 
 
 def _read_proof(folder: Path) -> _Proof:
@@ -216,7 +225,7 @@ def _miscounted(bundle: Bundle, counts: dict[str, int]) -> VersionError:
 def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated: _StatedFile, seen: _Seen) -> None:
     """Land one data file as a source of its own, and take down what does not agree with what is stated."""
     path = bundle.folder / name
-    if Path(name).name != name or not path.is_file():
+    if Path(name).name != name or not os.path.isfile(path):  # noqa: PTH113  Path raises for a name that is too long
         raise VersionError(
             f"{bundle.folder} has no file {name}, of which its {PROOF} tells.", "Fetch the bundle again."
         )

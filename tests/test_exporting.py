@@ -440,6 +440,8 @@ def test_a_version_that_is_there_keeps_its_parent_and_its_date(store, tmp_path):
         {"frozen_at": "nope"},
         {"frozen_at": 5},
         {"frozen_at": "1999-01-01T00:00:00"},
+        {"frozen_at": "0001-01-01T00:00:00+14:00"},
+        {"frozen_at": "9999-12-31T23:59:59-14:00"},
         {"files": []},
         {"files": {}},
         {"files": {"x": {}}},
@@ -457,6 +459,37 @@ def test_a_statement_of_the_wrong_kind_is_named(store, tmp_path, change):
     with pytest.raises(VersionError, match=rf"version\.json .*\b{next(iter(change))}") as refused:
         read_bundle(tmp_path / "bundle")
     assert refused.value.hint == "Fetch the bundle again."
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../train.jsonl", "train\0.jsonl"], ids=ascii)
+def test_a_stated_file_that_cannot_be_there_is_named(store, tmp_path, name):
+    export(store, tmp_path / "bundle")
+    files = json.loads((tmp_path / "bundle" / "version.json").read_text(encoding="utf-8"))["files"]
+    restate(tmp_path / "bundle", {"files": {name: files["train.jsonl"], "held_out.jsonl": files["held_out.jsonl"]}})
+    with pytest.raises(VersionError, match=f"bundle has no file {name},"):
+        restored(tmp_path / "other.duckdb", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("year", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00"])
+def test_the_first_and_the_last_date_that_there_is_are_kept(store, tmp_path, year):
+    export(store, tmp_path / "bundle")
+    restate(tmp_path / "bundle", {"frozen_at": year})
+    restored(tmp_path / "other.duckdb", tmp_path / "bundle")
+    with reading(tmp_path / "other.duckdb") as connection:
+        assert find_version(connection, "support@1").frozen_at.isoformat() == year
+
+
+def test_behind_the_last_number_that_there_is_no_version_is_frozen(store, tmp_path):
+    export(store, tmp_path / "bundle")
+    restate(tmp_path / "bundle", {"number": 2**31 - 1})
+    other = tmp_path / "other.duckdb"
+    restored(other, tmp_path / "bundle")
+    add(other, questions(1, start=900))
+    recipe = check_recipe({}, "the test")
+    with writing(other) as connection, pytest.raises(VersionError, match="No number comes after support@2147483647"):
+        freeze(connection, "support", recipe)
+    with writing(other) as connection:
+        assert freeze(connection, "guest", recipe).version.label == "guest@1"
 
 
 def test_sums_hold_for_what_a_bundle_brought(store, tmp_path):
