@@ -42,6 +42,7 @@ def ask(connection: DuckDBPyConnection, query: str) -> Answer:
     where it shows only behind the first of them.
     """
     with _explained(connection, query):
+        connection.execute("SET python_enable_replacements = false")  # else a table may be a variable of this module
         statements = connection.extract_statements(query)
         if len(statements) != 1 or statements[0].type != StatementType.SELECT:
             raise StoreError(
@@ -49,20 +50,26 @@ def ask(connection: DuckDBPyConnection, query: str) -> Answer:
             )
         asked = connection.sql(query)  # bound, not yet run
         cells = ", ".join(_cell(number, str(type)) for number, type in enumerate(asked.types, 1))
-        result = connection.execute(f"SELECT {cells} FROM asked")  # DuckDB finds the variable
+        connection.register(_ASKED, asked)
+        result = connection.execute(f'SELECT {cells} FROM "{_ASKED}"')
         columns = distinct(column[0] for column in asked.description)
     return Answer(columns, _fetched(connection, query, result))
 
 
 def _cell(number: int, type: str) -> str:
-    """A column by its place, with times that have a zone as text: DuckDB would want another package for them."""
-    as_text = _TYPES.sub(lambda found: "VARCHAR" if found[0] == _ZONED else found[0], type)
+    """A column by its place, with what Python cannot hold as text.
+
+    For times that have a zone DuckDB would want another package, and a span of months or of many years is no timedelta.
+    """
+    as_text = _TYPES.sub(lambda found: found[0] if found[0][0] in "'\"" else "VARCHAR", type)
     return f"#{number}" if as_text == type else f"CAST(#{number} AS {as_text})"
 
 
-_ZONED = "TIMESTAMP WITH TIME ZONE"
-_TYPES = re.compile(rf"""{_ZONED}|"(?:[^"]|"")*"|'(?:[^']|'')*'""")
-"""The type, or a name in quotes that may only look like it."""
+_ASKED = "what was asked"
+"""The view of the question: no table of a store is called so."""
+
+_TYPES = re.compile(r"""TIMESTAMP WITH TIME ZONE|\bINTERVAL\b(?! )|"(?:[^"]|"")*"|'(?:[^']|'')*'""")
+"""Such a type, or a name in quotes that may only look like it."""
 
 
 def _fetched(connection: DuckDBPyConnection, query: str, result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:

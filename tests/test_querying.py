@@ -167,6 +167,30 @@ def test_a_time_is_shown(
     assert shown in ran.stdout
 
 
+@pytest.mark.parametrize("how", [(), ("--json",), ("--csv",)], ids=str)
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("SELECT INTERVAL 99999999 YEARS AS span", "99999999 years"),
+        ("SELECT [{'INTERVAL': INTERVAL 1 MONTH}] AS span", "1 month"),
+        ("SELECT MAP {INTERVAL 1 YEAR: 2} AS span", "1 year"),
+    ],
+)
+def test_a_span_of_time_is_shown_however_long(
+    filled: Path, curate: Callable[..., Any], query: str, shown: str, how: tuple[str, ...]
+) -> None:
+    ran = curate("sql", query, *how)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert shown in ran.stdout
+
+
+@pytest.mark.parametrize("name", ["statements", "connection", "asked", "query", "duckdb"])
+def test_a_question_reads_tables_and_no_variables_of_ours(filled: Path, curate: Callable[..., Any], name: str) -> None:
+    ran = curate("sql", f"FROM {name}")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"Error: Catalog Error: Table with name {name} does not exist!")
+
+
 @pytest.mark.parametrize("how", ["--json", "--csv"])
 def test_a_question_that_fails_behind_the_first_rows_is_explained(
     filled: Path, curate: Callable[..., Any], how: str
