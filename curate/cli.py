@@ -89,6 +89,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a terminal without our characters shows their numbers
             stream.reconfigure(errors="backslashreplace")
     try:
+        _refuse_broken_characters(sys.argv[1:])
         app()
     except (CurateError, ModuleNotFoundError) as error:
         explained = error if isinstance(error, CurateError) else _missing(error)
@@ -114,6 +115,15 @@ def main() -> None:
         if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C
             _say_interrupted()
         raise
+
+
+def _refuse_broken_characters(arguments: list[str]) -> None:
+    """Neither the store nor JSON can hold a name that is not UTF-8; Python hands it on with lone surrogates."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise CurateError(
+                f"What was typed is not UTF-8: {argument!r}.", "Rename the file, or set a locale such as LANG=C.UTF-8."
+            )
 
 
 def _explain(error: CurateError) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,6 +96,31 @@ def test_a_terminal_without_our_characters_shows_their_numbers(filled: Path, cur
     ran = curate("sql", "SELECT 'ü…' AS cell", PYTHONIOENCODING="ascii")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "\\xfc\\u2026" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status", "--store", "\udcff.db"],
+        ["trace", "\udcff"],
+        ["sql", "SELECT '\udcff'"],
+        ["select", "--where", "\udcff"],
+        ["import", "\udcff.csv"],
+        ["score", "--set=train.model=\udcff"],
+        ["\udcff"],
+    ],
+    ids=ascii,
+)
+def test_words_that_are_not_utf_8_are_refused_before_anything_is_done(
+    filled: Path, curate: Callable[..., Any], command: list[str]
+) -> None:
+    (filled / "\udcff.csv").write_text("question,answer\nWhy?,Because.\n")
+    before = sorted(filled.iterdir())
+    ran = curate(*command)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.match(r"Error: What was typed is not UTF-8: .*\\udcff.*\.\n  → ", ran.stderr)
+    assert len(ran.stderr.splitlines()) == 2
+    assert sorted(filled.iterdir()) == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
