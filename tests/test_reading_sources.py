@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from datetime import date
 from decimal import Decimal
@@ -22,6 +23,7 @@ from reading import raw, rows, written
 
 from curate.importers import IMPORTERS, expand, open_source
 from curate.importers.expanding import passed_over
+from curate.importers.streaming import ahead
 from schemas.errors import SourceError
 
 ROWS = [
@@ -411,3 +413,24 @@ def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, cur
     (tmp_path / "data" / "pairs.json").write_text('[{"question": "Why?", "answer": "So."}]', encoding="utf-8")
     ran = curate("import", "data/*.json")
     assert ran.stderr == "Left out, as no data by name: 1 file, data/dataset_info.json\n"
+
+
+def test_leaving_what_is_read_ahead_waits_for_nothing():
+    """What a failed import leaves is finalised while locks are held; waiting there hung the next import."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def items():
+        yield 1
+        asked.set()
+        go_on.wait()
+        yield 2
+
+    reading = ahead(items())
+    assert next(reading) == 1
+    asked.wait()
+    leaving = threading.Thread(target=reading.close)
+    leaving.start()
+    leaving.join(10)
+    waited = leaving.is_alive()
+    go_on.set()
+    assert not waited

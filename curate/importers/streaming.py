@@ -202,10 +202,14 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
 
 
 def _in_turn(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[T | None]) -> Generator[T, None, None]:
-    with thread:
+    try:
         while (item := pending.result()) is not None:
             pending = thread.submit(next, items, None)
             yield item
+    finally:
+        # Not waited for: what a failed import leaves is finalised in the midst of anything, such as the start of
+        # another thread, and the lock that is held there is the one that waiting for a thread needs.
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def find(data: Bytes, byte: int) -> Positions:
