@@ -26,7 +26,7 @@ from curate.exporters.exporter import UNFIT, Exporter, as_lines, as_table, quote
 from curate.rereading import differing, reread
 from schemas.conversation import unfold
 from schemas.errors import ExportError, VersionError
-from schemas.file import unfinished
+from schemas.file import unfinished, what_to_do
 from schemas.recipe import file_digest
 from schemas.run import installed_version
 from schemas.terminal import counted, listed
@@ -382,9 +382,9 @@ def in_place(to: Path, *, force: bool) -> Iterator[Path]:
 
     A folder is made, a file is left to the block. Raises `ExportError` when `to` is taken or cannot be written.
     """
-    to = to.resolve() if to.is_dir() else to.absolute()  # a link to a folder stays one
-    _check_target(to, force=force)
     try:
+        to = to.resolve() if to.is_dir() else to.absolute()  # a link to a folder stays one
+        _check_target(to, force=force)
         with unfinished(to) as temporary:
             if to.suffix not in SUFFIXES:
                 temporary.mkdir()
@@ -392,10 +392,7 @@ def in_place(to: Path, *, force: bool) -> Iterator[Path]:
             _check_target(to, force=force)  # another export may have come first
             _move(temporary, to)
     except OSError as error:
-        raise ExportError(
-            f"{to} cannot be written: {error.strerror or error}.",
-            "Free some space or give another --to; nothing is left.",
-        ) from error
+        raise ExportError(f"{to} cannot be written: {error.strerror or error}.", what_to_do(error, to)) from error
 
 
 def _check_target(to: Path, *, force: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from schemas.errors import RecipeError
-from schemas.file import write_whole
+from schemas.file import what_to_do, write_whole
 from schemas.recipe import Recipe, Section
 
 TITLE = """\
@@ -30,7 +30,7 @@ def write_recipe(path: Path, *, replace: bool = False) -> None:
     try:
         write_whole(path, recipe_text())
     except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror}.", "Check the folder and its rights.") from error
+        raise RecipeError(f"{path} cannot be written: {error.strerror}.", what_to_do(error, path)) from error
 
 
 def recipe_text() -> str:

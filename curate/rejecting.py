@@ -21,7 +21,7 @@ from curate.converting import OWN_COLUMNS
 from curate.mapping import ColumnMapping
 from curate.recovering import Row, excerpts, split
 from schemas.errors import ExportError, SourceError
-from schemas.file import write_whole
+from schemas.file import what_to_do, write_whole
 
 FORMATS = (".csv", ".jsonl")
 FORMULA_STARTS = ("=", "+", "-", "@")
@@ -94,7 +94,7 @@ def export_rejects(
     _check(connection, wanted)
     if path.suffix not in FORMATS:
         raise ExportError(f"{path} ends neither in .csv nor in .jsonl.", "Give one of these: --export fix.csv")
-    if path.exists() and not replace:
+    if _is_there(path) and not replace:
         raise ExportError(f"{path} is there already; it may hold your corrections.", "Another name, or --replace.")
     rejects = _selected(
         connection,
@@ -217,4 +217,15 @@ def _write(path: Path, text: str) -> None:
     try:
         write_whole(path, text)
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror}.", "Check the folder and its rights.") from error
+        raise _unwritable(path, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # of a name that is too long
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ExportError:
+    return ExportError(f"{path} cannot be written: {error.strerror}.", what_to_do(error, path))

@@ -22,7 +22,7 @@ from curate.pulling import Pulled, take_answers
 from curate.pushing import Entry, Place, Prepared, note_members, note_set, note_shown, prepare, read_questions
 from curate.queueing import Wanted
 from schemas.errors import ExportError, ReviewError, SourceError
-from schemas.file import write_whole
+from schemas.file import what_to_do, write_whole
 from schemas.recipe import Recipe, ReviewSection, canonical_json
 from schemas.review import ANSWER, ANSWERS, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question, Task
 from schemas.store import writing
@@ -174,7 +174,7 @@ def _write(path: Path, frame: pl.DataFrame) -> None:
     try:
         write_whole(path, "\ufeff" + frame.with_columns(neutralise(pl.all())).write_csv())
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error}.", "Check the folder and its rights.") from error
+        raise ExportError(f"{path} cannot be written: {error}.", what_to_do(error, path)) from error
 
 
 # --- in ---

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,9 @@ from pathlib import Path
 
 UNFINISHED = ".curate-unfinished"
 """How the hidden folders end in which something is written: a name that no person gives."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that takes no more, or a limit on what may be on it."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -25,6 +30,17 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         place.replace(path)
+
+
+def what_to_do(error: OSError, path: Path) -> str:
+    """The hint for a person whose file or folder `path` could not be written."""
+    if error.errno in FULL:
+        return "Free some space and run this again."
+    if error.errno == errno.ENAMETOOLONG:
+        return "Give a shorter name."
+    if error.errno == errno.ENOENT and not path.parent.exists():
+        return f"mkdir -p {shlex.quote(str(path.parent))}"
+    return "Check the folder and its rights."
 
 
 @contextmanager

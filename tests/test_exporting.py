@@ -309,6 +309,14 @@ def test_a_dated_copy_of_a_store_that_was_moved_away_stays(store, tmp_path, cura
     assert sorted(path.name for path in tmp_path.iterdir()) == [".x.duckdb.20251121", "chat.csv", "x.duckdb"]
 
 
+@pytest.mark.parametrize("to", ["n" * 300, f"{'n' * 300}.jsonl", f"{'n' * 300}/bundle"], ids=["folder", "file", "in"])
+def test_a_name_that_is_too_long_is_refused(store, tmp_path, to):
+    with pytest.raises(ExportError, match="cannot be written: File name too long") as refused:
+        export(store, tmp_path / to, split="all")
+    assert refused.value.hint == "Give a shorter name."
+    assert [path.name for path in tmp_path.iterdir()] == ["x.duckdb"]
+
+
 def test_a_link_to_an_empty_folder_stays_a_link(store, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "bundle").symlink_to("disk")
@@ -343,11 +351,11 @@ def test_a_full_disk_leaves_nothing_behind(store, tmp_path):
         "with reading(Path(sys.argv[1])) as connection:\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "    try: export_version(connection, 'support', Path(sys.argv[2]))\n"
-        "    except ExportError as error: print(error)\n"
+        "    except ExportError as error: print(error.what, error.hint)\n"
     )
     arguments = [sys.executable, "-c", code, str(store), str(tmp_path / "bundle")]
     seen = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert "cannot be written: File too large" in seen.stdout
+    assert "cannot be written: File too large. Free some space and run this again." in seen.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["x.duckdb"]
 
 

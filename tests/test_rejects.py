@@ -1,7 +1,9 @@
 """Rejects: grouped, listed, written to a file, mended there, and closed by importing it."""
 
 import csv
+import errno
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +232,39 @@ def test_sources_that_were_read_in_different_ways_are_exported_one_by_one_by_the
         imported = curate(*shlex.split(back)[1:])
         assert imported.returncode == 0, imported.stderr
     assert len(open_rejects(store)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "hint"),
+    [
+        (f"{'n' * 300}.csv", "File name too long", "Give a shorter name."),
+        (f"{'n' * 300}/fix.csv", "File name too long", "Give a shorter name."),
+        ("no folder/fix.csv", "No such file or directory", "mkdir -p '{}/no folder'"),
+        ("tickets.csv/fix.csv", "Not a directory", "Check the folder and its rights."),
+    ],
+    ids=["name", "folder", "missing", "file"],
+)
+def test_an_export_to_a_place_that_cannot_be_says_what_to_do(
+    store: Path, tickets: Path, tmp_path: Path, *, name: str, wrong: str, hint: str
+) -> None:
+    with pytest.raises(ExportError, match=f"cannot be written: {wrong}") as refused:
+        export(store, tmp_path / name)
+    assert refused.value.hint == hint.format(tmp_path)
+
+
+def test_an_export_to_a_full_disk_says_to_free_some_space(
+    store: Path, tickets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No disk is filled: its answer stands for it."""
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(ExportError, match="cannot be written: No space left") as refused:
+        export(store, tmp_path / "fix.csv")
+    assert refused.value.hint == "Free some space and run this again."
+    assert not (tmp_path / "fix.csv").exists()
 
 
 def test_an_export_is_never_written_over_by_itself(store: Path, tickets: Path, tmp_path: Path) -> None:
