@@ -7,7 +7,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from schemas.run import as_found
+from schemas.run import as_found, partial_of
 from schemas.store import folder_of
 
 SOURCES_SQL = """
@@ -93,7 +93,8 @@ def _rows(connection: DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
 def _as_it_is(connection: DuckDBPyConnection, run: dict[str, Any]) -> dict[str, Any]:
     """The run as it is now: nobody may be at work on it any more, and the project may have been moved."""
     status, adapter = as_found(folder_of(connection), run["run"], run["adapter"], run["status"])
-    return {**run, "status": status, "adapter": str(adapter)}
+    begun = partial_of(adapter)
+    return {**run, "status": status, "adapter": str(begun if begun.is_dir() and not adapter.is_dir() else adapter)}
 
 
 def _people(connection: DuckDBPyConnection) -> dict[str, Any]:

@@ -263,6 +263,15 @@ def test_the_status_leads_to_the_latest_run_that_is_done(
         assert survey(connection)["next"] == following
 
 
+def test_the_status_names_the_folder_that_an_interrupted_run_has(tmp_path: Path) -> None:
+    there = tmp_path / "adapters" / "r1"
+    (tmp_path / "adapters" / "r1.partial").mkdir(parents=True)
+    with writing(tmp_path / "x.duckdb") as connection:
+        row = "('r1', 'desk@1', 'd', ?, NULL, 'interrupted', '{}', '{}', now(), NULL)"
+        connection.execute(f"INSERT INTO runs VALUES {row}", [str(there)])
+        assert survey(connection)["runs"][0]["adapter"] == f"{there}.partial"
+
+
 def test_the_status_leads_back_to_select_and_freeze_when_what_is_kept_has_changed(
     filled: Path, curate: Callable[..., Any]
 ) -> None:
