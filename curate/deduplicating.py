@@ -17,7 +17,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.freezing import join_groups
-from curate.resembling import Numbers, Read, near_pairs, stand_ins
+from curate.resembling import Numbers, Read, central_first, near_pairs, stand_ins
 from curate.scoring import check_not_empty
 from curate.selecting import NEAR_DUPLICATE, first_words, matching
 from schemas.clustering import write_clustering
@@ -29,7 +29,7 @@ METHOD = "shingles"
 """What `clusters.method` says of those found here."""
 
 LONGEST_FIRST = "length(prompt) + length(answer) desc"
-"""Whom to prefer when the recipe does not say."""
+"""Whom to prefer when the recipe does not say, of those whom as many others resemble."""
 
 LEAST_SIMILARITY = 0.8
 """From where on people are shown two conversations together."""
@@ -80,7 +80,8 @@ def deduplicate_store(
     with (reading if dry_run else writing)(store) as connection:
         numbered = _by_preference(connection, recipe)
         pairs = _near(connection, numbered, recipe.dedup.similarity, lambda done: progress(done, numbered.height))
-        clusters = _clusters(pairs, numbered)
+        going = stand_ins(pairs) if recipe.dedup.prefer else central_first(pairs)
+        clusters = _clusters(pairs, going, numbered)
         if not dry_run:
             write_clustering(connection, METHOD, recipe.dedup.model_dump(mode="json"), numbered.height, clusters)
         return _deduplicated(connection, recipe, numbered.height, clusters, written=not dry_run)
@@ -92,7 +93,9 @@ def near_duplicates(connection: DuckDBPyConnection, asked: pl.DataFrame) -> pl.D
     A cluster is named by the smallest id in it, and whoever has no sibling is not there.
     """
     numbered = asked.select(pl.col("conversation").sort()).with_row_index("number")
-    return _clusters(_near(connection, numbered, LEAST_SIMILARITY), numbered).select("conversation", "cluster")
+    pairs = _near(connection, numbered, LEAST_SIMILARITY)
+    clusters = _clusters(pairs, stand_ins(pairs), numbered)
+    return clusters.select("conversation", cluster=pl.col("conversation").min().over("cluster"))
 
 
 def _by_preference(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
@@ -133,19 +136,19 @@ def _reader(connection: DuckDBPyConnection) -> Read:
     return read
 
 
-def _clusters(pairs: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
+def _clusters(pairs: pl.DataFrame, going: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
     """Who is tied to whom over one or many pairs: `conversation`, `cluster`, `nearest`, `similarity`.
 
-    A cluster has the name of its first member; the last two are null for who stays.
+    A cluster has the name of the first of its members that stay; the last two are null for who stays.
     """
     links = pairs.with_row_index("link").unpivot(["a", "b"], index="link", value_name="number")
     named = links.join(numbered, on="number").select("link", member="conversation", rank=pl.lit(""))
     members = (
         join_groups(named)
         .join(numbered, left_on="member", right_on="conversation")
-        .join(stand_ins(pairs), on="number", how="left")
+        .join(going, on="number", how="left")
         .join(numbered.select(nearest="number", like="conversation"), on="nearest", how="left")
-        .sort("number")
+        .sort(pl.col("nearest").is_not_null(), "number")
     )
     return members.select(
         conversation="member",

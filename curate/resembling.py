@@ -98,12 +98,44 @@ def near_pairs(read: Read, total: int, least: float, progress: Callable[[int], N
 def stand_ins(pairs: pl.DataFrame) -> pl.DataFrame:
     """Who may go, and for whom: columns `number`, `nearest`, `similarity`, the numbers in the order of preference.
 
-    One after the other is kept that is like nobody who was kept before; so each that goes is like one that stays.
+    One after the other is kept that is like nobody who was kept before; so each that goes is like one that stays. Who
+    has the very shingles of another goes with it, or for it.
 
-    >>> pairs = pl.DataFrame({"a": [0, 1], "b": [1, 2], "similarity": [0.9, 0.8]}, schema=PAIRS)
+    >>> pairs = pl.DataFrame({"a": [0, 1, 1], "b": [1, 2, 3], "similarity": [0.9, 0.8, 1.0]}, schema=PAIRS)
     >>> stand_ins(pairs).rows()
-    [(1, 0, 0.9)]
+    [(1, 0, 0.9), (3, 0, 0.9)]
     """
+    same = pl.col("similarity") == 1
+    going = _one_by_one(pairs.filter(~same))
+    copies = pairs.filter(same).join(going, left_on="a", right_on="number", how="left").select(
+        number="b", nearest=pl.coalesce("nearest", "a"), similarity=pl.coalesce("similarity_right", "similarity")
+    )  # fmt: skip
+    return pl.concat([going, copies]).sort("number")
+
+
+def central_first(pairs: pl.DataFrame) -> pl.DataFrame:
+    """As `stand_ins`, but whom most others resemble is preferred, and only then who has the smaller number.
+
+    >>> star = pl.DataFrame({"a": [0, 1], "b": [1, 2], "similarity": [0.8, 0.8]}, schema=PAIRS)
+    >>> central_first(star).rows()
+    [(0, 1, 0.8), (2, 1, 0.8)]
+    """
+    ends = pl.concat([pairs["a"], pairs["b"]]).alias("number").value_counts(name="likes")
+    ranked = ends.sort(["likes", "number"], descending=[True, False]).with_row_index("rank").drop("likes")
+    by_rank = (
+        pairs.join(ranked.rename({"rank": "rank_a"}), left_on="a", right_on="number")
+        .join(ranked.rename({"rank": "rank_b"}), left_on="b", right_on="number")
+        .select(
+            a=pl.min_horizontal("rank_a", "rank_b"), b=pl.max_horizontal("rank_a", "rank_b"), similarity="similarity"
+        )
+    )
+    named = stand_ins(by_rank).join(ranked, left_on="number", right_on="rank", suffix="_own")
+    return named.join(ranked.rename({"number": "kept"}), left_on="nearest", right_on="rank").select(
+        number="number_own", nearest="kept", similarity="similarity"
+    ).sort("number")  # fmt: skip
+
+
+def _one_by_one(pairs: pl.DataFrame) -> pl.DataFrame:
     members, places = np.unique(pairs.select("a", "b").to_numpy(), return_inverse=True)
     a, b = places.reshape(-1, 2).T
     stays, goes = np.zeros(len(members), np.bool_), np.zeros(len(members), np.bool_)
@@ -113,9 +145,7 @@ def stand_ins(pairs: pl.DataFrame) -> pl.DataFrame:
         stays |= ~waits
         goes[b[stays[a]]] = True
     best = pairs.filter(pl.Series(stays[a])).sort(["similarity", "a"], descending=[True, False])
-    return best.unique("b", keep="first", maintain_order=True).select("b", "a", "similarity").sort("b").rename(
-        {"b": "number", "a": "nearest"}
-    )  # fmt: skip
+    return best.unique("b", keep="first", maintain_order=True).select(number="b", nearest="a", similarity="similarity")
 
 
 # --------------------------------------------------------------------------------------------------- from text to sets

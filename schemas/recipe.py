@@ -76,7 +76,7 @@ class DedupSection(Section):
     )
     prefer: str | None = Field(
         None,
-        description="an order, whom to keep first; the longest if left out, and of equals the smallest id",
+        description="an order, whom to keep first; if left out, whom most others resemble, and of equals the longest",
         examples=["quality desc"],
     )
 

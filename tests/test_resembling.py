@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from curate import resembling
-from curate.resembling import near_pairs, stand_ins
+from curate.resembling import central_first, near_pairs, stand_ins
 
 
 def reader(texts, at_once=37):
@@ -80,6 +80,28 @@ def test_who_goes_resembles_somebody_who_stays_and_comes_before(monkeypatch, see
         assert nearest < number
         assert nearest not in gone
         assert alike == jaccard(shingles(texts[number]), shingles(texts[nearest])) >= 0.6
+
+
+@pytest.mark.parametrize("choose", [stand_ins, central_first])
+@pytest.mark.parametrize("seed", range(20))
+def test_no_two_that_stay_resemble_each_other(monkeypatch, seed, choose):
+    texts = [text for text in random_texts(random.Random(seed)) if text]
+    monkeypatch.setattr(resembling, "FIRST", 1_000)
+    gone = set(choose(near_pairs(reader(texts), len(texts), 0.6))["number"])
+    staying = [shingles(text) for number, text in enumerate(texts) if number not in gone]
+    assert not [pair for pair in itertools.combinations(staying, 2) if jaccard(*pair) >= 0.6]
+
+
+def test_a_copy_goes_with_the_one_that_it_is_a_copy_of():
+    pairs = pl.DataFrame({"a": [0, 1], "b": [1, 2], "similarity": [0.9, 1.0]}, schema=resembling.PAIRS)
+    assert stand_ins(pairs).rows() == [(1, 0, 0.9), (2, 0, 0.9)]
+
+
+def test_whom_most_others_resemble_is_preferred_and_of_equals_the_first():
+    star = pl.DataFrame({"a": [0, 1, 2], "b": [2, 2, 3], "similarity": [0.8, 0.9, 0.8]}, schema=resembling.PAIRS)
+    assert central_first(star).rows() == [(0, 2, 0.8), (1, 2, 0.9), (3, 2, 0.8)]
+    assert central_first(star.head(1)).rows() == [(2, 0, 0.8)]
+    assert central_first(star.clear()).is_empty()
 
 
 def test_thousands_of_versions_of_one_text_leave_few():
