@@ -409,10 +409,10 @@ def test_where_there_is_no_run_it_is_said_what_begins_one(curate, project):
     assert "curate train NAME@n begins one" in ran.stderr
 
 
-@pytest.mark.parametrize(("given", "taken"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_without_work_sleep_unless_it_is_said_that_they_shall_not(monkeypatch, given, taken):
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"):
+@pytest.mark.parametrize(("given", "taken"), [(None, "1000"), ("300000", "300000")])
+def test_threads_without_work_sleep_soon_unless_it_is_said_when(monkeypatch, given, taken):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "1")  # so that what is set here is taken back
-    monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.delenv("GOMP_SPINCOUNT") if given is None else monkeypatch.setenv("GOMP_SPINCOUNT", given)
     assert fitting.use_threads(1) == 1
-    assert os.environ["OMP_WAIT_POLICY"] == taken
+    assert os.environ["GOMP_SPINCOUNT"] == taken

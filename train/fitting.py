@@ -226,13 +226,19 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
     )
 
 
+SPINS = 1_000
+"""Rounds, some microseconds. Tiny model, two threads on two cores: 7,400 tokens a second on a quiet machine,
+as with the default of 300,000, and 5,000 if they sleep at once; beside three busy loops 1,500 to 1,600 both ways, and 600
+with the default. The bits are the same."""
+
+
 def use_threads(wanted: int | None) -> int:
     """Make torch use `wanted` threads (default: OMP_NUM_THREADS, else every core) and return how many that is.
 
-    Threads without work sleep instead of spinning, unless OMP_WAIT_POLICY says otherwise: beside other work on two
-    cores 20 steps of the tiny model took 11 to 15 s that way, and 30 to 45 s with two threads that spin.
+    Threads without work spin for a moment and then sleep, unless GOMP_SPINCOUNT says otherwise: GNU's OpenMP spins for
+    some milliseconds, which beside other work is the time that the other thread waits for.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # this and the next are read when torch is imported
+    os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))  # this and the next are read when torch is imported
     count = wanted or int(os.environ.get("OMP_NUM_THREADS", "0")) or count_cores()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
     import torch
