@@ -227,9 +227,9 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
 
 
 SPINS = 1_000
-"""Rounds, some microseconds. Tiny model, two threads on two cores: 7,400 tokens a second on a quiet machine,
-as with the default of 300,000, and 5,000 if they sleep at once; beside three busy loops 1,500 to 1,600 both ways, and 600
-with the default. The bits are the same."""
+"""Rounds, some microseconds. Tiny model, two threads on two cores: 7,400 tokens a second on a quiet machine, as with
+the default of 300,000, and 5,000 if they sleep at once; beside three busy loops 1,500 both ways, and 600 with the
+default. The bits are the same."""
 
 
 def use_threads(wanted: int | None) -> int:
