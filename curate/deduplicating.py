@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 from duckdb import DuckDBPyConnection
 
@@ -126,7 +125,7 @@ def _reader(connection: DuckDBPyConnection) -> Read:
     def read(wanted: Numbers | None) -> Iterator[pl.DataFrame]:
         query = TEXTS_SQL
         if wanted is not None:
-            connection.register("wanted", pl.DataFrame({"number": np.asarray(wanted)}))
+            connection.register("wanted", pl.DataFrame({"number": wanted}))
             query += "WHERE number IN (SELECT number FROM wanted)"
         for batch in connection.sql(query).to_arrow_reader(AT_ONCE):
             frame = pl.from_arrow(batch)

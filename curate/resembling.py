@@ -34,8 +34,8 @@ WORD_PATTERN = rf"[{SPACELESS}]|[\w--[{SPACELESS}]]+"
 """A word; in scripts that put no spaces between words, a character."""
 
 SHARED = 4
-"""Shingles that two prefixes must share, and by which they are longer. With 1 a million Alpaca-like rows gave 8 times
-as many candidates, nearly all of them the same instruction with another answer."""
+"""Shingles that two prefixes must share, and by which they are longer. With 1, 300,000 Alpaca-like rows gave 3.5
+times as many candidates (210,698 and 60,103), most of them the same instruction with another answer."""
 
 FIRST = 32
 """Of texts that share a shingle the first so many are compared with each other and all behind them. Larger groups take
