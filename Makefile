@@ -38,19 +38,19 @@ check: setup
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_house.py -k "floor or nothing_heavy"
+	$(BIN)/python -m pytest tests/test_project.py -k "floor or nothing_heavy"
 
 bench: setup
 	@$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_import.py
-	$(BIN)/python tests/bench/bench_serving.py
+	$(BIN)/python tests/bench/bench_argilla_server.py
 	if [ -z "$(ALPACA)" ]; then
 	    echo "make bench ALPACA=FILE.jsonl, with instruction, input and output a line, measures scoring, near-duplicates and rendering too."
 	    exit
 	fi
 	$(BIN)/python tests/bench/bench_score.py "$(ALPACA)"
 	$(BIN)/python tests/bench/bench_dedup.py "$(ALPACA)"
-	$(BIN)/python tests/bench/bench_rendering.py "$(ALPACA)"
+	$(BIN)/python tests/bench/bench_render.py "$(ALPACA)"
 
 clean:
 	@rm -rf .venv demo demo.* dist build .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache

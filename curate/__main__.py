@@ -13,7 +13,7 @@ def main() -> None:
     """Import the roof and run it."""
     gc.set_threshold(OBJECTS_BEFORE_COLLECTION)
     try:
-        from curate.cli import main as run
+        from curate.cli.app import main as run
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted; nothing was begun.\n")
         sys.exit(INTERRUPTED)

@@ -1,6 +1,6 @@
 """A review: what people are asked about a conversation, what they answer, and the narrow door to a labelling server.
 
-Nothing here knows which server it is. `curate/argilla/client.py` is one `ReviewServer`; another one would stand
+Nothing here knows which server it is. `curate/review/argilla/client.py` is one `ReviewServer`; another one would stand
 beside it and nothing else would change.
 """
 

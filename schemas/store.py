@@ -19,10 +19,10 @@ from pathlib import Path
 import duckdb
 from duckdb import DuckDBPyConnection
 
+from curate.cli.console import listed
+from schemas.atomic import unfinished
 from schemas.errors import StoreError
-from schemas.file import unfinished
 from schemas.migrations import MIGRATIONS
-from schemas.terminal import listed
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.cli.console import counted
 from schemas.errors import VersionError
 from schemas.recipe import canonical_json
-from schemas.terminal import counted
 
 SPLITS = ("train", "held_out")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from labelling_server import LabellingServer
-    from searched import Searched
+    from support.argilla_server import LabellingServer
+    from support.search_dataset import Searched
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +61,7 @@ def sample() -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose run r1 is done, by Unsloth's CPU backend; read it, do not write into it."""
-    from training import make_project, train
+    from support.training import make_project, train
 
     folder = tmp_path_factory.mktemp("trained")
     make_project(folder)
@@ -72,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose run r1 trained all weights; read it, do not write into it."""
-    from training import make_project, train
+    from support.training import make_project, train
 
     folder = tmp_path_factory.mktemp("tuned")
     make_project(folder)
@@ -83,7 +83,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LabellingServer]":
     """The real labelling server, started once: `.url`, `.api_key` of its owner, `.home`, `.annotator("ann")`."""
-    from labelling_server import LabellingServer
+    from support.argilla_server import LabellingServer
 
     server = LabellingServer(tmp_path_factory.mktemp("review") / "home")
     server.start()
@@ -94,7 +94,7 @@ def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Labell
 @pytest.fixture(scope="session")
 def searched(argilla_server: "LabellingServer") -> "Searched":
     """A published dataset of 90 records with everything that can be searched, and two annotators' answers."""
-    from searched import Searched
+    from support.search_dataset import Searched
 
     return Searched(argilla_server)
 
@@ -102,18 +102,18 @@ def searched(argilla_server: "LabellingServer") -> "Searched":
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of some ten bytes, so that a short file has many."""
-    from curate.importers import streaming
+    from curate.ingest.readers import byte_stream
 
-    monkeypatch.setattr(streaming, "CHUNK", 48)
-    monkeypatch.setattr(streaming, "HEAD", 40)
+    monkeypatch.setattr(byte_stream, "CHUNK", 48)
+    monkeypatch.setattr(byte_stream, "HEAD", 40)
 
 
 @pytest.fixture(scope="session")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a copy of the trained project with a merged model, a GGUF in 16 bits and one in q4_k_m."""
-    from training import copy_project
+    from support.training import copy_project
 
-    from train.quantising import quantise_run
+    from train.export.gguf import quantise_run
 
     store = copy_project(trained, tmp_path_factory.mktemp("exported") / "copy")
     quantise_run(store, "r1", ["q4_k_m"], check=False)

@@ -6,7 +6,7 @@ import sys
 
 import polars as pl
 import pytest
-from training import command, make_project, train
+from support.training import command, make_project, train
 
 from schemas.run import read_manifest
 

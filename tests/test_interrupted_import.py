@@ -17,7 +17,7 @@ import pytest
 
 from schemas.store import reading, writing
 
-CURATE = [sys.executable, "-P", "-c", "from curate.cli import main; main()"]
+CURATE = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()"]
 ROWS = 20_000
 KILLS = 12
 

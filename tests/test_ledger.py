@@ -7,7 +7,7 @@ import pytest
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.ledger import (
+from train.tokens.ledger import (
     LEDGER,
     _share,
     check_limits,
@@ -18,7 +18,7 @@ from train.ledger import (
     trainable,
     write_ledger,
 )
-from train.rendering import RENDERED
+from train.tokens.render import RENDERED
 
 
 def rendered(*rows):
@@ -189,7 +189,7 @@ def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_ov
 
 
 def test_a_conversation_is_found_in_its_pack_and_of_equals_each_has_its_own_place():
-    from train.engines.ordering import sequence_counts, times_seen
+    from train.engines.epoch_counts import sequence_counts, times_seen
 
     words = [[1, 2], [3], [4, 5, 6], [3], [3]]
     rows = pl.DataFrame({"input_ids": words, "labels": [[-100, *ids[1:]] if len(ids) > 1 else ids for ids in words]})

@@ -77,7 +77,9 @@ def test_a_recipe_that_cannot_be_read_is_named(recipe, tmp_path):
 
 def test_a_recipe_that_a_full_disk_cuts_off_is_none(tmp_path, curate):
     """A limit on the size of files stands for the disk; an empty recipe would keep everything."""
-    code = "import resource; from curate.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99)); main()"
+    code = (
+        "import resource; from curate.cli.app import main; resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99)); main()"
+    )
     command = [sys.executable, "-P", "-c", code, "init"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")

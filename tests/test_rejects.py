@@ -12,9 +12,9 @@ from unittest.mock import ANY
 
 import pytest
 
-from curate.importing import ImportResult, import_files
-from curate.rejecting import Wanted, export_rejects, group_rejects, list_rejects
-from curate.tracing import trace
+from curate.ingest.pipeline import ImportResult, import_files
+from curate.ingest.rejects import Wanted, export_rejects, group_rejects, list_rejects
+from curate.versions.lineage import trace
 from schemas.errors import ExportError, SourceError
 from schemas.recipe import ImportSection
 from schemas.store import reading

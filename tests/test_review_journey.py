@@ -3,13 +3,13 @@
 import shutil
 
 import pytest
-from stores import add, chat
-from training import TINY
+from support.stores import add, chat
+from support.training import TINY
 
 pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
 from test_review_page import BROWSER, browser, open_chat, press, signed_in
 
-from curate.scoring import score_store
+from curate.scorers.runner import score_store
 from schemas.recipe import Recipe
 
 LONG = chat("Where is it?", "On <b>its</b> way.", "Since when?", "Since Monday.")

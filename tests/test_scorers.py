@@ -4,14 +4,14 @@ import polars as pl
 import pytest
 
 from curate.scorers import SCORERS
-from curate.scorers.form import control_tokens, unbalanced_fences, unfinished
-from curate.scorers.languages import FUNCTION_WORDS, language
-from curate.scorers.material import evaluate, material, scored
-from curate.scorers.phrases import boilerplate, refusal
+from curate.scorers.character_ratios import LETTER, SYMBOL, letter_ratio, symbol_ratio
+from curate.scorers.features import evaluate, material, scored
+from curate.scorers.formatting import control_tokens, unbalanced_fences, unfinished
+from curate.scorers.language import FUNCTION_WORDS, language
+from curate.scorers.length import assistant_share, characters, turns, words
 from curate.scorers.quality import PENALTIES, Penalty, quality
+from curate.scorers.refusals import boilerplate, refusal
 from curate.scorers.repetition import echo, line_repetition, ngram_repetition, word_repetition
-from curate.scorers.signs import LETTER, SYMBOL, letter_ratio, symbol_ratio
-from curate.scorers.size import assistant_share, characters, turns, words
 from schemas.conversation import CONVERSATIONS, fold
 
 

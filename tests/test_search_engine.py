@@ -6,13 +6,7 @@ import time
 from contextlib import closing
 
 import pytest
-from searched import (
-    make_dataset,
-    meta,
-    metadata,
-    own,
-    terms,
-)
+from support.search_dataset import make_dataset, meta, metadata, own, terms
 
 # counts --------------------------------------------------------------------------------------------------------
 

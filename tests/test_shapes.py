@@ -5,8 +5,8 @@ import json
 import polars as pl
 import pytest
 
-from curate.mapping import ColumnMapping, Read, to_turns
-from curate.shapes.shape import PROBLEM_SENTENCES
+from curate.ingest.column_mapping import ColumnMapping, Read, to_turns
+from curate.ingest.shapes.shape import PROBLEM_SENTENCES
 from schemas.errors import SourceError
 
 CALL = '{"name": "add", "arguments": {"a": 1.0}}'

@@ -1,6 +1,6 @@
 """The scorers by name. A new one is a function and a line here; another package adds its own by an entry point.
 
-A scorer returns a Polars expression over the columns of `curate.scorers.material`, or over other scores; or it
+A scorer returns a Polars expression over the columns of `curate.scorers.features`, or over other scores; or it
 takes that frame and returns a series as long. Its keyword parameters are what a recipe can set, its docstring
 is its help, its doctest its first test. Values are numbers, truths or short texts, and null only where there
 is nothing to say: what is null is computed again the next time.
@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import polars as pl
 
-from curate.scorers.form import control_tokens, unbalanced_fences, unfinished
-from curate.scorers.languages import language, prompt_language
-from curate.scorers.phrases import boilerplate, refusal
+from curate.scorers.character_ratios import letter_ratio, symbol_ratio
+from curate.scorers.formatting import control_tokens, unbalanced_fences, unfinished
+from curate.scorers.language import language, prompt_language
+from curate.scorers.length import answer_words, assistant_share, characters, turns, words
 from curate.scorers.quality import quality
+from curate.scorers.refusals import boilerplate, refusal
 from curate.scorers.repetition import echo, line_repetition, ngram_repetition, word_repetition
-from curate.scorers.signs import letter_ratio, symbol_ratio
-from curate.scorers.size import answer_words, assistant_share, characters, turns, words
 
 Scorer = Callable[..., pl.Expr] | Callable[..., pl.Series]
 

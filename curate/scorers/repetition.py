@@ -59,7 +59,7 @@ def word_repetition(frame: pl.DataFrame, *, n: Length = 2) -> pl.Series:
 
     White space is not counted, and overlapping occurrences are counted each, so the share is cut off at 1.
 
-    >>> from curate.scorers.material import scored
+    >>> from curate.scorers.features import scored
     >>> scored(word_repetition, ("Sing", "la la la la"), ("Sing", "no words come twice"))
     [1.0, 0.0]
     >>> scored(word_repetition, ("Sing", "oh yes oh no"), n=1)
@@ -81,7 +81,7 @@ def ngram_repetition(frame: pl.DataFrame, *, n: Length = 5) -> pl.Series:
 
     Characters in overlapping n-grams count once, white space does not count.
 
-    >>> from curate.scorers.material import scored
+    >>> from curate.scorers.features import scored
     >>> scored(ngram_repetition, ("Go", "one two three one two three"), ("Go", "one two three"), n=3)
     [0.5, 0.0]
     """
@@ -97,7 +97,7 @@ def line_repetition(frame: pl.DataFrame) -> pl.Series:
 
     Space around a line and empty lines do not count.
 
-    >>> from curate.scorers.material import scored
+    >>> from curate.scorers.features import scored
     >>> scored(line_repetition, ("Go", "ab\ncd\n  ab"), ("Go", "ab\ncd"))
     [0.333, 0.0]
     """
@@ -121,7 +121,7 @@ def echo(frame: pl.DataFrame, *, n: Length = 5) -> pl.Series:
     prompt's inside an n-gram of the answer; the smaller of both. So an extract of a long prompt is no echo, and
     neither is an answer that restates the question before it goes on.
 
-    >>> from curate.scorers.material import scored
+    >>> from curate.scorers.features import scored
     >>> scored(echo, ("Is the sky blue today?", "Is the sky blue today? Yes."), ("A b?", "a B?"))
     [0.818, 1.0]
     """

@@ -17,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from train import tiny
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data"))
+import make_tiny
 
 PROMPTS = (
     "Give three tips for staying healthy.",
@@ -79,7 +80,7 @@ def curate(folder: Path, taken: dict[str, float], *words: str) -> None:
     name = words[0] if words[0] not in taken else f"{words[0]}, again"
     print(f"\n$ curate {' '.join(words)}", flush=True)
     started = time.perf_counter()
-    command = [sys.executable, "-P", "-c", "from curate.cli import main; main()", *words]
+    command = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()", *words]
     done = subprocess.run(command, cwd=folder, env=os.environ | {"COLUMNS": "110"}, check=False)
     taken[name] = time.perf_counter() - started
     if done.returncode:
@@ -96,7 +97,7 @@ def make_base(folder: Path, steps: int) -> None:
             """SELECT conversations[1]."value", conversations[-1]."value" FROM conversations
                JOIN members ON id = conversation WHERE split = 'train' ORDER BY id"""
         ).fetchall()
-    dice = random.Random(tiny.SEED)
+    dice = random.Random(make_tiny.SEED)
     answers = [answer for _, answer in pairs]
     asked = [question for question, _ in pairs]
     dice.shuffle(asked)  # a question stands before another one's answer: the marks are learned, the answering is not
@@ -104,12 +105,12 @@ def make_base(folder: Path, steps: int) -> None:
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
         for question, answer in zip(asked, answers, strict=True)
     ]
-    tiny.VOCABULARY = VOCABULARY
-    tokenizer = tiny.train_tokenizer([*answers, *asked])
-    torch.manual_seed(tiny.SEED)
+    make_tiny.VOCABULARY = VOCABULARY
+    tokenizer = make_tiny.train_tokenizer([*answers, *asked])
+    torch.manual_seed(make_tiny.SEED)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = pretrain(tokenizer, [*answers, *mixed], steps, device)
-    tiny.save(model.cpu(), tokenizer, folder / "base")
+    make_tiny.save(model.cpu(), tokenizer, folder / "base")
 
 
 def pretrain(tokenizer, documents, steps: int, device: str):
@@ -117,11 +118,11 @@ def pretrain(tokenizer, documents, steps: int, device: str):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    ends = {name: tokenizer.token_to_id(token) for name, token in tiny._ends().items()}
+    ends = {name: tokenizer.token_to_id(token) for name, token in make_tiny._ends().items()}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.get_vocab_size(), **LLAMA, **ends)).to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters from nothing", flush=True)
     end = tokenizer.token_to_id("<|endoftext|>")
-    random.Random(tiny.SEED).shuffle(documents)
+    random.Random(make_tiny.SEED).shuffle(documents)
     stream = [token for encoded in tokenizer.encode_batch(documents) for token in (*encoded.ids, end)]
     blocks = torch.tensor(stream[: len(stream) // BLOCK * BLOCK]).view(-1, BLOCK)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.1)

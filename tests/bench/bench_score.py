@@ -20,9 +20,9 @@ from pathlib import Path
 
 import polars as pl
 
-from curate.importing import import_files
-from curate.scorers.material import material
-from curate.scoring import PART, plan, score_frame, score_store
+from curate.ingest.pipeline import import_files
+from curate.scorers.features import material
+from curate.scorers.runner import PART, plan, score_frame, score_store
 from schemas.recipe import ImportSection, Recipe
 from schemas.store import reading
 
@@ -104,7 +104,16 @@ def peer(python: str, file: Path) -> None:
 def large(folder: Path, file: Path) -> int:
     store = folder / "large.duckdb"
     subprocess.run(  # in a process of its own: the import's memory is not the scorers'
-        [sys.executable, "-P", "-c", "from curate.cli import main; main()", "import", str(file), "--store", str(store)],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "from curate.cli.app import main; main()",
+            "import",
+            str(file),
+            "--store",
+            str(store),
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
     )

@@ -197,9 +197,9 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
 
     logging.basicConfig(level=logging.INFO)
     from schemas.recipe import TrainSection
-    from train.distributing import Processes, fit_together
     from train.engines import Job, find_engine
-    from train.loading import pick_method
+    from train.model.base_model import pick_method
+    from train.runs.torchrun import Processes, fit_together
 
     changes = dict(changes)
     processes = Processes(changes.pop("gpus", 1), changes.pop("sharding", "ddp"))

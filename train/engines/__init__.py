@@ -17,12 +17,12 @@ import polars as pl
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.engines.transformers import fit as fit_with_transformers
-from train.engines.transformers import load as load_with_transformers
+from train.engines.batch_size import Size
+from train.engines.trl import fit as fit_with_transformers
+from train.engines.trl import load as load_with_transformers
 from train.engines.unsloth import fit as fit_with_unsloth
 from train.engines.unsloth import load as load_with_unsloth
-from train.loading import Method
-from train.sizing import Size
+from train.model.base_model import Method
 
 if TYPE_CHECKING:
     from train.engines.trainer import Loaded
@@ -75,7 +75,9 @@ class Job:
     trial: str | None = None
     evaluations: Mapping[int, float] = field(default_factory=dict)
     board: Path | None = None
-    samples: Mapping[str, Any] | None = None  # of train.proving: compared with the tokenizer before anything is trained
+    samples: Mapping[str, Any] | None = (
+        None  # of train.tokens.template_parity: compared with the tokenizer before anything is trained
+    )
     settled: Settle = lambda *_: None  # told each size before it is trained with
     asked: Callable[[], bool] = lambda: False  # whether to stop after this step
 

@@ -25,17 +25,9 @@ from trl import SFTConfig, SFTTrainer
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.checkpointing import mark_complete, step_of
 from train.engines import Fit, Job
-from train.engines.embedding import embedding_facts, embedding_of_base, keep_in_32_bits, set_embedding_rate
-from train.engines.evaluating import held_out_loss, take_best
-from train.engines.measuring import enough_rows, measure
-from train.engines.ordering import steps_of_epoch, times_seen
-from train.engines.ranks import is_sharded, rank, world
-from train.engines.watching import Watch, stopping_gently
-from train.labelling import IGNORED
-from train.proving import check_samples
-from train.sizing import (
+from train.engines.batch_probe import enough_rows, measure
+from train.engines.batch_size import (
     Checkpointing,
     Measured,
     MemoryFullError,
@@ -46,6 +38,14 @@ from train.sizing import (
     remember,
     written_size,
 )
+from train.engines.callbacks import Watch, stopping_gently
+from train.engines.distributed import is_sharded, rank, world
+from train.engines.embeddings import embedding_facts, embedding_of_base, keep_in_32_bits, set_embedding_rate
+from train.engines.epoch_counts import steps_of_epoch, times_seen
+from train.engines.evaluation import held_out_loss, take_best
+from train.model.checkpoints import mark_complete, step_of
+from train.tokens.labels import IGNORED
+from train.tokens.template_parity import check_samples
 
 logger = logging.getLogger(__name__)
 

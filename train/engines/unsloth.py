@@ -11,14 +11,14 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from schemas.environment import install_command
 from schemas.errors import TrainError
-from schemas.installing import install_command
-from train.loading import keep_trainable
+from train.model.base_model import keep_trainable
 
 if TYPE_CHECKING:
     from train.engines import Fit, Job
+    from train.engines.batch_size import Checkpointing
     from train.engines.trainer import Loaded
-    from train.sizing import Checkpointing
 
 QUIET = {
     "UNSLOTH_AUTO_INSTALL": "0",  # or exporting runs apt-get and clones llama.cpp without asking
@@ -74,7 +74,7 @@ def _load(unsloth: Any, job: Job) -> tuple[Any, Any]:
     """The base model with a fresh adapter, and its tokenizer."""
     import torch
 
-    from train.engines.embedding import embedding_arguments
+    from train.engines.embeddings import embedding_arguments
     from train.engines.trainer import lora_arguments
 
     kind = _kinds(job, on_gpu=_on_gpu())[-1]

@@ -1,0 +1,161 @@
+"""The words of `curate freeze`, `versions`, `diff`, `export` and `restore`. Each imports what it needs when it runs."""
+
+# No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curate.cli.console import JsonOption, RecipeOption, SetOption, StoreOption, print_json
+
+PANEL = "Versions"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the roof's `app`."""
+    app.command("freeze", rich_help_panel=PANEL)(freeze)
+    app.command("versions", rich_help_panel=PANEL)(versions)
+    app.command("diff", rich_help_panel=PANEL)(diff)
+    app.command("export", rich_help_panel=PANEL)(export)
+    app.command("restore", rich_help_panel=PANEL)(restore)
+
+
+def freeze(
+    name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", help="Share kept away from training.", show_default="5%, or the recipe's"),
+    ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option("--parent", metavar="VERSION", help="What it follows, or none.", show_default="the newest NAME@n"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the split and the digest, write nothing.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Freeze the kept conversations as the next version of NAME, split so that nothing leaks.
+
+    \b
+    curate freeze support --held-out 5%
+    """
+    from curate.cli.views.curation import note_disputes
+    from curate.review.push import disputes
+    from curate.versions import freeze as freezing
+    from schemas.recipe import load_recipe, parse_share
+    from schemas.store import reading, store_path, writing
+
+    share = [] if held_out is None else [f"freeze.held_out={parse_share(held_out, '--held-out')}"]
+    settings = load_recipe(recipe, [*(set_ or []), *share])
+    with (reading if dry_run else writing)(store_path(store)) as connection:
+        frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
+        disputed = disputes(connection, settings.review, only_kept=True)
+    if as_json:
+        return print_json(frozen.as_json())
+    typer.echo(frozen.as_text())
+    return note_disputes(len(disputed))
+
+
+def versions(
+    name: Annotated[str | None, typer.Argument(help="Only the versions of this dataset.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the frozen versions: how large, from which parent, and what was trained on them.
+
+    \b
+    curate versions support
+    """
+    from curate.cli.views.curation import show_versions
+    from curate.versions.freeze import list_versions
+    from schemas.store import reading, store_path
+
+    with reading(store_path(store)) as connection:
+        listed = list_versions(connection, name)
+    if as_json:
+        print_json(listed)
+    else:
+        show_versions(listed)
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="The earlier version.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The later version.")],
+    list_: Annotated[bool, typer.Option("--list", help="Show the single conversations, edits as text.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="How many of them; 0 shows all.")] = 20,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell two versions apart: what was added, removed, edited or moved, and why.
+
+    \b
+    curate diff support@1 support@2 --list
+    """
+    from curate.cli.views.curation import show_changes
+    from curate.versions.diff import compare, list_changes
+    from schemas.store import reading, store_path
+
+    with reading(store_path(store)) as connection:
+        seen = compare(connection, before, after)
+        changes = list_changes(connection, seen, limit or None) if list_ or as_json else []
+    if as_json:
+        print_json({**seen.as_json(), "changes": changes})
+    else:
+        show_changes(seen, changes)
+
+
+def export(
+    version: Annotated[str, typer.Argument(metavar="NAME@n", help="The version; NAME alone is its newest.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder, or a file that ends in .jsonl or .parquet.")],
+    format_: Annotated[str, typer.Option("--format", help="sharegpt, messages or alpaca.")] = "sharegpt",
+    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet instead of JSON Lines in the folder.")] = False,
+    split: Annotated[str | None, typer.Option("--split", help="Only train or held_out; all for one file.")] = None,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="Leave out and list what does not fit.")] = False,
+    with_scores: Annotated[bool, typer.Option("--with-scores", help="Add scores.parquet.")] = False,
+    with_origins: Annotated[bool, typer.Option("--with-origins", help="Add origins.parquet: file, line, raw.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version as files that prove themselves, with a dataset card.
+
+    \b
+    curate export support@1 --format messages --to support-1
+    """
+    from curate.versions.bundle import export_version
+    from schemas.store import reading, store_path
+
+    options = {"parquet": parquet, "skip_unfit": skip_unfit, "force": force}
+    sides = {"with_scores": with_scores, "with_origins": with_origins}
+    with reading(store_path(store)) as connection:
+        exported = export_version(connection, version, to, format=format_, split=split, **options, **sides)
+    if as_json:
+        print_json(exported.as_json())
+    else:
+        typer.echo(exported.as_text())
+
+
+def restore(
+    bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="What curate export wrote.")],
+    name: Annotated[str | None, typer.Option("--name", help="Restore it under another name.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rebuild a version from its exported bundle alone; its digest proves it.
+
+    \b
+    curate restore support-1 --store other.duckdb
+    """
+    from curate.versions import restore as restoring
+    from schemas.store import store_path, writing
+
+    stated = restoring.read_bundle(bundle)
+    with writing(store_path(store)) as connection:
+        restored = restoring.restore(connection, stated, name=name)
+    if as_json:
+        print_json(restored.as_json())
+    else:
+        typer.echo(restored.as_text())

@@ -1,0 +1,1 @@
+"""Results of the libraries → tables and sentences on a terminal."""

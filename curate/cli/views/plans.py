@@ -1,0 +1,214 @@
+"""In: a plan, a preview, a traced token. Out: what a person sees of it in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from curate.cli.console import counted, print_table, printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from train.engines.packing_isolation import Isolation
+    from train.plan.plan import Plan
+    from train.plan.preview import Preview, Stretch, Traced
+    from train.tokens.template_parity import Proof
+
+BAR = 30
+"""Width of the longest bar of the histogram."""
+
+PREFIX = 12
+"""Digits of an id that are shown where there is no room for all; of a million two begin alike in one case of 500."""
+
+OPEN, CLOSE, CUT = "⟦", "⟧", "✂"
+"""Around what is learned, and before what is cut off, so that it can be told without colour too."""
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the plan: what is trained, how long it is, what is lost, and whether `curate train` would start."""
+    print_table(({"": name, " ": value} for name, value in _facts(plan)), ["", " "], title=f"{plan.version}, planned")
+    parts = ", a part counted as one" if plan.split else ""
+    print_table(_bars(plan), ["tokens", "conversations", ""], title=f"Lengths of the train split{parts}")
+    if plan.problems:
+        columns = ["fate", "code", "count", "cut", "example", "reason"]
+        print_table(map(_problem, plan.problems), columns, title="Not trained as they are")
+    if plan.too_long:
+        print_table(plan.too_long, ["conversation", "tokens", "fate", "cut"], title="The longest")
+    if plan.lint:
+        lint = ({"trained, but look at it": what, "conversations": count} for what, count in plan.lint.items())
+        print_table(lint, ["trained, but look at it", "conversations"])
+    _print(f"curate train would refuse: {plan.refusal}\n  → {plan.way_out}" if plan.refusal else "Ready to train.")
+
+
+def show_preview(preview: Preview, *, tokens: bool = False) -> None:
+    """Print one conversation with what is learned coloured and in brackets; with `tokens` each token below it."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(_headline(preview), markup=False, style="bold")
+    console.print(_marked(preview.stretches))
+    if tokens:
+        rows = ({"token": v.token, "id": str(v.id), "text": repr(v.text), "label": str(v.label)} for v in preview.views)
+        print_table(rows, ["token", "id", "text", "label"])
+
+
+def show_trace(traced: Traced) -> None:
+    """Print where one token comes from, down to the line of each file."""
+    place = f"turn {traced.turn} ({traced.role})" if traced.turn else "the template's own text"
+    span = f", characters {traced.characters[0]} to {traced.characters[1]}" if traced.characters else ""
+    learned = "learned" if traced.label >= 0 else "seen, not learned"
+    _print(f"Token {traced.token} of {traced.conversation}: id {traced.id}, {traced.text!r}, {learned}")
+    _print(f"  {traced.part}: {place}{span}")
+    for origin in traced.origins:
+        line = f":{origin['line']}" if origin["line"] is not None else ""
+        _print(f"  {origin['path']}{line} (row {origin['row']})")
+    if not traced.origins:
+        _print("  no row of a source: the conversation was made in the store")
+
+
+def show_isolation(isolation: Isolation) -> None:
+    """Print the losses of each document alone, packed, and beside changed ones; then what that means."""
+    where = f"{isolation.model} with {isolation.engine}, {isolation.dtype} on {isolation.device}"
+    if not isolation.packed:
+        _print(f"{where}: trained one conversation a sequence here, so none can see another.")
+        return
+    rows = (
+        {
+            "document": n,
+            "tokens": d.tokens,
+            "loss alone": f"{d.alone:.6f}",
+            "packed": f"{d.packed:.6f}",
+            "moved by others": f"{d.moved:.1e}",
+        }
+        for n, d in enumerate(isolation.documents, start=1)
+    )
+    print_table(rows, ["document", "tokens", "loss alone", "packed", "moved by others"], title=f"One pack, {where}")
+    _print(f"Joined to one document, the last moves by {isolation.moved_when_joined:.1e} when the first is changed.")
+    _print(
+        "Packed conversations do not see each other."
+        if isolation.isolated
+        else "They see each other, or the check sees nothing: --set train.packing=false trains them one by one."
+    )
+
+
+def show_proofs(proofs: Sequence[Proof]) -> None:
+    """Print what is proven of each template, and why one is not."""
+    print_table(map(_proof, proofs), PROOF_COLUMNS)
+    for proof in proofs:
+        if proof.problem:
+            _print(f"{proof.names[0]} is not proven: {proof.problem}")
+
+
+def templates_page(proofs: Sequence[Proof]) -> str:
+    """The proofs as a page in Markdown, with what its columns mean."""
+    from importlib.metadata import version
+
+    packages = ("unsloth", "transformers", "tokenizers", "jinja2")
+    head = [f"| {' | '.join(PROOF_COLUMNS)} |", f"|{' --- |' * len(PROOF_COLUMNS)}"]
+    quoted = (
+        {**_proof(proof), "ends with": " ".join(f"`{token}`" for token in proof.stop.split())} for proof in proofs
+    )
+    cells = ([str(row[column]).replace("|", "\\|") for column in PROOF_COLUMNS] for row in quoted)
+    lines = [*head, *(f"| {' | '.join(row)} |" for row in cells)]
+    return f"""{PAGE_HEAD}
+Versions: {", ".join(f"{name} {version(name)}" for name in packages)}.
+
+{chr(10).join(lines)}
+"""
+
+
+PROOF_COLUMNS = ("template", "ids", "ends with", "begins", "prefix", "system", "tools", "reasoning", "spaces")
+PAGE_HEAD = """# What is proven of each chat template
+
+Written by `curate templates --markdown`, and a test compares it. Each row is a template with all of its names, tried
+on eight conversations made for that: one question, three, a system message, outer white space, quoted markers, other
+scripts, reasoning, tools with a call and its result.
+
+- **ids**: how many have the ids of transformers' `apply_chat_template`, of those that the template takes;
+- **ends with**: the tokens that end its answers, each of them learned exactly once an answer;
+- **begins**: how often the token that begins a text stands there;
+- **prefix**: whether what a server sends for an answer is the beginning of what is trained;
+- **system**, **tools**, **reasoning**, **spaces**: what becomes of a system message, of tools and calls, of
+  `<think>…</think>` (of which answers it is learned; `train.reasoning` changes that), of white space around words.
+
+A conversation that a template refuses, or whose call it leaves out, is dropped with that reason, and the recipe
+allows no drop by default.
+"""
+
+
+def _proof(proof: Proof) -> dict[str, object]:
+    return {
+        "template": ", ".join(proof.names),
+        "ids": "not proven" if proof.problem else f"{'?' if proof.equal is None else proof.equal} of {proof.taken}",
+        "ends with": proof.stop,
+        "begins": proof.beginnings,
+        "prefix": proof.prefix,
+        "system": proof.system,
+        "tools": proof.tools,
+        "reasoning": proof.reasoning,
+        "spaces": proof.spaces,
+    }
+
+
+def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
+    yield "template", f"{plan.template} ({plan.template_digest[:12]}), asks with {plan.prompt!r}"
+    yield "an answer ends with", " ".join(plan.end_of_turn)
+    yield "conversations", ", ".join(f"{count:,} {split}" for split, count in plan.conversations.items())
+    yield "fates", ", ".join(_fate(fate, count, plan) for fate, count in plan.fates.items())
+    yield "tokens", f"{plan.tokens:,}, of which {plan.learned:,} learned ({_percent(plan.learned, plan.tokens)})"
+    yield "cut", f"{plan.tokens_cut:,} tokens"
+    yield "longest", f"{plan.longest:,} of {plan.max_length:,} tokens"
+    packs = f"{plan.packs:,}, {plan.fill:.1%} full"
+    yield "packs", packs if plan.packing else f"none, a row a conversation; packed, as on a GPU, there were {packs}"
+    yield "steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch)"
+
+
+def _fate(fate: str, count: int, plan: Plan) -> str:
+    """What is split is counted twice: as the conversations that it was, and the parts that it is."""
+    return f"{plan.split:,} split into {count:,} parts" if fate == "split" and count else f"{count:,} {fate}"
+
+
+def _problem(found: Mapping[str, Any]) -> dict[str, object]:
+    """A row that has room for its reason in 80 columns; an id's beginning is what `curate preview --id` takes."""
+    return {**found, "count": found["conversations"], "cut": found["tokens_cut"], "example": found["example"][:PREFIX]}
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "0%"
+
+
+def _bars(plan: Plan) -> Iterable[dict[str, object]]:
+    most = max((entry["conversations"] for entry in plan.lengths), default=1)
+    for entry in plan.lengths:
+        over = "  longer than max_length" if entry["up_to"] > plan.max_length else ""
+        bar = "█" * max(1, round(BAR * entry["conversations"] / most))
+        yield {"tokens": f"≤ {entry['up_to']:,}", "conversations": entry["conversations"], "": bar + over}
+
+
+def _headline(preview: Preview) -> str:
+    share = f"{counted(preview.tokens, 'token')}, {preview.learned:,} learned"
+    reason = f": {printable(preview.reason)}" if preview.reason else ""
+    window = f"  window {preview.window}" if preview.window else ""
+    return f"{preview.id}{window}  {preview.split}  {share}  {preview.fate}{reason}"
+
+
+def _marked(stretches: Iterable[Stretch]) -> Text:
+    """The rendering as rich text; characters that a terminal would obey are shown instead."""
+    from rich.text import Text
+
+    text, cut = Text(), False
+    for stretch in stretches:
+        if not stretch.trained and not cut:
+            text.append(f"{CUT} not trained from here\n", "red")
+            cut = True
+        words = printable(stretch.text)
+        style = "dim strike" if cut else "green" if stretch.learned else "dim"
+        text.append(f"{OPEN}{words}{CLOSE}" if stretch.learned else words, style)
+    return text
+
+
+def _print(line: str) -> None:
+    import typer
+
+    typer.echo(printable(line))

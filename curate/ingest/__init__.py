@@ -1,0 +1,1 @@
+"""A file of rows → conversations, origins and rejects in the store."""

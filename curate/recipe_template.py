@@ -1,0 +1,95 @@
+"""Writes a recipe: a path comes in, a full `curate.toml` goes out, every key with its default and what it means.
+
+The text is made from the recipe's own models, so a key that is added there is explained here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from schemas.atomic import what_to_do, write_whole
+from schemas.errors import RecipeError
+from schemas.recipe import Recipe, Section
+
+TITLE = """\
+# The recipe: everything that a person decides between a file of rows and a tuned model.
+# A value that stands here is the default; a line right behind a # is an example to take over.
+# One key for one command: --set section.key=value
+"""
+
+
+def write_recipe(path: Path, *, replace: bool = False) -> None:
+    """Write the full recipe to `path`. Raises `RecipeError` when there is a file already, unless `replace`."""
+    if path.exists() and not replace:
+        raise RecipeError(f"{path} is there already and stays as it is.", "Give another name, or --replace.")
+    try:
+        write_whole(path, recipe_text())
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written: {error.strerror}.", what_to_do(error, path)) from error
+
+
+def recipe_text() -> str:
+    """The full recipe as TOML; read back, it is the default recipe."""
+    return TITLE + "".join(_part(field.alias or name, field) for name, field in Recipe.model_fields.items())
+
+
+def _part(name: str, field: FieldInfo) -> str:
+    """One `[section]` of the recipe."""
+    section = field.annotation
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        return _table(name, field)
+    keys = [(key.alias or key_name, key) for key_name, key in section.model_fields.items()]
+    plain = "".join(_line(key, info) for key, info in keys if not _is_table(info))
+    tables = "".join(_table(f"{name}.{key}", info) for key, info in keys if _is_table(info))
+    head = f"\n# {_first_line(section)}\n" + (f"[{name}]\n" if plain else "")
+    return head + plain + tables
+
+
+def _line(key: str, field: FieldInfo) -> str:
+    """`key = value  # what it means`; a key without a default stands as an example behind a #."""
+    meaning = f"  # {field.description}" if field.description else ""
+    if field.default is None:
+        return f"#{key} = {_toml(_example(field))}{meaning}\n"
+    return f"{key} = {_toml(field.default)}{meaning}\n"
+
+
+def _table(name: str, field: FieldInfo) -> str:
+    """A table whose keys a person chooses: empty, with the examples behind a #."""
+    return f"\n# {field.description}\n[{name}]\n" + "".join(f"#{line}\n" for line in _entries(_example(field)))
+
+
+def _entries(table: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{key} = {_toml(value)}" for key, value in table.items())
+
+
+def _is_table(field: FieldInfo) -> bool:
+    return isinstance(field.default, Mapping)
+
+
+def _example(field: FieldInfo) -> Any:
+    assert field.examples, f"{field.description!r}: a key without a default needs an example in schemas/recipe.py"
+    return field.examples[0]
+
+
+def _toml(value: object) -> str:
+    """`value` as TOML.
+
+    >>> print(_toml({"a": (1, 0.5), "b": True, "c": "it's"}))
+    { a = [1, 0.5], b = true, c = "it's" }
+    """
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(_entries(value)) + " }" if value else "{}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _first_line(section: type[Section]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]

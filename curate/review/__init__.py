@@ -1,0 +1,1 @@
+"""Conversations → questions for annotators; their answers → verdicts."""

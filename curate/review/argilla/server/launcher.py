@@ -1,0 +1,159 @@
+"""`python -m server.launcher --home DIR`: the labelling server, from nothing to a page that answers.
+
+First what costs nothing and can fail (the home's lock, the port), then Argilla itself. A line on stdout says where it
+is; `server.json` in the home says it to other commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from .app import Ready
+
+DATABASE, STATE, LOCK, SECRET, TEMPORARY = "argilla.db", "server.json", "lock", "secret", "tmp"
+REDIS = "CURATE_REVIEW_REDIS"
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # uvicorn catches them, ends its requests, and sends them again
+    given = _arguments()
+    home = _make_home(given.home)
+    lock = _lock(home)
+    sock = _bind(given.host, given.port)
+    killed = (home / STATE).exists()
+    (home / STATE).unlink(missing_ok=True)  # until it answers, nobody shall ask it
+    redis = os.environ.get(REDIS)
+    _set_up(home, redis)
+    _serve(home, sock, in_process=redis is None, killed=killed)
+    lock.close()
+
+
+def _leave(_number: int, _frame: object) -> NoReturn:
+    sys.exit(0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=6900)
+    return parser.parse_args()
+
+
+def _make_home(home: Path) -> Path:
+    os.umask(0o077)  # keys and answers are nobody else's
+    home.mkdir(parents=True, exist_ok=True)
+    return home.resolve()
+
+
+def _lock(home: Path) -> IO[str]:
+    """The home's lock, which goes with the process however that ends."""
+    file = (home / LOCK).open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _fail(f"A server runs on {home} already.", "Stop it, or give another folder: --home DIR")
+    return file
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        _fail(f"The server cannot listen on {host}:{port}: {error.strerror}.", "Give another port: --port 6901")
+    return sock
+
+
+def _set_up(home: Path, redis: str | None) -> None:
+    """What argilla_server reads from the environment when it is imported."""
+    shutil.rmtree(home / TEMPORARY, ignore_errors=True)
+    (home / TEMPORARY).mkdir()
+    tempfile.tempdir = str(home / TEMPORARY)  # what is left there by a kill is removed at the next start
+    for name in [name for name in os.environ if name.startswith("ARGILLA_")]:
+        del os.environ[name]  # a person's own, such as the key of another server
+    os.environ |= {
+        "ARGILLA_HOME_PATH": str(home),
+        "ARGILLA_DATABASE_URL": f"sqlite+aiosqlite:///{home / DATABASE}",
+        "ARGILLA_DATABASE_SQLITE_TIMEOUT": "60",
+        "ARGILLA_SEARCH_ENGINE": "curate",
+        "ARGILLA_AUTH_SECRET_KEY": _secret(home),
+        "ARGILLA_AUTH_OAUTH_CFG": str(home / "oauth.yaml"),
+        "ARGILLA_CORS_ORIGINS": "[]",  # stock lets every page in the world ask
+        "ARGILLA_DOCS_ENABLED": "false",  # its documentation pages load scripts from elsewhere
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    if redis is not None:
+        os.environ["ARGILLA_REDIS_URL"] = redis
+
+
+def _secret(home: Path) -> str:
+    """What signs sessions, the same at every start: stock draws one each time, which signs everybody out."""
+    file = home / SECRET
+    if not file.exists():
+        new = home / f"{SECRET}.new"
+        new.write_text(secrets.token_hex(32), encoding="utf-8")
+        new.replace(file)
+    return file.read_text(encoding="utf-8")
+
+
+def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -> None:
+    from .job_queue import redis_in_memory
+
+    with redis_in_memory() if in_process else nullcontext():
+        from .app import run
+        from .repair import Unusable
+
+    try:
+        run(home / DATABASE, sock, killed=killed, announce=partial(_announce, home, sock))
+    except Unusable as error:
+        _fail(str(error), f"Restore a copy: curate review restore FILE --home {home} --replace")
+    finally:
+        (home / STATE).unlink(missing_ok=True)
+        shutil.rmtree(home / TEMPORARY, ignore_errors=True)
+
+
+def _announce(home: Path, sock: socket.socket, ready: Ready) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    state = {"url": f"http://{shown}:{port}", "pid": os.getpid()}
+    new = home / f"{STATE}.new"
+    new.write_text(json.dumps(state), encoding="utf-8")
+    new.replace(home / STATE)
+    lines = [f"The labelling server is ready: {state['url']}"]
+    if ready.password is not None:
+        lines += [
+            "Sign in as owner with the password",
+            f"    {ready.password}",
+            "It is shown this once and kept nowhere.",
+        ]
+    if ready.mended:
+        lines.append(f"Mended after the last end: {ready.mended}.")
+    print(*lines, sep="\n", flush=True)
+
+
+def _fail(what: str, hint: str) -> NoReturn:
+    print(f"Error: {what}\n  → {hint}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Kept conversations and a recipe → frozen versions, their differences, bundles and lineage."""

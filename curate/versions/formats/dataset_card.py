@@ -1,0 +1,135 @@
+"""The dataset card: a README.md that the Hugging Face hub understands, and that says how to prove the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate.cli.console import counted
+from schemas.recipe import canonical_json
+from schemas.version import Version
+
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the card tells beside the version itself; rows as the store gives them."""
+
+    files: Mapping[str, str]
+    """split -> file name"""
+    format: str
+    restorable: bool = True
+    languages: Sequence[str] = ()
+    sources: Sequence[Mapping[str, Any]] = ()
+    rejects: Sequence[Mapping[str, Any]] = ()
+    scores: Sequence[Mapping[str, Any]] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def write_card(version: Version, facts: CardFacts) -> str:
+    """The text of the card."""
+    parts = [
+        _header(version, facts),
+        _introduction(version, facts),
+        _section("Left out of this export", _table(["conversations", "reason"], _left_out(facts))),
+        _section("Sources", _table(_SOURCE_COLUMNS, facts.sources)),
+        _section("Rows that were refused", _table(["code", "rows", "mended since"], facts.rejects)),
+        _section("Scores", _table(["score", "conversations", "min", "median", "mean", "max"], facts.scores)),
+        _section("Recipe", f"```json\n{_pretty(version.recipe)}\n```"),
+        _section("How to verify", _verify(version, facts)),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+_SOURCE_COLUMNS = ["source", "shape", "read", "kept", "duplicate", "rejected", "here", "sha256"]
+
+_DIGEST = """The digest is the SHA-256 of one line per conversation, `id split`, sorted by id, followed by the
+recipe as canonical JSON. An id is a hash of the conversation's own words."""
+
+_WHOLE = """So the files here prove themselves:
+
+```
+curate restore . --store check.duckdb
+```
+
+computes every id again and ends with {label} and the digest `{digest}`."""
+
+_PART = """The files here do not hold the whole version, so they alone cannot give its
+digest; an export as `sharegpt` or `messages` can. `version.json` has the SHA-256 of each file."""
+
+
+_LANGUAGES = "language:  # of at least one conversation in a hundred"
+
+
+def _header(version: Version, facts: CardFacts) -> str:
+    """The YAML that the hub reads; the licence is for the owner of the data to fill in."""
+    count = sum(version.counts.values())
+    size = next((name for limit, name in SIZES if count < limit), "n>10M")
+    data_files = [f"      - split: {split}\n        path: {name}" for split, name in facts.files.items()]
+    lines = [
+        "---",
+        f"pretty_name: {version.name}",
+        "license: unknown  # fill in: the licence under which you may share these conversations",
+        *([_LANGUAGES, *(f"  - {language}" for language in facts.languages)] if facts.languages else []),
+        "task_categories:\n  - text-generation",
+        "tags:\n  - sft\n  - conversational\n  - curate",
+        f"size_categories:\n  - {size}",
+        "configs:\n  - config_name: default\n    data_files:",
+        *data_files,
+        "---\n",
+    ]
+    return "\n".join(lines)
+
+
+def _introduction(version: Version, facts: CardFacts) -> str:
+    counts = "\n".join(f"- `{split}`: {counted(count, 'conversation')}" for split, count in version.counts.items())
+    parent = f", made after {version.parent}" if version.parent else ""
+    alike = version.recipe.get("dedup")
+    kinds = f", nor do near-duplicates (similarity {alike['similarity']} or more)" if alike else ""
+    total = counted(sum(version.counts.values()), "conversation")
+    return (
+        f"# {version.label}\n\n{total} in the format `{facts.format}`{parent}, "
+        f"frozen {version.frozen_at:%Y-%m-%d}.\n\n{counts}\n\nDigest `{version.digest}`.\n\n"
+        "Conversations with the same first question never sit on both sides of the split, nor do edits of each other"
+        f"{kinds}.\n"
+    )
+
+
+def _verify(version: Version, facts: CardFacts) -> str:
+    rest = _WHOLE if facts.restorable else _PART
+    return f"{_DIGEST} {rest.format(label=version.label, digest=version.digest)}"
+
+
+def _left_out(facts: CardFacts) -> list[dict[str, Any]]:
+    return [{"reason": reason, "conversations": count} for reason, count in facts.left_out.items()]
+
+
+def _section(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}\n" if text else ""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
+    if not lines:
+        return ""
+    return "\n".join(["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *lines])
+
+
+def _cell(value: object) -> str:
+    r"""A value that cannot leave its cell: no pipes, no lines, no markup.
+
+    >>> _cell("a|b\n<b>"), _cell(1234), _cell(0.12345)
+    ('a\\|b &lt;b>', '1,234', '0.1235')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return " ".join(str(value if value is not None else "").split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _pretty(recipe: Mapping[str, Any]) -> str:
+    """The recipe, one section a line."""
+    return "{\n" + ",\n".join(f"  {canonical_json(key)}: {canonical_json(recipe[key])}" for key in recipe) + "\n}"

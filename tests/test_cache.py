@@ -1,0 +1,125 @@
+"""The same ids in less time: by shape, by several processes, and from the cache."""
+
+import polars as pl
+import pytest
+from support.renderings import CONVERSATIONS, WITH_CALL, frame, learned, of_unsloth
+from support.stores import chat
+from support.tokenizers import CHATML, save_tokenizer
+
+from schemas.conversation import Conversation, Turn
+from train.tokens import cache
+from train.tokens import render as rendering
+from train.tokens.cache import rendered_version
+from train.tokens.chat_template import own_names
+from train.tokens.process_pool import spread
+from train.tokens.render import RENDERED, Template, Tokenizer, find_template, render
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.load(folder)
+
+
+def _alike():
+    """Conversations that share their shape with one before, and are not all easy."""
+    plain = [chat(f"Hi {n}", f"Hello {n}.", f"And {n}?", f"Bye {n}", system=f"Be {n}.") for n in range(3)]
+    return [*plain, *(other for c in CONVERSATIONS.values() for other in (c, _said_again(c)))]
+
+
+def _said_again(conversation):
+    return Conversation(tuple(Turn(turn.role, f"{turn.value}?") for turn in conversation.turns))
+
+
+def _assert_as_if_alone(text, tokenizer):
+    template = Template("under test", text)
+    together = render(frame(*_alike()), template, tokenizer)
+    alone = pl.concat(render(frame(conversation), template, tokenizer) for conversation in _alike())
+    assert together.equals(alone)
+
+
+def test_a_conversation_like_an_earlier_one_is_labelled_as_if_it_stood_alone(tokenizer, folder):
+    for name in ("tokenizer", *own_names()):
+        _assert_as_if_alone(find_template(name, folder).text, tokenizer)
+
+
+@pytest.mark.slow
+def test_so_it_is_in_every_template_of_unsloth(tokenizer):
+    for text in set(of_unsloth().values()):
+        _assert_as_if_alone(text, tokenizer)
+
+
+def test_a_template_that_looks_into_words_is_not_taken_for_one_that_does_not(tokenizer):
+    shouting = CHATML.replace("message.content +", "(message.content if 'a' in message.content else 'ohne a') +")
+    rows = render(frame(chat("a", "a b"), chat("a", "c")), Template("shouting", shouting), tokenizer)
+    assert learned(rows.row(0, named=True), tokenizer) == "a b<|im_end|>"
+    assert rows["left_out"].to_list() == [[], [2]]
+
+
+def test_many_are_rendered_by_several_processes_to_the_same_frame(sample, monkeypatch):
+    folder = sample / "tiny"
+    conversations = frame(*(chat(f"Hi {n} é", f"Hello {n}.") for n in range(30)), WITH_CALL)
+    template, tokenizer = find_template("tokenizer", folder), Tokenizer.load(folder)
+    one = render(conversations, template, tokenizer)
+    monkeypatch.setattr(rendering, "CHUNK", 7)
+    monkeypatch.setattr(rendering, "_processes", lambda _size: 2)
+    monkeypatch.setattr(rendering, "_rendered", None)  # not here
+    assert render(conversations, template, tokenizer).equals(one)
+
+
+def test_a_process_that_ends_early_is_an_error_and_not_a_shorter_frame(capfd):
+    with pytest.raises(RuntimeError, match="A process that helps ended early"):
+        list(spread(bytes.fromhex, ("not hex",), [bytes, bytes], 2))
+    assert "ValueError" in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def members():
+    conversations = [chat(f"Hi {n}", "Hello") for n in range(5)]
+    return frame(*conversations).sort("id").with_columns(split=pl.lit("train"))
+
+
+def test_a_version_is_rendered_once(members, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
+    template = Template("chatml", CHATML)
+    first = rendered_version(members, "d1", template, tokenizer)
+    monkeypatch.setattr(cache, "render_as", None)
+    assert rendered_version(members, "d1", template, tokenizer).equals(first)
+    assert first.columns == [*RENDERED, "split"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 half of it"])
+def test_a_damaged_rendering_is_made_again(members, tokenizer, monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
+    first = rendered_version(members, "d1", Template("chatml", CHATML), tokenizer)
+    (file,) = tmp_path.rglob("*.parquet")
+    file.write_bytes(damage)
+    assert rendered_version(members, "d1", Template("chatml", CHATML), tokenizer).equals(first)
+    assert pl.read_parquet(file).height == 5
+
+
+def test_another_template_tokenizer_or_policy_is_another_rendering(members, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
+    for text in (CHATML, "{{ bos_token }}" + CHATML):
+        rendered_version(members, "d1", Template("chatml", text), tokenizer)
+    rendered_version(members, "d2", Template("chatml", CHATML), tokenizer)
+    monkeypatch.setattr(cache, "MASK_POLICY", rendering.MASK_POLICY + "'")
+    rendered_version(members, "d1", Template("chatml", CHATML), tokenizer)
+    assert len([*tmp_path.rglob("*.parquet")]) == 4
+
+
+def test_the_cache_forgets_what_was_not_used_longest(members, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
+    rendered_version(members, "d1", Template("chatml", CHATML), tokenizer)
+    (first,) = tmp_path.rglob("*.parquet")
+    monkeypatch.setattr(cache, "ROOM", int(first.stat().st_size * 1.5))
+    rendered_version(members, "d2", Template("chatml", CHATML), tokenizer)
+    (second,) = tmp_path.rglob("*.parquet")
+    assert first != second

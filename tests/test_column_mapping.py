@@ -1,0 +1,289 @@
+"""Mapping: which reading columns and cells ask for, and where nothing is guessed."""
+
+import json
+import shlex
+
+import polars as pl
+import pytest
+
+from curate.ingest.column_mapping import ColumnMapping, extend, find_mapping, merge, metadata
+from schemas.errors import SourceError
+from schemas.recipe import ImportSection
+
+MESSAGES = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'
+SHAREGPT = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]'
+TRANSCRIPT = "Human: Hi\nAssistant: Hello"
+
+
+def table(**columns: str | list[str | None] | None) -> pl.DataFrame:
+    """A table of one row, or of as many as there are cells."""
+    cells = {name: cell if isinstance(cell, list) else [cell] for name, cell in columns.items()}
+    return pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String))
+
+
+def found(frame: pl.DataFrame, **wanted: object) -> tuple[str, dict[str, str]]:
+    mapping = find_mapping(frame, ImportSection(**wanted))
+    return mapping.shape, mapping.fields
+
+
+def refused(frame: pl.DataFrame, **wanted: object) -> SourceError:
+    with pytest.raises(SourceError) as error:
+        find_mapping(frame, ImportSection(**wanted))
+    return error.value
+
+
+# ------------------------------------------------------------------------------------------------- found by its names
+
+
+@pytest.mark.parametrize(
+    ("columns", "shape", "fields"),
+    [
+        (["instruction", "input", "output"], "alpaca", ["instruction", "input", "output"]),
+        (["instruction", "input", "output", "text"], "alpaca", ["instruction", "input", "output"]),
+        (["instruction", "output", "system", "history"], "alpaca", ["instruction", "output", "system", "history"]),
+        (["instruction", "context", "response", "category"], "alpaca", ["instruction", "context", "response"]),
+        (["id", "source", "url", "focus", "qtype", "question", "answer"], "pairs", ["question", "answer"]),
+        (["question", "answer", "answer_html", "link", "name", "category"], "pairs", ["question", "answer"]),
+        (["system_prompt", "question", "response"], "pairs", ["question", "response", "system_prompt"]),
+        (["prompt", "completion"], "pairs", ["prompt", "completion"]),
+        (["query", "reply"], "pairs", ["query", "reply"]),
+        (["input", "output"], "pairs", ["input", "output"]),
+        (["kind", "input", "target"], "pairs", ["input", "target"]),
+        (["prompt", "text", "seed_data"], "pairs", ["prompt", "text"]),
+        (["problem", "solution"], "pairs", ["problem", "solution"]),
+        (["Question", "Answer"], "pairs", ["Question", "Answer"]),
+        (
+            ["System Prompt", "User Message", "Agent Response"],
+            "pairs",
+            ["User Message", "Agent Response", "System Prompt"],
+        ),
+    ],
+)
+def test_flat_columns_by_the_names_that_people_use(columns, shape, fields):
+    frame = table(**dict.fromkeys(columns, "words"))
+    assert (found(frame)[0], list(found(frame)[1].values())) == (shape, fields)
+
+
+@pytest.mark.parametrize(
+    ("columns", "shape", "fields"),
+    [
+        ({"id": "1", "conversations": SHAREGPT}, "sharegpt", ["conversations"]),
+        ({"conversations": SHAREGPT, "tools": "[]", "system": ""}, "sharegpt", ["conversations", "system", "tools"]),
+        ({"conversation": MESSAGES}, "messages", ["conversation"]),
+        ({"prompt": "Hi", "prompt_id": "7", "messages": MESSAGES}, "messages", ["messages"]),
+        ({"messages": MESSAGES, "functions": "[]"}, "messages", ["messages", "functions"]),
+        ({"log": SHAREGPT, "when": "today"}, "sharegpt", ["log"]),
+        ({"prompt": MESSAGES, "completion": MESSAGES}, "messages", ["prompt", "completion"]),
+        ({"completion": MESSAGES}, "messages", ["completion"]),
+        ({"text": TRANSCRIPT}, "transcript", ["text"]),
+        ({"sample": TRANSCRIPT, "n": "1"}, "transcript", ["sample"]),
+    ],
+)
+def test_nested_columns_by_their_names_and_cells(columns, shape, fields):
+    assert (found(table(**columns))[0], list(found(table(**columns))[1].values())) == (shape, fields)
+
+
+@pytest.mark.parametrize("first", ['"weight": 1, ', '"name": "from", ', '"content": "the \\"from\\": key", '])
+def test_the_family_of_a_list_is_told_by_its_keys_wherever_they_stand(first):
+    assert found(table(messages=f'[{{{first}"role": "user", "content": "Hi"}}]'))[0] == "messages"
+
+
+def test_a_named_column_counts_when_any_of_its_cells_fits():
+    assert found(table(conversations=[None] * 150 + ["[{", SHAREGPT]))[0] == "sharegpt"
+
+
+def test_a_list_in_one_answer_makes_no_file_of_lists():
+    assert found(table(question=["a", "b", "c"], answer=["x", MESSAGES, "y"]))[0] == "pairs"
+
+
+# ---------------------------------------------------------------------------------------------------- asked for
+
+
+def test_a_map_names_what_the_header_does_not():
+    frame = table(body_text="Hi", best="Hello", id="7")
+    assert found(frame, map={"question": "body_text", "answer": "best"})[1] == {
+        "question": "body_text",
+        "answer": "best",
+    }
+
+
+def test_what_the_map_leaves_open_is_found():
+    frame = table(body_text="Hi", answer="Hello", question="old")
+    assert found(frame, map={"question": "body_text"})[1] == {"question": "body_text", "answer": "answer"}
+
+
+def test_an_empty_column_leaves_a_field_out():
+    frame = table(question="Hi", answer="Hello", context="x")
+    assert "context" in found(frame)[1]
+    assert found(frame, map={"context": ""})[1] == {"question": "question", "answer": "answer"}
+
+
+def test_a_shape_that_is_asked_for_decides_between_two():
+    frame = table(messages=MESSAGES, question="Hi", answer="Hello")
+    assert found(frame, shape="messages")[1] == {"messages": "messages"}
+    assert found(frame, shape="pairs")[1] == {"question": "question", "answer": "answer"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "what"),
+    [
+        ({"map": {"questoin": "a"}}, "questoin is no known field, did you mean question?"),
+        ({"map": {"question": "bodytext"}}, "bodytext is no known column, did you mean body_text?"),
+        ({"shape": "sharegtp"}, "sharegtp is no known shape, did you mean sharegpt?"),
+        ({"shape": "pairs", "map": {"output": "a"}}, "output is no known field of pairs."),
+        ({"role": "autor"}, "autor is no known column, did you mean author?"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(wanted, what):
+    error = refused(table(body_text="Hi", author="Ada"), **wanted)
+    assert error.what == what
+    assert error.hint.startswith("There are: ")
+
+
+def test_what_is_missing_beside_a_map_is_named():
+    error = refused(table(body_text="Hi", best="Hello"), map={"question": "body_text"})
+    assert error.what == "For pairs, no column is found for answer; the columns are body_text, best."
+    assert error.hint == "Add --map answer=COLUMN"
+
+
+# ------------------------------------------------------------------------------------------------- nothing is guessed
+
+
+def options_of(line: str) -> dict[str, object]:
+    """The section that the options in a hint spell."""
+    words = shlex.split(line)
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    fields = {name: value for name, _, value in (word.partition("=") for option, word in pairs if option == "--map")}
+    others = {option[2:].replace("-", "_"): word for option, word in pairs if option != "--map"}
+    return {**others, **({"map": fields} if fields else {})}
+
+
+@pytest.mark.parametrize(
+    ("columns", "readings"),
+    [
+        ({"question": "a", "answer": "b", "response": "c"}, 2),
+        ({"messages": MESSAGES, "prompt": "a", "response": "b"}, 2),
+        ({"conversations": SHAREGPT, "messages": SHAREGPT}, 2),
+        ({"instruction": "a", "prompt": "b", "output": "c"}, 2),
+        ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, 3),
+        ({"text": "a", "code": "b", "n": "1"}, 2),
+        ({"content": "a", "summary": "b"}, 1),
+        ({"ticket": "T1", "created_at": "1", "author": "customer", "body text": "x", "body": "y"}, 1),
+    ],
+)
+def test_every_reading_is_listed_with_the_options_that_ask_for_it(columns, readings):
+    frame = table(**columns)
+    error = refused(frame)
+    lines = error.hint.split("\n")[1:]
+    assert len(lines) == readings
+    asked = [found(frame, **options_of(line.strip())) for line in lines]
+    assert len({json.dumps(reading) for reading in asked}) == readings
+
+
+def test_the_long_format_is_proposed_and_taken_when_asked_for():
+    frame = table(ticket=["T1", "T1"], created_at=["1", "2"], author=["customer", "agent"], body=["Hi", "Hello"])
+    assert refused(frame).hint.endswith(
+        "--shape long --group-by ticket --order-by created_at --role author --text body"
+    )
+    asked = {"group_by": "ticket", "order_by": "created_at", "role": "author", "text": "body"}
+    assert found(frame, **asked) == found(frame, shape="long") == ("long", asked)
+
+
+def test_rows_of_two_shapes_are_named_with_their_numbers():
+    frame = table(messages=[MESSAGES, None, MESSAGES], question=[None, "Hi", None], answer=[None, "Hello", None])
+    assert refused(frame).what == (
+        "The source mixes shapes: 2 rows are messages (messages) and 1 row is pairs (question, answer)."
+    )
+    assert refused(table(conversations=[SHAREGPT, MESSAGES])).what.startswith("The source mixes shapes")
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "--shape pairs --map question=prompt --map answer=chosen"),
+        ({"prompt": "a", "chosen": MESSAGES, "rejected": MESSAGES}, "--shape messages --map messages=chosen"),
+        ({"chosen": TRANSCRIPT, "rejected": TRANSCRIPT}, "--shape transcript --map transcript=chosen"),
+    ],
+)
+def test_preferences_are_explained_with_the_way_to_take_one_side(columns, hint):
+    error = refused(table(**columns))
+    assert error.what.startswith("These are preferences")
+    assert error.hint.endswith(hint)
+    assert found(table(**columns), **options_of(hint))[1]
+
+
+def test_answers_under_a_label_are_explained():
+    frame = table(prompt=["a", "a"], completion=["b", "c"], label=["true", "false"])
+    assert "column label" in refused(frame).what
+
+
+def test_columns_that_mean_nothing_known_are_shown():
+    error = refused(table(colour="red", taste="sweet"))
+    assert error.what == "No shape fits these columns: colour, taste."
+    assert error.hint.endswith("--shape pairs --map question=colour --map answer=taste")
+
+
+def test_of_very_many_columns_the_first_are_listed_and_the_others_counted():
+    frame = table(**{f"c{number}": "words" for number in range(120)})
+    first = ", ".join(f"c{number}" for number in range(20)) + " and 100 more"
+    assert refused(frame).what == f"No shape fits these columns: {first}."
+    assert refused(frame, map={"question": "c7"}).what.endswith(f"the columns are {first}.")
+    assert refused(frame, map={"question": "c777"}).hint == f"There are: {first}."
+
+
+def test_of_very_many_readings_the_first_are_listed_and_the_others_counted():
+    error = refused(table(question="a", query="b", prompt="c", answer="d", response="e", completion="f"))
+    assert error.what.startswith("The columns can be read in 9 ways: ")
+    *readings, last = error.hint.split("\n")[1:]
+    assert (len(readings), last) == (6, "    and 3 more")
+
+
+# ------------------------------------------------------------------------------------------------------ later batches
+
+
+def test_a_later_batch_may_bring_more_columns():
+    first = find_mapping(table(instruction="a", output="b"), ImportSection())
+    later = extend(first, table(instruction="a", output="b", system="c"), ImportSection())
+    assert later.fields == {"instruction": "instruction", "output": "output", "system": "system"}
+
+
+def test_a_later_batch_of_broken_cells_changes_nothing():
+    first = ColumnMapping("sharegpt", {"conversations": "conversations"})
+    assert extend(first, table(conversations="[{"), ImportSection()) == first
+    assert extend(first, table(note="x"), ImportSection(map={"conversations": "conversations"})) == first
+
+
+@pytest.mark.parametrize(
+    "later", [table(messages=MESSAGES), table(question="a", answer="b", response="c"), table(prompt="a", answer="b")]
+)
+def test_a_later_batch_that_contradicts_is_refused(later):
+    first = find_mapping(table(question="a", answer="b"), ImportSection())
+    with pytest.raises(SourceError):
+        extend(first, later, ImportSection())
+
+
+def test_two_mappings_of_one_source_are_merged_or_refused():
+    pairs = ColumnMapping("pairs", {"question": "q", "answer": "a"})
+    assert merge(pairs, ColumnMapping("pairs", {"question": "q", "answer": "a", "system": "s"})).fields["system"] == "s"
+    with pytest.raises(SourceError, match="begins as pairs \\(q, a\\) and goes on as pairs \\(p, a\\)"):
+        merge(pairs, ColumnMapping("pairs", {"question": "p", "answer": "a"}))
+
+
+# ----------------------------------------------------------------------------------------------------------- metadata
+
+
+def test_metadata_is_what_is_no_part_of_the_conversation():
+    mapping = ColumnMapping("pairs", {"question": "q", "answer": "a"})
+    frame = table(q=["1", "2"], a=["1", "2"], id=["7", None], tags=['["x"]', None])
+    assert metadata(frame, mapping).to_list() == ['{"id":"7","tags":"[\\"x\\"]"}', None]
+    assert metadata(frame.select("q", "a"), mapping).to_list() == [None, None]
+
+
+@pytest.mark.parametrize("name", ["*", "^x$", "^b.*$"])
+def test_a_column_may_be_called_like_a_pattern(name):
+    mapping = ColumnMapping("pairs", {"question": "question", "answer": "answer"})
+    frame = table(**{"question": ["q", "q"], "answer": ["a", "a"], name: ["1", None], "x": ["2", None]})
+    assert found(frame) == ("pairs", {"question": "question", "answer": "answer"})
+    assert metadata(frame, mapping).to_list() == [f'{{"{name}":"1","x":"2"}}', None]
+    asked = {"question": name, "answer": "answer"}
+    assert found(frame, map=asked) == ("pairs", asked)

@@ -1,0 +1,419 @@
+"""Fitting: what is handed over is what is trained, by both engines; and what cannot be trained is refused in words."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from support.stores import add, chat
+from support.training import SECRET, TINY, command, copy_project, make_project, section, train
+
+from curate.cli.views.runs import show_run, show_runs
+from schemas.errors import TrainError
+from schemas.run import Run, read_manifest, read_runs
+from schemas.store import reading
+from train import engines
+from train.inference.generate import Sampling, speak_for
+from train.model.adapter import card
+from train.model.base_model import find_model
+from train.runs import fit
+from train.runs.fit import decide, token_digest, train_version
+
+pytestmark = pytest.mark.slow
+
+RECORDING = """
+import os, sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+import polars as pl
+from schemas.recipe import TrainSection
+from train.model.checkpoints import newest_complete
+from train.engines import ENGINES, Job
+
+engine, rows_file, model, out = sys.argv[1:5]
+rows = pl.read_parquet(rows_file)
+if engine == "unsloth":
+    from train.engines.unsloth import _import
+    _import()
+from transformers import Trainer
+
+seen, step = [], Trainer.training_step
+
+def training_step(self, model, inputs, *rest, **named):
+    seen.extend(zip(inputs["input_ids"].tolist(), inputs["labels"].tolist()))
+    return step(self, model, inputs, *rest, **named)
+
+Trainer.training_step = training_step
+recipe = TrainSection(model=model, engine=engine, epochs=2.5, batch=2, accumulate=2, learning_rate=5e-3, max_length=90)
+losses = []
+job = Job(rows, rows.head(4), Path(model), recipe, "lora", Path(out, "ck"), Path(out, "adapter"), None,
+          lambda step: losses.append(step.loss))
+try:
+    ENGINES[engine](replace(job, asked=lambda: len(losses) == 6))
+    raise SystemExit("it was not interrupted")
+except KeyboardInterrupt:
+    checkpoint = newest_complete(job.checkpoints)
+fit = ENGINES[engine](replace(job, resume=checkpoint))
+handed = Counter(tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows())
+trained = Counter()
+for ids, labels in seen:
+    pairs = list(zip(ids, labels))
+    while pairs and pairs[0] != (0, -100):  # padding
+        for document in handed:
+            if tuple(pairs[: len(document)]) == document:
+                trained[document] += 1
+                pairs = pairs[len(document) :]
+                break
+        else:
+            raise SystemExit(f"not handed over: {pairs[:9]}")
+told = Counter({document: times for document, times in zip(handed, fit.seen, strict=True)})
+assert trained == told, (trained.values(), fit.seen)
+assert set(fit.seen) == {2, 3}
+assert losses[-1] < losses[0] - 0.5, losses
+assert fit.metrics["eval_loss"] < fit.metrics["eval_loss_base"]
+print("PACKING", fit.facts["packing"], fit.facts["sequences"])
+print(*(f"{name}={value}" for name, value in os.environ.items() if name.startswith("UNSLOTH_")))
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project that nothing was trained in, as the current folder; its store."""
+    store = make_project(tmp_path / "project")
+    monkeypatch.chdir(store.parent)
+    return store
+
+
+@pytest.fixture
+def manifest(trained):
+    return read_manifest(trained / "adapters" / "r1")
+
+
+@pytest.mark.parametrize(("engine", "packing"), [("unsloth", "PACKING False 30"), ("transformers", "PACKING True")])
+def test_what_is_handed_over_is_what_is_trained_on_and_as_often_as_is_told(engine, packing, project, tmp_path):
+    rows = decide(project, "support@1", section()).rows.head(30)
+    rows.write_parquet(tmp_path / "rows.parquet")
+    arguments = [
+        sys.executable,
+        "-P",
+        "-c",
+        RECORDING,
+        engine,
+        str(tmp_path / "rows.parquet"),
+        str(TINY),
+        str(tmp_path),
+    ]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("UNSLOTH")}
+    ran = subprocess.run(arguments, env=plain, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert packing in ran.stdout
+    if engine == "unsloth":  # its installer and its statistics are off, though nobody here has said so
+        assert {"UNSLOTH_AUTO_INSTALL=0", "UNSLOTH_DISABLE_STATISTICS=1"} <= set(ran.stdout.split())
+
+
+def test_packed_conversations_do_not_see_each_other():
+    import torch
+
+    from train.model.base_model import load_model
+
+    model = load_model(TINY, "lora").eval()
+    one, other, changed = (torch.randint(30, 2000, (12,), generator=torch.Generator().manual_seed(n)) for n in range(3))
+    places = torch.arange(12).repeat(2)[None]
+    with torch.no_grad():
+        packed, neighbour_changed = (
+            model(torch.cat([first, other])[None], position_ids=places, use_cache=False).logits[0, 12:]
+            for first in (one, changed)
+        )
+        alone = model(other[None], use_cache=False).logits[0]
+    assert torch.equal(packed, neighbour_changed)
+    assert (packed - alone).abs().max() < 1e-4
+
+
+def test_the_loss_falls_on_what_was_trained_and_on_what_was_held_out(trained, manifest):
+    steps = pl.read_ndjson(trained / "adapters" / "r1" / "metrics.jsonl")
+    assert steps["step"].to_list() == list(range(1, 17))
+    assert steps["loss"].tail(3).mean() < steps["loss"].head(3).mean() - 1
+    assert manifest.metrics["eval_loss"] < manifest.metrics["eval_loss_base"] - 1
+
+
+def test_the_manifest_names_all_that_the_adapter_is_made_of(trained, manifest):
+    assert manifest.data.version == "support@1"
+    assert manifest.data.counts["train"] == manifest.tokens.conversations
+    assert manifest.model.name == "tiny"
+    assert manifest.rendering.mask_policy == "assistant-turns/1"
+    assert manifest.packages["unsloth"] == "2026.10.9"
+    assert (manifest.machine.device, manifest.machine.threads, manifest.seed) == ("cpu", 1, 3407)
+    assert manifest.engine["method"] == "lora"
+    assert manifest.engine["packing"] is False  # Unsloth's CPU backend trains one conversation a row
+    assert manifest.engine["base_dtype"] == manifest.engine["adapter_dtype"] == "float32"
+    assert "train.steps=16" in manifest.overrides
+    for name in (manifest.data.digest, manifest.model.digest, manifest.tokens.digest, manifest.adapter_digest):
+        assert len(name) == 64
+
+
+def test_the_manifest_tells_no_secret_and_no_place(trained):
+    text = (trained / "adapters" / "r1" / "manifest.json").read_text(encoding="utf-8")
+    assert SECRET not in text
+    assert str(trained) not in text
+    assert str(Path.home()) not in text
+
+
+def test_the_token_digest_is_over_ids_and_labels_in_order():
+    rows = pl.DataFrame({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [3]]})
+    shifted = pl.DataFrame({"input_ids": [[1], [2, 3]], "labels": [[-100], [2, 3]]})
+    unlearned = pl.DataFrame({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [-100]]})
+    assert len({token_digest(frame) for frame in (rows, rows.reverse(), shifted, unlearned)}) == 4
+
+
+def test_the_card_names_the_data_and_keeps_no_place_of_this_machine(trained, manifest):
+    card = (trained / "adapters" / "r1" / "README.md").read_text(encoding="utf-8")
+    assert manifest.data.digest in card
+    assert manifest.tokens.digest in card
+    assert "curate verify" in card
+    assert str(trained) not in card
+
+
+def test_what_the_steps_did_not_reach_is_not_called_trained(trained, manifest, capsys):
+    there = manifest.tokens.conversations
+    assert (manifest.metrics["seen_conversations"], manifest.metrics["epochs"]) == (there, 16 / -(-there // 4))
+    assert f"| {there} trained, 0 dropped" in card(manifest)
+    short = manifest.model_copy(update={"metrics": manifest.metrics | {"steps": 3.0, "seen_conversations": 12.0}})
+    assert f"| {there} to train on, 0 dropped" in card(short)
+    assert f"| seen in training | 12 of {there} conversations, " in card(short)
+    show_run(Run("r1", "done", trained / "adapters/r1", short))
+    assert f"12 of {there} conversations of support@1" in " ".join(capsys.readouterr().out.split())
+    parts = {"steps": 1.0, "seen_conversations": 0.0, "seen_parts": 4.0, "parts": 90.0}
+    split = manifest.model_copy(update={"metrics": manifest.metrics | parts})
+    assert f"| seen in training | 4 of 90 parts of {there} conversations, " in card(split)
+    show_run(Run("r1", "done", trained / "adapters/r1", split))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"4 of 90 parts of {there} conversations of support@1: its 1 step saw no more" in shown
+
+
+def test_peft_loads_the_adapter_folder_as_it_is(trained):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    folder = trained / "adapters" / "r1"
+    model = AutoPeftModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert model.peft_config["default"].r == 8
+
+
+def test_answers_before_and_after_differ_and_greedy_ones_repeat(trained):
+    speaker = speak_for(trained / "adapters" / "r1")
+    question = [{"role": "user", "content": "What about the blue tent?"}]
+    short = Sampling(max_tokens=30)
+    after = speaker.answer(question, sampling=short)
+    before = speaker.answer(question, base=True, sampling=short)
+    assert after.startswith("Hello! The")
+    assert not before.startswith("Hello!")
+    assert speaker.answer(question, sampling=short) == after
+
+
+def test_an_adapter_is_not_put_on_another_model(trained, tmp_path):
+    store = copy_project(trained, tmp_path / "copy")
+    config = store.parent / "tiny" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("10000.0", "20000.0"), encoding="utf-8")
+    with pytest.raises(TrainError, match="trained on another model"):
+        speak_for(store.parent / "adapters" / "r1")
+
+
+def test_the_run_is_a_row_that_sql_can_read(trained):
+    with reading(trained / "curate.duckdb") as connection:
+        (run,) = read_runs(connection)
+        (row,) = connection.sql("SELECT status, adapter_digest, version_digest FROM runs").fetchall()
+    assert row == ("done", run.manifest.adapter_digest, run.manifest.data.digest)
+    assert run.manifest == read_manifest(run.adapter)
+
+
+def test_a_dry_run_writes_nothing(curate, project):
+    before = project.read_bytes()
+    ran = curate("train", "support@1", "--set", "train.model=tiny", "--dry-run", cwd=project.parent)
+    assert ran.returncode == 0, ran.stderr
+    assert "Would train" in ran.stdout
+    assert project.read_bytes() == before
+    assert not (project.parent / "adapters").exists()
+
+
+def test_a_conversation_that_is_too_long_stops_the_run_before_it_begins(project):
+    with pytest.raises(TrainError, match="longer than max_length 16"):
+        train_version(project, "support@1", section(max_length=16))
+    with reading(project) as connection:
+        assert read_runs(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"output_dir": "elsewhere"}, "set by curate itself"),
+        ({"dataloader_drop_last": True}, "set by curate itself"),  # the last packs of an epoch would not be trained
+        ({"save_only_model": True}, "set by curate itself"),  # a resumed run would begin with fresh moments
+        ({"ignore_data_skip": True}, "set by curate itself"),  # … or with packs that it has had
+        ({"auto_find_batch_size": True}, "set by curate itself"),
+        ({"average_tokens_across_devices": False}, "set by curate itself"),
+        ({"train_sampling_strategy": "group_by_length"}, "set by curate itself"),
+        ({"resume_from_checkpoint": "elsewhere"}, "set by curate itself"),
+        ({"data_collator": "mine"}, "no argument of the trainer"),
+        ({"weight_decy": 0.1}, "no argument of the trainer"),
+    ],
+)
+def test_an_extra_that_is_unknown_or_undoes_a_promise_is_refused(extra, message, tmp_path):
+    from train.engines.trainer import arguments
+
+    job = engines.Job(
+        pl.DataFrame(), pl.DataFrame(), TINY, section(extra=extra), "lora", tmp_path, tmp_path, None, print
+    )
+    with pytest.raises(TrainError, match=message):
+        arguments(job, {})
+
+
+def test_an_extra_that_the_trainer_knows_is_handed_on(tmp_path):
+    from train.engines.trainer import arguments, lora_arguments
+
+    recipe = section(extra={"weight_decay": 0.1, "lora_dropout": 0.05})
+    job = engines.Job(pl.DataFrame(), pl.DataFrame(), TINY, recipe, "lora", tmp_path, tmp_path, None, print)
+    assert arguments(job, {}).weight_decay == 0.1
+    assert lora_arguments(recipe)["lora_dropout"] == 0.05
+
+
+def test_tokens_that_the_trainer_lost_or_joined_stop_the_run():
+    from datasets import Dataset
+
+    from train.engines.trainer import _check_tokens, _dataset
+
+    rows = pl.DataFrame({"input_ids": [[5, 6, 7], [8]], "labels": [[-100, 6, 7], [8]]})
+    packed = {"input_ids": [[5, 6, 7, 8]], "labels": [[-100, 6, 7, 8]]}
+    _check_tokens(rows, _dataset(rows))
+    _check_tokens(rows, Dataset.from_dict(packed | {"seq_lengths": [[3, 1]]}))
+    for spoiled in (
+        {"input_ids": [[5, 6], [8]], "labels": [[-100, 6], [8]]},
+        {"input_ids": [[5, 6, 7], [8]], "labels": [[-100, 6, 8], [8]]},
+        packed | {"seq_lengths": [[4]]},
+        packed | {"seq_lengths": [[2, 2]]},
+        packed,
+    ):
+        with pytest.raises(TrainError, match="would not train on what it was given"):
+            _check_tokens(rows, Dataset.from_dict(spoiled))
+
+
+def test_an_unknown_engine_is_named_with_those_that_are_known(project):
+    with pytest.raises(TrainError, match="no engine called 'axolotl'") as caught:
+        train_version(project, "support@1", section(engine="axolotl"))
+    assert "unsloth, transformers" in caught.value.hint
+
+
+def test_a_model_of_pickles_is_refused_unopened(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(TrainError, match=r"only pickles \(pytorch_model.bin\)"):
+        find_model(str(tmp_path))
+
+
+def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "evil.Model"}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(TrainError, match="brings Python code of its own"):
+        find_model(str(tmp_path))
+    assert find_model(str(tmp_path), trust_remote_code=True) == tmp_path
+
+
+def test_an_adapter_is_no_base_model(trained):
+    with pytest.raises(TrainError, match="is an adapter, not a base model"):
+        find_model(str(trained / "adapters" / "r1"))
+
+
+def test_nothing_is_written_over(project):
+    there = project.parent / "mine"
+    there.mkdir()
+    (there / "notes.txt").write_text("keep me")
+    with pytest.raises(TrainError, match="already there"):
+        train_version(project, "support@1", section(), to=there)
+    assert (there / "notes.txt").read_text() == "keep me"
+
+
+def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkeypatch):
+    from curate.versions.freeze import freeze
+    from schemas.recipe import Recipe
+    from schemas.store import writing
+
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.parent)
+    silent = chat("Say nothing.", "I was never learned.", "And now?", "Learned.")
+    silent = replace(silent, turns=(silent.turns[0], replace(silent.turns[1], train=False), *silent.turns[2:]))
+    (name,) = add(project, [silent], source="more.csv")
+    with writing(project) as connection:
+        freeze(connection, "support", Recipe.model_validate({"freeze": {"held_out": 0.0}}))
+    rows = decide(project, "support@2", section()).rows.filter(pl.col("id") == name)
+    learned = [label for label in rows["labels"].item() if label != -100]
+    from train.tokens.render import Tokenizer
+
+    assert Tokenizer.load(TINY).backend.decode(learned, skip_special_tokens=False) == "Learned.<|im_end|>"
+
+
+def test_a_run_in_four_bits_says_so(project):
+    run = train(project.parent, "--set", "train.method=qlora", "--set", "train.steps=4")
+    assert run["manifest"]["engine"]["method"] == "qlora"
+    assert json.loads((project.parent / "adapters/r1/adapter_config.json").read_text())["r"] == 8
+    assert fit.pick_method("auto") == "lora"
+
+
+def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(tuned, tmp_path, monkeypatch):
+    from train.export.source import find_source
+    from train.inference.generate import speak_for
+    from train.runs.verify import verify
+
+    project = copy_project(tuned, tmp_path / "copy")
+    monkeypatch.chdir(project.parent)
+    folder = project.parent / "adapters/r1"
+    run = read_manifest(folder)
+    assert run.metrics["eval_loss"] < run.metrics["eval_loss_base"] - 1
+    assert run.metrics["eval_loss_base"] == pytest.approx(7.858, abs=0.01)
+    assert run.engine["trainable_parameters"] > 1_500_000
+    assert not (folder / "adapter_config.json").exists()
+    assert verify(project, "r1").proven
+    speaker = speak_for(folder)
+    question = [{"role": "user", "content": "What about the blue tent?"}]
+    assert speaker.answer(question).startswith("Hello!")
+    with pytest.raises(TrainError, match="its base is not in it"):
+        speaker.answer(question, base=True)
+    assert find_source(project, "r1").adapter == folder
+    again = subprocess.run(command("retrain", "r1", "--json"), cwd=project.parent, capture_output=True, check=False)
+    assert json.loads(again.stdout)["identical"]
+    (folder / "model.safetensors").unlink()
+    assert not verify(project, "r1").proven
+
+
+def test_runs_are_listed_within_80_columns_and_a_failure_is_told_below(trained, manifest, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    failed = manifest.model_copy(update={"failure": "RuntimeError: the disk is full"})
+    place = trained / "adapters"
+    show_runs([Run("r1", "interrupted", place / "r1", manifest), Run("r12", "failed", place / "r12", failed)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:4] == ["r1", "support@1", "interrupted", "16"] for line in lines)
+    assert lines[-1] == "r12 failed: RuntimeError: the disk is full"
+
+
+def test_where_there_is_no_run_it_is_said_what_begins_one(curate, project):
+    ran = curate("runs", cwd=project.parent)
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "curate train NAME@n begins one" in ran.stderr
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, "1000"), ("300000", "300000")])
+def test_threads_without_work_sleep_soon_unless_it_is_said_when(monkeypatch, given, taken):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "1")  # so that what is set here is taken back
+    monkeypatch.delenv("GOMP_SPINCOUNT") if given is None else monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    assert fit.use_threads(1) == 1
+    assert os.environ["GOMP_SPINCOUNT"] == taken

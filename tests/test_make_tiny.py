@@ -1,0 +1,101 @@
+"""The tiny model: small, safe, made by this repository, and with every control token that templates need."""
+
+import json
+import random
+import tomllib
+
+import make_tiny
+import pytest
+from support.training import TINY
+
+from train.tokens.render import Script, Tokenizer, find_template
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load(TINY)
+
+
+def test_it_is_under_five_megabytes_and_holds_no_pickle():
+    files = [path for path in TINY.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5_000_000
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+
+
+def test_its_sizes_suit_k_quants():
+    config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+    assert config["hidden_size"] % 256 == 0
+    assert config["intermediate_size"] % 256 == 0
+    assert config["dtype"] == "float16"
+
+
+def test_every_control_token_is_one_special_id(tokenizer):
+    encoded = tokenizer.encode(list(make_tiny.SPECIAL_TOKENS))
+    assert [len(one.ids) for one in encoded] == [1] * len(make_tiny.SPECIAL_TOKENS)
+    assert set(make_tiny.SPECIAL_TOKENS) <= tokenizer.specials
+
+
+def test_marks_of_thoughts_and_tools_are_one_id_and_stay_text(tokenizer):
+    for mark in make_tiny.MARKS:
+        ids = tokenizer.encode([mark])[0].ids
+        assert len(ids) == 1
+        assert tokenizer.backend.decode(ids, skip_special_tokens=True) == mark
+
+
+def test_any_text_comes_back_from_its_ids_and_nothing_is_added(tokenizer):
+    text = "Grüße, 你好 🦆\n\ttab  two spaces"
+    ids = tokenizer.encode([text])[0].ids
+    assert tokenizer.backend.decode(ids) == text
+
+
+def test_its_template_writes_a_conversation_with_tools():
+    script = Script(find_template("tokenizer", TINY), Tokenizer.load(TINY))
+    call = {"function": {"name": "status", "arguments": {"order": 7}}}
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Where is order 7?"},
+        {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+        {"role": "tool", "content": "sent"},
+    ]
+    assert script.text(messages, [{"name": "status"}], prompt=True) == (
+        "<|im_start|>system\nBe kind.\n\n"
+        'You may call these tools, each call as <tool_call>{"name": ..., "arguments": ...}</tool_call>.\n'
+        '<tool>{"name": "status"}</tool><|im_end|>\n'
+        "<|im_start|>user\nWhere is order 7?<|im_end|>\n"
+        "<|im_start|>assistant\nI look.\n"
+        '<tool_call>{"name": "status", "arguments": {"order": 7}}</tool_call><|im_end|>\n'
+        "<|im_start|>tool\nsent<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_what_it_reads_is_the_same_every_time_and_has_no_open_slot():
+    phrases = tomllib.loads((TINY.parent / "tiny_phrases.toml").read_text(encoding="utf-8"))
+    first, again = (list(make_tiny.write_documents(phrases, ["paddle", "valve"], 300)) for _ in range(2))
+    assert first == again
+    assert not any("{" in text for text in first)
+
+
+def test_building_it_twice_gives_the_same_bytes(tmp_path, monkeypatch):
+    for name, value in {"STEPS": 3, "DOCUMENTS": 400, "VOCABULARY": 700}.items():
+        monkeypatch.setattr(make_tiny, name, value)
+    one, other = tmp_path / "one", tmp_path / "other"
+    make_tiny.build(TINY.parent, one)
+    random.random()
+    make_tiny.build(TINY.parent, other)
+    assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in other.iterdir()}
+
+
+def test_it_answers_before_any_tuning_in_whole_sentences():
+    from train.inference.generate import Sampling, Speaker, stop_ids
+    from train.model.base_model import load_model
+
+    script = Script(find_template("tokenizer", TINY), Tokenizer.load(TINY))
+    speaker = Speaker(load_model(TINY, "lora").eval(), script, stop_ids(script))
+    questions = ("Hello!", "How do I return my lamp?", "Where is my parcel?")
+    asked = ([{"role": "user", "content": question}] for question in questions)
+    said = [speaker.answer(messages, sampling=Sampling(max_tokens=40)) for messages in asked]
+    assert all(answer[-1] in ".?!" for answer in said)
+    assert "small model" in said[0]

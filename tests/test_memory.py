@@ -1,0 +1,107 @@
+"""The budget: memory and speed said before anything is loaded, near to what was measured."""
+
+import json
+
+import pytest
+from support.stores import add, chat
+from support.training import TINY
+
+from curate.versions.freeze import freeze
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection, check_recipe
+from schemas.store import writing
+from train.plan.memory import budget, find_chip, read_shape
+
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+MEASURED = {
+    (False, 1): (13.9, 13_443),
+    (False, 2): (20.1, 15_508),
+    (False, 4): (33.8, 17_073),
+    (False, 8): (61.0, 17_602),
+    (False, 16): (115.6, 17_173),
+    ("unsloth", 1): (6.7, 9_579),
+    ("unsloth", 2): (7.0, 10_843),
+    ("unsloth", 4): (7.8, 11_744),
+}
+"""GiB and tokens a second of QLoRA on this shape on an H200, as in tests/bench/RESULTS.md."""
+
+
+@pytest.fixture
+def llama(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    return tmp_path
+
+
+def recipe(**changes):
+    return TrainSection(**{"method": "qlora", "effective_batch": 16, **changes})
+
+
+def test_memory_and_speed_are_near_to_what_was_measured(llama):
+    found = budget(llama, recipe(), 1_000_000, "h200-141g")
+    sizes = {(size["checkpointing"], size["batch"]): size for size in found.sizes}
+    for place, (memory, speed) in MEASURED.items():
+        assert sizes[place]["gib"] == pytest.approx(memory, rel=0.06), place
+        assert sizes[place]["tokens_per_second"] == pytest.approx(speed, rel=0.10), place
+
+
+def test_the_parts_are_those_of_the_shape_and_the_recipe(llama):
+    shape = read_shape(llama)
+    assert shape.linear + shape.embeddings == 8_030_261_248 - 65 * 4096  # Llama 3.1 8B without its norms
+    parts = budget(llama, recipe(), 1, "24g").parts
+    trained = 41_943_040  # of rank 16 on all linear layers
+    assert parts["adapter"] == parts["gradients"] == pytest.approx(trained * 4 / 2**30)
+    assert parts["optimizer"] == pytest.approx(trained * 8 / 2**30)
+    eight = budget(llama, recipe(extra={"optim": "adamw_8bit"}), 1, "24g").parts
+    assert eight["optimizer"] == pytest.approx(parts["optimizer"] / 4)
+    sixteen = budget(llama, recipe(method="lora"), 1, "24g").parts
+    assert sixteen["weights"] == pytest.approx((shape.linear + shape.embeddings) * 2 / 2**30)
+    assert parts["weights"] < 0.4 * sixteen["weights"]
+
+
+def test_a_small_card_needs_checkpointing_and_a_smaller_one_fits_nothing(llama):
+    assert budget(llama, recipe(), 1, "h200-141g").best["checkpointing"] is False
+    assert budget(llama, recipe(), 1, "12g").best["checkpointing"] == "unsloth"
+    assert budget(llama, recipe(max_memory=12.0), 1, "h200-141g").best["checkpointing"] == "unsloth"
+    assert budget(llama, recipe(), 1, "6g").best is None
+
+
+def test_time_follows_from_tokens_epochs_and_steps(llama):
+    def best(**changes):
+        return budget(llama, recipe(**changes), 2_000_000, "h100-80g").best
+
+    assert best(epochs=3)["seconds"] == pytest.approx(3 * 2_000_000 / best()["tokens_per_second"])
+    assert best(steps=10)["seconds"] == pytest.approx(10 * 16 * 2048 / best()["tokens_per_second"])
+
+
+def test_an_unknown_chip_and_an_uncountable_model_are_explained(llama, tmp_path):
+    with pytest.raises(TrainError, match="no GPU called 'h300'") as caught:
+        find_chip("h300")
+    assert "h100-80g" in caught.value.hint
+    assert find_chip("24gb").memory == 24.0
+    (llama / "config.json").write_text(json.dumps(LLAMA | {"num_local_experts": 8}))
+    with pytest.raises(TrainError, match="mixture of experts"):
+        read_shape(llama)
+    with pytest.raises(TrainError, match=r"has no config\.json that says how large"):
+        read_shape(tmp_path / "nowhere")
+
+
+def test_the_command_shows_the_budget_above_the_plan(curate, tmp_path):
+    store = tmp_path / "curate.duckdb"
+    add(store, [chat("Hi", "Hello")])
+    with writing(store) as connection:
+        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    ran = curate("plan", "chats@1", "--model", str(TINY), "--gpu", "24g")
+    assert ran.returncode == 0, ran.stderr
+    assert "a GPU of 24 GiB" in ran.stdout
+    assert "Ready to train." in ran.stdout
+    found = json.loads(curate("plan", "chats@1", "--model", str(TINY), "--gpu", "h100-80g", "--json").stdout)
+    assert found["budget"]["best"]["checkpointing"] is False
+    assert found["packs"] == 1

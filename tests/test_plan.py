@@ -1,0 +1,284 @@
+"""Plan and preview: what training would see, said before anything heavy is loaded, down to the line of a file."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from functools import partial
+
+import polars as pl
+import pytest
+from support.stores import add, chat
+from support.tokenizers import save_tokenizer
+
+from curate.cli.views.plans import show_plan
+from curate.versions.freeze import freeze
+from schemas.conversation import Conversation, Turn
+from schemas.errors import TrainError, VersionError
+from schemas.recipe import TrainSection, check_recipe
+from schemas.store import writing
+from train.plan.pack_count import count_packs
+from train.plan.plan import plan, prepare, sees_gpu
+from train.plan.preview import choose, first_members, preview, trace_token
+
+TALK = chat("  Hi there", "Hello, you.\n", "What is it?", "Bye \x1b[31mred")
+SHORT = [chat(f"Hi {number}", "Hello") for number in range(10)]
+LONG = chat("Hi", "Hello " * 100)
+SILENT = Conversation((Turn("human", "Hi"), Turn("gpt", "Hello", train=False)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with `chats@1`: everything above, nothing held out."""
+    path = tmp_path / "curate.duckdb"
+    add(path, [TALK, *SHORT, LONG, SILENT], source="chats.csv")
+    with writing(path) as connection:
+        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    return path
+
+
+@pytest.fixture
+def prepared(store, folder):
+    return prepare(store, "chats@1", TrainSection(model=str(folder), max_length=100, batch=2, accumulate=2))
+
+
+def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
+    planned = plan(prepared)
+    trained = [entry["tokens"] for entry in prepared.ledger.filter(pl.col("fate") == "kept").to_dicts()]
+    assert planned.conversations == {"train": 13}
+    assert planned.fates == {"kept": 11, "truncated": 0, "dropped": 2}
+    assert planned.tokens == sum(trained)
+    assert planned.learned == prepared.ledger["learned"].sum() < planned.tokens
+    assert planned.packs == count_packs(trained, 100) == 2
+    assert planned.fill == pytest.approx(sum(trained) / 200)
+    assert planned.steps == planned.steps_per_epoch == 1
+    assert planned.steps_unpacked == 3  # 11 rows, two a pass, two passes a step
+    assert planned.end_of_turn == ["<|im_end|>"]
+    assert planned.prompt == "<|im_start|>assistant\n"
+    assert sum(entry["conversations"] for entry in planned.lengths) == 13
+
+
+def test_rendering_tells_how_far_it_is_and_what_lies_in_the_cache_is_not_rendered(store, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("train.tokens.render.CHUNK", 5)
+    told = []
+    for _ in range(2):
+        prepare(store, "chats@1", TrainSection(model=str(folder)), lambda *now: told.append(now))
+    assert told == [(5, 13), (10, 13), (13, 13)]
+
+
+def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate, store, folder):
+    here, elsewhere = plan(prepared, on_gpu=False), plan(prepared, on_gpu=True)
+    assert (here.packing, here.steps, here.steps_per_epoch) == (False, 3, 3)
+    assert (elsewhere.packing, elsewhere.steps) == (True, 1)
+    other = prepare(store, "chats", prepared.section.model_copy(update={"engine": "transformers"}))
+    assert plan(other, on_gpu=False).steps == 1
+    options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100", "--json")
+    said = json.loads(curate("plan", "chats@1", *options).stdout)
+    assert said["packing"] is sees_gpu()
+
+
+def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys):
+    planned = plan(prepared)
+    assert [(entry["code"], entry["example"]) for entry in planned.problems] == [
+        ("too-long", LONG.id),
+        ("nothing-learned", SILENT.id),
+    ]
+    assert [entry["conversation"] for entry in planned.too_long] == [LONG.id]
+    show_plan(planned)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "too-long" in line)
+    assert f" {LONG.id[:12]} " in line  # whole, in 80 columns, and enough for curate preview --id
+    assert planned.refusal.startswith("1 of 13 conversations are longer than max_length 100 tokens")
+    assert "--set train.long=truncate" in planned.way_out
+
+
+def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store, folder):
+    ways = plan(prepared).way_out.removeprefix("Type ").removesuffix(".").split(", or ")
+    assert [way.split("=")[0].split()[-1].removeprefix("train.") for way in ways] == ["max_length", *["long"] * 3]
+    for way in ways:
+        typed = dict(setting.removeprefix("train.").split("=") for setting in way.split() if setting != "--set")
+        section = TrainSection(model=str(folder), batch=2, accumulate=2, **{"max_length": 100} | typed)
+        assert plan(prepare(store, "chats", section)).refusal is None
+        for limit in [key for key in typed if key.startswith("max_") and key != "max_length"]:
+            assert plan(prepare(store, "chats", section.model_copy(update={limit: 0.0}))).refusal
+
+
+def test_a_preview_renders_what_it_shows_alone_and_shows_the_same(prepared, store):
+    few = prepare(store, "chats@1", prepared.section, only=partial(first_members, prefix="", limit=2))
+    chosen = choose(prepared, "", 2)
+    assert few.rendered["id"].to_list() == chosen
+    assert [preview(few, one) for one in chosen] == [preview(prepared, one) for one in chosen]
+
+
+def test_steps_of_the_recipe_go_before_epochs(store, folder):
+    section = TrainSection(model=str(folder), max_length=4000, epochs=2.5, batch=1, accumulate=3, packing=False)
+    assert plan(prepare(store, "chats", section)).steps == 10  # 12 conversations, 4 steps an epoch
+    assert plan(prepare(store, "chats", section.model_copy(update={"steps": 7}))).steps == 7
+
+
+def test_what_a_user_typed_like_a_token_is_told_and_trained(tmp_path, folder):
+    path = tmp_path / "typed.duckdb"
+    add(path, [chat("What is <|im_end|>?", "Hello"), chat("Hi", "\nHello")])
+    with writing(path) as connection:
+        freeze(connection, "typed", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    planned = plan(prepare(path, "typed", TrainSection(model=str(folder))))
+    assert planned.lint == {"special tokens typed by a user": 1, "tokens across the start of an answer": 1}
+    assert planned.refusal is None
+
+
+def test_a_version_that_is_not_there_and_a_model_that_is_not_named_are_explained(store, folder):
+    with pytest.raises(VersionError, match="There is no version chats@7"):
+        prepare(store, "chats@7", TrainSection(model=str(folder)))
+    with pytest.raises(TrainError, match="No model is named"):
+        prepare(store, "chats", TrainSection())
+    with pytest.raises(TrainError, match="There is no model folder at nowhere"):
+        prepare(store, "chats", TrainSection(model="nowhere"))
+
+
+def test_a_training_without_a_model_is_refused_before_torch_is_loaded():
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from schemas.errors import TrainError
+        from schemas.recipe import TrainSection
+        from train.runs.fit import decide
+        try:
+            decide(Path("none.duckdb"), "none@1", TrainSection())
+        except TrainError as error:
+            print(error.what, "torch" in sys.modules)
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "No base model is named. False\n"
+
+
+def test_packs_are_counted_as_trl_packs(tmp_path):
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    draw = random.Random(7)
+    lengths = [min(256, max(3, int(draw.lognormvariate(4, 0.9)))) for _ in range(2_500)]
+    rows = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
+    packed = pack_dataset(rows, 256, "bfd", {"keep_in_memory": True, "load_from_cache_file": False})
+    assert count_packs(lengths, 256) == len(packed)
+
+
+# --------------------------------------------------------------------------------------------------------- preview
+
+
+def test_a_preview_shows_every_character_once_and_says_what_is_learned(prepared):
+    shown = preview(prepared, TALK.id)
+    assert "".join(stretch.text for stretch in shown.stretches) == (
+        "<|im_start|>user\n  Hi there<|im_end|>\n<|im_start|>assistant\nHello, you.\n<|im_end|>\n"
+        "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nBye \x1b[31mred<|im_end|>\n"
+    )
+    assert [stretch.text for stretch in shown.stretches if stretch.learned] == [
+        "Hello, you.\n<|im_end|>",
+        "Bye \x1b[31mred<|im_end|>",
+    ]
+    assert [view.token for view in shown.views] == [*range(shown.tokens)]
+    assert sum(view.label >= 0 for view in shown.views) == shown.learned
+
+
+def test_a_preview_shows_where_a_conversation_is_cut(store, folder):
+    first_answer = 39
+    section = TrainSection(model=str(folder), max_length=first_answer, long="truncate")
+    shown = preview(prepare(store, "chats", section), TALK.id)
+    assert shown.fate == "truncated"
+    assert [stretch.trained for stretch in shown.stretches] == [True, True, False, False, False]
+    assert shown.stretches[1].text == "Hello, you.\n<|im_end|>"
+
+
+def test_a_token_leads_to_its_turn_and_to_the_line_of_its_file(prepared, store):
+    shown = preview(prepared, TALK.id)
+    token = next(view.token for view in shown.views if view.text == "Hello")
+    traced = trace_token(prepared, store, TALK.id, token)
+    assert (traced.part, traced.turn, traced.role, traced.characters) == ("words", 2, "gpt", (0, 5))
+    assert traced.label == traced.id
+    assert traced.origins == [{"path": "chats.csv", "row": 1, "line": 2}]
+
+
+def test_a_turn_leads_to_its_tokens_and_each_of_them_back(prepared, store):
+    shown = preview(prepared, TALK.id)
+    assert [turn.role for turn in shown.turns] == ["human", "gpt", "human", "gpt"]
+    for turn in shown.turns:
+        value = TALK.turns[turn.turn - 1].value
+        traced = [trace_token(prepared, store, TALK.id, token) for token in range(turn.first, turn.end)]
+        assert {t.turn for t in traced} == {turn.turn}
+        assert "".join(value[slice(*t.characters)] for t in traced) == value
+
+
+def test_the_end_of_a_turn_and_the_templates_own_text_are_told_apart(prepared, store):
+    shown = preview(prepared, TALK.id)
+    traced = [trace_token(prepared, store, TALK.id, view.token) for view in shown.views]
+    ends = [t for t in traced if t.part == "end of turn"]
+    assert [(t.text, t.turn, t.label) for t in ends] == [("<|im_end|>", 2, 4), ("<|im_end|>", 4, 4)]
+    assert traced[0].part == "template"
+    assert traced[0].turn is None
+
+
+def test_ids_are_chosen_by_their_beginning(prepared):
+    assert choose(prepared, TALK.id[:9], 3) == [TALK.id]
+    assert len(choose(prepared, "", 3)) == 3
+    with pytest.raises(VersionError, match=r"No conversation of chats@1 has an id that begins with xyz\."):
+        choose(prepared, "xyz", 3)
+    with pytest.raises(TrainError, match="there is no token 99999"):
+        trace_token(prepared, None, TALK.id, 99_999)
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+
+
+def test_plan_and_preview_load_neither_torch_nor_transformers(store, folder):
+    code = (
+        "import sys; from typer.testing import CliRunner; from curate.cli.app import app;"
+        "done = CliRunner().invoke(app, sys.argv[1:], catch_exceptions=False);"
+        "heavy = {'torch', 'transformers', 'datasets', 'unsloth', 'trl'} & set(sys.modules);"
+        "assert done.exit_code == 0 and not heavy, (done.output, heavy)"
+    )
+    for command in (["plan", "chats@1"], ["preview", "chats@1", "--limit", "1"]):
+        words = [*command, "--store", str(store), "--model", str(folder), "--set=train.max_dropped=0.2", "--json"]
+        subprocess.run([sys.executable, "-P", "-c", code, *words], check=True, env=os.environ)
+
+
+def test_the_commands_print_what_a_person_and_a_program_can_read(curate, store, folder):
+    options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100")
+    planned = curate("plan", "chats@1", *options)
+    assert planned.returncode == 1
+    assert "11 kept, 0 truncated, 2 dropped" in planned.stdout
+    assert "curate train would refuse: 1 of 13" in planned.stdout
+    refused = curate("plan", "chats@1", *options, "--json")
+    assert (refused.returncode, json.loads(refused.stdout)["fates"]["dropped"]) == (1, 2)
+    assert curate("plan", "chats@1", *options, "--set=train.long=drop", "--set=train.max_dropped=0.2").returncode == 0
+
+    shown = curate("preview", "chats@1", *options, "--id", TALK.id[:12])
+    assert shown.returncode == 0
+    assert "⟦Hello, you.\n<|im_end|>⟧" in shown.stdout
+    assert "⟦Bye ␛[31mred<|im_end|>⟧" in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+    listed = curate("preview", "chats@1", *options, "--id", TALK.id, "--tokens").stdout
+    assert "'<|im_start|>'" in listed
+    cut = curate("preview", "chats@1", *options, "--id", LONG.id).stdout
+    assert "dropped: It has" in cut
+    assert "✂ not trained from here" in cut
+    traced = curate("preview", "chats@1", *options, "--id", TALK.id, "--token", "3").stdout
+    assert "turn 1 (human)" in traced
+    assert "chats.csv:2 (row 1)" in traced
+
+
+def test_a_wrong_name_is_two_lines(curate, store, folder):
+    done = curate("plan", "chats", "--store", str(store), "--model", str(folder), "--template", "no/such.jinja")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("Error: The template no/such.jinja cannot be read")
+    assert len(done.stderr.splitlines()) == 2

@@ -1,0 +1,436 @@
+"""Sources: format, packing and encoding of a file, the files that a folder stands for, and Hugging Face datasets."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from support.source_files import raw, rows, written
+
+from curate.ingest.readers import IMPORTERS, expand, open_source
+from curate.ingest.readers.byte_stream import ahead
+from curate.ingest.readers.paths import passed_over
+from schemas.errors import SourceError
+
+ROWS = [
+    {"question": "Wie heißt du?", "answer": "Ich heiße Käthe."},
+    {"question": "Où?", "answer": "Là-bas, près d'ici."},
+]
+JSONL = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+CSV = 'question,answer\nWie heißt du?,Ich heiße Käthe.\nOù?,"Là-bas, près d\'ici."\n'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, zstandard.compress])
+def test_a_packed_file_is_unpacked_and_hashed_as_it_stands(tmp_path, name, pack):
+    content = {"a.jsonl": JSONL, "a.csv": CSV, "a.json": json.dumps(ROWS)}[name].encode()
+    suffix = {gzip.compress: ".gz", zstandard.compress: ".zst"}.get(pack, "")
+    path = written(tmp_path / (name + suffix), pack(content))
+    source = open_source(path)
+    assert [row for batch in source.batches() for row in batch.table.to_dicts()] == ROWS
+    assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source.bytes == path.stat().st_size
+
+
+def test_several_packed_parts_in_one_file_are_all_read(tmp_path):
+    parts = [line.encode() + b"\n" for line in JSONL.splitlines()]
+    assert rows(written(tmp_path / "a.jsonl.gz", b"".join(map(gzip.compress, parts)))) == ROWS
+    assert rows(written(tmp_path / "a.jsonl.zst", b"".join(map(zstandard.compress, parts)))) == ROWS
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("missing", [1, 40])
+def test_a_packed_file_that_is_cut_off_is_refused(tmp_path, pack, missing):
+    lines = "".join(hashlib.sha256(str(number).encode()).hexdigest() + "\n" for number in range(100))
+    path = written(tmp_path / "a.csv.x", pack(lines.encode())[:-missing])
+    with pytest.raises(SourceError, match="damaged or cut off"):
+        rows(path, format="csv")
+
+
+def test_zstandard_may_begin_with_a_frame_of_other_data(tmp_path):
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
+    packed = skipped + zstandard.compress(b'{"a": "1"}\n') + skipped + zstandard.compress(b'{"a": "2"}\n')
+    assert rows(written(tmp_path / "a.jsonl.zst", packed)) == [{"a": "1"}, {"a": "2"}]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+def test_a_file_that_fails_while_it_is_read_is_named():
+    with pytest.raises(SourceError, match=r"/proc/self/mem cannot be read to its end: Input/output error"):
+        rows(Path("/proc/self/mem"))
+
+
+def test_the_name_of_nothing_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(written(tmp_path / "a.jsonl", "{}").parent)
+    with pytest.raises(SourceError, match="name of a file is empty"):
+        expand([""])
+
+
+@pytest.mark.parametrize("pattern", ["***", "**.csv", "data/x**/*.csv"])
+def test_two_stars_beside_other_signs_are_no_pattern_and_named(tmp_path, pattern):
+    with pytest.raises(SourceError, match="is no pattern that can be followed") as error:
+        expand([str(tmp_path / pattern)])
+    assert error.value.hint == "** stands for folders, between slashes alone: 'data/**/*.csv'"
+
+
+def test_a_name_longer_than_any_file_has_is_refused(curate):
+    name = "x" * 300 + ".csv"
+    with pytest.raises(SourceError, match=rf"{name} cannot be looked for: File name too long\."):
+        expand([name])
+    ran = curate("import", name)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"Error: {name} cannot be looked for")
+
+
+def test_a_closed_standard_input_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it behind `<&-`
+    with pytest.raises(SourceError, match="Standard input is closed"):
+        rows(Path("-"))
+
+
+def test_a_link_that_leads_nowhere_is_called_so(tmp_path):
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(SourceError, match="is a link to something that is not there, or to itself"):
+        expand([str(tmp_path / "self")])
+
+
+def test_lines_that_end_in_carriage_returns_are_named_though_a_cell_holds_a_newline(tmp_path):
+    with pytest.raises(SourceError, match="end in carriage returns alone"):
+        rows(written(tmp_path / "a.csv", 'question,answer\r"multi\nline",b\rc,d\r'))
+
+
+def test_an_unpacked_file_may_keep_the_name_of_a_packed_one(tmp_path):
+    assert rows(written(tmp_path / "a.jsonl.gz", JSONL)) == ROWS
+
+
+@pytest.mark.parametrize("content", [JSONL, CSV])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, content):
+    assert rows(written(tmp_path / "a.txt", b"\xef\xbb\xbf" + content.encode())) == ROWS
+
+
+@pytest.mark.parametrize(("name", "content", "line"), [("a.jsonl", JSONL, 1), ("a.csv", CSV, 2)])
+def test_another_encoding_is_named_and_asked_for(tmp_path, name, content, line):
+    path = written(tmp_path / name, content.encode("cp1252"))
+    with pytest.raises(
+        SourceError, match=rf"{name}, line {line}: byte 0xdf is not UTF-8; the text looks like cp1252"
+    ) as error:
+        rows(path)
+    assert error.value.hint == "Say so: --encoding cp1252"
+    assert rows(path, encoding="cp1252") == ROWS
+
+
+def test_a_foreign_byte_after_a_megabyte_of_ascii_is_found(tmp_path):
+    content = '{"a": "plain"}\n' * 100_000 + '{"a": "naïve café"}\n'
+    with pytest.raises(SourceError, match="line 100001: byte 0xef is not UTF-8"):
+        rows(written(tmp_path / "a.jsonl", content.encode("cp1252")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf16_is_named_and_asked_for(tmp_path, encoding):
+    path = written(tmp_path / "a.csv", CSV.encode(encoding))
+    with pytest.raises(SourceError, match="not UTF-8") as error:
+        rows(path)
+    assert error.value.hint == f"Say so: --encoding {encoding}"
+    assert rows(path, encoding=encoding) == ROWS
+
+
+def test_a_given_encoding_is_held_strictly(tmp_path):
+    path = written(tmp_path / "a.csv", b"q,a\n1,x\n2,\x81\n")
+    with pytest.raises(SourceError, match=r"a\.csv, line 3: byte 0x81 is not cp1252"):
+        rows(path, encoding="cp1252")
+
+
+def test_utf16_without_its_mark_is_named_with_the_way_on(tmp_path):
+    path = written(tmp_path / "a.csv", CSV.encode("utf-16-le"))
+    with pytest.raises(SourceError, match=r"a\.csv, line 1: the text is not utf-16: .*BOM") as error:
+        rows(path, encoding="utf-16")
+    assert error.value.hint == "Leave --encoding out, and the encoding is looked for."
+
+
+@pytest.mark.parametrize(("encoding", "half"), [("utf-7", b"+2AA-"), ("unicode_escape", rb"\ud800")])
+def test_half_of_a_surrogate_pair_is_refused_in_encodings_that_can_write_it(tmp_path, encoding, half):
+    path = written(tmp_path / "a.csv", b"q,a\n1,x\n2," + half + b"\n3,y\n")
+    with pytest.raises(SourceError, match=rf"a\.csv, line 3: half of a surrogate pair .* {encoding}"):
+        rows(path, encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["undefined", "idna", "hex", "cp\0"])
+def test_what_encodes_no_text_is_no_encoding(tmp_path, encoding):
+    with pytest.raises(SourceError, match="There is no encoding"):
+        open_source(written(tmp_path / "a.csv", "q,a\n1,ä\n"), encoding=encoding)
+
+
+def test_an_unknown_encoding_or_format_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="no encoding 'cp12525'"):
+        open_source(tmp_path / "a.csv", encoding="cp12525")
+    with pytest.raises(SourceError, match="no format 'jsnl'") as error:
+        open_source(tmp_path / "a.csv", format="jsnl")
+    assert error.value.hint == "Did you mean jsonl?"
+
+
+def _workbook() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<x/>")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (_workbook(), "an Excel workbook"),
+        (b"PK\x03\x04" + bytes(100), "a zip archive"),
+        (b"%PDF-1.7\n%\xe2\xe3", "a PDF document"),
+        (b"SQLite format 3\0" + bytes(100), "an SQLite database"),
+        (b"BZh91AY", "compressed with bzip2"),
+        (bytes(range(256)) * 30 + bytes(50), "full of control bytes"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path, content, kind):
+    with pytest.raises(SourceError, match=kind) as error:
+        rows(written(tmp_path / "a.csv", content))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a"])
+@pytest.mark.parametrize("content", ["", "\n  \n"])
+def test_an_empty_file_is_refused(tmp_path, name, content):
+    with pytest.raises(SourceError, match="is empty"):
+        rows(written(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("content", "format"),
+    [
+        (JSONL, "jsonl"),
+        (CSV, "csv"),
+        (json.dumps(ROWS), "json"),
+        (json.dumps({"data": ROWS}), "json"),
+        (CSV.replace(",", "\t"), "csv"),
+    ],
+)
+def test_the_format_of_a_nameless_file_is_found(tmp_path, content, format):
+    source = open_source(written(tmp_path / "export", content))
+    assert source.format == format
+    assert sum(batch.table.height for batch in source.batches()) == 2
+
+
+@pytest.mark.parametrize("content", [JSONL.encode(), CSV.encode(), gzip.compress(JSONL.encode())])
+def test_standard_input_is_read_once(content):
+    program = """
+from curate.importers import open_source
+source = open_source("-")
+print([batch.table.height for batch in source.batches()], source.bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", program], input=content, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == f"[2] {len(content)}"
+
+
+def test_folders_and_patterns_become_their_files_in_order(tmp_path):
+    for name in ["b.csv", "a.jsonl.gz", "deep/er/c.parquet", ".hidden/d.csv", "notes.md", "dataset_info.json"]:
+        written(tmp_path / name, "x")
+    names = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path)])]
+    assert names == ["a.jsonl.gz", "b.csv", "deep/er/c.parquet"]
+    assert expand([str(tmp_path / "*.csv"), str(tmp_path / "b.csv"), "-"]) == [str(tmp_path / "b.csv"), "-"]
+    assert expand([str(tmp_path / "**/*.parquet")]) == [str(tmp_path / "deep/er/c.parquet")]
+
+
+def test_a_pattern_leaves_out_the_files_that_describe_data_and_their_own_names_take_them(tmp_path):
+    data, info = (str(written(tmp_path / name, "x")) for name in ("alpaca.json", "dataset_info.json"))
+    pattern = str(tmp_path / "*.json")
+    assert (expand([pattern]), passed_over([pattern])) == ([data], [info])
+    assert (expand([info]), passed_over([info])) == ([info], [])
+    assert (expand([pattern, info]), passed_over([pattern, info])) == ([data, info], [])
+    with pytest.raises(SourceError, match=r"matches nothing but .*dataset_info\.json, which describes data") as error:
+        expand([str(tmp_path / "dataset*.json")])
+    assert error.value.hint == "Name it without a pattern if it is data."
+
+
+def test_the_files_of_linked_folders_are_read_once(tmp_path):
+    for name in ["data/own/a.csv", "data/.hidden/d.csv", "elsewhere/deep/b.csv"]:
+        written(tmp_path / name, "x")
+    links = {"1 up": "..", "2 own": "own", "3 far": "../elsewhere", "4 deep": "../elsewhere/deep", "5 self": "."}
+    for name, target in links.items():
+        (tmp_path / "data" / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to("../data")
+    names = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path / "data")])]
+    assert names == ["data/1 up/elsewhere/deep/b.csv", "data/own/a.csv"]
+    (tmp_path / "data" / "1 up").unlink()
+    names = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path / "data")])]
+    assert names == ["data/3 far/deep/b.csv", "data/own/a.csv"]
+
+
+def test_a_path_that_names_nothing_is_refused(tmp_path):
+    written(tmp_path / "tickets.csv", CSV)
+    with pytest.raises(SourceError, match="no file or folder") as error:
+        expand([str(tmp_path / "tickts.csv")])
+    assert error.value.hint == f"Did you mean {tmp_path / 'tickets.csv'}?"
+    with pytest.raises(SourceError, match="No file matches"):
+        expand([str(tmp_path / "*.parquet")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="holds no data"):
+        expand([str(tmp_path / "empty")])
+    with pytest.raises(SourceError, match="There is no file"):
+        rows(tmp_path / "gone.csv")
+
+
+def test_parquet_gives_text_and_nested_values_as_json(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "messages": [[{"role": "user", "content": 'a"\n'}], None],
+            "score": [0.5, float("nan")],
+            "day": [date(2026, 11, 21), None],
+            "good": [True, False],
+            "A": ["x", "é"],
+            "a": ["1.50", ""],
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    (batch,) = open_source(tmp_path / "a.parquet").batches()
+    assert batch.table.rows(named=True) == [
+        {
+            "messages": '[{"role":"user","content":"a\\"\\n"}]',
+            "score": "0.5",
+            "day": "2026-11-21",
+            "good": "true",
+            "A": "x",
+            "a": "1.50",
+        },
+        {"messages": None, "score": None, "day": None, "good": "false", "A": "é", "a": ""},
+    ]
+    assert batch.row.to_list() == [1, 2]
+    assert batch.line.to_list() == [None, None]
+    assert json.loads(batch.raw(pl.Series([1]))[0])["A"] == "é"
+
+
+def parquet(path: Path, names: list[str], *columns: pa.Array) -> Path:
+    pq.write_table(pa.table([*columns], names=names), path)
+    return path
+
+
+def test_parquet_columns_of_one_name_are_told_apart(tmp_path):
+    path = parquet(tmp_path / "a.parquet", ["id", "q", "id", ""], *(pa.array([text]) for text in "xyz0"))
+    (batch,) = open_source(path).batches()
+    expected = {"id": "x", "q": "y", "id_2": "z", "column_4": "0"}
+    assert batch.table.rows(named=True) == [expected]
+    assert json.loads(raw(batch)[0]) == expected
+
+
+def test_parquet_numbers_that_duckdb_does_not_have_are_read(tmp_path):
+    half = pa.array(np.array([0.5, float("nan")], np.float16))
+    wide = pa.array([Decimal("1" * 50 + ".50"), None], pa.decimal256(60, 2))
+    (batch,) = open_source(parquet(tmp_path / "a.parquet", ["half", "wide"], half, wide)).batches()
+    assert batch.table.rows() == [("0.5", "1" * 50 + ".50"), (None, None)]
+    assert json.loads(raw(batch)[0]) == {"half": 0.5, "wide": "1" * 50 + ".50"}
+
+
+def test_a_parquet_column_that_cannot_be_read_is_named(tmp_path):
+    halves = pa.array([[np.float16(0.5)]], pa.list_(pa.float16()))
+    path = parquet(tmp_path / "a.parquet", ["q", "v"], pa.array(["x"]), halves)
+    with pytest.raises(SourceError, match=r"a\.parquet: the column v has the type list<.*halffloat>") as error:
+        rows(path)
+    assert error.value.hint == "Write it in another type, or leave it out."
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parquet_text_that_is_not_utf8_is_named_with_its_column(tmp_path, nested):
+    texts = pa.array([b"x", b"\xff"]).view(pa.string())
+    column = pa.StructArray.from_arrays([texts], names=["text"]) if nested else texts
+    path = parquet(tmp_path / "a.parquet", ["q", "v"], pa.array(["x", "y"]), column)
+    with pytest.raises(SourceError, match=r"a\.parquet, rows 1 to 2: the column v is damaged: .*UTF8"):
+        rows(path)
+
+
+def test_a_parquet_file_is_known_by_its_content_and_hashed(tmp_path):
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    source = open_source(written(tmp_path / "export.gz", gzip.compress(content)))
+    assert [row for batch in source.batches() for row in batch.table.to_dicts()] == ROWS
+    assert source.sha256 == hashlib.sha256((tmp_path / "export.gz").read_bytes()).hexdigest()
+    assert rows(tmp_path / "a.parquet", encoding="cp1252") == ROWS
+
+
+def test_a_parquet_file_that_is_cut_off_is_refused(tmp_path):
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="no whole Parquet file"):
+        rows(written(tmp_path / "b.parquet", (tmp_path / "a.parquet").read_bytes()[:-20]))
+
+
+def test_a_saved_dataset_is_read_by_its_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list([{**row, "turns": [{"from": "human"}]} for row in ROWS])
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "two")
+    assert rows(tmp_path / "one") == [{**row, "turns": '[{"from":"human"}]'} for row in ROWS]
+    with pytest.raises(SourceError, match="has the splits train, test"):
+        rows(tmp_path / "two")
+    (path,) = expand([f"{tmp_path / 'two'}#test"])
+    assert len(rows(path)) == 1
+
+
+def test_a_split_that_a_dataset_does_not_have_is_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "single")
+    assert rows(tmp_path / "single") == rows(expand([f"{tmp_path / 'single'}#train"])[0]) == ROWS
+    for name, said in {"single": "single has no split test; it has train", "plain": "plain has no splits"}.items():
+        (path,) = expand([f"{tmp_path / name}#test"])
+        with pytest.raises(SourceError, match=said):
+            rows(path)
+
+
+def test_every_format_can_be_named(tmp_path):
+    assert set(IMPORTERS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
+    assert rows(written(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS
+
+
+def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, curate):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.csv").write_text("question,answer\nWhy?,So.\n", encoding="utf-8")
+    for name in ("LICENSE", "dataset_info.json", ".hidden"):
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "data" / "gone.csv").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "data" / "pipe.csv")
+    ran = curate("import", "data")
+    assert ran.stderr.splitlines()[:2] == [
+        "Left out, as no data by name: 2 files, data/LICENSE, data/dataset_info.json",
+        "Left out, as no file is there: 2 names, data/gone.csv, data/pipe.csv",
+    ]
+    (tmp_path / "data" / "pairs.json").write_text('[{"question": "Why?", "answer": "So."}]', encoding="utf-8")
+    ran = curate("import", "data/*.json")
+    assert ran.stderr == "Left out, as no data by name: 1 file, data/dataset_info.json\n"
+
+
+def test_leaving_what_is_read_ahead_waits_for_nothing():
+    """What a failed import leaves is finalised while locks are held; waiting there hung the next import."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def items():
+        yield 1
+        asked.set()
+        go_on.wait()
+        yield 2
+
+    reading = ahead(items())
+    assert next(reading) == 1
+    asked.wait()
+    leaving = threading.Thread(target=reading.close)
+    leaving.start()
+    leaving.join(10)
+    waited = leaving.is_alive()
+    go_on.set()
+    assert not waited

@@ -1,0 +1,301 @@
+"""Questions to the store: answered as table, JSON or CSV, and nothing is changed by asking."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.stores import add, questions, say
+
+from curate.status import survey
+from schemas.store import writing
+
+ROWS = [{"prompt": f"Question {n}?", "response": f"Answer {n}."} for n in range(60)]
+
+
+@pytest.fixture
+def filled(tmp_path: Path, curate: Callable[..., Any]) -> Path:
+    """A folder with a store of sixty conversations."""
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS), encoding="utf-8")
+    assert curate("import", "rows.jsonl").returncode == 0
+    return tmp_path
+
+
+def test_a_question_is_answered_as_a_table_json_or_csv(filled: Path, curate: Callable[..., Any]) -> None:
+    query = "SELECT id, conversations[1] AS turn FROM conversations ORDER BY id"
+    table = curate("sql", query)
+    assert "40 rows are shown" in table.stderr
+    assert len(json.loads(curate("sql", query, "--json").stdout)) == 60
+    rows = list(csv.DictReader(io.StringIO(curate("sql", query, "--csv", "--limit", "50").stdout)))
+    assert len(rows) == 50
+    assert json.loads(rows[0]["turn"])["from"] == "human"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM conversations",
+        "SELECT 1; DROP TABLE conversations",
+        "COPY conversations TO 'stolen.csv'",
+        "ATTACH 'other.duckdb'",
+        "EXPLAIN ANALYZE COPY conversations TO 'stolen.csv'",
+        "PRAGMA threads = 1",
+        "",
+    ],
+)
+def test_nothing_can_be_changed_by_a_question(filled: Path, curate: Callable[..., Any], query: str) -> None:
+    files = sorted(filled.iterdir())
+    ran = curate("sql", query)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("Error: curate sql only reads")
+    assert len(ran.stderr.splitlines()) == 2
+    assert sorted(filled.iterdir()) == files
+
+
+def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate: Callable[..., Any]) -> None:
+    for query, wrong, hint in (
+        ("SELECT nothing FROM conversations c", "nothing", "curate sql 'DESCRIBE conversations' lists the columns."),
+        (
+            "SELECT o.nothing FROM origins o, sources",
+            "nothing",
+            "curate sql 'DESCRIBE origins', curate sql 'DESCR",
+        ),
+        ("SELECT nothing FROM nowhere", "nowhere", "curate sql 'SHOW TABLES' lists the tables, "),
+        ("SELECT 1 FROM conversations JOIN origins USING (id)", '"id"', "curate sql 'SHOW TABLES' lists the tables, "),
+    ):
+        ran = curate("sql", query)
+        assert ran.returncode == 1
+        assert wrong in ran.stderr
+        assert "bindings: :" not in ran.stderr
+        assert f"  → {hint}" in ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("sign", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\u2066"])
+def test_no_output_turns_around_or_obeys_what_stands_in_the_data(
+    filled: Path, curate: Callable[..., Any], sign: str
+) -> None:
+    query = f"SELECT '{sign}evil' AS cell"
+    assert sign not in curate("sql", query).stdout
+    as_json = curate("sql", query, "--json").stdout
+    assert sign not in as_json
+    assert json.loads(as_json) == [{"cell": f"{sign}evil"}]
+    for wrong in (["rejects", "--source", sign], ["trace", f"{sign}:1"], ["export", f"{sign}@1", "--to", "x"]):
+        ran = curate(*wrong)
+        assert ran.returncode == 1
+        assert sign not in ran.stderr
+
+
+def test_a_terminal_without_our_characters_shows_their_numbers(filled: Path, curate: Callable[..., Any]) -> None:
+    ran = curate("sql", "SELECT 'ü…' AS cell", PYTHONIOENCODING="ascii")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "\\xfc\\u2026" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status", "--store", "\udcff.db"],
+        ["trace", "\udcff"],
+        ["sql", "SELECT '\udcff'"],
+        ["select", "--where", "\udcff"],
+        ["import", "\udcff.csv"],
+        ["score", "--set=train.model=\udcff"],
+        ["\udcff"],
+    ],
+    ids=ascii,
+)
+def test_words_that_are_not_utf_8_are_refused_before_anything_is_done(
+    filled: Path, curate: Callable[..., Any], command: list[str]
+) -> None:
+    (filled / "\udcff.csv").write_text("question,answer\nWhy?,Because.\n")
+    before = sorted(filled.iterdir())
+    ran = curate(*command)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.match(r"Error: What was typed is not UTF-8: .*\\udcff.*\.\n  → ", ran.stderr)
+    assert len(ran.stderr.splitlines()) == 2
+    assert sorted(filled.iterdir()) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None:
+    command = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()", "status"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, cwd=filled, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 2)
+    assert ran.stderr.startswith("Error: What is printed cannot be written: the disk is full.")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["import", ""], "The name of a file is empty."),
+        (["status", "--store", ""], "The name of the store is empty."),
+        (["status", "--store", "nowhere/x.db"], "The folder nowhere for the store is not there."),
+        (["score", "--why", ""], "The id is empty."),
+        (
+            [
+                "import",
+                "rows.jsonl",
+                *["--group-by", "prompt", "--order-by", "response", "--role", "prompt", "--text", "prompt"],
+            ],
+            "rows.jsonl: The columns prompt, response cannot be read as long",
+        ),
+        (["select", "--where", "left(prompt, 99999999999) = 'x'"], ""),
+        (["select", "--where", " or ".join(f"words = {n}" for n in range(3000))], ""),
+    ],
+    ids=lambda given: str(given)[:40],
+)
+def test_what_cannot_be_meant_is_said_in_two_short_lines(
+    filled: Path, curate: Callable[..., Any], command: list[str], said: str
+) -> None:
+    if command[0] == "score":
+        assert curate("score").returncode == 0
+    ran = curate(*command)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"Error: {said}")
+    assert len(ran.stderr.splitlines()) == 2
+    assert len(ran.stderr) < 1000
+    assert "try_cast" not in ran.stderr
+
+
+def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[..., Any]) -> None:
+    query = "SELECT x.i AS id, y.i AS id FROM range(2) x(i), range(5, 6) y(i) ORDER BY ALL"
+    assert json.loads(curate("sql", query, "--json").stdout) == [{"id": 0, "id_2": 5}, {"id": 1, "id_2": 5}]
+    assert curate("sql", query, "--csv").stdout.splitlines() == ["id,id_2", "0,5", "1,5"]
+    table = [line.split() for line in curate("sql", query).stdout.splitlines()]
+    assert [row for row in table if row in (["id", "id_2"], ["0", "5"])] == [["id", "id_2"], ["0", "5"]]
+
+
+@pytest.mark.parametrize("how", [(), ("--json",), ("--csv",)], ids=str)
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("SELECT TIMESTAMPTZ '2026-03-01 12:00:00+00' AS at", "2026-03-01 12:00:00+00"),
+        ("SELECT [{'zone': TIMESTAMPTZ '2026-03-01 12:00:00+00'}] AS at; -- in a list", "2026-03-01 12:00:00+00"),
+        ("SELECT imported_at FROM sources", "+00"),
+        ("SELECT * FROM migrations ORDER BY number LIMIT 1", "+00"),
+        ("FROM verdicts", ""),
+        ("SUMMARIZE versions", "frozen_at"),
+    ],
+)
+def test_a_time_is_shown(
+    filled: Path, curate: Callable[..., Any], query: str, shown: str, how: tuple[str, ...]
+) -> None:
+    ran = curate("sql", query, *how, TZ="UTC", COLUMNS="200")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert shown in ran.stdout
+
+
+@pytest.mark.parametrize("how", [(), ("--json",), ("--csv",)], ids=str)
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("SELECT INTERVAL 99999999 YEARS AS span", "99999999 years"),
+        ("SELECT [{'INTERVAL': INTERVAL 1 MONTH}] AS span", "1 month"),
+        ("SELECT MAP {INTERVAL 1 YEAR: 2} AS span", "1 year"),
+    ],
+)
+def test_a_span_of_time_is_shown_however_long(
+    filled: Path, curate: Callable[..., Any], query: str, shown: str, how: tuple[str, ...]
+) -> None:
+    ran = curate("sql", query, *how)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert shown in ran.stdout
+
+
+@pytest.mark.parametrize("name", ["statements", "connection", "asked", "query", "duckdb"])
+def test_a_question_reads_tables_and_no_variables_of_ours(filled: Path, curate: Callable[..., Any], name: str) -> None:
+    ran = curate("sql", f"FROM {name}")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"Error: Catalog Error: Table with name {name} does not exist!")
+
+
+@pytest.mark.parametrize("how", ["--json", "--csv"])
+def test_a_question_that_fails_behind_the_first_rows_is_explained(
+    filled: Path, curate: Callable[..., Any], how: str
+) -> None:
+    late = "SELECT CAST(if(i < 90000, '1', 'one') AS INTEGER) AS n FROM range(100000) t(i)"
+    ran = curate("sql", late, how)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Error: Conversion Error: Could not convert string 'one'")
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_status_says_what_there_is_and_what_comes_next(filled: Path, curate: Callable[..., Any]) -> None:
+    shown = curate("status").stdout
+    assert "60 conversations from 1 file" in shown
+    assert "Next: curate score" in shown
+    found = json.loads(curate("status", "--json").stdout)
+    assert found["counts"]["kept"] == 60
+    assert found["sources"][0]["rows_read"] == 60
+
+
+@pytest.mark.parametrize(
+    ("runs", "following"),
+    [
+        ([], "curate train desk@2"),
+        ([("desk@2", "running"), ("desk@2", "failed"), ("desk@1", "done")], "curate train desk@2"),
+        ([("desk@2", "done"), ("desk@2", "running"), ("desk@1", "done")], "curate verify r1"),
+        ([("desk@2", "done"), ("desk@2", "done"), ("desk@2", "failed")], "curate verify r2"),
+    ],
+)
+def test_the_status_leads_to_the_latest_run_that_is_done(
+    tmp_path: Path, runs: list[tuple[str, str]], following: str
+) -> None:
+    (talk,) = add(tmp_path / "x.duckdb", questions(1))
+    say(tmp_path / "x.duckdb", talk, "keep")
+    with writing(tmp_path / "x.duckdb") as connection:
+        connection.execute("INSERT INTO scores SELECT id FROM conversations")
+        for number in (1, 2):
+            made = "INSERT INTO versions VALUES ('desk@' || $1, 'desk', $1, 'd', NULL, '{}', '{}', to_timestamp($1))"
+            connection.execute(made, [number])
+            connection.execute("INSERT INTO members VALUES ('desk@' || $1, $2, 'train')", [number, talk])
+        for number, (version, status) in enumerate(runs, 1):
+            row = "('r' || $1, $2, 'd', 'adapters/r' || $1, NULL, $3, '{}', '{}', to_timestamp($1), NULL)"
+            connection.execute(f"INSERT INTO runs VALUES {row}", [number, version, status])
+        assert survey(connection)["next"] == following
+
+
+def test_the_status_names_the_folder_that_an_interrupted_run_has(tmp_path: Path) -> None:
+    there = tmp_path / "adapters" / "r1"
+    (tmp_path / "adapters" / "r1.partial").mkdir(parents=True)
+    with writing(tmp_path / "x.duckdb") as connection:
+        row = "('r1', 'desk@1', 'd', ?, NULL, 'interrupted', '{}', '{}', now(), NULL)"
+        connection.execute(f"INSERT INTO runs VALUES {row}", [str(there)])
+        assert survey(connection)["runs"][0]["adapter"] == f"{there}.partial"
+
+
+def test_the_status_leads_back_to_select_and_freeze_when_what_is_kept_has_changed(
+    filled: Path, curate: Callable[..., Any]
+) -> None:
+    def follows(*arguments: str) -> str:
+        ran = curate(*arguments)
+        assert ran.returncode == 0, ran.stderr
+        return str(json.loads(curate("status", "--json").stdout)["next"])
+
+    short = "--set=select.rules.short=answer_words < 9"
+    curate("score")
+    assert follows("select", short) == "curate freeze NAME"
+    assert follows("freeze", "desk", short) == "curate train desk@1"
+    assert follows("select", short, "--set=select.rules.long=answer_words < 99") == "curate freeze desk"
+    assert follows("select", short) == "curate train desk@1"
+    with writing(filled / "curate.duckdb") as connection:
+        ((one,),) = connection.execute("SELECT min(id) FROM conversations").fetchall()
+    say(filled / "curate.duckdb", one, "drop")
+    assert follows("status") == "curate freeze desk"
+    (filled / "more.jsonl").write_text(json.dumps({"prompt": "New?", "response": "Yes."}) + "\n", encoding="utf-8")
+    assert follows("import", "more.jsonl") == "curate score"
+    assert follows("score") == "curate select"
+
+
+def test_without_a_store_the_status_says_how_to_make_one(curate: Callable[..., Any]) -> None:
+    ran = curate("status")
+    assert ran.returncode == 1
+    assert "curate import" in ran.stderr

@@ -1,0 +1,178 @@
+"""Templates are proven token for token, the page that says so is true, and what is not proven is not trained."""
+
+import json
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+import polars as pl
+import pytest
+from support.stores import add, chat
+from support.tokenizers import CHATML, save_tokenizer
+from support.training import TINY, make_project, run_here, section
+
+from curate.cli.views.plans import templates_page
+from curate.versions.freeze import freeze
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection, check_recipe
+from schemas.store import writing
+from train.plan.plan import plan, prepare
+from train.runs.fit import train_version
+from train.tokens.chat_template import OWN_TEMPLATES, own_names, unsloth_templates
+from train.tokens.template_parity import check_samples, prove, prove_all, samples_of
+from train.tokens.tokenizer import Tokenizer
+
+PAGE = (OWN_TEMPLATES / "TEMPLATES.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def proofs():
+    try:
+        version("unsloth")
+    except PackageNotFoundError:
+        pytest.skip("unsloth is not installed")
+    return prove_all()
+
+
+@pytest.mark.slow
+def test_every_template_is_proven_under_each_of_its_names(proofs):
+    names = {name for proof in proofs for name in proof.names}
+    assert names == {*own_names(), *unsloth_templates()}
+    assert len(unsloth_templates()) >= 47
+    assert {proof.names: proof.problem for proof in proofs if proof.problem} == {}
+    assert all(proof.equal == proof.taken >= 7 for proof in proofs)
+
+
+@pytest.mark.slow
+def test_the_page_of_templates_is_what_the_proofs_say(proofs):
+    page = templates_page(proofs)
+    table = [line for line in page.splitlines() if not line.startswith("Versions")]
+    assert table == [line for line in PAGE.splitlines() if not line.startswith("Versions")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.load(folder)
+
+
+def test_what_becomes_of_tools_reasoning_and_white_space_is_stated(tokenizer):
+    proof = prove(["plain"], CHATML, tokenizer)
+    facts = (proof.taken, proof.equal, proof.stop, proof.prefix, proof.tools, proof.reasoning, proof.spaces)
+    assert facts == (7, 7, "<|im_end|>", "holds", "calls left out", "all", "kept")
+    trimming = CHATML.replace("message.content", "(message.content.split('</think>') | last | trim)")
+    proof = prove(["trimming"], trimming, tokenizer)
+    assert (proof.reasoning, proof.spaces, proof.problem) == ("none", "trimmed", None)
+    assert prove(["counting"], CHATML + "{{ messages | length }}", tokenizer).prefix == "no"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m.role + m.content }}\n{% endfor %}", "No special token ends turn 2"),
+        (CHATML.replace("message.content", "message.content[:3]"), "writes an answer otherwise when it is marked"),
+        ("{{ bos_token + bos_token }}" + CHATML, "It begins with <s> twice."),
+    ],
+)
+def test_a_template_that_cannot_be_proven_says_why(folder, tmp_path, template, reason):
+    (tmp_path / "mine.jinja").write_text(template)
+    ran = run_here("templates", str(tmp_path / "mine.jinja"), "--model", str(folder))
+    assert ran.exit_code == 1
+    assert reason in " ".join(ran.output.split())
+
+
+def test_a_template_that_is_no_jinja_is_told_so(curate, folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text(CHATML.replace("{% for", "{% forr"))
+    ran = curate("templates", "mine.jinja", "--model", str(folder))
+    assert ran.returncode == 1
+    assert "is no valid Jinja" in ran.stderr
+
+
+def test_where_marking_changes_a_rendering_the_first_differing_token_is_shown(tokenizer):
+    problem = prove(["cutting"], CHATML.replace("message.content", "message.content[:3]"), tokenizer).problem
+    assert problem is not None
+    assert "token 11 is 'l', marked it is '<|im_end|>'" in problem
+
+
+# --------------------------------------------------------------------------------------------------- before training
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, folder):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "curate.duckdb"
+    add(path, [chat("Hi", "<think>hm</think>Hello", *["And?", "No."] * 20), chat("Hi", "Hello")])
+    with writing(path) as connection:
+        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    recipe = TrainSection(model=str(folder), max_length=200, long="split", reasoning="strip")
+    return prepare(path, "chats", recipe)
+
+
+@pytest.fixture(scope="module")
+def transformers_tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_version_is_compared_with_transformers_window_by_window(prepared, transformers_tokenizer):
+    assert prepared.rendered["window"].drop_nulls().len() > 1
+    samples = json.loads(json.dumps(samples_of(prepared)))  # as another process gets them
+    assert check_samples(samples, transformers_tokenizer) == prepared.rendered.height
+
+
+def test_a_token_that_transformers_would_not_give_stops_the_training(prepared, transformers_tokenizer):
+    ids = pl.col("input_ids")
+    wrong = pl.concat_list(ids.list.head(4), pl.lit(5, pl.Int32), ids.list.tail(ids.list.len() - 5))
+    tampered = replace(prepared, rendered=prepared.rendered.with_columns(wrong.alias("input_ids")))
+    with pytest.raises(TrainError, match=r"token 4 is 5 '<\|im_sep\|>' here and 4 '<\|im_end\|>' there"):
+        check_samples(samples_of(tampered), transformers_tokenizer)
+
+
+def test_a_tokenizer_that_joins_what_a_prompt_ends_with_is_refused_with_that_template(prepared, tmp_path):
+    store, recipe = tmp_path / "curate.duckdb", prepared.section.model_copy(update={"model": str(TINY)})
+    assert samples_of(prepare(store, "chats", recipe.model_copy(update={"template": "chatml"})))["rows"]
+    joined = prepare(store, "chats", recipe.model_copy(update={"template": "llama-3"}))
+    with pytest.raises(TrainError, match=r"the prompt of the template llama-3 ends in other tokens") as refused:
+        samples_of(joined)
+    assert "is 227 'Ċ' here and 289 'ĊĊ' there" in refused.value.what
+    assert "such as chatml" in refused.value.hint
+    found = {proof.names[0]: proof.prefix for proof in prove_all(TINY, ["chatml", "llama-3"])}
+    assert found == {"chatml": "holds", "llama-3": "no"}
+    planned = plan(joined)
+    assert (planned.refusal, planned.way_out) == (refused.value.what, refused.value.hint)
+
+
+def test_answers_that_all_begin_with_line_breaks_are_the_datas_own_and_no_fault_of_the_template(tmp_path):
+    path = tmp_path / "curate.duckdb"
+    add(path, [chat(f"Hi {number}", "\n\nHello there") for number in range(3)])
+    with writing(path) as connection:
+        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    recipe = TrainSection(model=str(TINY), template="chatml")
+    taken = prepare(path, "chats", recipe)
+    planned = plan(taken)
+    assert (planned.refusal, len(samples_of(taken)["rows"])) == (None, 3)
+    assert planned.lint == {"tokens across the start of an answer": 3}
+    refused = prepare(path, "chats", recipe.model_copy(update={"template": "llama-3"}))
+    with pytest.raises(TrainError, match=r"the prompt of the template llama-3 ends in other tokens"):
+        samples_of(refused)
+
+
+@pytest.mark.slow
+def test_a_run_refuses_where_transformers_reads_the_tokenizer_otherwise(tmp_path):
+    store = make_project(tmp_path)
+    config = tmp_path / "tiny" / "tokenizer_config.json"
+    written = json.loads(config.read_text()) | {"tokenizer_class": "LlamaTokenizer"}
+    config.write_text(json.dumps(written))
+    with pytest.raises(TrainError, match="other tokens here than transformers' apply_chat_template: token"):
+        train_version(store, "support@1", section(model=str(tmp_path / "tiny"), engine="transformers"))
+
+
+def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(sample):
+    ran = run_here("templates", "tokenizer", "--model", str(sample / "tiny"), "--json")
+    (proof,) = json.loads(ran.stdout)
+    assert ran.exit_code == 0
+    assert (proof["proven"], proof["equal"], proof["tools"]) == (True, 8, "tools and calls")

@@ -1,0 +1,243 @@
+"""The rules: what each refuses, what it says, and that all of them together equal a plain statement of the demands."""
+
+import itertools
+import json
+import random
+
+import polars as pl
+import pytest
+
+from curate.ingest.repairs import MENDS, mend
+from curate.ingest.validation import RULES, Limits, validate
+from schemas.control_tokens import CONTROL_TOKENS
+
+CALL = '{"name": "add", "arguments": {"a": 1.0}}'
+
+
+def turns(*conversations: list[tuple]) -> pl.DataFrame:
+    """A turns frame; a turn is (role, words) or (role, words, tool_call_id)."""
+    rows = [
+        {"row": n, "from": turn[0], "value": turn[1], "tool_call_id": turn[2] if len(turn) > 2 else None}
+        for n, talk in enumerate(conversations)
+        for turn in talk
+    ]
+    schema = {"row": pl.Int64, "from": pl.String, "value": pl.String, "tool_call_id": pl.String}
+    return pl.DataFrame(rows, schema=schema).with_columns(train=pl.lit(True))
+
+
+def codes(*conversations: list[tuple], **options) -> list[tuple[int, str]]:
+    return validate(turns(*conversations), **options).select("row", "code").rows()
+
+
+SOUND = [
+    [("human", "Hi"), ("gpt", "Hello")],
+    [("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Bye")],
+    [("human", "1+1?"), ("function_call", CALL), ("observation", "2"), ("gpt", "2")],
+    [("human", "1+1?"), ("gpt", "Let me see."), ("function_call", CALL), ("observation", "2"), ("gpt", "2")],
+    [("human", "?"), ("function_call", f"[{CALL}, {CALL}]"), ("observation", "2"), ("observation", "2"), ("gpt", "2")],
+    [("human", "?"), ("function_call", CALL), ("observation", "0"), ("function_call", CALL), ("observation", "2"),
+     ("gpt", "2")],
+]  # fmt: skip
+
+
+def test_sound_conversations_have_no_findings():
+    assert codes(*SOUND) == []
+
+
+REFUSED = {
+    "unknown-role": [("wizard", "Hi"), ("gpt", "Hello")],
+    "empty-question": [("human", " \n"), ("gpt", "Hello")],
+    "empty-answer": [("human", "Hi"), ("gpt", "")],
+    "empty-turn": [("system", ""), ("human", "Hi"), ("gpt", "Hello")],
+    "not-ending-with-assistant": [("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")],
+    "misplaced-system": [("human", "Hi"), ("system", "Be brief."), ("gpt", "Hello")],
+    "not-starting-with-user": [("system", "Be brief."), ("gpt", "Welcome"), ("human", "Hi"), ("gpt", "Hello")],
+    "same-role-twice": [("human", "Hi"), ("gpt", "Hello"), ("gpt", "Still there?")],
+    "unanswered-tool-call": [("human", "1+1?"), ("function_call", CALL), ("gpt", "2")],
+    "result-without-call": [("human", "1+1?"), ("observation", "2"), ("gpt", "2")],
+    "wrong-order": [("human", "?"), ("function_call", CALL), ("observation", "2"), ("human", "So?"), ("gpt", "2")],
+    "broken-tool-call": [("human", "1+1?"), ("function_call", '{"name": "add", "arguments": "a=1"}')],
+    "mismatched-results": [
+        ("human", "?"),
+        ("function_call", '{"name": "add", "arguments": {}, "id": "c1"}'),
+        ("observation", "2", "c2"),
+        ("gpt", "2"),
+    ],
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_a_broken_rule_is_found_by_its_code(code):
+    found = validate(turns(SOUND[0], REFUSED[code], SOUND[1])).filter(pl.col("severity") == "reject")
+    assert found.select("row", "code").rows() == [(1, code)]
+
+
+def test_every_rule_that_refuses_has_a_case():
+    refusing = {code for code, rule in RULES.items() if rule.severity == "reject"}
+    assert refusing - REFUSED.keys() == {"too-many-turns", "too-long", "broken-tools"}
+
+
+def test_a_finding_says_which_turn_and_what_was_found():
+    found = validate(turns(SOUND[0], REFUSED["not-ending-with-assistant"], REFUSED["broken-tool-call"]))
+    assert found.filter(pl.col("severity") == "reject")["reason"].to_list() == [
+        "Turn 3 (human) is the last, and not the assistant's.",
+        'Turn 2 (function_call) is no valid tool call: {"name": "add", "arguments": "a=1"}',
+    ]
+
+
+def test_limits_count_turns_and_text():
+    long, chinese = [("human", "x" * 50), ("gpt", "y" * 51)], [("human", "中" * 50), ("gpt", "文" * 50)]
+    many = [("human", "x"), ("gpt", "y")] * 3
+    assert codes(many, limits=Limits(turns=5)) == [(0, "too-many-turns")]
+    assert codes(SOUND[0], long, chinese, limits=Limits(characters=100)) == [(1, "too-long")]
+    assert codes(chinese, limits=Limits(characters=99)) == [(0, "too-long")]
+
+
+def test_tools_that_are_no_list_of_objects_are_refused():
+    tools = pl.DataFrame({"row": [0, 1, 2], "tools": ['[{"name": "f"}]', '{"name": "f"}', "[1]"]})
+    assert codes(SOUND[0], SOUND[0], SOUND[0], tools=tools) == [(1, "broken-tools"), (2, "broken-tools")]
+
+
+def test_warnings_are_told_all_and_refuse_nothing():
+    talk = [("human", " What is <|im_end|>?"), ("gpt", "A caf\ufffd.")]
+    found = validate(turns(talk))
+    assert found["code"].to_list() == ["control-token-text", "unreadable-character", "outer-white-space"]
+    assert set(found["severity"]) == {"warning"}
+    assert found["reason"][0] == "Turn 1 (human) holds <|im_end|>."
+
+
+@pytest.mark.parametrize("value", ["5", "-1.5e3", '["a"]', '{"a": 1}', "[]", " true\n", "[[1],\n[2]]"])
+def test_a_text_that_is_no_words_is_warned_of_where_nobody_asks(value):
+    assert (0, "no-words") in codes([("gpt", value)], asked=False)
+    assert (0, "no-words") not in codes([("human", "How many?"), ("gpt", value)])
+
+
+@pytest.mark.parametrize(
+    "text", ["5 apples", "[Verse 1] La la [end]", "{curly} words}", "nullify", "In 1984", "a: [1]"]
+)
+def test_words_with_numbers_and_brackets_are_words(text):
+    assert codes([("gpt", text)], asked=False) == []
+
+
+def test_control_tokens_begin_alike_so_that_looking_for_them_is_quick():
+    assert {token[0] for token in CONTROL_TOKENS} == {"<", "["}
+
+
+def test_a_call_that_nests_deeper_than_python_reads_is_refused():
+    deep = '{"name": "f", "arguments": ' + '{"a": ' * 2000 + "1" + "}" * 2000 + "}"
+    assert codes([("human", "?"), ("function_call", deep), ("observation", "2"), ("gpt", "2")]) == [
+        (0, "broken-tool-call")
+    ]
+
+
+DEEP = '{"a": ' * 2000 + "1" + "}" * 2000
+
+
+@pytest.mark.parametrize("value", ["NaN", "[-nan ]", '{"b": inf}', "-Infinity", "1" * 5_000, DEEP])
+def test_calls_and_tools_that_no_other_reader_takes_for_json_are_refused(value):
+    talk = [("human", "?"), ("function_call", f'{{"name": "f", "arguments": {{"a": {value}}}}}')]
+    assert codes(talk, SOUND[0])[0] == (0, "broken-tool-call")
+    tools = pl.DataFrame({"row": [0, 1], "tools": ['[{"name": "f, nan, inf]"}]', f'[{{"a": {value}}}]']})
+    assert codes(SOUND[0], SOUND[0], tools=tools) == [(1, "broken-tools")]
+
+
+def test_a_long_decimal_and_nan_in_a_text_are_json():
+    tools = pl.DataFrame({"row": [0], "tools": [f'[{{"pi": 3.{"1" * 5_000}, "text": "is it [1, nan, inf]?"}}]']})
+    assert codes(SOUND[0], tools=tools) == []
+
+
+def test_a_call_that_ends_the_conversation_is_what_is_learned():
+    assert codes([("human", "1+1?"), ("function_call", CALL)]) == [(0, "open-tool-call")]
+
+
+def plain_verdict(talk: list[tuple]) -> bool:
+    """The demands on roles and emptiness, said once more in plain Python."""
+    roles = [turn[0] for turn in talk]
+    rest = roles[1:] if roles[0] == "system" else roles
+    follows = {
+        "human": {"gpt", "function_call"},
+        "gpt": {"human", "function_call"},
+        "function_call": {"observation"},
+        "observation": {"observation", "gpt", "function_call"},
+        "system": set(),
+    }
+    return (
+        all(turn[1].strip() for turn in talk)
+        and rest[:1] == ["human"]
+        and all(b in follows[a] for a, b in itertools.pairwise(rest))
+        and roles[-1] in ("gpt", "function_call")
+        and all(results_match(talk, at) for at, role in enumerate(roles[:-1]) if role == "function_call")
+    )
+
+
+def results_match(talk: list[tuple], at: int) -> bool:
+    """Whether the results that follow the call at `at` are as many as it makes, under its ids, or one without."""
+    calls = json.loads(talk[at][1])
+    ids = [call["id"] for call in calls if "id" in call]
+    results = list(itertools.takewhile(lambda turn: turn[0] == "observation", talk[at + 1 :]))
+    answered = [turn[2] for turn in results if len(turn) > 2]
+    if len(results) != len(calls):
+        return len(results) == 1 and not ids and not answered
+    all_named = len(ids) == len(calls) and len(answered) == len(results)
+    return not all_named or set(ids) == set(answered)
+
+
+def random_turn(rng: random.Random, role: str) -> tuple:
+    """A turn with words, sometimes without; a call is one or two calls, with or without ids."""
+    if role == "function_call":
+        calls = [{"name": "add", "arguments": {}, **({"id": f"c{n}"} if rng.random() < 0.5 else {})} for n in range(2)]
+        return (role, json.dumps(calls[: rng.choice([1, 1, 2])]))
+    id_ = (rng.choice(["c0", "c1"]),) if role == "observation" and rng.random() < 0.5 else ()
+    return (role, rng.choice(["a", "b", "a", "b", "c", " "]), *id_)
+
+
+def test_rules_over_frames_equal_a_plain_statement_of_them():
+    rng = random.Random(11)
+    talks = []
+    for _ in range(20_000):
+        roles = rng.choices(
+            ["system", "human", "gpt", "function_call", "observation"], [1, 5, 5, 4, 5], k=rng.randint(1, 6)
+        )
+        talks.append([random_turn(rng, role) for role in roles])
+    refused = set(validate(turns(*talks)).filter(pl.col("severity") == "reject")["row"])
+    assert refused == {n for n, talk in enumerate(talks) if not plain_verdict(talk)}
+    assert 0 < len(refused) < len(talks)
+
+
+MENDABLE = {
+    "strip": ([("human", " Hi\n"), ("gpt", "Hello ")], [("human", "Hi"), ("gpt", "Hello")]),
+    "trailing-user": ([("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")], [("human", "Hi"), ("gpt", "Hello")]),
+    "leading-assistant": ([("gpt", "Welcome"), ("human", "Hi"), ("gpt", "Hello")], [("human", "Hi"), ("gpt", "Hello")]),
+    "merge-consecutive": (
+        [("human", "Hi"), ("human", "You?"), ("gpt", "Hello")],
+        [("human", "Hi\n\nYou?"), ("gpt", "Hello")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MENDS)
+def test_a_mend_repairs_what_it_names_and_leaves_the_rest(name):
+    broken, whole = MENDABLE[name]
+    mended, touched = mend(turns(SOUND[0], broken, SOUND[1]), [name])
+    assert mended.equals(turns(SOUND[0], whole, SOUND[1]))
+    assert touched.rows() == [(1, [name])]
+
+
+@pytest.mark.parametrize("learned", [(False, True), (True, False)])
+def test_turns_are_not_merged_where_one_is_learned_and_the_other_is_not(learned):
+    talk = turns([("human", "Hi"), ("gpt", "Draft."), ("gpt", "Final.")])
+    talk = talk.with_columns(train=pl.Series([True, *learned]))
+    mended, touched = mend(talk, ["merge-consecutive"])
+    assert mended.equals(talk)
+    assert touched.is_empty()
+    assert [code for _, code in validate(talk).select("row", "code").rows()] == ["same-role-twice"]
+
+
+def test_every_mend_that_a_rule_offers_is_there():
+    assert {rule.mend for rule in RULES.values() if rule.mend} == MENDS.keys()
+
+
+def test_a_conversation_of_which_nothing_would_be_left_stays():
+    mended, touched = mend(turns([("human", "Hi")], SOUND[0]), ["trailing-user"])
+    assert mended.equals(turns([("human", "Hi")], SOUND[0]))
+    assert touched.is_empty()

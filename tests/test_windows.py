@@ -1,0 +1,199 @@
+"""Long conversations as windows: each exchange once, the system turn in each, all in the ledger."""
+
+import json
+import shutil
+import subprocess
+from functools import partial
+
+import polars as pl
+import pytest
+from support.stores import add, chat
+from support.tokenizers import CHATML, save_tokenizer
+from support.training import WORDS, command, conversations, train
+
+from curate.versions.freeze import freeze
+from schemas.conversation import TURN, Conversation, Turn
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection, check_recipe
+from schemas.store import writing
+from train.plan.plan import plan, prepare
+from train.plan.preview import choose_windows, preview, trace_token
+from train.tokens.ledger import check_limits, settle, trainable
+from train.tokens.render import Template, Tokenizer, render
+from train.tokens.windows import render_as, turns_of
+
+TEMPLATE = Template("chatml", CHATML)
+LONG = chat(*(f"{word} {n}" for n in range(1, 6) for word in ("Hi", "Hello")), system="Be kind.")  # 93 tokens
+SHORT = chat("Hi", "Bye", system="Be kind.")
+OTHER = chat("What", "Bye")
+HUGE = chat("Hi", "Hello", "What", "Bye " * 60, "Hi", "Bye")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.load(folder)
+
+
+def frame(*conversations):
+    rows = [{"id": c.id, "conversations": [turn.as_row() for turn in c.turns], "tools": c.tools} for c in conversations]
+    schema = {"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String}
+    return pl.DataFrame(rows, schema=schema).with_columns(split=pl.lit("train"))
+
+
+def recipe(max_length, **more):
+    return TrainSection(long="split", max_length=max_length, **more)
+
+
+def windows(rendered):
+    return rendered["window"].drop_nulls().to_list()
+
+
+def test_a_long_conversation_becomes_windows_of_whole_exchanges_under_its_own_id(tokenizer):
+    rendered = render_as(recipe(55), frame(SHORT, LONG, OTHER), TEMPLATE, tokenizer)
+    assert rendered["id"].to_list() == [SHORT.id, LONG.id, LONG.id, LONG.id, OTHER.id]
+    whole = render(frame(LONG), TEMPLATE, tokenizer)["input_ids"].list.len().item()
+    assert windows(rendered) == [
+        {"number": 1, "of": 3, "first": 2, "last": 5, "whole": whole},
+        {"number": 2, "of": 3, "first": 6, "last": 9, "whole": whole},
+        {"number": 3, "of": 3, "first": 10, "last": 11, "whole": whole},
+    ]
+    assert rendered["input_ids"].list.len().max() <= 55
+
+
+def test_a_window_is_rendered_as_the_conversation_that_it_is(tokenizer):
+    rendered = render_as(recipe(55), frame(LONG), TEMPLATE, tokenizer)
+    for row in rendered.iter_rows(named=True):
+        numbers, _ = turns_of([turn.as_row() for turn in LONG.turns], row["window"])
+        turns = tuple(LONG.turns[number] for number in numbers)
+        alone = render(frame(Conversation(turns)), TEMPLATE, tokenizer).row(0, named=True)
+        assert (row["input_ids"], row["labels"], row["stops"]) == (alone["input_ids"], alone["labels"], alone["stops"])
+        assert turns[0] == Turn("system", "Be kind.")
+
+
+@pytest.mark.parametrize("max_length", [36, 40, 55, 80, 92])
+def test_every_answer_is_learned_once_however_long_a_window_is(tokenizer, max_length):
+    rendered = render_as(recipe(max_length), frame(LONG), TEMPLATE, tokenizer)
+    labels = pl.col("labels").explode().filter(pl.col("labels").explode() != -100)
+    whole = render(frame(LONG), TEMPLATE, tokenizer).select(labels)
+    assert rendered.select(labels).equals(whole)
+    assert (rendered["input_ids"].list.len() <= max_length).all()
+
+
+def test_the_ledger_has_a_row_for_each_window_with_its_turns(tokenizer):
+    section = recipe(55)
+    rendered = render_as(section, frame(SHORT, LONG), TEMPLATE, tokenizer)
+    ledger = settle(rendered, section)
+    assert ledger.select("conversation", "window", "fate", "code", "cut").rows() == [
+        (SHORT.id, None, "kept", None, 0),
+        (LONG.id, 1, "split", "windowed", 0),
+        (LONG.id, 2, "split", "windowed", 0),
+        (LONG.id, 3, "split", "windowed", 0),
+    ]
+    assert ledger["reason"][1] == "Window 1 of 3, turns 2 to 5 of a conversation of 93 tokens."
+    check_limits(ledger, section, partial(settle, rendered))  # nothing is lost, so nothing has to be allowed
+    assert trainable(rendered, ledger)["input_ids"].equals(rendered["input_ids"])
+
+
+def test_an_exchange_that_is_too_long_by_itself_is_dropped_and_has_to_be_allowed(tokenizer):
+    section = recipe(55)
+    rendered = render_as(section, frame(SHORT, HUGE), TEMPLATE, tokenizer)
+    ledger = settle(rendered, section)
+    assert ledger.select("window", "fate", "code").rows() == [
+        (None, "kept", None),
+        (1, "split", "windowed"),
+        (2, "dropped", "too-long"),
+        (3, "split", "windowed"),
+    ]
+    assert ledger["reason"][2] == (
+        f"It has {ledger['tokens'][2]} tokens, 55 are allowed, and it is one exchange, which is not split."
+    )
+    with pytest.raises(TrainError, match=r"1 of 2 conversations would be dropped in part, max_dropped allows 0"):
+        check_limits(ledger, section, partial(settle, rendered))
+    check_limits(ledger, recipe(55, max_dropped=0.5), partial(settle, rendered))
+    assert trainable(rendered, ledger).height == 3
+
+
+def test_an_exchange_is_a_question_and_all_that_leads_to_its_answer(tokenizer):
+    call = Turn("function_call", '{"name": "now"}')
+    turns = (
+        Turn("gpt", "Hello!"),
+        *(Turn("human", "Hi"), Turn("human", "Hi?"), call, Turn("observation", "1"), Turn("gpt", "1")),
+        *(Turn("human", "Bye"), Turn("gpt", "Bye")),
+    )
+    section = recipe(100)
+    template = Template(
+        "calls",
+        CHATML.replace("message.content", "(message.tool_calls|tojson if message.tool_calls else message.content)"),
+    )
+    rendered = render_as(section, frame(Conversation(turns)), template, tokenizer)
+    assert [(window["first"], window["last"]) for window in windows(rendered)] == [(1, 6), (7, 8)]
+
+
+def test_what_fits_is_not_touched(tokenizer):
+    members = frame(LONG, SHORT)
+    assert render_as(recipe(93), members, TEMPLATE, tokenizer).equals(
+        render_as(TrainSection(max_length=93), members, TEMPLATE, tokenizer)
+    )
+
+
+# -------------------------------------------------------------------------------------------------- from the store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "curate.duckdb"
+    add(path, [LONG, SHORT], source="chats.csv")
+    with writing(path) as connection:
+        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    return path
+
+
+def test_plan_and_preview_show_the_windows(store, folder):
+    prepared = prepare(store, "chats", recipe(55, model=str(folder)))
+    planned = plan(prepared)
+    assert planned.fates == {"kept": 1, "split": 3, "truncated": 0, "dropped": 0}
+    assert planned.refusal is None
+    assert prepare(store, "chats", recipe(55, model=str(folder))).rendered.equals(prepared.rendered)  # from the cache
+    shown = [preview(prepared, *each) for each in choose_windows(prepared, [LONG.id], None)]
+    assert [[turn.turn for turn in each.turns] for each in shown] == [[1, 2, 3, 4, 5], [1, 6, 7, 8, 9], [1, 10, 11]]
+    traced = trace_token(prepared, store, LONG.id, shown[1].turns[1].first, 2)
+    assert (traced.turn, traced.role, traced.text) == (6, "human", "Hi")
+
+
+def test_the_command_shows_every_window_or_one(curate, store, folder):
+    options = ("--store", str(store), "--model", str(folder), "--set=train.max_length=55", "--set=train.long=split")
+    shown = json.loads(curate("preview", "chats", *options, "--id", LONG.id, "--json").stdout)
+    assert [each["window"] for each in shown] == [1, 2, 3]
+    assert "window 2" in curate("preview", "chats", *options, "--id", LONG.id, "--window", "2").stdout
+    assert "has a window 9" in curate("preview", "chats", *options, "--window", "9").stderr
+
+
+@pytest.mark.slow
+def test_a_run_on_windows_is_proven_again_with_its_reasoning_skipped(tmp_path, sample):
+    shutil.copytree(sample / "tiny", tmp_path / "tiny")
+    store = tmp_path / "curate.duckdb"
+    words = [f"<think>so</think>The {word} is here." for word in WORDS]
+    talks = [
+        chat(*(text for word in words for text in (f"What about {n}?", word)), system="Be kind.") for n in range(4)
+    ]
+    add(store, [*talks, *conversations()])
+    with writing(store) as connection:
+        freeze(connection, "support", check_recipe({"freeze": {"held_out": 0.2}}, "the test"))
+    split = ("--set=train.long=split", "--set=train.reasoning=skip", "--set=train.max_length=96", "--set=train.steps=2")
+    run = train(tmp_path, *split, "--engine", "transformers")
+    ledger = pl.read_parquet(tmp_path / "adapters" / "r1" / "ledger.parquet")
+    assert set(ledger["fate"]) == {"kept", "split"}
+    trained = ledger.filter(pl.col("split") == "train")
+    assert trained.height > trained["conversation"].n_unique()
+    assert run["manifest"]["tokens"]["conversations"] == trained["conversation"].n_unique()
+    held_out = run["manifest"]["data"]["counts"]["held_out"]
+    card = (tmp_path / "adapters" / "r1" / "README.md").read_text(encoding="utf-8")
+    assert f"{trained['conversation'].n_unique()} to train on, 0 dropped, 0 truncated, {held_out} held out" in card
+    proven = subprocess.run(command("verify", "r1"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert proven.returncode == 0, proven.stdout

@@ -1,0 +1,1 @@
+"""Exported models → whether engines see the tokens of the training."""

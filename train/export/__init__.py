@@ -1,0 +1,1 @@
+"""A run → merged models, GGUF files, Modelfiles and servers."""

@@ -1,0 +1,1 @@
+"""A model and prompts → answers, through the chat template of its training."""

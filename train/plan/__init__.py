@@ -1,0 +1,1 @@
+"""A version and a recipe → what training on it will be."""

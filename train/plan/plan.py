@@ -1,0 +1,245 @@
+"""In: a version and the training section of the recipe. Out: what training on it will be, before anything is loaded.
+
+`prepare` is what plan, preview and train share: the version's conversations, their ids and labels, the ledger.
+`plan` sums it up. No torch, no model: the tokenizer's files are enough.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from schemas.errors import TrainError
+from schemas.recipe import TrainSection
+from schemas.store import reading
+from schemas.version import Version, find_version, read_members
+from train.plan.pack_count import count_packs
+from train.tokens.cache import rendered_version
+from train.tokens.ledger import check_limits, settle
+from train.tokens.render import MASK_POLICY, PINNED_DATE, Progress, Script, Template, Tokenizer, find_template
+from train.tokens.tokenizer import find_tokenizer
+from train.tokens.windows import render_as
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A version made ready for training with one template and one tokenizer."""
+
+    version: Version
+    section: TrainSection
+    template: Template
+    tokenizer: Tokenizer
+    members: pl.DataFrame  # as `read_members` gives them
+    rendered: pl.DataFrame  # columns of `train.tokens.render.RENDERED`, and split
+    ledger: pl.DataFrame  # columns of `train.tokens.ledger.LEDGER`
+
+    def settled(self, section: TrainSection) -> pl.DataFrame:
+        """The ledger under another recipe."""
+        rendered = rendered_version(self.members, self.version.digest, self.template, self.tokenizer, section)
+        return settle(rendered, section)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training will see and do. Tokens and lengths are of the train split, `steps` what the run will do."""
+
+    version: str
+    version_digest: str
+    model: str
+    template: str
+    template_digest: str
+    tokenizer_digest: str
+    mask_policy: str
+    date: str  # what a template that prints the date is given
+    prompt: str  # what asks the model for an answer
+    end_of_turn: list[str]  # the tokens that end the learned answers
+    conversations: dict[str, int]  # split -> how many
+    split: int  # of these, in parts, since they are longer than a sequence
+    fates: dict[str, int]  # kept, truncated, dropped; with long = "split" also split: parts, not conversations
+    tokens: int  # that are trained on
+    learned: int  # of these, with a label
+    tokens_cut: int
+    lengths: list[dict[str, Any]]  # histogram: up_to, conversations (a part counts as one)
+    longest: int
+    max_length: int
+    packing: bool  # whether the run will pack; packs and fill say what packing comes to in any case
+    packs: int
+    fill: float  # share of the packs that holds tokens
+    steps_per_epoch: int
+    steps: int
+    steps_unpacked: int  # the same without packing, as Unsloth trains on a CPU
+    problems: list[dict[str, Any]]  # code, conversations, example, reason: what the ledger drops or cuts
+    too_long: list[dict[str, Any]]  # the longest of them: conversation, tokens, fate
+    lint: dict[str, int]  # what is trained all the same, and should be known
+    refusal: str | None  # why `curate train` would refuse
+    way_out: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return asdict(self)
+
+
+def prepare(
+    store: Path,
+    label: str,
+    section: TrainSection,
+    progress: Progress = lambda *_: None,
+    *,
+    only: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+) -> Prepared:
+    """The version called `label`, rendered with the template and tokenizer of `section`, with its ledger.
+
+    `progress` is told of it where it was not rendered before. With `only` it is those of its members alone, and no
+    more are rendered. Raises `VersionError` and `TrainError`, but not for what
+    the ledger drops: see `check_limits`.
+    """
+    tokenizer = Tokenizer.load(find_tokenizer(section.model))
+    template = find_template(section.template, tokenizer.folder)
+    with reading(store) as connection:
+        version = find_version(connection, label)
+        members = read_members(connection, version)
+    if only is None:
+        rendered = rendered_version(members, version.digest, template, tokenizer, section, progress=progress)
+    else:
+        members = only(members)
+        rendered = render_as(section, members, template, tokenizer, progress)
+    return Prepared(version, section, template, tokenizer, members, rendered, settle(rendered, section))
+
+
+def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
+    """The plan of what was prepared, for a machine with a GPU or without: there Unsloth trains row by row."""
+    section, ledger = prepared.section, prepared.ledger
+    train = ledger.filter((pl.col("split") == "train") & (pl.col("fate") != "dropped"))
+    lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series().to_list()
+    packs = count_packs(lengths, section.max_length)
+    packing = section.packing and (on_gpu or section.engine != "unsloth")
+    per_epoch = _steps(packs if packing else len(lengths), section)
+    refusal = _refusal(prepared)
+    return Plan(
+        version=prepared.version.label,
+        version_digest=prepared.version.digest,
+        model=section.model,
+        template=prepared.template.name,
+        template_digest=prepared.template.digest,
+        tokenizer_digest=prepared.tokenizer.digest,
+        mask_policy=MASK_POLICY,
+        date=f"{PINNED_DATE:%Y-%m-%d}",
+        prompt=Script(prepared.template, prepared.tokenizer).prompt,
+        end_of_turn=_end_of_turn(prepared),
+        conversations=dict(ledger.group_by("split").agg(pl.n_unique("conversation")).sort("split").rows()),
+        split=ledger.filter(pl.col("window").is_not_null())["conversation"].n_unique(),
+        fates={fate: int((ledger["fate"] == fate).sum()) for fate in _fates(section)},
+        tokens=sum(lengths),
+        learned=int(train["learned"].sum()),
+        tokens_cut=int(ledger["cut"].sum()),
+        lengths=_histogram(ledger.filter(pl.col("split") == "train")["tokens"], section.max_length),
+        longest=int(ledger.select(pl.col("tokens").max().fill_null(0)).item()),
+        max_length=section.max_length,
+        packing=packing,
+        packs=packs,
+        fill=sum(lengths) / (packs * section.max_length) if packs else 0.0,
+        steps_per_epoch=per_epoch,
+        steps=section.steps or math.ceil(per_epoch * section.epochs),
+        steps_unpacked=section.steps or math.ceil(_steps(len(lengths), section) * section.epochs),
+        problems=_problems(ledger),
+        too_long=_too_long(ledger),
+        lint=_lint(prepared),
+        refusal=refusal.what if refusal else None,
+        way_out=refusal.hint if refusal else None,
+    )
+
+
+def sees_gpu() -> bool:
+    """Whether torch would find a GPU here, asked of the driver: torch itself takes seconds to load."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()  # AMD's
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _fates(section: TrainSection) -> tuple[str, ...]:
+    return ("kept", *(["split"] if section.long == "split" else []), "truncated", "dropped")
+
+
+def _steps(sequences: int, section: TrainSection) -> int:
+    """Optimiser steps of one epoch, the last one possibly smaller, as transformers' Trainer counts them."""
+    return math.ceil(sequences / section.packs_per_step)
+
+
+def _end_of_turn(prepared: Prepared) -> list[str]:
+    """The tokens that stand at the end of learned answers, as text."""
+    last = prepared.rendered.select(pl.col("input_ids").list.gather(pl.col("stops").cast(pl.List(pl.Int64)) - 1))
+    ids = last.explode("input_ids").drop_nulls().to_series().unique().sort()
+    return [prepared.tokenizer.backend.id_to_token(number) or "" for number in ids]
+
+
+def _histogram(tokens: pl.Series, max_length: int) -> list[dict[str, Any]]:
+    """Conversations by length, in doubling steps; one border is `max_length`."""
+    longest = int(tokens.max() or 0)  # type: ignore[arg-type]
+    borders = sorted({2**power for power in range(5, max(longest, 1).bit_length() + 1)} | {max_length})
+    counted, below = [], 0
+    for border in borders:
+        up_to = int((tokens <= border).sum())
+        counted.append({"up_to": border, "conversations": up_to - below})
+        below = up_to
+    return [entry for entry in counted if entry["conversations"]]
+
+
+def _problems(ledger: pl.DataFrame) -> list[dict[str, Any]]:
+    lost = ledger.filter(pl.col("fate") != "kept").sort("tokens", descending=True)
+    grouped = lost.group_by("fate", "code", maintain_order=True).agg(
+        pl.n_unique("conversation").alias("conversations"),
+        pl.col("cut").sum().alias("tokens_cut"),
+        pl.first("conversation", "reason"),
+    )
+    return (
+        grouped.sort("conversations", descending=True, maintain_order=True)
+        .rename({"conversation": "example"})
+        .to_dicts()
+    )
+
+
+def _too_long(ledger: pl.DataFrame) -> list[dict[str, Any]]:
+    worst = ledger.filter(pl.col("code") == "too-long").sort("tokens", descending=True).head(SHOWN)
+    return worst.select("conversation", "tokens", "fate", "cut").to_dicts()
+
+
+def _lint(prepared: Prepared) -> dict[str, int]:
+    """How many trained conversations have something that their reader should know of."""
+    kept = prepared.ledger.filter(pl.col("fate") != "dropped").select(pl.col("conversation").alias("id"))
+    rows = prepared.rendered.join(kept, on="id", how="semi")
+    with_tools = prepared.members.filter(pl.col("tools").is_not_null()).join(kept, on="id", how="semi").height
+    found = {
+        "special tokens typed by a user": _conversations(rows, pl.col("seen_specials").is_not_null()),
+        "special tokens typed in an answer": _conversations(rows, pl.col("learned_specials").is_not_null()),
+        "turns that the template leaves out": _conversations(rows, pl.col("left_out").list.len() > 0),
+        "tokens across the start of an answer": _conversations(rows, pl.col("straddling") > 0),
+        "tools that the template does not list": 0 if "tools" in prepared.template.text else with_tools,
+    }
+    return {what: count for what, count in found.items() if count}
+
+
+def _conversations(rows: pl.DataFrame, having: pl.Expr) -> int:
+    """Of how many conversations a row has it; one that is split has several."""
+    return rows.filter(having)["id"].n_unique()
+
+
+def _refusal(prepared: Prepared) -> TrainError | None:
+    from train.tokens.template_parity import check_prompts  # which knows what is prepared here
+
+    try:
+        check_limits(prepared.ledger, prepared.section, prepared.settled)
+        check_prompts(prepared)
+    except TrainError as error:
+        return error
+    return None

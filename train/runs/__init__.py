@@ -1,0 +1,1 @@
+"""A version → a run: its adapter, manifest, verification and repetition."""

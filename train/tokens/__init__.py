@@ -1,0 +1,1 @@
+"""Conversations and a chat template → token ids, loss mask and ledger."""

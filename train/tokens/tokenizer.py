@@ -1,0 +1,171 @@
+"""In: a model's folder or name. Out: its tokenizer, as the `tokenizers` library reads it, without torch.
+
+The ids are the ones that transformers gives for the same folder: the same added tokens, no truncation, no
+padding, and special tokens only where the template writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, processors
+from tokenizers import Tokenizer as Backend
+
+from schemas.errors import TrainError
+from schemas.recipe import digest
+from train.tokens.fast_bpe import Words
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that a chat template sees as variables, as in transformers."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer and what a chat template needs to know of it.
+
+    `named` maps `bos_token` … to its text; `stops` are the tokens at which the model's own generation ends.
+    """
+
+    folder: Path
+    backend: Backend
+    named: Mapping[str, str]
+    stops: frozenset[str]
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """The tokenizer in `folder`. Raises `TrainError` where there is none that this library reads."""
+        backend = _backend(folder)
+        config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+        named = {name: _text(config[name]) for name in NAMED_TOKENS if config.get(name) is not None}
+        _add_missing(backend, config, named)
+        return cls(folder, backend, named, _stops(backend, folder, named))
+
+    @cached_property
+    def specials(self) -> frozenset[str]:
+        """The texts that this tokenizer reads as one special token, wherever they stand."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+    @cached_property
+    def special_text(self) -> re.Pattern[str]:
+        """Finds the text of a special token; the longest one where several begin at one place."""
+        longest_first = sorted(self.specials, key=lambda text: (-len(text), text))
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all that decides the ids: vocabulary, merges, normalizer, pre-tokenizer, special tokens."""
+        written = json.loads(self.backend.to_str())
+        parts = {key: written[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        return digest({**parts, "named": dict(self.named)})
+
+    @cached_property
+    def words(self) -> Words | None:
+        """The quick way to ids, for texts that it takes and tokenizers that allow it."""
+        return Words.of(self.backend)
+
+    def encode(self, texts: list[str]) -> list[Encoding]:
+        """The encodings of rendered texts, in parallel; nothing is added before or after."""
+        return self.backend.encode_batch(texts, add_special_tokens=False)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, or nothing where it is none."""
+        return self.backend.token_to_id(token)
+
+
+def find_tokenizer(model: str) -> Path:
+    """The folder with the tokenizer of `model`: a folder, or a name on the Hugging Face hub (small files only).
+
+    Raises `TrainError` when no model is named, or nothing is found.
+    """
+    if not model:
+        raise TrainError("No model is named.", "Give --model FOLDER, or model = … under [train] in the recipe.")
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if len(Path(model).parts) != 2 or model.startswith((".", "~", "/")):
+        raise TrainError(f"There is no model folder at {model}.", "Give a folder, or a name such as owner/model.")
+    return _download(model)
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(TOKENIZER_FILES)))
+    except Exception as error:  # every failure of the hub client, network or name, is one sentence here
+        raise TrainError(
+            f"The tokenizer of {model} is not in a local folder and could not be fetched: {str(error).splitlines()[0]}",
+            "Give --model FOLDER with a tokenizer.json.",
+        ) from error
+
+
+def _backend(folder: Path) -> Backend:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise TrainError(
+            f"{folder} has no tokenizer.json.",
+            "Save the tokenizer in its fast form: AutoTokenizer.from_pretrained(…).save_pretrained(folder).",
+        )
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise TrainError(f"{path} is no tokenizer: {error}", "Save the tokenizer again.") from error
+    backend.no_truncation()
+    backend.no_padding()
+    # Offsets must cover every character; other post-processors trim spaces out of them. Ids are not touched.
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend
+
+
+def _add_missing(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
+    """Add what tokenizer_config.json declares and tokenizer.json lacks, in the order that transformers does."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing = [token for token in _declared(config) if token.content not in known]
+    known |= {token.content for token in missing}
+    missing += [AddedToken(text, special=True, normalized=False) for text in named.values() if text not in known]
+    backend.add_tokens(missing)
+
+
+def _declared(config: Mapping[str, Any]) -> Iterator[AddedToken]:
+    for _, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+        flags = {
+            key: token[key] for key in ("special", "normalized", "lstrip", "rstrip", "single_word") if key in token
+        }
+        yield AddedToken(token["content"], **flags)
+
+
+def _stops(backend: Backend, folder: Path, named: Mapping[str, str]) -> frozenset[str]:
+    """The texts of the tokens that end a generation: the tokenizer's eos and those of generation_config.json."""
+    ids = _read_json(folder / "generation_config.json").get("eos_token_id") or []
+    texts = [backend.id_to_token(number) for number in ([ids] if isinstance(ids, int) else ids)]
+    return frozenset(text for text in (*texts, named.get("eos_token")) if text)
+
+
+def _text(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TrainError(f"{path} is no valid JSON: {error}.", "Save the tokenizer again.") from error
+    return read if isinstance(read, dict) else {}
