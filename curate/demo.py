@@ -18,9 +18,8 @@ from pathlib import Path
 
 from curate.doctor import missing_of
 from schemas.atomic import write_whole
-from schemas.environment import install_command
+from schemas.environment import install_command, installed_version
 from schemas.errors import CurateError, SourceError
-from schemas.run import installed_version
 
 MARK = ".curate-demo"
 """A file in each folder that this made: only such a folder makes room for a new demo."""

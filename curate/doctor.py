@@ -21,13 +21,11 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from curate.cli.console import counted
 from curate.review.argilla import process
-from schemas.environment import DISTRIBUTION, install_command
+from schemas.environment import DISTRIBUTION, count_cores, install_command, installed_version
 from schemas.errors import StoreError
-from schemas.machine import count_cores
-from schemas.run import installed_version
 from schemas.store import reading
+from schemas.text import plural
 
 EXTRAS = {
     "train": "tune a model",
@@ -238,7 +236,7 @@ def _store(path: Path) -> Finding:
             ((found,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
     except StoreError as error:
         return Finding("store", "clash", error.what, error.hint)
-    return Finding("store", "ok", f"{path}, {counted(found, 'conversation')}, {_size(path)}")
+    return Finding("store", "ok", f"{path}, {plural(found, 'conversation')}, {_size(path)}")
 
 
 def _size(path: Path) -> str:
@@ -255,7 +253,7 @@ def _labelling_server() -> Finding:
 
 def _machine(store: Path) -> Finding:
     free = shutil.disk_usage(store.absolute().parent if store.absolute().parent.is_dir() else Path.cwd()).free
-    found = f"{counted(count_cores(), 'core')}, {_memory()}, {free / GIB:.0f} GiB free on the disk of the store"
+    found = f"{plural(count_cores(), 'core')}, {_memory()}, {free / GIB:.0f} GiB free on the disk of the store"
     if free < GIB:
         return Finding("machine", "clash", found, "Free some disk: a store needs about the size of its sources.")
     return Finding("machine", "ok", found)

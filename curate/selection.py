@@ -20,13 +20,15 @@ from curate.scorers import SCORERS
 from curate.scorers.runner import check_not_empty, plan, scorer_names, stored_columns
 from schemas.cluster import Clustering, find_clustering
 from schemas.conversation import FIRST_QUESTION_SQL
+from schemas.digest import canonical_json, digest
 from schemas.errors import RecipeError, nearest
-from schemas.recipe import Recipe, canonical_json, digest
-from schemas.rule import Expression, told
+from schemas.recipe import Recipe
+from schemas.rule import Expression
 from schemas.store import reading, writing
+from schemas.text import shorten
 
-KEPT_SQL = "SELECT conversation FROM standing WHERE kept"
-"""The ids that a freeze takes. The view `standing` (schemas/migrations.py) is the definition."""
+KEPT_SQL = "SELECT conversation FROM current_verdicts WHERE kept"
+"""The ids that a freeze takes. The view `current_verdicts` (schemas/views.py) is the definition."""
 
 RULE = "rule"
 """The author of a rule's verdicts, in `verdicts.by_whom`; every other author is a person."""
@@ -188,7 +190,7 @@ def _column(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ..
         return _metadata_column(name)
     known = [*FACTS, NEAR_DUPLICATE, *scorer_names(), *stored_columns(connection), *keys]
     raise RecipeError(
-        f"{rule.where}: {told(rule.text)!r} reads {name}, which is not known{nearest(name, known)}",
+        f"{rule.where}: {shorten(rule.text)!r} reads {name}, which is not known{nearest(name, known)}",
         f"A rule can read {', '.join(dict.fromkeys([*FACTS, NEAR_DUPLICATE, *scorer_names()]))} and {META}.COLUMN.",
     )
 
@@ -205,7 +207,9 @@ def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression)
         SELECT count(*) FROM conversations c
         WHERE {JUDGED} AND id NOT IN (SELECT conversation FROM scores WHERE {there})""").fetchall()[0][0]
     if count:
-        what = f"{rule.where}: {told(rule.text)!r} reads {column}, which is not computed for {count:,} conversations."
+        what = (
+            f"{rule.where}: {shorten(rule.text)!r} reads {column}, which is not computed for {count:,} conversations."
+        )
         raise RecipeError(what, "curate score")
     return Column(f's."{column}"', score=column)
 
@@ -215,7 +219,7 @@ def _near_duplicate_column(connection: DuckDBPyConnection, rule: Expression) -> 
     clustering = find_clustering(connection)
     if clustering is None or (count := uncompared(connection, clustering)):
         which = "for any conversation" if clustering is None else f"for {count:,} conversations that came in later"
-        what = f"{rule.where}: {told(rule.text)!r} reads {NEAR_DUPLICATE}, which is not known {which}."
+        what = f"{rule.where}: {shorten(rule.text)!r} reads {NEAR_DUPLICATE}, which is not known {which}."
         raise RecipeError(what, "curate dedup")
     return Column("c.id IN (SELECT conversation FROM clusters WHERE nearest IS NOT NULL)")
 
@@ -240,7 +244,7 @@ def _named_metadata_column(connection: DuckDBPyConnection, key: str, rule: Expre
     keys = _metadata_keys(connection)
     if key not in keys:
         listed = f"There are {', '.join(sorted(keys))}." if keys else "No source has columns beside the conversation."
-        what = f"{rule.where}: {told(rule.text)!r} reads {META}.{key}, which no source has{nearest(key, keys)}"
+        what = f"{rule.where}: {shorten(rule.text)!r} reads {META}.{key}, which no source has{nearest(key, keys)}"
         raise RecipeError(what, listed)
     return _metadata_column(key)
 
@@ -321,7 +325,7 @@ def _judge(connection: DuckDBPyConnection, rules: Sequence[Expression], columns:
         rule = _failing(connection, rules, conditions, facts)
         of_metadata = rule is not None and any(columns[".".join(parts)].metadata for parts in rule.names)
         hint = _CAST_HINT if isinstance(error, duckdb.ConversionException) and of_metadata else _VALUES_HINT
-        named = "The rules" if rule is None else f"{rule.where}: {told(rule.text)!r}"
+        named = "The rules" if rule is None else f"{rule.where}: {shorten(rule.text)!r}"
         raise RecipeError(f"{named} cannot be applied: {str(error).splitlines()[0][:300]}", hint) from error
 
 
@@ -354,7 +358,7 @@ def _condition(connection: DuckDBPyConnection, rule: Expression, columns: Mappin
     sql, kind = _in_facts(connection, rule, columns, facts)
     if kind != "BOOLEAN":
         raise RecipeError(
-            f"{rule.where}: {told(rule.text)!r} is no condition, it gives {kind}.", "Compare it with something."
+            f"{rule.where}: {shorten(rule.text)!r} is no condition, it gives {kind}.", "Compare it with something."
         )
     return sql
 
@@ -373,7 +377,7 @@ def _in_facts(
     try:
         return sql, str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts}) LIMIT 0").types[0])
     except duckdb.Error as error:
-        raise RecipeError(f"{rule.where}: {told(rule.text)!r}: {str(error).splitlines()[0]}", _CAST_HINT) from error
+        raise RecipeError(f"{rule.where}: {shorten(rule.text)!r}: {str(error).splitlines()[0]}", _CAST_HINT) from error
 
 
 def _write(connection: DuckDBPyConnection, selection: str, written: Mapping[str, str], recipe: Recipe) -> int:
@@ -426,7 +430,7 @@ def _selection(
     ]
     saved, dropped = connection.execute(
         """SELECT count(*) FILTER (st.kept AND j.rule IS NOT NULL), count(*) FILTER (NOT st.kept AND j.rule IS NULL)
-           FROM standing st JOIN judged j USING (conversation) WHERE st.by_whom <> ?""",
+           FROM current_verdicts st JOIN judged j USING (conversation) WHERE st.by_whom <> ?""",
         [RULE],
     ).fetchall()[0]
     editions = connection.sql(

@@ -7,7 +7,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from schemas.run import as_found, partial_of
+from schemas.run import partial_of, resolve_run
 from schemas.store import folder_of
 
 SOURCES_SQL = """
@@ -18,8 +18,8 @@ SOURCES_SQL = """
 """
 COUNTS_SQL = """
     SELECT (SELECT count(*) FROM conversations) AS conversations,
-           (SELECT count(*) FROM standing WHERE kept) AS kept,
-           (SELECT count(*) FROM standing WHERE by_whom IS NOT NULL) AS judged,
+           (SELECT count(*) FROM current_verdicts WHERE kept) AS kept,
+           (SELECT count(*) FROM current_verdicts WHERE by_whom IS NOT NULL) AS judged,
            (SELECT count(*) FROM (
                SELECT verdict FROM verdicts WHERE by_whom <> 'rule'
                QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
@@ -30,9 +30,9 @@ COUNTS_SQL = """
            (SELECT count(*) FROM rejects WHERE closed_by IS NOT NULL) AS closed_rejects,
            (SELECT count(*) FROM rejects r JOIN sources s USING (source)
             JOIN sources later ON later.source = r.closed_by
-            WHERE later.imported_at >= s.imported_at AND later.sha256 <> s.sha256) AS mended_rejects
+            WHERE later.imported_at >= s.imported_at AND later.sha256 <> s.sha256) AS corrected_rejects
 """
-"""Of the closed rejects those are mended that a later file brought; the others were refused again and stand open under
+"""Of the closed rejects those are repaired that a later file brought; the others were refused again and stand open under
 their first place (closed by an earlier source), or their very file was read in another way."""
 
 PEOPLE_SQL = """
@@ -59,7 +59,7 @@ UNRULED_SQL = """
 """What came in after the latest selection and waits for the next one."""
 
 MOVED_SQL = """
-    SELECT count(*) FROM (SELECT conversation FROM standing WHERE kept) AS present
+    SELECT count(*) FROM (SELECT conversation FROM current_verdicts WHERE kept) AS present
     FULL JOIN (SELECT conversation FROM members WHERE version = ?) AS frozen USING (conversation)
     WHERE present.conversation IS NULL OR frozen.conversation IS NULL
 """
@@ -92,7 +92,7 @@ def _rows(connection: DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
 
 def _as_it_is(connection: DuckDBPyConnection, run: dict[str, Any]) -> dict[str, Any]:
     """The run as it is now: nobody may be at work on it any more, and the project may have been moved."""
-    status, adapter = as_found(folder_of(connection), run["run"], run["adapter"], run["status"])
+    status, adapter = resolve_run(folder_of(connection), run["run"], run["adapter"], run["status"])
     begun = partial_of(adapter)
     return {**run, "status": status, "adapter": str(begun if begun.is_dir() and not adapter.is_dir() else adapter)}
 

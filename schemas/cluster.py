@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from schemas.recipe import canonical_json
+from schemas.digest import canonical_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
-"""How more of this project is installed: from where it came, as its installed metadata says, into the same place."""
+"""The installation and the machine → package versions, the command that installs an extra, the number of cores."""
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import distribution
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -12,20 +14,20 @@ DISTRIBUTION = "curate-sft"
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra, from the folder or the address that this installation came from.
+    """The command that installs an extra, from the folder or address of this installation.
 
-    >>> where("gguf", None)
+    >>> install_command_for("gguf", None)
     "pip install 'curate-sft[gguf]'"
     """
-    return where(extra, distribution(DISTRIBUTION).read_text("direct_url.json"))
+    return install_command_for(extra, distribution(DISTRIBUTION).read_text("direct_url.json"))
 
 
-def where(extra: str, direct_url: str | None) -> str:
+def install_command_for(extra: str, direct_url: str | None) -> str:
     """The command for an installation with this `direct_url.json`; without one it came from a package index.
 
-    >>> where("train", '{"url": "file:///opt/curate", "dir_info": {"editable": true}}')
+    >>> install_command_for("train", '{"url": "file:///opt/curate", "dir_info": {"editable": true}}')
     "pip install -e '/opt/curate[train]'"
-    >>> where("train", '{"url": "https://host/curate", "vcs_info": {"vcs": "git", "commit_id": "1f"}}')
+    >>> install_command_for("train", '{"url": "https://host/curate", "vcs_info": {"vcs": "git", "commit_id": "1f"}}')
     "pip install 'curate-sft[train] @ git+https://host/curate@1f'"
     """
     if direct_url is None:
@@ -38,3 +40,16 @@ def where(extra: str, direct_url: str | None) -> str:
     vcs = origin.get("vcs_info")
     address = f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}" if vcs else origin["url"]
     return f"pip install '{DISTRIBUTION}[{extra}] @ {address}'"
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def count_cores() -> int:
+    """The CPU cores that this process may use, which a container or taskset can limit."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

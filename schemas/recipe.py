@@ -7,8 +7,6 @@ data part (score, select, freeze) belongs to a version, the train part to a run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +51,7 @@ class ImportSection(Section):
     map: dict[str, str] = Field(
         {}, description="which column is which part of a conversation", examples=[{"question": "body"}]
     )
-    mend: tuple[str, ...] = Field((), description="names of mends to apply, such as trailing-user")
+    repair: tuple[str, ...] = Field((), description="names of repairs to apply, such as trailing-user")
     group_by: str | None = Field(
         None, description="long format: the column that names the conversation", examples=["ticket"]
     )
@@ -281,26 +279,6 @@ class Recipe(Section):
     def train_part(self) -> dict[str, Any]:
         """The decisions that make an adapter of a version."""
         return self.train.model_dump(mode="json")
-
-
-def canonical_json(value: object) -> str:
-    """One text for one value: keys sorted, no white space, characters as they are.
-
-    >>> canonical_json({"b": 1, "a": "é"})
-    '{"a":"é","b":1}'
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def digest(value: object) -> str:
-    """SHA-256 of the canonical JSON of `value`, 64 hex digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_share(text: str, option: str) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 
 from schemas.errors import RecipeError, nearest
+from schemas.text import shorten
 
 Node = dict[str, Any]
 
@@ -99,11 +100,6 @@ class Expression:
         return str(query).removeprefix("SELECT 1 WHERE ")
 
 
-def told(text: str) -> str:
-    """The start of a text that a message repeats."""
-    return text if len(text) <= 300 else f"{text[:300]}…"
-
-
 def _framed(text: str) -> str:
     return f"SELECT 1 WHERE (\n{text}\n)"  # line breaks, so that a comment in the text ends inside
 
@@ -123,19 +119,19 @@ def _parse(text: str, where: str) -> Node:
         raise _too_deep(text, where) from error
     for parsed in (found, alone):  # alone: brackets in the text must not close those of the frame
         if parsed["error"]:
-            message = told(parsed["error_message"])
-            raise RecipeError(f"{where}: {told(text)!r} is no SQL expression: {message}.", _EXAMPLE)
+            message = shorten(parsed["error_message"])
+            raise RecipeError(f"{where}: {shorten(text)!r} is no SQL expression: {message}.", _EXAMPLE)
     node = found["statements"][0]["node"]
     tree: Node | None = node.get("where_clause")
     found["statements"][0]["node"] = {**node, "where_clause": None}
     frame["statements"][0]["node"]["where_clause"] = None
     if tree is None or _placeless(found) != _placeless(frame):
-        raise RecipeError(f"{where}: {told(text)!r} is more than one expression.", _EXAMPLE)
+        raise RecipeError(f"{where}: {shorten(text)!r} is more than one expression.", _EXAMPLE)
     return tree
 
 
 def _too_deep(text: str, where: str) -> RecipeError:
-    return RecipeError(f"{where}: {told(text)!r} is nested too deep.", "Make several rules of it: all must hold.")
+    return RecipeError(f"{where}: {shorten(text)!r} is nested too deep.", "Make several rules of it: all must hold.")
 
 
 def _depth(tree: Node) -> int:
@@ -176,13 +172,13 @@ def _check(node: Node, text: str, where: str) -> None:
     kind = node["class"]
     if kind not in _CLASSES or (kind == "OPERATOR" and node["type"] not in _OPERATORS):
         what = _NAMES.get(kind, node["type"].lower().replace("_", " "))
-        raise RecipeError(f"{where}: {told(text)!r} has {what}, which a rule may not have.", _EXAMPLE)
+        raise RecipeError(f"{where}: {shorten(text)!r} has {what}, which a rule may not have.", _EXAMPLE)
     if kind == "FUNCTION":
         name = node["function_name"]
         plain = len(node["qualified_name"]["path"]) == 1 and not (node.get("filter") or node.get("distinct"))
         if name not in FUNCTIONS or not plain:
             near = nearest(name, FUNCTIONS - {name}, cutoff=0.75)
-            raise RecipeError(f"{where}: {told(text)!r} calls {name}, which a rule may not call{near}", _EXAMPLE)
+            raise RecipeError(f"{where}: {shorten(text)!r} calls {name}, which a rule may not call{near}", _EXAMPLE)
 
 
 def _renamed(value: Any, column: Callable[[tuple[str, ...], bool], str], *, as_number: bool) -> Any:

@@ -19,10 +19,11 @@ from pathlib import Path
 import duckdb
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import listed
 from schemas.atomic import unfinished
 from schemas.errors import StoreError
 from schemas.migrations import MIGRATIONS
+from schemas.text import join_names
+from schemas.views import create_views
 
 logger = logging.getLogger(__name__)
 
@@ -266,6 +267,8 @@ def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
                 "CREATE TABLE migrations (number INTEGER, name VARCHAR, applied_at TIMESTAMPTZ DEFAULT now())"
             )
         step(connection)
+        if number == len(MIGRATIONS):
+            create_views(connection)
         connection.execute("INSERT INTO migrations (number, name) VALUES (?, ?)", [number, step.__name__])
         connection.commit()
 
@@ -280,7 +283,7 @@ def _applied(connection: DuckDBPyConnection, path: Path) -> int:
     known = [(number, step.__name__) for number, step in enumerate(MIGRATIONS, start=1)]
     if not steps or steps[: len(known)] != known[: len(steps)]:
         raise StoreError(
-            f"{path} is a DuckDB file with other tables ({listed(sorted(names), 3)}), not a curate store.",
+            f"{path} is a DuckDB file with other tables ({join_names(sorted(names), 3)}), not a curate store.",
             "Give another --store; nothing was changed in this file.",
         )
     if len(steps) > len(known):

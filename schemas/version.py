@@ -5,7 +5,6 @@ This is where `curate` and `train` meet: the one writes versions, the other read
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,9 +13,9 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import counted
+from schemas.digest import canonical_json, text_digest
 from schemas.errors import VersionError
-from schemas.recipe import canonical_json
+from schemas.text import plural
 
 SPLITS = ("train", "held_out")
 
@@ -48,7 +47,7 @@ def version_digest(members: pl.DataFrame, recipe: dict[str, Any]) -> str:
         pl.concat_str("conversation", pl.lit(" "), "split", pl.lit("\n")).str.join("")
     )
     text = lines.item() if members.height else ""
-    return hashlib.sha256(f"{text}{canonical_json(recipe)}".encode()).hexdigest()
+    return text_digest(f"{text}{canonical_json(recipe)}")
 
 
 def find_version(connection: DuckDBPyConnection, label: str) -> Version:
@@ -84,7 +83,7 @@ def read_members(connection: DuckDBPyConnection, version: Version, split: str | 
     wanted = members.height if split is None else members.filter(pl.col("split") == split).height
     if frame.height != wanted:
         raise VersionError(
-            f"{version.label} has {counted(wanted, 'conversation')}; the store has {frame.height:,} of them.",
+            f"{version.label} has {plural(wanted, 'conversation')}; the store has {frame.height:,} of them.",
             "Rebuild the version from its exported bundle.",
         )
     return frame

@@ -10,8 +10,9 @@ from support.stores import add, chat
 
 from curate.versions.freeze import freeze
 from curate.versions.lineage import trace
+from schemas.manifest import read_manifest
 from schemas.recipe import TrainSection, check_recipe
-from schemas.run import Run, read_manifest, read_runs, write_run
+from schemas.run import Run, read_runs, write_run
 from schemas.store import reading, writing
 from train.engines.batch_size import Settled, Size
 from train.model.adapter import card
@@ -51,15 +52,15 @@ def manifest(tmp_path):
 
 
 def test_its_steps_are_told_in_packs_and_windows_as_they_were_counted(manifest):
-    assert (manifest.seen.words, manifest.seen.epochs) == ("4 packs", 16.0)
+    assert (manifest.coverage.phrase, manifest.coverage.epochs) == ("4 packs", 16.0)
     assert "| conversations | 34 trained, 0 dropped" in card(manifest)
     assert "| seen in training | 4 packs, 16 epochs |" in card(manifest)
     short = manifest.model_copy(update={"engine": manifest.engine | {"sequences": 90}})
-    assert short.seen.words == "64 of 90 packs"
+    assert short.coverage.phrase == "64 of 90 packs"
     split = short.model_copy(
         update={"engine": short.engine | {"packing": False}, "recipe": manifest.recipe | {"long": "split"}}
     )
-    assert split.seen.words == "64 of 90 windows"
+    assert split.coverage.phrase == "64 of 90 windows"
 
 
 def test_it_is_the_run_that_the_same_command_would_begin_today(manifest):

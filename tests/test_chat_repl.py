@@ -8,7 +8,7 @@ from support.training import copy_project
 from curate.cli.chat_repl import Memory, ask
 from curate.cli.views.runs import show_answers
 from schemas.errors import TrainError
-from schemas.run import read_manifest
+from schemas.manifest import read_manifest
 from schemas.store import reading
 from train.inference.chat_log import remember
 from train.inference.generate import Sampling, speak_for
@@ -55,7 +55,7 @@ def test_a_conversation_goes_back_into_the_store_by_command(curate, project):
         rows = connection.sql(
             """SELECT o.metadata->>'chat', len(c.conversations), st.kept FROM origins o
                JOIN sources s USING (source) JOIN conversations c ON c.id = o.conversation
-               JOIN standing st ON st.conversation = c.id WHERE s.path = 'chat:r1' ORDER BY 1"""
+               JOIN current_verdicts st ON st.conversation = c.id WHERE s.path = 'chat:r1' ORDER BY 1"""
         ).fetchall()
     assert rows == [("bad", 5, False), ("good", 3, True)]
 

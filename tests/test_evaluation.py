@@ -7,8 +7,8 @@ import pytest
 from support.training import TINY, make_project, train
 
 from schemas.errors import TrainError
+from schemas.manifest import read_manifest
 from schemas.recipe import TrainSection
-from schemas.run import read_manifest
 
 torch = pytest.importorskip("torch")
 

@@ -14,7 +14,8 @@ from support.training import SECRET, TINY, command, copy_project, make_project, 
 
 from curate.cli.views.runs import show_run, show_runs
 from schemas.errors import TrainError
-from schemas.run import Run, read_manifest, read_runs
+from schemas.manifest import read_manifest
+from schemas.run import Run, read_runs
 from schemas.store import reading
 from train import engines
 from train.inference.generate import Sampling, speak_for

@@ -14,7 +14,7 @@ from support.training import copy_project
 
 from schemas.environment import install_command
 from schemas.errors import ExportError
-from schemas.run import read_manifest
+from schemas.manifest import read_manifest
 from train.checks.serving_parity import check_serving
 from train.export.activations import ROWS
 from train.export.gguf import quantise_run, read_metadata

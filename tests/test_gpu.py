@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from support.training import command, make_project, train
 
-from schemas.run import read_manifest
+from schemas.manifest import read_manifest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

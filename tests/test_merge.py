@@ -8,7 +8,7 @@ import pytest
 from support.training import TINY, command, copy_project
 
 from schemas.errors import CurateError, ExportError, TrainError
-from schemas.run import read_manifest
+from schemas.manifest import read_manifest
 from train.export.merge import merge
 from train.export.source import find_source
 from train.model.base_model import model_digest

@@ -130,7 +130,7 @@ def test_what_lands_together_is_bounded_by_the_columns_beside_the_conversations_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(writer, "PARCEL_BYTES", 3_000)
-    origin = {"row": 1, "line": 1, "key": 1, "metadata": "x" * 1_000, "mends": None, "raw": None}
+    origin = {"row": 1, "line": 1, "key": 1, "metadata": "x" * 1_000, "repairs": None, "raw": None}
     none = [pl.DataFrame(schema=schema) for schema in (writer.ORIGINS, REJECTS, writer.CLOSES)]
     parcel = writer.Parcel(none[0].select("key"), pl.DataFrame([origin], schema=writer.ORIGINS), *none[1:])
     assert [together.rows for together in writer.gather([parcel] * 10)] == [1, 3, 3, 3]
@@ -148,10 +148,10 @@ def test_a_mended_conversation_remembers_its_original(store: Path, tmp_path: Pat
     path = write_jsonl(tmp_path / "chats.jsonl", [row, {"conversations": row["conversations"][:2]}, row])
     refused = import_one(store, path)
     assert refused.rows_rejected == 2
-    mended = import_one(store, path, mend=("trailing-user",))
-    assert mended.source != refused.source
-    assert (mended.rows_duplicate, mended.rows_rejected, mended.mended) == (3, 0, {"trailing-user": 2})
-    query = f'SELECT "row", mends, raw FROM origins WHERE source = \'{mended.source}\' ORDER BY "row"'
+    repaired = import_one(store, path, repair=("trailing-user",))
+    assert repaired.source != refused.source
+    assert (repaired.rows_duplicate, repaired.rows_rejected, repaired.repaired) == (3, 0, {"trailing-user": 2})
+    query = f'SELECT "row", repairs, raw FROM origins WHERE source = \'{repaired.source}\' ORDER BY "row"'
     assert ask(store, query) == [
         (n, *([["trailing-user"], json.dumps(row)] if n != 2 else [None, None])) for n in (1, 2, 3)
     ]
@@ -159,7 +159,7 @@ def test_a_mended_conversation_remembers_its_original(store: Path, tmp_path: Pat
 
 def test_an_unknown_mend_names_those_there_are(store: Path, mixed: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        import_one(store, mixed, mend=("trailing-cat",))
+        import_one(store, mixed, repair=("trailing-cat",))
     assert "trailing-cat" in error.value.what
     assert "trailing-user" in error.value.hint
     assert not store.exists()
@@ -186,23 +186,23 @@ def test_a_dry_run_knows_what_the_store_has(store: Path, mixed: Path, tmp_path: 
 def test_a_dry_run_of_a_file_that_was_imported_tells_what_came_of_it(store: Path, tmp_path: Path) -> None:
     turns = [{"from": who, "value": str(n)} for n, who in enumerate(["human", "gpt", "human"])]
     path = write_jsonl(tmp_path / "chats.jsonl", [{"conversations": turns}, {"conversations": 7}])
-    section = ImportSection(mend=("trailing-user",))
+    section = ImportSection(repair=("trailing-user",))
     import_files(store, [str(path)], section)
     again, rehearsed = (
         import_files(store, [str(path)], section),
         import_files(store, [str(path)], section, dry_run=True),
     )
     assert rehearsed == again
-    assert (rehearsed[0].rejected, rehearsed[0].mended) == ({"not-a-list": 1}, {"trailing-user": 1})
+    assert (rehearsed[0].rejected, rehearsed[0].repaired) == ({"not-a-list": 1}, {"trailing-user": 1})
 
 
 def test_the_same_mends_in_another_order_are_another_import(store: Path, tmp_path: Path) -> None:
     turns = [("human", "Hi "), ("human", "you?"), ("gpt", "Hello")]
     row = {"conversations": [{"from": who, "value": words} for who, words in turns]}
     path = write_jsonl(tmp_path / "chats.jsonl", [row])
-    for mends in (("strip", "merge-consecutive"), ("merge-consecutive", "strip")):
-        assert import_one(store, path, mend=mends).imported_before is None
-        assert import_one(store, path, mend=mends).imported_before == str(path)
+    for repairs in (("strip", "merge-consecutive"), ("merge-consecutive", "strip")):
+        assert import_one(store, path, repair=repairs).imported_before is None
+        assert import_one(store, path, repair=repairs).imported_before == str(path)
     asked = ask(store, "SELECT conversations[1].value FROM conversations ORDER BY 1")
     assert asked == [("Hi\n\nyou?",), ("Hi \n\nyou?",)]
 
@@ -317,10 +317,10 @@ def test_progress_is_told_in_bytes_of_all_files(store: Path, mixed: Path, tmp_pa
 
 def test_options_lie_over_the_recipe() -> None:
     section = ImportSection(map={"question": "a", "answer": "b"}, encoding="cp1252")
-    given = {"shape": None, "map": ["question=c=d"], "mend": [], "max_rejects": "5%"}
+    given = {"shape": None, "map": ["question=c=d"], "repair": [], "max_rejects": "5%"}
     laid = lay_over(section, given)
     assert laid.map == {"question": "c=d", "answer": "b"}
-    assert (laid.encoding, laid.max_rejects, laid.mend) == ("cp1252", 0.05, ())
+    assert (laid.encoding, laid.max_rejects, laid.repair) == ("cp1252", 0.05, ())
     with pytest.raises(RecipeError, match="field=column"):
         lay_over(section, {"map": ["question"]})
     with pytest.raises(RecipeError, match="share"):
@@ -335,7 +335,7 @@ def test_the_import_says_the_sums_the_offer_and_the_next_step(tmp_path: Path, cu
     write_jsonl(tmp_path / "chats.jsonl", chats)
     ran = curate("import", "chats.jsonl")
     assert "2 rows read = 1 conversation + 0 duplicates + 1 rejected" in ran.stdout
-    assert "--mend trailing-user" in ran.stdout
+    assert "--repair trailing-user" in ran.stdout
     assert "curate rejects" in ran.stdout
     assert ran.stderr == ""
 
@@ -372,7 +372,7 @@ def test_where_several_rows_make_a_conversation_the_table_counts_no_rows_as_conv
 
 
 def test_wrong_words_are_refused_in_two_lines(mixed: Path, curate: Callable[..., Any]) -> None:
-    for arguments in (["nosuch.csv"], ["mixed.jsonl", "--mend", "cat"], ["mixed.jsonl", "--map", "x"]):
+    for arguments in (["nosuch.csv"], ["mixed.jsonl", "--repair", "cat"], ["mixed.jsonl", "--map", "x"]):
         ran = curate("import", *arguments)
         assert (ran.returncode, ran.stdout) == (1, "")
         assert len(ran.stderr.splitlines()) == 2

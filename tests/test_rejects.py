@@ -1,4 +1,4 @@
-"""Rejects: grouped, listed, written to a file, mended there, and closed by importing it."""
+"""Rejects: grouped, listed, written to a file, repaired there, and closed by importing it."""
 
 import csv
 import errno
@@ -118,7 +118,7 @@ def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(
     assert open_rejects(store) == [(2, "empty-answer"), (3, "empty-answer"), (4, "ragged-row")]
     with reading(store) as connection:
         (first,), (again,) = trace(connection, "tickets.csv:3"), trace(connection, "fix.csv:2")
-    assert "mended" not in "".join(first.lines())
+    assert "repaired" not in "".join(first.lines())
     assert import_one(store, tickets).closed == 0
     assert f"the reject of {tickets} that it names is the open one" in "".join(again.lines())
     fix.write_text(fix.read_text(encoding="utf-8").replace("2,When?,,", "2,When?,Now.,"), encoding="utf-8")
@@ -126,7 +126,7 @@ def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(
     assert (result.rows_kept, result.rows_rejected, result.closed) == (1, 1, 1)
     assert open_rejects(store) == [(3, "empty-answer"), (4, "ragged-row")]
     shown = curate("status").stdout
-    assert "Rejects   2 open, 1 mended; 3 superseded, as their rows were read again" in shown
+    assert "Rejects   2 open, 1 repaired; 3 superseded, as their rows were read again" in shown
 
 
 def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path, tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"conversations": turns}) + '\n{"conversations": 7}\n', encoding="utf-8")
     assert import_one(store, path).rows_rejected == 2
-    (mended,) = import_files(store, [str(path)], ImportSection(mend=("trailing-user",)))
-    assert (mended.rows_kept, mended.rows_rejected, mended.closed) == (1, 1, 2)
+    (repaired,) = import_files(store, [str(path)], ImportSection(repair=("trailing-user",)))
+    assert (repaired.rows_kept, repaired.rows_rejected, repaired.closed) == (1, 1, 2)
     assert [row for row, _ in open_rejects(store)] == [2]
 
 

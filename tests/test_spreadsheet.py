@@ -395,7 +395,7 @@ def test_a_question_of_ones_own_is_asked_and_its_answers_are_kept(tmp_path, stor
     fill(tmp_path / "a.csv", {LONG.id: {"decision": "keep", "tone": "WARM"}})
     import_sheet(store, recipe.review, tmp_path / "a.csv", "ann")
     with reading(store) as connection:
-        assert connection.sql("SELECT answers->>'tone' FROM opinions").fetchall() == [("warm",)]
+        assert connection.sql("SELECT answers->>'tone' FROM current_answers").fetchall() == [("warm",)]
 
 
 def test_scores_with_parameters_of_the_recipe_are_the_ones_that_suggest(tmp_path, store):

@@ -14,7 +14,8 @@ import pytest
 from support.training import SETTINGS, command, make_project, section, train
 
 from schemas.errors import TrainError
-from schemas.run import read_manifest, read_runs
+from schemas.manifest import read_manifest
+from schemas.run import read_runs
 from schemas.store import reading
 from train.model.checkpoints import newest_complete
 from train.runs.fit import decide

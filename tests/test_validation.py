@@ -7,7 +7,7 @@ import random
 import polars as pl
 import pytest
 
-from curate.ingest.repairs import MENDS, mend
+from curate.ingest.repairs import REPAIRS, repair
 from curate.ingest.validation import RULES, Limits, validate
 from schemas.control_tokens import CONTROL_TOKENS
 
@@ -215,11 +215,11 @@ MENDABLE = {
 }
 
 
-@pytest.mark.parametrize("name", MENDS)
+@pytest.mark.parametrize("name", REPAIRS)
 def test_a_mend_repairs_what_it_names_and_leaves_the_rest(name):
     broken, whole = MENDABLE[name]
-    mended, touched = mend(turns(SOUND[0], broken, SOUND[1]), [name])
-    assert mended.equals(turns(SOUND[0], whole, SOUND[1]))
+    repaired, touched = repair(turns(SOUND[0], broken, SOUND[1]), [name])
+    assert repaired.equals(turns(SOUND[0], whole, SOUND[1]))
     assert touched.rows() == [(1, [name])]
 
 
@@ -227,17 +227,17 @@ def test_a_mend_repairs_what_it_names_and_leaves_the_rest(name):
 def test_turns_are_not_merged_where_one_is_learned_and_the_other_is_not(learned):
     talk = turns([("human", "Hi"), ("gpt", "Draft."), ("gpt", "Final.")])
     talk = talk.with_columns(train=pl.Series([True, *learned]))
-    mended, touched = mend(talk, ["merge-consecutive"])
-    assert mended.equals(talk)
+    repaired, touched = repair(talk, ["merge-consecutive"])
+    assert repaired.equals(talk)
     assert touched.is_empty()
     assert [code for _, code in validate(talk).select("row", "code").rows()] == ["same-role-twice"]
 
 
 def test_every_mend_that_a_rule_offers_is_there():
-    assert {rule.mend for rule in RULES.values() if rule.mend} == MENDS.keys()
+    assert {rule.repair for rule in RULES.values() if rule.repair} == REPAIRS.keys()
 
 
 def test_a_conversation_of_which_nothing_would_be_left_stays():
-    mended, touched = mend(turns([("human", "Hi")], SOUND[0]), ["trailing-user"])
-    assert mended.equals(turns([("human", "Hi")], SOUND[0]))
+    repaired, touched = repair(turns([("human", "Hi")], SOUND[0]), ["trailing-user"])
+    assert repaired.equals(turns([("human", "Hi")], SOUND[0]))
     assert touched.is_empty()

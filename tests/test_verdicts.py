@@ -10,8 +10,9 @@ from curate.review.pull import take_answers
 from curate.review.push import Entry, Place, Prepared, note_records, note_set
 from curate.review.verdicts import judge
 from schemas.conversation import Conversation
+from schemas.digest import canonical_json
 from schemas.errors import RecipeError
-from schemas.recipe import ReviewSection, canonical_json, check_recipe
+from schemas.recipe import ReviewSection, check_recipe
 from schemas.review import ANSWERS, SetPlan, Task
 from schemas.store import reading, writing
 
@@ -55,7 +56,7 @@ def verdicts(store):
 def kept(store):
     with reading(store) as connection:
         rows = connection.sql(
-            "SELECT conversations, tools FROM conversations JOIN standing ON id = conversation WHERE kept"
+            "SELECT conversations, tools FROM conversations JOIN current_verdicts ON id = conversation WHERE kept"
         ).pl()
     return [Conversation.from_row(row) for row in rows.to_dicts()]
 
@@ -317,7 +318,7 @@ def test_the_verdict_of_an_answer_that_is_taken_back_is_taken_back_too(store, ba
     assert (done.verdicts, done.outcomes["undecided"]) == (1, 1)
     assert verdicts(store)[-1] == ("undecided", "ann", "review (majority): taken back")
     with reading(store) as connection:
-        assert connection.sql("SELECT kept, by_whom FROM standing").fetchall() == [(True, None)]
+        assert connection.sql("SELECT kept, by_whom FROM current_verdicts").fetchall() == [(True, None)]
     assert take(store, *rows, present=present).verdicts == 0
     assert take(store, said("ann", at=3, **DROP), present=present).verdicts == 1
     assert kept(store) == []

@@ -10,9 +10,10 @@ import pytest
 from support.training import command, copy_project, run_here
 
 from curate.cli.views.runs import show_retraining
+from schemas.digest import file_digest
 from schemas.errors import TrainError, VersionError
-from schemas.recipe import file_digest
-from schemas.run import Run, read_manifest, read_runs
+from schemas.manifest import read_manifest
+from schemas.run import Run, read_runs
 from schemas.store import reading, writing
 from train import engines
 from train.runs.retrain import Retraining, differences, largest_difference, losses_apart, retrain

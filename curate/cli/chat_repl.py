@@ -1,7 +1,7 @@
 """In: an adapter and questions, from the command line or typed one after the other. Out: the answers of each side.
 
 A side is "base", the model before it was tuned, or "adapter", the same model after; one load serves both. What was
-said can be called good or bad, and is then in the store as a row to train on or to mend.
+said can be called good or bad, and is then in the store as a row to train on or to repair.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from curate.cli.console import note, printable
+from curate.cli.console import note
 from schemas.errors import TrainError
-from schemas.run import read_manifest
+from schemas.manifest import read_manifest
+from schemas.text import printable
 from train.inference.chat_log import OPINIONS, remember
 from train.inference.generate import GREEDY, Sampling, Speaker, speak_for
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from schemas.text import BIDI, printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
     from typer._click import Context, HelpFormatter
@@ -127,33 +129,7 @@ def _longest_word(texts: Sequence[str]) -> int:
     return max(_longest(texts[0].split()), min(longest, WORD)) if is_prose else longest
 
 
-def printable(value: object) -> str:
-    r"""`value` as text that a terminal shows and does not obey: numbers grouped, control characters made visible.
-
-    >>> printable(31034), printable(0.5), printable(None), printable("a\x1b[31m")
-    ('31,034', '0.5', '', 'a␛[31m')
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).translate(_VISIBLE)
-
-
-_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-"""What turns the direction of writing around, also of what stands behind it."""
-
-_VISIBLE = {
-    **dict.fromkeys(_BIDI, 0xFFFD),
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),  # C1: some terminals obey these too
-}
-_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *_BIDI)}
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *BIDI)}
 """For JSON, whose own escapes end at U+001F; read back it is the same."""
 
 
@@ -184,26 +160,6 @@ def fitting(text: str, stream: TextIO) -> str:
     if stream.isatty():
         line.truncate(shutil.get_terminal_size().columns, overflow="ellipsis")
     return line.plain
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and what it counts.
-
-    >>> counted(1, "row"), counted(2000, "row")
-    ('1 row', '2,000 rows')
-    """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def listed(names: Iterable[str], most: int) -> str:
-    """The first names of a list, and how many more there are; one more than `most` is shown instead of counted.
-
-    >>> listed("abc", 2), listed("abcd", 2)
-    ('a, b, c', 'a, b and 2 more')
-    """
-    shown = list(names)
-    more = len(shown) - most
-    return ", ".join(shown) if more <= 1 else f"{', '.join(shown[:most])} and {more:,} more"
 
 
 @contextmanager

@@ -11,16 +11,8 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import (
-    JsonOption,
-    RecipeOption,
-    SetOption,
-    StoreOption,
-    print_json,
-    print_table,
-    printable,
-    progress_bar,
-)
+from curate.cli.console import JsonOption, RecipeOption, SetOption, StoreOption, print_json, print_table, progress_bar
+from schemas.text import printable
 
 PANEL = "Data"
 MOST_ROWS = 10**9
@@ -50,8 +42,8 @@ def import_(
     format: Annotated[
         str | None, typer.Option(help="csv, tsv, jsonl, json or parquet.", show_default="found by suffix and content")
     ] = None,
-    mend: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A mend to apply, such as trailing-user; repeatable.")
+    repair: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A repair to apply, such as trailing-user; repeatable.")
     ] = None,
     group_by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Long format: names the conversation of a row.")
@@ -91,7 +83,7 @@ def import_(
         from schemas.store import store_path
 
         written = {
-            **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "mend": mend},
+            **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
         }
         section = lay_over(load_recipe(recipe, set_ or []).import_, written)
@@ -121,14 +113,14 @@ def rejects(
     list_: Annotated[bool, typer.Option("--list", help="Every row instead of groups.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=MOST_ROWS, help="Rows that --list shows.")] = 50,
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write them to a .csv or .jsonl file to be mended.")
+        Path | None, typer.Option(metavar="FILE", help="Write them to a .csv or .jsonl file to be repaired.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Let --export write over a file.")] = False,
-    rules: Annotated[bool, typer.Option("--rules", help="Show all rules and mends instead.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="Show all rules and repairs instead.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the rows that were refused, and why; or write them to a file that is mended and imported again.
+    """Show the rows that were refused, and why; or write them to a file that is repaired and imported again.
 
     \b
     curate rejects --code empty-answer --export fix.csv

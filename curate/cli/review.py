@@ -16,15 +16,14 @@ from curate.cli.console import (
     RecipeOption,
     SetOption,
     StoreOption,
-    counted,
     note,
     print_json,
     print_table,
-    printable,
     progress_bar,
 )
 from curate.cli.review_server import HomeOption, UrlOption
 from curate.cli.review_server import register as register_server_commands
+from schemas.text import plural, printable
 
 if TYPE_CHECKING:
     from curate.review.agreement import Standing
@@ -115,7 +114,7 @@ def push(
     if as_json:
         return print_json(done.as_json())
     answers = "one answer" if done.overlap == 1 else f"{done.overlap} answers"
-    conversations = counted(done.conversations, "conversation")
+    conversations = plural(done.conversations, "conversation")
     typer.echo(f"{name} on {done.server}: {conversations}, {done.blind:,} blind, {answers} each.")
     typer.echo("Nothing was sent." if dry_run else f"{done.sent:,} sent, {done.unchanged:,} were there just so.")
     _print_unfit(done.unfit)
@@ -213,7 +212,7 @@ def export(
     if as_json:
         return print_json(done.as_json())
     typer.echo(
-        f"{file}: {counted(done.rows, 'conversation')} of the review set {done.review_set}, "
+        f"{file}: {plural(done.rows, 'conversation')} of the review set {done.review_set}, "
         f"{done.blind:,} of them blind."
     )
     _print_unfit(done.unfit)
@@ -278,14 +277,14 @@ def _print_unfit(unfit: list[dict[str, str]]) -> None:
 def _print_filled(file: Path, done: "Filled") -> None:
     """What a sheet brought, and why rows were refused, each reason once."""
     typer.echo(
-        f"{file}: {counted(done.answered, 'row')} with answers, {done.empty:,} still empty, "
+        f"{file}: {plural(done.answered, 'row')} with answers, {done.empty:,} still empty, "
         f"{len(done.refused):,} refused."
     )
     lines: dict[str, list[int]] = {}
     for row in done.refused:  # few: a person filled them in
         lines.setdefault(row["reason"], []).append(row["line"])
     for reason, at in lines.items():
-        more = f" and {counted(len(at) - 1, 'more row')}" if len(at) > 1 else ""
+        more = f" and {plural(len(at) - 1, 'more row')}" if len(at) > 1 else ""
         typer.echo(printable(f"  line {at[0]}{more}: {reason}"))
     for pulled in done.pulled:
         _print_pulled(pulled)
@@ -306,10 +305,10 @@ def _print_pulled(done: "Pulled") -> None:
     if done.to_be_fixed:
         note(f"{done.to_be_fixed:,} are to be fixed and nobody has written how: they are out until somebody does.")
     if done.gone:
-        deleted = counted(done.gone, "record")
+        deleted = plural(done.gone, "record")
         note(f"Deleted on the server: {deleted}; answers pulled before stay, a push puts them back.")
     if done.unknown:
-        note(f"Left alone: {counted(done.unknown, 'answer')} to records that this store did not push.")
+        note(f"Left alone: {plural(done.unknown, 'answer')} to records that this store did not push.")
     if outcomes.get("undecided"):
         note("Undecided: an answer was taken back, and its verdict with it; the rules decide until somebody answers.")
     if outcomes.get("disputed"):

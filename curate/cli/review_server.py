@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import GroupedHelp, JsonOption, counted, note, print_json, print_table, progress_bar
+from curate.cli.console import GroupedHelp, JsonOption, note, print_json, print_table, progress_bar
+from schemas.text import plural
 
 SERVER = "Server"
 
@@ -164,7 +165,7 @@ def backup(
         print_json({"file": file, "answers": answers})
     else:
         typer.echo(
-            f"{file} is written, with {counted(answers, 'answer')}. "
+            f"{file} is written, with {plural(answers, 'answer')}. "
             "It holds the accounts' keys too: keep it to yourself."
         )
 
@@ -187,7 +188,7 @@ def restore(
     if as_json:
         print_json({"home": place, "answers": answers})
     else:
-        typer.echo(f"{place} holds {counted(answers, 'answer')}. Next: curate review serve --home {place}")
+        typer.echo(f"{place} holds {plural(answers, 'answer')}. Next: curate review serve --home {place}")
 
 
 def compose() -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import JsonOption, StoreOption, note, print_json, printable
+from curate.cli.console import JsonOption, StoreOption, note, print_json
+from schemas.text import printable
 
 PANEL = "Look"
 

@@ -12,11 +12,11 @@ from itertools import product
 
 import polars as pl
 
-from curate.cli.console import counted, listed
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import ColumnMapping, Field, Read, Shape
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
+from schemas.text import join_names, plural
 
 __all__ = ["ColumnMapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
 
@@ -133,7 +133,7 @@ def _asked(table: pl.DataFrame, wanted: ImportSection) -> dict[str, str]:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> SourceError:
     names = list(known)
-    return SourceError(f"{name} is no known {kind}{nearest(name, names)}", f"There are: {listed(names, _NAMES)}.")
+    return SourceError(f"{name} is no known {kind}{nearest(name, names)}", f"There are: {join_names(names, _NAMES)}.")
 
 
 # --- what is possible
@@ -285,7 +285,7 @@ def _chosen_only(table: pl.DataFrame) -> str:
 def _nothing_found(
     table: pl.DataFrame, shape: str | None, asked: dict[str, str], unsure: list[ColumnMapping]
 ) -> SourceError:
-    columns = listed(table.columns, _NAMES) or "none"
+    columns = join_names(table.columns, _NAMES) or "none"
     if unsure:
         choice = "Ask for it" if len(unsure) == 1 else "Ask for one of them"
         return SourceError(f"What these columns mean is not certain: {columns}.", _choose(unsure, choice))
@@ -317,7 +317,7 @@ def _mixed(table: pl.DataFrame, mappings: list[ColumnMapping]) -> SourceError | 
     if overlap > 1 or not all(mask.any() for mask in filled):
         return None
     counts = " and ".join(
-        f"{counted(rows, 'row')} {'is' if rows == 1 else 'are'} {_described(mapping)}"
+        f"{plural(rows, 'row')} {'is' if rows == 1 else 'are'} {_described(mapping)}"
         for mask, mapping in zip(filled, mappings, strict=True)
         for rows in [int(mask.sum())]
     )

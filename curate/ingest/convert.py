@@ -15,7 +15,7 @@ import polars as pl
 
 from curate.ingest.column_mapping import ColumnMapping, extend, metadata, to_turns
 from curate.ingest.readers import REJECTS, Batch
-from curate.ingest.repairs import mend
+from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.validation import validate
 from curate.ingest.writer import CLOSES, Parcel
@@ -24,7 +24,7 @@ from schemas.errors import SourceError
 from schemas.recipe import ImportSection
 
 OWN_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
-"""What `curate rejects --export` writes beside a source's own columns. The first names the reject that is mended."""
+"""What `curate rejects --export` writes beside a source's own columns. The first names the reject that is repaired."""
 
 
 EXAMPLES = 3
@@ -73,17 +73,17 @@ def naming(path: str) -> Iterator[None]:
 
 
 def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tuple[Parcel, dict[str, int]]:
-    """Read, mend, validate and fold the rows of one batch; beside the parcel, how often each rule only warned."""
+    """Read, repair, validate and fold the rows of one batch; beside the parcel, how often each rule only warned."""
     table = own_dropped(batch.table)
     read = to_turns(table, mapping)
-    turns, mended = mend(read.turns, section.mend)
+    turns, repaired = repair(read.turns, section.repair)
     findings = validate(turns, read.tools, asked=SHAPES[mapping.shape].asked)
     refused = _refused(read.problems, findings)
     folded = _folded(turns, read.tools, refused)
     members = read.members if read.members.height else None
     parcel = Parcel(
         conversations=folded.select(pl.Series("key", batch.row.gather(folded["row"])), "id", "conversations", "tools"),
-        origins=_origins(batch, metadata(table, mapping), folded["row"], members, mended),
+        origins=_origins(batch, metadata(table, mapping), folded["row"], members, repaired),
         rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, refused, members)]).sort("row"),
         closes=_closes(batch),
     )
@@ -134,7 +134,7 @@ def _folded(turns: pl.DataFrame, tools: pl.DataFrame, refused: pl.DataFrame) -> 
 
 
 def _origins(
-    batch: Batch, metadata: pl.Series, taken: pl.Series, members: pl.DataFrame | None, mended: pl.DataFrame
+    batch: Batch, metadata: pl.Series, taken: pl.Series, members: pl.DataFrame | None, repaired: pl.DataFrame
 ) -> pl.DataFrame:
     """Where the taken conversations came from: one line per row of the source."""
     places = pl.DataFrame({"position": taken, "owner": taken})
@@ -149,12 +149,12 @@ def _origins(
             "metadata": metadata.gather(position),
         }
     )
-    if mended.is_empty():
-        return origins.with_columns(mends=pl.lit(None, pl.List(pl.String)), raw=pl.lit(None, pl.String))
-    mends = places.join(mended, left_on="owner", right_on="row", how="left", maintain_order="left")["mends"]
-    kept_raw = position.filter(mends.is_not_null())
+    if repaired.is_empty():
+        return origins.with_columns(repairs=pl.lit(None, pl.List(pl.String)), raw=pl.lit(None, pl.String))
+    repairs = places.join(repaired, left_on="owner", right_on="row", how="left", maintain_order="left")["repairs"]
+    kept_raw = position.filter(repairs.is_not_null())
     raws = pl.DataFrame({"row": batch.row.gather(kept_raw), "raw": batch.raw(kept_raw)})
-    return origins.with_columns(mends=mends).join(raws, on="row", how="left", maintain_order="left")
+    return origins.with_columns(repairs=repairs).join(raws, on="row", how="left", maintain_order="left")
 
 
 def _rejects(batch: Batch, refused: pl.DataFrame, members: pl.DataFrame | None) -> pl.DataFrame:
@@ -189,7 +189,7 @@ def _first_different(conversations: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _closes(batch: Batch) -> pl.DataFrame:
-    """The rejects that rows say they mend: `source:row` in the first of `OWN_COLUMNS`; `by` is the row that says it."""
+    """The rejects that rows say they repair: `source:row` in the first of `OWN_COLUMNS`; `by` is the row that says it."""
     column = OWN_COLUMNS[0]
     if column not in batch.table.columns:
         return pl.DataFrame(schema=CLOSES)

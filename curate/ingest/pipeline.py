@@ -19,13 +19,12 @@ import duckdb
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import counted
 from curate.ingest.column_mapping import ColumnMapping, find_mapping
 from curate.ingest.convert import Conversion, join_batches, naming, own_dropped
 from curate.ingest.file_hash import Digest, Hashing, stamp
 from curate.ingest.readers import Batch, Source, expand, open_source
 from curate.ingest.readers.byte_stream import ahead
-from curate.ingest.repairs import MENDS
+from curate.ingest.repairs import REPAIRS, STORED_REPAIRS
 from curate.ingest.writer import (
     Parcel,
     Sums,
@@ -39,10 +38,12 @@ from curate.ingest.writer import (
     take_over,
 )
 from schemas.conversation import ID_LENGTH
+from schemas.digest import canonical_json, digest
 from schemas.errors import RecipeError, SourceError
 from schemas.migrations import MIGRATIONS
-from schemas.recipe import OPTIONS, ImportSection, canonical_json, check_recipe, digest, parse_share
+from schemas.recipe import OPTIONS, ImportSection, check_recipe, parse_share
 from schemas.store import reading, writing
+from schemas.text import plural
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of the files have been read, and of how many."""
@@ -55,7 +56,7 @@ REJECTS_TO_KNOW = """
 """
 """The rejects that a dry run may close or name again; their texts only where one is shown as an example."""
 
-MENDS_TO_KNOW = 'SELECT source, "row", conversation, duplicate, mends FROM origins WHERE mends IS NOT NULL'
+REPAIRS_SQL = 'SELECT source, "row", conversation, duplicate, repairs FROM origins WHERE repairs IS NOT NULL'
 
 CLOSED_SQL = """
     SELECT count(*) FROM rejects JOIN sources USING (source) JOIN sources AS closing ON closing.source = closed_by
@@ -90,8 +91,8 @@ class ImportResult:
     """code -> rows"""
     warnings: dict[str, int] = field(default_factory=dict)
     """code -> conversations"""
-    mended: dict[str, int] = field(default_factory=dict)
-    """mend -> rows"""
+    repaired: dict[str, int] = field(default_factory=dict)
+    """repair -> rows"""
     closed: int = 0
     """rejects of earlier imports that these rows brought back"""
     imported_before: str | None = None
@@ -123,7 +124,7 @@ def import_files(
     file cannot be read, can be read in two ways, or loses more rows than `section.max_rejects` allows; then none of
     the files is imported.
     """
-    _check_mends(section.mend)
+    _check_repairs(section.repair)
     files = expand(paths)
     told = _counting(progress, files)
     with hashing or Hashing() as digests:
@@ -186,19 +187,19 @@ def _rehearsal(store: Path) -> Iterator[DuckDBPyConnection]:
                 known_ids = real.sql("SELECT id FROM conversations").to_arrow_table()  # noqa: F841  read by its name
                 known_sources = real.sql("FROM sources").to_arrow_table()  # noqa: F841
                 known_rejects = real.sql(REJECTS_TO_KNOW).to_arrow_table()  # noqa: F841
-                known_mends = real.sql(MENDS_TO_KNOW).to_arrow_table()  # noqa: F841
+                known_repairs = real.sql(REPAIRS_SQL).to_arrow_table()  # noqa: F841
             connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM known_ids")
             connection.execute("INSERT INTO sources FROM known_sources")
             connection.execute("INSERT INTO rejects FROM known_rejects")
-            connection.execute("INSERT INTO origins BY NAME FROM known_mends")
+            connection.execute("INSERT INTO origins BY NAME FROM known_repairs")
         yield connection
 
 
-def _check_mends(names: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in MENDS]
+def _check_repairs(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in REPAIRS]
     if unknown:
-        known = ", ".join(sorted(MENDS))
-        raise RecipeError(f"There is no mend called {', '.join(unknown)}.", f"These are there: {known}.")
+        known = ", ".join(sorted(REPAIRS))
+        raise RecipeError(f"There is no repair called {', '.join(unknown)}.", f"These are there: {known}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,14 +332,14 @@ def _nothing_read(path: str, batches: list[Batch]) -> SourceError:
     first = rejects.row(0, named=True)
     where = f"row {first['row']}" if first["line"] is None else f"line {first['line']}"
     return SourceError(
-        f"{path}: none of its {counted(rejects.height, 'row')} can be read. {where}: {first['reason']}",
+        f"{path}: none of its {plural(rejects.height, 'row')} can be read. {where}: {first['reason']}",
         "If its format or encoding is another one, say so: --format, --encoding.",
     )
 
 
 def _source_id(sha256: str, mapping: ColumnMapping, section: ImportSection) -> str:
     """The id of an import: the same bytes, read in the same way, have the same id under any name."""
-    how = {"encoding": section.encoding, "format": section.format, "mend": list(section.mend)}
+    how = {"encoding": section.encoding, "format": section.format, STORED_REPAIRS: list(section.repair)}
     return digest({"sha256": sha256, **mapping.as_json(), **how})[:ID_LENGTH]
 
 
@@ -367,7 +368,7 @@ def _record(
     """Write the row of `sources`."""
     section = conversion.section
     how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
-    mapping = {**conversion.mapping.as_json(), **how, "mend": list(section.mend)}
+    mapping = {**conversion.mapping.as_json(), **how, STORED_REPAIRS: list(section.repair)}
     connection.execute(
         """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
                                 rows_duplicate, rows_rejected, conversations, warnings)
@@ -397,17 +398,17 @@ def _result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
            ORDER BY count DESC, code""",
         params=[source_id],
     ).pl()
-    mended = connection.execute(
-        """SELECT mend, count(*) FROM (
-               SELECT unnest(mends) AS mend FROM origins WHERE source = ? AND mends IS NOT NULL
-           ) GROUP BY mend ORDER BY mend""",
+    repaired = connection.execute(
+        """SELECT repair, count(*) FROM (
+               SELECT unnest(repairs) AS repair FROM origins WHERE source = ? AND repairs IS NOT NULL
+           ) GROUP BY repair ORDER BY repair""",
         [source_id],
     ).fetchall()
     ((closed,),) = connection.execute(CLOSED_SQL, [source_id]).fetchall()
     return ImportResult(
         **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
         rejected=dict(rejects.select("code", "count").iter_rows()),
-        mended=dict(mended),
+        repaired=dict(repaired),
         closed=closed,
         reject_examples=rejects.drop("count").to_dicts(),
     )
@@ -418,7 +419,7 @@ def _check_losses(result: ImportResult, allowed: float) -> None:
     if lost > allowed:
         reasons = ", ".join(f"{count:,} {code}" for code, count in result.rejected.items())
         raise SourceError(
-            f"{result.path}: {result.rows_rejected:,} of {counted(result.rows_read, 'row')} ({lost:.1%}) would be "
+            f"{result.path}: {result.rows_rejected:,} of {plural(result.rows_read, 'row')} ({lost:.1%}) would be "
             f"rejected, more than the {allowed:.1%} that are allowed: {reasons}. Nothing was imported.",
             "curate import --dry-run shows an example of each; --max-rejects allows more.",
         )

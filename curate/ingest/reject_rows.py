@@ -14,7 +14,7 @@ import polars as pl
 
 from curate.ingest.column_mapping import ColumnMapping, to_turns
 from curate.ingest.convert import OWN_COLUMNS
-from curate.ingest.repairs import mend
+from curate.ingest.repairs import STORED_REPAIRS, repair
 from curate.ingest.shapes.json_cells import members
 
 EXCERPT = 80
@@ -111,7 +111,7 @@ def _turns(mapping: Mapping[str, Any], rejects: pl.DataFrame) -> dict[int, str]:
     columns = dict.fromkeys((column for row, _ in cells.values() for column in row), pl.String)
     table = pl.DataFrame([row for row, _ in cells.values()], schema=columns)
     read = to_turns(table, ColumnMapping(mapping["shape"], mapping["fields"])) if columns else None
-    turns = mend(read.turns, mapping["mend"])[0].partition_by("row", as_dict=True) if read else {}
+    turns = repair(read.turns, mapping[STORED_REPAIRS])[0].partition_by("row", as_dict=True) if read else {}
     found = {}
     for row, (at, (values, turn)) in enumerate(cells.items()):
         spoken = turns[row,].select("from", "value").rows() if (row,) in turns else _elements(values, mapping["fields"])

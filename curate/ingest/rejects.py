@@ -1,6 +1,6 @@
-"""Rejecting: the rows that no import could take, grouped, listed, and written back in their own columns to be mended.
+"""Rejecting: the rows that no import could take, grouped, listed, and written back in their own columns to be repaired.
 
-A mended file is imported like any other; the column `_curate_reject` says which reject a row brings back, and the
+A repaired file is imported like any other; the column `_curate_reject` says which reject a row brings back, and the
 import closes it.
 """
 

@@ -1,6 +1,6 @@
-"""Mending: turns come in, turns with a safe repair go out, and which conversations were touched by which mend.
+"""Mending: turns come in, turns with a safe repair go out, and which conversations were touched by which repair.
 
-A mend is applied only where it is asked for by name, in the order asked; nothing is repaired by default.
+A repair is applied only where it is asked for by name, in the order asked; nothing is repaired by default.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ from schemas.conversation import ASSISTANT_ROLES
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
-    """A repair: what it does in a sentence, and the function from turns to mended turns."""
+class Repair:
+    """A repair: what it does in a sentence, and the function from turns to repaired turns."""
 
     sentence: str
     apply: Callable[[pl.DataFrame], pl.DataFrame]
 
 
-def mend(turns: pl.DataFrame, names: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The turns after the mends called `names`, and `row`, `mends` of the conversations that they changed.
+STORED_REPAIRS = "mend"
+"""The key of the repairs in `sources.mapping`, and in the value that the id of an import is the digest of."""
 
-    A conversation of which a mend would leave nothing stays as it was, and is left to the rules.
+
+def repair(turns: pl.DataFrame, names: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The turns after the repairs called `names`, and `row`, `repairs` of the conversations that they changed.
+
+    A conversation of which a repair would leave nothing stays as it was, and is left to the rules.
     """
-    touched = pl.DataFrame(schema={"row": pl.Int64, "mend": pl.String})
+    touched = pl.DataFrame(schema={"row": pl.Int64, "repair": pl.String})
     for name in names:
-        mended = _none_lost(turns, MENDS[name].apply(turns))
-        changed = _changed(turns, mended)
-        touched = pl.concat([touched, changed.select("row", pl.lit(name).alias("mend"))])
-        turns = mended
-    return turns, touched.group_by("row", maintain_order=True).agg(pl.col("mend").alias("mends")).sort("row")
+        repaired = _none_lost(turns, REPAIRS[name].apply(turns))
+        changed = _changed(turns, repaired)
+        touched = pl.concat([touched, changed.select("row", pl.lit(name).alias("repair"))])
+        turns = repaired
+    return turns, touched.group_by("row", maintain_order=True).agg(pl.col("repair").alias("repairs")).sort("row")
 
 
 def strip(turns: pl.DataFrame) -> pl.DataFrame:
@@ -84,19 +88,19 @@ def merge_consecutive(turns: pl.DataFrame) -> pl.DataFrame:
     return merged.select(turns.columns)
 
 
-MENDS: dict[str, Mend] = {
-    "strip": Mend("Take away white space around every turn.", strip),
-    "trailing-user": Mend("Take away what comes behind the assistant's last turn.", drop_trailing_user),
-    "leading-assistant": Mend("Take away what the assistant says before the first question.", drop_leading_assistant),
-    "merge-consecutive": Mend(
+REPAIRS: dict[str, Repair] = {
+    "strip": Repair("Take away white space around every turn.", strip),
+    "trailing-user": Repair("Take away what comes behind the assistant's last turn.", drop_trailing_user),
+    "leading-assistant": Repair("Take away what the assistant says before the first question.", drop_leading_assistant),
+    "merge-consecutive": Repair(
         "Join turns of one speaker that follow each other, with a blank line.", merge_consecutive
     ),
 }
-"""Every mend by the name that `--mend` takes."""
+"""Every repair by the name that `--repair` takes."""
 
 
 def _none_lost(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """The mended turns, and as they were those of conversations that have none left."""
+    """The repaired turns, and as they were those of conversations that have none left."""
     if before.height == after.height:
         return after
     lost = before.join(after.select("row").unique(), on="row", how="anti", maintain_order="left")

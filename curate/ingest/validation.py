@@ -40,14 +40,14 @@ class Rule:
     """One demand on a conversation: which turns break it, and how that is said.
 
     `breaks` is an expression over the columns of `_seen`; `found` says what was found in such a turn. `sentence`
-    explains the rule itself. `mend` names what `curate import --mend` can do about it.
+    explains the rule itself. `repair` names what `curate import --repair` can do about it.
     """
 
     sentence: str
     breaks: Callable[[Limits], pl.Expr]
     found: Callable[[Limits], pl.Expr]
     severity: Literal["reject", "warning"] = "reject"
-    mend: str | None = None
+    repair: str | None = None
 
 
 def validate(
@@ -174,7 +174,7 @@ RULES: dict[str, Rule] = {
         "A conversation ends with the assistant: there is nothing to learn behind its last answer.",
         lambda _: pl.col("last") & ~ROLE.is_in(list(ASSISTANT_ROLES)),
         _this_turn("is the last, and not the assistant's"),
-        mend="trailing-user",
+        repair="trailing-user",
     ),
     "misplaced-system": Rule(
         "A system prompt stands at the beginning, once.",
@@ -185,13 +185,13 @@ RULES: dict[str, Rule] = {
         "A conversation begins with the user, behind the system prompt where there is one.",
         lambda _: OPENS & ~ROLE.is_in(["human", "system"]),
         _this_turn("comes before any question"),
-        mend="leading-assistant",
+        repair="leading-assistant",
     ),
     "same-role-twice": Rule(
         "User and assistant take turns.",
         lambda _: (ROLE == BEFORE) & ROLE.is_in(["human", "gpt", "function_call"]),
         _beside("follows its like"),
-        mend="merge-consecutive",
+        repair="merge-consecutive",
     ),
     "unanswered-tool-call": Rule(
         "What calls a tool is followed by the tool's result.",
@@ -259,7 +259,7 @@ RULES: dict[str, Rule] = {
         lambda _: pl.col("padded"),
         _this_turn("begins or ends with white space"),
         severity="warning",
-        mend="strip",
+        repair="strip",
     ),
     NO_WORDS: Rule(
         "A text is a number, a list or an object, as if another column were meant; it is learned as it stands.",

@@ -26,7 +26,7 @@ ORIGINS = {
     "line": pl.Int64,
     "key": pl.Int64,
     "metadata": pl.String,
-    "mends": pl.List(pl.String),
+    "repairs": pl.List(pl.String),
     "raw": pl.String,
 }
 CLOSES = {"source": pl.String, "row": pl.Int64, "by": pl.Int64}
@@ -103,7 +103,7 @@ def land(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
     if parcel.origins.height:
         placed = _as_views(_origins(parcel, fresh))  # noqa: F841
         connection.execute(
-            """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, mends, raw FROM placed""", [source]
+            """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, repairs, raw FROM placed""", [source]
         )
     if parcel.rejects.height:
         refused = _as_views(parcel.rejects)  # noqa: F841

@@ -66,7 +66,7 @@ VALUES_SQL = """
 SAID_SQL = """
     SELECT conversation, string_agg(reviewer || ': ' || coalesce(answers ->> 'decision', answers::VARCHAR), '; '
         ORDER BY reviewer) AS said
-    FROM opinions WHERE conversation IN (SELECT conversation FROM differing) GROUP BY conversation ORDER BY conversation
+    FROM current_answers WHERE conversation IN (SELECT conversation FROM differing) GROUP BY conversation ORDER BY conversation
 """
 
 
@@ -250,7 +250,7 @@ def _table(pairs: pl.DataFrame) -> Rows:
 def _disputed(connection: DuckDBPyConnection, section: ReviewSection) -> Rows:
     """The conversations of the wanted sets on which people differ, and who says what."""
     asked = connection.sql(
-        """SELECT DISTINCT conversation FROM opinions WHERE conversation IN (
+        """SELECT DISTINCT conversation FROM current_answers WHERE conversation IN (
                SELECT conversation FROM review_records WHERE review_set IN (SELECT name FROM wanted))"""
     ).pl()["conversation"]
     differing = judge(connection, section, asked.to_list()).of(DISPUTED)

@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import counted
 from curate.review.push import Place, Progress, check_same_place, check_same_questions, read_questions
 from curate.review.verdicts import DISPUTED, TO_BE_FIXED, UNDECIDED, WAITING, judge, write_verdicts
 from curate.selection import RULE
@@ -21,6 +20,7 @@ from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
 from schemas.review import ANSWERS, DISCARDED, DRAFT, SUBMITTED, WITHDRAWN, Question, RemoteSet, ReviewServer
 from schemas.store import reading, writing
+from schemas.text import plural
 
 SHOWN_SQL = """
     SELECT conversation, suggestions, if(lag(shown_at) OVER before IS NULL, TIMESTAMPTZ '-infinity', shown_at) AS since
@@ -196,7 +196,7 @@ def _read_all(
             progress(len(records), total)
     if len(records) < total:
         raise ReviewError(
-            f"{server.url} says that {remote.name} has {counted(total, 'record')} and gave {len(records):,} of them.",
+            f"{server.url} says that {remote.name} has {plural(total, 'record')} and gave {len(records):,} of them.",
             "Somebody may be deleting records just now: pull again.",
         )
     return records, pl.concat(frames)

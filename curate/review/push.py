@@ -15,7 +15,6 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import counted
 from curate.review.questions import (
     MOST_MARKS,
     count_marks,
@@ -40,10 +39,12 @@ from curate.review.queue import (
 from curate.review.verdicts import DISPUTED, judge
 from curate.versions.freeze import check_name
 from schemas.conversation import ASSISTANT_ROLES
+from schemas.digest import canonical_json, digest
 from schemas.errors import CurateError, ReviewError
-from schemas.recipe import Recipe, ReviewSection, canonical_json, digest
+from schemas.recipe import Recipe, ReviewSection
 from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Suggestion, Task
 from schemas.store import reading, writing
+from schemas.text import plural
 
 Progress = Callable[[int, int], None]
 """Told how many tasks have arrived, and of how many."""
@@ -137,7 +138,7 @@ def push(
         _send(server, remote, waiting, arrived, done.unfit, progress=progress)
     except CurateError as error:
         raise ReviewError(
-            f"{error.what} {len(arrived):,} of {counted(len(waiting), 'conversation')} had arrived.",
+            f"{error.what} {len(arrived):,} of {plural(len(waiting), 'conversation')} had arrived.",
             f"{error.hint} The same command goes on from there.".strip(),
         ) from error
     finally:
@@ -176,7 +177,7 @@ def prepare(
 def _refuse_overlap(name: str, said: int | None, overlap: int) -> None:
     if said not in (None, overlap):
         raise ReviewError(
-            f"The set {name} waits for {counted(overlap, 'answer')} each, not for {said}.",
+            f"The set {name} waits for {plural(overlap, 'answer')} each, not for {said}.",
             "Leave --overlap out, or push under another name.",
         )
 
@@ -228,8 +229,12 @@ def _plan(connection: DuckDBPyConnection, recipe: Recipe, questions: tuple[Quest
 
 def disputes(connection: DuckDBPyConnection, section: ReviewSection, *, only_kept: bool = False) -> list[str]:
     """The conversations on which people differ now; with `only_kept` those of them that a freeze takes."""
-    query = "SELECT DISTINCT conversation FROM opinions"
-    kept = " SEMI JOIN standing ON standing.conversation = opinions.conversation AND kept" if only_kept else ""
+    query = "SELECT DISTINCT conversation FROM current_answers"
+    kept = (
+        " SEMI JOIN current_verdicts ON current_verdicts.conversation = current_answers.conversation AND kept"
+        if only_kept
+        else ""
+    )
     asked = connection.sql(query + kept).pl()["conversation"].to_list()
     return judge(connection, section, asked).of(DISPUTED)
 
@@ -387,7 +392,7 @@ def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Map
     if unfit:
         one = unfit[0]
         return ReviewError(
-            f"None of the {counted(len(unfit), 'conversation')} that were chosen can be shown;"
+            f"None of the {plural(len(unfit), 'conversation')} that were chosen can be shown;"
             f" {one['conversation'][:12]}: {one['reason']}.",
             "Choose others: --where",
         )
@@ -404,7 +409,7 @@ def _nothing(connection: DuckDBPyConnection, wanted: Wanted, unfit: Sequence[Map
     if not stored:
         return ReviewError("The store has no conversation yet.", "curate import FILE reads some in.")
     return ReviewError(
-        f"None of the {counted(stored, 'conversation')} fits: not one {_offered_to_people(wanted)}.",
+        f"None of the {plural(stored, 'conversation')} fits: not one {_offered_to_people(wanted)}.",
         _looser(wanted),
     )
 

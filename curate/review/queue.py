@@ -135,7 +135,7 @@ def _ranked(
     connection.register("disputed", pl.DataFrame({"conversation": disputed}, schema={"conversation": pl.String}))
     columns = score_columns(connection, recipe)
     dropped_too = wanted.also_dropped or wanted.why == UNCERTAIN
-    pool = f"""SELECT conversation, place FROM matching JOIN standing USING (conversation)
+    pool = f"""SELECT conversation, place FROM matching JOIN current_verdicts USING (conversation)
                WHERE (kept OR {dropped_too}) AND coalesce(by_whom, '{RULE}') = '{RULE}'"""
     queries = {
         ORDERED: f"SELECT conversation FROM ({pool}) ORDER BY place",

@@ -22,8 +22,9 @@ from curate.review.push import Entry, Place, Prepared, note_members, note_set, n
 from curate.review.questions import MARK, last_answer, learned_turns, numbers_turns
 from curate.review.queue import Wanted
 from schemas.atomic import what_to_do, write_whole
+from schemas.digest import canonical_json
 from schemas.errors import ExportError, ReviewError, SourceError
-from schemas.recipe import Recipe, ReviewSection, canonical_json
+from schemas.recipe import Recipe, ReviewSection
 from schemas.review import ANSWER, ANSWERS, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question, Task
 from schemas.store import writing
 

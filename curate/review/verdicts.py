@@ -35,7 +35,7 @@ OPINIONS_SQL = """
         TRY_CAST(o.answers -> 'issues' AS VARCHAR[]) AS issues,
         TRY_CAST(o.answers -> 'turns' AS INTEGER[]) AS turns,
         o.answers ->> 'answer' AS answer
-    FROM opinions o WHERE o.conversation IN (SELECT conversation FROM asked)
+    FROM current_answers o WHERE o.conversation IN (SELECT conversation FROM asked)
 """
 NEEDED_SQL = """
     SELECT conversation,
@@ -58,7 +58,7 @@ SILENT_SQL = f"""
     JOIN reviews since ON since.conversation = v.conversation AND since.reviewer = before.reviewer
         AND since.status <> 'submitted' AND since.pulled_at > v.decided_at
     WHERE v.verdict <> '{UNDECIDED}' AND v.conversation IN (SELECT conversation FROM asked)
-      AND (v.conversation, before.reviewer) NOT IN (SELECT conversation, reviewer FROM opinions)
+      AND (v.conversation, before.reviewer) NOT IN (SELECT conversation, reviewer FROM current_answers)
     GROUP BY v.conversation
 """
 """Verdicts that were made of an answer which its author has taken back since, and said nothing else."""

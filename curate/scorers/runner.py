@@ -25,8 +25,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from curate.scorers import ENTRY_POINTS, REVISIONS, SCORERS, Scorer
 from curate.scorers.features import MATERIAL, evaluate, material, takes_frame
 from curate.scorers.quality import Penalty
+from schemas.digest import canonical_json, digest
 from schemas.errors import RecipeError, StoreError, VersionError, nearest
-from schemas.recipe import Recipe, canonical_json, digest
+from schemas.recipe import Recipe
 from schemas.store import reading, writing
 
 SLICE = 65_536

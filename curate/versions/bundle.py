@@ -19,7 +19,6 @@ import polars as pl
 import pyarrow.parquet as pq
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import counted, listed
 from curate.versions.bundle_reader import differing, reread
 from curate.versions.card_stats import describe_languages, describe_rejects, describe_scores, describe_sources
 from curate.versions.formats import EXPORTERS
@@ -27,9 +26,10 @@ from curate.versions.formats.dataset_card import CardFacts, write_card
 from curate.versions.formats.format import UNFIT, Exporter, as_lines, as_table, quoted
 from schemas.atomic import unfinished, what_to_do
 from schemas.conversation import unfold
+from schemas.digest import file_digest
+from schemas.environment import installed_version
 from schemas.errors import ExportError, VersionError
-from schemas.recipe import file_digest
-from schemas.run import installed_version
+from schemas.text import join_names, plural
 from schemas.version import SPLITS, Version, check_members, find_version
 
 BUNDLE = 1
@@ -56,7 +56,7 @@ SCORES_SQL = (
     """SELECT s.* FROM scores s JOIN members m USING (conversation) WHERE m.version = ? ORDER BY conversation"""
 )
 ORIGINS_SQL = """
-    SELECT o.conversation, s.path, s.sha256, o."row", o.line, o.duplicate, o.metadata, o.mends, o.raw
+    SELECT o.conversation, s.path, s.sha256, o."row", o.line, o.duplicate, o.metadata, o.repairs, o.raw
     FROM origins o JOIN sources s USING (source) JOIN members m ON m.conversation = o.conversation
     WHERE m.version = ? ORDER BY o.conversation, s.path, o.source, o."row"
 """
@@ -116,7 +116,7 @@ class Exported:
         """The result for people, a few lines."""
         lines = [f"{self.version.label} as {self.format} in {self.to}, read back and the same"]
         lines += [
-            f"  {name}: {counted(one.conversations, 'conversation')} ({one.split})" for name, one in self.files.items()
+            f"  {name}: {plural(one.conversations, 'conversation')} ({one.split})" for name, one in self.files.items()
         ]
         lines += [f"  left out: {count:,}, {reason}" for reason, count in self.reasons.items()]
         return "\n".join(lines)
@@ -260,7 +260,7 @@ def _batches(connection: DuckDBPyConnection, version: Version, sides: Sequence[s
     wanted = sum(version.counts.get(side, 0) for side in sides)
     if count != wanted:
         raise VersionError(
-            f"{version.label} has {counted(wanted, 'conversation')} in {', '.join(sides)}, "
+            f"{version.label} has {plural(wanted, 'conversation')} in {', '.join(sides)}, "
             f"the store has {count:,} of them.",
             "The store was changed by hand; curate restore rebuilds a version from its exported bundle.",
         )
@@ -307,7 +307,7 @@ def _prove(path: Path, exporter: Exporter, count: int) -> None:
             )
     if seen != count:
         raise ExportError(
-            f"Written: {counted(count, 'conversation')}; read back: {seen:,}.", "Try --parquet, or report it."
+            f"Written: {plural(count, 'conversation')}; read back: {seen:,}.", "Try --parquet, or report it."
         )
 
 
@@ -316,7 +316,7 @@ def _refuse_unfit(left_out: pl.DataFrame, version: Version, exporter: Exporter, 
         return
     reasons = "; ".join(f"{count:,}: {reason}" for reason, count in count_reasons(left_out).items())
     raise ExportError(
-        f"{left_out.height:,} of the {counted(sum(version.counts.values()), 'conversation')} of {version.label} "
+        f"{left_out.height:,} of the {plural(sum(version.counts.values()), 'conversation')} of {version.label} "
         f"do not fit {exporter.name} ({reasons}).",
         f"--skip-unfit leaves them out and lists them in {LEFT_OUT}; --format sharegpt holds them all.",
     )
@@ -407,7 +407,7 @@ def _check_target(to: Path, *, force: bool) -> None:
     strange = _strange_entries(to) if to.is_dir() else []
     if strange:
         raise ExportError(
-            f"{to} holds {listed(strange, 3)}, which no export wrote, so it is not replaced.", "Give another --to."
+            f"{to} holds {join_names(strange, 3)}, which no export wrote, so it is not replaced.", "Give another --to."
         )
 
 

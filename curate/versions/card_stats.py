@@ -34,11 +34,11 @@ def describe_sources(connection: DuckDBPyConnection, version: Version) -> list[d
 
 
 def describe_rejects(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
-    """The rows of those sources that were refused, by rule, and how many came back mended."""
+    """The rows of those sources that were refused, by rule, and how many came back repaired."""
     return list(
         connection.sql(
             f"""{LINEAGE_SQL}
-            SELECT code, count(*) AS "rows", count(closed_by) AS "mended since" FROM rejects
+            SELECT code, count(*) AS "rows", count(closed_by) AS "repaired since" FROM rejects
             WHERE source IN (SELECT source FROM lineage JOIN origins ON origins.conversation = ancestor)
             GROUP BY code ORDER BY 2 DESC, code""",
             params={"version": version.label},

@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import counted
 from curate.selection import RULE
 from schemas.conversation import Conversation, Turn
-from schemas.recipe import canonical_json
+from schemas.digest import canonical_json
+from schemas.text import plural
 from schemas.version import Version, find_version
 
 CHANGES = ("added", "removed", "edited", "moved")
@@ -121,7 +121,7 @@ class Comparison:
     def summary(self) -> Iterator[str]:
         """The sums and the changed keys of the recipe, a line each."""
         counts = self.counts
-        yield f"{self.before.label} has {counted(sum(self.before.counts.values()), 'conversation')}, " + (
+        yield f"{self.before.label} has {plural(sum(self.before.counts.values()), 'conversation')}, " + (
             f"{self.after.label} has {sum(self.after.counts.values()):,}:"
         )
         yield ", ".join(f"{count:,} {change}" for change, count in counts.items())

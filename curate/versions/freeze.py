@@ -17,14 +17,15 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import counted
 from curate.scorers.runner import plan
 from curate.selection import KEPT_SQL, NEAR_DUPLICATE, WHERE, latest_selection, uncompared
 from schemas.cluster import Clustering, find_clustering
 from schemas.conversation import FIRST_QUESTION_SQL
+from schemas.digest import canonical_json
 from schemas.errors import VersionError
-from schemas.recipe import Recipe, canonical_json
+from schemas.recipe import Recipe
 from schemas.rule import Expression
+from schemas.text import plural
 from schemas.version import SPLITS, Version, find_version, version_digest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -87,10 +88,10 @@ class Frozen:
         version, counts = self.version, self.version.counts
         state = ("frozen" if self.written else "would be frozen") if self.new else "is this already, nothing was added"
         sides = ", ".join(
-            f"{count:,} {split} ({counted(self.groups[split], 'group')})" for split, count in counts.items()
+            f"{count:,} {split} ({plural(self.groups[split], 'group')})" for split, count in counts.items()
         )
         lines = [
-            f"{version.label} {state}: {counted(sum(counts.values()), 'conversation')} = {sides}",
+            f"{version.label} {state}: {plural(sum(counts.values()), 'conversation')} = {sides}",
             f"digest {version.digest}",
             f"parent {version.parent or 'none'}",
         ]
@@ -192,7 +193,7 @@ def applied_clustering(connection: DuckDBPyConnection, recipe: Recipe) -> dict[s
         raise VersionError(f"The recipe's [dedup] ({canonical_json(now)}) is not what was applied ({then}).", hint)
     if waiting := uncompared(connection, clustering):
         raise VersionError(
-            f"{counted(waiting, 'conversation')} came in after near-duplicates were looked for, so the split could "
+            f"{plural(waiting, 'conversation')} came in after near-duplicates were looked for, so the split could "
             "tear some of them apart.",
             "curate dedup",
         )

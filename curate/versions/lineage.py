@@ -17,11 +17,11 @@ from typing import Any
 import duckdb
 from duckdb import DuckDBPyConnection
 
-from curate.cli.console import listed, printable
 from schemas.conversation import Conversation
 from schemas.errors import SourceError, VersionError
-from schemas.run import LEDGER_FILE, as_found
+from schemas.run import LEDGER_FILE, resolve_run
 from schemas.store import folder_of
+from schemas.text import join_names, printable
 
 PREFIX = re.compile(r"[0-9a-fA-F]{4,32}")
 PLACE = re.compile(r"(?P<file>.+)(?P<by>[:#])(?P<number>\d+)", re.DOTALL)
@@ -61,12 +61,12 @@ TEXT_SQL = """
 """What a record held: the texts of its cells and, as JSON, what stood beside them; or its text as it was read."""
 
 ORIGINS_SQL = """
-    SELECT path, "row", line, duplicate, shape, sha256, imported_at, metadata, mends, raw
+    SELECT path, "row", line, duplicate, shape, sha256, imported_at, metadata, repairs, raw
     FROM origins JOIN sources USING (source) WHERE conversation = ? ORDER BY imported_at, path, "row"
 """
 REJECT_SQL = """
     SELECT s.path, r."row", r.line, r.code, r.reason, r.raw,
-           if(closing.imported_at >= s.imported_at, closing.path, NULL) AS mended_in,
+           if(closing.imported_at >= s.imported_at, closing.path, NULL) AS corrected_in,
            if(closing.imported_at < s.imported_at, closing.path, NULL) AS again_of
     FROM rejects r JOIN sources s USING (source) LEFT JOIN sources closing ON closing.source = r.closed_by
     WHERE r.source = ? AND r."row" = ?
@@ -92,7 +92,7 @@ RUNS_SQL = """
     SELECT run, runs.version, split, status, adapter FROM runs JOIN members ON members.version = runs.version
     WHERE conversation = ? ORDER BY started_at
 """
-STANDING_SQL = "SELECT kept, by_whom, reason FROM standing WHERE conversation = ?"
+STANDING_SQL = "SELECT kept, by_whom, reason FROM current_verdicts WHERE conversation = ?"
 
 Rows = list[dict[str, Any]]
 
@@ -107,9 +107,9 @@ class Refused:
     code: str
     reason: str
     raw: str
-    mended_in: str | None
+    corrected_in: str | None
     again_of: str | None = None
-    """the file whose reject this row was to mend; that one is still open"""
+    """the file whose reject this row was to repair; that one is still open"""
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain values."""
@@ -119,8 +119,8 @@ class Refused:
         """The row for people, line by line."""
         yield f"{_where(self.path, self.row, self.line)} was rejected: {self.code}"
         yield f"  {self.reason}"
-        if self.mended_in:
-            yield f"  brought back mended by {self.mended_in}"
+        if self.corrected_in:
+            yield f"  brought back repaired by {self.corrected_in}"
         if self.again_of:
             yield f"  refused again: the reject of {self.again_of} that it names is the open one"
         yield f"  {_cut(self.raw)}"
@@ -297,7 +297,7 @@ def _no_such_place(connection: DuckDBPyConnection, place: re.Match[str]) -> Vers
         return VersionError(
             f"No record of {file} starts on line {number} or before.", "The first line may be a header."
         )
-    known = f"Imported were {listed(paths, CANDIDATES)}." if paths else "curate import FILE reads some in."
+    known = f"Imported were {join_names(paths, CANDIDATES)}." if paths else "curate import FILE reads some in."
     return VersionError(f"Nothing was imported from {file}.", known)
 
 
@@ -344,7 +344,7 @@ def _read_metadata(origin: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_fate(connection: DuckDBPyConnection, run: dict[str, Any], identity: str) -> dict[str, Any]:
-    status, adapter = as_found(folder_of(connection), run["run"], run["adapter"], run["status"])
+    status, adapter = resolve_run(folder_of(connection), run["run"], run["adapter"], run["status"])
     unfinished = {"ledger": None, "note": "a run writes its ledger when it ends"}
     fate = _fate(connection, adapter, identity) if status == "done" else unfinished
     return {**run, "status": status, "adapter": str(adapter), **fate}
@@ -391,7 +391,9 @@ def _origin_line(origin: dict[str, Any]) -> str:
     parts = [_where(origin["path"], origin["row"], origin["line"])]
     parts += ["as a duplicate"] if origin["duplicate"] else []
     parts += (
-        [f"mended: {', '.join(origin['mends'])}; as it was: {_cut(origin['raw'] or '')}"] if origin["mends"] else []
+        [f"repaired: {', '.join(origin['repairs'])}; as it was: {_cut(origin['raw'] or '')}"]
+        if origin["repairs"]
+        else []
     )
     parts += [f"beside it: {_cut(json.dumps(origin['metadata'], ensure_ascii=False))}"] if origin["metadata"] else []
     return "; ".join(parts)

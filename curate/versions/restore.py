@@ -17,7 +17,6 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
-from curate.cli.console import counted
 from curate.ingest.readers import REJECTS
 from curate.ingest.writer import CLOSES, Parcel, Sums, count, count_conversations, land, set_up
 from curate.versions.bundle import BUNDLE, PROOF
@@ -26,8 +25,9 @@ from curate.versions.formats import EXPORTERS
 from curate.versions.formats.format import Exporter
 from curate.versions.freeze import LAST_NUMBER, NAME, check_name, count_sides, write_members, write_version
 from schemas.conversation import ID_LENGTH
+from schemas.digest import canonical_json, digest, file_digest
 from schemas.errors import VersionError
-from schemas.recipe import canonical_json, digest, file_digest
+from schemas.text import plural
 from schemas.version import SPLITS, Version, find_version, version_digest
 
 SHAPE = "bundle"
@@ -69,7 +69,7 @@ class Restored:
         state = "restored" if self.new else "was here already and is made whole"
         total = sum(self.version.counts.values())
         return (
-            f"{self.version.label} {state}: {counted(total, 'conversation')}, "
+            f"{self.version.label} {state}: {plural(total, 'conversation')}, "
             f"{self.conversations:,} of them new to the store\n"
             f"digest {self.version.digest}, computed from their words"
         )
@@ -118,7 +118,7 @@ def read_bundle(folder: Path) -> Bundle:
     held = sum(stated.conversations for stated in proof.files.values())
     if exporter is None or not exporter.restorable or held != total:
         raise VersionError(
-            f"{folder} is an export as {proof.format} with {held:,} of {counted(total, 'conversation')}, "
+            f"{folder} is an export as {proof.format} with {held:,} of {plural(total, 'conversation')}, "
             "which cannot give back the whole version.",
             "Restore from a bundle with both sides that was exported with --format sharegpt or messages.",
         )
@@ -245,7 +245,7 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
     new = count_conversations(connection) - had
     seen.new += new
     if rows != stated.conversations:
-        seen.odd.append(f"{name} has {counted(rows, 'conversation')} instead of {stated.conversations:,}")
+        seen.odd.append(f"{name} has {plural(rows, 'conversation')} instead of {stated.conversations:,}")
     elif sha256 != stated.sha256:
         seen.odd.append(f"{name} is not the file that was exported")
     if not known:
@@ -266,7 +266,7 @@ def _parcel(records: pl.DataFrame, *, known: bool) -> Parcel:
         "line",
         pl.col("row").alias("key"),
         pl.lit(None, pl.String).alias("metadata"),
-        pl.lit(None, pl.List(pl.String)).alias("mends"),
+        pl.lit(None, pl.List(pl.String)).alias("repairs"),
         pl.lit(None, pl.String).alias("raw"),
     )
     return Parcel(

@@ -19,10 +19,10 @@ from typing import Any
 
 import polars as pl
 
-from curate.cli.console import counted
+from schemas.environment import count_cores
 from schemas.errors import ExportError
-from schemas.machine import count_cores
-from schemas.run import Manifest, read_manifest
+from schemas.manifest import Manifest, read_manifest
+from schemas.text import plural
 from train.export.activations import ROWS, rows_to_weigh, weigh
 from train.export.llamacpp.convert import OUT_TYPES, convert
 from train.export.llamacpp.imatrix import Imatrix, by_gguf_names, write_imatrix
@@ -158,7 +158,7 @@ def _imatrix(store: Path, merged: Path, first: Path, source: Source, report: Rep
     path = first.with_name(f"{source.name}.imatrix")
     if not _is_there(path, source):
         rows = rows_to_weigh(train_rows(store, source, ROWS))
-        report(f"weighing by {counted(len(rows), 'conversation')} of the training split")
+        report(f"weighing by {plural(len(rows), 'conversation')} of the training split")
         with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
             squares = by_gguf_names(weigh(model, rows, _now_and_then(report, "weighed")), first)
         with _named_when_whole(path) as unfinished:

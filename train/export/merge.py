@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from schemas.digest import digest
 from schemas.errors import ExportError
-from schemas.recipe import digest
-from schemas.run import MANIFEST_FILE, Manifest
+from schemas.manifest import MANIFEST_FILE, Manifest
 from train.export.logit_diff import Difference, difference, loaded, model_logits, take_sample, vocabulary_of
 from train.export.source import Source, as_json, beside, check_free, find_source, held_out_rows, placed
 from train.inference.generate import stop_ids

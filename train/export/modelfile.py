@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from schemas.errors import ExportError
-from schemas.run import Manifest
+from schemas.manifest import Manifest
 from train.checks.go_templates import parse, render
 from train.export.gguf import threads
 from train.export.go_template import to_go

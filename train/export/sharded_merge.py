@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
-from curate.cli.console import listed
 from schemas.errors import ExportError
+from schemas.text import join_names
 from train.model.adapter import ADAPTER_FILE, CONFIG_FILE
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -82,7 +82,7 @@ class Adapter:
         lost = sorted(name for name in {*self.deltas, *self.replaced} - there if not self._is_tied(name, there))
         if lost:
             raise ExportError(
-                f"The adapter changes {listed(lost, 1)}, which the files in {folder} do not have "
+                f"The adapter changes {join_names(lost, 1)}, which the files in {folder} do not have "
                 "under these names: they are tied to other weights, or stored in another form.",
                 "Such a model cannot be merged; serve the adapter beside its base, as vLLM and TGI do.",
             )

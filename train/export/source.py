@@ -20,8 +20,8 @@ from pathlib import Path
 import polars as pl
 
 from schemas.errors import ExportError, VersionError
+from schemas.manifest import Manifest, read_manifest
 from schemas.recipe import TrainSection
-from schemas.run import Manifest, read_manifest
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.model.adapter import adapter_digest

@@ -1,7 +1,7 @@
 """In: a conversation with a model, called good or bad. Out: it in the store, as a row whose origin is this chat.
 
 A good one is a candidate like any imported row: the next scoring and selection judge it. A bad one is a candidate
-too, with a person's word against it, so it is found, mended and kept out until somebody does.
+too, with a person's word against it, so it is found, repaired and kept out until somebody does.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from schemas.conversation import Conversation, Turn, fold
+from schemas.digest import digest
 from schemas.errors import TrainError
-from schemas.recipe import digest
-from schemas.run import Manifest
+from schemas.manifest import Manifest
 from schemas.store import writing
 
 OPINIONS = ("good", "bad")

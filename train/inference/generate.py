@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import TrainError
-from schemas.run import read_manifest
+from schemas.manifest import read_manifest
 from train.model.adapter_files import check_weights, explained_weights, read_template
 from train.model.base_model import Method, find_base, load_model, model_digest
 from train.model.log_capture import quiet

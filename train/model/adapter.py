@@ -13,9 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from curate.cli.console import counted
-from schemas.recipe import digest, file_digest
-from schemas.run import MANIFEST_FILE, Manifest
+from schemas.digest import digest, file_digest
+from schemas.manifest import MANIFEST_FILE, Manifest
+from schemas.text import plural
 from train.model.adapter_files import read_settings
 from train.tokens.ledger import write_ledger
 from train.tokens.render import Template
@@ -139,11 +139,12 @@ def provenance(manifest: Manifest) -> tuple[str, str, str]:
     rows = {
         "dataset": f"`{m.data.version}`",
         "dataset digest": f"`{m.data.digest}`",
-        "conversations": f"{m.tokens.conversations:,} {'trained' if m.seen.all_of_it else 'to train on'}, "
+        "conversations": f"{m.tokens.conversations:,} {'trained' if m.coverage.complete else 'to train on'}, "
         f"{m.tokens.dropped:,} dropped, "
         f"{m.tokens.truncated:,} truncated, {m.data.counts.get('held_out', 0):,} held out",
-        "seen in training": f"{m.seen.words}, {m.seen.epochs:.3g} {'epoch' if m.seen.epochs == 1 else 'epochs'}",
-        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} learned",
+        "seen in training": f"{m.coverage.phrase}, {m.coverage.epochs:.3g} "
+        f"{'epoch' if m.coverage.epochs == 1 else 'epochs'}",
+        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.loss_tokens:,} learned",
         "token digest": f"`{m.tokens.digest}`",
         "base model": f"{base}, `{m.model.digest}`",
         "template": f"{m.rendering.template}, `{m.rendering.template_digest}`",
@@ -151,7 +152,7 @@ def provenance(manifest: Manifest) -> tuple[str, str, str]:
         "masks": m.rendering.mask_policy,
         "recipe digest": f"`{m.recipe_digest}`",
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, {'packed' if m.engine['packing'] else 'not packed'}",
-        "machine": f"{m.machine.device_name}, {counted(m.machine.threads, 'thread')}, {m.machine.system}",
+        "machine": f"{m.machine.device_name}, {plural(m.machine.threads, 'thread')}, {m.machine.system}",
         "adapter digest": f"`{m.adapter_digest}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

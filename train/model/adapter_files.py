@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import TrainError
-from schemas.run import Manifest
+from schemas.manifest import Manifest
 from train.tokens.chat_template import Template
 
 

@@ -11,11 +11,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from curate.cli.console import listed
+from schemas.digest import digest, file_digest
 from schemas.errors import TrainError
-from schemas.recipe import digest, file_digest
-from schemas.run import MANIFEST_FILE, Manifest, Run, find_run, read_manifest, read_runs
+from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
+from schemas.run import Run, find_run, read_runs
 from schemas.store import reading
+from schemas.text import join_names
 from train.model.adapter_files import read_settings
 
 Method = Literal["qlora", "lora", "full"]
@@ -172,7 +173,7 @@ def _check_folder(folder: Path, name: str, *, trust_remote_code: bool) -> None:
         raise TrainError(f"{name} is no model: it has no config.json.", "Give the folder of a Hugging Face model.")
     if not _has_safetensors(folder):
         found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        has = f"only pickles ({listed(found, 3)}), which run code when they are opened" if found else "no weights"
+        has = f"only pickles ({join_names(found, 3)}), which run code when they are opened" if found else "no weights"
         raise TrainError(f"{name} has {has}.", "Save it as safetensors: model.save_pretrained(FOLDER).")
     if any(map(_brings_code, (config, folder / "tokenizer_config.json"))) and not trust_remote_code:
         raise TrainError(

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from schemas.recipe import file_digest
+from schemas.digest import file_digest
 
 COMPLETE = "complete.json"
 

@@ -15,9 +15,9 @@ from typing import Any
 import polars as pl
 from tokenizers import Encoding
 
-from curate.cli.console import counted
 from schemas.errors import TrainError, VersionError
 from schemas.store import reading
+from schemas.text import plural
 from train.plan.plan import Prepared
 from train.tokens.render import IGNORED, Piece, Rendering, Script, token_range
 from train.tokens.windows import turns_of
@@ -160,7 +160,7 @@ def trace_token(prepared: Prepared, store: Path, conversation: str, token: int, 
     numbers, member, row, entry = _rows(prepared, conversation, window)
     if not 0 <= token < entry["tokens"]:
         raise TrainError(
-            f"{conversation} has {counted(entry['tokens'], 'token')}, there is no token {token}.",
+            f"{conversation} has {plural(entry['tokens'], 'token')}, there is no token {token}.",
             "The first is 0; curate preview --id … --tokens lists them.",
         )
     rendering, encoding = _encoded(prepared, member, row)

@@ -24,25 +24,21 @@ from typing import IO, Any, Literal
 
 import polars as pl
 
+from schemas.digest import digest
+from schemas.environment import count_cores, installed_version
 from schemas.errors import CurateError, TrainError
-from schemas.machine import count_cores
-from schemas.recipe import TrainSection, digest
-from schemas.run import (
-    LOCK_FILE,
+from schemas.manifest import (
     MANIFEST_FILE,
     DataFacts,
     MachineFacts,
     Manifest,
     ModelFacts,
     RenderingFacts,
-    Run,
     TokenFacts,
-    installed_version,
-    next_run,
     read_manifest,
-    read_runs,
-    write_run,
 )
+from schemas.recipe import TrainSection
+from schemas.run import LOCK_FILE, Run, next_run, read_runs, write_run
 from schemas.store import writing
 from schemas.version import Version
 from train.engines import Fit, Job, Step, find_engine, token_digest
@@ -220,7 +216,7 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
         digest=token_digest(rows),
         conversations=rows["id"].n_unique(),
         tokens=int(rows["input_ids"].list.len().sum()),
-        learned=int(rows["labels"].explode().ne(IGNORED).sum()),
+        loss_tokens=int(rows["labels"].explode().ne(IGNORED).sum()),
         dropped=int((touched == "dropped").sum()),
         truncated=int((touched == "truncated").sum()),
     )

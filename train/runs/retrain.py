@@ -14,8 +14,9 @@ from typing import Any
 import polars as pl
 
 from schemas.errors import TrainError
+from schemas.manifest import Manifest, read_manifest
 from schemas.recipe import TrainSection
-from schemas.run import Manifest, Run, read_manifest
+from schemas.run import Run
 from train.engines import Step
 from train.model.adapter import weights_of
 from train.model.base_model import find_adapter

@@ -15,9 +15,11 @@ from typing import Literal
 import polars as pl
 
 from schemas.conversation import fold, unfold
+from schemas.digest import digest, file_digest
 from schemas.errors import CurateError, StoreError, TrainError
-from schemas.recipe import TrainSection, digest, file_digest
-from schemas.run import Manifest, Run, read_manifest
+from schemas.manifest import Manifest, read_manifest
+from schemas.recipe import TrainSection
+from schemas.run import Run
 from schemas.store import reading
 from schemas.version import find_version, read_members
 from train.model.adapter import CONFIG_FILE, adapter_digest, settings_of, weights_of

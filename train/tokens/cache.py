@@ -12,7 +12,8 @@ from pathlib import Path
 
 import polars as pl
 
-from schemas.recipe import TrainSection, digest
+from schemas.digest import digest
+from schemas.recipe import TrainSection
 from train.tokens.chat_template import PINNED_DATE, Template, cache_folder
 from train.tokens.reasoning import REVISIONS
 from train.tokens.render import MASK_POLICY, RENDERED, Progress

@@ -9,7 +9,6 @@ on the day.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from schemas.digest import text_digest
 from schemas.environment import install_command
 from schemas.errors import TrainError
 from train.tokens.pinned_date import asks_for_today, dated
@@ -56,20 +56,16 @@ class Template:
     @property
     def digest(self) -> str:
         """SHA-256 of the text, 64 hex digits."""
-        return _sha256(self.text)
+        return text_digest(self.text)
 
     def is_of(self, digest: str) -> bool:
         """Whether a digest is this one, or that of the text without the day, which older manifests name."""
-        return digest == self.digest or (self.undated is not None and digest == _sha256(self.undated))
+        return digest == self.digest or (self.undated is not None and digest == text_digest(self.undated))
 
     @property
     def raw(self) -> bool:
         """Whether it is of texts, not of conversations."""
         return self.name == RAW
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_template(name: str, tokenizer_folder: Path) -> Template:

@@ -22,8 +22,8 @@ from typing import Any
 import polars as pl
 
 from schemas.errors import TrainError
+from schemas.manifest import CONVERSATIONS_SEEN, WINDOWS, WINDOWS_SEEN
 from schemas.recipe import TrainSection
-from schemas.run import PARTS, SEEN, SEEN_PARTS
 from train.tokens.labels import IGNORED
 from train.tokens.windows import is_piece
 
@@ -103,7 +103,7 @@ def check_limits(ledger: pl.DataFrame, section: TrainSection, settled: Settled) 
     for fate in FATES_TO_ALLOW:
         if f"max_{fate}" in needed:
             what = _too_many(ledger, fate, getattr(section, f"max_{fate}"))
-            raise TrainError(what, f"Mend the data, or allow it: {_typed(needed)}; curate plan says more.")
+            raise TrainError(what, f"Repair the data, or allow it: {_typed(needed)}; curate plan says more.")
 
 
 def note_seen(ledger: pl.DataFrame, seen: Sequence[int]) -> pl.DataFrame:
@@ -127,10 +127,10 @@ def seen_whole(ledger: pl.DataFrame) -> int:
 def count_seen(ledger: pl.DataFrame) -> dict[str, float]:
     """What the steps saw, as metrics: whole conversations and, where some were split, the parts of all."""
     handed = ledger.drop_nulls("seen")
-    counts = {SEEN: float(seen_whole(ledger))}
+    counts = {CONVERSATIONS_SEEN: float(seen_whole(ledger))}
     if handed["conversation"].is_unique().all():
         return counts
-    return counts | {SEEN_PARTS: float((handed["seen"] > 0).sum()), PARTS: float(handed.height)}
+    return counts | {WINDOWS_SEEN: float((handed["seen"] > 0).sum()), WINDOWS: float(handed.height)}
 
 
 def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:

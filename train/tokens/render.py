@@ -16,7 +16,7 @@ from io import BytesIO
 import polars as pl
 
 from schemas.conversation import is_text
-from schemas.machine import count_cores
+from schemas.environment import count_cores
 from train.tokens.chat_template import PINNED_DATE, Template, find_template
 from train.tokens.labels import IGNORED, RENDERED, label, token_range
 from train.tokens.loss_mask import Piece, Region, Rendering, Script

@@ -17,8 +17,8 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as Backend
 
+from schemas.digest import digest
 from schemas.errors import TrainError
-from schemas.recipe import digest
 from train.tokens.fast_bpe import Words
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

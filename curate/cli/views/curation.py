@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from curate.cli.console import counted, fitting, note, print_table, printable, say
+from curate.cli.console import fitting, note, print_table, say
+from schemas.text import plural, printable
 
 if TYPE_CHECKING:
     from curate.dedup.clusters import Deduplicated
@@ -29,7 +30,7 @@ def show_scores(report: ScoreReport) -> None:
     numbers, others = as_rows(report, 3 if shutil.get_terminal_size().columns >= WIDE else 1)
     print_table(numbers, ["score", "min", "median", "p95", "max", "lowest", "highest"])
     print_table(others, ["score", "value", "conversations", "share", "examples"])
-    note(f"Computed now, since they were missing: {counted(sum(report.computed.values()), 'value')}.")
+    note(f"Computed now, since they were missing: {plural(sum(report.computed.values()), 'value')}.")
     note("Next: curate score --why ID says how a quality came about; curate select applies the recipe's rules.")
 
 
@@ -44,11 +45,11 @@ def show_explanation(explained: Mapping[str, Any]) -> None:
 def show_duplicates(found: Deduplicated) -> None:
     """Print how many near-duplicates there are, and those that are closest to being none."""
     say(
-        f"{found.near_duplicates:,} of {counted(found.conversations, 'conversation')} are near-duplicates of one that"
+        f"{found.near_duplicates:,} of {plural(found.conversations, 'conversation')} are near-duplicates of one that"
         f" stays, {found.same_words:,} of them in the very same words. With those they resemble they make"
-        f" {counted(found.clusters, 'cluster')}, the largest of {found.largest:,}."
+        f" {plural(found.clusters, 'cluster')}, the largest of {found.largest:,}."
         if found.clusters
-        else f"None of {counted(found.conversations, 'conversation')} resembles another by {found.similarity}."
+        else f"None of {plural(found.conversations, 'conversation')} resembles another by {found.similarity}."
     )
     rows = [
         {
@@ -86,15 +87,15 @@ def show_selection(selection: Selection, *, dry_run: bool) -> None:
     for step in steps:
         if step["before"] and not step["after"]:
             note(
-                f"The rule {step['name']} keeps none of {counted(step['before'], 'conversation')}: is it what you mean?"
+                f"The rule {step['name']} keeps none of {plural(step['before'], 'conversation')}: is it what you mean?"
             )
     unknown = sum(step["unknown"] for step in steps)
     if unknown:
-        note(f"A rule gave NULL, neither true nor false, for {counted(unknown, 'conversation')}: not kept.")
+        note(f"A rule gave NULL, neither true nor false, for {plural(unknown, 'conversation')}: not kept.")
     if dry_run:
         note("Nothing was written. Next: curate select, without --dry-run.")
     else:
-        note(f"{counted(selection.verdicts, 'verdict')} changed. Next: curate freeze NAME.")
+        note(f"{plural(selection.verdicts, 'verdict')} changed. Next: curate freeze NAME.")
 
 
 def note_disputes(disputed: int) -> None:

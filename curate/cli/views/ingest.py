@@ -13,15 +13,16 @@ from typing import Any
 
 import typer
 
-from curate.cli.console import counted, listed, note, print_table, printable, say
+from curate.cli.console import note, print_table, say
 from curate.ingest.convert import OWN_COLUMNS
 from curate.ingest.pipeline import ImportResult
 from curate.ingest.readers.paths import passed_over
 from curate.ingest.rejects import ExportedRejects
-from curate.ingest.repairs import MENDS
+from curate.ingest.repairs import REPAIRS
 from curate.ingest.shapes.shape import PROBLEM_SENTENCES
 from curate.ingest.validation import RULES
 from curate.sql import Answer
+from schemas.text import join_names, plural, printable
 
 ROLE_WIDTH = 13
 EXAMPLE_LENGTH = 400
@@ -48,7 +49,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     for result in results:
         typer.echo(_how_it_was_read(result))
         if beside := _beside(result):
-            say(f"  beside it: {listed(beside, MOST_BESIDE)} (meta.NAME in rules)")
+            say(f"  beside it: {join_names(beside, MOST_BESIDE)} (meta.NAME in rules)")
     if dry_run:
         for result in results:
             _show_examples(result)
@@ -73,7 +74,7 @@ def note_passed_over(paths: Sequence[str]) -> None:
 def _note_left_out(why: str, kind: str, paths: Sequence[str]) -> None:
     if paths:
         shown = [*paths[:MOST_LEFT_OUT], *(["…"] if len(paths) > MOST_LEFT_OUT else [])]
-        note(f"Left out, as {why}: {counted(len(paths), kind)}, {', '.join(shown)}")
+        note(f"Left out, as {why}: {plural(len(paths), kind)}, {', '.join(shown)}")
 
 
 def sum_line(results: Iterable[ImportResult]) -> str:
@@ -87,11 +88,11 @@ def sum_line(results: Iterable[ImportResult]) -> str:
             rejected=result.rows_rejected,
             conversations=result.conversations,
         )
-    kept = counted(total["conversations"], "conversation")
+    kept = plural(total["conversations"], "conversation")
     if total["kept"] != total["conversations"]:
-        kept = f"{counted(total['kept'], 'row')} in {kept}"
-    duplicates = counted(total["duplicate"], "duplicate")
-    return f"{counted(total['read'], 'row')} read = {kept} + {duplicates} + {total['rejected']:,} rejected"
+        kept = f"{plural(total['kept'], 'row')} in {kept}"
+    duplicates = plural(total["duplicate"], "duplicate")
+    return f"{plural(total['read'], 'row')} read = {kept} + {duplicates} + {total['rejected']:,} rejected"
 
 
 def _how_it_was_read(result: ImportResult) -> str:
@@ -111,7 +112,7 @@ def _beside(result: ImportResult) -> list[str]:
 def _show_outcomes(result: ImportResult) -> None:
     """What became of the rows of one file."""
     one_each = result.rows_kept == result.conversations
-    kept = "conversations" if one_each else f"in {counted(result.conversations, 'conversation')}"
+    kept = "conversations" if one_each else f"in {plural(result.conversations, 'conversation')}"
     rows = [
         {"outcome": kept, "rows": result.rows_kept, "first at": "", "because": ""},
         {"outcome": "duplicates", "rows": result.rows_duplicate, "first at": "", "because": ""},
@@ -174,19 +175,19 @@ def _place(example: Mapping[str, Any]) -> str:
 
 
 def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
-    """Lines on what was mended, closed, looks odd, or could be mended."""
-    for mend, number in _together(result.mended for result in results).items():
-        yield f"Mended by {mend}: {counted(number, 'row')}, and kept as they were read beside their conversations."
+    """Lines on what was repaired, closed, looks odd, or could be repaired."""
+    for repair, number in _together(result.repaired for result in results).items():
+        yield f"Repaired by {repair}: {plural(number, 'row')}, and kept as they were read beside their conversations."
     closed = sum(result.closed for result in results)
     if closed:
-        yield f"Closed: {counted(closed, 'reject')} of earlier imports."
+        yield f"Closed: {plural(closed, 'reject')} of earlier imports."
     for code, number in _together(result.warnings for result in results).items():
-        mend = f" (--mend {RULES[code].mend})" if RULES[code].mend else ""
-        yield f"Warning {code}: {counted(number, 'conversation')}. {RULES[code].sentence}{mend}"
+        repair = f" (--repair {RULES[code].repair})" if RULES[code].repair else ""
+        yield f"Warning {code}: {plural(number, 'conversation')}. {RULES[code].sentence}{repair}"
     for code, number in _together(result.rejected for result in results).items():
         rule = RULES.get(code)
-        if rule and rule.mend:
-            yield f"{counted(number, 'row')} rejected for {code} could be mended by --mend {rule.mend}."
+        if rule and rule.repair:
+            yield f"{plural(number, 'row')} rejected for {code} could be repaired by --repair {rule.repair}."
 
 
 def _together(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -241,8 +242,8 @@ def show_reject_groups(groups: Sequence[Mapping[str, Any]]) -> None:
             {**group, "rows": 1, "first_lines": group["first_lines"][:1], "first_rows": group["first_rows"][:1]}
         )
         _show_reject(f"{row['file']}, {first}", group)
-    typer.echo(f"{counted(sum(group['rows'] for group in groups), 'row')} in all.")
-    return typer.echo("Next: curate rejects --list shows each; --export fix.csv writes them to a file to be mended.")
+    typer.echo(f"{plural(sum(group['rows'] for group in groups), 'row')} in all.")
+    return typer.echo("Next: curate rejects --list shows each; --export fix.csv writes them to a file to be repaired.")
 
 
 def show_reject_list(rejects: Sequence[Mapping[str, Any]], limit: int) -> None:
@@ -262,11 +263,11 @@ def _show_reject(where: str, reject: Mapping[str, Any]) -> None:
 
 def show_exported(exported: ExportedRejects, store_option: str) -> None:
     """Print what was written, and how it comes back."""
-    typer.echo(f"{counted(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
+    typer.echo(f"{plural(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
     if exported.raw_only:
         typer.echo(f"{exported.raw_only:,} of them could not be split into columns: fill these in from _curate_raw.")
     if exported.formulas:
-        cells = counted(exported.formulas, "cell")
+        cells = plural(exported.formulas, "cell")
         typer.echo(f"{cells} beginning with =, +, - or @: written exactly as they were, for the way back.")
         typer.echo("  A spreadsheet may take them for formulas.")
     typer.echo("Correct the rows, delete those that shall stay out, leave _curate_reject as it is; then:")
@@ -274,24 +275,25 @@ def show_exported(exported: ExportedRejects, store_option: str) -> None:
 
 
 def rules() -> list[dict[str, Any]]:
-    """What a row must be to be read, then the rules of validation: code, severity, sentence, mend that is offered."""
+    """What a row must be to be read, then the rules of validation: code, severity, sentence, repair that is offered."""
     to_be_read = [
-        {"rule": code, "then": "reject", "what must hold": sentence, "mend": None}
+        {"rule": code, "then": "reject", "what must hold": sentence, "repair": None}
         for code, sentence in PROBLEM_SENTENCES.items()
         if code not in RULES
     ]
     return to_be_read + [
-        {"rule": code, "then": rule.severity, "what must hold": rule.sentence, "mend": rule.mend}
+        {"rule": code, "then": rule.severity, "what must hold": rule.sentence, "repair": rule.repair}
         for code, rule in RULES.items()
     ]
 
 
 def show_rules() -> None:
-    """Print the rules and the mends."""
+    """Print the rules and the repairs."""
     listed = rules()
     print_table(listed, list(listed[0]))
     print_table(
-        [{"mend": name, "what it does": mend.sentence} for name, mend in MENDS.items()], ["mend", "what it does"]
+        [{"repair": name, "what it does": repair.sentence} for name, repair in REPAIRS.items()],
+        ["repair", "what it does"],
     )
 
 
@@ -299,7 +301,7 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
     """Print what the store holds, and the command that comes next."""
     counts = found["counts"]
     typer.echo(
-        f"{store}: {counted(counts['conversations'], 'conversation')} from {counted(len(found['sources']), 'file')}"
+        f"{store}: {plural(counts['conversations'], 'conversation')} from {plural(len(found['sources']), 'file')}"
     )
     names = file_names(source["path"] for source in found["sources"])
     sources = [
@@ -333,11 +335,11 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
     for rows in (sources, versions, runs):
         if rows:
             print_table(rows, list(rows[0]))
-    scored = "nothing is scored" if not counts["scorers"] else counted(counts["scorers"], "scorer")
-    missing = f", {counted(counts['unscored'], 'conversation')} without scores" if counts["unscored"] else ""
+    scored = "nothing is scored" if not counts["scorers"] else plural(counts["scorers"], "scorer")
+    missing = f", {plural(counts['unscored'], 'conversation')} without scores" if counts["unscored"] else ""
     typer.echo(f"Scores    {scored}{missing}")
     people = f", {counts['judged_by_people']:,} by people" if counts["judged_by_people"] else ""
-    typer.echo(f"Verdicts  {counted(counts['judged'], 'conversation')} judged{people}; kept: {counts['kept']:,}")
+    typer.echo(f"Verdicts  {plural(counts['judged'], 'conversation')} judged{people}; kept: {counts['kept']:,}")
     if found["people"]["sets"]:
         typer.echo(f"People    {_what_people_said(found['people'])}")
     typer.echo(f"Rejects   {counts['open_rejects']:,} open, {_what_closed(counts)}")
@@ -345,18 +347,18 @@ def show_status(store: Path, found: Mapping[str, Any]) -> None:
 
 
 def _what_closed(counts: Mapping[str, int]) -> str:
-    """How many rejects were mended, apart from those that only another reject stands for now."""
-    superseded = counts["closed_rejects"] - counts["mended_rejects"]
+    """How many rejects were repaired, apart from those that only another reject stands for now."""
+    superseded = counts["closed_rejects"] - counts["corrected_rejects"]
     more = f"; {superseded:,} superseded, as their rows were read again" if superseded else ""
-    return f"{counts['mended_rejects']:,} mended{more}"
+    return f"{counts['corrected_rejects']:,} repaired{more}"
 
 
 def _what_people_said(people: Mapping[str, Any]) -> str:
     """How much of what was asked is answered, by whom, and which verdicts of theirs stand."""
     where = f"in {printable(', '.join(people['sets']))}"
     if not people["answers"]:
-        return f"nobody has answered yet; {counted(people['asked'], 'conversation')} wait {where}"
-    said = f"{people['answered']:,} of {counted(people['asked'], 'conversation')} answered {where}"
+        return f"nobody has answered yet; {plural(people['asked'], 'conversation')} wait {where}"
+    said = f"{people['answered']:,} of {plural(people['asked'], 'conversation')} answered {where}"
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in people["verdicts"].items()) or "none"
     return f"{said} by {printable(', '.join(people['people']))}; verdicts: {verdicts}"
 

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import counted, note, print_json, print_table
+from curate.cli.console import note, print_json, print_table
 from curate.cli.views.runs import print_line
+from schemas.text import plural
 
 if TYPE_CHECKING:
     from train.checks.serving_parity import Agreement, Contract
@@ -30,7 +31,7 @@ def show_merged(merged: Merged) -> None:
         facts["compared"] = "no: --no-check"
     else:
         facts |= {
-            "compared": f"{counted(found.rows, 'held-out conversation')}, {found.tokens:,} tokens",
+            "compared": f"{plural(found.rows, 'held-out conversation')}, {found.tokens:,} tokens",
             "largest difference of a logit": f"{found.largest:.3g}",
             "same next token": f"{found.same_choice:.2%}",
             "perplexity": f"{found.perplexity:.4g}, the adapter's {found.reference_perplexity:.4g}",
@@ -98,9 +99,9 @@ def show_contract(contract: Contract) -> None:
     if contract.unrendered:
         note(f"{contract.unrendered} conversations or probes are none that the template renders; nobody is asked them.")
     verdict = "the same tokens" if contract.kept else "NOT the same tokens"
-    engines, conversations = len(contract.agreements), counted(contract.conversations, "conversation")
+    engines, conversations = len(contract.agreements), plural(contract.conversations, "conversation")
     print_line(
-        f"Run {contract.run}: {verdict} in {counted(engines, 'engine')}, over {conversations} of "
+        f"Run {contract.run}: {verdict} in {plural(engines, 'engine')}, over {conversations} of "
         f"{contract.version} and odd ones, in {contract.seconds:.1f} s."
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import counted, print_table, printable
+from curate.cli.console import print_table
+from schemas.text import plural, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -187,7 +188,7 @@ def _bars(plan: Plan) -> Iterable[dict[str, object]]:
 
 
 def _headline(preview: Preview) -> str:
-    share = f"{counted(preview.tokens, 'token')}, {preview.learned:,} learned"
+    share = f"{plural(preview.tokens, 'token')}, {preview.learned:,} learned"
     reason = f": {printable(preview.reason)}" if preview.reason else ""
     window = f"  window {preview.window}" if preview.window else ""
     return f"{preview.id}{window}  {preview.split}  {share}  {preview.fate}{reason}"

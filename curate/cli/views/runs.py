@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import counted, note, print_table, printable
+from curate.cli.console import note, print_table
+from schemas.text import plural, printable
 
 if TYPE_CHECKING:
-    from schemas.run import Manifest, Run
+    from schemas.manifest import Manifest
+    from schemas.run import Run
     from train.engines import Step
     from train.plan.memory import Budget
     from train.runs.fit import Work
@@ -126,8 +128,8 @@ def show_work(work: Work) -> None:
         "base model": f"{m.model.name}, {m.model.digest[:12]}",
         "template": f"{m.rendering.template}, {m.rendering.template_digest[:12]}",
         "conversations": f"{m.tokens.conversations:,} to train on, {work.held_out['id'].n_unique():,} held out",
-        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.learned:,} are learned",
-        "engine": f"{m.recipe['engine']} on {m.machine.device}, {counted(m.machine.threads, 'thread')}",
+        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.loss_tokens:,} with loss",
+        "engine": f"{m.recipe['engine']} on {m.machine.device}, {plural(m.machine.threads, 'thread')}",
     }
     _facts(facts, "Would train")
     note("Nothing was trained or written. curate plan says more about lengths and steps.")
@@ -141,8 +143,8 @@ def show_run(run: Run) -> None:
         "adapter": str(run.adapter),
         "trained on": _trained_on(m),
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, packing {'on' if m.engine['packing'] else 'off'}, "
-        f"{m.machine.device}, {counted(m.machine.threads, 'thread')}",
-        "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {counted(int(m.metrics['steps']), 'step')}",
+        f"{m.machine.device}, {plural(m.machine.threads, 'thread')}",
+        "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {plural(int(m.metrics['steps']), 'step')}",
         "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "nothing was held out",
     }
     _facts(facts, f"Run {run.run}")
@@ -152,11 +154,12 @@ def show_run(run: Run) -> None:
 
 def _trained_on(m: Manifest) -> str:
     """What the steps saw of the version; learned tokens are said where they saw all of it."""
-    seen = m.seen
-    if not seen.all_of_it:
-        return f"{seen.words} of {m.data.version}: its {counted(int(m.metrics['steps']), 'step')} saw no more"
-    tokens = f"{counted(m.tokens.learned, 'token')}, {seen.epochs:.3g} {'epoch' if seen.epochs == 1 else 'epochs'}"
-    return f"{counted(m.tokens.conversations, 'conversation')} of {m.data.version}, {tokens}"
+    coverage = m.coverage
+    if not coverage.complete:
+        return f"{coverage.phrase} of {m.data.version}: its {plural(int(m.metrics['steps']), 'step')} saw no more"
+    epochs = f"{coverage.epochs:.3g} {'epoch' if coverage.epochs == 1 else 'epochs'}"
+    tokens = f"{plural(m.tokens.loss_tokens, 'token')}, {epochs}"
+    return f"{plural(m.tokens.conversations, 'conversation')} of {m.data.version}, {tokens}"
 
 
 def show_runs(runs: Sequence[Run]) -> None:

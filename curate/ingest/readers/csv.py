@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curate.cli.console import counted, listed
 from curate.ingest.column_names import distinct
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, find
@@ -27,6 +26,7 @@ from curate.ingest.readers.text_arrays import (
     texts_of,
 )
 from schemas.errors import SourceError
+from schemas.text import join_names, plural
 
 DELIMITERS = ",;\t|"
 
@@ -216,10 +216,10 @@ class _Reader:
     def _ragged(self, data: Bytes, layout: _Layout, record: int) -> str:
         cells = [cell.decode(errors="replace") for cell in layout.cells_of(data, record)]
         wide = len(self._names)
-        found = f"It has {counted(len(cells), 'cell')} and the header {wide:,}"
+        found = f"It has {plural(len(cells), 'cell')} and the header {wide:,}"
         if len(cells) < wide:
-            return f"{found}: nothing for {listed(map(repr, self._names[len(cells) :]), NAMED)}."
-        return f"{found}: too many by {listed(map(repr, cells[wide:]), NAMED)}."
+            return f"{found}: nothing for {join_names(map(repr, self._names[len(cells) :]), NAMED)}."
+        return f"{found}: too many by {join_names(map(repr, cells[wide:]), NAMED)}."
 
     def _table(self, data: Bytes, layout: _Layout, good: Positions) -> pl.DataFrame:
         """The cells of the good records: laid over the data, copied only where a doubled quote has to go."""

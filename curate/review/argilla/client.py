@@ -20,8 +20,8 @@ import polars as pl
 from curate.review.argilla.http import Api, InvalidError, open_api
 from curate.review.argilla.process import KEY_VARIABLE, meant_server
 from curate.review.questions import marked_turns, numbers_turns
+from schemas.digest import canonical_json
 from schemas.errors import ReviewError
-from schemas.recipe import canonical_json
 from schemas.review import (
     ANSWERS,
     TURNS,

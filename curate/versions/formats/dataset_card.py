@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from curate.cli.console import counted
-from schemas.recipe import canonical_json
+from schemas.digest import canonical_json
+from schemas.text import plural
 from schemas.version import Version
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -35,7 +35,7 @@ def write_card(version: Version, facts: CardFacts) -> str:
         _introduction(version, facts),
         _section("Left out of this export", _table(["conversations", "reason"], _left_out(facts))),
         _section("Sources", _table(_SOURCE_COLUMNS, facts.sources)),
-        _section("Rows that were refused", _table(["code", "rows", "mended since"], facts.rejects)),
+        _section("Rows that were refused", _table(["code", "rows", "repaired since"], facts.rejects)),
         _section("Scores", _table(["score", "conversations", "min", "median", "mean", "max"], facts.scores)),
         _section("Recipe", f"```json\n{_pretty(version.recipe)}\n```"),
         _section("How to verify", _verify(version, facts)),
@@ -84,11 +84,11 @@ def _header(version: Version, facts: CardFacts) -> str:
 
 
 def _introduction(version: Version, facts: CardFacts) -> str:
-    counts = "\n".join(f"- `{split}`: {counted(count, 'conversation')}" for split, count in version.counts.items())
+    counts = "\n".join(f"- `{split}`: {plural(count, 'conversation')}" for split, count in version.counts.items())
     parent = f", made after {version.parent}" if version.parent else ""
     alike = version.recipe.get("dedup")
     kinds = f", nor do near-duplicates (similarity {alike['similarity']} or more)" if alike else ""
-    total = counted(sum(version.counts.values()), "conversation")
+    total = plural(sum(version.counts.values()), "conversation")
     return (
         f"# {version.label}\n\n{total} in the format `{facts.format}`{parent}, "
         f"frozen {version.frozen_at:%Y-%m-%d}.\n\n{counts}\n\nDigest `{version.digest}`.\n\n"

@@ -36,10 +36,10 @@ _GRACE = 5
 
 @dataclass(frozen=True)
 class Ready:
-    """What a person is told of the start: the password of an owner made now, and what was mended."""
+    """What a person is told of the start: the password of an owner made now, and what was repaired."""
 
     password: str | None
-    mended: str
+    repaired: str
 
 
 def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable[[Ready], None]) -> None:
@@ -56,10 +56,10 @@ def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable
 
 
 def _make_ready(database: Path, *, killed: bool) -> Ready:
-    mended = heal(database, _SCRIPTS, killed=killed)
+    repaired = heal(database, _SCRIPTS, killed=killed)
     SqliteSearchEngine.the_one = SqliteSearchEngine(database)
     patch(connect(database))
-    return Ready(asyncio.run(make_owner()), mended)
+    return Ready(asyncio.run(make_owner()), repaired)
 
 
 def _configuration() -> uvicorn.Config:

@@ -145,8 +145,8 @@ def _announce(home: Path, sock: socket.socket, ready: Ready) -> None:
             f"    {ready.password}",
             "It is shown this once and kept nowhere.",
         ]
-    if ready.mended:
-        lines.append(f"Mended after the last end: {ready.mended}.")
+    if ready.repaired:
+        lines.append(f"Repaired after the last end: {ready.repaired}.")
     print(*lines, sep="\n", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Before the server answers: its database is brought to this release, made searchable, and mended after a kill."""
+"""Before the server answers: its database is brought to this release, made searchable, and repaired after a kill."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Unusable(Exception):  # noqa: N818  a state of the database, told to a per
 
 
 def heal(database: Path, scripts: Path, *, killed: bool) -> str:
-    """Make the database ready for this release; what had to be mended, in words, or nothing.
+    """Make the database ready for this release; what had to be repaired, in words, or nothing.
 
     A record's status follows from its answers in a second transaction, and after a changed dataset in a job: where
     a kill came between, it is set here.

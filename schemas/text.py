@@ -1,0 +1,62 @@
+"""Values → short plain text for messages: counts, lists of names, beginnings, control characters made visible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def plural(number: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "row"), plural(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def join_names(names: Iterable[str], most: int) -> str:
+    """The first `most` names and the number of the others; a single remaining name is printed instead of counted.
+
+    >>> join_names("abc", 2), join_names("abcd", 2)
+    ('a, b, c', 'a, b and 2 more')
+    """
+    shown = list(names)
+    more = len(shown) - most
+    return ", ".join(shown) if more <= 1 else f"{', '.join(shown[:most])} and {more:,} more"
+
+
+def shorten(text: str, most: int = 300) -> str:
+    """The first `most` characters of `text`, followed by an ellipsis if it is longer.
+
+    >>> shorten("kettle", 10), shorten("kettle", 3)
+    ('kettle', 'ket…')
+    """
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def printable(value: object) -> str:
+    r"""`value` as text that a terminal displays and does not interpret: grouped numbers, visible control characters.
+
+    >>> printable(31034), printable(0.5), printable(None), printable("a\x1b[31m")
+    ('31,034', '0.5', '', 'a␛[31m')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).translate(_VISIBLE)
+
+
+BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that reverse the direction of the text after them."""
+
+_VISIBLE = {
+    **dict.fromkeys(BIDI, 0xFFFD),
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),  # C1: some terminals obey these too
+}

@@ -1,0 +1,63 @@
+"""Today's definitions of the store's views, created again after every migration."""
+
+from __future__ import annotations
+
+from duckdb import DuckDBPyConnection
+
+LATEST_REVIEWS = """
+    SELECT * FROM reviews
+    QUALIFY row_number() OVER (PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, rowid DESC) = 1
+"""
+"""The latest answer per review set, conversation and annotator, by the time of the answer."""
+
+CURRENT_ANSWERS = """
+    SELECT * FROM latest_reviews WHERE status = 'submitted'
+    QUALIFY row_number() OVER (PARTITION BY conversation, reviewer ORDER BY answered_at DESC, dataset DESC) = 1
+"""
+"""The latest submitted answer per conversation and annotator, over all review sets."""
+
+CURRENT_VERDICTS = """
+    WITH latest AS (
+        SELECT conversation, verdict, edited_to, reason, by_whom, selection, decided_at, rowid AS number
+        FROM verdicts
+        QUALIFY row_number() OVER (
+            PARTITION BY conversation, by_whom = 'rule' ORDER BY decided_at DESC, rowid DESC) = 1
+    ), human_verdicts AS (
+        SELECT conversation, verdict = 'keep' AS kept, reason, by_whom, decided_at, number
+        FROM latest WHERE by_whom <> 'rule' AND verdict <> 'undecided'
+        UNION ALL
+        SELECT edited_to, true, reason, by_whom, decided_at, number
+        FROM latest WHERE by_whom <> 'rule' AND verdict = 'edit'
+    ), latest_human AS (
+        SELECT * FROM human_verdicts
+        QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, number DESC, kept DESC) = 1
+    ), latest_rule AS (SELECT * FROM latest WHERE by_whom = 'rule')
+    SELECT
+        c.id AS conversation,
+        CASE
+            WHEN h.kept IS NOT NULL THEN h.kept
+            WHEN c.parent IS NOT NULL AND c.id NOT IN (SELECT conversation FROM origins) THEN false
+            WHEN EXISTS (FROM latest_rule) THEN coalesce(r.verdict = 'keep', false)
+            ELSE true
+        END AS kept,
+        coalesce(h.by_whom, r.by_whom) AS by_whom,   -- null: no verdict
+        coalesce(h.reason, r.reason) AS reason
+    FROM conversations c
+    LEFT JOIN latest_human h ON h.conversation = c.id
+    LEFT JOIN latest_rule r ON r.conversation = c.id
+"""
+"""Whether each conversation is kept, and by whose verdict: the only definition of "kept", which a freeze uses.
+
+The latest human verdict overrides every rule; `undecided` withdraws it. The result of an edit replaces the conversation
+it was made from, until the edit is withdrawn. Without a human verdict the latest rule verdict counts, and conversations
+imported after the latest selection are not kept until the next one. Without any selection all are kept.
+"""
+
+VIEWS = {"latest_reviews": LATEST_REVIEWS, "current_answers": CURRENT_ANSWERS, "current_verdicts": CURRENT_VERDICTS}
+"""Name -> definition, in order of dependency."""
+
+
+def create_views(connection: DuckDBPyConnection) -> None:
+    """Create the views, replacing earlier definitions."""
+    for name, query in VIEWS.items():
+        connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
