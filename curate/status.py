@@ -32,8 +32,8 @@ COUNTS_SQL = """
             JOIN sources later ON later.source = r.closed_by
             WHERE later.imported_at >= s.imported_at AND later.sha256 <> s.sha256) AS corrected_rejects
 """
-"""Of the closed rejects those are repaired that a later file brought; the others were refused again and stand open under
-their first place (closed by an earlier source), or their very file was read in another way."""
+"""Closed rejects count as corrected if a later file imported the row. The others were rejected again and are open under
+their first place (closed by an earlier source), or the same file was read in another way."""
 
 PEOPLE_SQL = """
     SELECT (SELECT count(DISTINCT (review_set, conversation)) FROM review_records) AS asked,

@@ -211,7 +211,7 @@ def near_duplicates(connection: DuckDBPyConnection) -> None:
             conversations BIGINT NOT NULL,    -- how many were compared; later imports are not included
             clustered_at TIMESTAMPTZ NOT NULL DEFAULT now()
         );
-        ALTER TABLE clusters ADD COLUMN nearest VARCHAR;    -- the most similar kept conversation; null if it is kept itself
+        ALTER TABLE clusters ADD COLUMN nearest VARCHAR;    -- the most similar kept one; null if kept itself
         ALTER TABLE clusters ADD COLUMN similarity DOUBLE;  -- to `nearest`, from 0 to 1
     """)
 

@@ -59,7 +59,7 @@ def read_runs(connection: DuckDBPyConnection) -> list[Run]:
 
 
 def resolve_run(home: Path, run: str, adapter: str, status: Status) -> tuple[Status, Path]:
-    """The current status and folder of a run, from the `status` and `adapter` in its row; `home` is the store's folder."""
+    """Current status and folder of a run, from `status` and `adapter` in its row; `home` is the store's folder."""
     place = _place(home, run, Path(adapter))
     interrupted = status == "running" and not _is_worked_on(partial_of(place))  # a killed process could not write it
     return "interrupted" if interrupted else status, place

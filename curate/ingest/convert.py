@@ -189,7 +189,7 @@ def _first_different(conversations: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _closes(batch: Batch) -> pl.DataFrame:
-    """The rejects that rows say they repair: `source:row` in the first of `OWN_COLUMNS`; `by` is the row that says it."""
+    """The rejects that rows claim to correct: `source:row` in the first of `OWN_COLUMNS`; `by` is the claiming row."""
     column = OWN_COLUMNS[0]
     if column not in batch.table.columns:
         return pl.DataFrame(schema=CLOSES)

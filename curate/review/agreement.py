@@ -66,7 +66,8 @@ VALUES_SQL = """
 SAID_SQL = """
     SELECT conversation, string_agg(reviewer || ': ' || coalesce(answers ->> 'decision', answers::VARCHAR), '; '
         ORDER BY reviewer) AS said
-    FROM current_answers WHERE conversation IN (SELECT conversation FROM differing) GROUP BY conversation ORDER BY conversation
+    FROM current_answers WHERE conversation IN (SELECT conversation FROM differing)
+    GROUP BY conversation ORDER BY conversation
 """
 
 
