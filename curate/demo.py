@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curate.doctor import missing_of
-from schemas.atomic import write_whole
+from schemas.atomic import write_text
 from schemas.environment import install_command, installed_version
 from schemas.errors import CurateError, SourceError
 
@@ -100,7 +100,7 @@ def _check_training() -> None:
 def _without_unsloth(recipe: Path) -> None:
     """Let the other engine train."""
     text = recipe.read_text(encoding="utf-8")
-    write_whole(recipe, text.replace("[train]\n", '[train]\nengine = "transformers"\n'))
+    write_text(recipe, text.replace("[train]\n", '[train]\nengine = "transformers"\n'))
 
 
 def sample_folder() -> Path:

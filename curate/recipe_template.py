@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from schemas.atomic import what_to_do, write_whole
+from schemas.atomic import write_hint, write_text
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe, Section
 
@@ -28,9 +28,9 @@ def write_recipe(path: Path, *, replace: bool = False) -> None:
     if path.exists() and not replace:
         raise RecipeError(f"{path} is there already and stays as it is.", "Give another name, or --replace.")
     try:
-        write_whole(path, recipe_text())
+        write_text(path, recipe_text())
     except OSError as error:
-        raise RecipeError(f"{path} cannot be written: {error.strerror}.", what_to_do(error, path)) from error
+        raise RecipeError(f"{path} cannot be written: {error.strerror}.", write_hint(error, path)) from error
 
 
 def recipe_text() -> str:

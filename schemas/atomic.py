@@ -1,4 +1,4 @@
-"""What is written whole or not at all, by way of a hidden folder beside it that is held while somebody writes in it."""
+"""Files and folders that appear complete or not at all: written in a hidden folder next to the target, then moved."""
 
 from __future__ import annotations
 
@@ -13,28 +13,46 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".curate-unfinished"
-"""How the hidden folders end in which something is written: a name that no person gives."""
+"""Suffix of the hidden folders."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk says that takes no more, or a limit on what may be on it."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, an exceeded quota and a file size limit."""
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, by way of a file beside it: what failed or was killed leaves no half of it.
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8. Raises `OSError` and leaves an existing file at `path` unchanged."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
 
-    Raises `OSError`; then whatever was at `path` is still there.
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file to. It replaces `path` when the block ends, and is removed if the block raises.
+
+    The file is flushed to disk before it is moved. Raises `OSError` if nothing can be written.
     """
-    with unfinished(path) as place:
-        with place.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
+    with staging_path(path) as temporary:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        place.replace(path)
+        temporary.replace(path)
 
 
-def what_to_do(error: OSError, path: Path) -> str:
-    """The hint for a person whose file or folder `path` could not be written."""
-    if error.errno in FULL:
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """A new temporary folder. It becomes `path` when the block ends, and is removed if the block raises.
+
+    `path` must not exist, unless it is an empty folder. Raises `OSError` if nothing can be written.
+    """
+    with staging_path(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)
+
+
+def write_hint(error: OSError, path: Path) -> str:
+    """The hint for a file or folder `path` that could not be written."""
+    if error.errno in DISK_FULL:
         return "Free some space and run this again."
     if error.errno == errno.ENAMETOOLONG:
         return "Give a shorter name."
@@ -44,11 +62,11 @@ def what_to_do(error: OSError, path: Path) -> str:
 
 
 @contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """A place of the name of `path` in a hidden folder beside it, to be written and then moved.
+def staging_path(path: Path) -> Iterator[Path]:
+    """A path with the name of `path` in a hidden folder next to it, for the caller to write and move.
 
-    What killed processes have left there goes first: a folder of ours that nobody holds. The lock tells, and not the
-    number of a process, which means another one in every container. Raises `OSError` where nothing can be written.
+    Folders left by killed processes are removed first: those that no process has locked. A lock is used because a
+    process number refers to another process in every container. Raises `OSError` if nothing can be written.
     """
     for left in path.parent.glob(f".*{UNFINISHED}"):
         _remove_abandoned(left)
@@ -56,13 +74,13 @@ def unfinished(path: Path) -> Iterator[Path]:
     try:
         yield folder / path.name
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # a read-only file system refuses this too
+        shutil.rmtree(folder, ignore_errors=True)  # fails on a read-only file system, too
         if lock is not None:
             os.close(lock)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    with suppress(OSError):  # it is held, or there are no locks here, or it is a file or a link and none of ours
+    with suppress(OSError):  # locked, no locks on this file system, or a file or link that is not ours
         lock = _hold(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -70,13 +88,13 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _begin(parent: Path) -> tuple[Path, int | None]:
-    """A new folder, and the lock on it; None on a file system without locks, where nothing is ever removed."""
+    """A new folder and its lock; the lock is None on a file system without locks, where nothing is ever removed."""
     while True:
         folder = parent / f".{secrets.token_hex(4)}{UNFINISHED}"
         folder.mkdir()
         try:
             lock = _hold(folder)
-        except (BlockingIOError, FileNotFoundError):  # somebody took it for abandoned before it was held
+        except (BlockingIOError, FileNotFoundError):  # another process removed it before it was locked
             continue
         except OSError:
             return folder, None
@@ -86,13 +104,13 @@ def _begin(parent: Path) -> tuple[Path, int | None]:
 
 
 def _hold(folder: Path) -> int | None:
-    """A lock on a folder, which ends with this process however it ends; None on Windows, which has none.
+    """A lock on a folder, released when this process ends in any way; None on Windows, which has no such lock.
 
-    Raises `OSError` when somebody else has it.
+    Raises `OSError` if another process holds it.
     """
     if sys.platform == "win32":
         return None
-    import fcntl  # Windows has it not
+    import fcntl  # missing on Windows
 
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 import duckdb
 from duckdb import DuckDBPyConnection
 
-from schemas.atomic import unfinished
+from schemas.atomic import staging_path
 from schemas.errors import StoreError
 from schemas.migrations import MIGRATIONS
 from schemas.text import join_names
@@ -114,7 +114,7 @@ def _create(path: Path) -> None:
     is refused ever after. A link, unlike a rename, leaves a store alone that another process founded meanwhile.
     """
     try:
-        with unfinished(path) as place:
+        with staging_path(path) as place:
             _found(place, path)
     except OSError as error:
         raise _explained(path, error.strerror or str(error)) from error

@@ -16,7 +16,7 @@ from curate.versions import bundle as exporting
 from curate.versions.bundle import export_version
 from curate.versions.freeze import freeze
 from curate.versions.restore import read_bundle, restore
-from schemas.atomic import unfinished
+from schemas.atomic import staging_path
 from schemas.conversation import Conversation, Turn
 from schemas.errors import ExportError, VersionError
 from schemas.recipe import ImportSection, check_recipe
@@ -293,7 +293,7 @@ def test_what_killed_writers_left_goes_at_the_next_writing_and_nothing_else(stor
         killed = subprocess.run([sys.executable, "-P", *command], cwd=tmp_path, check=False)
         assert killed.returncode == -9
         assert len(list(tmp_path.iterdir())) == len([*own, "bundle", "x.duckdb"]) + left
-    with unfinished(tmp_path / "bundle") as held:
+    with staging_path(tmp_path / "bundle") as held:
         held.write_text("somebody is at it")
         assert curate(*to).returncode == 0
         assert curate("init").returncode == 0

@@ -20,7 +20,7 @@ from duckdb import DuckDBPyConnection
 from curate.ingest.column_mapping import ColumnMapping
 from curate.ingest.convert import OWN_COLUMNS
 from curate.ingest.reject_rows import Row, excerpts, split
-from schemas.atomic import what_to_do, write_whole
+from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
 
 FORMATS = (".csv", ".jsonl")
@@ -215,7 +215,7 @@ def _options(rows: list[Row], mapping: str) -> str:
 def _write(path: Path, text: str) -> None:
     """Write the whole text, or leave no file."""
     try:
-        write_whole(path, text)
+        write_text(path, text)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -228,4 +228,4 @@ def _is_there(path: Path) -> bool:
 
 
 def _unwritable(path: Path, error: OSError) -> ExportError:
-    return ExportError(f"{path} cannot be written: {error.strerror}.", what_to_do(error, path))
+    return ExportError(f"{path} cannot be written: {error.strerror}.", write_hint(error, path))

@@ -21,7 +21,7 @@ from curate.review.pull import Pulled, take_answers
 from curate.review.push import Entry, Place, Prepared, note_members, note_set, note_shown, prepare, read_questions
 from curate.review.questions import MARK, last_answer, learned_turns, numbers_turns
 from curate.review.queue import Wanted
-from schemas.atomic import what_to_do, write_whole
+from schemas.atomic import write_hint, write_text
 from schemas.digest import canonical_json
 from schemas.errors import ExportError, ReviewError, SourceError
 from schemas.recipe import Recipe, ReviewSection
@@ -173,9 +173,9 @@ def _row(name: str, entry: Entry, questions: Sequence[Question]) -> dict[str, st
 def _write(path: Path, frame: pl.DataFrame) -> None:
     """Write the whole file, or none; with the mark by which Excel knows UTF-8."""
     try:
-        write_whole(path, "\ufeff" + frame.with_columns(neutralise(pl.all())).write_csv())
+        write_text(path, "\ufeff" + frame.with_columns(neutralise(pl.all())).write_csv())
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error}.", what_to_do(error, path)) from error
+        raise ExportError(f"{path} cannot be written: {error}.", write_hint(error, path)) from error
 
 
 # --- in ---

@@ -24,7 +24,7 @@ from curate.versions.card_stats import describe_languages, describe_rejects, des
 from curate.versions.formats import EXPORTERS
 from curate.versions.formats.dataset_card import CardFacts, write_card
 from curate.versions.formats.format import UNFIT, Exporter, as_lines, as_table, quoted
-from schemas.atomic import unfinished, what_to_do
+from schemas.atomic import staging_path, write_hint
 from schemas.conversation import unfold
 from schemas.digest import file_digest
 from schemas.environment import installed_version
@@ -385,14 +385,14 @@ def in_place(to: Path, *, force: bool) -> Iterator[Path]:
     try:
         to = to.resolve() if to.is_dir() else to.absolute()  # a link to a folder stays one
         _check_target(to, force=force)
-        with unfinished(to) as temporary:
+        with staging_path(to) as temporary:
             if to.suffix not in SUFFIXES:
                 temporary.mkdir()
             yield temporary
             _check_target(to, force=force)  # another export may have come first
             _move(temporary, to)
     except OSError as error:
-        raise ExportError(f"{to} cannot be written: {error.strerror or error}.", what_to_do(error, to)) from error
+        raise ExportError(f"{to} cannot be written: {error.strerror or error}.", write_hint(error, to)) from error
 
 
 def _check_target(to: Path, *, force: bool) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from schemas.atomic import write_whole
+from schemas.atomic import write_text
 from schemas.errors import TrainError
 from schemas.recipe import AUTO_COUNTS_AS, TrainSection
 from train.tokens.chat_template import cache_folder
@@ -179,7 +179,7 @@ class Settled:
         """Keep the size, behind the earlier ones the step down that led to it, and a trial if there was one."""
         steps_down = [*self.steps_down, *([step_down] if step_down else [])]
         kept = {"size": asdict(size), "steps_down": steps_down, "trial": [*trial] or self.trial}
-        write_whole(self.path, json.dumps(kept))
+        write_text(self.path, json.dumps(kept))
 
     @property
     def size(self) -> Size | None:
