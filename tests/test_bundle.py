@@ -260,7 +260,7 @@ def test_what_lies_beside_an_export_is_not_touched(store, tmp_path):
 @pytest.mark.parametrize("name", ["bundle", "all.jsonl"])
 def test_of_two_exports_at_once_one_is_done_and_the_other_says_why_not(store, tmp_path, curate, name):
     code = (
-        "import sys; from curate import exporting; from curate.cli.app import main\n"
+        "import sys; from curate.versions import bundle as exporting; from curate.cli.app import main\n"
         "write = exporting._write_files\n"
         "def slowly(*given):\n"
         "    print('writing', flush=True); sys.stdin.readline(); return write(*given)\n"
@@ -281,7 +281,7 @@ def test_of_two_exports_at_once_one_is_done_and_the_other_says_why_not(store, tm
 
 def test_what_killed_writers_left_goes_at_the_next_writing_and_nothing_else(store, tmp_path, curate):
     to = ["export", "support@1", "--to", "bundle", "--force", "--store", str(store)]
-    code = "import os, signal; from curate import exporting; from curate.cli.app import main\n"
+    code = "import os, signal; from curate.versions import bundle as exporting; from curate.cli.app import main\n"
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
     own = [".bundle.16635.partial", ".curate.toml.20251121", "x.curate-unfinished"]
     (tmp_path / own[0]).mkdir()
