@@ -9,10 +9,12 @@ from support.tokenizers import CHATML, save_tokenizer
 from schemas.conversation import Conversation, Turn
 from train.tokens import cache
 from train.tokens import render as rendering
-from train.tokens.cache import rendered_version
-from train.tokens.chat_template import own_names
+from train.tokens.cache import render_version
+from train.tokens.chat_template import Template, bundled_names, find_template
+from train.tokens.labels import RENDERED
 from train.tokens.process_pool import spread
-from train.tokens.render import RENDERED, Template, Tokenizer, find_template, render
+from train.tokens.render import render
+from train.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def _assert_as_if_alone(text, tokenizer):
 
 
 def test_a_conversation_like_an_earlier_one_is_labelled_as_if_it_stood_alone(tokenizer, folder):
-    for name in ("tokenizer", *own_names()):
+    for name in ("tokenizer", *bundled_names()):
         _assert_as_if_alone(find_template(name, folder).text, tokenizer)
 
 
@@ -57,7 +59,7 @@ def test_a_template_that_looks_into_words_is_not_taken_for_one_that_does_not(tok
     shouting = CHATML.replace("message.content +", "(message.content if 'a' in message.content else 'ohne a') +")
     rows = render(frame(chat("a", "a b"), chat("a", "c")), Template("shouting", shouting), tokenizer)
     assert learned(rows.row(0, named=True), tokenizer) == "a b<|im_end|>"
-    assert rows["left_out"].to_list() == [[], [2]]
+    assert rows["omitted_turns"].to_list() == [[], [2]]
 
 
 def test_many_are_rendered_by_several_processes_to_the_same_frame(sample, monkeypatch):
@@ -89,37 +91,37 @@ def members():
 def test_a_version_is_rendered_once(members, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
     template = Template("chatml", CHATML)
-    first = rendered_version(members, "d1", template, tokenizer)
-    monkeypatch.setattr(cache, "render_as", None)
-    assert rendered_version(members, "d1", template, tokenizer).equals(first)
+    first = render_version(members, "d1", template, tokenizer)
+    monkeypatch.setattr(cache, "render_members", None)
+    assert render_version(members, "d1", template, tokenizer).equals(first)
     assert first.columns == [*RENDERED, "split"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 half of it"])
 def test_a_damaged_rendering_is_made_again(members, tokenizer, monkeypatch, tmp_path, damage):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
-    first = rendered_version(members, "d1", Template("chatml", CHATML), tokenizer)
+    first = render_version(members, "d1", Template("chatml", CHATML), tokenizer)
     (file,) = tmp_path.rglob("*.parquet")
     file.write_bytes(damage)
-    assert rendered_version(members, "d1", Template("chatml", CHATML), tokenizer).equals(first)
+    assert render_version(members, "d1", Template("chatml", CHATML), tokenizer).equals(first)
     assert pl.read_parquet(file).height == 5
 
 
 def test_another_template_tokenizer_or_policy_is_another_rendering(members, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
     for text in (CHATML, "{{ bos_token }}" + CHATML):
-        rendered_version(members, "d1", Template("chatml", text), tokenizer)
-    rendered_version(members, "d2", Template("chatml", CHATML), tokenizer)
+        render_version(members, "d1", Template("chatml", text), tokenizer)
+    render_version(members, "d2", Template("chatml", CHATML), tokenizer)
     monkeypatch.setattr(cache, "MASK_POLICY", rendering.MASK_POLICY + "'")
-    rendered_version(members, "d1", Template("chatml", CHATML), tokenizer)
+    render_version(members, "d1", Template("chatml", CHATML), tokenizer)
     assert len([*tmp_path.rglob("*.parquet")]) == 4
 
 
 def test_the_cache_forgets_what_was_not_used_longest(members, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
-    rendered_version(members, "d1", Template("chatml", CHATML), tokenizer)
+    render_version(members, "d1", Template("chatml", CHATML), tokenizer)
     (first,) = tmp_path.rglob("*.parquet")
     monkeypatch.setattr(cache, "ROOM", int(first.stat().st_size * 1.5))
-    rendered_version(members, "d2", Template("chatml", CHATML), tokenizer)
+    render_version(members, "d2", Template("chatml", CHATML), tokenizer)
     (second,) = tmp_path.rglob("*.parquet")
     assert first != second

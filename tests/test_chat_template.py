@@ -7,9 +7,11 @@ from support.tokenizers import CHATML, save_tokenizer
 
 from schemas.environment import install_command
 from schemas.errors import TrainError
-from train.tokens.chat_template import own_names
+from train.tokens.chat_template import Template, bundled_names, find_template
+from train.tokens.loss_mask import ChatRenderer
 from train.tokens.messages import to_messages, to_tools
-from train.tokens.render import Script, Template, Tokenizer, find_template, render
+from train.tokens.render import render
+from train.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_a_template_that_makes_up_the_form_of_the_day_is_refused(folder, tmp_pat
 
 def _check(name, text, tokenizer, theirs):
     """Every conversation that the template takes: transformers' ids, and labels that decode to what is meant."""
-    script = Script(Template(name, text), tokenizer)
+    renderer = ChatRenderer(Template(name, text), tokenizer)
     conversations = [*CONVERSATIONS.values(), WITH_CALL]
     rows = render(frame(*conversations), Template(name, text), tokenizer).rows(named=True)
     taken = 0
@@ -141,22 +143,22 @@ def _check(name, text, tokenizer, theirs):
         tools = to_tools(conversation.tools)
         ids = theirs.apply_chat_template(messages, tools=tools, chat_template=text, tokenize=True, return_dict=False)
         assert row["input_ids"] == ids, (name, conversation)
-        _check_labels(script, conversation, row, tokenizer)
+        _check_labels(renderer, conversation, row, tokenizer)
     return taken
 
 
-def _check_labels(script, conversation, row, tokenizer):
+def _check_labels(renderer, conversation, row, tokenizer):
     meant = [turn for turn in conversation.turns if turn.role in ("gpt", "function_call")]
-    regions = script.rendering(frame(conversation).row(0, named=True)).regions
+    regions = renderer.render(frame(conversation).row(0, named=True)).loss_spans
     stops = [row["input_ids"][end - 1] for end in row["stops"]]
-    left_out = [number for number in row["left_out"] if conversation.turns[number - 1].role == "gpt"]
-    assert len(regions) == len(stops) == len(meant) - len(left_out)
+    omitted_turns = [number for number in row["omitted_turns"] if conversation.turns[number - 1].role == "gpt"]
+    assert len(regions) == len(stops) == len(meant) - len(omitted_turns)
     assert all(tokenizer.backend.id_to_token(stop) in tokenizer.specials for stop in stops)
     said = learned(row, tokenizer)
     for turn in meant:
         words = turn.value.split("</think>")[-1].strip()
         number = conversation.turns.index(turn) + 1
-        assert turn.role == "function_call" or number in row["left_out"] or words in said
+        assert turn.role == "function_call" or number in row["omitted_turns"] or words in said
     for turn in conversation.turns:
         if turn.role in ("system", "human", "observation") and len(turn.value.strip()) > 3:
             assert turn.value.strip() not in said
@@ -164,7 +166,7 @@ def _check_labels(script, conversation, row, tokenizer):
     assert [*row["input_ids"][:2]] != [start, start]
 
 
-@pytest.mark.parametrize("name", [*own_names(), "tokenizer"])
+@pytest.mark.parametrize("name", [*bundled_names(), "tokenizer"])
 def test_our_templates_give_the_ids_of_apply_chat_template(name, folder, tokenizer, transformers_tokenizer):
     assert _check(name, find_template(name, folder).text, tokenizer, transformers_tokenizer) >= len(CONVERSATIONS)
 
@@ -190,38 +192,41 @@ def test_every_template_of_unsloth_gives_the_ids_of_apply_chat_template(folder, 
 @pytest.mark.slow
 def test_every_template_of_unsloth_learns_from_where_the_servers_prompt_ends(tokenizer):
     for name, text in of_unsloth().items():
-        script = Script(Template(name, text), tokenizer)
+        renderer = ChatRenderer(Template(name, text), tokenizer)
         messages = to_messages([turn.as_row() for turn in CONVERSATIONS["three turns"].turns])
         row = frame(CONVERSATIONS["three turns"]).row(0, named=True)
-        rendering = script.rendering(row)
-        sent = script.text(messages[:-1], prompt=True)
+        rendering = renderer.render(row)
+        sent = renderer.apply_template(messages[:-1], add_generation_prompt=True)
         if rendering.text.startswith(sent):
-            assert rendering.regions[-1].start == len(sent), name
+            assert rendering.loss_spans[-1].start == len(sent), name
         starts = rendering.text.count("<s>")
         assert starts in ((0, 1) if name != "llama" else (3,)), name  # Llama 2 begins every question with it
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", own_names())
+@pytest.mark.parametrize("name", bundled_names())
 def test_our_templates_render_what_unsloths_of_the_same_name_do(name, folder, tokenizer):
     if name not in of_unsloth():
         pytest.skip("ours alone")
     ours, theirs = (
-        Script(Template(name, text), tokenizer) for text in (find_template(name, folder).text, of_unsloth()[name])
+        ChatRenderer(Template(name, text), tokenizer) for text in (find_template(name, folder).text, of_unsloth()[name])
     )
     for conversation in CONVERSATIONS.values():
         messages = to_messages([turn.as_row() for turn in conversation.turns])
-        assert ours.text(messages) == theirs.text(messages)
-        assert ours.prompt == theirs.prompt
+        assert ours.apply_template(messages) == theirs.apply_template(messages)
+        assert ours.generation_prompt == theirs.generation_prompt
 
 
 def test_the_day_is_all_that_is_written_into_unsloths_templates(folder, tokenizer):
     dated = {name: text for name, text in of_unsloth().items() if find_template(name, folder).text != text}
     assert {"llama-3.1", "gpt-oss"} <= dated.keys()
     for name, text in dated.items():
-        ours, theirs = Script(find_template(name, folder), tokenizer), Script(Template(name, text), tokenizer)
+        ours, theirs = (
+            ChatRenderer(find_template(name, folder), tokenizer),
+            ChatRenderer(Template(name, text), tokenizer),
+        )
         messages = to_messages([turn.as_row() for turn in CONVERSATIONS["a system message"].turns])
-        assert ours.text(messages) == theirs.text(messages)  # which are told the same day when they ask
+        assert ours.apply_template(messages) == theirs.apply_template(messages)  # strftime_now gives the same date
 
 
 def test_a_template_with_generation_tags_renders_as_in_transformers(tokenizer, transformers_tokenizer):

@@ -356,7 +356,7 @@ def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkey
         freeze(connection, "support", Recipe.model_validate({"freeze": {"held_out": 0.0}}))
     rows = decide(project, "support@2", section()).rows.filter(pl.col("id") == name)
     learned = [label for label in rows["labels"].item() if label != -100]
-    from train.tokens.render import Tokenizer
+    from train.tokens.tokenizer import Tokenizer
 
     assert Tokenizer.load(TINY).backend.decode(learned, skip_special_tokens=False) == "Learned.<|im_end|>"
 

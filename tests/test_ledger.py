@@ -7,18 +7,18 @@ import pytest
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
+from train.tokens.labels import RENDERED
 from train.tokens.ledger import (
     LEDGER,
     _share,
+    add_epoch_counts,
+    build_ledger,
     check_limits,
-    count_seen,
-    note_seen,
-    seen_whole,
-    settle,
+    count_covered,
+    coverage_metrics,
     trainable,
     write_ledger,
 )
-from train.tokens.render import RENDERED
 
 
 def rendered(*rows):
@@ -28,7 +28,7 @@ def rendered(*rows):
         ids = None if labels is None else list(range(len(labels)))
         marked = None if labels is None else [number if learned else -100 for number, learned in enumerate(labels)]
         ends = [n + 1 for n, learned in enumerate(labels or []) if learned and not (*labels, 0)[n + 1]]
-        plain = {"id": name, "input_ids": ids, "labels": marked, "stops": ends, "left_out": [], "straddling": 0}
+        plain = {"id": name, "input_ids": ids, "labels": marked, "stops": ends, "omitted_turns": [], "crossing": 0}
         made.append(plain | extra)
     return pl.DataFrame(made, schema=RENDERED)
 
@@ -43,7 +43,7 @@ def entry(ledger, name):
 
 
 def test_a_conversation_that_fits_is_kept_whole():
-    ledger = settle(rendered(PLAIN), TrainSection(max_length=8))
+    ledger = build_ledger(rendered(PLAIN), TrainSection(max_length=8))
     assert ledger.schema == pl.Schema(LEDGER)
     assert entry(ledger, "plain") == {
         "conversation": "plain",
@@ -61,17 +61,17 @@ def test_a_conversation_that_fits_is_kept_whole():
 
 def test_a_long_conversation_is_cut_behind_the_last_answer_that_fits_whole():
     section = TrainSection(max_length=8, long="truncate")
-    ledger = settle(rendered(LONG), section)
+    ledger = build_ledger(rendered(LONG), section)
     assert entry(ledger, "long")["fate"] == "truncated"
     assert entry(ledger, "long")["cut"] == 1  # the newline behind the second answer
     section = TrainSection(max_length=10, long="truncate")
-    assert entry(settle(rendered(LONG), section), "long")["fate"] == "kept"
+    assert entry(build_ledger(rendered(LONG), section), "long")["fate"] == "kept"
 
 
 def test_half_an_answer_is_never_learned():
     rows = rendered(("long", [0] * 7 + TWO_ANSWERS, {}))
     section = TrainSection(max_length=14, long="truncate")
-    ledger = settle(rows, section)
+    ledger = build_ledger(rows, section)
     assert entry(ledger, "long") | {"reason": None} == {
         "conversation": "long",
         "split": "train",
@@ -91,7 +91,7 @@ def test_half_an_answer_is_never_learned():
 
 def test_a_conversation_whose_first_answer_does_not_fit_is_dropped_with_that_reason():
     rows = rendered(("long", [0] * 7 + TWO_ANSWERS, {}))
-    ledger = settle(rows, TrainSection(max_length=10, long="truncate"))
+    ledger = build_ledger(rows, TrainSection(max_length=10, long="truncate"))
     assert entry(ledger, "long")["fate"] == "dropped"
     assert entry(ledger, "long")["cut"] == 16
     assert entry(ledger, "long")["reason"] == (
@@ -105,10 +105,10 @@ def test_each_reason_has_its_code():
         PLAIN,
         ("silent", [0, 0, 0], {}),
         ("refused", None, {"problem": "The template short refuses it: no."}),
-        ("typed", [0, 1, 1], {"learned_specials": "<|im_end|>"}),
+        ("typed", [0, 1, 1], {"loss_specials": "<|im_end|>"}),
         LONG,
     )
-    ledger = settle(rows, TrainSection(max_length=8, long="drop"))
+    ledger = build_ledger(rows, TrainSection(max_length=8, long="drop"))
     assert ledger.select("conversation", "fate", "code", "reason").rows() == [
         ("plain", "kept", None, None),
         ("silent", "dropped", "nothing-learned", "It has nothing to learn: no answer of it is trained."),
@@ -120,19 +120,19 @@ def test_each_reason_has_its_code():
 
 
 def test_text_of_a_special_token_in_an_answer_is_kept_when_the_recipe_says_so():
-    rows = rendered(("typed", [0, 1, 1], {"learned_specials": "<|im_end|>"}))
-    assert entry(settle(rows, TrainSection(special_text="keep")), "typed")["fate"] == "kept"
+    rows = rendered(("typed", [0, 1, 1], {"loss_specials": "<|im_end|>"}))
+    assert entry(build_ledger(rows, TrainSection(special_text="keep")), "typed")["fate"] == "kept"
 
 
 def test_text_of_a_special_token_in_a_question_is_kept():
-    rows = rendered(("typed", [0, 1, 1], {"seen_specials": "<|im_end|>"}))
-    assert entry(settle(rows, TrainSection()), "typed")["fate"] == "kept"
+    rows = rendered(("typed", [0, 1, 1], {"context_specials": "<|im_end|>"}))
+    assert entry(build_ledger(rows, TrainSection()), "typed")["fate"] == "kept"
 
 
 def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_named():
     section, rows = TrainSection(max_length=8), rendered(PLAIN, LONG)
     with pytest.raises(TrainError) as refused:
-        check_limits(settle(rows, section), section, partial(settle, rows))
+        check_limits(build_ledger(rows, section), section, partial(build_ledger, rows))
     assert refused.value.what == "1 of 2 conversations are longer than max_length 8 tokens: long has 9."
     assert refused.value.hint == (
         "Type --set train.max_length=9, or --set train.long=truncate --set train.max_truncated=0.5, "
@@ -144,22 +144,22 @@ def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_name
 def test_what_is_lost_must_be_allowed_and_the_named_share_is_enough(long, fate):
     section = TrainSection(max_length=8, long=long)
     rows = rendered(PLAIN, PLAIN, LONG)
-    ledger = settle(rows, section)
+    ledger = build_ledger(rows, section)
     with pytest.raises(TrainError, match=f"1 of 3 conversations would be {fate}, max_{fate} allows 0") as refused:
-        check_limits(ledger, section, partial(settle, rows))
+        check_limits(ledger, section, partial(build_ledger, rows))
     share = refused.value.hint.partition(f"train.max_{fate}=")[2].partition(";")[0]
-    check_limits(ledger, section.model_copy(update={f"max_{fate}": float(share)}), partial(settle, rows))
+    check_limits(ledger, section.model_copy(update={f"max_{fate}": float(share)}), partial(build_ledger, rows))
 
 
 def test_the_split_of_a_version_is_kept():
     rows = rendered(PLAIN, LONG).with_columns(split=pl.Series(["held_out", "train"]))
-    ledger = settle(rows, TrainSection())
+    ledger = build_ledger(rows, TrainSection())
     assert ledger["split"].to_list() == ["held_out", "train"]
     assert trainable(rows, ledger)["split"].to_list() == ["held_out", "train"]
 
 
 def test_the_ledger_is_written_whole_or_not_at_all(tmp_path):
-    ledger = settle(rendered(PLAIN, LONG), TrainSection())
+    ledger = build_ledger(rendered(PLAIN, LONG), TrainSection())
     path = write_ledger(ledger, tmp_path)
     assert [*tmp_path.iterdir()] == [path]
     assert pl.read_parquet(path).equals(ledger)
@@ -179,13 +179,13 @@ def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_ov
             "fate": ["kept", "dropped", "split", "split", "truncated", "kept"],
         }
     )
-    noted = note_seen(ledger, [2, 0, 1, 0])
+    noted = add_epoch_counts(ledger, [2, 0, 1, 0])
     assert noted["seen"].to_list() == [None, None, 2, 0, 1, 0]
-    assert seen_whole(noted) == 1  # one window of c was not reached
-    assert count_seen(noted) == {"seen_conversations": 1, "seen_parts": 2, "parts": 4}
-    assert count_seen(noted.filter(pl.col("conversation") != "c")) == {"seen_conversations": 1}
+    assert count_covered(noted) == 1  # one window of c was not reached
+    assert coverage_metrics(noted) == {"seen_conversations": 1, "seen_parts": 2, "parts": 4}
+    assert coverage_metrics(noted.filter(pl.col("conversation") != "c")) == {"seen_conversations": 1}
     with pytest.raises(AssertionError):
-        note_seen(ledger, [1, 1, 1])
+        add_epoch_counts(ledger, [1, 1, 1])
 
 
 def test_a_conversation_is_found_in_its_pack_and_of_equals_each_has_its_own_place():

@@ -8,7 +8,9 @@ import make_tiny
 import pytest
 from support.training import TINY
 
-from train.tokens.render import Script, Tokenizer, find_template
+from train.tokens.chat_template import find_template
+from train.tokens.loss_mask import ChatRenderer
+from train.tokens.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +53,7 @@ def test_any_text_comes_back_from_its_ids_and_nothing_is_added(tokenizer):
 
 
 def test_its_template_writes_a_conversation_with_tools():
-    script = Script(find_template("tokenizer", TINY), Tokenizer.load(TINY))
+    renderer = ChatRenderer(find_template("tokenizer", TINY), Tokenizer.load(TINY))
     call = {"function": {"name": "status", "arguments": {"order": 7}}}
     messages = [
         {"role": "system", "content": "Be kind."},
@@ -59,7 +61,7 @@ def test_its_template_writes_a_conversation_with_tools():
         {"role": "assistant", "content": "I look.", "tool_calls": [call]},
         {"role": "tool", "content": "sent"},
     ]
-    assert script.text(messages, [{"name": "status"}], prompt=True) == (
+    assert renderer.apply_template(messages, [{"name": "status"}], add_generation_prompt=True) == (
         "<|im_start|>system\nBe kind.\n\n"
         'You may call these tools, each call as <tool_call>{"name": ..., "arguments": ...}</tool_call>.\n'
         '<tool>{"name": "status"}</tool><|im_end|>\n'
@@ -92,8 +94,8 @@ def test_it_answers_before_any_tuning_in_whole_sentences():
     from train.inference.generate import Sampling, Speaker, stop_ids
     from train.model.base_model import load_model
 
-    script = Script(find_template("tokenizer", TINY), Tokenizer.load(TINY))
-    speaker = Speaker(load_model(TINY, "lora").eval(), script, stop_ids(script))
+    renderer = ChatRenderer(find_template("tokenizer", TINY), Tokenizer.load(TINY))
+    speaker = Speaker(load_model(TINY, "lora").eval(), renderer, stop_ids(renderer))
     questions = ("Hello!", "How do I return my lamp?", "Where is my parcel?")
     asked = ([{"role": "user", "content": question}] for question in questions)
     said = [speaker.answer(messages, sampling=Sampling(max_tokens=40)) for messages in asked]

@@ -10,7 +10,7 @@ from curate.versions.freeze import freeze
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
-from train.plan.memory import budget, find_chip, read_shape
+from train.plan.memory import estimate_memory, find_gpu, read_model_shape
 
 LLAMA = {
     "hidden_size": 4096,
@@ -45,37 +45,37 @@ def recipe(**changes):
 
 
 def test_memory_and_speed_are_near_to_what_was_measured(llama):
-    found = budget(llama, recipe(), 1_000_000, "h200-141g")
-    sizes = {(size["checkpointing"], size["batch"]): size for size in found.sizes}
+    found = estimate_memory(llama, recipe(), 1_000_000, "h200-141g")
+    sizes = {(size["checkpointing"], size["batch"]): size for size in found.configs}
     for place, (memory, speed) in MEASURED.items():
         assert sizes[place]["gib"] == pytest.approx(memory, rel=0.06), place
         assert sizes[place]["tokens_per_second"] == pytest.approx(speed, rel=0.10), place
 
 
 def test_the_parts_are_those_of_the_shape_and_the_recipe(llama):
-    shape = read_shape(llama)
+    shape = read_model_shape(llama)
     assert shape.linear + shape.embeddings == 8_030_261_248 - 65 * 4096  # Llama 3.1 8B without its norms
-    parts = budget(llama, recipe(), 1, "24g").parts
+    parts = estimate_memory(llama, recipe(), 1, "24g").parts
     trained = 41_943_040  # of rank 16 on all linear layers
     assert parts["adapter"] == parts["gradients"] == pytest.approx(trained * 4 / 2**30)
     assert parts["optimizer"] == pytest.approx(trained * 8 / 2**30)
-    eight = budget(llama, recipe(extra={"optim": "adamw_8bit"}), 1, "24g").parts
+    eight = estimate_memory(llama, recipe(extra={"optim": "adamw_8bit"}), 1, "24g").parts
     assert eight["optimizer"] == pytest.approx(parts["optimizer"] / 4)
-    sixteen = budget(llama, recipe(method="lora"), 1, "24g").parts
+    sixteen = estimate_memory(llama, recipe(method="lora"), 1, "24g").parts
     assert sixteen["weights"] == pytest.approx((shape.linear + shape.embeddings) * 2 / 2**30)
     assert parts["weights"] < 0.4 * sixteen["weights"]
 
 
 def test_a_small_card_needs_checkpointing_and_a_smaller_one_fits_nothing(llama):
-    assert budget(llama, recipe(), 1, "h200-141g").best["checkpointing"] is False
-    assert budget(llama, recipe(), 1, "12g").best["checkpointing"] == "unsloth"
-    assert budget(llama, recipe(max_memory=12.0), 1, "h200-141g").best["checkpointing"] == "unsloth"
-    assert budget(llama, recipe(), 1, "6g").best is None
+    assert estimate_memory(llama, recipe(), 1, "h200-141g").best["checkpointing"] is False
+    assert estimate_memory(llama, recipe(), 1, "12g").best["checkpointing"] == "unsloth"
+    assert estimate_memory(llama, recipe(max_memory=12.0), 1, "h200-141g").best["checkpointing"] == "unsloth"
+    assert estimate_memory(llama, recipe(), 1, "6g").best is None
 
 
 def test_time_follows_from_tokens_epochs_and_steps(llama):
     def best(**changes):
-        return budget(llama, recipe(**changes), 2_000_000, "h100-80g").best
+        return estimate_memory(llama, recipe(**changes), 2_000_000, "h100-80g").best
 
     assert best(epochs=3)["seconds"] == pytest.approx(3 * 2_000_000 / best()["tokens_per_second"])
     assert best(steps=10)["seconds"] == pytest.approx(10 * 16 * 2048 / best()["tokens_per_second"])
@@ -83,14 +83,14 @@ def test_time_follows_from_tokens_epochs_and_steps(llama):
 
 def test_an_unknown_chip_and_an_uncountable_model_are_explained(llama, tmp_path):
     with pytest.raises(TrainError, match="no GPU called 'h300'") as caught:
-        find_chip("h300")
+        find_gpu("h300")
     assert "h100-80g" in caught.value.hint
-    assert find_chip("24gb").memory == 24.0
+    assert find_gpu("24gb").memory == 24.0
     (llama / "config.json").write_text(json.dumps(LLAMA | {"num_local_experts": 8}))
     with pytest.raises(TrainError, match="mixture of experts"):
-        read_shape(llama)
+        read_model_shape(llama)
     with pytest.raises(TrainError, match=r"has no config\.json that says how large"):
-        read_shape(tmp_path / "nowhere")
+        read_model_shape(tmp_path / "nowhere")
 
 
 def test_the_command_shows_the_budget_above_the_plan(curate, tmp_path):

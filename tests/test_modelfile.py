@@ -12,7 +12,9 @@ from train.checks.go_templates import parse, render
 from train.checks.serving_parity import check_serving
 from train.export.go_template import to_go
 from train.export.modelfile import collate, write_ollama
-from train.tokens.render import Script, Template, Tokenizer, find_template
+from train.tokens.chat_template import Template, find_template
+from train.tokens.loss_mask import ChatRenderer
+from train.tokens.tokenizer import Tokenizer
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -28,9 +30,9 @@ def written(project):
     return write_ollama(project, "r1")
 
 
-def go(script, messages):
+def go(renderer, messages):
     system, together = collate(messages)
-    return render(parse(to_go(script)), {"System": system, "Messages": together})
+    return render(parse(to_go(renderer)), {"System": system, "Messages": together})
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "chatml", "gemma", "llama-3"])
@@ -39,20 +41,20 @@ def go(script, messages):
     [[USER], [SYSTEM, USER], [USER, ANSWER, USER], [SYSTEM, USER, ANSWER, USER, ANSWER, USER]],
 )
 def test_the_go_template_says_what_the_chat_template_says(name, messages):
-    script = Script(find_template(name, TINY), Tokenizer.load(TINY))
-    assert go(script, messages) == script.text(messages, prompt=True)
+    renderer = ChatRenderer(find_template(name, TINY), Tokenizer.load(TINY))
+    assert go(renderer, messages) == renderer.apply_template(messages, add_generation_prompt=True)
 
 
 def test_braces_of_a_template_stay_braces_in_go():
     braces = "{% for m in messages %}{{ '{{' }}{{ m.content }}}}{% endfor %}"
-    script = Script(Template("braces", braces), Tokenizer.load(TINY))
-    assert go(script, [USER, ANSWER, USER]) == "{{Hi}}{{Ho}}{{Hi}}"
+    renderer = ChatRenderer(Template("braces", braces), Tokenizer.load(TINY))
+    assert go(renderer, [USER, ANSWER, USER]) == "{{Hi}}{{Ho}}{{Hi}}"
 
 
 def test_a_template_that_writes_words_twice_cannot_be_written_for_ollama():
     twice = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
     with pytest.raises(ExportError, match="does not write each message once and in order"):
-        to_go(Script(Template("twice", twice), Tokenizer.load(TINY)))
+        to_go(ChatRenderer(Template("twice", twice), Tokenizer.load(TINY)))
 
 
 # Beside each template what Go 1.27's own text/template makes of it.

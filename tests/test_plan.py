@@ -19,8 +19,8 @@ from schemas.errors import TrainError, VersionError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.plan.pack_count import count_packs
-from train.plan.plan import plan, prepare, sees_gpu
-from train.plan.preview import choose, first_members, preview, trace_token
+from train.plan.plan import has_gpu, plan, prepare
+from train.plan.preview import find_ids, first_members, preview, trace_token
 
 TALK = chat("  Hi there", "Hello, you.\n", "What is it?", "Bye \x1b[31mred")
 SHORT = [chat(f"Hi {number}", "Hello") for number in range(10)]
@@ -65,7 +65,7 @@ def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
     assert planned.steps == planned.steps_per_epoch == 1
     assert planned.steps_unpacked == 3  # 11 rows, two a pass, two passes a step
     assert planned.end_of_turn == ["<|im_end|>"]
-    assert planned.prompt == "<|im_start|>assistant\n"
+    assert planned.generation_prompt == "<|im_start|>assistant\n"
     assert sum(entry["conversations"] for entry in planned.lengths) == 13
 
 
@@ -86,7 +86,7 @@ def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate,
     assert plan(other, on_gpu=False).steps == 1
     options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100", "--json")
     said = json.loads(curate("plan", "chats@1", *options).stdout)
-    assert said["packing"] is sees_gpu()
+    assert said["packing"] is has_gpu()
 
 
 def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys):
@@ -100,11 +100,11 @@ def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "too-long" in line)
     assert f" {LONG.id[:12]} " in line  # whole, in 80 columns, and enough for curate preview --id
     assert planned.refusal.startswith("1 of 13 conversations are longer than max_length 100 tokens")
-    assert "--set train.long=truncate" in planned.way_out
+    assert "--set train.long=truncate" in planned.hint
 
 
 def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store, folder):
-    ways = plan(prepared).way_out.removeprefix("Type ").removesuffix(".").split(", or ")
+    ways = plan(prepared).hint.removeprefix("Type ").removesuffix(".").split(", or ")
     assert [way.split("=")[0].split()[-1].removeprefix("train.") for way in ways] == ["max_length", *["long"] * 3]
     for way in ways:
         typed = dict(setting.removeprefix("train.").split("=") for setting in way.split() if setting != "--set")
@@ -116,7 +116,7 @@ def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store
 
 def test_a_preview_renders_what_it_shows_alone_and_shows_the_same(prepared, store):
     few = prepare(store, "chats@1", prepared.section, only=partial(first_members, prefix="", limit=2))
-    chosen = choose(prepared, "", 2)
+    chosen = find_ids(prepared, "", 2)
     assert few.rendered["id"].to_list() == chosen
     assert [preview(few, one) for one in chosen] == [preview(prepared, one) for one in chosen]
 
@@ -133,7 +133,7 @@ def test_what_a_user_typed_like_a_token_is_told_and_trained(tmp_path, folder):
     with writing(path) as connection:
         freeze(connection, "typed", check_recipe({"freeze": {"held_out": 0}}, "the test"))
     planned = plan(prepare(path, "typed", TrainSection(model=str(folder))))
-    assert planned.lint == {"special tokens typed by a user": 1, "tokens across the start of an answer": 1}
+    assert planned.warnings == {"special tokens typed by a user": 1, "tokens across the start of an answer": 1}
     assert planned.refusal is None
 
 
@@ -178,16 +178,16 @@ def test_packs_are_counted_as_trl_packs(tmp_path):
 
 def test_a_preview_shows_every_character_once_and_says_what_is_learned(prepared):
     shown = preview(prepared, TALK.id)
-    assert "".join(stretch.text for stretch in shown.stretches) == (
+    assert "".join(segment.text for segment in shown.segments) == (
         "<|im_start|>user\n  Hi there<|im_end|>\n<|im_start|>assistant\nHello, you.\n<|im_end|>\n"
         "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nBye \x1b[31mred<|im_end|>\n"
     )
-    assert [stretch.text for stretch in shown.stretches if stretch.learned] == [
+    assert [segment.text for segment in shown.segments if segment.learned] == [
         "Hello, you.\n<|im_end|>",
         "Bye \x1b[31mred<|im_end|>",
     ]
-    assert [view.token for view in shown.views] == [*range(shown.tokens)]
-    assert sum(view.label >= 0 for view in shown.views) == shown.learned
+    assert [view.token for view in shown.token_views] == [*range(shown.tokens)]
+    assert sum(view.label >= 0 for view in shown.token_views) == shown.learned
 
 
 def test_a_preview_shows_where_a_conversation_is_cut(store, folder):
@@ -195,13 +195,13 @@ def test_a_preview_shows_where_a_conversation_is_cut(store, folder):
     section = TrainSection(model=str(folder), max_length=first_answer, long="truncate")
     shown = preview(prepare(store, "chats", section), TALK.id)
     assert shown.fate == "truncated"
-    assert [stretch.trained for stretch in shown.stretches] == [True, True, False, False, False]
-    assert shown.stretches[1].text == "Hello, you.\n<|im_end|>"
+    assert [segment.trained for segment in shown.segments] == [True, True, False, False, False]
+    assert shown.segments[1].text == "Hello, you.\n<|im_end|>"
 
 
 def test_a_token_leads_to_its_turn_and_to_the_line_of_its_file(prepared, store):
     shown = preview(prepared, TALK.id)
-    token = next(view.token for view in shown.views if view.text == "Hello")
+    token = next(view.token for view in shown.token_views if view.text == "Hello")
     traced = trace_token(prepared, store, TALK.id, token)
     assert (traced.part, traced.turn, traced.role, traced.characters) == ("words", 2, "gpt", (0, 5))
     assert traced.label == traced.id
@@ -220,7 +220,7 @@ def test_a_turn_leads_to_its_tokens_and_each_of_them_back(prepared, store):
 
 def test_the_end_of_a_turn_and_the_templates_own_text_are_told_apart(prepared, store):
     shown = preview(prepared, TALK.id)
-    traced = [trace_token(prepared, store, TALK.id, view.token) for view in shown.views]
+    traced = [trace_token(prepared, store, TALK.id, view.token) for view in shown.token_views]
     ends = [t for t in traced if t.part == "end of turn"]
     assert [(t.text, t.turn, t.label) for t in ends] == [("<|im_end|>", 2, 4), ("<|im_end|>", 4, 4)]
     assert traced[0].part == "template"
@@ -228,10 +228,10 @@ def test_the_end_of_a_turn_and_the_templates_own_text_are_told_apart(prepared, s
 
 
 def test_ids_are_chosen_by_their_beginning(prepared):
-    assert choose(prepared, TALK.id[:9], 3) == [TALK.id]
-    assert len(choose(prepared, "", 3)) == 3
+    assert find_ids(prepared, TALK.id[:9], 3) == [TALK.id]
+    assert len(find_ids(prepared, "", 3)) == 3
     with pytest.raises(VersionError, match=r"No conversation of chats@1 has an id that begins with xyz\."):
-        choose(prepared, "xyz", 3)
+        find_ids(prepared, "xyz", 3)
     with pytest.raises(TrainError, match="there is no token 99999"):
         trace_token(prepared, None, TALK.id, 99_999)
 

@@ -18,12 +18,13 @@ from schemas.errors import ExportError, SourceError, TrainError
 from schemas.recipe import ImportSection, Recipe
 from schemas.store import reading, writing
 from train.engines import Job, find_engine
-from train.plan.memory import budget
+from train.plan.memory import estimate_memory
 from train.plan.plan import plan, prepare
 from train.plan.preview import preview, trace_token
 from train.runs.fit import decide
 from train.runs.torchrun import Processes, check_devices
-from train.tokens.render import IGNORED, Tokenizer
+from train.tokens.labels import IGNORE_INDEX
+from train.tokens.tokenizer import Tokenizer
 
 WORDS = ["pump", "valve", "boat", "keel", "tide", "rope", "anchor", "sail"]
 TEXTS = [
@@ -105,12 +106,12 @@ def test_all_of_a_text_is_learned_but_its_first_token_and_longer_ones_are_parted
     rows = {row["id"]: row for row in prepared.rendered.filter(pl.col("window").is_null()).iter_rows(named=True)}
     short = rows[text(SHORT).id]
     assert short["input_ids"] == ids_of(SHORT)
-    assert short["labels"] == [IGNORED, *ids_of(SHORT)[1:]]
+    assert short["labels"] == [IGNORE_INDEX, *ids_of(SHORT)[1:]]
     parts = prepared.rendered.filter(pl.col("id") == text(LONG).id)
     assert parts["window"].struct.field("number").to_list() == [1, 2, 3]
     assert parts["input_ids"].list.len().to_list() == [128, 128, len(ids_of(LONG)) - 256]
     assert parts["input_ids"].explode().to_list() == ids_of(LONG)
-    assert parts["labels"].list.first().to_list() == [IGNORED] * 3
+    assert parts["labels"].list.first().to_list() == [IGNORE_INDEX] * 3
     assert parts["labels"].list.slice(1).explode().to_list() == parts["input_ids"].list.slice(1).explode().to_list()
     assert plan(prepared).refusal is None
 
@@ -122,7 +123,7 @@ def test_a_plan_counts_texts_and_says_into_how_many_parts_those_are_split_that_a
     longer = parts["id"].n_unique()
     assert 0 < longer < parts.height
     assert sum(planned.conversations.values()) == len(TEXTS)
-    assert (planned.split, planned.fates["split"]) == (longer, parts.height)
+    assert (planned.split_conversations, planned.fates["split"]) == (longer, parts.height)
     assert planned.fates["kept"] + longer == len(TEXTS)
     assert [problem["conversations"] for problem in planned.problems] == [longer]
     show_plan(planned)
@@ -144,14 +145,14 @@ from pathlib import Path
 from schemas.conversation import TURN
 from schemas.recipe import TrainSection
 from train.tokens.render import Tokenizer, find_template
-from train.tokens.windows import render_as
+from train.tokens.windows import render_members
 tiny = Path({tiny!r})
 turns = [[{{"from": "gpt", "value": "lorem ipsum dolor sit amet " * 40_000}}]]
 members = pl.DataFrame({{"id": ["0" * 32], "conversations": turns, "tools": [None]}},
     schema_overrides={{"conversations": pl.List(TURN), "tools": pl.String}})
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 section = TrainSection(template="raw", long="split", max_length=64)
-parts = render_as(section, members, find_template("raw", tiny), Tokenizer.load(tiny))
+parts = render_members(section, members, find_template("raw", tiny), Tokenizer.load(tiny))
 print(parts.height, parts["input_ids"].list.len().sum())
 """
 
@@ -188,7 +189,7 @@ def test_one_special_token_in_a_book_costs_the_part_that_it_is_in_and_no_other(t
 def test_a_part_is_shown_and_its_tokens_lead_back_to_the_text(store):
     prepared = prepare(store, "docs@1", section(**RAW))
     shown = [preview(prepared, text(LONG).id, number) for number in (1, 2, 3)]
-    assert "".join(stretch.text for each in shown for stretch in each.stretches) == f"<|begin_of_text|>{LONG}<|im_end|>"
+    assert "".join(segment.text for each in shown for segment in each.segments) == f"<|begin_of_text|>{LONG}<|im_end|>"
     assert shown[1].reason == f"Part 2 of 3 of a text of {len(ids_of(LONG))} tokens."
     traced = trace_token(prepared, store, text(LONG).id, 5, 2)
     assert (traced.part, traced.turn, traced.id) == ("words", 1, ids_of(LONG)[133])
@@ -333,14 +334,16 @@ def train_on_texts(folder):
     settings = [*SETTINGS, *OPTIONS, "--set=train.steps=8", "--set=train.embedding_learning_rate=1e-3", "--json"]
     ran = subprocess.run(command("train", "docs@1", *settings), cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    said = [line.split()[0] for line in ran.stderr.splitlines()]  # no terminal: each stretch says that it begins
+    said = [line.split()[0] for line in ran.stderr.splitlines()]  # no terminal: each segment says that it begins
     places = [said.index(word) for word in ("Rendering", "Loading", "step", "Measuring")]
     assert places == sorted(places)
     return json.loads(ran.stdout)
 
 
 def test_the_plan_counts_an_embedding_that_is_trained(store):
-    plain, trained = (budget(TINY, section(embedding_learning_rate=rate), 10_000, "h100-80g") for rate in (None, 1e-4))
+    plain, trained = (
+        estimate_memory(TINY, section(embedding_learning_rate=rate), 10_000, "h100-80g") for rate in (None, 1e-4)
+    )
     grown = {name: trained.parts[name] - plain.parts[name] for name in plain.parts}
     copy = 2304 * 256 / 2**30
     assert {name: round(value / copy) for name, value in grown.items() if value} == {

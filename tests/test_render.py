@@ -9,8 +9,11 @@ from support.stores import chat
 from support.tokenizers import CHATML, SPECIALS, save_sentencepiece, save_tokenizer
 
 from schemas.conversation import Conversation, Turn
+from train.tokens.chat_template import Template, find_template
+from train.tokens.labels import RENDERED
 from train.tokens.messages import to_messages
-from train.tokens.render import RENDERED, Template, Tokenizer, find_template, render
+from train.tokens.render import render
+from train.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +42,22 @@ def test_a_user_who_quotes_the_marker_stays_a_user(tokenizer):
     row = rendered(chat("<|im_start|>assistant\nBye<|im_end|>", "Hello"), tokenizer)
     assert row["input_ids"] == [3, 288, 228, 3, 296, 228, 310, 4, 4, 228, 3, 296, 228, 306, 4, 228]
     assert row["labels"] == [-100] * 13 + [306, 4, -100]
-    assert row["seen_specials"] == "<|im_end|> <|im_start|>"
-    assert row["learned_specials"] is None
+    assert row["context_specials"] == "<|im_end|> <|im_start|>"
+    assert row["loss_specials"] is None
 
 
 def test_an_answer_that_starts_with_a_newline_is_learned_with_the_token_across_its_border(tokenizer):
     row = rendered(chat("Hi", "\nHello"), tokenizer)
     assert row["input_ids"] == [3, 288, 228, 302, 4, 228, 3, 296, 308, 306, 4, 228]  # 308 is two newlines
     assert row["labels"] == [-100] * 8 + [308, 306, 4, -100]
-    assert row["straddling"] == 1
+    assert row["crossing"] == 1
 
 
 def test_a_literal_end_of_turn_in_an_answer_does_not_cut_what_is_learned_and_is_told(tokenizer):
     row = rendered(chat("Hi", "Bye<|im_end|>Hello"), tokenizer)
     assert row["input_ids"] == [3, 288, 228, 302, 4, 228, 3, 296, 228, 310, 4, 306, 4, 228]
     assert row["labels"] == [-100] * 9 + [310, 4, 306, 4, -100]
-    assert row["learned_specials"] == "<|im_end|>"
+    assert row["loss_specials"] == "<|im_end|>"
     assert row["stops"] == [13]
 
 
@@ -99,7 +102,7 @@ def test_a_space_that_the_template_writes_before_an_answer_is_learned_where_the_
     )
     row = rendered(chat("Hi", "Hello"), tokenizer, template)
     assert tokens(row, tokenizer) == "Q: Hi</s>A:[ Hello][</s>]"
-    assert row["straddling"] == 0
+    assert row["crossing"] == 0
 
 
 def test_tokens_of_a_tokenizer_like_llama_2_are_labelled_the_same(tmp_path):
@@ -143,7 +146,7 @@ def test_reasoning_that_is_skipped_is_seen_and_learning_begins_behind_it(tokeniz
     row = reasoned("skip", tokenizer)
     assert row["input_ids"] == reasoned("learn", tokenizer)["input_ids"]
     assert learned(row, tokenizer) == "\n\nHello<|im_end|>Bye<|im_end|>"
-    assert row["left_out"] == []
+    assert row["omitted_turns"] == []
 
 
 def test_reasoning_that_a_prompt_opens_is_skipped_to_its_end(tokenizer):
@@ -162,7 +165,7 @@ def test_reasoning_that_never_ends_is_skipped_whole(tokenizer):
     cut_off = chat("Hi", "<think>cut off, no end", "What", "Bye")
     row = reasoned("skip", tokenizer, cut_off)
     assert learned(row, tokenizer) == "Bye<|im_end|>"
-    assert row["left_out"] == [2]
+    assert row["omitted_turns"] == [2]
     opening = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
     assert learned(reasoned("skip", tokenizer, chat("Hi", "<think>\ncut off"), opening), tokenizer) == ""
 

@@ -14,7 +14,8 @@ from train.export.llamacpp.server import serving
 from train.inference.backends import Asked, Folder, LlamaCpp
 from train.inference.openai_client import Address, RefusedError
 from train.tokens.chat_template import find_template
-from train.tokens.render import Script, Tokenizer
+from train.tokens.loss_mask import ChatRenderer
+from train.tokens.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -201,12 +202,12 @@ def test_a_template_that_asks_for_today_says_the_day_of_the_training_in_every_en
     (model / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     template = find_template("llama-3.1", model)
     (model / "chat_template.jinja").write_text(template.text, encoding="utf-8")
-    script = Script(template, Tokenizer.load(model))
+    renderer = ChatRenderer(template, Tokenizer.load(model))
     questions = [[{"role": "user", "content": "Hello"}], [{"role": "system", "content": "Be brief."}, *TALK]]
     asked = [Asked(messages, None, "") for messages in questions]
-    texts = [script.text(messages, prompt=True) for messages in questions]
+    texts = [renderer.apply_template(messages, add_generation_prompt=True) for messages in questions]
     assert all("Today Date: 26 July 2024\n" in text for text in texts)  # what the template says where nobody tells it
-    trained = [encoding.ids for encoding in script.tokenizer.encode(texts)]
+    trained = [encoding.ids for encoding in renderer.tokenizer.encode(texts)]
     convert(find_converter(), model, tmp_path / "r1.gguf", "f16", metadata={}, stop=None)
     with serving(tmp_path / "r1.gguf", context=512, threads=1, gpu=False) as address:
         assert LlamaCpp("llama.cpp", address).prompts(asked) == trained

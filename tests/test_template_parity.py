@@ -17,34 +17,34 @@ from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.plan.plan import plan, prepare
 from train.runs.fit import train_version
-from train.tokens.chat_template import OWN_TEMPLATES, own_names, unsloth_templates
-from train.tokens.template_parity import check_samples, prove, prove_all, samples_of
+from train.tokens.chat_template import BUNDLED_TEMPLATES, bundled_names, unsloth_templates
+from train.tokens.template_parity import check_samples, check_template, check_templates, samples_of
 from train.tokens.tokenizer import Tokenizer
 
-PAGE = (OWN_TEMPLATES / "TEMPLATES.md").read_text(encoding="utf-8")
+PAGE = (BUNDLED_TEMPLATES / "TEMPLATES.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def proofs():
+def reports():
     try:
         version("unsloth")
     except PackageNotFoundError:
         pytest.skip("unsloth is not installed")
-    return prove_all()
+    return check_templates()
 
 
 @pytest.mark.slow
-def test_every_template_is_proven_under_each_of_its_names(proofs):
-    names = {name for proof in proofs for name in proof.names}
-    assert names == {*own_names(), *unsloth_templates()}
+def test_every_template_is_proven_under_each_of_its_names(reports):
+    names = {name for report in reports for name in report.names}
+    assert names == {*bundled_names(), *unsloth_templates()}
     assert len(unsloth_templates()) >= 47
-    assert {proof.names: proof.problem for proof in proofs if proof.problem} == {}
-    assert all(proof.equal == proof.taken >= 7 for proof in proofs)
+    assert {report.names: report.problem for report in reports if report.problem} == {}
+    assert all(report.identical == report.rendered >= 7 for report in reports)
 
 
 @pytest.mark.slow
-def test_the_page_of_templates_is_what_the_proofs_say(proofs):
-    page = templates_page(proofs)
+def test_the_page_of_templates_is_what_the_proofs_say(reports):
+    page = templates_page(reports)
     table = [line for line in page.splitlines() if not line.startswith("Versions")]
     assert table == [line for line in PAGE.splitlines() if not line.startswith("Versions")]
 
@@ -60,13 +60,21 @@ def tokenizer(folder):
 
 
 def test_what_becomes_of_tools_reasoning_and_white_space_is_stated(tokenizer):
-    proof = prove(["plain"], CHATML, tokenizer)
-    facts = (proof.taken, proof.equal, proof.stop, proof.prefix, proof.tools, proof.reasoning, proof.spaces)
+    report = check_template(["plain"], CHATML, tokenizer)
+    facts = (
+        report.rendered,
+        report.identical,
+        report.stop,
+        report.prefix,
+        report.tools,
+        report.reasoning,
+        report.whitespace,
+    )
     assert facts == (7, 7, "<|im_end|>", "holds", "calls left out", "all", "kept")
     trimming = CHATML.replace("message.content", "(message.content.split('</think>') | last | trim)")
-    proof = prove(["trimming"], trimming, tokenizer)
-    assert (proof.reasoning, proof.spaces, proof.problem) == ("none", "trimmed", None)
-    assert prove(["counting"], CHATML + "{{ messages | length }}", tokenizer).prefix == "no"
+    report = check_template(["trimming"], trimming, tokenizer)
+    assert (report.reasoning, report.whitespace, report.problem) == ("none", "trimmed", None)
+    assert check_template(["counting"], CHATML + "{{ messages | length }}", tokenizer).prefix == "no"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_a_template_that_is_no_jinja_is_told_so(curate, folder, tmp_path):
 
 
 def test_where_marking_changes_a_rendering_the_first_differing_token_is_shown(tokenizer):
-    problem = prove(["cutting"], CHATML.replace("message.content", "message.content[:3]"), tokenizer).problem
+    problem = check_template(["cutting"], CHATML.replace("message.content", "message.content[:3]"), tokenizer).problem
     assert problem is not None
     assert "token 11 is 'l', marked it is '<|im_end|>'" in problem
 
@@ -136,14 +144,14 @@ def test_a_tokenizer_that_joins_what_a_prompt_ends_with_is_refused_with_that_tem
     store, recipe = tmp_path / "curate.duckdb", prepared.section.model_copy(update={"model": str(TINY)})
     assert samples_of(prepare(store, "chats", recipe.model_copy(update={"template": "chatml"})))["rows"]
     joined = prepare(store, "chats", recipe.model_copy(update={"template": "llama-3"}))
-    with pytest.raises(TrainError, match=r"the prompt of the template llama-3 ends in other tokens") as refused:
+    with pytest.raises(TrainError, match=r"The generation prompt of template llama-3 tokenizes differently") as refused:
         samples_of(joined)
     assert "is 227 'Ċ' here and 289 'ĊĊ' there" in refused.value.what
     assert "such as chatml" in refused.value.hint
-    found = {proof.names[0]: proof.prefix for proof in prove_all(TINY, ["chatml", "llama-3"])}
+    found = {report.names[0]: report.prefix for report in check_templates(TINY, ["chatml", "llama-3"])}
     assert found == {"chatml": "holds", "llama-3": "no"}
     planned = plan(joined)
-    assert (planned.refusal, planned.way_out) == (refused.value.what, refused.value.hint)
+    assert (planned.refusal, planned.hint) == (refused.value.what, refused.value.hint)
 
 
 def test_answers_that_all_begin_with_line_breaks_are_the_datas_own_and_no_fault_of_the_template(tmp_path):
@@ -155,9 +163,9 @@ def test_answers_that_all_begin_with_line_breaks_are_the_datas_own_and_no_fault_
     taken = prepare(path, "chats", recipe)
     planned = plan(taken)
     assert (planned.refusal, len(samples_of(taken)["rows"])) == (None, 3)
-    assert planned.lint == {"tokens across the start of an answer": 3}
+    assert planned.warnings == {"tokens across the start of an answer": 3}
     refused = prepare(path, "chats", recipe.model_copy(update={"template": "llama-3"}))
-    with pytest.raises(TrainError, match=r"the prompt of the template llama-3 ends in other tokens"):
+    with pytest.raises(TrainError, match=r"The generation prompt of template llama-3 tokenizes differently"):
         samples_of(refused)
 
 
@@ -173,6 +181,6 @@ def test_a_run_refuses_where_transformers_reads_the_tokenizer_otherwise(tmp_path
 
 def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(sample):
     ran = run_here("templates", "tokenizer", "--model", str(sample / "tiny"), "--json")
-    (proof,) = json.loads(ran.stdout)
+    (report,) = json.loads(ran.stdout)
     assert ran.exit_code == 0
-    assert (proof["proven"], proof["equal"], proof["tools"]) == (True, 8, "tools and calls")
+    assert (report["passed"], report["identical"], report["tools"]) == (True, 8, "tools and calls")

@@ -7,7 +7,7 @@ import pytest
 from support.tokenizers import save_sentencepiece, save_tokenizer
 
 from schemas.errors import TrainError
-from train.tokens.render import Tokenizer
+from train.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

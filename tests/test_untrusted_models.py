@@ -10,7 +10,7 @@ from schemas.errors import RecipeError, TrainError
 from schemas.recipe import TrainSection, check_recipe, load_recipe
 from train.model.base_model import find_model
 from train.tokens.chat_template import Template
-from train.tokens.loss_mask import Script
+from train.tokens.loss_mask import ChatRenderer
 from train.tokens.tokenizer import Tokenizer
 
 TOKEN = "hf_" + "a1B2c3D4" * 4
@@ -69,9 +69,9 @@ def test_code_of_a_model_or_its_tokenizer_runs_only_when_it_is_trusted(tmp_path,
 )
 def test_a_template_cannot_leave_its_sandbox(tmp_path, monkeypatch, evil):
     monkeypatch.chdir(tmp_path)
-    script = Script(Template("evil", CHATML + evil), Tokenizer.load(save_tokenizer(tmp_path)))
+    renderer = ChatRenderer(Template("evil", CHATML + evil), Tokenizer.load(save_tokenizer(tmp_path)))
     row = {"conversations": [turn.as_row() for turn in chat("Hi", "Hello").turns], "tools": None}
-    problem = script.rendering(row).problem
+    problem = renderer.render(row).problem
     assert problem is not None
     assert problem.startswith("The template evil refuses it")
     assert not (tmp_path / "owned").exists()

@@ -17,10 +17,12 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.plan.plan import plan, prepare
-from train.plan.preview import choose_windows, preview, trace_token
-from train.tokens.ledger import check_limits, settle, trainable
-from train.tokens.render import Template, Tokenizer, render
-from train.tokens.windows import render_as, turns_of
+from train.plan.preview import find_windows, preview, trace_token
+from train.tokens.chat_template import Template
+from train.tokens.ledger import build_ledger, check_limits, trainable
+from train.tokens.render import render
+from train.tokens.tokenizer import Tokenizer
+from train.tokens.windows import render_members, window_turns
 
 TEMPLATE = Template("chatml", CHATML)
 LONG = chat(*(f"{word} {n}" for n in range(1, 6) for word in ("Hi", "Hello")), system="Be kind.")  # 93 tokens
@@ -54,7 +56,7 @@ def windows(rendered):
 
 
 def test_a_long_conversation_becomes_windows_of_whole_exchanges_under_its_own_id(tokenizer):
-    rendered = render_as(recipe(55), frame(SHORT, LONG, OTHER), TEMPLATE, tokenizer)
+    rendered = render_members(recipe(55), frame(SHORT, LONG, OTHER), TEMPLATE, tokenizer)
     assert rendered["id"].to_list() == [SHORT.id, LONG.id, LONG.id, LONG.id, OTHER.id]
     whole = render(frame(LONG), TEMPLATE, tokenizer)["input_ids"].list.len().item()
     assert windows(rendered) == [
@@ -66,9 +68,9 @@ def test_a_long_conversation_becomes_windows_of_whole_exchanges_under_its_own_id
 
 
 def test_a_window_is_rendered_as_the_conversation_that_it_is(tokenizer):
-    rendered = render_as(recipe(55), frame(LONG), TEMPLATE, tokenizer)
+    rendered = render_members(recipe(55), frame(LONG), TEMPLATE, tokenizer)
     for row in rendered.iter_rows(named=True):
-        numbers, _ = turns_of([turn.as_row() for turn in LONG.turns], row["window"])
+        numbers, _ = window_turns([turn.as_row() for turn in LONG.turns], row["window"])
         turns = tuple(LONG.turns[number] for number in numbers)
         alone = render(frame(Conversation(turns)), TEMPLATE, tokenizer).row(0, named=True)
         assert (row["input_ids"], row["labels"], row["stops"]) == (alone["input_ids"], alone["labels"], alone["stops"])
@@ -77,7 +79,7 @@ def test_a_window_is_rendered_as_the_conversation_that_it_is(tokenizer):
 
 @pytest.mark.parametrize("max_length", [36, 40, 55, 80, 92])
 def test_every_answer_is_learned_once_however_long_a_window_is(tokenizer, max_length):
-    rendered = render_as(recipe(max_length), frame(LONG), TEMPLATE, tokenizer)
+    rendered = render_members(recipe(max_length), frame(LONG), TEMPLATE, tokenizer)
     labels = pl.col("labels").explode().filter(pl.col("labels").explode() != -100)
     whole = render(frame(LONG), TEMPLATE, tokenizer).select(labels)
     assert rendered.select(labels).equals(whole)
@@ -86,8 +88,8 @@ def test_every_answer_is_learned_once_however_long_a_window_is(tokenizer, max_le
 
 def test_the_ledger_has_a_row_for_each_window_with_its_turns(tokenizer):
     section = recipe(55)
-    rendered = render_as(section, frame(SHORT, LONG), TEMPLATE, tokenizer)
-    ledger = settle(rendered, section)
+    rendered = render_members(section, frame(SHORT, LONG), TEMPLATE, tokenizer)
+    ledger = build_ledger(rendered, section)
     assert ledger.select("conversation", "window", "fate", "code", "cut").rows() == [
         (SHORT.id, None, "kept", None, 0),
         (LONG.id, 1, "split", "windowed", 0),
@@ -95,14 +97,14 @@ def test_the_ledger_has_a_row_for_each_window_with_its_turns(tokenizer):
         (LONG.id, 3, "split", "windowed", 0),
     ]
     assert ledger["reason"][1] == "Window 1 of 3, turns 2 to 5 of a conversation of 93 tokens."
-    check_limits(ledger, section, partial(settle, rendered))  # nothing is lost, so nothing has to be allowed
+    check_limits(ledger, section, partial(build_ledger, rendered))  # nothing is lost, so nothing has to be allowed
     assert trainable(rendered, ledger)["input_ids"].equals(rendered["input_ids"])
 
 
 def test_an_exchange_that_is_too_long_by_itself_is_dropped_and_has_to_be_allowed(tokenizer):
     section = recipe(55)
-    rendered = render_as(section, frame(SHORT, HUGE), TEMPLATE, tokenizer)
-    ledger = settle(rendered, section)
+    rendered = render_members(section, frame(SHORT, HUGE), TEMPLATE, tokenizer)
+    ledger = build_ledger(rendered, section)
     assert ledger.select("window", "fate", "code").rows() == [
         (None, "kept", None),
         (1, "split", "windowed"),
@@ -113,8 +115,8 @@ def test_an_exchange_that_is_too_long_by_itself_is_dropped_and_has_to_be_allowed
         f"It has {ledger['tokens'][2]} tokens, 55 are allowed, and it is one exchange, which is not split."
     )
     with pytest.raises(TrainError, match=r"1 of 2 conversations would be dropped in part, max_dropped allows 0"):
-        check_limits(ledger, section, partial(settle, rendered))
-    check_limits(ledger, recipe(55, max_dropped=0.5), partial(settle, rendered))
+        check_limits(ledger, section, partial(build_ledger, rendered))
+    check_limits(ledger, recipe(55, max_dropped=0.5), partial(build_ledger, rendered))
     assert trainable(rendered, ledger).height == 3
 
 
@@ -130,14 +132,14 @@ def test_an_exchange_is_a_question_and_all_that_leads_to_its_answer(tokenizer):
         "calls",
         CHATML.replace("message.content", "(message.tool_calls|tojson if message.tool_calls else message.content)"),
     )
-    rendered = render_as(section, frame(Conversation(turns)), template, tokenizer)
+    rendered = render_members(section, frame(Conversation(turns)), template, tokenizer)
     assert [(window["first"], window["last"]) for window in windows(rendered)] == [(1, 6), (7, 8)]
 
 
 def test_what_fits_is_not_touched(tokenizer):
     members = frame(LONG, SHORT)
-    assert render_as(recipe(93), members, TEMPLATE, tokenizer).equals(
-        render_as(TrainSection(max_length=93), members, TEMPLATE, tokenizer)
+    assert render_members(recipe(93), members, TEMPLATE, tokenizer).equals(
+        render_members(TrainSection(max_length=93), members, TEMPLATE, tokenizer)
     )
 
 
@@ -160,7 +162,7 @@ def test_plan_and_preview_show_the_windows(store, folder):
     assert planned.fates == {"kept": 1, "split": 3, "truncated": 0, "dropped": 0}
     assert planned.refusal is None
     assert prepare(store, "chats", recipe(55, model=str(folder))).rendered.equals(prepared.rendered)  # from the cache
-    shown = [preview(prepared, *each) for each in choose_windows(prepared, [LONG.id], None)]
+    shown = [preview(prepared, *each) for each in find_windows(prepared, [LONG.id], None)]
     assert [[turn.turn for turn in each.turns] for each in shown] == [[1, 2, 3, 4, 5], [1, 6, 7, 8, 9], [1, 10, 11]]
     traced = trace_token(prepared, store, LONG.id, shown[1].turns[1].first, 2)
     assert (traced.turn, traced.role, traced.text) == (6, "human", "Hi")

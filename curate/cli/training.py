@@ -77,11 +77,11 @@ def preview_command(
     """
     from curate.cli.views.plans import show_preview, show_trace
     from schemas.store import store_path
-    from train.plan.preview import choose, choose_windows, first_members, preview, trace_token
+    from train.plan.preview import find_ids, find_windows, first_members, preview, trace_token
 
     only = partial(first_members, prefix=conversation, limit=limit)
     prepared = _prepared(version, model, template, store, recipe, overrides, only)
-    chosen = choose_windows(prepared, choose(prepared, conversation, limit), window)
+    chosen = find_windows(prepared, find_ids(prepared, conversation, limit), window)
     if token is not None:
         traced = trace_token(prepared, store_path(store), chosen[0][0], token, chosen[0][1])
         print_json(asdict(traced)) if as_json else show_trace(traced)
@@ -114,12 +114,14 @@ def plan_command(
     """
     from curate.cli.views.plans import show_plan
     from curate.cli.views.runs import show_budget
-    from train.plan.memory import budget
-    from train.plan.plan import plan, sees_gpu
+    from train.plan.memory import estimate_memory
+    from train.plan.plan import has_gpu, plan
 
     prepared = _prepared(version, model, template, store, recipe, overrides)
-    planned = plan(prepared, on_gpu=gpu is not None or sees_gpu())
-    budgeted = budget(prepared.tokenizer.folder, prepared.section, planned.tokens, gpu) if gpu is not None else None
+    planned = plan(prepared, on_gpu=gpu is not None or has_gpu())
+    budgeted = (
+        estimate_memory(prepared.tokenizer.folder, prepared.section, planned.tokens, gpu) if gpu is not None else None
+    )
     if as_json:
         print_json(planned.as_json() | ({"budget": budgeted.as_json()} if budgeted is not None else {}))
     else:
@@ -383,15 +385,15 @@ def templates_command(
     \b
     curate templates qwen-3 llama-3.1
     """
-    from curate.cli.views.plans import show_proofs, templates_page
-    from train.tokens.template_parity import prove_all
+    from curate.cli.views.plans import show_reports, templates_page
+    from train.tokens.template_parity import check_templates
 
-    proofs = prove_all(model, names or ())
+    reports = check_templates(model, names or ())
     if as_json:
-        print_json([proof.as_json() for proof in proofs])
+        print_json([report.as_json() for report in reports])
     elif markdown:
-        typer.echo(templates_page(proofs), nl=False)
+        typer.echo(templates_page(reports), nl=False)
     else:
-        show_proofs(proofs)
-    if names and any(proof.problem for proof in proofs):
+        show_reports(reports)
+    if names and any(report.problem for report in reports):
         raise typer.Exit(1)

@@ -21,9 +21,12 @@ import pytest
 
 from schemas.conversation import fold
 from train.tokens import render as rendering
-from train.tokens.cache import rendered_version
+from train.tokens.cache import render_version
+from train.tokens.chat_template import Template
+from train.tokens.labels import IGNORE_INDEX
 from train.tokens.messages import to_messages
-from train.tokens.render import Template, Tokenizer, render
+from train.tokens.render import render
+from train.tokens.tokenizer import Tokenizer
 
 CORES = len(os.sched_getaffinity(0))
 LLAMA_3 = (
@@ -106,7 +109,7 @@ def with_curate(members: pl.DataFrame, folder: Path, processes: int | None) -> p
 def cached(members: pl.DataFrame, folder: Path) -> pl.DataFrame:
     """As `curate plan` and `curate train` get it."""
     start = time.perf_counter()
-    rendered = rendered_version(members, "bench", Template("chatml", CHATML), Tokenizer.load(folder))
+    rendered = render_version(members, "bench", Template("chatml", CHATML), Tokenizer.load(folder))
     return rendered.with_columns(pl.lit(time.perf_counter() - start).alias("took"))
 
 
@@ -134,7 +137,7 @@ def _compare(peer: pl.DataFrame, others: list[pl.DataFrame]) -> None:
     known = peer.select("input_ids", learned.alias("learned"))
     for other in others:
         ours = "labels" in other.columns
-        column = pl.col("labels").list.eval(pl.element() != rendering.IGNORED) if ours else learned
+        column = pl.col("labels").list.eval(pl.element() != IGNORE_INDEX) if ours else learned
         made = other.select("input_ids", column.alias("learned"))
         assert made["input_ids"].cast(pl.List(pl.Int64)).equals(known["input_ids"].cast(pl.List(pl.Int64)))
         different = made.with_columns(theirs=known["learned"]).filter(pl.col("learned") != pl.col("theirs"))

@@ -8,8 +8,8 @@ from support.stores import chat
 from support.tokenizers import CHATML
 
 from schemas.conversation import TURN, Conversation, Turn
-from train.tokens.chat_template import unsloth_templates
-from train.tokens.render import Template, render
+from train.tokens.chat_template import Template, unsloth_templates
+from train.tokens.render import render
 
 CALL = '{"name": "weather", "arguments": {"city": "Pa\\"ris", "days": 3, "units": ["C", "<b>"]}}'
 TOOLS = (

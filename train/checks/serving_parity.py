@@ -28,10 +28,10 @@ from train.export.source import Source, beside, find_source, members_of
 from train.inference.backends import Asked, Engine, Folder, Ids, LlamaCpp, engine_at
 from train.inference.generate import stop_ids
 from train.inference.openai_client import address_of
-from train.tokens.labels import IGNORED, label
+from train.tokens.labels import IGNORE_INDEX, encode_renderings
 from train.tokens.loss_mask import TEMPLATE_FAILURES
 from train.tokens.messages import message_numbers, to_messages, to_tools
-from train.tokens.reasoning import without_history
+from train.tokens.reasoning import strip_reasoning
 
 AROUND = 8
 """Tokens shown before a difference."""
@@ -136,7 +136,7 @@ def check_serving(
             *_servers(places, stack),
             *_addressed(url, key, model, absent),
         ]
-        stops = stop_ids(source.script)[:1]
+        stops = stop_ids(source.renderer)[:1]
         agreements = tuple(_agreement(engine, cases, stops, source) for engine in engines)
     took = time.perf_counter() - begun
     version = source.manifest.data.version
@@ -252,16 +252,16 @@ class Trained:
     name = "training, generation prompt"
 
     def __init__(self, source: Source) -> None:
-        self._script = source.script
+        self._renderer = source.renderer
 
     def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
         """The ids of the messages with the template's generation prompt."""
-        texts = [self._script.text(one.messages, one.tools, prompt=True) for one in asked]
-        return [encoding.ids for encoding in self._script.tokenizer.encode(texts)]
+        texts = [self._renderer.apply_template(one.messages, one.tools, add_generation_prompt=True) for one in asked]
+        return [encoding.ids for encoding in self._renderer.tokenizer.encode(texts)]
 
     def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
         """The ids of the texts, by the library alone."""
-        return [encoding.ids for encoding in self._script.tokenizer.encode([one.text for one in asked])]
+        return [encoding.ids for encoding in self._renderer.tokenizer.encode([one.text for one in asked])]
 
     def stops_at(self, token: int) -> str | None:  # noqa: ARG002
         """Rendering generates nothing."""
@@ -272,36 +272,36 @@ def _cases(store: Path, source: Source, limit: int) -> tuple[list[Case], int]:
     """The conversations of the version and the odd ones, and how many of them this template does not render."""
     members = members_of(store, source.manifest).head(limit)
     rows = [*members.iter_rows(named=True), *probes(source)]
-    renderings = [source.script.rendering(row) for row in rows]  # a template is a program, conversation by conversation
-    labelled = label(pl.Series([row["id"] for row in rows]), renderings, source.tokenizer)
+    renderings = [source.renderer.render(row) for row in rows]  # a template is a program, conversation by conversation
+    labelled = encode_renderings(pl.Series([row["id"] for row in rows]), renderings, source.tokenizer)
     cases = []
     for row, rendering, ids, labels in zip(
         rows, renderings, labelled["input_ids"].to_list(), labelled["labels"].to_list(), strict=True
     ):
-        if ids is not None and rendering.regions:
-            case = _case(source, row, rendering.text, rendering.regions[-1].turn, (ids, labels))
+        if ids is not None and rendering.loss_spans:
+            case = _case(source, row, rendering.text, rendering.loss_spans[-1].turn, (ids, labels))
             cases += [case] if case else []
     return cases, len(rows) - len(cases)
 
 
 def _case(source: Source, row: Mapping[str, Any], text: str, turn: int, learned: tuple[Ids, Ids]) -> Case | None:
-    turns = without_history(row["conversations"]) if source.reasoning == "strip" else row["conversations"]
+    turns = strip_reasoning(row["conversations"]) if source.reasoning == "strip" else row["conversations"]
     messages = to_messages(turns)[: message_numbers(turns)[turn]]
     tools = to_tools(row.get("tools"))
     try:
-        prompt = source.script.text(messages, tools, prompt=True)
+        prompt = source.renderer.apply_template(messages, tools, add_generation_prompt=True)
     except TEMPLATE_FAILURES:
         return None  # it refuses a conversation without an answer: nobody can serve it either
     (encoding,) = source.tokenizer.encode([prompt])
     ids, labels = learned
     end = len(encoding.ids)
-    prefix = ids[:end] == encoding.ids and labels[end - 1] == IGNORED != labels[end]
+    prefix = ids[:end] == encoding.ids and labels[end - 1] == IGNORE_INDEX != labels[end]
     return Case(row["id"], ids, encoding.ids, Asked(messages, tools, text), prefix)
 
 
 def probes(source: Source) -> list[dict[str, Any]]:
     """Conversations that data may lack and users do not: white space, scripts, markers, systems, tools."""
-    marker = " ".join(sorted(source.tokenizer.stops)) + source.script.prompt
+    marker = " ".join(sorted(source.tokenizer.stops)) + source.renderer.generation_prompt
     questions = {
         "white space": "  \n\tHello,  there \r\n\n ",
         "scripts": "你好，世界 مرحبا नमस्ते Привет こんにちは e\u0301 \u200d👩\u200d🚀🇩🇪",

@@ -19,7 +19,7 @@ import torch
 
 from schemas.recipe import TrainSection
 from train.engines.batch_size import TRIED, Measured, Size
-from train.tokens.labels import IGNORED
+from train.tokens.labels import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _speed(trainer: Any, batch: int, device: torch.device) -> float:
 
 def _pass(trainer: Any, inputs: Mapping[str, Any]) -> None:
     """Forward and backward, in the precision in which the trainer will do it."""
-    learned = (inputs["labels"] != IGNORED).sum()
+    learned = (inputs["labels"] != IGNORE_INDEX).sum()
     kind = torch.bfloat16 if trainer.args.bf16 else torch.float16
     with torch.autocast(learned.device.type, dtype=kind, enabled=trainer.args.bf16 or trainer.args.fp16):
         loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=learned)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from accelerate.data_loader import SeedableRandomSampler
 
-from train.tokens.labels import parted
+from train.tokens.labels import split_at
 
 WORDS = ("input_ids", "labels")
 
@@ -55,7 +55,7 @@ def _documents(sequences: pl.DataFrame) -> pl.DataFrame:
     lengths = sequences["seq_lengths"]
     numbers = np.repeat(np.arange(sequences.height), lengths.list.len().to_numpy())
     borders = np.concatenate([[0], lengths.explode().to_numpy().cumsum(dtype=np.int64)])
-    return pl.DataFrame({"sequence": numbers} | {name: parted(sequences[name].explode(), borders) for name in WORDS})
+    return pl.DataFrame({"sequence": numbers} | {name: split_at(sequences[name].explode(), borders) for name in WORDS})
 
 
 def _numbered(rows: pl.DataFrame) -> pl.DataFrame:

@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from train.engines.distributed import is_sharded, rank, total, world
-from train.tokens.labels import IGNORED
+from train.tokens.labels import IGNORE_INDEX
 
 BATCH_TOKENS = 4096
 """Tokens, padding included, of one pass over held-out conversations: their logits take 1 GiB at most."""
@@ -32,7 +32,7 @@ def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
     loss, learned = 0.0, 0
     # A loop over batches of rows: each goes through the model by itself.
     for ids, labels in _batches(rows if is_sharded() else rows[rank() :: world()]):
-        count = int((labels[:, 1:] != IGNORED).sum())  # nothing comes before the first token
+        count = int((labels[:, 1:] != IGNORE_INDEX).sum())  # nothing comes before the first token
         if count:
             with torch.no_grad():
                 out = model(input_ids=ids.to(device), labels=labels.to(device), use_cache=False)
@@ -51,7 +51,7 @@ def _batches(rows: pl.DataFrame) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     while start < longest_first.height:
         width = len(longest_first["input_ids"][start])
         batch = longest_first[start : start + max(1, BATCH_TOKENS // max(width, 1))]
-        yield _padded(batch["input_ids"], 0), _padded(batch["labels"], IGNORED)
+        yield _padded(batch["input_ids"], 0), _padded(batch["labels"], IGNORE_INDEX)
         start += batch.height
 
 

@@ -23,7 +23,7 @@ from schemas.recipe import TrainSection
 from train.engines.batch_size import Size
 from train.model.base_model import find_model, pick_method
 from train.model.log_capture import quiet
-from train.tokens.labels import IGNORED
+from train.tokens.labels import IGNORE_INDEX
 from train.tokens.tokenizer import Tokenizer
 
 LENGTHS = (96, 64, 80, 48)
@@ -154,10 +154,10 @@ class _Losses:
     def _of(self, ids: Sequence[int], learned: range, lengths: Sequence[int]) -> float:
         import torch
 
-        labels = [token if place in learned else IGNORED for place, token in enumerate(ids)]
+        labels = [token if place in learned else IGNORE_INDEX for place, token in enumerate(ids)]
         row = {"input_ids": list(ids), "labels": labels, "seq_lengths": list(lengths)}
         batch = self._on_device(self.trainer.data_collator([row]))
-        count = (batch["labels"] != IGNORED).sum()
+        count = (batch["labels"] != IGNORE_INDEX).sum()
         kind = torch.float16 if self.dtype == "float16" else torch.bfloat16
         with torch.no_grad(), torch.autocast(self.device, dtype=kind, enabled=self.dtype != "float32"):
             return float(self.trainer.compute_loss(self.trainer.model, batch, num_items_in_batch=count))

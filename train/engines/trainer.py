@@ -44,7 +44,7 @@ from train.engines.embeddings import embedding_facts, embedding_of_base, keep_in
 from train.engines.epoch_counts import steps_of_epoch, times_seen
 from train.engines.evaluation import held_out_loss, take_best
 from train.model.checkpoints import mark_complete, step_of
-from train.tokens.labels import IGNORED
+from train.tokens.labels import IGNORE_INDEX
 from train.tokens.template_parity import check_samples
 
 logger = logging.getLogger(__name__)
@@ -364,7 +364,9 @@ def share_evenly(trainer: SFTTrainer, job: Job, size: Size) -> None:
         order.set_epoch(step_of(job.resume) // -(-count // (size.batch * size.accumulate * world())))
     if filler:
         row = {name: [2] if name == "seq_lengths" else [0, 0] for name in trainer.train_dataset.column_names}
-        rows = Dataset.from_list([row | {"labels": [IGNORED] * 2}] * filler, features=trainer.train_dataset.features)
+        rows = Dataset.from_list(
+            [row | {"labels": [IGNORE_INDEX] * 2}] * filler, features=trainer.train_dataset.features
+        )
         trainer.train_dataset = concatenate_datasets([trainer.train_dataset, rows])
     sampler = InOrder(order, filler)
     trainer._get_train_sampler = lambda *_: sampler  # a RandomSampler would be replaced by one without filler
@@ -472,7 +474,7 @@ class _Weight:
 
 
 def _weigh(rows: pl.DataFrame) -> _Weight:
-    learned = pl.col("labels").filter(pl.col("labels") != IGNORED)
+    learned = pl.col("labels").filter(pl.col("labels") != IGNORE_INDEX)
     sums = rows.select(pl.col("input_ids", "labels").explode().cast(pl.Int64)).select(
         pl.len().alias("tokens"),
         learned.len().alias("learned"),

@@ -148,7 +148,12 @@ def _converted(converter: Path, merged: Path, folder: Path, source: Source, repo
     report(f"converting to {kind}")
     with _named_when_whole(path) as unfinished:
         convert(
-            converter, merged, unfinished, kind, metadata=metadata_of(source.manifest), stop=stop_ids(source.script)[0]
+            converter,
+            merged,
+            unfinished,
+            kind,
+            metadata=metadata_of(source.manifest),
+            stop=stop_ids(source.renderer)[0],
         )
     return path
 

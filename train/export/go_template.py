@@ -8,24 +8,23 @@ Go cannot say (trimming, tools in Python's spacing of JSON) is left to the contr
 from __future__ import annotations
 
 from schemas.errors import ExportError
-from train.tokens.loss_mask import TEMPLATE_FAILURES
-from train.tokens.render import Script
+from train.tokens.loss_mask import TEMPLATE_FAILURES, ChatRenderer
 
 SYSTEM, FIRST, ANSWER, SECOND = "Qsystem1Q", "Quser1Q", "Qanswer1Q", "Quser2Q"
 """Words that no template writes."""
 
 
-def to_go(script: Script, beginning: str = "") -> str:
-    """The Go template of a script; `beginning` is left away, since the server adds it.
+def to_go(renderer: ChatRenderer, beginning: str = "") -> str:
+    """The Go template of a renderer; `beginning` is left away, since the server adds it.
 
     Raises `ExportError` when the template writes a conversation's words more than once, or in another order.
     """
     user, answer = {"role": "user", "content": FIRST}, {"role": "assistant", "content": ANSWER}
     again, system = {"role": "user", "content": SECOND}, {"role": "system", "content": SYSTEM}
-    opening, behind_question = _around(script.text([user]), FIRST)
-    prompt = script.text([user], prompt=True).removeprefix(script.text([user]))
-    _, between, behind_answer = _around(script.text([user, answer]), FIRST, ANSWER)
-    _, _, before_question, _ = _around(script.text([user, answer, again]), FIRST, ANSWER, SECOND)
+    opening, behind_question = _around(renderer.apply_template([user]), FIRST)
+    prompt = renderer.apply_template([user], add_generation_prompt=True).removeprefix(renderer.apply_template([user]))
+    _, between, behind_answer = _around(renderer.apply_template([user, answer]), FIRST, ANSWER)
+    _, _, before_question, _ = _around(renderer.apply_template([user, answer, again]), FIRST, ANSWER, SECOND)
     parts = {
         "opening": opening.removeprefix(beginning),
         "behind_question": behind_question,
@@ -34,13 +33,15 @@ def to_go(script: Script, beginning: str = "") -> str:
         "behind_answer": behind_answer,
         "before_question": before_question.removeprefix(behind_answer),
     }
-    return _written({name: _literal(text) for name, text in parts.items()}, _system(script, system, user, beginning))
+    return _written({name: _literal(text) for name, text in parts.items()}, _system(renderer, system, user, beginning))
 
 
-def _system(script: Script, system: dict[str, str], user: dict[str, str], beginning: str) -> tuple[str, str] | None:
+def _system(
+    renderer: ChatRenderer, system: dict[str, str], user: dict[str, str], beginning: str
+) -> tuple[str, str] | None:
     """What stands before and behind a system message, up to the first question; nothing where it is refused."""
     try:
-        before, behind, _ = _around(script.text([system, user]), SYSTEM, FIRST)
+        before, behind, _ = _around(renderer.apply_template([system, user]), SYSTEM, FIRST)
     except TEMPLATE_FAILURES:
         return None
     return _literal(before.removeprefix(beginning)), _literal(behind)

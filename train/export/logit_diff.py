@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from schemas.errors import ExportError
-from train.tokens.labels import IGNORED
+from train.tokens.labels import IGNORE_INDEX
 
 Logits = npt.NDArray[np.float32]
 """One row's logits: tokens x vocabulary."""
@@ -112,7 +112,7 @@ def _log_probabilities(logits: Logits) -> Logits:
 def _perplexity(sample: Sample, rows: Sequence[Logits]) -> float:
     """Over the learned tokens, each judged by the logits of the token before it; over all, where none is learned."""
     losses = [
-        -said[np.arange(len(ids) - 1), ids[1:]][np.asarray(labels[1:]) != IGNORED]
+        -said[np.arange(len(ids) - 1), ids[1:]][np.asarray(labels[1:]) != IGNORE_INDEX]
         for said, ids, labels in zip(rows, sample.ids, sample.labels, strict=True)
     ]
     together = np.concatenate(losses)

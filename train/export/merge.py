@@ -190,7 +190,7 @@ def generation_config(source: Source) -> dict[str, Any]:
     path = source.base / "generation_config.json"
     written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     written.pop("_from_model_config", None)  # transformers would make it from the model's config again
-    return {**written, "eos_token_id": stop_ids(source.script)}
+    return {**written, "eos_token_id": stop_ids(source.renderer)}
 
 
 def _write_card(partial: Path, source: Source, found: Difference | None) -> None:

@@ -58,7 +58,7 @@ def write_ollama(
     folder = (to or beside(store, "ollama", source.name)).resolve()
     with serving(gguf, context=512, threads=threads(), gpu=False) as address:
         beginning = _beginning(address)
-    template = to_go(source.script, beginning)
+    template = to_go(source.renderer, beginning)
     text = modelfile(source, gguf, folder, template, _system_of(members_of(store, source.manifest)))
     papers = {MODELFILE: text, "manifest.json": source.manifest.as_json()}
     if not _is_there(folder, papers):
@@ -112,7 +112,7 @@ def modelfile(source: Source, gguf: Path, folder: Path, template: str, system: s
 
 def _ends(source: Source) -> Sequence[Any]:
     row = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
-    return source.script.rendering(row).regions
+    return source.renderer.render(row).loss_spans
 
 
 def _quoted(text: str) -> str:

@@ -27,7 +27,12 @@ from schemas.version import find_version, read_members
 from train.model.adapter import adapter_digest
 from train.model.adapter_files import check_weights, read_template
 from train.model.base_model import find_adapter, find_base, model_digest
-from train.tokens.render import RENDERED, Reasoning, Script, Template, Tokenizer, render
+from train.tokens.chat_template import Template
+from train.tokens.labels import RENDERED
+from train.tokens.loss_mask import ChatRenderer
+from train.tokens.reasoning import Reasoning
+from train.tokens.render import render
+from train.tokens.tokenizer import Tokenizer
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 IDENTITY = "identity"
@@ -68,9 +73,9 @@ class Source:
         return TrainSection.model_validate(self.manifest.recipe).reasoning
 
     @cached_property
-    def script(self) -> Script:
+    def renderer(self) -> ChatRenderer:
         """Template and tokenizer at work, as in training."""
-        return Script(self.template, self.tokenizer, self.reasoning)
+        return ChatRenderer(self.template, self.tokenizer, self.reasoning)
 
 
 def find_source(store: Path, target: str, *, weights: bool = True) -> Source:

@@ -16,7 +16,9 @@ from schemas.manifest import read_manifest
 from train.model.adapter_files import check_weights, explained_weights, read_template
 from train.model.base_model import Method, find_base, load_model, model_digest
 from train.model.log_capture import quiet
-from train.tokens.render import Script, Template, Tokenizer
+from train.tokens.chat_template import Template
+from train.tokens.loss_mask import ChatRenderer
+from train.tokens.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 """`role` (system, user, assistant) and `content`."""
@@ -69,10 +71,10 @@ class _Letters:
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A loaded model with its script."""
+    """A loaded model with its renderer."""
 
     model: Any
-    script: Script
+    renderer: ChatRenderer
     stops: Sequence[int]
     whole: bool = False  # all weights were tuned: the base is not in it
 
@@ -94,7 +96,9 @@ class Speaker:
             raise TrainError(
                 "All weights of this model were tuned, so its base is not in it.", "Leave --base and --compare out."
             )
-        encoded = self.script.tokenizer.encode([self.script.text(messages, prompt=True)])[0].ids
+        encoded = self.renderer.tokenizer.encode([self.renderer.apply_template(messages, add_generation_prompt=True)])[
+            0
+        ].ids
         ids = torch.tensor([encoded], device=self.model.device)
         torch.manual_seed(sampling.seed)
         with torch.inference_mode(), self.model.disable_adapter() if base else nullcontext():
@@ -103,10 +107,10 @@ class Speaker:
                 attention_mask=torch.ones_like(ids),
                 eos_token_id=list(self.stops),
                 pad_token_id=self.stops[0],
-                streamer=_Letters(self.script.tokenizer, say) if say else None,
+                streamer=_Letters(self.renderer.tokenizer, say) if say else None,
                 **sampling.arguments(),
             )
-        answer: str = self.script.tokenizer.backend.decode(
+        answer: str = self.renderer.tokenizer.backend.decode(
             written[0, ids.shape[1] :].tolist(), skip_special_tokens=True
         )
         return answer.strip()
@@ -137,21 +141,21 @@ def speak_for(adapter: Path) -> Speaker:
 def _speaker(
     base: Path, template: Template, method: Method, adapter: Path | None, *, trust_remote_code: bool
 ) -> Speaker:
-    script = Script(template, Tokenizer.load(base))
+    renderer = ChatRenderer(template, Tokenizer.load(base))
     with quiet(), explained_weights(adapter or base):
         model = load_model(base, method, trust_remote_code=trust_remote_code)
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    return Speaker(model.eval(), script, stop_ids(script), whole=adapter is None)
+    return Speaker(model.eval(), renderer, stop_ids(renderer), whole=adapter is None)
 
 
-def stop_ids(script: Script) -> list[int]:
+def stop_ids(renderer: ChatRenderer) -> list[int]:
     """Ids that end an answer: the token that this template ends a turn with, then those of the model's own config."""
     turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
-    regions = script.rendering({"conversations": turns}).regions
+    regions = renderer.render({"conversations": turns}).loss_spans
     ending = [regions[-1].stop] if regions and regions[-1].stop else []
-    names = [*ending, *sorted(script.tokenizer.stops)]
-    ids = (script.tokenizer.id_of(name) for name in dict.fromkeys(names))
+    names = [*ending, *sorted(renderer.tokenizer.stops)]
+    ids = (renderer.tokenizer.id_of(name) for name in dict.fromkeys(names))
     return [number for number in ids if number is not None]

@@ -24,7 +24,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Chip:
+class Gpu:
     """A GPU: memory in GiB as the driver counts it, and dense 16-bit TFLOP/s by its data sheet, None if unknown."""
 
     name: str
@@ -32,20 +32,20 @@ class Chip:
     tflops: float | None
 
 
-CHIPS = {
-    "b200-180g": Chip("NVIDIA B200", 178.4, 2250),
-    "h200-141g": Chip("NVIDIA H200", 139.8, 989),
-    "h100-80g": Chip("NVIDIA H100 80GB HBM3", 79.2, 989),
-    "h100-pcie-80g": Chip("NVIDIA H100 PCIe", 79.2, 756),
-    "a100-80g": Chip("NVIDIA A100 80GB", 79.2, 312),
-    "a100-40g": Chip("NVIDIA A100 40GB", 39.4, 312),
-    "l40s-48g": Chip("NVIDIA L40S", 44.4, 362),
-    "a10-24g": Chip("NVIDIA A10", 22.1, 125),
-    "l4-24g": Chip("NVIDIA L4", 22.0, 121),
-    "t4-16g": Chip("Tesla T4", 14.6, 65),
-    "rtx5090-32g": Chip("NVIDIA GeForce RTX 5090", 31.4, 209),
-    "rtx4090-24g": Chip("NVIDIA GeForce RTX 4090", 23.5, 165),
-    "rtx3090-24g": Chip("NVIDIA GeForce RTX 3090", 23.6, 71),
+GPUS = {
+    "b200-180g": Gpu("NVIDIA B200", 178.4, 2250),
+    "h200-141g": Gpu("NVIDIA H200", 139.8, 989),
+    "h100-80g": Gpu("NVIDIA H100 80GB HBM3", 79.2, 989),
+    "h100-pcie-80g": Gpu("NVIDIA H100 PCIe", 79.2, 756),
+    "a100-80g": Gpu("NVIDIA A100 80GB", 79.2, 312),
+    "a100-40g": Gpu("NVIDIA A100 40GB", 39.4, 312),
+    "l40s-48g": Gpu("NVIDIA L40S", 44.4, 362),
+    "a10-24g": Gpu("NVIDIA A10", 22.1, 125),
+    "l4-24g": Gpu("NVIDIA L4", 22.0, 121),
+    "t4-16g": Gpu("Tesla T4", 14.6, 65),
+    "rtx5090-32g": Gpu("NVIDIA GeForce RTX 5090", 31.4, 209),
+    "rtx4090-24g": Gpu("NVIDIA GeForce RTX 4090", 23.5, 165),
+    "rtx3090-24g": Gpu("NVIDIA GeForce RTX 3090", 23.6, 71),
 }
 """Dense bf16 with fp32 sums (T4: fp16), from NVIDIA's data sheets and architecture papers."""
 
@@ -65,7 +65,7 @@ BATCHES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """What of a model decides memory and speed; `linear` counts the weights that are quantised."""
 
     layers: int
@@ -94,13 +94,13 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class MemoryEstimate:
     """What a training takes on a chip. `parts` are GiB that every size takes, `sizes` one row each."""
 
-    chip: Chip
-    allowed: float
+    gpu: Gpu
+    limit: float
     parts: dict[str, float]
-    sizes: list[dict[str, Any]]
+    configs: list[dict[str, Any]]
     best: dict[str, Any] | None  # the fastest that fits
 
     def as_json(self) -> dict[str, Any]:
@@ -108,16 +108,16 @@ class Budget:
         return asdict(self)
 
 
-def budget(folder: Path, recipe: TrainSection, tokens: int, gpu: str) -> Budget:
+def estimate_memory(folder: Path, recipe: TrainSection, tokens: int, gpu: str) -> MemoryEstimate:
     """What training on `tokens` tokens an epoch with the model in `folder` takes on `gpu`.
 
-    `gpu` is a name of `CHIPS`, a memory such as 24g, or "this". Raises `TrainError` where the chip is unknown or the
+    `gpu` is a name of `GPUS`, a memory such as 24g, or "this". Raises `TrainError` where the chip is unknown or the
     model's config is of a kind that this does not count.
     """
-    chip = find_chip(gpu)
+    chip = find_gpu(gpu)
     if recipe.method == "full":
         raise TrainError("The budget counts adapters, not method full.", "Leave --gpu out; batch = auto measures.")
-    shape = read_shape(folder)
+    shape = read_model_shape(folder)
     parts = {name: size / GIB for name, size in _parts(shape, recipe).items()}
     allowed = min(chip.memory, recipe.max_memory or chip.memory)
     trained = (recipe.steps * recipe.packs_per_step * recipe.max_length) if recipe.steps else tokens * recipe.epochs
@@ -126,33 +126,33 @@ def budget(folder: Path, recipe: TrainSection, tokens: int, gpu: str) -> Budget:
         for row in _sizes(shape, recipe, chip, sum(parts.values()))
         for speed in [row["tokens_per_second"]]
     ]
-    return Budget(chip, allowed, parts, sizes, _best(sizes))
+    return MemoryEstimate(chip, allowed, parts, sizes, _best(sizes))
 
 
-def find_chip(gpu: str) -> Chip:
+def find_gpu(gpu: str) -> Gpu:
     """The chip that `--gpu` names. Raises `TrainError` naming those that are known."""
     if gpu == "this":
         return _this_chip()
-    if gpu.lower() in CHIPS:
-        return CHIPS[gpu.lower()]
+    if gpu.lower() in GPUS:
+        return GPUS[gpu.lower()]
     memory = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)", gpu.lower())
     if memory:
-        return Chip(f"a GPU of {memory[1]} GiB", float(memory[1]), None)
-    raise TrainError(f"There is no GPU called {gpu!r} here.", f"Known: this, {', '.join(CHIPS)}, or a memory: 24g.")
+        return Gpu(f"a GPU of {memory[1]} GiB", float(memory[1]), None)
+    raise TrainError(f"There is no GPU called {gpu!r} here.", f"Known: this, {', '.join(GPUS)}, or a memory: 24g.")
 
 
-def _this_chip() -> Chip:
+def _this_chip() -> Gpu:
     tool = shutil.which("nvidia-smi")
     asked = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     said = subprocess.run([tool, *asked], capture_output=True, text=True, check=False).stdout if tool else ""
     if not said.strip():
-        raise TrainError("This machine has no NVIDIA GPU that answers.", f"Name one: --gpu {next(iter(CHIPS))}")
+        raise TrainError("This machine has no NVIDIA GPU that answers.", f"Name one: --gpu {next(iter(GPUS))}")
     name, _, memory = said.splitlines()[0].partition(", ")
-    known = next((chip for chip in CHIPS.values() if name.startswith(chip.name)), None)
-    return Chip(name, float(memory) / 1024, known.tflops if known else None)
+    known = next((chip for chip in GPUS.values() if name.startswith(chip.name)), None)
+    return Gpu(name, float(memory) / 1024, known.tflops if known else None)
 
 
-def read_shape(folder: Path) -> Shape:
+def read_model_shape(folder: Path) -> ModelShape:
     """The shape in a model's `config.json`. Raises `TrainError` where it is missing, or a mixture of experts."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def read_shape(folder: Path) -> Shape:
         width = config.get("head_dim") or config["hidden_size"] // heads
         if any(key in config for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise TrainError(f"{folder} is a mixture of experts, which this does not count.", "Leave --gpu out.")
-        return Shape(
+        return ModelShape(
             layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],
             inner=config["intermediate_size"],
@@ -175,7 +175,7 @@ def read_shape(folder: Path) -> Shape:
         raise TrainError(what, "Give --model FOLDER with its config.json, or leave --gpu out.") from error
 
 
-def _parts(shape: Shape, recipe: TrainSection) -> Mapping[str, float]:
+def _parts(shape: ModelShape, recipe: TrainSection) -> Mapping[str, float]:
     """Bytes that do not depend on the size of a pass."""
     trained = _adapter(shape, recipe) + _embedding(shape, recipe)
     linear = NF4_BYTES if recipe.method in ("auto", "qlora") else 2
@@ -189,18 +189,18 @@ def _parts(shape: Shape, recipe: TrainSection) -> Mapping[str, float]:
     }
 
 
-def _adapter(shape: Shape, recipe: TrainSection) -> int:
+def _adapter(shape: ModelShape, recipe: TrainSection) -> int:
     matrices = shape.matrices()
     targets = recipe.extra.get("target_modules", list(matrices))
     return shape.layers * sum(recipe.rank * sum(matrices[name]) for name in targets if name in matrices)
 
 
-def _embedding(shape: Shape, recipe: TrainSection) -> int:
+def _embedding(shape: ModelShape, recipe: TrainSection) -> int:
     """Weights of embedding and head that are trained: a copy of each, beside the base model's."""
     return 0 if recipe.embedding_learning_rate is None else shape.embeddings
 
 
-def _sizes(shape: Shape, recipe: TrainSection, chip: Chip, always: float) -> Iterator[dict[str, Any]]:
+def _sizes(shape: ModelShape, recipe: TrainSection, chip: Gpu, always: float) -> Iterator[dict[str, Any]]:
     """One row for each kind of checkpointing and batch that divides the packs of a step; `always` is GiB."""
     for kind in (False, "unsloth"):
         for batch in (number for number in BATCHES if recipe.packs_per_step % number == 0):
@@ -224,13 +224,13 @@ def _best(sizes: list[dict[str, Any]]) -> dict[str, Any] | None:
     return min(close, key=lambda size: (bool(size["checkpointing"]), size["gib"]), default=None)
 
 
-def _activations(shape: Shape, kind: Checkpointing) -> float:
+def _activations(shape: ModelShape, kind: Checkpointing) -> float:
     """Bytes a token: of all layers, or of the one at work and a half where the others are computed again."""
     layer = 2 * (2 * shape.inner + 6 * shape.hidden + 2 * shape.keys)
     return layer * (1.6 if kind else shape.layers)
 
 
-def _speed(shape: Shape, recipe: TrainSection, chip: Chip, tokens: int, kind: Checkpointing) -> float | None:
+def _speed(shape: ModelShape, recipe: TrainSection, chip: Gpu, tokens: int, kind: Checkpointing) -> float | None:
     """Tokens a second: two operations a weight forwards, two back to the inputs, two more to compute again.
 
     A head that is trained takes two more for its own gradient.

@@ -20,11 +20,13 @@ from schemas.recipe import TrainSection
 from schemas.store import reading
 from schemas.version import Version, find_version, read_members
 from train.plan.pack_count import count_packs
-from train.tokens.cache import rendered_version
-from train.tokens.ledger import check_limits, settle
-from train.tokens.render import MASK_POLICY, PINNED_DATE, Progress, Script, Template, Tokenizer, find_template
-from train.tokens.tokenizer import find_tokenizer
-from train.tokens.windows import render_as
+from train.tokens.cache import render_version
+from train.tokens.chat_template import PINNED_DATE, Template, find_template
+from train.tokens.ledger import build_ledger, check_limits
+from train.tokens.loss_mask import ChatRenderer
+from train.tokens.render import MASK_POLICY, Progress
+from train.tokens.tokenizer import Tokenizer, find_tokenizer
+from train.tokens.windows import render_members
 
 SHOWN = 10
 
@@ -38,13 +40,13 @@ class Prepared:
     template: Template
     tokenizer: Tokenizer
     members: pl.DataFrame  # as `read_members` gives them
-    rendered: pl.DataFrame  # columns of `train.tokens.render.RENDERED`, and split
+    rendered: pl.DataFrame  # columns of `train.tokens.labels.RENDERED`, and split
     ledger: pl.DataFrame  # columns of `train.tokens.ledger.LEDGER`
 
-    def settled(self, section: TrainSection) -> pl.DataFrame:
+    def build_ledger(self, section: TrainSection) -> pl.DataFrame:
         """The ledger under another recipe."""
-        rendered = rendered_version(self.members, self.version.digest, self.template, self.tokenizer, section)
-        return settle(rendered, section)
+        rendered = render_version(self.members, self.version.digest, self.template, self.tokenizer, section)
+        return build_ledger(rendered, section)
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class Plan:
     tokenizer_digest: str
     mask_policy: str
     date: str  # what a template that prints the date is given
-    prompt: str  # what asks the model for an answer
+    generation_prompt: str  # what asks the model for an answer
     end_of_turn: list[str]  # the tokens that end the learned answers
     conversations: dict[str, int]  # split -> how many
-    split: int  # of these, in parts, since they are longer than a sequence
+    split_conversations: int  # of these, in parts, since they are longer than a sequence
     fates: dict[str, int]  # kept, truncated, dropped; with long = "split" also split: parts, not conversations
     tokens: int  # that are trained on
     learned: int  # of these, with a label
@@ -78,9 +80,9 @@ class Plan:
     steps_unpacked: int  # the same without packing, as Unsloth trains on a CPU
     problems: list[dict[str, Any]]  # code, conversations, example, reason: what the ledger drops or cuts
     too_long: list[dict[str, Any]]  # the longest of them: conversation, tokens, fate
-    lint: dict[str, int]  # what is trained all the same, and should be known
+    warnings: dict[str, int]  # what is trained all the same, and should be known
     refusal: str | None  # why `curate train` would refuse
-    way_out: str | None
+    hint: str | None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -107,11 +109,11 @@ def prepare(
         version = find_version(connection, label)
         members = read_members(connection, version)
     if only is None:
-        rendered = rendered_version(members, version.digest, template, tokenizer, section, progress=progress)
+        rendered = render_version(members, version.digest, template, tokenizer, section, progress=progress)
     else:
         members = only(members)
-        rendered = render_as(section, members, template, tokenizer, progress)
-    return Prepared(version, section, template, tokenizer, members, rendered, settle(rendered, section))
+        rendered = render_members(section, members, template, tokenizer, progress)
+    return Prepared(version, section, template, tokenizer, members, rendered, build_ledger(rendered, section))
 
 
 def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
@@ -132,10 +134,10 @@ def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
         tokenizer_digest=prepared.tokenizer.digest,
         mask_policy=MASK_POLICY,
         date=f"{PINNED_DATE:%Y-%m-%d}",
-        prompt=Script(prepared.template, prepared.tokenizer).prompt,
+        generation_prompt=ChatRenderer(prepared.template, prepared.tokenizer).generation_prompt,
         end_of_turn=_end_of_turn(prepared),
         conversations=dict(ledger.group_by("split").agg(pl.n_unique("conversation")).sort("split").rows()),
-        split=ledger.filter(pl.col("window").is_not_null())["conversation"].n_unique(),
+        split_conversations=ledger.filter(pl.col("window").is_not_null())["conversation"].n_unique(),
         fates={fate: int((ledger["fate"] == fate).sum()) for fate in _fates(section)},
         tokens=sum(lengths),
         learned=int(train["learned"].sum()),
@@ -151,13 +153,13 @@ def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
         steps_unpacked=section.steps or math.ceil(_steps(len(lengths), section) * section.epochs),
         problems=_problems(ledger),
         too_long=_too_long(ledger),
-        lint=_lint(prepared),
+        warnings=_warnings(prepared),
         refusal=refusal.what if refusal else None,
-        way_out=refusal.hint if refusal else None,
+        hint=refusal.hint if refusal else None,
     )
 
 
-def sees_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether torch would find a GPU here, asked of the driver: torch itself takes seconds to load."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -214,16 +216,16 @@ def _too_long(ledger: pl.DataFrame) -> list[dict[str, Any]]:
     return worst.select("conversation", "tokens", "fate", "cut").to_dicts()
 
 
-def _lint(prepared: Prepared) -> dict[str, int]:
+def _warnings(prepared: Prepared) -> dict[str, int]:
     """How many trained conversations have something that their reader should know of."""
     kept = prepared.ledger.filter(pl.col("fate") != "dropped").select(pl.col("conversation").alias("id"))
     rows = prepared.rendered.join(kept, on="id", how="semi")
     with_tools = prepared.members.filter(pl.col("tools").is_not_null()).join(kept, on="id", how="semi").height
     found = {
-        "special tokens typed by a user": _conversations(rows, pl.col("seen_specials").is_not_null()),
-        "special tokens typed in an answer": _conversations(rows, pl.col("learned_specials").is_not_null()),
-        "turns that the template leaves out": _conversations(rows, pl.col("left_out").list.len() > 0),
-        "tokens across the start of an answer": _conversations(rows, pl.col("straddling") > 0),
+        "special tokens typed by a user": _conversations(rows, pl.col("context_specials").is_not_null()),
+        "special tokens typed in an answer": _conversations(rows, pl.col("loss_specials").is_not_null()),
+        "turns that the template leaves out": _conversations(rows, pl.col("omitted_turns").list.len() > 0),
+        "tokens across the start of an answer": _conversations(rows, pl.col("crossing") > 0),
         "tools that the template does not list": 0 if "tools" in prepared.template.text else with_tools,
     }
     return {what: count for what, count in found.items() if count}
@@ -238,7 +240,7 @@ def _refusal(prepared: Prepared) -> TrainError | None:
     from train.tokens.template_parity import check_prompts  # which knows what is prepared here
 
     try:
-        check_limits(prepared.ledger, prepared.section, prepared.settled)
+        check_limits(prepared.ledger, prepared.section, prepared.build_ledger)
         check_prompts(prepared)
     except TrainError as error:
         return error

@@ -1,6 +1,6 @@
 """In: a prepared version and the id of a conversation. Out: what the model sees of it and what it learns.
 
-`preview` cuts a rendering into stretches that are learned or only seen; `trace_token` says for one token which
+`preview` cuts a rendering into segments that are learned or only seen; `trace_token` says for one token which
 turn, which characters of it, and which line of which file it comes from.
 """
 
@@ -19,12 +19,13 @@ from schemas.errors import TrainError, VersionError
 from schemas.store import reading
 from schemas.text import plural
 from train.plan.plan import Prepared
-from train.tokens.render import IGNORED, Piece, Rendering, Script, token_range
-from train.tokens.windows import turns_of
+from train.tokens.labels import IGNORE_INDEX, token_range
+from train.tokens.loss_mask import ChatRenderer, Rendering, TurnSpan
+from train.tokens.windows import window_turns
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """Text of some tokens in a row with the same lot: learned or only seen, trained or cut off."""
 
     text: str
@@ -65,22 +66,22 @@ class Preview:
     tokens: int
     cut: int
     learned: int
-    seen_specials: str | None
-    learned_specials: str | None
-    left_out: list[int]
-    stretches: list[Stretch]
+    context_specials: str | None
+    loss_specials: str | None
+    omitted_turns: list[int]
+    segments: list[Segment]
     turns: list[TurnView]
-    views: list[TokenView]
+    token_views: list[TokenView]
 
     def as_json(self, *, tokens: bool = False) -> dict[str, Any]:
         """The preview as plain values; each token only when asked for."""
         plain = asdict(self)
-        views = plain.pop("views")
-        return {**plain, "views": views} if tokens else plain
+        views = plain.pop("token_views")
+        return {**plain, "token_views": views} if tokens else plain
 
 
 @dataclass(frozen=True)
-class Traced:
+class TokenOrigin:
     """Where a token comes from. `characters` are those of the turn's value, end excluded, where it has them as is."""
 
     conversation: str
@@ -95,7 +96,7 @@ class Traced:
     origins: list[dict[str, Any]]  # path, row, line: every row of a source that is this conversation
 
 
-def choose(prepared: Prepared, prefix: str, limit: int) -> list[str]:
+def find_ids(prepared: Prepared, prefix: str, limit: int) -> list[str]:
     """The ids of the first `limit` conversations whose id begins with `prefix`.
 
     Raises `VersionError` where there is none.
@@ -114,7 +115,7 @@ def first_members(members: pl.DataFrame, prefix: str, limit: int) -> pl.DataFram
     return members.filter(pl.col("id").str.starts_with(prefix)).head(limit)
 
 
-def choose_windows(prepared: Prepared, conversations: list[str], window: int | None) -> list[tuple[str, int | None]]:
+def find_windows(prepared: Prepared, conversations: list[str], window: int | None) -> list[tuple[str, int | None]]:
     """Each conversation with each of its windows, None where it is whole; or with `window` alone.
 
     Raises `TrainError` where there is no such window.
@@ -143,16 +144,18 @@ def preview(prepared: Prepared, conversation: str, window: int | None = None) ->
         tokens=entry["tokens"],
         cut=entry["cut"],
         learned=entry["learned"],
-        seen_specials=row["seen_specials"],
-        learned_specials=row["learned_specials"],
-        left_out=row["left_out"] or [],
-        stretches=_stretches(rendering, encoding, views, whole=not (prepared.template.raw and window)),
+        context_specials=row["context_specials"],
+        loss_specials=row["loss_specials"],
+        omitted_turns=row["omitted_turns"] or [],
+        segments=_segments(rendering, encoding, views, whole=not (prepared.template.raw and window)),
         turns=_turns(numbers, member["conversations"], rendering, encoding),
-        views=views,
+        token_views=views,
     )
 
 
-def trace_token(prepared: Prepared, store: Path, conversation: str, token: int, window: int | None = None) -> Traced:
+def trace_token(
+    prepared: Prepared, store: Path, conversation: str, token: int, window: int | None = None
+) -> TokenOrigin:
     """Where token number `token` (from 0) of a conversation comes from, or of a window of one that is split.
 
     Raises `TrainError` when it has none such.
@@ -167,7 +170,7 @@ def trace_token(prepared: Prepared, store: Path, conversation: str, token: int, 
     assert encoding is not None
     start, end = encoding.token_to_chars(token) or (0, 0)
     part, turn, characters = _place(rendering, member["conversations"], start, end)
-    return Traced(
+    return TokenOrigin(
         conversation=conversation,
         token=token,
         id=row["input_ids"][token],
@@ -192,7 +195,7 @@ def _rows(prepared: Prepared, conversation: str, window: int | None) -> tuple[Se
     entry = prepared.ledger.row(
         by_predicate=(pl.col("conversation") == conversation) & pl.col("window").eq_missing(window), named=True
     )
-    numbers, turns = turns_of(member["conversations"], row["window"])
+    numbers, turns = window_turns(member["conversations"], row["window"])
     return numbers, {**member, "conversations": turns}, row, entry
 
 
@@ -200,7 +203,7 @@ def _encoded(
     prepared: Prepared, member: Mapping[str, Any], row: Mapping[str, Any]
 ) -> tuple[Rendering, Encoding | None]:
     """The rendering and its tokens: of a text that is split, those of the piece that `row` is."""
-    rendering = Script(prepared.template, prepared.tokenizer, prepared.section.reasoning).rendering(member)
+    rendering = ChatRenderer(prepared.template, prepared.tokenizer, prepared.section.reasoning).render(member)
     if row["problem"] is not None:
         return replace(rendering, problem=row["problem"]), None
     (encoding,) = prepared.tokenizer.encode([rendering.text])
@@ -222,20 +225,22 @@ def _views(rendering: Rendering, encoding: Encoding | None, labels: Sequence[int
     ]
 
 
-def _stretches(
+def _segments(
     rendering: Rendering, encoding: Encoding | None, views: Sequence[TokenView], *, whole: bool
-) -> list[Stretch]:
+) -> list[Segment]:
     """Neighbouring tokens of one lot as one text; every character of the rendering is in exactly one of them.
 
     Not `whole`: every character of the tokens that there are.
     """
     if encoding is None:
-        return [Stretch(rendering.text, learned=False, trained=False)] if rendering.text else []
-    groups = [(lot, next(iter(run)).token) for lot, run in groupby(views, lambda v: (v.label != IGNORED, v.trained))]
+        return [Segment(rendering.text, learned=False, trained=False)] if rendering.text else []
+    groups = [
+        (lot, next(iter(run)).token) for lot, run in groupby(views, lambda v: (v.label != IGNORE_INDEX, v.trained))
+    ]
     starts = [encoding.offsets[first][0] for _, first in groups]
     ends = [*starts[1:], len(rendering.text) if whole else encoding.offsets[-1][1]]
     starts[:1] = [0 if whole else encoding.offsets[0][0]] if starts else []
-    return [Stretch(rendering.text[a:b], *lot) for (lot, _), a, b in zip(groups, starts, ends, strict=True)]
+    return [Segment(rendering.text[a:b], *lot) for (lot, _), a, b in zip(groups, starts, ends, strict=True)]
 
 
 def _turns(
@@ -246,7 +251,7 @@ def _turns(
 
 
 def _turn_view(number: int, turn: Mapping[str, Any], rendering: Rendering, encoding: Encoding | None) -> TurnView:
-    pieces = [p for p in rendering.pieces if p.turn == number and p.end > p.start]
+    pieces = [p for p in rendering.turn_spans if p.turn == number and p.end > p.start]
     if encoding is None or not pieces:
         return TurnView(number + 1, turn["from"], None, None)
     spans = [_with_spaces(rendering, turn["value"], piece) for piece in pieces]
@@ -258,20 +263,20 @@ def _place(
     rendering: Rendering, turns: Sequence[Mapping[str, Any]], start: int, end: int
 ) -> tuple[str, int | None, tuple[int, int] | None]:
     """Which part of the rendering the characters are: the turn's words, the end of a learned turn, or the template."""
-    for piece in rendering.pieces:
+    for piece in rendering.turn_spans:
         value = turns[piece.turn]["value"]
         low, high = _with_spaces(rendering, value, piece)
         if start < high and end > low:
             as_is = rendering.text[piece.start : piece.end] == value.strip()
             shift = len(value) - len(value.lstrip()) - piece.start
             return "words", piece.turn, (max(start, low) + shift, min(end, high) + shift) if as_is else None
-    for region in rendering.regions:
+    for region in rendering.loss_spans:
         if start < region.end and end > region.start:
             return "end of turn" if end >= region.end and region.stop else "answer", region.turn, None
     return "template", None, None
 
 
-def _with_spaces(rendering: Rendering, value: str, piece: Piece) -> tuple[int, int]:
+def _with_spaces(rendering: Rendering, value: str, piece: TurnSpan) -> tuple[int, int]:
     """The piece and, where the template did not trim it, the white space around the turn's words."""
     text, core = rendering.text, value.strip()
     if text[piece.start : piece.end] != core:

@@ -49,10 +49,12 @@ from train.model.checkpoints import newest_complete, step_of
 from train.model.log_capture import quiet
 from train.plan.plan import prepare
 from train.runs.torchrun import ALONE, Processes, check_devices, fit_together
-from train.tokens.labels import IGNORED
-from train.tokens.ledger import check_limits, count_seen, note_seen, trainable
-from train.tokens.render import MASK_POLICY, PINNED_DATE, Progress, Template, Tokenizer
+from train.tokens.chat_template import PINNED_DATE, Template
+from train.tokens.labels import IGNORE_INDEX
+from train.tokens.ledger import add_epoch_counts, check_limits, coverage_metrics, trainable
+from train.tokens.render import MASK_POLICY, Progress
 from train.tokens.template_parity import samples_of
+from train.tokens.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +141,7 @@ def decide(
     count = use_threads(threads or recipe.threads)
     logger.info("Rendering %s …", label)
     prepared = prepare(store, label, recipe, rendering)
-    check_limits(prepared.ledger, recipe, prepared.settled)
+    check_limits(prepared.ledger, recipe, prepared.build_ledger)
     rows = trainable(prepared.rendered, prepared.ledger)
     learned = rows.filter(pl.col("split") == "train")
     if learned.is_empty():
@@ -216,7 +218,7 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
         digest=token_digest(rows),
         conversations=rows["id"].n_unique(),
         tokens=int(rows["input_ids"].list.len().sum()),
-        loss_tokens=int(rows["labels"].explode().ne(IGNORED).sum()),
+        loss_tokens=int(rows["labels"].explode().ne(IGNORE_INDEX).sum()),
         dropped=int((touched == "dropped").sum()),
         truncated=int((touched == "truncated").sum()),
     )
@@ -463,8 +465,8 @@ class _Record:
 
 def _saved(run: Run, work: Work, fit: Fit, losses: dict[str, float]) -> Run:
     """The adapter complete with manifest, card and ledger, moved to its place."""
-    ledger = note_seen(work.ledger, fit.seen)
-    metrics = losses | fit.metrics | count_seen(ledger)
+    ledger = add_epoch_counts(work.ledger, fit.seen)
+    metrics = losses | fit.metrics | coverage_metrics(ledger)
     manifest = run.manifest.model_copy(
         update={"engine": fit.facts, "metrics": metrics, "finished": datetime.now(UTC), "failure": None}
     )

@@ -26,9 +26,11 @@ from train.model.adapter import CONFIG_FILE, adapter_digest, settings_of, weight
 from train.model.adapter_files import read_settings, read_template
 from train.model.base_model import base_by_name, find_adapter, find_base, model_digest
 from train.runs.fit import machine_facts, package_versions, token_facts, use_threads
-from train.tokens.ledger import LEDGER, LEDGER_FILE, settle, trainable
-from train.tokens.render import MASK_POLICY, PINNED_DATE, Template, Tokenizer, find_template
-from train.tokens.windows import render_as
+from train.tokens.chat_template import PINNED_DATE, Template, find_template
+from train.tokens.ledger import LEDGER, LEDGER_FILE, build_ledger, trainable
+from train.tokens.render import MASK_POLICY
+from train.tokens.tokenizer import Tokenizer
+from train.tokens.windows import render_members
 
 State = Literal["same", "differs", "unchecked"]
 
@@ -214,8 +216,8 @@ def _rendered_again(
     adapter: Path, members: pl.DataFrame, template: Template, tokenizer: Tokenizer, manifest: Manifest
 ) -> Iterator[Check]:
     recipe = TrainSection.model_validate(manifest.recipe)
-    rendered = render_as(recipe, members, template, tokenizer)
-    ledger = settle(rendered, recipe)
+    rendered = render_members(recipe, members, template, tokenizer)
+    ledger = build_ledger(rendered, recipe)
     rows = trainable(rendered, ledger).filter(pl.col("split") == "train")
     yield _compared("tokens", manifest.tokens.digest, token_facts(rows, ledger).digest)
     if (adapter / LEDGER_FILE).exists():

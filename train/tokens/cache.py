@@ -15,10 +15,11 @@ import polars as pl
 from schemas.digest import digest
 from schemas.recipe import TrainSection
 from train.tokens.chat_template import PINNED_DATE, Template, cache_folder
+from train.tokens.labels import RENDERED
 from train.tokens.reasoning import REVISIONS
-from train.tokens.render import MASK_POLICY, RENDERED, Progress
+from train.tokens.render import MASK_POLICY, Progress
 from train.tokens.tokenizer import Tokenizer
-from train.tokens.windows import PIECES, render_as
+from train.tokens.windows import PIECES, render_members
 
 ROOM = 4 * 2**30
 """Bytes that the cache may take: about a hundred million tokens with their labels, compressed."""
@@ -26,7 +27,7 @@ ROOM = 4 * 2**30
 log = logging.getLogger(__name__)
 
 
-def rendered_version(
+def render_version(
     members: pl.DataFrame,
     version_digest: str,
     template: Template,
@@ -35,20 +36,21 @@ def rendered_version(
     *,
     progress: Progress = lambda *_: None,
 ) -> pl.DataFrame:
-    """`render_as(recipe, members, …)`, made once and then read from the cache.
+    """`render_members(recipe, members, …)`, made once and then read from the cache.
 
     `members` is what `schemas.version.read_members` gives for the version with this digest.
     """
     path = _place(version_digest, template, tokenizer, recipe)
     rendered = _read(path, members["id"])
     if rendered is None:
-        rendered = render_as(recipe, members, template, tokenizer, progress)
+        rendered = render_members(recipe, members, template, tokenizer, progress)
         _keep(rendered, path)
     return rendered
 
 
 def _place(version_digest: str, template: Template, tokenizer: Tokenizer, recipe: TrainSection) -> Path:
     key = {
+        "format": 2,
         "reasoning": [recipe.reasoning, REVISIONS[recipe.reasoning]],
         "windows": _windows(template, recipe) if recipe.long == "split" else None,
         "version": version_digest,

@@ -29,14 +29,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from schemas.digest import text_digest
 from schemas.environment import install_command
 from schemas.errors import TrainError
-from train.tokens.pinned_date import asks_for_today, dated
+from train.tokens.pinned_date import pin_date, uses_dynamic_date
 
 PINNED_DATE = datetime(2026, 1, 1)
 """The day that templates are told, whenever they ask: else the same data would give other tokens tomorrow."""
 
 FILES = (".jinja", ".jinja2", ".j2")
 
-OWN_TEMPLATES = Path(__file__).parents[1] / "templates"
+BUNDLED_TEMPLATES = Path(__file__).parents[1] / "templates"
 
 RAW = "raw"
 """The template of texts in which nobody asks: words, and the tokens that begin and end a text."""
@@ -76,10 +76,10 @@ def find_template(name: str, tokenizer_folder: Path) -> Template:
     """
     found = _text_of(name, tokenizer_folder)
     try:
-        text = dated(found, PINNED_DATE)
+        text = pin_date(found, PINNED_DATE)
     except TemplateError as error:
         raise _invalid(name, error) from error
-    if asks_for_today(text):
+    if uses_dynamic_date(text):
         raise TrainError(
             f"The template {name} asks for today's date in a form that it makes up itself (strftime_now).",
             "Write a date into it, and give it by --template FILE.jinja: it would say every day something else.",
@@ -92,8 +92,8 @@ def _text_of(name: str, tokenizer_folder: Path) -> str:
         return _of_tokenizer(tokenizer_folder)
     if name.endswith(FILES):
         return _of_file(Path(name))
-    own = OWN_TEMPLATES / f"{name}.jinja"
-    if name in (RAW, *own_names()):
+    own = BUNDLED_TEMPLATES / f"{name}.jinja"
+    if name in (RAW, *bundled_names()):
         return own.read_text(encoding="utf-8")
     unsloth = unsloth_templates()
     if name in unsloth:
@@ -101,13 +101,13 @@ def _text_of(name: str, tokenizer_folder: Path) -> str:
     raise _unknown(name, unsloth)
 
 
-def own_names() -> list[str]:
+def bundled_names() -> list[str]:
     """The names of the chat templates that this project brings along."""
-    return sorted({path.stem for path in OWN_TEMPLATES.glob("*.jinja")} - {RAW})
+    return sorted({path.stem for path in BUNDLED_TEMPLATES.glob("*.jinja")} - {RAW})
 
 
 @lru_cache(maxsize=8)  # compiling takes as long as some hundred renderings
-def compiled(template: Template) -> Callable[..., str]:
+def compile_template(template: Template) -> Callable[..., str]:
     """A function from the template's variables (`messages`, `tools`, `bos_token` …) to the rendered text.
 
     Raises `TrainError` for a text that is no Jinja; the function raises jinja2's errors.
@@ -191,12 +191,12 @@ def _of_tokenizer(folder: Path) -> str:
         return written
     raise TrainError(
         f"The tokenizer in {folder} has no chat template of its own.",
-        f"Give --template NAME: {', '.join(own_names())}, a name of Unsloth's, or a Jinja file.",
+        f"Give --template NAME: {', '.join(bundled_names())}, a name of Unsloth's, or a Jinja file.",
     )
 
 
 def _unknown(name: str, unsloth: Mapping[str, str]) -> TrainError:
-    known = sorted({"tokenizer", RAW, *own_names(), *unsloth})
+    known = sorted({"tokenizer", RAW, *bundled_names(), *unsloth})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]}?" if near else ""
     more = "" if unsloth else f" Unsloth's are known once it is installed: {install_command('unsloth')}."
@@ -252,6 +252,6 @@ def _dump_unsloth(path: Path) -> None:
         reason = (done.stderr.strip() or "it said nothing").splitlines()[-1]
         raise TrainError(
             f"Unsloth is installed but its templates cannot be read: {reason}",
-            f"Try: python -c 'import unsloth'; or use one of {', '.join(own_names())}.",
+            f"Try: python -c 'import unsloth'; or use one of {', '.join(bundled_names())}.",
         )
     unfinished.replace(path)

@@ -14,7 +14,7 @@ from tokenizers import Encoding
 from train.tokens.loss_mask import Rendering
 from train.tokens.tokenizer import Tokenizer
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a token that is seen and not learned; torch's cross entropy leaves it out."""
 
 RENDERED: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -23,21 +23,21 @@ RENDERED: dict[str, pl.DataType | type[pl.DataType]] = {
     "labels": pl.List(pl.Int32),
     "problem": pl.String,  # why there are no ids, or why they must not be trained
     "stops": pl.List(pl.Int32),  # how many tokens there are up to the end of each learned answer
-    "seen_specials": pl.String,  # texts of special tokens that somebody typed, outside of what is learned
-    "learned_specials": pl.String,  # the same inside of what is learned
-    "left_out": pl.List(pl.Int32),  # turns (from 1) with words of which the template renders or lets learn none
-    "straddling": pl.Int32,  # tokens that lie across the start of what is learned
+    "context_specials": pl.String,  # texts of special tokens that somebody typed, outside of what is learned
+    "loss_specials": pl.String,  # the same inside of what is learned
+    "omitted_turns": pl.List(pl.Int32),  # turns (from 1) with words of which the template renders or lets learn none
+    "crossing": pl.Int32,  # tokens that lie across the start of what is learned
     "window": pl.Struct(
         dict.fromkeys(("number", "of", "first", "last", "whole"), pl.Int32)
     ),  # see train.tokens.windows
 }
 """Columns of a rendered frame."""
 
-Borders = np.ndarray[tuple[int], np.dtype[np.int64]]
+Offsets = np.ndarray[tuple[int], np.dtype[np.int64]]
 """Where each list begins in the values of all of them, and where the last one ends."""
 
 
-def label(ids: pl.Series, renderings: Sequence[Rendering], tokenizer: Tokenizer) -> pl.DataFrame:
+def encode_renderings(ids: pl.Series, renderings: Sequence[Rendering], tokenizer: Tokenizer) -> pl.DataFrame:
     """The rendered frame of conversations with these ids, in the order given: the columns of `RENDERED`."""
     spelt = [_spelt(rendering, tokenizer) for rendering in renderings]
     others = [r.text for r, known in zip(renderings, spelt, strict=True) if known is None and r.problem is None]
@@ -51,17 +51,17 @@ def label(ids: pl.Series, renderings: Sequence[Rendering], tokenizer: Tokenizer)
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """A rendering's ids, and for each of its regions the first token, the last + 1, and whether it begins before."""
+    """A rendering's ids, and for each of its loss_spans the first token, the last + 1, and whether it begins before."""
 
     ids: list[int]
-    regions: list[tuple[int, int, bool]]
+    token_spans: list[tuple[int, int, bool]]
 
 
 def _spelt(rendering: Rendering, tokenizer: Tokenizer) -> _Tokens | None:
     """The tokens found word by word, where that is possible and every border lies between two words."""
     if tokenizer.words is None or rendering.problem is not None:
         return None
-    found = tokenizer.words.spell(rendering.text, [b for r in rendering.regions for b in (r.start, r.end)])
+    found = tokenizer.words.spell(rendering.text, [b for r in rendering.loss_spans for b in (r.start, r.end)])
     if found is None:
         return None
     ids, borders = found
@@ -69,7 +69,7 @@ def _spelt(rendering: Rendering, tokenizer: Tokenizer) -> _Tokens | None:
 
 
 def _encoded(rendering: Rendering, encoding: Encoding) -> _Tokens:
-    return _Tokens(encoding.ids, [token_range(encoding, region.start, region.end) for region in rendering.regions])
+    return _Tokens(encoding.ids, [token_range(encoding, region.start, region.end) for region in rendering.loss_spans])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +78,28 @@ class _Row:
     labels: list[int] | None = None
     problem: str | None = None
     stops: list[int] = field(default_factory=list)
-    seen_specials: str | None = None
-    learned_specials: str | None = None
-    left_out: list[int] = field(default_factory=list)
-    straddling: int = 0
+    context_specials: str | None = None
+    loss_specials: str | None = None
+    omitted_turns: list[int] = field(default_factory=list)
+    crossing: int = 0
 
 
 def _row(rendering: Rendering, tokens: _Tokens | None, tokenizer: Tokenizer) -> _Row:
     if tokens is None:
         return _Row(problem=rendering.problem)
     ids = tokens.ids
-    labels, stops, straddling = [IGNORED] * len(ids), [], 0
-    for region, (start, end, across) in zip(rendering.regions, tokens.regions, strict=True):
+    labels, stops, crossing = [IGNORE_INDEX] * len(ids), [], 0
+    for region, (start, end, across) in zip(rendering.loss_spans, tokens.token_spans, strict=True):
         labels[start:end] = ids[start:end]
-        straddling += across
+        crossing += across
         if region.stop is not None:
             stops.append(end)
             if ids[end - 1] != tokenizer.id_of(region.stop):
                 return _Row(problem=f"The tokenizer does not read {region.stop} behind turn {region.turn + 1} as one.")
     seen, learned = _typed_specials(rendering, tokenizer)
-    labels[:1] = [IGNORED]  # the first token of a raw text: nothing comes before it
-    left_out = [turn + 1 for turn in rendering.left_out]
-    return _Row(ids, labels, _doubled_start(ids, tokenizer), stops, seen, learned, left_out, straddling)
+    labels[:1] = [IGNORE_INDEX]  # the first token of a raw text: nothing comes before it
+    omitted_turns = [turn + 1 for turn in rendering.omitted_turns]
+    return _Row(ids, labels, _doubled_start(ids, tokenizer), stops, seen, learned, omitted_turns, crossing)
 
 
 def token_range(encoding: Encoding, start: int, end: int) -> tuple[int, int, bool]:
@@ -128,9 +128,9 @@ def _typed_specials(rendering: Rendering, tokenizer: Tokenizer) -> tuple[str | N
 
     A chat tokenizer, and the server later, reads such text as the token itself.
     """
-    learned_turns = {region.turn for region in rendering.regions}
+    learned_turns = {region.turn for region in rendering.loss_spans}
     typed: tuple[set[str], set[str]] = (set(), set())
-    for piece in rendering.pieces:
+    for piece in rendering.turn_spans:
         found = tokenizer.special_text.findall(rendering.text, piece.start, piece.end)
         typed[piece.turn in learned_turns].update(found)
     seen, learned = (" ".join(sorted(texts)) or None for texts in typed)
@@ -152,10 +152,10 @@ def _frame(ids: pl.Series, rows: Sequence[_Row]) -> pl.DataFrame:
             _lists("labels", [row.labels for row in rows]),
             pl.Series("problem", [row.problem for row in rows], pl.String),
             _lists("stops", [row.stops if row.ids is not None else None for row in rows]),
-            pl.Series("seen_specials", [row.seen_specials for row in rows], pl.String),
-            pl.Series("learned_specials", [row.learned_specials for row in rows], pl.String),
-            _lists("left_out", [row.left_out for row in rows]),
-            pl.Series("straddling", [row.straddling for row in rows], pl.Int32),
+            pl.Series("context_specials", [row.context_specials for row in rows], pl.String),
+            pl.Series("loss_specials", [row.loss_specials for row in rows], pl.String),
+            _lists("omitted_turns", [row.omitted_turns for row in rows]),
+            pl.Series("crossing", [row.crossing for row in rows], pl.Int32),
             pl.Series("window", [None] * len(rows), RENDERED["window"]),
         ]
     )
@@ -173,6 +173,6 @@ def _lists(name: str, values: Sequence[list[int] | None]) -> pl.Series:
     return column.alias(name)
 
 
-def parted(values: pl.Series, borders: Borders) -> pl.Series:
+def split_at(values: pl.Series, borders: Offsets) -> pl.Series:
     """A column of lists: the same values in the same order, parted at `borders`; nothing is copied."""
     return pl.Series(pa.LargeListArray.from_arrays(borders, values.to_arrow()))

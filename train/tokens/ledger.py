@@ -24,8 +24,8 @@ import polars as pl
 from schemas.errors import TrainError
 from schemas.manifest import CONVERSATIONS_SEEN, WINDOWS, WINDOWS_SEEN
 from schemas.recipe import TrainSection
-from train.tokens.labels import IGNORED
-from train.tokens.windows import is_piece
+from train.tokens.labels import IGNORE_INDEX
+from train.tokens.windows import is_text_window
 
 LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
     "conversation": pl.String,
@@ -41,7 +41,7 @@ LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 """Columns of the ledger; trained tokens are `tokens - cut`. Once a training is over it also has `seen`."""
 
-Settled = Callable[[TrainSection], pl.DataFrame]
+BuildLedger = Callable[[TrainSection], pl.DataFrame]
 """The ledger of the same conversations under another recipe."""
 
 FATES_TO_ALLOW = ("dropped", "truncated")
@@ -50,10 +50,10 @@ LEDGER_FILE = "ledger.parquet"
 SHOWN = 5
 
 
-def settle(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
+def build_ledger(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
     """The ledger of a rendered frame: the columns of `LEDGER`, in its order. The sums are checked.
 
-    `rendered` has the columns of `train.tokens.render.RENDERED` and may have `split` (else all is `train`).
+    `rendered` has the columns of `train.tokens.labels.RENDERED` and may have `split` (else all is `train`).
     """
     split = pl.col("split") if "split" in rendered.columns else pl.lit("train").alias("split")
     measured = rendered.select(
@@ -66,7 +66,7 @@ def settle(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
         _fitting(section.max_length).alias("fits"),
         "labels",
         "problem",
-        "learned_specials",
+        "loss_specials",
     )
     decided = measured.with_columns(code=_code(section)).with_columns(fate=_fate(section), reason=_reason(section))
     ledger = _counted(decided)
@@ -77,7 +77,7 @@ def settle(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
 def trainable(rendered: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
     """What is trained: `id`, `split`, `input_ids`, `labels` of what is kept and, cut, of what is truncated.
 
-    `ledger` is what `settle` made of `rendered`: a row for each of its rows, in their order.
+    `ledger` is what `build_ledger` made of `rendered`: a row for each of its rows, in their order.
     """
     assert rendered["id"].equals(ledger["conversation"], check_names=False), "the ledger is of other conversations"
     left = pl.col("tokens") - pl.col("cut")
@@ -87,7 +87,7 @@ def trainable(rendered: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def check_limits(ledger: pl.DataFrame, section: TrainSection, settled: Settled) -> None:
+def check_limits(ledger: pl.DataFrame, section: TrainSection, settled: BuildLedger) -> None:
     """Raise `TrainError` when more is dropped or truncated than the recipe allows: how many, which, what to type.
 
     `settled` is asked for the ledger under other recipes, so that whatever the error says to type passes here.
@@ -106,7 +106,7 @@ def check_limits(ledger: pl.DataFrame, section: TrainSection, settled: Settled) 
             raise TrainError(what, f"Repair the data, or allow it: {_typed(needed)}; curate plan says more.")
 
 
-def note_seen(ledger: pl.DataFrame, seen: Sequence[int]) -> pl.DataFrame:
+def add_epoch_counts(ledger: pl.DataFrame, seen: Sequence[int]) -> pl.DataFrame:
     """The ledger of a training that is over, with how often its steps saw what was handed over, as `seen`.
 
     `seen` has a number for each row that was trained on, in the ledger's order; held out and dropped ones have none.
@@ -118,16 +118,16 @@ def note_seen(ledger: pl.DataFrame, seen: Sequence[int]) -> pl.DataFrame:
     return ledger.with_columns(seen=counts.gather(places.clip(0)).set(~handed, None))
 
 
-def seen_whole(ledger: pl.DataFrame) -> int:
+def count_covered(ledger: pl.DataFrame) -> int:
     """Of how many conversations the steps saw all that was handed over; of one that was split, each window."""
     least = ledger.drop_nulls("seen").group_by("conversation").agg(pl.min("seen"))
     return int((least["seen"] > 0).sum())
 
 
-def count_seen(ledger: pl.DataFrame) -> dict[str, float]:
+def coverage_metrics(ledger: pl.DataFrame) -> dict[str, float]:
     """What the steps saw, as metrics: whole conversations and, where some were split, the parts of all."""
     handed = ledger.drop_nulls("seen")
-    counts = {CONVERSATIONS_SEEN: float(seen_whole(ledger))}
+    counts = {CONVERSATIONS_SEEN: float(count_covered(ledger))}
     if handed["conversation"].is_unique().all():
         return counts
     return counts | {WINDOWS_SEEN: float((handed["seen"] > 0).sum()), WINDOWS: float(handed.height)}
@@ -144,7 +144,7 @@ def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:
 
 def _learned(labels: pl.Expr) -> pl.Expr:
     """How many labels are not ignored."""
-    ignored = labels.list.count_matches(IGNORED)
+    ignored = labels.list.count_matches(IGNORE_INDEX)
     return (labels.list.len().cast(pl.Int64) - ignored.cast(pl.Int64)).fill_null(0)
 
 
@@ -156,7 +156,7 @@ def _fitting(max_length: int) -> pl.Expr:
 
 def _code(section: TrainSection) -> pl.Expr:
     """Why a conversation is not trained as it is, the first of the reasons that hold; null where it is."""
-    typed = pl.col("learned_specials").is_not_null() & pl.lit(section.special_text == "drop")
+    typed = pl.col("loss_specials").is_not_null() & pl.lit(section.special_text == "drop")
     return (
         pl.when(pl.col("problem").is_not_null())
         .then(pl.lit("unrendered"))
@@ -193,13 +193,13 @@ def _reason(section: TrainSection) -> pl.Expr:
     place = {name: pl.col("place").struct.field(name) for name in ("number", "of", "first", "last", "whole")}
     window = pl.format("Window {} of {}, turns {} to {} of a conversation of {} tokens", *place.values())
     piece = pl.format("Part {} of {} of a text of {} tokens", *(place[name] for name in ("number", "of", "whole")))
-    of_text = is_piece(pl.col("place"))
+    of_text = is_text_window(pl.col("place"))
     holding = pl.when(of_text).then(piece).otherwise(pl.lit("An answer"))
     size = pl.format("It has {} tokens, {} are allowed", "tokens", pl.lit(section.max_length))
     sentences = {
         "unrendered": pl.col("problem"),
         "nothing-learned": pl.lit("It has nothing to learn: no answer of it is trained."),
-        "special-text": pl.format("{} holds text that is read as a special token: {}.", holding, "learned_specials"),
+        "special-text": pl.format("{} holds text that is read as a special token: {}.", holding, "loss_specials"),
         "too-long": pl.concat_str(size, pl.when(_is_lost(section)).then(pl.lit(ending)).otherwise(pl.lit("."))),
         "windowed": pl.concat_str(pl.when(of_text).then(piece).otherwise(window), pl.lit(".")),
     }
@@ -288,7 +288,7 @@ def _longest(too_long: pl.DataFrame) -> str:
     return ", ".join(f"{name[:12]} has {tokens:,}" for name, tokens in worst.select("conversation", "tokens").rows())
 
 
-def _ways_out(section: TrainSection, longest: int, settled: Settled) -> str:
+def _ways_out(section: TrainSection, longest: int, settled: BuildLedger) -> str:
     """What to type, each way with the limits that it takes; one that would leave nothing to train on is left out."""
     ways: list[dict[str, Any]] = [{"max_length": longest}, *({"long": long} for long in ("truncate", "drop", "split"))]
     lines = []

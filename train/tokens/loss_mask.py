@@ -20,9 +20,9 @@ from jinja2 import TemplateError
 
 from schemas.conversation import ASSISTANT_ROLES
 from schemas.errors import TrainError
-from train.tokens.chat_template import Template, compiled
+from train.tokens.chat_template import Template, compile_template
 from train.tokens.messages import UnreadableTurnError, message_numbers, to_messages, to_tools
-from train.tokens.reasoning import Reasoning, behind_reasoning, without_history
+from train.tokens.reasoning import Reasoning, skip_reasoning, strip_reasoning
 from train.tokens.tokenizer import Tokenizer
 
 TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
@@ -30,17 +30,17 @@ TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, Look
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TurnSpan:
     """A text of a turn, and where it stands in the rendering (characters, end excluded)."""
 
     turn: int
     start: int
     end: int
-    whole: bool = True  # False: the template cut its beginning or its end away
+    complete: bool = True  # False: the template cut its beginning or its end away
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class LossSpan:
     """A stretch of the rendering that is learned, and the turn that it belongs to."""
 
     turn: int
@@ -54,32 +54,32 @@ class Rendering:
     """One conversation as text, with what is learned and where each turn's words are; or why there is none."""
 
     text: str = ""
-    regions: tuple[Region, ...] = ()
-    pieces: tuple[Piece, ...] = ()
+    loss_spans: tuple[LossSpan, ...] = ()
+    turn_spans: tuple[TurnSpan, ...] = ()
     problem: str | None = None
-    left_out: tuple[int, ...] = ()  # turns that have words, of which the template renders (or lets learn) none
-    unended: str | None = None  # what stands where an end-of-turn token should
+    omitted_turns: tuple[int, ...] = ()  # turns that have words, of which the template renders (or lets learn) none
+    missing_stop: str | None = None  # what stands where an end-of-turn token should
 
 
 @dataclass
-class Script:
+class ChatRenderer:
     """A template at work for one tokenizer: renders single conversations and finds what is learned in them."""
 
     template: Template
     tokenizer: Tokenizer
     reasoning: Reasoning = "learn"
     _render: Callable[..., str] = field(init=False, repr=False)
-    _moulds: dict[Shape, Mould] = field(init=False, repr=False, default_factory=dict)
-    prompt: str = field(init=False)
+    _moulds: dict[Shape, CachedMask] = field(init=False, repr=False, default_factory=dict)
+    generation_prompt: str = field(init=False)
     """What the template adds to ask for an answer, such as `<|im_start|>assistant` and a newline; "" if nothing."""
 
     def __post_init__(self) -> None:
-        self._render = compiled(self.template)
-        self.prompt = self._generation_prompt()
+        self._render = compile_template(self.template)
+        self.generation_prompt = self._generation_prompt()
 
-    def rendering(self, row: Mapping[str, Any]) -> Rendering:
+    def render(self, row: Mapping[str, Any]) -> Rendering:
         """The rendering of one row of a conversations frame; a failure of the template is its `problem`."""
-        turns = row["conversations"] if self.reasoning != "strip" else without_history(row["conversations"])
+        turns = row["conversations"] if self.reasoning != "strip" else strip_reasoning(row["conversations"])
         try:
             rendering = self._rendering(turns, to_tools(row.get("tools")))
         except UnreadableTurnError as error:
@@ -89,15 +89,19 @@ class Script:
             return Rendering(problem=f"The template {self.template.name} refuses it: {reason}.")
         return rendering if self.reasoning != "skip" else _without_reasoning(rendering)
 
-    def text(self, messages: Sequence[Mapping[str, Any]], tools: object = None, *, prompt: bool = False) -> str:
+    def apply_template(
+        self, messages: Sequence[Mapping[str, Any]], tools: object = None, *, add_generation_prompt: bool = False
+    ) -> str:
         """The messages as transformers' `apply_chat_template` renders them."""
         named = self.tokenizer.named
-        return self._render(messages=messages, tools=tools, documents=None, add_generation_prompt=prompt, **named)
+        return self._render(
+            messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **named
+        )
 
-    def check_stop(self) -> None:
+    def check_stop_token(self) -> None:
         """Raise `TrainError` when an answer does not end with a special token of this tokenizer."""
         row = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "train": True}]}
-        ending = self.rendering(row).unended
+        ending = self.render(row).missing_stop
         if ending is None:
             return
         raise TrainError(
@@ -109,22 +113,22 @@ class Script:
     def _generation_prompt(self) -> str:
         question = [{"role": "user", "content": "x"}]
         try:
-            without, asking = self.text(question), self.text(question, prompt=True)
+            without, asking = self.apply_template(question), self.apply_template(question, add_generation_prompt=True)
         except TEMPLATE_FAILURES:
             return ""  # this template wants more than a question; the prompt is then found turn by turn
         return asking[len(without) :] if asking.startswith(without) else ""
 
     def _rendering(self, turns: Sequence[Mapping[str, Any]], tools: object) -> Rendering:
         messages = to_messages(turns)
-        text = self.text(messages, tools)
+        text = self.apply_template(messages, tools)
         shape = _shape(turns, tools)
         mould = self._moulds.get(shape) if shape else None
-        moulded = mould.cast(turns, text) if mould else None
+        moulded = mould.fill(turns, text) if mould else None
         if moulded is not None:
             return moulded
         rendering = self._marked(turns, messages, tools, text)
-        mould = Mould.of(turns, rendering) if shape else None
-        if shape and mould and (shape in self._moulds or len(self._moulds) < MOULDS):
+        mould = CachedMask.of(turns, rendering) if shape else None
+        if shape and mould and (shape in self._moulds or len(self._moulds) < MAX_CACHED):
             self._moulds[shape] = mould
         return rendering
 
@@ -134,7 +138,7 @@ class Script:
         """The rendering whose parts are found by marks around the texts of all turns, else around the answers'."""
         for roles in (None, ASSISTANT_ROLES):
             marks = _Marks.beside(text, turns, roles)
-            plain, pieces = marks.taken_out(self.text(to_messages(turns, marks.write), tools))
+            plain, pieces = marks.taken_out(self.apply_template(to_messages(turns, marks.write), tools))
             if plain == text:
                 return self._with_regions(turns, messages, tools, text, pieces, all_marked=roles is None)
         return Rendering(text, problem=self._difference(text, plain))
@@ -153,13 +157,13 @@ class Script:
         messages: Sequence[Mapping[str, Any]],
         tools: object,
         text: str,
-        pieces: list[Piece],
+        pieces: list[TurnSpan],
         *,
         all_marked: bool,
     ) -> Rendering:
         numbers = message_numbers(turns)
         runs = [(number, list(run)) for number, run in groupby(pieces, lambda piece: numbers[piece.turn])]
-        regions: list[Region] = []
+        regions: list[LossSpan] = []
         for place, (number, run) in enumerate(runs):
             if turns[run[0].turn]["from"] not in ASSISTANT_ROLES or not any(_learned(turns[p.turn]) for p in run):
                 continue
@@ -173,27 +177,29 @@ class Script:
             stop = self._stop(text[run[-1].end : after])
             if stop is None:
                 problem = f"No special token ends turn {run[-1].turn + 1}: the model would not learn to stop there."
-                return Rendering(text, problem=problem, unended=text[run[-1].end : after])
+                return Rendering(text, problem=problem, missing_stop=text[run[-1].end : after])
             regions += _regions_of(run, turns, start, (stop.group(), run[-1].end + stop.end()))
-        left_out = _left_out(turns, pieces, regions) if all_marked else ()
-        return Rendering(text, tuple(regions), tuple(pieces), _lost_call(turns, left_out, self.template), left_out)
+        omitted_turns = _left_out(turns, pieces, regions) if all_marked else ()
+        return Rendering(
+            text, tuple(regions), tuple(pieces), _lost_call(turns, omitted_turns, self.template), omitted_turns
+        )
 
     def _answer_start(self, text: str, before: int, first: int) -> int | None:
         """Where the generation prompt ends between the words before and the answer's own first word."""
-        found = text.rfind(self.prompt, before, first) if self.prompt.strip() else -1
-        return None if found < 0 else found + len(self.prompt)
+        found = text.rfind(self.generation_prompt, before, first) if self.generation_prompt.strip() else -1
+        return None if found < 0 else found + len(self.generation_prompt)
 
     def _after_prompt(
-        self, before: Sequence[Mapping[str, Any]], tools: object, text: str, low: int, first: Piece
+        self, before: Sequence[Mapping[str, Any]], tools: object, text: str, low: int, first: TurnSpan
     ) -> int | None:
         """The same by rendering what a server would be sent for this answer; else the answer's first word."""
         try:
-            sent = self.text(before, tools, prompt=True)
+            sent = self.apply_template(before, tools, add_generation_prompt=True)
         except TEMPLATE_FAILURES:
             sent = ""  # some templates refuse a conversation that has no answer yet
         if sent and text.startswith(sent) and low <= len(sent) <= first.start:
             return len(sent)
-        return first.start if first.whole else None
+        return first.start if first.complete else None
 
     def _stop(self, gap: str) -> re.Match[str] | None:
         """The end-of-turn token in the template's text behind an answer: the first special token.
@@ -224,10 +230,10 @@ def first_difference(tokenizer: Tokenizer, one: str, other: str) -> tuple[int, s
 
 def _without_reasoning(rendering: Rendering) -> Rendering:
     """The rendering with what is learned beginning behind the reasoning; what is all reasoning is left out."""
-    moved = [replace(r, start=behind_reasoning(rendering.text, r.start, r.end)) for r in rendering.regions]
+    moved = [replace(r, start=skip_reasoning(rendering.text, r.start, r.end)) for r in rendering.loss_spans]
     regions = tuple(region for region in moved if region.start < region.end)
     unlearned = {region.turn for region in moved} - {region.turn for region in regions}
-    return replace(rendering, regions=regions, left_out=tuple(sorted({*rendering.left_out, *unlearned})))
+    return replace(rendering, loss_spans=regions, omitted_turns=tuple(sorted({*rendering.omitted_turns, *unlearned})))
 
 
 def _learned(turn: Mapping[str, Any]) -> bool:
@@ -235,7 +241,7 @@ def _learned(turn: Mapping[str, Any]) -> bool:
 
 
 def _left_out(
-    turns: Sequence[Mapping[str, Any]], pieces: Sequence[Piece], regions: Sequence[Region]
+    turns: Sequence[Mapping[str, Any]], pieces: Sequence[TurnSpan], regions: Sequence[LossSpan]
 ) -> tuple[int, ...]:
     """The turns whose words are not in the rendering, and those that should be learned and are not."""
     shown, learned = {piece.turn for piece in pieces}, {region.turn for region in regions}
@@ -244,27 +250,27 @@ def _left_out(
     return tuple(sorted((words - shown) | ((words & meant) - learned)))
 
 
-def _lost_call(turns: Sequence[Mapping[str, Any]], left_out: Sequence[int], template: Template) -> str | None:
-    lost = next((number for number in left_out if turns[number]["from"] == "function_call"), None)
+def _lost_call(turns: Sequence[Mapping[str, Any]], omitted_turns: Sequence[int], template: Template) -> str | None:
+    lost = next((number for number in omitted_turns if turns[number]["from"] == "function_call"), None)
     return None if lost is None else f"The template {template.name} does not render the tool call of turn {lost + 1}."
 
 
 def _regions_of(
-    run: Sequence[Piece], turns: Sequence[Mapping[str, Any]], start: int, stop: tuple[str, int]
-) -> Iterator[Region]:
+    run: Sequence[TurnSpan], turns: Sequence[Mapping[str, Any]], start: int, stop: tuple[str, int]
+) -> Iterator[LossSpan]:
     """The learned stretches of one assistant message: each turn's from the end of the one before to its own end."""
     groups = [(turn, list(pieces)) for turn, pieces in groupby(run, lambda piece: piece.turn)]
     for place, (turn, pieces) in enumerate(groups):
         is_last = place == len(groups) - 1
         end = stop[1] if is_last else pieces[-1].end
         if _learned(turns[turn]):
-            yield Region(turn, start, end, stop[0] if is_last else None)
+            yield LossSpan(turn, start, end, stop[0] if is_last else None)
         start = end
 
 
 # --------------------------------------------------------------------------------------------------------- moulds
 
-MOULDS = 1_000
+MAX_CACHED = 1_000
 """Shapes that are remembered; conversations of more turns than others' are rarely of a shape that comes again."""
 
 Shape = tuple[tuple[str, bool], ...]
@@ -279,7 +285,7 @@ def _shape(turns: Sequence[Mapping[str, Any]], tools: object) -> Shape | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Mould:
+class CachedMask:
     """What a template writes around the words of conversations of one shape, taken from one that was marked.
 
     It saves the marked rendering, not the proof: with the words of another conversation filled in it has to give the
@@ -291,21 +297,21 @@ class Mould:
     regions: tuple[tuple[int, int, int, str | None], ...]  # turn, characters before and behind its words, stop
 
     @classmethod
-    def of(cls, turns: Sequence[Mapping[str, Any]], rendering: Rendering) -> Mould | None:
-        """The mould of a marked rendering in which every turn's words stand once, whole and in order; else nothing."""
-        pieces, text = rendering.pieces, rendering.text
+    def of(cls, turns: Sequence[Mapping[str, Any]], rendering: Rendering) -> CachedMask | None:
+        """The mask of a marked rendering that contains the text of every turn once and in order; otherwise None."""
+        pieces, text = rendering.turn_spans, rendering.text
         as_they_are = [text[piece.start : piece.end] for piece in pieces] == [turn["value"] for turn in turns]
-        in_order = [piece.turn for piece in pieces] == [*range(len(turns))] and all(piece.whole for piece in pieces)
-        if rendering.problem or rendering.left_out or not (as_they_are and in_order):
+        in_order = [piece.turn for piece in pieces] == [*range(len(turns))] and all(piece.complete for piece in pieces)
+        if rendering.problem or rendering.omitted_turns or not (as_they_are and in_order):
             return None
         borders = [0, *(border for piece in pieces for border in (piece.start, piece.end)), len(text)]
         literals = (text[start:end] for start, end in zip(borders[::2], borders[1::2], strict=True))
         around = (
-            (r.turn, pieces[r.turn].start - r.start, r.end - pieces[r.turn].end, r.stop) for r in rendering.regions
+            (r.turn, pieces[r.turn].start - r.start, r.end - pieces[r.turn].end, r.stop) for r in rendering.loss_spans
         )
         return cls(tuple(literals), tuple(around))
 
-    def cast(self, turns: Sequence[Mapping[str, Any]], text: str) -> Rendering | None:
+    def fill(self, turns: Sequence[Mapping[str, Any]], text: str) -> Rendering | None:
         """The rendering of these turns, if `text` is this mould filled with their words; else nothing."""
         parts, pieces, position = [self.literals[0]], [], len(self.literals[0])
         for number, turn in enumerate(turns):
@@ -313,13 +319,13 @@ class Mould:
             if not words or words.strip() != words:
                 return None  # a template may trim it, and marks stand inside of outer white space
             end = position + len(words)
-            pieces.append(Piece(number, position, end))
+            pieces.append(TurnSpan(number, position, end))
             parts += (words, behind)
             position = end + len(behind)
         if "".join(parts) != text:
             return None
         regions = tuple(
-            Region(turn, pieces[turn].start - before, pieces[turn].end + behind, stop)
+            LossSpan(turn, pieces[turn].start - before, pieces[turn].end + behind, stop)
             for turn, before, behind, stop in self.regions
         )
         return Rendering(text, regions, tuple(pieces))
@@ -363,7 +369,7 @@ class _Marks:
         head, _, tail = text.partition(core)
         return f"{head}{chr(_OPEN + number)}{core}{chr(_CLOSE + number)}{tail}"
 
-    def taken_out(self, marked: str) -> tuple[str, list[Piece]]:
+    def taken_out(self, marked: str) -> tuple[str, list[TurnSpan]]:
         """The text without the marks, and the pieces in its order. A piece that lost one mark is empty."""
         opened: dict[int, int] = {}
         closed: dict[int, int] = {}
@@ -378,7 +384,7 @@ class _Marks:
             (opened if ord(match.group()) < _CLOSE else closed).setdefault(number, length)
         starts = closed | opened  # the opening mark where it is left, else the closing one
         pieces = [
-            Piece(self.turns[n], start, max(start, closed.get(n, start)), n in opened and n in closed)
+            TurnSpan(self.turns[n], start, max(start, closed.get(n, start)), n in opened and n in closed)
             for n, start in starts.items()
         ]
         return "".join([*parts, marked[position:]]), sorted(pieces, key=lambda piece: (piece.start, piece.turn))

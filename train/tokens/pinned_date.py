@@ -36,12 +36,12 @@ ASKS = re.compile(
 """The function, but for the question whether there is one; or a text, in which nothing is asked."""
 
 
-def dated(text: str, day: datetime) -> str:
+def pin_date(text: str, day: datetime) -> str:
     """The template with the day in it.
 
-    >>> dated('{{ "Today: " + strftime_now("%d %b %Y") }}', datetime(2026, 1, 1))
+    >>> pin_date('{{ "Today: " + strftime_now("%d %b %Y") }}', datetime(2026, 1, 1))
     '{{ "Today: " + "01 Jan 2026" }}'
-    >>> dated("a datetime {% if not date_string is defined %}…{% endif %}", datetime(2026, 1, 1))
+    >>> pin_date("a datetime {% if not date_string is defined %}…{% endif %}", datetime(2026, 1, 1))
     'a datetime {% if not pinned_date_string is defined %}…{% endif %}'
 
     Raises jinja2's `TemplateSyntaxError` for a text that is no Jinja.
@@ -56,12 +56,12 @@ def dated(text: str, day: datetime) -> str:
     return made if made != _with_newlines(text) else text
 
 
-def asks_for_today(text: str) -> bool:
+def uses_dynamic_date(text: str) -> bool:
     """Whether the template asks for the day in a form that it makes up itself, which cannot be written into it.
 
-    >>> asks_for_today('{% set now = strftime_now %}{{ now("%Y") }}')
+    >>> uses_dynamic_date('{% set now = strftime_now %}{{ now("%Y") }}')
     True
-    >>> asks_for_today("{% raw %}{{ strftime_now }}{% endraw %}{{ 'strftime_now' if strftime_now is defined }}")
+    >>> uses_dynamic_date("{% raw %}{{ strftime_now }}{% endraw %}{{ 'strftime_now' if strftime_now is defined }}")
     False
     """
     return any(found["name"] for computed, piece in _pieces(text) if computed for found in ASKS.finditer(piece))

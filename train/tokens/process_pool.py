@@ -1,7 +1,7 @@
 """In: work that is pure Python, in parcels of bytes. Out: what several processes make of them, in the same order.
 
 The processes are started by name and spoken to through pipes, not by `multiprocessing`: a fork would take Polars'
-locked threads along, and its spawned processes run the caller's own script again. They end when their input does,
+locked threads along, and its spawned processes run the caller's own renderer again. They end when their input does,
 so also with a caller that is killed.
 """
 

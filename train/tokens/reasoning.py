@@ -27,13 +27,13 @@ _BEGUN = re.compile(r"\s*<think>")
 _END = "</think>"
 
 
-def without_history(turns: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def strip_reasoning(turns: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """The turns, those before the last question without their reasoning.
 
     An answer that is nothing but reasoning keeps it, unless it leads to a call: else it would be learned as silence.
 
     >>> turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "<think>hm</think> Hello"}]
-    >>> [turn["value"] for turn in without_history([*turns, *turns])]
+    >>> [turn["value"] for turn in strip_reasoning([*turns, *turns])]
     ['Hi', 'Hello', 'Hi', '<think>hm</think> Hello']
     """
     last = max((number for number, turn in enumerate(turns) if turn["from"] == "human"), default=0)
@@ -42,15 +42,15 @@ def without_history(turns: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str,
     return [_stripped(turns, number) if number < last else turn for number, turn in enumerate(turns)]
 
 
-def behind_reasoning(text: str, start: int, end: int) -> int:
+def skip_reasoning(text: str, start: int, end: int) -> int:
     """Where the answer that stands at `start` to `end` goes on behind its reasoning; `start` where it has none.
 
     Some templates open the block in the prompt already, so the answer begins inside it. `end` where a block is opened
     and never closed.
 
-    >>> behind_reasoning("A:<think>hm</think> Hello", 2, 25), behind_reasoning("A: Hello", 2, 8)
+    >>> skip_reasoning("A:<think>hm</think> Hello", 2, 25), skip_reasoning("A: Hello", 2, 8)
     (19, 2)
-    >>> behind_reasoning("A:<think>hm", 2, 11)
+    >>> skip_reasoning("A:<think>hm", 2, 11)
     11
     """
     inside = _OPENED.search(text, max(0, start - 64), start)

@@ -17,30 +17,12 @@ import polars as pl
 
 from schemas.conversation import is_text
 from schemas.environment import count_cores
-from train.tokens.chat_template import PINNED_DATE, Template, find_template
-from train.tokens.labels import IGNORED, RENDERED, label, token_range
-from train.tokens.loss_mask import Piece, Region, Rendering, Script
+from train.tokens.chat_template import Template
+from train.tokens.labels import RENDERED, encode_renderings
+from train.tokens.loss_mask import ChatRenderer
 from train.tokens.process_pool import Work, spread
 from train.tokens.reasoning import Reasoning
 from train.tokens.tokenizer import Tokenizer
-
-__all__ = [
-    "IGNORED",
-    "MASK_POLICY",
-    "PINNED_DATE",
-    "RENDERED",
-    "Piece",
-    "Progress",
-    "Reasoning",
-    "Region",
-    "Rendering",
-    "Script",
-    "Template",
-    "Tokenizer",
-    "find_template",
-    "render",
-    "token_range",
-]
 
 MASK_POLICY = "assistant-turns/1"
 """Name and revision of the rule that makes the labels; it goes into the manifest and the cache key."""
@@ -77,11 +59,13 @@ def render(
     A conversation that cannot be rendered has a `problem` and no ids. Raises `TrainError` when the template does
     not end an answer with a special token of this tokenizer: the model would never learn to stop.
     """
-    script = Script(template, tokenizer, reasoning)
-    script.check_stop()
+    renderer = ChatRenderer(template, tokenizer, reasoning)
+    renderer.check_stop_token()
     chunks = _chunks(conversations)
     processes = _processes(conversations.estimated_size())
-    rendered = _by_many(chunks, script, processes) if processes > 1 else (_rendered(chunk, script) for chunk in chunks)
+    rendered = (
+        _by_many(chunks, renderer, processes) if processes > 1 else (_rendered(chunk, renderer) for chunk in chunks)
+    )
     return pl.concat(_told(rendered, conversations.height, progress)) if chunks else pl.DataFrame(schema=RENDERED)
 
 
@@ -107,12 +91,12 @@ def _processes(size: float) -> int:
     return 1 if size < WORTH_PROCESSES else min(count_cores(), int(size / WORTH_A_PROCESS))
 
 
-def _rendered(conversations: pl.DataFrame, script: Script) -> pl.DataFrame:
+def _rendered(conversations: pl.DataFrame, renderer: ChatRenderer) -> pl.DataFrame:
     """One chunk: Jinja conversation by conversation (a template is a program), then the tokens."""
     with _few_collections():
-        renderings = [script.rendering(row) for row in conversations.iter_rows(named=True)]
-        rendered = label(conversations["id"], renderings, script.tokenizer)
-    return _without_strangers(rendered, conversations, script.template)
+        renderings = [renderer.render(row) for row in conversations.iter_rows(named=True)]
+        rendered = encode_renderings(conversations["id"], renderings, renderer.tokenizer)
+    return _without_strangers(rendered, conversations, renderer.template)
 
 
 def _without_strangers(rendered: pl.DataFrame, conversations: pl.DataFrame, template: Template) -> pl.DataFrame:
@@ -136,17 +120,17 @@ def _few_collections() -> Iterator[None]:
         gc.set_threshold(*usual)
 
 
-def _by_many(chunks: list[pl.DataFrame], script: Script, processes: int) -> Iterator[pl.DataFrame]:
+def _by_many(chunks: list[pl.DataFrame], renderer: ChatRenderer, processes: int) -> Iterator[pl.DataFrame]:
     """The chunks rendered by several processes, in order."""
-    _ = script.tokenizer.words  # found out once, here, and handed on with the tokenizer
-    arguments = (script.template, script.tokenizer, script.reasoning)
+    _ = renderer.tokenizer.words  # found out once, here, and handed on with the tokenizer
+    arguments = (renderer.template, renderer.tokenizer, renderer.reasoning)
     return map(pl.read_ipc, spread(_worker, arguments, (partial(_as_bytes, chunk) for chunk in chunks), processes))
 
 
 def _worker(template: Template, tokenizer: Tokenizer, reasoning: Reasoning) -> Work:
     """What one of several processes does with a chunk."""
-    script = Script(template, tokenizer, reasoning)
-    return lambda chunk: _as_bytes(_rendered(pl.read_ipc(chunk), script))
+    renderer = ChatRenderer(template, tokenizer, reasoning)
+    return lambda chunk: _as_bytes(_rendered(pl.read_ipc(chunk), renderer))
 
 
 def _as_bytes(frame: pl.DataFrame) -> bytes:

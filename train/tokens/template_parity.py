@@ -21,13 +21,13 @@ from schemas.conversation import Conversation, Turn
 from schemas.errors import TrainError
 from train.model.log_capture import quiet
 from train.plan.plan import Prepared
-from train.tokens.chat_template import Template, find_template, own_names, unsloth_templates
-from train.tokens.labels import IGNORED, label
-from train.tokens.loss_mask import TEMPLATE_FAILURES, Rendering, Script
+from train.tokens.chat_template import Template, bundled_names, find_template, unsloth_templates
+from train.tokens.labels import IGNORE_INDEX, encode_renderings
+from train.tokens.loss_mask import TEMPLATE_FAILURES, ChatRenderer, Rendering
 from train.tokens.messages import to_messages, to_tools
-from train.tokens.reasoning import without_history
+from train.tokens.reasoning import strip_reasoning
 from train.tokens.tokenizer import NAMED_TOKENS, Tokenizer
-from train.tokens.windows import turns_of
+from train.tokens.windows import window_turns
 
 CONTROL_TOKENS = (
     *(
@@ -100,67 +100,71 @@ PROBES: Mapping[str, Conversation] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class TemplateReport:
     """What was found of one template, which may have several names. It is proven when `problem` is None."""
 
     names: tuple[str, ...]
-    taken: int  # probes that the template renders; the others it refuses, or leaves a call out
-    equal: int | None  # of these, with the ids of apply_chat_template; None where transformers is not installed
+    rendered: int  # probes that the template renders; the others it refuses, or leaves a call out
+    identical: int | None  # of these, with the ids of apply_chat_template; None where transformers is not installed
     stop: str  # the tokens that end the learned answers
-    beginnings: str  # how often the token that begins a text stands there
+    bos_count: str  # how often the token that begins a text stands there
     prefix: str
     system: str
     tools: str
     reasoning: str
-    spaces: str
+    whitespace: str
     problem: str | None
 
     def as_json(self) -> dict[str, Any]:
-        """The proof as plain values."""
-        return {**asdict(self), "proven": self.problem is None}
+        """The report as plain values."""
+        return {**asdict(self), "passed": self.problem is None}
 
 
-def prove(names: Sequence[str], text: str, tokenizer: Tokenizer) -> Proof:
+def check_template(names: Sequence[str], text: str, tokenizer: Tokenizer) -> TemplateReport:
     """What is proven of the template with this text, for this tokenizer."""
     template = Template(names[0], text)
-    script = Script(template, tokenizer)
-    renderings = {name: script.rendering(_row(probe)) for name, probe in PROBES.items()}
+    renderer = ChatRenderer(template, tokenizer)
+    renderings = {name: renderer.render(_row(probe)) for name, probe in PROBES.items()}
     taken = {name: rendering for name, rendering in renderings.items() if rendering.problem is None}
     rows = dict(
-        zip(taken, label(pl.Series(list(taken)), list(taken.values()), tokenizer).iter_rows(named=True), strict=True)
+        zip(
+            taken,
+            encode_renderings(pl.Series(list(taken)), list(taken.values()), tokenizer).iter_rows(named=True),
+            strict=True,
+        )
     )
     equal, different = _compare(
         template, tokenizer, {name: row["input_ids"] for name, row in rows.items() if row["problem"] is None}
     )
     learned = {name: _learned(row, tokenizer) for name, row in rows.items()}
-    return Proof(
+    return TemplateReport(
         names=tuple(names),
-        taken=len(taken),
-        equal=equal,
-        stop=" ".join(sorted({region.stop for r in taken.values() for region in r.regions if region.stop})),
-        beginnings=_beginnings(rows, tokenizer),
-        prefix=_prefix(script, taken),
+        rendered=len(taken),
+        identical=equal,
+        stop=" ".join(sorted({region.stop for r in taken.values() for region in r.loss_spans if region.stop})),
+        bos_count=_bos_count(rows, tokenizer),
+        prefix=_prefix(renderer, taken),
         system=_said(renderings["system"], "Name things."),
         tools=_tools(renderings["calls"]),
         reasoning=_reasoning(learned.get("reasoning")),
-        spaces=_spaces(renderings["spaces"]),
+        whitespace=_whitespace(renderings["spaces"]),
         problem=renderings["plain"].problem or different or _unlearned_stop(rows, taken, tokenizer),
     )
 
 
-def prove_all(model: Path | None = None, names: Sequence[str] = ()) -> list[Proof]:
-    """The proofs of the templates called `names` (default: all chat templates that are known), one for each text.
+def check_templates(model: Path | None = None, names: Sequence[str] = ()) -> list[TemplateReport]:
+    """The reports of the templates called `names` (default: all chat templates that are known), one for each text.
 
     With the tokenizer in `model`, its own template among them; else with one that has every control token.
     Raises `TrainError` for a name that nobody knows.
     """
     with _neutral() if model is None else _of(model) as tokenizer:
-        wanted = names or [*own_names(), *unsloth_templates(), *(["tokenizer"] if model else [])]
+        wanted = names or [*bundled_names(), *unsloth_templates(), *(["tokenizer"] if model else [])]
         by_text: dict[str, list[str]] = {}
         for name in wanted:
             by_text.setdefault(find_template(name, tokenizer.folder).text, []).append(name)
         with quiet():
-            return [prove(sorted(set(called)), text, tokenizer) for text, called in by_text.items()]
+            return [check_template(sorted(set(called)), text, tokenizer) for text, called in by_text.items()]
 
 
 def samples_of(prepared: Prepared) -> dict[str, Any]:
@@ -180,8 +184,8 @@ def _sample(prepared: Prepared) -> list[dict[str, Any]]:
     rows = []
     for row in chosen.select("id", "window", "input_ids").iter_rows(named=True):
         turns, tools = known[row["id"]]
-        _, said = turns_of(turns, row["window"])
-        said = without_history(said) if prepared.section.reasoning == "strip" else said
+        _, said = window_turns(turns, row["window"])
+        said = strip_reasoning(said) if prepared.section.reasoning == "strip" else said
         rows.append({"id": row["id"], "messages": to_messages(said), "tools": to_tools(tools), "ids": row["input_ids"]})
     return rows
 
@@ -189,40 +193,39 @@ def _sample(prepared: Prepared) -> list[dict[str, Any]]:
 def check_prompts(prepared: Prepared) -> None:
     """Raise `TrainError` when the tokenizer joins or parts what a prompt ends with, in front of every answer.
 
-    White space that an answer begins with is left out here: it is the data's, and the plan tells it (`straddling`).
+    White space that an answer begins with is left out here: it is the data's, and the plan tells it (`crossing`).
     Where already the text of the prompt is another, as in templates that think, it is no matter of the tokenizer;
     `curate templates` and the contract say so.
     """
     if prepared.template.raw:
         return  # nobody asks
-    script = Script(prepared.template, prepared.tokenizer)
-    pairs = [pair for row in _sample(prepared) if (pair := _prompt_and_whole(row, script)) is not None]
+    renderer = ChatRenderer(prepared.template, prepared.tokenizer)
+    pairs = [pair for row in _sample(prepared) if (pair := _prompt_and_whole(row, renderer)) is not None]
     different = [
-        _difference(whole[: len(prompt)], prompt, script.tokenizer.backend.id_to_token) for prompt, whole in pairs
+        _difference(whole[: len(prompt)], prompt, renderer.tokenizer.backend.id_to_token) for prompt, whole in pairs
     ]
     if pairs and all(different):
         raise TrainError(
-            f"With this tokenizer the prompt of the template {script.template.name} ends in other tokens when a server "
-            f"sends it than it has in front of an answer: {different[0]}. The model would be trained on what it never "
-            "sees.",
-            "Take a template whose prompt ends otherwise, such as chatml, by --template; curate templates lists them.",
+            f"The generation prompt of template {renderer.template.name} tokenizes differently at inference than in "
+            f"training: {different[0]}. The model would be trained on tokens that it never receives.",
+            "Choose another template with --template, such as chatml; curate templates lists them.",
         )
 
 
-def _prompt_and_whole(row: Mapping[str, Any], script: Script) -> tuple[list[int], list[int]] | None:
+def _prompt_and_whole(row: Mapping[str, Any], renderer: ChatRenderer) -> tuple[list[int], list[int]] | None:
     """The ids of what is sent for a row's last answer, and of the row with that answer's beginning stripped.
 
     Nothing where the text that is sent is not the beginning of the row's.
     """
     last = max((n for n, message in enumerate(row["messages"]) if message["role"] == "assistant"), default=0)
     try:
-        prompt = script.text(row["messages"][:last], row["tools"], prompt=True)
+        prompt = renderer.apply_template(row["messages"][:last], row["tools"], add_generation_prompt=True)
     except TEMPLATE_FAILURES:
         return None
-    whole = script.text(row["messages"], row["tools"])
+    whole = renderer.apply_template(row["messages"], row["tools"])
     if not last or not whole.startswith(prompt):
         return None
-    sent, learned = script.tokenizer.encode([prompt, prompt + whole[len(prompt) :].lstrip()])
+    sent, learned = renderer.tokenizer.encode([prompt, prompt + whole[len(prompt) :].lstrip()])
     return sent.ids, learned.ids
 
 
@@ -318,7 +321,7 @@ def _row(probe: Conversation) -> dict[str, Any]:
 
 
 def _learned(row: Mapping[str, Any], tokenizer: Tokenizer) -> str:
-    kept = [token for token in row["labels"] if token != IGNORED]
+    kept = [token for token in row["labels"] if token != IGNORE_INDEX]
     return str(tokenizer.backend.decode(kept, skip_special_tokens=False))
 
 
@@ -327,36 +330,36 @@ def _unlearned_stop(
 ) -> str | None:
     """Says in which probe an answer does not end with one learned token that ends it."""
     for name, row in rows.items():
-        stops = {region.stop for region in renderings[name].regions}
-        learned = sum(tokenizer.backend.id_to_token(token) in stops for token in row["labels"] if token != IGNORED)
-        answers = sum(region.stop is not None for region in renderings[name].regions)
+        stops = {region.stop for region in renderings[name].loss_spans}
+        learned = sum(tokenizer.backend.id_to_token(token) in stops for token in row["labels"] if token != IGNORE_INDEX)
+        answers = sum(region.stop is not None for region in renderings[name].loss_spans)
         if learned != answers or (row["problem"] is not None):
             return row["problem"] or f"{name}: {answers} answers, and {learned} learned tokens that end one"
     return None
 
 
-def _beginnings(rows: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer) -> str:
+def _bos_count(rows: Mapping[str, Mapping[str, Any]], tokenizer: Tokenizer) -> str:
     """How often the beginning stands: a number, or one for a single question and one for several."""
     start = tokenizer.id_of(tokenizer.named.get("bos_token", ""))
     counts = [row["input_ids"].count(start) for name, row in rows.items() if name in ("plain", "turns")]
     return "each question" if len(counts) == 2 and counts[0] == 1 < counts[1] else str(max(counts, default=0))
 
 
-def _prefix(script: Script, renderings: Mapping[str, Rendering]) -> str:
+def _prefix(renderer: ChatRenderer, renderings: Mapping[str, Rendering]) -> str:
     """Whether what is sent for each answer is the beginning of the whole, token for token; for which probes not."""
     broken = [name for name in ("turns", "system", "reasoning", "calls") if name in renderings]
-    broken = [name for name in broken if not _begins(script, PROBES[name], renderings[name].text)]
+    broken = [name for name in broken if not _begins(renderer, PROBES[name], renderings[name].text)]
     return "holds" if not broken else "no" if "turns" in broken else f"not with {', '.join(broken)}"
 
 
-def _begins(script: Script, probe: Conversation, whole: str) -> bool:
+def _begins(renderer: ChatRenderer, probe: Conversation, whole: str) -> bool:
     messages, tools = to_messages(_row(probe)["conversations"]), to_tools(probe.tools)
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     try:
-        prompts = [script.text(messages[:number], tools, prompt=True) for number in answers]
+        prompts = [renderer.apply_template(messages[:number], tools, add_generation_prompt=True) for number in answers]
     except TEMPLATE_FAILURES:
         return False
-    ids, *begun = (encoding.ids for encoding in script.tokenizer.encode([whole, *prompts]))
+    ids, *begun = (encoding.ids for encoding in renderer.tokenizer.encode([whole, *prompts]))
     return all(map(whole.startswith, prompts)) and all(ids[: len(start)] == start for start in begun)
 
 
@@ -381,7 +384,7 @@ def _reasoning(learned: str | None) -> str:
     return "all" if earlier and last else "the last answer's" if last else "none" if not earlier else "earlier answers'"
 
 
-def _spaces(rendering: Rendering) -> str:
+def _whitespace(rendering: Rendering) -> str:
     if rendering.problem is not None:
         return "refused"
     return "kept" if PROBES["spaces"].turns[1].value in rendering.text else "trimmed"

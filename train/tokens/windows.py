@@ -17,8 +17,10 @@ import polars as pl
 
 from schemas.conversation import TURN
 from schemas.recipe import TrainSection
-from train.tokens.labels import IGNORED, RENDERED, Borders, parted
-from train.tokens.render import Progress, Template, Tokenizer, render
+from train.tokens.chat_template import Template
+from train.tokens.labels import IGNORE_INDEX, RENDERED, Offsets, split_at
+from train.tokens.render import Progress, render
+from train.tokens.tokenizer import Tokenizer
 
 WINDOW = ("number", "of", "first", "last", "whole")
 """Of a window: which one of how many, its turns (from 1), and the tokens of the whole conversation or text."""
@@ -32,7 +34,7 @@ ANSWERING = ("gpt", "function_call", "observation")
 Turns = Sequence[Mapping[str, Any]]
 
 
-def render_as(
+def render_members(
     recipe: TrainSection,
     members: pl.DataFrame,
     template: Template,
@@ -53,7 +55,7 @@ def render_as(
     return rendered.join(members.select("id", "split"), on="id", how="left", maintain_order="left")
 
 
-def is_piece(window: pl.Expr) -> pl.Expr:
+def is_text_window(window: pl.Expr) -> pl.Expr:
     """Whether a window is cut from a text, which is one turn; one of a conversation has a question and its answer."""
     return window.struct.field("first") == window.struct.field("last")
 
@@ -98,23 +100,23 @@ def _made(texts: pl.DataFrame, pieces: pl.DataFrame, tokenizer: Tokenizer) -> pl
     """
     borders = np.concatenate([[0], (pieces["end"] - pieces["start"]).cum_sum().to_numpy()])
     ids = texts["input_ids"].explode()
-    labels = texts["labels"].explode().scatter(borders[:-1], IGNORED)
+    labels = texts["labels"].explode().scatter(borders[:-1], IGNORE_INDEX)
     length = pl.col("end") - pl.col("start")
     is_last = pl.col("end") == pl.col("whole")
     stops = pl.when(is_last).then(pl.concat_list(length)).otherwise(pl.lit([], pl.List(pl.Int64)))
     return texts.drop("input_ids", "labels")[pieces["text"]].with_columns(
         *pieces.select(stops.alias("stops"), pl.struct(*WINDOW).alias("window")),
         _typed_specials(texts, pieces, ids, borders, tokenizer),
-        pl.when(pieces["number"] == 1).then("straddling").otherwise(0).alias("straddling"),
-        input_ids=parted(ids, borders),
-        labels=parted(labels, borders),
+        pl.when(pieces["number"] == 1).then("crossing").otherwise(0).alias("crossing"),
+        input_ids=split_at(ids, borders),
+        labels=split_at(labels, borders),
     )
 
 
 def _typed_specials(
-    texts: pl.DataFrame, pieces: pl.DataFrame, ids: pl.Series, borders: Borders, tokenizer: Tokenizer
+    texts: pl.DataFrame, pieces: pl.DataFrame, ids: pl.Series, borders: Offsets, tokenizer: Tokenizer
 ) -> pl.Series:
-    """`learned_specials` of the pieces, each with its own: one in a book takes no more than the part that it is in.
+    """`loss_specials` of the pieces, each with its own: one in a book takes no more than the part that it is in.
 
     Where none of a text's tokens is what was typed (some count only as a word of their own), it is said of each piece.
     """
@@ -127,7 +129,7 @@ def _typed_specials(
         .group_by("piece")
         .agg(typed=pl.col("special").unique().sort().str.join(" "))
     )
-    copied = texts["learned_specials"].gather(pieces["text"]).alias("learned_specials")
+    copied = texts["loss_specials"].gather(pieces["text"]).alias("loss_specials")
     each = pieces.select("text", copied, piece=pl.int_range(pl.len())).join(
         typed, on="piece", how="left", maintain_order="left"
     )
@@ -137,23 +139,23 @@ def _typed_specials(
 
 def _specials_of(texts: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
     """The special tokens that somebody typed into any of the texts, with their ids."""
-    typed = sorted(set(tokenizer.special_text.findall(" ".join(texts["learned_specials"].drop_nulls()))))
+    typed = sorted(set(tokenizer.special_text.findall(" ".join(texts["loss_specials"].drop_nulls()))))
     ids = [tokenizer.id_of(text) for text in typed]
     return pl.DataFrame({"id": ids, "special": typed}, {"id": pl.Int32, "special": pl.String})
 
 
-def _own_specials(pieces: pl.DataFrame, borders: Borders, tokenizer: Tokenizer) -> pl.Series:
+def _own_specials(pieces: pl.DataFrame, borders: Offsets, tokenizer: Tokenizer) -> pl.Series:
     """Where the tokens are with which the template begins and ends a text."""
     begins = (pieces["start"] == 0) & ("bos_token" in tokenizer.named)
     ends = pieces["end"] == pieces["whole"]
     return pl.concat([pl.Series(borders[:-1]).filter(begins), pl.Series(borders[1:] - 1).filter(ends)])
 
 
-def turns_of(turns: Turns, window: Mapping[str, int] | None) -> tuple[list[int], Turns]:
+def window_turns(turns: Turns, window: Mapping[str, int] | None) -> tuple[list[int], Turns]:
     """The numbers (from 0) of the turns that a window of a conversation has, and these turns; all without a window.
 
     >>> turns = [{"from": role} for role in ("system", "human", "gpt", "human", "gpt")]
-    >>> turns_of(turns, {"first": 4, "last": 5})[0]
+    >>> window_turns(turns, {"first": 4, "last": 5})[0]
     [0, 3, 4]
     """
     numbers = [*range(len(turns))]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from train.engines.packing_isolation import Isolation
     from train.plan.plan import Plan
-    from train.plan.preview import Preview, Stretch, Traced
-    from train.tokens.template_parity import Proof
+    from train.plan.preview import Preview, Segment, TokenOrigin
+    from train.tokens.template_parity import TemplateReport
 
 BAR = 30
 """Width of the longest bar of the histogram."""
@@ -29,17 +29,17 @@ OPEN, CLOSE, CUT = "⟦", "⟧", "✂"
 def show_plan(plan: Plan) -> None:
     """Print the plan: what is trained, how long it is, what is lost, and whether `curate train` would start."""
     print_table(({"": name, " ": value} for name, value in _facts(plan)), ["", " "], title=f"{plan.version}, planned")
-    parts = ", a part counted as one" if plan.split else ""
+    parts = ", a part counted as one" if plan.split_conversations else ""
     print_table(_bars(plan), ["tokens", "conversations", ""], title=f"Lengths of the train split{parts}")
     if plan.problems:
         columns = ["fate", "code", "count", "cut", "example", "reason"]
         print_table(map(_problem, plan.problems), columns, title="Not trained as they are")
     if plan.too_long:
         print_table(plan.too_long, ["conversation", "tokens", "fate", "cut"], title="The longest")
-    if plan.lint:
-        lint = ({"trained, but look at it": what, "conversations": count} for what, count in plan.lint.items())
+    if plan.warnings:
+        lint = ({"trained, but look at it": what, "conversations": count} for what, count in plan.warnings.items())
         print_table(lint, ["trained, but look at it", "conversations"])
-    _print(f"curate train would refuse: {plan.refusal}\n  → {plan.way_out}" if plan.refusal else "Ready to train.")
+    _print(f"curate train would refuse: {plan.refusal}\n  → {plan.hint}" if plan.refusal else "Ready to train.")
 
 
 def show_preview(preview: Preview, *, tokens: bool = False) -> None:
@@ -48,13 +48,16 @@ def show_preview(preview: Preview, *, tokens: bool = False) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(_headline(preview), markup=False, style="bold")
-    console.print(_marked(preview.stretches))
+    console.print(_marked(preview.segments))
     if tokens:
-        rows = ({"token": v.token, "id": str(v.id), "text": repr(v.text), "label": str(v.label)} for v in preview.views)
+        rows = (
+            {"token": v.token, "id": str(v.id), "text": repr(v.text), "label": str(v.label)}
+            for v in preview.token_views
+        )
         print_table(rows, ["token", "id", "text", "label"])
 
 
-def show_trace(traced: Traced) -> None:
+def show_trace(traced: TokenOrigin) -> None:
     """Print where one token comes from, down to the line of each file."""
     place = f"turn {traced.turn} ({traced.role})" if traced.turn else "the template's own text"
     span = f", characters {traced.characters[0]} to {traced.characters[1]}" if traced.characters else ""
@@ -93,24 +96,25 @@ def show_isolation(isolation: Isolation) -> None:
     )
 
 
-def show_proofs(proofs: Sequence[Proof]) -> None:
+def show_reports(reports: Sequence[TemplateReport]) -> None:
     """Print what is proven of each template, and why one is not."""
-    print_table(map(_proof, proofs), PROOF_COLUMNS)
-    for proof in proofs:
-        if proof.problem:
-            _print(f"{proof.names[0]} is not proven: {proof.problem}")
+    print_table(map(_report_row, reports), REPORT_COLUMNS)
+    for report in reports:
+        if report.problem:
+            _print(f"{report.names[0]} is not proven: {report.problem}")
 
 
-def templates_page(proofs: Sequence[Proof]) -> str:
-    """The proofs as a page in Markdown, with what its columns mean."""
+def templates_page(reports: Sequence[TemplateReport]) -> str:
+    """The reports as a page in Markdown, with what its columns mean."""
     from importlib.metadata import version
 
     packages = ("unsloth", "transformers", "tokenizers", "jinja2")
-    head = [f"| {' | '.join(PROOF_COLUMNS)} |", f"|{' --- |' * len(PROOF_COLUMNS)}"]
+    head = [f"| {' | '.join(REPORT_COLUMNS)} |", f"|{' --- |' * len(REPORT_COLUMNS)}"]
     quoted = (
-        {**_proof(proof), "ends with": " ".join(f"`{token}`" for token in proof.stop.split())} for proof in proofs
+        {**_report_row(report), "ends with": " ".join(f"`{token}`" for token in report.stop.split())}
+        for report in reports
     )
-    cells = ([str(row[column]).replace("|", "\\|") for column in PROOF_COLUMNS] for row in quoted)
+    cells = ([str(row[column]).replace("|", "\\|") for column in REPORT_COLUMNS] for row in quoted)
     lines = [*head, *(f"| {' | '.join(row)} |" for row in cells)]
     return f"""{PAGE_HEAD}
 Versions: {", ".join(f"{name} {version(name)}" for name in packages)}.
@@ -119,7 +123,7 @@ Versions: {", ".join(f"{name} {version(name)}" for name in packages)}.
 """
 
 
-PROOF_COLUMNS = ("template", "ids", "ends with", "begins", "prefix", "system", "tools", "reasoning", "spaces")
+REPORT_COLUMNS = ("template", "ids", "ends with", "begins", "prefix", "system", "tools", "reasoning", "spaces")
 PAGE_HEAD = """# What is proven of each chat template
 
 Written by `curate templates --markdown`, and a test compares it. Each row is a template with all of its names, tried
@@ -138,22 +142,24 @@ allows no drop by default.
 """
 
 
-def _proof(proof: Proof) -> dict[str, object]:
+def _report_row(report: TemplateReport) -> dict[str, object]:
     return {
-        "template": ", ".join(proof.names),
-        "ids": "not proven" if proof.problem else f"{'?' if proof.equal is None else proof.equal} of {proof.taken}",
-        "ends with": proof.stop,
-        "begins": proof.beginnings,
-        "prefix": proof.prefix,
-        "system": proof.system,
-        "tools": proof.tools,
-        "reasoning": proof.reasoning,
-        "spaces": proof.spaces,
+        "template": ", ".join(report.names),
+        "ids": "not proven"
+        if report.problem
+        else f"{'?' if report.identical is None else report.identical} of {report.rendered}",
+        "ends with": report.stop,
+        "begins": report.bos_count,
+        "prefix": report.prefix,
+        "system": report.system,
+        "tools": report.tools,
+        "reasoning": report.reasoning,
+        "spaces": report.whitespace,
     }
 
 
 def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
-    yield "template", f"{plan.template} ({plan.template_digest[:12]}), asks with {plan.prompt!r}"
+    yield "template", f"{plan.template} ({plan.template_digest[:12]}), asks with {plan.generation_prompt!r}"
     yield "an answer ends with", " ".join(plan.end_of_turn)
     yield "conversations", ", ".join(f"{count:,} {split}" for split, count in plan.conversations.items())
     yield "fates", ", ".join(_fate(fate, count, plan) for fate, count in plan.fates.items())
@@ -167,7 +173,9 @@ def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
 
 def _fate(fate: str, count: int, plan: Plan) -> str:
     """What is split is counted twice: as the conversations that it was, and the parts that it is."""
-    return f"{plan.split:,} split into {count:,} parts" if fate == "split" and count else f"{count:,} {fate}"
+    return (
+        f"{plan.split_conversations:,} split into {count:,} parts" if fate == "split" and count else f"{count:,} {fate}"
+    )
 
 
 def _problem(found: Mapping[str, Any]) -> dict[str, object]:
@@ -194,18 +202,18 @@ def _headline(preview: Preview) -> str:
     return f"{preview.id}{window}  {preview.split}  {share}  {preview.fate}{reason}"
 
 
-def _marked(stretches: Iterable[Stretch]) -> Text:
+def _marked(segments: Iterable[Segment]) -> Text:
     """The rendering as rich text; characters that a terminal would obey are shown instead."""
     from rich.text import Text
 
     text, cut = Text(), False
-    for stretch in stretches:
-        if not stretch.trained and not cut:
+    for segment in segments:
+        if not segment.trained and not cut:
             text.append(f"{CUT} not trained from here\n", "red")
             cut = True
-        words = printable(stretch.text)
-        style = "dim strike" if cut else "green" if stretch.learned else "dim"
-        text.append(f"{OPEN}{words}{CLOSE}" if stretch.learned else words, style)
+        words = printable(segment.text)
+        style = "dim strike" if cut else "green" if segment.learned else "dim"
+        text.append(f"{OPEN}{words}{CLOSE}" if segment.learned else words, style)
     return text
 
 

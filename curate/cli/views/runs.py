@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from schemas.manifest import Manifest
     from schemas.run import Run
     from train.engines import Step
-    from train.plan.memory import Budget
+    from train.plan.memory import MemoryEstimate
     from train.runs.fit import Work
     from train.runs.retrain import Retraining
     from train.runs.verify import Check, Verification
@@ -95,19 +95,19 @@ def _state(step: Step) -> str:
     return f"step {step.step:,}/{step.steps:,}  loss {step.loss:.3f}{held_out}  {pace}"
 
 
-def show_budget(budget: Budget) -> None:
+def show_budget(budget: MemoryEstimate) -> None:
     """Print what a training would take on a chip: memory by part, then each size of a pass."""
     parts = ", ".join(f"{name} {size:.1f}" for name, size in budget.parts.items())
-    title = f"{budget.chip.name}, {budget.allowed:.1f} GiB: {parts} and activations"
+    title = f"{budget.gpu.name}, {budget.limit:.1f} GiB: {parts} and activations"
     columns = ["checkpointing", "a step", "activations", "GiB", "tokens/s", "time"]
-    print_table((_size_row(size, budget) for size in budget.sizes), columns, title=title)
+    print_table((_size_row(size, budget) for size in budget.configs), columns, title=title)
     if budget.best is None:
         print_line("Nothing fits. A smaller max_length, rank or model would.")
-    elif budget.chip.tflops is None:
+    elif budget.gpu.tflops is None:
         print_line("How fast this GPU is, is not known here; batch = auto measures it.")
 
 
-def _size_row(size: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
+def _size_row(size: Mapping[str, Any], budget: MemoryEstimate) -> dict[str, Any]:
     seconds = size["seconds"]
     mark = " ←" if size is budget.best else "" if size["fits"] else " too much"
     return {
