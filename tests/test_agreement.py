@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 from support.stores import add, chat, questions
-from test_judging import ask, said, take
+from test_verdicts import ask, said, take
 
 from curate.review.agreement import alpha, survey_reviews
 from schemas.errors import ReviewError

@@ -134,7 +134,7 @@ def test_a_server_that_is_killed_in_a_bulk_push_comes_back_whole_and_searchable(
     assert written % BULK == 0, "a bulk is written whole or not at all"
     found = own.ask("POST", f"datasets/{made}/records/search?limit=1", {"query": {"text": {"q": "word"}}})
     assert found["total"] == own.ask("GET", f"datasets/{made}/progress")["total"] == written
-    assert "Mended after the last end" in own.said.read_text()
+    assert "Repaired after the last end" in own.said.read_text()
     assert list((own.home / "tmp").iterdir()) == [], "what the killed one left is gone"
 
 

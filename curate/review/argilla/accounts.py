@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from curate.review.argilla.http import Api, open_api
+from curate.review.argilla.http_api import Api, open_api
 from schemas.errors import ReviewError
 
 ROLES = ("annotator", "admin", "owner")

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from curate.review.argilla.http import Api, InvalidError, open_api
+from curate.review.argilla.http_api import Api, InvalidError, open_api
 from curate.review.argilla.process import KEY_VARIABLE, meant_server
 from curate.review.questions import marked_turns, numbers_turns
 from schemas.digest import canonical_json
