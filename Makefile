@@ -1,33 +1,35 @@
-# Two commands do everything: make demo, make test. Each sets up .venv itself: minutes the first time, nothing after.
-# Settings of yours are kept: PYTHON=python3.13, PIP_INDEX_URL, PIP_FIND_LINKS, UV_TORCH_BACKEND=cpu …
+# Main targets: make demo, make test. Both create .venv first, which takes minutes the first time.
+# Your settings are respected: PYTHON=python3.13, PIP_INDEX_URL, PIP_FIND_LINKS, UV_TORCH_BACKEND=cpu …
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help setup demo test check bench clean review-server
+.PHONY: help setup demo test check command-table bench clean review-server
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 CPU_TORCH := torch==2.13.0
 
-# Nothing is fetched at run time; one thread is the fastest for tiny models, and makes their bits the same each time.
+# No downloads at run time. PYTHONNOUSERSITE keeps packages of the user's home out of .venv.
 export HF_HUB_OFFLINE := 1
 export PYTHONNOUSERSITE := 1
 
 help:
-	@echo "make demo    the whole way on a sample: a CSV in, a tuned model out"
-	echo "make test    every test, training on the CPU included"
-	echo "make check   style, types, and which package may import which"
-	echo "make bench   the benchmarks, each beside its peers"
-	echo "make review-server   set up the labelling server ahead, which its first start would do"
-	echo "make clean   remove everything that make made, .venv too"
+	@echo "make demo            run all steps on a sample, from a CSV to a fine-tuned model"
+	echo "make test            run all tests, including training on the CPU"
+	echo "make check           check style, types and layers"
+	echo "make bench           run the benchmarks against other tools"
+	echo "make review-server   install the labelling server now instead of at its first start"
+	echo "make command-table   print the README's table of commands from their help"
+	echo "make clean           remove everything that make created, including .venv"
 
 setup: $(READY)
 
 demo: setup
 	@$(BIN)/curate demo --to demo
 
+# One thread is fastest for tiny models and gives the same bits on every run.
 test: setup review-server
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -38,14 +40,17 @@ check: setup
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_project.py -k "floor or nothing_heavy"
+	$(BIN)/python -m pytest tests/test_layers.py tests/test_startup.py
+
+command-table: setup
+	@$(BIN)/python tests/support/documents.py
 
 bench: setup
 	@$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_import.py
 	$(BIN)/python tests/bench/bench_argilla_server.py
 	if [ -z "$(ALPACA)" ]; then
-	    echo "make bench ALPACA=FILE.jsonl, with instruction, input and output a line, measures scoring, near-duplicates and rendering too."
+	    echo "To measure scoring, near-duplicates and rendering too: make bench ALPACA=FILE.jsonl (instruction, input, output per line)."
 	    exit
 	fi
 	$(BIN)/python tests/bench/bench_score.py "$(ALPACA)"
@@ -56,8 +61,8 @@ clean:
 	@rm -rf .venv demo demo.* dist build .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# With an NVIDIA card: the CUDA set as the packages themselves ask for it. Without one: a CPU torch first, and Unsloth
-# without its dependencies, which are for CUDA; torchvision from PyPI would break every import beside a CPU torch.
+# With an NVIDIA GPU: the CUDA packages as declared. Without: first a CPU torch, then Unsloth without its dependencies,
+# which are for CUDA. torchvision from PyPI next to a CPU torch would break every import.
 $(READY): pyproject.toml Makefile
 	@if command -v uv >/dev/null; then
 	    links="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}"
@@ -66,17 +71,17 @@ $(READY): pyproject.toml Makefile
 	    install="uv pip install --quiet --python $(BIN)/python"
 	else
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-	        { echo "Python 3.11 or newer is needed, $(PYTHON) is older or missing: make PYTHON=python3.12 …"; exit 1; }
+	        { echo "$(PYTHON) is missing or older than Python 3.11. Choose another: make PYTHON=python3.12 …"; exit 1; }
 	    $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null ||
-	        { echo "Python's venv is missing: sudo apt install python3-venv"; exit 1; }
+	        { echo "Python's venv module is missing. Install it: sudo apt install python3-venv"; exit 1; }
 	    [ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	    install="$(BIN)/python -m pip install --quiet --disable-pip-version-check"
 	fi
 	if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-	    echo "Setting up .venv for CUDA, some minutes …"
+	    echo "Installing into .venv for CUDA; this takes some minutes …"
 	    $$install -e ".[train,unsloth,review,gguf,dev]"
 	else
-	    echo "Setting up .venv for the CPU, some minutes …"
+	    echo "Installing into .venv for the CPU; this takes some minutes …"
 	    $$install "$(CPU_TORCH)"
 	    $$install -e ".[train,review,gguf,dev]" "$(CPU_TORCH)"
 	    $$install --no-deps $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["unsloth"])')

@@ -1,0 +1,76 @@
+"""Documents: commands, tables, file trees and console blocks in them match the program and the disk."""
+
+import re
+import shlex
+
+import pytest
+from support.documents import (
+    FOLDERS,
+    README,
+    all_commands,
+    command_table,
+    console_blocks,
+    disk_tree,
+    file_tree,
+    purpose,
+)
+from support.project import ROOT, demo_project
+from typer.core import TyperCommand
+
+COMMANDS = all_commands()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_a_purpose_an_example_and_a_heading(name):
+    command = COMMANDS[name]
+    assert isinstance(command, TyperCommand)
+    assert purpose(command).endswith("."), "the docstring starts with the purpose, a sentence"
+    example = (command.help or "").partition("\b\n")[2]
+    assert example.startswith(f"curate {name}"), "after a line with \\b follows an example"
+    assert command.rich_help_panel, "the command has a heading in `curate --help`"
+
+
+def test_the_command_table_of_the_readme_is_the_help_of_the_commands():
+    """To refresh it: `make command-table`."""
+    assert command_table() in README
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_file_tree_of_a_readme_is_the_one_on_disk(folder):
+    tree = file_tree(folder)
+    assert sorted(tree) == sorted(disk_tree(folder))
+    assert [path for path, text in tree.items() if not text] == [], "every file has a purpose"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_and_print_the_shown_output(curate, tmp_path, sample):
+    demo_project(tmp_path / "w", steps=86)  # the fewest that reach every conversation
+    for command, shown in console_blocks():
+        ran = curate(*shlex.split(command)[1:], cwd=tmp_path / "w")
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+        printed = " ".join((ran.stdout + ran.stderr).split())
+        missing = [line for line in shown if " ".join(line.split()) not in printed]
+        assert missing == [], f"{command} printed\n{ran.stdout}{ran.stderr}"
+
+
+def test_the_ten_commands_of_the_readme_are_the_steps_of_the_demo():
+    from curate.demo import STEPS
+
+    typed = " | ".join(re.findall(r"^\$ curate (.*)", README, re.MULTILINE))
+    shortened = {"chat": "chat r1 --compare"}
+    commands = [shortened.get(step.command.split()[0], step.command) for step in STEPS]
+    assert [command for command in commands if command not in typed] == []
+
+
+def test_the_where_examples_of_review_commands_match_conversations_of_the_sample(tmp_path, curate):
+    texts = [README, (ROOT / "curate/cli/review.py").read_text(encoding="utf-8")]
+    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "curate" / "review").glob("README.md")]
+    lines = [line for text in texts for line in text.splitlines() if "curate review" in line and "--where" in line]
+    examples = {line.split("--where ")[1].split('"')[1] for line in lines}
+    assert examples
+    demo_project(tmp_path / "w", steps=2)
+    for command in ("import support_tickets.csv chats.jsonl", "score", "select"):
+        assert curate(*command.split(), cwd=tmp_path / "w").returncode == 0
+    for number, where in enumerate(examples):
+        ran = curate("review", "export", f"{number}.csv", "--where", where, cwd=tmp_path / "w")
+        assert ran.returncode == 0, ran.stderr

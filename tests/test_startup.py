@@ -1,0 +1,47 @@
+"""Starting `curate`: nothing heavy is imported, and failures before the first command are explained in a sentence."""
+
+import subprocess
+import sys
+
+from support.project import demo_project
+
+from schemas.environment import install_command
+
+HEAVY = ("polars", "duckdb", "pydantic", "torch", "pyarrow", "numpy", "tokenizers", "transformers", "rich.console")
+
+
+def test_the_command_line_imports_no_heavy_package_at_start():
+    script = "import sys, curate.cli.app; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert set(HEAVY) & set(done.stdout.split()) == set()
+
+
+def test_ctrl_c_during_the_first_imports_ends_without_a_traceback(curate, tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    ran = curate("--help", PYTHONPATH=str(tmp_path))
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "Interrupted; nothing was begun.\n")
+
+
+def test_a_file_that_shadows_one_of_our_packages_is_named(curate, tmp_path):
+    (tmp_path / "train.py").touch()
+    ran = curate("doctor", PYTHONPATH=str(tmp_path))
+    assert ran.returncode == 1
+    assert f"finds the package `train` in {tmp_path / 'train.py'}" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_missing_package_is_named_together_with_the_extra_that_installs_it(curate, tmp_path):
+    hidden = tmp_path / "hidden"
+    (hidden / "torch").mkdir(parents=True)
+    (hidden / "torch" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    )
+    demo_project(tmp_path / "w", steps=2)
+    for command in ("import chats.jsonl", "freeze chats"):
+        assert curate(*command.split(), "--set", "select.rules={}", cwd=tmp_path / "w").returncode == 0
+    ran = curate("train", "chats@1", cwd=tmp_path / "w", PYTHONPATH=str(hidden))
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-2:] == [
+        "Error: This needs torch, which is not installed.",
+        f"  → {install_command('train')}",
+    ]
