@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 from duckdb import DuckDBPyConnection, StatementType
 
-from curate.ingest.column_names import distinct
+from curate.ingest.column_names import make_unique
 from schemas.errors import StoreError
 
 SLICE = 10_000
@@ -52,7 +52,7 @@ def ask(connection: DuckDBPyConnection, query: str) -> Answer:
         cells = ", ".join(_cell(number, str(type)) for number, type in enumerate(asked.types, 1))
         connection.register(_ASKED, asked)
         result = connection.execute(f'SELECT {cells} FROM "{_ASKED}"')
-        columns = distinct(column[0] for column in asked.description)
+        columns = make_unique(column[0] for column in asked.description)
     return Answer(columns, _fetched(connection, query, result))
 
 

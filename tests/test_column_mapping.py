@@ -6,7 +6,7 @@ import shlex
 import polars as pl
 import pytest
 
-from curate.ingest.column_mapping import ColumnMapping, extend, find_mapping, merge, metadata
+from curate.ingest.column_mapping import ColumnMapping, extend_mapping, find_mapping, merge_mappings, metadata_json
 from schemas.errors import SourceError
 from schemas.recipe import ImportSection
 
@@ -243,14 +243,14 @@ def test_of_very_many_readings_the_first_are_listed_and_the_others_counted():
 
 def test_a_later_batch_may_bring_more_columns():
     first = find_mapping(table(instruction="a", output="b"), ImportSection())
-    later = extend(first, table(instruction="a", output="b", system="c"), ImportSection())
+    later = extend_mapping(first, table(instruction="a", output="b", system="c"), ImportSection())
     assert later.fields == {"instruction": "instruction", "output": "output", "system": "system"}
 
 
 def test_a_later_batch_of_broken_cells_changes_nothing():
     first = ColumnMapping("sharegpt", {"conversations": "conversations"})
-    assert extend(first, table(conversations="[{"), ImportSection()) == first
-    assert extend(first, table(note="x"), ImportSection(map={"conversations": "conversations"})) == first
+    assert extend_mapping(first, table(conversations="[{"), ImportSection()) == first
+    assert extend_mapping(first, table(note="x"), ImportSection(map={"conversations": "conversations"})) == first
 
 
 @pytest.mark.parametrize(
@@ -259,14 +259,17 @@ def test_a_later_batch_of_broken_cells_changes_nothing():
 def test_a_later_batch_that_contradicts_is_refused(later):
     first = find_mapping(table(question="a", answer="b"), ImportSection())
     with pytest.raises(SourceError):
-        extend(first, later, ImportSection())
+        extend_mapping(first, later, ImportSection())
 
 
 def test_two_mappings_of_one_source_are_merged_or_refused():
     pairs = ColumnMapping("pairs", {"question": "q", "answer": "a"})
-    assert merge(pairs, ColumnMapping("pairs", {"question": "q", "answer": "a", "system": "s"})).fields["system"] == "s"
+    assert (
+        merge_mappings(pairs, ColumnMapping("pairs", {"question": "q", "answer": "a", "system": "s"})).fields["system"]
+        == "s"
+    )
     with pytest.raises(SourceError, match="begins as pairs \\(q, a\\) and goes on as pairs \\(p, a\\)"):
-        merge(pairs, ColumnMapping("pairs", {"question": "p", "answer": "a"}))
+        merge_mappings(pairs, ColumnMapping("pairs", {"question": "p", "answer": "a"}))
 
 
 # ----------------------------------------------------------------------------------------------------------- metadata
@@ -275,8 +278,8 @@ def test_two_mappings_of_one_source_are_merged_or_refused():
 def test_metadata_is_what_is_no_part_of_the_conversation():
     mapping = ColumnMapping("pairs", {"question": "q", "answer": "a"})
     frame = table(q=["1", "2"], a=["1", "2"], id=["7", None], tags=['["x"]', None])
-    assert metadata(frame, mapping).to_list() == ['{"id":"7","tags":"[\\"x\\"]"}', None]
-    assert metadata(frame.select("q", "a"), mapping).to_list() == [None, None]
+    assert metadata_json(frame, mapping).to_list() == ['{"id":"7","tags":"[\\"x\\"]"}', None]
+    assert metadata_json(frame.select("q", "a"), mapping).to_list() == [None, None]
 
 
 @pytest.mark.parametrize("name", ["*", "^x$", "^b.*$"])
@@ -284,6 +287,6 @@ def test_a_column_may_be_called_like_a_pattern(name):
     mapping = ColumnMapping("pairs", {"question": "question", "answer": "answer"})
     frame = table(**{"question": ["q", "q"], "answer": ["a", "a"], name: ["1", None], "x": ["2", None]})
     assert found(frame) == ("pairs", {"question": "question", "answer": "answer"})
-    assert metadata(frame, mapping).to_list() == [f'{{"{name}":"1","x":"2"}}', None]
+    assert metadata_json(frame, mapping).to_list() == [f'{{"{name}":"1","x":"2"}}', None]
     asked = {"question": name, "answer": "answer"}
     assert found(frame, map=asked) == ("pairs", asked)

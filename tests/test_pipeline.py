@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from curate.ingest import writer
-from curate.ingest.pipeline import ImportResult, import_files, lay_over
+from curate.ingest.pipeline import ImportResult, apply_options, import_files
 from curate.ingest.readers import REJECTS, byte_stream
 from schemas.errors import RecipeError, SourceError
 from schemas.recipe import ImportSection
@@ -118,7 +118,7 @@ def test_duplicates_are_found_across_batches_and_parcels(
 ) -> None:
     monkeypatch.setattr(byte_stream, "CHUNK", 4096)
     monkeypatch.setattr(byte_stream, "HEAD", 1024)
-    monkeypatch.setattr(writer, "PARCEL_ROWS", 100)
+    monkeypatch.setattr(writer, "BATCH_ROWS", 100)
     path = write_jsonl(tmp_path / "many.jsonl", [alpaca(number % 700) for number in range(1000)])
     result = import_one(store, path)
     assert (result.rows_kept, result.rows_duplicate) == (700, 300)
@@ -129,11 +129,11 @@ def test_duplicates_are_found_across_batches_and_parcels(
 def test_what_lands_together_is_bounded_by_the_columns_beside_the_conversations_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer, "PARCEL_BYTES", 3_000)
+    monkeypatch.setattr(writer, "BATCH_BYTES", 3_000)
     origin = {"row": 1, "line": 1, "key": 1, "metadata": "x" * 1_000, "repairs": None, "raw": None}
-    none = [pl.DataFrame(schema=schema) for schema in (writer.ORIGINS, REJECTS, writer.CLOSES)]
-    parcel = writer.Parcel(none[0].select("key"), pl.DataFrame([origin], schema=writer.ORIGINS), *none[1:])
-    assert [together.rows for together in writer.gather([parcel] * 10)] == [1, 3, 3, 3]
+    none = [pl.DataFrame(schema=schema) for schema in (writer.ORIGINS, REJECTS, writer.CORRECTIONS)]
+    parcel = writer.ImportBatch(none[0].select("key"), pl.DataFrame([origin], schema=writer.ORIGINS), *none[1:])
+    assert [together.rows for together in writer.rebatch([parcel] * 10)] == [1, 3, 3, 3]
 
 
 def test_columns_beside_the_conversation_become_metadata_of_the_origin(store: Path, tmp_path: Path) -> None:
@@ -318,13 +318,13 @@ def test_progress_is_told_in_bytes_of_all_files(store: Path, mixed: Path, tmp_pa
 def test_options_lie_over_the_recipe() -> None:
     section = ImportSection(map={"question": "a", "answer": "b"}, encoding="cp1252")
     given = {"shape": None, "map": ["question=c=d"], "repair": [], "max_rejects": "5%"}
-    laid = lay_over(section, given)
+    laid = apply_options(section, given)
     assert laid.map == {"question": "c=d", "answer": "b"}
     assert (laid.encoding, laid.max_rejects, laid.repair) == ("cp1252", 0.05, ())
     with pytest.raises(RecipeError, match="field=column"):
-        lay_over(section, {"map": ["question"]})
+        apply_options(section, {"map": ["question"]})
     with pytest.raises(RecipeError, match="share"):
-        lay_over(section, {"max_rejects": "many"})
+        apply_options(section, {"max_rejects": "many"})
 
 
 def test_the_import_says_the_sums_the_offer_and_the_next_step(tmp_path: Path, curate: Callable[..., Any]) -> None:
@@ -387,7 +387,7 @@ def test_how_a_file_is_read_is_told_before_any_of_its_rows_is_written(tmp_path):
             store,
             [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")],
             ImportSection(),
-            found=lambda path, mapping: told.append((Path(path).name, mapping.shape)),
+            on_mapping=lambda path, mapping: told.append((Path(path).name, mapping.shape)),
         )
     assert told == [("a.csv", "pairs")]
     with reading(store) as connection:

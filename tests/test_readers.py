@@ -21,8 +21,8 @@ import pytest
 import zstandard
 from support.source_files import raw, rows, written
 
-from curate.ingest.readers import IMPORTERS, expand, open_source
-from curate.ingest.readers.byte_stream import ahead
+from curate.ingest.readers import FORMATS, expand, open_source
+from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.readers.paths import passed_over
 from schemas.errors import SourceError
 
@@ -231,7 +231,7 @@ def test_the_format_of_a_nameless_file_is_found(tmp_path, content, format):
 @pytest.mark.parametrize("content", [JSONL.encode(), CSV.encode(), gzip.compress(JSONL.encode())])
 def test_standard_input_is_read_once(content):
     program = """
-from curate.importers import open_source
+from curate.ingest.readers import open_source
 source = open_source("-")
 print([batch.table.height for batch in source.batches()], source.bytes)
 """
@@ -394,7 +394,7 @@ def test_a_split_that_a_dataset_does_not_have_is_refused(tmp_path):
 
 
 def test_every_format_can_be_named(tmp_path):
-    assert set(IMPORTERS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
+    assert set(FORMATS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
     assert rows(written(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS
 
 
@@ -425,7 +425,7 @@ def test_leaving_what_is_read_ahead_waits_for_nothing():
         go_on.wait()
         yield 2
 
-    reading = ahead(items())
+    reading = prefetch(items())
     assert next(reading) == 1
     asked.wait()
     leaving = threading.Thread(target=reading.close)

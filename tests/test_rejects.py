@@ -13,7 +13,7 @@ from unittest.mock import ANY
 import pytest
 
 from curate.ingest.pipeline import ImportResult, import_files
-from curate.ingest.rejects import Wanted, export_rejects, group_rejects, list_rejects
+from curate.ingest.rejects import RejectFilter, export_rejects, group_rejects, list_rejects
 from curate.versions.lineage import trace
 from schemas.errors import ExportError, SourceError
 from schemas.recipe import ImportSection
@@ -51,17 +51,17 @@ def import_one(store: Path, path: Path) -> ImportResult:
 
 def export(store: Path, path: Path, **wanted: Any) -> Any:
     with reading(store) as connection:
-        return export_rejects(connection, Wanted(**wanted), path)
+        return export_rejects(connection, RejectFilter(**wanted), path)
 
 
 def open_rejects(store: Path) -> list[tuple[int, str]]:
     with reading(store) as connection:
-        return [(reject["row"], reject["code"]) for reject in list_rejects(connection, Wanted(), None)]
+        return [(reject["row"], reject["code"]) for reject in list_rejects(connection, RejectFilter(), None)]
 
 
 def test_rejects_are_grouped_by_file_and_reason(store: Path, tickets: Path) -> None:
     with reading(store) as connection:
-        groups = group_rejects(connection, Wanted())
+        groups = group_rejects(connection, RejectFilter())
     assert (groups[0]["path"], groups[0]["code"], groups[0]["rows"]) == (str(tickets), "empty-answer", 2)
     assert groups[0]["first_lines"] == [3, 4]
     assert groups[0]["raw"] == "2,When?,,=cmd()"
@@ -102,7 +102,7 @@ def test_importing_the_mended_file_closes_its_rejects(store: Path, tickets: Path
     assert (result.rows_kept, result.closed) == (1, 1)
     assert [row for row, _ in open_rejects(store)] == [3, 4]
     with reading(store) as connection:
-        (closed,) = [r for r in list_rejects(connection, Wanted(closed=True), None) if r["closed_by"]]
+        (closed,) = [r for r in list_rejects(connection, RejectFilter(closed=True), None) if r["closed_by"]]
         metadata = connection.execute("SELECT metadata FROM origins WHERE source = ?", [result.source]).fetchall()
     assert (closed["row"], closed["closed_by"]) == (2, result.source)
     assert json.loads(metadata[0][0]) == {"ticket": "2", "note": "=cmd()"}
@@ -185,7 +185,7 @@ def test_an_object_that_its_cells_would_not_say_whole_stands_whole_in_its_text(
     (tmp_path / "a.jsonl").write_text(f'{{"question":"g","answer":"ok"}}\n{row}\n', encoding="utf-8")
     assert import_one(store, tmp_path / "a.jsonl").rows_rejected == 1
     with reading(store) as connection:
-        assert [reject["raw"] for reject in list_rejects(connection, Wanted(), None)] == [row]
+        assert [reject["raw"] for reject in list_rejects(connection, RejectFilter(), None)] == [row]
     exported = export(store, tmp_path / name)
     assert (exported.rows, exported.raw_only) == (1, 1)
     with (tmp_path / name).open(encoding="utf-8", newline="") as file:
@@ -211,7 +211,7 @@ def test_a_reject_is_shown_beside_a_cell_that_python_does_not_read(store: Path, 
         csv.writer(file).writerows([["messages", "tools"], *rows])
     assert import_one(store, tmp_path / "a.csv").rejected == {"unknown-role": 1}
     with reading(store) as connection:
-        (reject,) = list_rejects(connection, Wanted(), None)
+        (reject,) = list_rejects(connection, RejectFilter(), None)
     assert '""role"": ""boss""' in reject["excerpt"]
 
 
@@ -278,12 +278,12 @@ def test_an_export_is_never_written_over_by_itself(store: Path, tickets: Path, t
 def test_unknown_sources_and_codes_are_answered_with_those_there_are(store: Path, tickets: Path) -> None:
     with reading(store) as connection:
         with pytest.raises(SourceError) as error:
-            group_rejects(connection, Wanted(source="other.csv"))
+            group_rejects(connection, RejectFilter(source="other.csv"))
         assert str(tickets) in error.value.hint
         with pytest.raises(SourceError) as error:
-            group_rejects(connection, Wanted(code="too-purple"))
+            group_rejects(connection, RejectFilter(code="too-purple"))
         assert "empty-answer" in error.value.hint
-        assert group_rejects(connection, Wanted(source="tickets.csv", code="empty-answer"))[0]["rows"] == 2
+        assert group_rejects(connection, RejectFilter(source="tickets.csv", code="empty-answer"))[0]["rows"] == 2
 
 
 def test_the_command_shows_groups_rows_rules_and_the_way_back(
@@ -322,7 +322,7 @@ def test_a_reject_shows_the_place_that_its_reason_speaks_of(store: Path, tmp_pat
     path.write_text(f"{json.dumps(good)}\n{row}\n", encoding="utf-8")
     assert import_one(store, path).rows_rejected == 1
     with reading(store) as connection:
-        (group,), (single,) = group_rejects(connection, Wanted()), list_rejects(connection, Wanted(), None)
+        (group,), (single,) = group_rejects(connection, RejectFilter()), list_rejects(connection, RejectFilter(), None)
     assert group["code"] in code.split("|")
     assert group["excerpt"] == single["excerpt"]
     assert group["excerpt"].endswith(excerpt)
@@ -336,9 +336,9 @@ def test_a_row_that_is_one_turn_is_shown_by_itself_whatever_other_files_hold(sto
     asked = {"shape": "long", "group_by": "ticket", "order_by": "at", "role": "who", "text": "said"}
     import_files(store, [str(tmp_path / name) for name in ("mon.csv", "tue.csv")], ImportSection.model_validate(asked))
     with reading(store) as connection:
-        listed = list_rejects(connection, Wanted(), None)
-        groups = group_rejects(connection, Wanted())
-        first = list_rejects(connection, Wanted(), 3)
+        listed = list_rejects(connection, RejectFilter(), None)
+        groups = group_rejects(connection, RejectFilter())
+        first = list_rejects(connection, RejectFilter(), 3)
     assert len(listed) == 6
     assert [row["excerpt"] for row in listed] == [row["raw"] for row in listed]
     assert [row["excerpt"] for row in first + groups] == [row["raw"] for row in first + groups]

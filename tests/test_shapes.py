@@ -5,36 +5,36 @@ import json
 import polars as pl
 import pytest
 
-from curate.ingest.column_mapping import ColumnMapping, Read, to_turns
-from curate.ingest.shapes.shape import PROBLEM_SENTENCES
+from curate.ingest.column_mapping import ColumnMapping, ParsedTable, parse_table
+from curate.ingest.shapes.shape import PARSE_RULES
 from schemas.errors import SourceError
 
 CALL = '{"name": "add", "arguments": {"a": 1.0}}'
 
 
-def read(shape: str, table: dict[str, list], **fields: str) -> Read:
+def read(shape: str, table: dict[str, list], **fields: str) -> ParsedTable:
     frame = pl.DataFrame(table, schema=dict.fromkeys(table, pl.String))
-    return to_turns(frame, ColumnMapping(shape, fields or {name: name for name in table}))
+    return parse_table(frame, ColumnMapping(shape, fields or {name: name for name in table}))
 
 
-def talk(found: Read, row: int = 0) -> list[tuple[str, str]]:
+def talk(found: ParsedTable, row: int = 0) -> list[tuple[str, str]]:
     return found.turns.filter(pl.col("row") == row).select("from", "value").rows()
 
 
-def messages(*turns: object, **columns: str) -> Read:
+def messages(*turns: object, **columns: str) -> ParsedTable:
     """One row of OpenAI messages."""
     table = {"messages": [json.dumps(turns, ensure_ascii=False)], **{name: [cell] for name, cell in columns.items()}}
     return read("messages", table)
 
 
-def sharegpt(*turns: tuple[str, object]) -> Read:
+def sharegpt(*turns: tuple[str, object]) -> ParsedTable:
     """One row of ShareGPT turns."""
     return read("sharegpt", {"conversations": [json.dumps([{"from": who, "value": what} for who, what in turns])]})
 
 
-def problems(found: Read) -> list[tuple[int, str]]:
+def problems(found: ParsedTable) -> list[tuple[int, str]]:
     assert found.turns.join(found.problems, on="row", how="semi").is_empty(), "a row is in two places"
-    assert set(found.problems["code"]) <= PROBLEM_SENTENCES.keys()
+    assert set(found.problems["code"]) <= PARSE_RULES.keys()
     return found.problems.select("row", "code").rows()
 
 
@@ -379,7 +379,7 @@ def test_a_transcript_without_order_is_a_problem(text, code):
 LONG = {"group_by": "ticket", "order_by": "at", "role": "author", "text": "body"}
 
 
-def long(rows: list[tuple[str | None, ...]], **fields: str) -> Read:
+def long(rows: list[tuple[str | None, ...]], **fields: str) -> ParsedTable:
     table = {
         name: list(cells)
         for name, cells in zip(("ticket", "at", "author", "body"), zip(*rows, strict=True), strict=True)

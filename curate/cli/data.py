@@ -73,12 +73,12 @@ def import_(
     # taking it again page by page, which cost a tenth of the time.
     os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by NumPy: its threads spin a while, and have no work here
-    from curate.ingest.file_hash import Hashing
+    from curate.ingest.file_hash import FileHasher
 
-    with Hashing() as hashing:
-        hashing.begin(files[0])  # before all that the next lines load
+    with FileHasher() as hasher:
+        hasher.start(files[0])  # before all that the next lines load
         from curate.cli.views.ingest import note_passed_over, show_import
-        from curate.ingest.pipeline import import_files, lay_over
+        from curate.ingest.pipeline import apply_options, import_files
         from schemas.recipe import load_recipe
         from schemas.store import store_path
 
@@ -86,7 +86,7 @@ def import_(
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
         }
-        section = lay_over(load_recipe(recipe, set_ or []).import_, written)
+        section = apply_options(load_recipe(recipe, set_ or []).import_, written)
         with progress_bar("importing") as bar:
             results = import_files(
                 store_path(store),
@@ -94,10 +94,10 @@ def import_(
                 section,
                 dry_run=dry_run,
                 progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total or None),
-                found=lambda path, mapping: bar.update(
+                on_mapping=lambda path, mapping: bar.update(
                     bar.task_ids[0], description=printable(f"{path} as {mapping.shape}")
                 ),
-                hashing=hashing,
+                hasher=hasher,
             )
     note_passed_over(files)
     if as_json:
@@ -132,7 +132,7 @@ def rejects(
     if rules:
         return print_json(ingest.rules()) if as_json else ingest.show_rules()
     option = f" --store {store}" if store else ""
-    wanted = rejecting.Wanted(source, code, closed=all_)
+    wanted = rejecting.RejectFilter(source, code, closed=all_)
     with reading(store_path(store)) as connection:
         if export is not None:
             exported = rejecting.export_rejects(connection, wanted, export, replace=replace)

@@ -13,12 +13,20 @@ from itertools import product
 import polars as pl
 
 from curate.ingest.shapes import SHAPES
-from curate.ingest.shapes.shape import ColumnMapping, Field, Read, Shape
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
 from schemas.text import join_names, plural
 
-__all__ = ["ColumnMapping", "Read", "extend", "find_mapping", "merge", "metadata", "to_turns"]
+__all__ = [
+    "ColumnMapping",
+    "ParsedTable",
+    "extend_mapping",
+    "find_mapping",
+    "merge_mappings",
+    "metadata_json",
+    "parse_table",
+]
 
 _GLANCE = 100
 """Cells that are looked at before all of them: one that fits is enough, and it is nearly always among these."""
@@ -54,7 +62,7 @@ def find_mapping(table: pl.DataFrame, wanted: ImportSection) -> ColumnMapping:
     return sure[0]
 
 
-def extend(mapping: ColumnMapping, table: pl.DataFrame, wanted: ImportSection) -> ColumnMapping:
+def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, wanted: ImportSection) -> ColumnMapping:
     """The mapping after one more batch of the same source: what `find_mapping` says of it, merged.
 
     A batch in which no shape can be found, such as one of broken cells, leaves the mapping as it is: its rows
@@ -65,16 +73,16 @@ def extend(mapping: ColumnMapping, table: pl.DataFrame, wanted: ImportSection) -
     sure = [found for found in sure if found.shape == mapping.shape or not SHAPES[found.shape].last]
     if len(sure) > 1:
         raise _mixed(table, sure) or _ambiguous(sure)
-    return merge(mapping, sure[0]) if sure else mapping
+    return merge_mappings(mapping, sure[0]) if sure else mapping
 
 
-def merge(first: ColumnMapping, following: ColumnMapping) -> ColumnMapping:
+def merge_mappings(first: ColumnMapping, following: ColumnMapping) -> ColumnMapping:
     """One mapping for two batches of a source; the later one may have more optional columns.
 
     Raises `SourceError` when they contradict each other.
 
     >>> first, following = ColumnMapping("pairs", {"question": "q"}), ColumnMapping("pairs", {"system": "s"})
-    >>> merge(first, following).fields
+    >>> merge_mappings(first, following).fields
     {'question': 'q', 'system': 's'}
     """
     same = all(following.fields.get(name, column) == column for name, column in first.fields.items())
@@ -86,16 +94,16 @@ def merge(first: ColumnMapping, following: ColumnMapping) -> ColumnMapping:
     )
 
 
-def to_turns(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def parse_table(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table: every row ends in turns or in a problem."""
     return SHAPES[mapping.shape].read(table, mapping)
 
 
-def metadata(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
+def metadata_json(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
     """JSON text per row of the columns that are no part of the conversation; null where a row has none.
 
     >>> table = pl.DataFrame({"q": ["Hi"], "a": ["Ho"], "id": ["7"]})
-    >>> metadata(table, ColumnMapping("pairs", {"question": "q", "answer": "a"}))[0]
+    >>> metadata_json(table, ColumnMapping("pairs", {"question": "q", "answer": "a"}))[0]
     '{"id":"7"}'
     """
     used = set(mapping.fields.values())

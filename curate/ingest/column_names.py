@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from itertools import count
 
 
-def distinct(names: Iterable[str]) -> list[str]:
+def make_unique(names: Iterable[str]) -> list[str]:
     """The names, each once: a second `name` becomes `name_2`, an empty one in third place `column_3`.
 
-    >>> distinct(["id", "text", "id", ""])
+    >>> make_unique(["id", "text", "id", ""])
     ['id', 'text', 'id_2', 'column_4']
     """
     taken: dict[str, None] = {}

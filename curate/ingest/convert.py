@@ -13,17 +13,17 @@ from typing import Any
 
 import polars as pl
 
-from curate.ingest.column_mapping import ColumnMapping, extend, metadata, to_turns
+from curate.ingest.column_mapping import ColumnMapping, extend_mapping, metadata_json, parse_table
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.validation import validate
-from curate.ingest.writer import CLOSES, Parcel
+from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
 from schemas.errors import SourceError
 from schemas.recipe import ImportSection
 
-OWN_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
+EXPORT_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
 """What `curate rejects --export` writes beside a source's own columns. The first names the reject that is repaired."""
 
 
@@ -46,11 +46,11 @@ class Conversion:
     examples: list[dict[str, Any]] = field(default_factory=list)
     """the first conversations"""
 
-    def parcels(self, batches: Iterable[Batch]) -> Iterator[Parcel]:
+    def parcels(self, batches: Iterable[Batch]) -> Iterator[ImportBatch]:
         """One parcel per batch. Raises `SourceError` when a batch contradicts the mapping."""
         for batch in batches:
             self.rows += batch.table.height + batch.rejects.height
-            with naming(self.path):
+            with prefix_errors(self.path):
                 if batch.table.height:
                     self._learn(batch.table)
                 parcel, warnings = convert(batch, self.mapping, self.section)
@@ -59,12 +59,12 @@ class Conversion:
             yield parcel
 
     def _learn(self, table: pl.DataFrame) -> None:
-        self.mapping = extend(self.mapping, own_dropped(table), self.section)
+        self.mapping = extend_mapping(self.mapping, drop_export_columns(table), self.section)
         self.columns = tuple(dict.fromkeys([*self.columns, *table.columns]))
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
+def prefix_errors(path: str) -> Iterator[None]:
     """Put the source's path in front of what is said of its columns: one command may read many files."""
     try:
         yield
@@ -72,27 +72,27 @@ def naming(path: str) -> Iterator[None]:
         raise SourceError(f"{path}: {error.what}", error.hint) from error
 
 
-def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tuple[Parcel, dict[str, int]]:
-    """Read, repair, validate and fold the rows of one batch; beside the parcel, how often each rule only warned."""
-    table = own_dropped(batch.table)
-    read = to_turns(table, mapping)
+def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tuple[ImportBatch, dict[str, int]]:
+    """Parse, repair, validate and fold the rows of one batch; and the count of each warning."""
+    table = drop_export_columns(batch.table)
+    read = parse_table(table, mapping)
     turns, repaired = repair(read.turns, section.repair)
     findings = validate(turns, read.tools, asked=SHAPES[mapping.shape].asked)
     refused = _refused(read.problems, findings)
     folded = _folded(turns, read.tools, refused)
     members = read.members if read.members.height else None
-    parcel = Parcel(
+    parcel = ImportBatch(
         conversations=folded.select(pl.Series("key", batch.row.gather(folded["row"])), "id", "conversations", "tools"),
-        origins=_origins(batch, metadata(table, mapping), folded["row"], members, repaired),
+        origins=_origins(batch, metadata_json(table, mapping), folded["row"], members, repaired),
         rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, refused, members)]).sort("row"),
-        closes=_closes(batch),
+        corrections=_corrections(batch),
     )
     return parcel, _warnings(findings, refused)
 
 
-def own_dropped(table: pl.DataFrame) -> pl.DataFrame:
+def drop_export_columns(table: pl.DataFrame) -> pl.DataFrame:
     """The table without the columns that an export of rejects added."""
-    return table.drop(OWN_COLUMNS, strict=False)
+    return table.drop(EXPORT_COLUMNS, strict=False)
 
 
 def join_batches(batches: Iterable[Batch]) -> Batch:
@@ -188,11 +188,11 @@ def _first_different(conversations: pl.DataFrame) -> list[dict[str, Any]]:
     return first.head(EXAMPLES).to_dicts()
 
 
-def _closes(batch: Batch) -> pl.DataFrame:
-    """The rejects that rows claim to correct: `source:row` in the first of `OWN_COLUMNS`; `by` is the claiming row."""
-    column = OWN_COLUMNS[0]
+def _corrections(batch: Batch) -> pl.DataFrame:
+    """The rejects that the rows of a batch correct, from the first of `EXPORT_COLUMNS`; `by` is the correcting row."""
+    column = EXPORT_COLUMNS[0]
     if column not in batch.table.columns:
-        return pl.DataFrame(schema=CLOSES)
+        return pl.DataFrame(schema=CORRECTIONS)
     parts = batch.table[column].str.splitn(":", 2).struct
     row = parts.field("field_1").cast(pl.Int64, strict=False)
     return pl.DataFrame({"source": parts.field("field_0"), "row": row, "by": batch.row}).drop_nulls()

@@ -29,7 +29,7 @@ class Digest:
     sha256: Future[str]
 
 
-class Hashing:
+class FileHasher:
     """Makes digests of files in the order in which they are begun; leaving the block stops it."""
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class Hashing:
         self._thread = ThreadPoolExecutor(1)
         self._left = Event()
 
-    def __enter__(self) -> Hashing:
+    def __enter__(self) -> FileHasher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._left.set()
         self._thread.shutdown()
 
-    def begin(self, path: str) -> Digest | None:
+    def start(self, path: str) -> Digest | None:
         """The digest of the file at `path`, begun now or before; None for what is no single file on a disk."""
         try:
             is_file = Path(path).is_file()

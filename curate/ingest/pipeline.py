@@ -20,22 +20,22 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.column_mapping import ColumnMapping, find_mapping
-from curate.ingest.convert import Conversion, join_batches, naming, own_dropped
-from curate.ingest.file_hash import Digest, Hashing, stamp
+from curate.ingest.convert import Conversion, drop_export_columns, join_batches, prefix_errors
+from curate.ingest.file_hash import Digest, FileHasher, stamp
 from curate.ingest.readers import Batch, Source, expand, open_source
-from curate.ingest.readers.byte_stream import ahead
+from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.repairs import REPAIRS, STORED_REPAIRS
 from curate.ingest.writer import (
-    Parcel,
-    Sums,
-    count,
+    ImportBatch,
+    SourceCounts,
+    configure_bulk_load,
     count_conversations,
-    forget,
-    gather,
-    land,
-    rename,
-    set_up,
-    take_over,
+    count_source,
+    delete_source,
+    rebatch,
+    rename_source,
+    supersede_rejects,
+    write_batch,
 )
 from schemas.conversation import ID_LENGTH
 from schemas.digest import canonical_json, digest
@@ -48,7 +48,7 @@ from schemas.text import plural
 Progress = Callable[[int, int], None]
 """Told how many bytes of the files have been read, and of how many."""
 
-Found = Callable[[str, ColumnMapping], None]
+OnMapping = Callable[[str, ColumnMapping], None]
 """Told of each file how it is read, before any of its rows is written."""
 
 REJECTS_TO_KNOW = """
@@ -114,25 +114,27 @@ def import_files(
     *,
     dry_run: bool = False,
     progress: Progress = lambda *_: None,
-    found: Found = lambda *_: None,
-    hashing: Hashing | None = None,
+    on_mapping: OnMapping = lambda *_: None,
+    hasher: FileHasher | None = None,
 ) -> list[ImportResult]:
     """Import files, folders or globs into the store at `store`, which is made if missing; one result per file.
 
     With `dry_run` nothing is written and no store is made. A file that the store has already, byte for byte and
-    under the same mapping, adds nothing. `hashing` may have begun with files already. Raises `SourceError` when a
+    under the same mapping, adds nothing. `hasher` may have begun with files already. Raises `SourceError` when a
     file cannot be read, can be read in two ways, or loses more rows than `section.max_rejects` allows; then none of
     the files is imported.
     """
     _check_repairs(section.repair)
     files = expand(paths)
     told = _counting(progress, files)
-    with hashing or Hashing() as digests:
-        begun = (_begin(path, digests.begin(path), section) for path in files)
+    with hasher or FileHasher() as file_hasher:
+        begun = (_begin(path, file_hasher.start(path), section) for path in files)
         # Early, while the store is made, where all end by themselves: a pipe would be waited for when the store fails.
-        readings = ahead(begun) if all(Path(path).is_file() for path in files) else begun
+        readings = prefetch(begun) if all(Path(path).is_file() for path in files) else begun
         with _rehearsal(store) if dry_run else _landing(store) as connection:
-            return [_import_file(connection, reading, dry_run=dry_run, told=told, found=found) for reading in readings]
+            return [
+                _import_file(connection, reading, dry_run=dry_run, told=told, found=on_mapping) for reading in readings
+            ]
 
 
 def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]:
@@ -148,7 +150,7 @@ def _counting(progress: Progress, files: Sequence[str]) -> Callable[[int], None]
     return told
 
 
-def lay_over(section: ImportSection, options: Mapping[str, Any]) -> ImportSection:
+def apply_options(section: ImportSection, options: Mapping[str, Any]) -> ImportSection:
     """The recipe's part on importing under the options that were given; `None` and `[]` are not given.
 
     `map` is a list of `field=column`, `max_rejects` a share such as `5%`. Raises `RecipeError`.
@@ -172,7 +174,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _landing(store: Path) -> Iterator[DuckDBPyConnection]:
     """The store, set up for many rows, in one transaction."""
     with writing(store) as connection:
-        set_up(connection)
+        configure_bulk_load(connection)
         yield connection
 
 
@@ -211,7 +213,7 @@ class _Reading:
     mapping: ColumnMapping
     """as the first rows ask for it; that of `conversion` may grow"""
     conversion: Conversion
-    parcels: Iterator[Parcel]
+    parcels: Iterator[ImportBatch]
 
     def id_of(self, sha256: str) -> str:
         """The id of the import, once the bytes are known."""
@@ -221,23 +223,23 @@ class _Reading:
 def _begin(path: str, digest: Digest | None, section: ImportSection) -> _Reading:
     """Open a file, find its mapping on the first batch that has rows, and begin with the conversion."""
     source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
-    batches, head = ahead(source.batches()), []
+    batches, head = prefetch(source.batches()), []
     for batch in batches:
         head.append(batch)
         if batch.table.height:
             break
     else:
         raise _nothing_read(path, head)
-    with naming(path):
-        mapping = find_mapping(own_dropped(head[-1].table), section)
+    with prefix_errors(path):
+        mapping = find_mapping(drop_export_columns(head[-1].table), section)
     whole = itertools.chain(head, batches)
     conversion = Conversion(path, mapping, section)
     parcels = conversion.parcels(iter([join_batches(whole)]) if mapping.shape == "long" else whole)
-    return _Reading(source, digest, mapping, conversion, ahead(gather(parcels)))
+    return _Reading(source, digest, mapping, conversion, prefetch(rebatch(parcels)))
 
 
 def _import_file(
-    connection: DuckDBPyConnection, reading: _Reading, *, dry_run: bool, told: Callable[[int], None], found: Found
+    connection: DuckDBPyConnection, reading: _Reading, *, dry_run: bool, told: Callable[[int], None], found: OnMapping
 ) -> ImportResult:
     """Take what is read of a file into the store and prove its sums."""
     source, digest = reading.source, reading.digest
@@ -248,14 +250,14 @@ def _import_file(
         return before
     had = count_conversations(connection)
     for parcel in _told(source, itertools.chain(first, reading.parcels), told):
-        land(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
+        write_batch(connection, landed_as, _without_texts(parcel) if dry_run else parcel)
     if digest and not _is_as_it_was(digest, source.path):
         raise SourceError(f"{source.path} was changed while it was read.", "Run the command again when it is written.")
     sha256 = digest.sha256.result() if digest else source.sha256
     source_id = reading.id_of(sha256)
     if before := _settled(connection, landed_as, source_id, source.path):
         return before
-    sums = count(connection, source_id, had)
+    sums = count_source(connection, source_id, had)
     result = _concluded(connection, source_id, source, reading.conversion, sums, sha256=sha256)
     return replace(result, examples=reading.conversion.examples) if dry_run else result
 
@@ -268,9 +270,9 @@ def _is_as_it_was(digest: Digest, path: str) -> bool:
         return False
 
 
-def _meanwhile(parcels: Iterator[Parcel], digest: Digest) -> list[Parcel]:
+def _meanwhile(parcels: Iterator[ImportBatch], digest: Digest) -> list[ImportBatch]:
     """A few parcels that are made while the digest is; none that lands before the digest is known."""
-    made: list[Parcel] = []
+    made: list[ImportBatch] = []
     while len(made) < MEANWHILE and not digest.sha256.done() and (parcel := next(parcels, None)):
         made.append(parcel)
     return made
@@ -281,20 +283,20 @@ def _concluded(
     source_id: str,
     source: Source,
     conversion: Conversion,
-    sums: Sums,
+    sums: SourceCounts,
     *,
     sha256: str,
 ) -> ImportResult:
     """What came of a file whose rows have landed: proved, written down, and refused where too many were."""
     _prove(conversion.rows, sums)
-    take_over(connection, source_id, sha256)
+    supersede_rejects(connection, source_id, sha256)
     _record(connection, source_id, source, conversion, sums, sha256=sha256)
     result = _result(connection, source_id)
     _check_losses(result, conversion.section.max_rejects)
     return result
 
 
-def _told(source: Source, parcels: Iterator[Parcel], told: Callable[[int], None]) -> Iterator[Parcel]:
+def _told(source: Source, parcels: Iterator[ImportBatch], told: Callable[[int], None]) -> Iterator[ImportBatch]:
     """The parcels; behind each, `told` hears how many more bytes have been read."""
     before = 0
     for parcel in parcels:
@@ -309,13 +311,13 @@ def _settled(connection: DuckDBPyConnection, landed_as: str, source_id: str, pat
         return None
     before = _imported_before(connection, source_id, path)
     if before:
-        forget(connection, landed_as)
+        delete_source(connection, landed_as)
     else:
-        rename(connection, landed_as, source_id)
+        rename_source(connection, landed_as, source_id)
     return before
 
 
-def _without_texts(parcel: Parcel) -> Parcel:
+def _without_texts(parcel: ImportBatch) -> ImportBatch:
     """The parcel as a dry run lands it: what is counted stays, what would only fill the memory goes."""
     no_turns = pl.lit([], parcel.conversations.schema["conversations"]).alias("conversations")
     return replace(
@@ -349,7 +351,7 @@ def _imported_before(connection: DuckDBPyConnection, source_id: str, path: str) 
     return replace(_result(connection, source_id), path=path, imported_before=known[0][0]) if known else None
 
 
-def _prove(rows_read: int, sums: Sums) -> None:
+def _prove(rows_read: int, sums: SourceCounts) -> None:
     """Every row that was read is in the store exactly once; anything else is a defect of this program."""
     placed = sums.rows_kept + sums.rows_duplicate + sums.rows_rejected
     if placed != rows_read:
@@ -361,7 +363,7 @@ def _record(
     source_id: str,
     source: Source,
     conversion: Conversion,
-    sums: Sums,
+    sums: SourceCounts,
     *,
     sha256: str,
 ) -> None:

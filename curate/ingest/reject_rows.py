@@ -12,10 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from curate.ingest.column_mapping import ColumnMapping, to_turns
-from curate.ingest.convert import OWN_COLUMNS
+from curate.ingest.column_mapping import ColumnMapping, parse_table
+from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.repairs import STORED_REPAIRS, repair
-from curate.ingest.shapes.json_cells import members
+from curate.ingest.shapes.json_cells import split_object
 
 EXCERPT = 80
 """Characters of an excerpt, and of each of its turns."""
@@ -47,9 +47,9 @@ def split(reject: Mapping[str, Any]) -> Row:
     mapping = json.loads(reject["mapping"])
     is_json = mapping["format"] not in {"csv", "tsv"}
     cells = _json_cells(reject["raw"]) if is_json else _csv_cells(reject["raw"], reject["columns"], mapping)
-    own = {OWN_COLUMNS[0]: f"{reject['source']}:{reject['row']}", OWN_COLUMNS[1]: reject["reason"]}
+    own = {EXPORT_COLUMNS[0]: f"{reject['source']}:{reject['row']}", EXPORT_COLUMNS[1]: reject["reason"]}
     if cells is not None:
-        cells = {column: cell for column, cell in cells.items() if column not in OWN_COLUMNS}
+        cells = {column: cell for column, cell in cells.items() if column not in EXPORT_COLUMNS}
     return Row(reject["raw"], cells, is_json, own)
 
 
@@ -63,7 +63,9 @@ def _json_cells(raw: str) -> dict[str, str | None] | None:
         value = json.loads(raw)
         if not isinstance(value, dict) or len(json.loads(raw, object_pairs_hook=list)) > len(value):
             return None
-        cells = {key: value[key] if isinstance(value[key], str | None) else text for key, text in members(raw).items()}
+        cells = {
+            key: value[key] if isinstance(value[key], str | None) else text for key, text in split_object(raw).items()
+        }
         "".join([*cells, *filter(None, cells.values())]).encode()
     except (ValueError, RecursionError):
         return None
@@ -110,7 +112,7 @@ def _turns(mapping: Mapping[str, Any], rejects: pl.DataFrame) -> dict[int, str]:
     cells = {reject["at"]: (split(reject).cells or {}, reject["turn"]) for reject in rejects.iter_rows(named=True)}
     columns = dict.fromkeys((column for row, _ in cells.values() for column in row), pl.String)
     table = pl.DataFrame([row for row, _ in cells.values()], schema=columns)
-    read = to_turns(table, ColumnMapping(mapping["shape"], mapping["fields"])) if columns else None
+    read = parse_table(table, ColumnMapping(mapping["shape"], mapping["fields"])) if columns else None
     turns = repair(read.turns, mapping[STORED_REPAIRS])[0].partition_by("row", as_dict=True) if read else {}
     found = {}
     for row, (at, (values, turn)) in enumerate(cells.items()):

@@ -18,7 +18,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.column_mapping import ColumnMapping
-from curate.ingest.convert import OWN_COLUMNS
+from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.reject_rows import Row, excerpts, split
 from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
@@ -29,7 +29,7 @@ FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RejectFilter:
     """Which rejects: of a source (its id, the start of it, or its path), of a code; closed ones too."""
 
     source: str | None = None
@@ -55,7 +55,7 @@ class ExportedRejects:
         return asdict(self)
 
 
-def group_rejects(connection: DuckDBPyConnection, wanted: Wanted) -> list[dict[str, Any]]:
+def group_rejects(connection: DuckDBPyConnection, wanted: RejectFilter) -> list[dict[str, Any]]:
     """Rejects by source and code, most frequent first: path, code, rows, the first places.
 
     Of the first of them reason, raw text, and `excerpt`, the place in it that the reason speaks of.
@@ -72,7 +72,7 @@ def group_rejects(connection: DuckDBPyConnection, wanted: Wanted) -> list[dict[s
     return _with_excerpts(groups)
 
 
-def list_rejects(connection: DuckDBPyConnection, wanted: Wanted, limit: int | None) -> list[dict[str, Any]]:
+def list_rejects(connection: DuckDBPyConnection, wanted: RejectFilter, limit: int | None) -> list[dict[str, Any]]:
     """Single rejects in the order of the files: path, row, line, code, reason, raw, closed_by, excerpt."""
     _check(connection, wanted)
     end = "" if limit is None else f"LIMIT {limit}"
@@ -82,9 +82,9 @@ def list_rejects(connection: DuckDBPyConnection, wanted: Wanted, limit: int | No
 
 
 def export_rejects(
-    connection: DuckDBPyConnection, wanted: Wanted, path: Path, *, replace: bool = False
+    connection: DuckDBPyConnection, wanted: RejectFilter, path: Path, *, replace: bool = False
 ) -> ExportedRejects:
-    """Write rejects to `path`, CSV or JSONL, in their source's own columns, with `OWN_COLUMNS` behind them.
+    """Write rejects to `path`, CSV or JSONL, in their source's own columns, with `EXPORT_COLUMNS` behind them.
 
     A row that cannot be split into its columns stands whole in `_curate_raw`. A JSON object goes into a JSONL file
     as the text it was, with two keys more. Cells are exact: what begins with `=` stays so. Raises `ExportError`
@@ -124,7 +124,7 @@ _SQL = """WITH wanted AS (
 ) """
 
 
-def _selected(connection: DuckDBPyConnection, wanted: Wanted, query: str) -> pl.DataFrame:
+def _selected(connection: DuckDBPyConnection, wanted: RejectFilter, query: str) -> pl.DataFrame:
     parameters = {"source": wanted.source, "code": wanted.code, "closed": wanted.closed}
     frame: pl.DataFrame = connection.sql(_SQL + query, params=parameters).pl()
     return frame
@@ -135,7 +135,7 @@ def _with_excerpts(rejects: pl.DataFrame) -> list[dict[str, Any]]:
     return told.drop("mapping", "columns").to_dicts()
 
 
-def _check(connection: DuckDBPyConnection, wanted: Wanted) -> None:
+def _check(connection: DuckDBPyConnection, wanted: RejectFilter) -> None:
     """Refuse a source or a code that the store has not heard of, and say which there are."""
     if wanted.source is not None:
         known = connection.execute("SELECT path, source FROM sources ORDER BY imported_at").fetchall()
@@ -180,8 +180,8 @@ def _as_jsonl(rows: list[Row]) -> str:
 def _json_line(row: Row) -> str:
     """The object as it was with our keys behind its own, or a new object of the cells."""
     if row.cells is None:
-        return json.dumps({OWN_COLUMNS[2]: row.raw, **row.own}, ensure_ascii=False)
-    if not row.is_json or set(OWN_COLUMNS) & set(json.loads(row.raw)):
+        return json.dumps({EXPORT_COLUMNS[2]: row.raw, **row.own}, ensure_ascii=False)
+    if not row.is_json or set(EXPORT_COLUMNS) & set(json.loads(row.raw)):
         return json.dumps({**row.cells, **row.own}, ensure_ascii=False)
     body = row.raw.strip().removesuffix("}").rstrip().replace("\n", " ")
     own = json.dumps(row.own, ensure_ascii=False).removeprefix("{")
@@ -192,12 +192,12 @@ def _as_csv(rows: list[Row]) -> str:
     """All rows under the union of their columns."""
     columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
     if any(row.cells is None for row in rows):
-        columns.append(OWN_COLUMNS[2])
-    columns += OWN_COLUMNS[:2]
+        columns.append(EXPORT_COLUMNS[2])
+    columns += EXPORT_COLUMNS[:2]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**(row.cells or {OWN_COLUMNS[2]: row.raw}), **row.own} for row in rows)
+    writer.writerows({**(row.cells or {EXPORT_COLUMNS[2]: row.raw}), **row.own} for row in rows)
     return text.getvalue()
 
 

@@ -17,7 +17,7 @@ from schemas.conversation import ASSISTANT_ROLES
 class Repair:
     """A repair: what it does in a sentence, and the function from turns to repaired turns."""
 
-    sentence: str
+    description: str
     apply: Callable[[pl.DataFrame], pl.DataFrame]
 
 

@@ -39,11 +39,11 @@ class Limits:
 class Rule:
     """One demand on a conversation: which turns break it, and how that is said.
 
-    `breaks` is an expression over the columns of `_seen`; `found` says what was found in such a turn. `sentence`
+    `breaks` is an expression over the columns of `_seen`; `found` says what was found in such a turn. `description`
     explains the rule itself. `repair` names what `curate import --repair` can do about it.
     """
 
-    sentence: str
+    description: str
     breaks: Callable[[Limits], pl.Expr]
     found: Callable[[Limits], pl.Expr]
     severity: Literal["reject", "warning"] = "reject"

@@ -14,11 +14,11 @@ import polars as pl
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-PARCEL_ROWS = 100_000
+BATCH_ROWS = 100_000
 """Rows that land together. Every landing looks for known ids among all conversations, so ten of them for a million
 rows cost 0.3 s and forty 0.8 s; more rows at once only cost memory."""
 
-PARCEL_BYTES = 64 << 20
+BATCH_BYTES = 64 << 20
 """Text that lands together, where rows are long: a hundred thousand long chats would be gigabytes."""
 
 ORIGINS = {
@@ -29,11 +29,11 @@ ORIGINS = {
     "repairs": pl.List(pl.String),
     "raw": pl.String,
 }
-CLOSES = {"source": pl.String, "row": pl.Int64, "by": pl.Int64}
+CORRECTIONS = {"source": pl.String, "row": pl.Int64, "by": pl.Int64}
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class ImportBatch:
     """What became of some consecutive rows of a source."""
 
     conversations: pl.DataFrame
@@ -42,8 +42,8 @@ class Parcel:
     """`ORIGINS`: one line per row that is part of a conversation, `key` says of which."""
     rejects: pl.DataFrame
     """`REJECTS` of curate/ingest/readers/batch.py: one line per row that is not."""
-    closes: pl.DataFrame
-    """`CLOSES`: the rejects of an earlier import that these rows, by their numbers, bring back."""
+    corrections: pl.DataFrame
+    """`CORRECTIONS`: the rejects of an earlier import that these rows, by their numbers, bring back."""
 
     @property
     def rows(self) -> int:
@@ -57,7 +57,7 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class SourceCounts:
     """How many rows of a source went where, and how many new conversations they made."""
 
     rows_kept: int
@@ -66,7 +66,7 @@ class Sums:
     conversations: int
 
 
-def set_up(connection: DuckDBPyConnection) -> None:
+def configure_bulk_load(connection: DuckDBPyConnection) -> None:
     """Set a connection up for taking in many rows.
 
     Text is stored as it is: DuckDB's choice of compression for it took three quarters of the insert's time (128 MB:
@@ -80,21 +80,21 @@ def set_up(connection: DuckDBPyConnection) -> None:
     connection.execute("SET write_buffer_row_group_count = 1")
 
 
-def gather(parcels: Iterable[Parcel]) -> Iterator[Parcel]:
-    """The same rows in fewer parcels, of about `PARCEL_ROWS` rows or `PARCEL_BYTES` each; the first goes on at once."""
+def rebatch(parcels: Iterable[ImportBatch]) -> Iterator[ImportBatch]:
+    """The same rows in fewer parcels, of about `BATCH_ROWS` rows or `BATCH_BYTES` each; the first goes on at once."""
     parcels = iter(parcels)
     yield from itertools.islice(parcels, 1)
-    waiting: list[Parcel] = []
+    waiting: list[ImportBatch] = []
     for parcel in parcels:
         waiting.append(parcel)
-        if sum(each.rows for each in waiting) >= PARCEL_ROWS or sum(each.bytes for each in waiting) >= PARCEL_BYTES:
+        if sum(each.rows for each in waiting) >= BATCH_ROWS or sum(each.bytes for each in waiting) >= BATCH_BYTES:
             yield _joined(waiting)
             waiting = []
     if waiting:
         yield _joined(waiting)
 
 
-def land(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
+def write_batch(connection: DuckDBPyConnection, source: str, parcel: ImportBatch) -> None:
     """Insert a parcel: its new conversations, the origin of every row, the rejects, and what they close."""
     fresh = _fresh(connection, parcel.conversations)
     new = _as_views(parcel.conversations.filter(fresh))  # noqa: F841  DuckDB reads tables by their names here
@@ -110,11 +110,11 @@ def land(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
         connection.execute(
             """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM refused""", [source]
         )
-    if parcel.closes.height:
+    if parcel.corrections.height:
         _close(connection, source, parcel)
 
 
-def count(connection: DuckDBPyConnection, source: str, conversations_before: int) -> Sums:
+def count_source(connection: DuckDBPyConnection, source: str, conversations_before: int) -> SourceCounts:
     """The sums of a source, counted in the tables themselves."""
     ((kept, duplicate, rejected),) = connection.execute(
         """SELECT count(*) FILTER (NOT duplicate), count(*) FILTER (duplicate),
@@ -122,7 +122,7 @@ def count(connection: DuckDBPyConnection, source: str, conversations_before: int
            FROM origins WHERE source = $source""",
         {"source": source},
     ).fetchall()
-    return Sums(kept, duplicate, rejected, count_conversations(connection) - conversations_before)
+    return SourceCounts(kept, duplicate, rejected, count_conversations(connection) - conversations_before)
 
 
 def count_conversations(connection: DuckDBPyConnection) -> int:
@@ -131,7 +131,7 @@ def count_conversations(connection: DuckDBPyConnection) -> int:
     return int(number)
 
 
-def take_over(connection: DuckDBPyConnection, source: str, sha256: str) -> None:
+def supersede_rejects(connection: DuckDBPyConnection, source: str, sha256: str) -> None:
     """Close the open rejects of earlier readings of the same bytes: all of their rows are in this one again."""
     connection.execute(
         """UPDATE rejects SET closed_by = ? WHERE closed_by IS NULL
@@ -140,14 +140,14 @@ def take_over(connection: DuckDBPyConnection, source: str, sha256: str) -> None:
     )
 
 
-def rename(connection: DuckDBPyConnection, source: str, to: str) -> None:
+def rename_source(connection: DuckDBPyConnection, source: str, to: str) -> None:
     """Give what has landed under the id `source` the id `to`."""
     connection.execute("UPDATE origins SET source = ? WHERE source = ?", [to, source])
     connection.execute("UPDATE rejects SET source = ? WHERE source = ?", [to, source])
     connection.execute("UPDATE rejects SET closed_by = ? WHERE closed_by = ?", [to, source])
 
 
-def forget(connection: DuckDBPyConnection, source: str) -> None:
+def delete_source(connection: DuckDBPyConnection, source: str) -> None:
     """Take out again what has landed under the id `source` and brought no conversation that was not there."""
     connection.execute("DELETE FROM origins WHERE source = ?", [source])
     connection.execute("DELETE FROM rejects WHERE source = ?", [source])
@@ -168,7 +168,7 @@ def _as_views(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.newest())
 
 
-def _origins(parcel: Parcel, fresh: pl.Series) -> pl.DataFrame:
+def _origins(parcel: ImportBatch, fresh: pl.Series) -> pl.DataFrame:
     """The origins with the id of their conversation, and whether it was there before."""
     named = parcel.conversations.select("key", "id", duplicate=~fresh)
     if parcel.origins["key"].equals(named["key"]):  # one row, one conversation: nothing to look up
@@ -176,15 +176,15 @@ def _origins(parcel: Parcel, fresh: pl.Series) -> pl.DataFrame:
     return parcel.origins.join(named, on="key", how="left", maintain_order="left")
 
 
-def _close(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
+def _close(connection: DuckDBPyConnection, source: str, parcel: ImportBatch) -> None:
     """Close the rejects whose rows were taken now; of a row that was refused again, the first reject stays open."""
-    taken = parcel.closes.join(parcel.origins, left_on="by", right_on="row", how="semi")  # noqa: F841
+    taken = parcel.corrections.join(parcel.origins, left_on="by", right_on="row", how="semi")  # noqa: F841
     connection.execute(
         """UPDATE rejects SET closed_by = ? FROM taken
            WHERE rejects.source = taken.source AND rejects."row" = taken."row" AND closed_by IS NULL""",
         [source],
     )
-    again = parcel.closes.join(parcel.rejects, left_on="by", right_on="row", how="semi")  # noqa: F841
+    again = parcel.corrections.join(parcel.rejects, left_on="by", right_on="row", how="semi")  # noqa: F841
     connection.execute(
         """UPDATE rejects SET closed_by = first.source
            FROM (SELECT r.source, again."by" FROM again JOIN rejects r USING (source, "row")
@@ -194,12 +194,12 @@ def _close(connection: DuckDBPyConnection, source: str, parcel: Parcel) -> None:
     )
 
 
-def _joined(parcels: list[Parcel]) -> Parcel:
+def _joined(parcels: list[ImportBatch]) -> ImportBatch:
     if len(parcels) == 1:
         return parcels[0]
-    return Parcel(
+    return ImportBatch(
         pl.concat([parcel.conversations for parcel in parcels]),
         pl.concat([parcel.origins for parcel in parcels]),
         pl.concat([parcel.rejects for parcel in parcels]),
-        pl.concat([parcel.closes for parcel in parcels]),
+        pl.concat([parcel.corrections for parcel in parcels]),
     )

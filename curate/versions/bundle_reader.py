@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from curate.ingest.column_mapping import ColumnMapping, Read, to_turns
+from curate.ingest.column_mapping import ColumnMapping, ParsedTable, parse_table
 from curate.ingest.readers import Batch, open_source
 from curate.versions.formats.format import Exporter
 from schemas.conversation import fold
@@ -36,7 +36,7 @@ def differing(records: pl.DataFrame) -> pl.DataFrame:
 
 
 def _reread(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
-    read = to_turns(batch.table, mapping)
+    read = parse_table(batch.table, mapping)
     said = batch.table["id"] if "id" in batch.table.columns else pl.lit(None, pl.String)
     records = pl.DataFrame({"row": batch.row, "line": batch.line}).with_columns(said.alias("said"))
     positions = records.with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
@@ -47,6 +47,6 @@ def _reread(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
     )
 
 
-def _folded(read: Read) -> pl.DataFrame:
+def _folded(read: ParsedTable) -> pl.DataFrame:
     rows = read.turns.select(pl.col("row").unique(maintain_order=True))
     return fold(read.turns, rows.join(read.tools, on="row", how="left", maintain_order="left")["tools"])

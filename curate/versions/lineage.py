@@ -273,13 +273,13 @@ def _ends_before(connection: DuckDBPyConnection, record: tuple[str, int, int, st
 
 def _end_of_array(path: str, sha256: str, encoding: str | None) -> int | None:
     """The line on which the last record of a JSON file ends; None where the file is gone or another one by now."""
-    from curate.ingest.readers.byte_stream import ByteStream, whole_lines
+    from curate.ingest.readers.byte_stream import ByteStream, split_lines
 
     if not Path(path).is_file():
         return None
     stream, end = ByteStream(path, encoding), None
     try:
-        for chunk in stream.chunks(whole_lines):
+        for chunk in stream.chunks(split_lines):
             held = chunk.data.tobytes().rstrip(b" \t\r\n]")
             end = chunk.first_line + held.count(b"\n") if held else end
     except SourceError:

@@ -18,7 +18,15 @@ from duckdb import DuckDBPyConnection
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
 from curate.ingest.readers import REJECTS
-from curate.ingest.writer import CLOSES, Parcel, Sums, count, count_conversations, land, set_up
+from curate.ingest.writer import (
+    CORRECTIONS,
+    ImportBatch,
+    SourceCounts,
+    configure_bulk_load,
+    count_conversations,
+    count_source,
+    write_batch,
+)
 from curate.versions.bundle import BUNDLE, PROOF
 from curate.versions.bundle_reader import differing, reread
 from curate.versions.formats import EXPORTERS
@@ -93,7 +101,7 @@ def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None 
     """
     version = bundle.version if name is None else replace(bundle.version, name=check_name(name))
     there = _there(connection, version)
-    set_up(connection)
+    configure_bulk_load(connection)
     seen = _Seen()
     for file, stated in bundle.files.items():
         _read_file(connection, bundle, file, stated, seen)
@@ -241,7 +249,7 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
         seen.differing_ids += [
             f"{name} line {one['line'] or one['row']}: {one['said']} is really {one['id']}" for one in found
         ]
-        land(connection, source, _parcel(records, known=known))
+        write_batch(connection, source, _import_batch(records, known=known))
     new = count_conversations(connection) - had
     seen.new += new
     if rows != stated.conversations:
@@ -249,7 +257,7 @@ def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated
     elif sha256 != stated.sha256:
         seen.odd.append(f"{name} is not the file that was exported")
     if not known:
-        _record(connection, source, path, bundle, count(connection, source, had))
+        _record(connection, source, path, bundle, count_source(connection, source, had))
 
 
 def _refuse_unreadable(records: pl.DataFrame, path: Path) -> None:
@@ -259,7 +267,7 @@ def _refuse_unreadable(records: pl.DataFrame, path: Path) -> None:
         )
 
 
-def _parcel(records: pl.DataFrame, *, known: bool) -> Parcel:
+def _import_batch(records: pl.DataFrame, *, known: bool) -> ImportBatch:
     """The records as an import lands them; without origins when the store knows this file."""
     origins = records.select(
         "row",
@@ -269,15 +277,15 @@ def _parcel(records: pl.DataFrame, *, known: bool) -> Parcel:
         pl.lit(None, pl.List(pl.String)).alias("repairs"),
         pl.lit(None, pl.String).alias("raw"),
     )
-    return Parcel(
+    return ImportBatch(
         conversations=records.select(pl.col("row").alias("key"), "id", "conversations", "tools"),
         origins=origins.head(0) if known else origins,
         rejects=pl.DataFrame(schema=REJECTS),
-        closes=pl.DataFrame(schema=CLOSES),
+        corrections=pl.DataFrame(schema=CORRECTIONS),
     )
 
 
-def _record(connection: DuckDBPyConnection, source: str, path: Path, bundle: Bundle, sums: Sums) -> None:
+def _record(connection: DuckDBPyConnection, source: str, path: Path, bundle: Bundle, sums: SourceCounts) -> None:
     """The row of `sources`, so that the sums hold for what came in this way too."""
     rows = sums.rows_kept + sums.rows_duplicate
     how = {

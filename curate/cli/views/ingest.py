@@ -14,12 +14,12 @@ from typing import Any
 import typer
 
 from curate.cli.console import note, print_table, say
-from curate.ingest.convert import OWN_COLUMNS
+from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.pipeline import ImportResult
 from curate.ingest.readers.paths import passed_over
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS
-from curate.ingest.shapes.shape import PROBLEM_SENTENCES
+from curate.ingest.shapes.shape import PARSE_RULES
 from curate.ingest.validation import RULES
 from curate.sql import Answer
 from schemas.text import join_names, plural, printable
@@ -105,7 +105,7 @@ def _how_it_was_read(result: ImportResult) -> str:
 
 def _beside(result: ImportResult) -> list[str]:
     """The columns that are no part of the conversations; none of a file that the store has already."""
-    used = {*result.mapping["fields"].values(), *OWN_COLUMNS}
+    used = {*result.mapping["fields"].values(), *EXPORT_COLUMNS}
     return [] if result.imported_before is not None else [name for name in result.columns if name not in used]
 
 
@@ -183,7 +183,7 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
         yield f"Closed: {plural(closed, 'reject')} of earlier imports."
     for code, number in _together(result.warnings for result in results).items():
         repair = f" (--repair {RULES[code].repair})" if RULES[code].repair else ""
-        yield f"Warning {code}: {plural(number, 'conversation')}. {RULES[code].sentence}{repair}"
+        yield f"Warning {code}: {plural(number, 'conversation')}. {RULES[code].description}{repair}"
     for code, number in _together(result.rejected for result in results).items():
         rule = RULES.get(code)
         if rule and rule.repair:
@@ -278,11 +278,11 @@ def rules() -> list[dict[str, Any]]:
     """What a row must be to be read, then the rules of validation: code, severity, sentence, repair that is offered."""
     to_be_read = [
         {"rule": code, "then": "reject", "what must hold": sentence, "repair": None}
-        for code, sentence in PROBLEM_SENTENCES.items()
+        for code, sentence in PARSE_RULES.items()
         if code not in RULES
     ]
     return to_be_read + [
-        {"rule": code, "then": rule.severity, "what must hold": rule.sentence, "repair": rule.repair}
+        {"rule": code, "then": rule.severity, "what must hold": rule.description, "repair": rule.repair}
         for code, rule in RULES.items()
     ]
 
@@ -292,7 +292,7 @@ def show_rules() -> None:
     listed = rules()
     print_table(listed, list(listed[0]))
     print_table(
-        [{"repair": name, "what it does": repair.sentence} for name, repair in REPAIRS.items()],
+        [{"repair": name, "what it does": repair.description} for name, repair in REPAIRS.items()],
         ["repair", "what it does"],
     )
 

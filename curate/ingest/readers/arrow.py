@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curate.ingest.column_names import distinct
+from curate.ingest.column_names import make_unique
 from curate.ingest.readers.batch import Batch, rejects_frame
 from schemas.errors import SourceError
 
@@ -44,7 +44,7 @@ def _refuse_damaged(path: str, rows: pa.RecordBatch, first: int) -> None:
 
 def _readable(rows: pa.RecordBatch) -> pa.Table:
     """The rows under distinct names, and numbers in types that DuckDB has."""
-    return pa.table([_known(column) for column in rows.columns], names=distinct(rows.schema.names))
+    return pa.table([_known(column) for column in rows.columns], names=make_unique(rows.schema.names))
 
 
 def _known(column: pa.Array) -> pa.Array:

@@ -112,7 +112,7 @@ class ByteStream:
         """
         self.head()
         with self._explained(), self._layers:
-            yield from ahead(self._split(split))
+            yield from prefetch(self._split(split))
 
     def seekable(self) -> Path | io.BytesIO:
         """The whole content as something that can be read at any place: the file, or a copy where it is packed.
@@ -195,7 +195,7 @@ class ByteStream:
             ) from error
 
 
-def ahead(items: Iterator[T]) -> Generator[T, None, None]:
+def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     """The same items, each made in a thread while the one before it is used; the first is begun at once."""
     thread = ThreadPoolExecutor(1)
     return _in_turn(thread, items, thread.submit(next, items, None))
@@ -218,7 +218,7 @@ def find(data: Bytes, byte: int) -> Positions:
     return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
 
 
-def whole_lines(data: Bytes, newlines: Positions, last: bool) -> tuple[int, None]:
+def split_lines(data: Bytes, newlines: Positions, last: bool) -> tuple[int, None]:
     """The splitter of formats with one record a line."""
     if last:
         return len(data), None

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curate.ingest.column_names import distinct
+from curate.ingest.column_names import make_unique
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, find
 from curate.ingest.readers.csv_scanner import NEWLINE, QUOTE, RETURN, Fault, Mask, Records, RecordSplitter
@@ -107,7 +107,7 @@ def find_header(stream: ByteStream, delimiter: str) -> list[str]:
         )
     start, stop = layout.starts[layout.first[record]], layout.stops[layout.first[record] + layout.widths[record] - 1]
     _refuse_foreign_header(stream.path, data[start:stop].tobytes(), 1 + len(find(data[:start], NEWLINE)))
-    return distinct(cell.decode() for cell in layout.cells_of(data, record))
+    return make_unique(cell.decode() for cell in layout.cells_of(data, record))
 
 
 _QUOTED = re.compile(rb'"[^"]*"')

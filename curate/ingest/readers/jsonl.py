@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curate.ingest.readers.batch import Batch
-from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, whole_lines
+from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, split_lines
 from curate.ingest.readers.json_objects import ObjectReader
 from curate.ingest.readers.text_arrays import as_arrow, as_text, texts_of
 
@@ -20,7 +20,7 @@ def read_jsonl(stream: ByteStream) -> Iterator[Batch]:
     Raises `SourceError` where the file is in another encoding than UTF-8.
     """
     objects = ObjectReader(stream.path)
-    for chunk in stream.chunks(whole_lines):
+    for chunk in stream.chunks(split_lines):
         texts, line = _records(chunk)
         if len(texts):
             yield objects.batch(texts, line)

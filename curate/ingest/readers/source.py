@@ -10,7 +10,7 @@ from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.csv import delimiter_of
 from curate.ingest.readers.detect import format_of
 
-Importer = Callable[[ByteStream], Iterator[Batch]]
+Reader = Callable[[ByteStream], Iterator[Batch]]
 """Takes the bytes of a source and gives its records, in order."""
 
 
@@ -20,7 +20,7 @@ class Source:
     What it says of the whole, its digest, size and columns, holds after the last batch.
     """
 
-    def __init__(self, stream: ByteStream, importers: Mapping[str, Importer], format: str | None) -> None:
+    def __init__(self, stream: ByteStream, importers: Mapping[str, Reader], format: str | None) -> None:
         self.path = stream.path
         self.columns: tuple[str, ...] = ()
         """The columns seen so far, in the order of the source."""

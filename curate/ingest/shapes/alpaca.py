@@ -9,7 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes.pairs import ANSWER_NAMES, HISTORY, SYSTEM, WEAK_ANSWER_NAMES, dialogue, joined
-from curate.ingest.shapes.shape import ColumnMapping, Field, Read, is_plain
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain
 
 FIELDS = {
     "instruction": Field(("instruction",), required=True, fits=is_plain),
@@ -20,7 +20,7 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of an Alpaca table. An absent cell is an empty turn, for the rules to judge."""
     column = mapping.column
     return dialogue(

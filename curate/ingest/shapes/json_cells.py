@@ -1,7 +1,7 @@
 """JSON in cells: asked of DuckDB for all rows at once, and read letter by letter where a value's own text counts.
 
-DuckDB and Polars both write numbers anew (`1e5` becomes `100000.0`, long integers lose digits), so `members` and
-`items` cut the text of a nested value out of the cell, as it stands there.
+DuckDB and Polars both write numbers anew (`1e5` becomes `100000.0`, long integers lose digits), so `split_object` and
+`split_list` cut the text of a nested value out of the cell, as it stands there.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def items(text: str) -> Iterator[str]:
+def split_list(text: str) -> Iterator[str]:
     """The text of each element of a JSON list, as it stands.
 
-    >>> list(items('[1.0, {"a":  1e5}]'))
+    >>> list(split_list('[1.0, {"a":  1e5}]'))
     ['1.0', '{"a":  1e5}']
     """
     at = _skip(text, _skip(text, 0) + 1)
@@ -137,10 +137,10 @@ def items(text: str) -> Iterator[str]:
         at = _after_comma(text, end)
 
 
-def members(text: str) -> dict[str, str]:
+def split_object(text: str) -> dict[str, str]:
     """The text of each value of a JSON object, as it stands, by key.
 
-    >>> members('{"name": "add", "arguments": {"a": 1.0}}')
+    >>> split_object('{"name": "add", "arguments": {"a": 1.0}}')
     {'name': '"add"', 'arguments': '{"a": 1.0}'}
     """
     found = {}

@@ -10,7 +10,7 @@ import polars as pl
 
 from curate.ingest.shapes import turn_lists
 from curate.ingest.shapes.pairs import SYSTEM
-from curate.ingest.shapes.shape import ColumnMapping, Field, Read
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable
 
 NAMES = ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns", "prompt")
 
@@ -28,6 +28,6 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table with a column of message lists, or with a list of prompts and one of completions."""
     return turn_lists.read(table, mapping, "messages")

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from curate.ingest.shapes.history import read_history
-from curate.ingest.shapes.shape import TOOLS, ColumnMapping, Field, Read, is_plain, without_problems
+from curate.ingest.shapes.shape import TOOLS, ColumnMapping, Field, ParsedTable, is_plain, without_problems
 
 SYSTEM = Field(("system", "system_prompt", "system_message"))
 HISTORY = Field(("history",))
@@ -36,7 +36,7 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table of questions and answers. An absent cell is an empty turn, for rules to judge."""
     column = mapping.column
     return dialogue(
@@ -62,7 +62,9 @@ def joined(question: pl.Series, extra: pl.Series) -> pl.Series:
     return pair.select(text.alias("question")).to_series()
 
 
-def dialogue(question: pl.Series, answer: pl.Series, system: pl.Series | None, history: pl.Series | None) -> Read:
+def dialogue(
+    question: pl.Series, answer: pl.Series, system: pl.Series | None, history: pl.Series | None
+) -> ParsedTable:
     """One conversation a row from columns of texts: laid side by side, then read row by row."""
     spoken = {"human": question, "gpt": answer}
     if system is not None:
@@ -73,7 +75,7 @@ def dialogue(question: pl.Series, answer: pl.Series, system: pl.Series | None, h
         }
     turns = interleave(spoken)
     if history is None:
-        return Read(turns)
+        return ParsedTable(turns)
     earlier, problems = read_history(history)
     return without_problems(_insert(turns, earlier), pl.DataFrame(schema=TOOLS), [problems])
 

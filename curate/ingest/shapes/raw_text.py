@@ -8,11 +8,11 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes.pairs import interleave
-from curate.ingest.shapes.shape import ColumnMapping, Field, Read, is_plain
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain
 
 FIELDS = {"text": Field(("text",), required=True, fits=is_plain)}
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The texts of a column. An absent cell is an empty turn, for the rules to judge."""
-    return Read(interleave({"gpt": mapping.column(table, "text").fill_null("")}))
+    return ParsedTable(interleave({"gpt": mapping.column(table, "text").fill_null("")}))

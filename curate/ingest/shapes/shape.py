@@ -1,6 +1,6 @@
 """What a shape is: which columns it looks for, and what reading rows of that shape gives back.
 
-In: a table whose cells are all text (nested JSON as JSON text). Out: a `Read`, turns and problems.
+In: a table whose cells are all text (nested JSON as JSON text). Out: a `ParsedTable`, turns and problems.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TOOLS = {"row": pl.Int64, "tools": pl.String}
 PROBLEMS = {"row": pl.Int64, "code": pl.String, "reason": pl.String}
 MEMBERS = {"row": pl.Int64, "position": pl.Int64}
 
-PROBLEM_SENTENCES = {
+PARSE_RULES = {
     "missing-conversation": "The cell with the conversation is not empty.",
     "broken-json": "A cell with turns is valid JSON.",
     "too-deep": "Lists and objects stand inside each other at most 500 times.",
@@ -69,7 +69,7 @@ class ColumnMapping:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ParsedTable:
     """What reading a table gave: every row ends in `turns` or in `problems`, never in both.
 
     `turns`: row (position in the table, from 0), from, value, train, tool_call_id; sorted by row, turns in order.
@@ -107,7 +107,7 @@ class Shape:
 
     summary: str
     fields: Mapping[str, Field]
-    read: Callable[[pl.DataFrame, ColumnMapping], Read]
+    read: Callable[[pl.DataFrame, ColumnMapping], ParsedTable]
     detected: bool = True
     """Whether it is chosen without being asked for; if not, it is only proposed."""
     last: bool = False
@@ -121,13 +121,13 @@ def is_plain(cells: pl.Series) -> pl.Series:
     return ~cells.str.contains(r"^\s*\[\s*\{").fill_null(False)
 
 
-def without_problems(turns: pl.DataFrame, tools: pl.DataFrame, problems: Sequence[pl.DataFrame]) -> Read:
-    """A `Read` in which rows with a problem have no turns, and only their first problem is told."""
+def without_problems(turns: pl.DataFrame, tools: pl.DataFrame, problems: Sequence[pl.DataFrame]) -> ParsedTable:
+    """A `ParsedTable` in which rows with a problem have no turns, and only their first problem is told."""
     found = pl.concat([pl.DataFrame(schema=PROBLEMS), *problems]).unique("row", keep="first", maintain_order=True)
     if found.is_empty():
-        return Read(turns, tools)
+        return ParsedTable(turns, tools)
     found = found.sort("row")
-    return Read(
+    return ParsedTable(
         turns.join(found, on="row", how="anti", maintain_order="left"), tools.join(found, on="row", how="anti"), found
     )
 
@@ -140,7 +140,7 @@ def cut(text: pl.Expr, length: int = 60) -> pl.Expr:
 
 def problem(rows: pl.DataFrame, code: str, reason: str | pl.Expr) -> pl.DataFrame:
     """Problems for `rows`, which have a column `row` and the columns that the expression `reason` needs."""
-    assert code in PROBLEM_SENTENCES, code
+    assert code in PARSE_RULES, code
     sentence = pl.lit(reason) if isinstance(reason, str) else reason
     return rows.select(pl.col("row").cast(pl.Int64), pl.lit(code).alias("code"), sentence.alias("reason"))
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from curate.ingest.shapes import turn_lists
 from curate.ingest.shapes.pairs import SYSTEM
-from curate.ingest.shapes.shape import ColumnMapping, Field, Read
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable
 
 NAMES = ("conversations", "conversation", "turns", "dialog", "dialogue", "dialogs", "chat", "items", "messages")
 
@@ -26,6 +26,6 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table with a column of ShareGPT lists."""
     return turn_lists.read(table, mapping, "conversations")

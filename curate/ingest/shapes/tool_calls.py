@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import items, members, query_frames
+from curate.ingest.shapes.json_cells import query_frames, split_list, split_object
 
 _ENTRIES = """
     SELECT row, position, n,
@@ -90,7 +90,7 @@ def _with_own_text(entries: pl.DataFrame, called: pl.DataFrame) -> pl.DataFrame:
     own = [
         (row, position, n, text)
         for row, position, calls in nested.join(called, on=["row", "position"]).select(called.columns).iter_rows()
-        for n, text in enumerate(map(_own_arguments, items(calls)), start=1)
+        for n, text in enumerate(map(_own_arguments, split_list(calls)), start=1)
     ]
     schema = {"row": pl.Int64, "position": pl.Int64, "n": pl.Int64, "own": pl.String}
     frame = pl.DataFrame(own, schema=schema, orient="row")
@@ -98,6 +98,6 @@ def _with_own_text(entries: pl.DataFrame, called: pl.DataFrame) -> pl.DataFrame:
 
 
 def _own_arguments(call: str) -> str | None:
-    keys = members(call)
-    keys = {**keys, **members(keys["function"])} if keys.get("function", "").startswith("{") else keys
+    keys = split_object(call)
+    keys = {**keys, **split_object(keys["function"])} if keys.get("function", "").startswith("{") else keys
     return next((keys[key] for key in _KEYS if key in keys), None)

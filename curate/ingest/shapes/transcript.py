@@ -9,7 +9,7 @@ import polars as pl
 
 from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.roles import role
-from curate.ingest.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, Read, cut, problem, without_problems
+from curate.ingest.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, ParsedTable, cut, problem, without_problems
 from curate.ingest.shapes.system_prompt import with_system
 
 _ASKS = ("Human", "User", "Customer", "Client", "Prompter")
@@ -47,7 +47,7 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a column of transcripts."""
     cells = pl.DataFrame({"cell": mapping.column(table, "transcript")}).with_row_index("row")
     cells = cells.with_columns(pl.col("row").cast(pl.Int64), pl.col("cell").fill_null(""))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from curate.ingest.shapes import tool_calls
-from curate.ingest.shapes.json_cells import given, items, lists, members, query_frames, too_deep
+from curate.ingest.shapes.json_cells import given, lists, query_frames, split_list, split_object, too_deep
 from curate.ingest.shapes.roles import role
 from curate.ingest.shapes.shape import (
     PROBLEMS,
@@ -20,7 +20,7 @@ from curate.ingest.shapes.shape import (
     TURNS,
     ColumnMapping,
     Field,
-    Read,
+    ParsedTable,
     cut,
     problem,
     without_problems,
@@ -105,7 +105,7 @@ def _has_key(key: str) -> pl.Expr:
     return pl.col("cell").str.contains(rf'"{key}"\s*:\s*"')
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable:
     """The conversations in the column of the field `name`, with the columns `system` and `tools` beside it."""
     cells = _continued(mapping.column(table, name), mapping.column(table, "completion"))
     found, unreadable = lists(cells)
@@ -184,9 +184,9 @@ def _elements(wanted: pl.DataFrame, found: pl.DataFrame) -> Iterator[tuple[int, 
     """The keys of each wanted element with the text of their values; `wanted` has `row` and `position`."""
     together = wanted.group_by("row", maintain_order=True).agg("position").join(found, on="row")
     for row, positions, cell in together.select("row", "position", "cell").iter_rows():
-        elements = list(items(cell))
+        elements = list(split_list(cell))
         for position in positions:
-            yield row, position, members(elements[position - 1])
+            yield row, position, split_object(elements[position - 1])
 
 
 _TWICE = """

@@ -10,7 +10,7 @@ import polars as pl
 
 from curate.ingest.shapes.json_cells import query_frames
 from curate.ingest.shapes.roles import role
-from curate.ingest.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, Read, cut, problem, without_problems
+from curate.ingest.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, ParsedTable, cut, problem, without_problems
 from schemas.errors import SourceError
 
 FIELDS = {
@@ -45,7 +45,7 @@ FIELDS = {
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
+def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table with one turn a row. All rows of a conversation must be in this table.
 
     Raises `SourceError` when the order column has values that are neither numbers nor dates.
@@ -64,7 +64,7 @@ def read(table: pl.DataFrame, mapping: ColumnMapping) -> Read:
     lost = lost.with_columns(pl.col("position").alias("row"))
     members = pl.concat([grouped, lost]).select("row", "position").sort("position")
     found = without_problems(turns.select(*TURNS), pl.DataFrame(schema=TOOLS), _problems(lost, grouped))
-    return Read(found.turns, found.tools, found.problems, members)
+    return ParsedTable(found.turns, found.tools, found.problems, members)
 
 
 def _rows(table: pl.DataFrame, mapping: ColumnMapping) -> pl.DataFrame:

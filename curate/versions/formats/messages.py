@@ -6,7 +6,7 @@ import json
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import items, members
+from curate.ingest.shapes.json_cells import split_list, split_object
 from curate.versions.formats.format import Exporter, joined, marks_nobody_reads, member, quoted, reasons
 
 ROLES = {"system": "system", "human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
@@ -59,7 +59,7 @@ def tool_calls(value: str) -> str | None:
     """
     try:
         many = value.startswith("[")
-        entries = [members(entry) for entry in (items(value) if many else [value])]
+        entries = [split_object(entry) for entry in (split_list(value) if many else [value])]
         respelt = ", ".join(_spelt(entry) for entry in entries)
     except (ValueError, IndexError, KeyError):
         return None  # no JSON, or no call: then the text itself is written
