@@ -42,6 +42,15 @@ def test_the_file_tree_of_a_readme_is_the_one_on_disk(folder):
     assert [path for path, text in tree.items() if not text] == [], "every file has a purpose"
 
 
+def test_paths_named_in_the_contribution_guide_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = [
+        path for path in re.findall(r"`([\w./-]+)`", text) if "/" in path or path.endswith((".md", ".py", "-revs"))
+    ]
+    assert len(paths) > 10
+    assert [path for path in paths if not list(ROOT.glob(path)) and not list(ROOT.glob(f"*/**/{path}"))] == []
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_and_print_the_shown_output(curate, tmp_path, sample):
     demo_project(tmp_path / "w", steps=86)  # the fewest that reach every conversation
