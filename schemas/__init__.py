@@ -1,1 +1,1 @@
-"""The nouns of the project: what a conversation, a version, a run and a recipe are, and where they are kept."""
+"""Types of the project and the store: conversations, versions, runs, recipes. The bottom layer."""

@@ -1,6 +1,6 @@
-"""The control tokens of chat templates: text that a tokenizer may read as a token, wherever it stands.
+"""Control tokens of chat templates: texts that a tokenizer may parse as special tokens anywhere in a conversation.
 
-All of them begin with `<` or `[`, which makes looking for all as quick as looking for one (8 ms for 55 MB).
+All of them start with `<` or `[`, so that searching for all takes no longer than searching for one (8 ms for 55 MB).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A conversation in ShareGPT terms: its types, its content id, and the way between nested rows and single turns.
+"""Conversations in ShareGPT terms: types, content ids, and the conversion between nested rows and single turns.
 
-Two carriers, one meaning. Many conversations travel as a *conversations frame* (one row each, the turns
-nested) or as a *turns frame* (one row per turn, sorted, for vectorised work); one conversation is a frozen
-`Conversation`. The id is a hash of the content alone, so the same words have the same id in every store.
+Many conversations are a *conversations frame* (one row each, turns nested) or a *turns frame* (one sorted row per turn,
+for vectorised work); a single one is a frozen `Conversation`. The id is a hash of the content only, so that equal
+conversations have the same id in every store.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import polars_hash  # noqa: F401  registers the namespace `chash`
 import pyarrow as pa
 
 ROLES = ("system", "human", "gpt", "function_call", "observation")
-"""Who may speak. `function_call` is the assistant asking for tools, `observation` a tool's answer."""
+"""Valid roles. `function_call` is a tool call of the assistant, `observation` the result of a tool."""
 
 ASSISTANT_ROLES = ("gpt", "function_call")
-"""The roles whose text a model learns."""
+"""Roles whose text can be in the loss."""
 
 TURN_FIELDS = {"from": pl.String, "value": pl.String, "train": pl.Boolean, "tool_call_id": pl.String}
 TURN = pl.Struct(TURN_FIELDS)
 CONVERSATIONS = {"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String}
-"""Columns of a conversations frame; the store's table has the same ones first."""
+"""Columns of a conversations frame, which are the first columns of the table `conversations`."""
 
 FIRST_QUESTION_SQL = """conversations[list_position([turn."from" for turn in conversations], 'human')].value"""
-"""What the user says first, over a row of the store's conversations; null where nobody asks."""
+"""SQL: the first user turn of a row of `conversations`; null if there is none."""
 
 ID_LENGTH = 32
-"""Hex digits of SHA-256 that are kept: 128 bits, so a clash among 10^12 conversations has a chance of 10^-15."""
+"""Hex digits of SHA-256 that are kept: 128 bits, a collision probability of 10^-15 for 10^12 conversations."""
 
-SIDE_BY_SIDE = 8
-"""Turns up to which conversations of equal length are laid side by side to make their ids: five columns a turn."""
+MAX_WIDE_TURNS = 8
+"""Conversations of equal length with up to this many turns are hashed in wide form, with five columns per turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One utterance. `train=False`: the model sees it and does not learn it."""
+    """One turn. `train=False` excludes it from the loss."""
 
     role: str
     value: str
@@ -48,16 +48,16 @@ class Turn:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Turn:
-        """The turn that a struct of type `TURN` holds."""
+        """The turn in a struct of type `TURN`."""
         train = row.get("train")
         return cls(row["from"], row["value"], True if train is None else train, row.get("tool_call_id"))
 
     def as_row(self) -> dict[str, Any]:
-        """The struct of type `TURN` that holds this turn."""
+        """This turn as a struct of type `TURN`."""
         return {"from": self.role, "value": self.value, "train": self.train, "tool_call_id": self.tool_call_id}
 
     def canonical(self) -> str:
-        """The text that the id is made of; every free part has its length in bytes before it.
+        """The text that is hashed for the id; every variable part is preceded by its length in bytes.
 
         >>> Turn("human", "Grüße").canonical()
         'human:7:Grüße;'
@@ -71,14 +71,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One conversation: its turns in order and, where it has them, the JSON text of its tools."""
+    """One conversation: its turns in order and the JSON text of its tools, if any."""
 
     turns: tuple[Turn, ...]
     tools: str | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Conversation:
-        """The conversation that a row of a conversations frame holds."""
+        """The conversation in a row of a conversations frame."""
         return cls(tuple(Turn.from_row(turn) for turn in row["conversations"]), row.get("tools"))
 
     @property
@@ -96,9 +96,9 @@ class Conversation:
 def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = None) -> pl.DataFrame:
     """Conversations of a turns frame: columns `row`, `id`, `conversations`, `tools`, in the order of the rows.
 
-    `turns` has the columns `row`, `from`, `value` and may have `train`, `tool_call_id`; the turns of one row
-    stand together, in order. `tools` holds one JSON text or null per distinct row. One pass, no grouping:
-    the nested column is laid over the turn columns.
+    `turns` has the columns `row`, `from`, `value` and optionally `train`, `tool_call_id`; the turns of one row are
+    consecutive and in order. `tools` holds one JSON text or null per distinct row. One pass without grouping: the
+    nested column refers to the turn columns.
     """
     turns = turns.select(
         "row",
@@ -124,13 +124,13 @@ def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = N
 
 
 def is_text(conversations: pl.Series) -> pl.Series:
-    """Which are texts: a single turn, the assistant's, to which nobody asked.
+    """Which conversations are raw text: a single turn of the assistant, without a question.
 
     >>> is_text(pl.Series([[{"from": "gpt", "value": "Once."}], [{"from": "human", "value": "Hi"}]])).to_list()
     [True, False]
     """
-    speakers = conversations.list.eval(pl.element().struct.field("from"))
-    return (speakers.list.len() == 1) & (speakers.list.first() == "gpt")
+    roles = conversations.list.eval(pl.element().struct.field("from"))
+    return (roles.list.len() == 1) & (roles.list.first() == "gpt")
 
 
 def unfold(conversations: pl.DataFrame) -> pl.DataFrame:
@@ -148,35 +148,36 @@ def _sized(text: str) -> str:
 
 
 def _sized_expr(column: str) -> list[pl.Expr]:
-    """`_sized` in pieces: joined with others at once, the text is copied once."""
+    """The parts of `_sized`, to be joined with others in one `concat_str`, which copies the text once."""
     return [pl.col(column).str.len_bytes().cast(pl.String), pl.lit(":"), pl.col(column)]
 
 
 def _canonical(turns: pl.DataFrame, lengths: pl.Series) -> pl.Series:
-    """The text that each id is made of, without its tools: `Turn.canonical` of all its turns.
+    """The text that is hashed for each id, without tools: `Turn.canonical` of all its turns.
 
-    Where all conversations have the same few turns, these are laid side by side and joined at once, which halves the
-    time of joining twice: turn by turn, and the turns of each conversation.
+    If all conversations have the same small number of turns, the turns become columns that are joined once. This takes
+    half the time of joining twice: within turns, then within conversations.
     """
-    if lengths.n_unique() != 1 or lengths[0] > SIDE_BY_SIDE:
-        turn_by_turn = turns.select(pl.concat_str(_canonical_turn())).to_series()
-        return _nested(turn_by_turn, lengths).list.join("")
-    marks = [f" {turn}" for turn in range(lengths[0])]
-    beside = [
-        turns.gather_every(len(marks), turn).select(pl.all().name.suffix(mark)) for turn, mark in enumerate(marks)
+    if lengths.n_unique() != 1 or lengths[0] > MAX_WIDE_TURNS:
+        per_turn = turns.select(pl.concat_str(_canonical_turn())).to_series()
+        return _nested(per_turn, lengths).list.join("")
+    suffixes = [f" {turn}" for turn in range(lengths[0])]
+    wide = [
+        turns.gather_every(len(suffixes), turn).select(pl.all().name.suffix(suffix))
+        for turn, suffix in enumerate(suffixes)
     ]
-    pieces = [piece for mark in marks for piece in _canonical_turn(mark)]
-    return pl.concat(beside, how="horizontal").select(pl.concat_str(pieces)).to_series()
+    pieces = [piece for suffix in suffixes for piece in _canonical_turn(suffix)]
+    return pl.concat(wide, how="horizontal").select(pl.concat_str(pieces)).to_series()
 
 
-def _canonical_turn(mark: str = "") -> list[pl.Expr]:
-    """`Turn.canonical` in pieces, over the columns of a turns frame whose names end in `mark`."""
-    silent = pl.when(f"train{mark}").then(pl.lit("")).otherwise(pl.lit("!"))
-    call_id = f"tool_call_id{mark}"
+def _canonical_turn(suffix: str = "") -> list[pl.Expr]:
+    """The parts of `Turn.canonical`, from the columns of a turns frame whose names end in `suffix`."""
+    silent = pl.when(f"train{suffix}").then(pl.lit("")).otherwise(pl.lit("!"))
+    call_id = f"tool_call_id{suffix}"
     call = (
         pl.when(pl.col(call_id).is_null()).then(pl.lit("")).otherwise(pl.concat_str(pl.lit("#"), *_sized_expr(call_id)))
     )
-    return [pl.col(f"from{mark}"), silent, call, pl.lit(":"), *_sized_expr(f"value{mark}"), pl.lit(";")]
+    return [pl.col(f"from{suffix}"), silent, call, pl.lit(":"), *_sized_expr(f"value{suffix}"), pl.lit(";")]
 
 
 def _sha256(text: pl.Expr) -> pl.Expr:
@@ -185,7 +186,7 @@ def _sha256(text: pl.Expr) -> pl.Expr:
 
 
 def _nested(values: pl.Series, lengths: pl.Series) -> pl.Series:
-    """Lists of `lengths` over the flat `values`. Equal lengths, the common case, cost no copy."""
+    """Lists of `lengths` over the flat `values`. Equal lengths, the common case, need no copy."""
     if lengths.n_unique() == 1:
         return values.reshape((-1, lengths[0])).arr.to_list()
     offsets = pl.concat([pl.Series([0], dtype=pl.Int64), lengths.cast(pl.Int64).cum_sum()])

@@ -1,16 +1,16 @@
-"""Everything that can go wrong and be explained to a person.
+"""The error hierarchy: every failure with an explanation for the user.
 
     CurateError
-    ├── RecipeError      the recipe says something that cannot be done
-    ├── SourceError      a file that is read cannot be read, or means two things
-    ├── StoreError       the store is locked, newer, damaged or no store
-    ├── VersionError     a version, conversation or run that is not there, or is not what it says
-    ├── ReviewError      a labelling server or its answers
-    ├── TrainError       rendering, planning, fitting, verifying
-    └── ExportError      a file that is written cannot be written
+    ├── RecipeError      the recipe is invalid
+    ├── SourceError      an input file cannot be read or is ambiguous
+    ├── StoreError       the store is locked, newer than this release, damaged or not a store
+    ├── VersionError     a version, conversation or run is missing or does not match its digest
+    ├── ReviewError      the labelling server or its answers
+    ├── TrainError       rendering, planning, training, verifying
+    └── ExportError      an output file cannot be written
 
-A message has two parts: `what` is wrong, where and what was found; `hint` is what to do next. The command
-line prints them on two lines and exits with 1. A bad row is no error: it is data, and goes to the rejects.
+An error has two parts: `what` is wrong, with location and value found; `hint`, what to do next. The command line prints
+them on two lines and exits with 1. Invalid rows are data, not errors: they are recorded as rejects.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 
 class CurateError(Exception):
-    """A failure that is explained: what is wrong, and what to do next."""
+    """A failure with an explanation: what is wrong, and what to do next."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -29,35 +29,35 @@ class CurateError(Exception):
 
 
 class RecipeError(CurateError):
-    """The recipe says something that cannot be done."""
+    """The recipe is invalid."""
 
 
 class SourceError(CurateError):
-    """A file that is read cannot be read, or can be read in two ways."""
+    """An input file cannot be read, or is ambiguous."""
 
 
 class StoreError(CurateError):
-    """The store is locked, from a newer release, damaged, or no store."""
+    """The store is locked, newer than this release, damaged, or not a store."""
 
 
 class VersionError(CurateError):
-    """A version, conversation or run is not there, or is not what it says."""
+    """A version, conversation or run is missing, or does not match its digest."""
 
 
 class ReviewError(CurateError):
-    """The labelling server, or what it answered."""
+    """A failure of the labelling server, or an unusable answer."""
 
 
 class TrainError(CurateError):
-    """Rendering, planning, fitting or verifying cannot go on."""
+    """Rendering, planning, training or verifying failed."""
 
 
 class ExportError(CurateError):
-    """A file cannot be written, or the data does not fit its format."""
+    """An output file cannot be written, or the data does not fit its format."""
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """The end of a message about an unknown name: the nearest known one, or nothing.
+    """The end of a message about an unknown name: a suggestion of the nearest known one, or a full stop.
 
     >>> nearest("qualty", ["words", "quality"]), nearest("x", ["words"])
     (', did you mean quality?', '.')
@@ -67,5 +67,5 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 
 
 def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like `name`, if any is as much like it as `cutoff`."""
+    """The known name most similar to `name`, if its similarity (difflib ratio) is at least `cutoff`."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)

@@ -1,8 +1,7 @@
-"""The recipe: one TOML file that says everything a person decides, from column mapping to learning rate.
+"""`curate.toml` and `--set section.key=value` → the recipe: every decision of the user, from columns to learning rate.
 
-`load_recipe` reads `curate.toml`, lays `--set section.key=value` over it and checks the whole: an unknown key or
-a wrong value is refused, all of them at once, each with the nearest known name. Two digests follow from it: the
-data part (score, select, freeze) belongs to a version, the train part to a run.
+Unknown keys and invalid values are rejected, all in one error, each with the nearest known name. The data part (score,
+select, freeze) is stored with a version, the train part with a run.
 """
 
 from __future__ import annotations
@@ -21,84 +20,84 @@ from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, Policy
 DEFAULT_RECIPE = Path("curate.toml")
 
 OPTIONS = "the options"
-"""What an error is said of that no file brought."""
+"""The place named in errors that come from `--set`, not from a file."""
 
 TOO_DEEP = "a value is nested too deep"
 
 AUTO_COUNTS_AS = 2
-"""What `batch = "auto"` stands for in batch times accumulate, so that a measured batch does not change the steps."""
+"""The batch that `batch = "auto"` counts as in batch × accumulate, so that an auto-tuned batch keeps the steps."""
 
 SECRET_KEY = re.compile(r"(hub|auth|access|api)_?(token|key)|password|secret", re.IGNORECASE)
 SECRET = re.compile(r"\bhf_\w{16,}|\bsk-[\w-]{16,}|\bgh[pousr]_\w{20,}|\bAKIA[0-9A-Z]{16}\b|://[^/\s:@]+:[^/\s@]+@")
-"""Keys and values that open an account: those of Hugging Face, OpenAI, GitHub and AWS, and passwords in addresses."""
+"""Keys and values that grant access: tokens of Hugging Face, OpenAI, GitHub and AWS, and passwords in URLs."""
 
 
 class Section(BaseModel):
-    """A part of the recipe: frozen, and strict about its keys."""
+    """A section of the recipe: frozen, unknown keys rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class ImportSection(Section):
-    """How rows are read. Command-line options of `curate import` say the same things."""
+    """How rows are read. `curate import` has an option for each key."""
 
     shape: str | None = Field(
         None,
-        description="alpaca, pairs, sharegpt, messages, transcript, long or text; found if left out",
+        description="alpaca, pairs, sharegpt, messages, transcript, long or text; detected by default",
         examples=["pairs"],
     )
-    encoding: str | None = Field(None, description="such as cp1252; UTF-8 if left out", examples=["cp1252"])
+    encoding: str | None = Field(None, description="such as cp1252; UTF-8 by default", examples=["cp1252"])
     map: dict[str, str] = Field(
-        {}, description="which column is which part of a conversation", examples=[{"question": "body"}]
+        {}, description="part of a conversation = column of the file", examples=[{"question": "body"}]
     )
     repair: tuple[str, ...] = Field((), description="names of repairs to apply, such as trailing-user")
     group_by: str | None = Field(
-        None, description="long format: the column that names the conversation", examples=["ticket"]
+        None, description="shape long: the column that identifies the conversation", examples=["ticket"]
     )
     order_by: str | None = Field(
-        None, description="long format: the column that orders its turns", examples=["created_at"]
+        None, description="shape long: the column that orders the turns", examples=["created_at"]
     )
-    role: str | None = Field(None, description="long format: the column that says who speaks", examples=["author"])
-    text: str | None = Field(None, description="long format and texts: the column with the words", examples=["body"])
+    role: str | None = Field(None, description="shape long: the column that holds the role", examples=["author"])
+    text: str | None = Field(
+        None, description="shapes long and text: the column that holds the text", examples=["body"]
+    )
     format: str | None = Field(
-        None, description="csv, tsv, jsonl, json or parquet; found if left out", examples=["jsonl"]
+        None, description="csv, tsv, jsonl, json or parquet; detected by default", examples=["jsonl"]
     )
-    max_rejects: float = Field(1.0, ge=0, le=1, description="share of a file's rows that may be rejected")
+    max_rejects: float = Field(1.0, ge=0, le=1, description="maximum share of rejected rows per file")
 
 
 class DedupSection(Section):
-    """Which conversations are near-duplicates, and whom of them to prefer."""
+    """Which conversations are near-duplicates, and which one of a cluster is kept."""
 
-    similarity: float = Field(
-        0.8, ge=0.5, le=1, description="share of five words in a row that two have in common (Jaccard)"
-    )
+    similarity: float = Field(0.8, ge=0.5, le=1, description="minimum Jaccard similarity of the 5-word shingles")
     prefer: str | None = Field(
         None,
-        description="an order, whom to keep first; if left out, whom most others resemble, and of equals the longest",
+        description="an SQL order, the first one is kept; by default the most central conversation, then the longest",
         examples=["quality desc"],
     )
 
 
 class SelectSection(Section):
-    """Which conversations stay: every rule must hold. A rule is an SQL expression over scores and metadata."""
+    """The filter: a conversation is kept if every rule holds. A rule is an SQL condition on scores and metadata."""
 
     rules: dict[str, str] = Field(
         {},
-        description="the rules: a name of your choice = what must be true",
+        description="name of your choice = condition that must be true",
         examples=[{"good": "quality >= 0.6", "english": "language = 'en'"}],
     )
 
     @field_validator("rules")
     @classmethod
     def _check_names(cls, rules: dict[str, str]) -> dict[str, str]:
-        """Selections and versions state the rule of `curate select --where` under this name."""
+        """Reserve `--where`, under which selections and versions record the command-line rule."""
         if "--where" in rules:
-            raise ValueError("--where is an option of the command line, give the rule another name")
+            raise ValueError("--where is reserved for the command-line option; give the rule another name")
         return rules
 
 
 class QuestionSection(Section):
-    """A question of one's own, beside the standard ones: its answers are kept and measured, and decide nothing."""
+    """An additional question: its answers are stored and measured, but do not affect verdicts."""
 
     kind: Literal["rating", "choice", "labels", "text"]
     title: str
@@ -108,37 +107,41 @@ class QuestionSection(Section):
     @model_validator(mode="after")
     def _check_options(self) -> QuestionSection:
         if self.kind != "text" and len(self.options) < 2:
-            raise ValueError(f"a question of kind {self.kind} needs two options or more")
+            raise ValueError(f"a question of kind {self.kind} needs at least two options")
         if self.kind == "rating" and not all(isinstance(option, int) and 0 <= option <= 10 for option in self.options):
-            raise ValueError("the options of a rating are whole numbers from 0 to 10")
+            raise ValueError("the options of a rating must be integers from 0 to 10")
         return self
 
 
 class ReviewSection(Section):
-    """What people are asked about conversations, and how their answers become verdicts."""
+    """The questions for annotators, and the policy that turns answers into verdicts."""
 
     questions: tuple[StandardQuestion, ...] = Field(
         STANDARD_QUESTIONS,
-        description="quality 1-5, keep / fix / drop, issues, turns not to learn from, corrected last answer, note",
+        description="quality 1-5, keep / fix / drop, issues, turns to exclude from the loss, corrected last answer, "
+        "note",
     )
     labels: tuple[str, ...] = Field(
         ("wrong", "unfinished", "off-topic", "unsafe", "style", "refusal", "boilerplate"),
-        description="the issues to choose from; one that is the name of a yes-or-no score is suggested by it",
+        description="the issues to choose from; one named like a boolean score is suggested by that score",
     )
-    guidelines: str = Field("", description="what reviewers should know, shown beside the questions")
+    guidelines: str = Field("", description="instructions for annotators, shown next to the questions")
     policy: str = Field(
         "majority",
-        description="any-drop, majority, expert, or a mean such as mean >= 3.5, which yields where more than half of"
-        " the people say drop or fix; but under any-drop, who keeps an answer as it is votes against rewriting it",
+        description="any-drop, majority, expert, or a minimum mean rating such as mean >= 3.5, which is overridden if "
+        "more than half answer drop or fix; a reviewer who keeps the original answer votes against edits, except under "
+        "any-drop",
     )
     experts: tuple[str, ...] = Field(
-        (), description="policy expert: whose decision wins, the first named first; who only rates decides nothing"
+        (),
+        description="policy expert: the annotators who decide, in order of precedence; a rating alone is not a "
+        "decision",
     )
-    overlap: int = Field(1, ge=1, description="how many people answer for each conversation")
-    blind: float = Field(0.1, ge=0, le=1, description="share shown without suggestions, to measure what these do")
+    overlap: int = Field(1, ge=1, description="answers per conversation")
+    blind: float = Field(0.1, ge=0, le=1, description="share shown without suggestions, to measure suggestion bias")
     more: dict[str, QuestionSection] = Field(
         {},
-        description="further questions: a name of your choice = kind (rating, choice, labels, text), title, options",
+        description="additional questions: name of your choice = kind (rating, choice, labels, text), title, options",
         examples=[{"tone": {"kind": "choice", "title": "How does it sound?", "options": ["warm", "cold"]}}],
     )
 
@@ -151,99 +154,108 @@ class ReviewSection(Section):
     def _check_questions(self) -> ReviewSection:
         needed = QUALITY if Policy.read(self.policy).name == "mean" else DECISION
         if needed not in self.questions:
-            raise ValueError(f"the policy {self.policy} needs the question {needed}")
+            raise ValueError(f"the policy {self.policy} requires the question {needed}")
         if self.policy == "expert" and not self.experts:
-            raise ValueError("the policy expert needs names in experts")
+            raise ValueError("the policy expert requires names in experts")
         if ISSUES in self.questions and len(set(self.labels)) < 2:
-            raise ValueError("the question issues needs two labels or more")
+            raise ValueError("the question issues requires at least two labels")
         if clash := set(self.more) & set(STANDARD_QUESTIONS):
             raise ValueError(f"more.{min(clash)} has the name of a standard question")
         return self
 
 
 class FreezeSection(Section):
-    """How a version is split."""
+    """How a version is split into train and held_out."""
 
-    held_out: float = Field(0.05, ge=0, lt=1, description="share kept away from training, by content hash")
-    salt: str = Field("", description="change it to draw another split")
+    held_out: float = Field(
+        0.05, ge=0, lt=1, description="share of conversations held out from training, chosen by content hash"
+    )
+    salt: str = Field("", description="any text; changing it changes the split")
 
 
 class TrainSection(Section):
-    """How an adapter is trained. What is not named here goes into `extra`, to the trainer as it is."""
+    """How an adapter is trained. Other trainer arguments go into `extra`, which is passed on unchanged."""
 
     engine: str = Field("unsloth", description="unsloth or transformers")
     model: str = Field("", description="folder or name of the base model")
     method: Literal["auto", "qlora", "lora", "full"] = Field(
         "auto",
-        description="adapter on a 4-bit base (qlora) or on the base as it is (lora), or all weights (full); "
-        "auto: qlora on a GPU",
+        description="adapter on a 4-bit base (qlora) or an unquantised base (lora), or all weights (full); auto: "
+        "qlora on a GPU",
     )
     template: str = Field(
-        "tokenizer", description="the tokenizer's own, a known name, a Jinja file; raw for texts in which nobody asks"
+        "tokenizer",
+        description="chat template: tokenizer for the tokenizer's own, a name, or a Jinja file; raw for plain-text "
+        "pretraining",
     )
-    max_length: int = Field(2048, ge=8, description="tokens per pack and per conversation")
+    max_length: int = Field(2048, ge=8, description="maximum tokens per pack and per conversation")
     long: Literal["refuse", "drop", "truncate", "split"] = Field(
         "refuse",
-        description="what happens to a longer conversation: truncate cuts behind an answer, split makes windows of "
-        "whole exchanges that keep the system turn",
+        description="longer conversations: truncate cuts after an answer, split makes windows of complete exchanges "
+        "that keep "
+        "the system turn",
     )
-    max_dropped: float = Field(0.0, ge=0, le=1, description="share of conversations that may be dropped")
-    max_truncated: float = Field(0.0, ge=0, le=1, description="share of conversations that may be truncated")
+    max_dropped: float = Field(0.0, ge=0, le=1, description="maximum share of dropped conversations")
+    max_truncated: float = Field(0.0, ge=0, le=1, description="maximum share of truncated conversations")
     reasoning: Literal["learn", "skip", "strip"] = Field(
         "learn",
-        description="<think>…</think> before an answer: skip shows it without learning it, strip takes it out of all "
-        "answers but those to the last question",
+        description="<think>…</think> before an answer: learn includes it in the loss, skip does not, strip removes "
+        "it from all "
+        "answers except those to the last question",
     )
     special_text: Literal["drop", "keep"] = Field(
-        "drop", description="what happens when an answer holds the text of a special token, such as <|im_end|>"
+        "drop", description="conversations in which an answer contains the text of a special token, such as <|im_end|>"
     )
     rank: int = Field(16, ge=1, description="LoRA r")
     alpha: int = Field(16, ge=1, description="LoRA alpha")
-    learning_rate: float = Field(2e-4, gt=0, description="step size at its peak")
+    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
     embedding_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="trains the embedding and the head as well, with this step size: for texts of a new language or "
-        "field, a fifth to a tenth of learning_rate",
+        description="trains embedding and output head, too, at this learning rate: for a new language or domain, a "
+        "fifth to a "
+        "tenth of learning_rate",
         examples=[5e-5],
     )
-    epochs: float = Field(1.0, gt=0, description="passes over the data, unless steps is given")
+    epochs: float = Field(1.0, gt=0, description="epochs, unless steps is given")
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs", examples=[60])
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="packs (or conversations, unpacked) per forward pass; auto: the fastest that fits, measured"
+        "auto",
+        description="packs (or conversations, unpacked) per forward pass; auto: the fastest that fits, by measurement",
     )
-    accumulate: int = Field(4, ge=1, description="forward passes per optimiser step; auto counts as a batch of 2")
+    accumulate: int = Field(4, ge=1, description="gradient accumulation steps; batch = auto counts as a batch of 2")
     effective_batch: int | None = Field(
-        None, ge=1, description="packs per optimiser step on all GPUs together, instead of accumulate", examples=[16]
+        None, ge=1, description="packs per optimiser step over all GPUs, instead of accumulate", examples=[16]
     )
-    max_memory: float | None = Field(None, gt=0, description="GiB of the GPU that may be used", examples=[12.0])
-    packing: bool = Field(True, description="several conversations in one sequence, kept apart in attention")
+    max_memory: float | None = Field(None, gt=0, description="GPU memory limit in GiB", examples=[12.0])
+    packing: bool = Field(True, description="several conversations per sequence, without attention between them")
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
     eval_every: int | None = Field(
-        None, ge=1, description="steps between held-out losses; the best adapter is kept", examples=[50]
+        None,
+        ge=1,
+        description="steps between evaluations of the held-out loss; the best adapter is kept",
+        examples=[50],
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many held-out losses that were no better", examples=[3]
+        None, ge=1, description="early stopping: evaluations without improvement", examples=[3]
     )
     track: tuple[str, ...] | None = Field(
         None,
-        description="where losses are shown: tensorboard, wandb, mlflow, trackio; tensorboard if it is installed",
+        description="experiment trackers: tensorboard, wandb, mlflow, trackio; by default tensorboard if installed",
         examples=[("tensorboard",)],
     )
-    seed: int = Field(3407, description="of everything that is drawn by lot")
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads; the bits of the result depend on it", examples=[2]
-    )
-    deterministic: bool = Field(False, description="only kernels that repeat bit for bit; slower on a GPU")
-    trust_remote_code: bool = Field(False, description="run Python that comes with the base model; recorded")
+    seed: int = Field(3407, description="random seed")
+    threads: int | None = Field(None, ge=1, description="CPU threads; they change the bits of the result", examples=[2])
+    deterministic: bool = Field(False, description="use only bit-reproducible kernels; slower on a GPU")
+    trust_remote_code: bool = Field(False, description="run Python code of the base model; recorded in the manifest")
     extra: dict[str, Any] = Field(
-        {}, description="further arguments of the trainer, handed on and recorded", examples=[{"weight_decay": 0.01}]
+        {}, description="further trainer arguments, passed on and recorded", examples=[{"weight_decay": 0.01}]
     )
 
     @field_validator("extra", mode="after")
     @classmethod
     def _keeps_no_secret(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        """A recipe is written into manifests and cards: what opens an account comes from the environment."""
+        """Reject secrets: recipes are copied into manifests and cards, secrets belong in the environment."""
         secret = [key for key, value in extra.items() if SECRET_KEY.search(key) or SECRET.search(str(value))]
         if secret:
             raise ValueError(
@@ -253,7 +265,7 @@ class TrainSection(Section):
 
     @property
     def packs_per_step(self) -> int:
-        """Packs (or conversations, unpacked) of one optimiser step, over all forward passes and GPUs."""
+        """Packs (or conversations, unpacked) per optimiser step, over all forward passes and GPUs."""
         return self.effective_batch or self.accumulate * (AUTO_COUNTS_AS if self.batch == "auto" else self.batch)
 
 
@@ -263,7 +275,7 @@ class Recipe(Section):
     import_: ImportSection = Field(ImportSection(), alias="import")
     score: dict[str, dict[str, Any]] = Field(
         {},
-        description="parameters of scorers; the others run with their defaults",
+        description="scorer parameters; other scorers run with their defaults",
         examples=[{"ngram_repetition": {"n": 4}}],
     )
     dedup: DedupSection = DedupSection()
@@ -273,16 +285,16 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
 
     def data_part(self) -> dict[str, Any]:
-        """The decisions that make a version: how it was scored, selected and split."""
+        """The sections that determine a version: score, select, freeze."""
         return self.model_dump(mode="json", include={"score", "select", "freeze"})
 
     def train_part(self) -> dict[str, Any]:
-        """The decisions that make an adapter of a version."""
+        """The section that determines an adapter of a version."""
         return self.train.model_dump(mode="json")
 
 
 def parse_share(text: str, option: str) -> float:
-    """The share that a person wrote: `5%` or `0.05`. Raises `RecipeError` that names the option.
+    """A share written as `5%` or `0.05`. Raises `RecipeError` that names the option.
 
     >>> parse_share("5%", "--held-out"), parse_share("0.05", "--held-out")
     (0.05, 0.05)
@@ -293,15 +305,15 @@ def parse_share(text: str, option: str) -> float:
     except ValueError:
         share = -1.0
     if rest or not 0 <= share <= 1:
-        raise RecipeError(f"{option} {text!r} is no share.", f"Write {option} 5% or {option} 0.05.")
+        raise RecipeError(f"{option} {text!r} is not a share.", f"Write {option} 5% or {option} 0.05.")
     return share
 
 
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in the file at `path` (default: `curate.toml` if there is one) under `section.key=value` overrides.
+    """The recipe in the file at `path` (default: `curate.toml` if it exists) with `section.key=value` overrides.
 
-    Raises `RecipeError` for a missing or broken file, and for every unknown key or wrong value, all at once, each
-    said of the file or of the options, whichever brought it.
+    Raises `RecipeError` for a missing or broken file, and one for all unknown keys and invalid values, each attributed
+    to the file or the options.
     """
     if path is None:
         path = DEFAULT_RECIPE if DEFAULT_RECIPE.exists() else None
@@ -313,24 +325,24 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
 
 
 def check_recipe(written: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that `written` spells. Raises `RecipeError` with all problems and the nearest known names."""
+    """The recipe of a parsed file. Raises `RecipeError` with all problems and the nearest known names."""
     return _checked(written, lambda _: where)
 
 
 def _checked(written: Mapping[str, Any], place_of: Callable[[str], str]) -> Recipe:
-    """The recipe, after every problem is said of its place."""
+    """The recipe; every problem is attributed to `place_of` it."""
     try:
         return Recipe.model_validate(written)
     except ValidationError as error:
         places: dict[str, list[str]] = {}
-        for problem in _told(error):
+        for problem in _describe(error):
             places.setdefault(place_of(problem), []).append(problem)
         wrong = " and ".join(OPTIONS if place == OPTIONS else "the recipe" for place in places)
         raise RecipeError(
             "; ".join(f"{place}: {'; '.join(problems)}" for place, problems in places.items()),
-            f"Correct {wrong}; `curate init` writes a full recipe.",
+            f"Correct {wrong}; `curate init` writes a complete recipe.",
         ) from error
-    except RecursionError as error:  # of keys that were written with dots
+    except RecursionError as error:  # keys written with dots
         raise RecipeError(f"{place_of(TOO_DEEP)}: {TOO_DEEP}.", "Correct the recipe.") from error
 
 
@@ -338,29 +350,29 @@ def _problems(written: Mapping[str, Any]) -> list[str]:
     try:
         Recipe.model_validate(written)
     except ValidationError as error:
-        return _told(error)
+        return _describe(error)
     except RecursionError:
         return [TOO_DEEP]
     return []
 
 
-def _told(error: ValidationError) -> list[str]:
+def _describe(error: ValidationError) -> list[str]:
     return [_problem(details["type"], details["loc"], details["msg"]) for details in error.errors()]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a mark in front
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
     except FileNotFoundError as error:
-        raise RecipeError(f"There is no recipe at {path}.", "curate init writes one.") from error
+        raise RecipeError(f"The recipe {path} does not exist.", "Create one with: curate init") from error
     except OSError as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.", "Check the path.") from error
-    except _NO_TOML as error:
-        raise RecipeError(f"{path} is no valid TOML: {error}.", "Correct it; text needs quotes in TOML.") from error
+    except _TOML_ERRORS as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}.", "Correct it; strings need quotes in TOML.") from error
 
 
-_NO_TOML = (ValueError, RecursionError)
-"""What tomllib raises: its own error, that of a text which is no UTF-8, of a number too long, of lists too deep."""
+_TOML_ERRORS = (ValueError, RecursionError)
+"""Errors of tomllib: invalid TOML or UTF-8, integers that are too long, lists nested too deep."""
 
 
 def _override(written: dict[str, Any], override: str) -> None:
@@ -371,16 +383,16 @@ def _override(written: dict[str, Any], override: str) -> None:
     for section in sections:
         inner = written.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override!r}: {section} is no section.", "For example: --set train.steps=20")
+            raise RecipeError(f"--set {override!r}: {section} is not a section.", "For example: --set train.steps=20")
         written = inner
     try:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         read = {"value": text.strip()}
-    except _NO_TOML as error:
-        raise RecipeError(f"--set {key.strip()} is no valid TOML: {error}.", "Give another value.") from error
+    except _TOML_ERRORS as error:
+        raise RecipeError(f"--set {key.strip()} is not valid TOML: {error}.", "Give another value.") from error
     if len(read) > 1:
-        raise RecipeError(f"--set {override!r} says more than one thing.", "Give each a --set of its own.")
+        raise RecipeError(f"--set {override!r} sets more than one key.", "Use one --set per key.")
     written[last] = read["value"]
 
 

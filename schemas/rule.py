@@ -1,8 +1,8 @@
-"""An SQL expression that a person wrote, such as `quality >= 0.6 and not refusal`: parsed and checked before it runs.
+"""The text of a rule, such as `quality >= 0.6 and not refusal` → a parsed and checked SQL expression.
 
-DuckDB's own parser reads it; the tree that it gives is walked, and everything that is not a plain condition over
-columns (a subquery, an aggregate, a window, a function that is not listed, a second statement) is refused by
-name. What runs later is written from the tree, not from the text, so nothing outside of it comes along.
+DuckDB's parser returns a tree. Everything that is not a plain condition on columns (a subquery, an aggregate, a window
+function, a function that is not listed, a second statement) is rejected by name. The SQL that runs is generated from
+the tree, not from the text, so that nothing outside the expression can run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FUNCTIONS = frozenset((
     "regexp_matches", "regexp_extract", "regexp_replace", "like_escape", "not_like_escape", "ilike_escape",
     "not_ilike_escape", "isnan", "isfinite",
 ))  # fmt: skip
-"""Scalar functions that a rule may call; operators such as `LIKE` (`~~`) are functions to DuckDB."""
+"""Scalar functions that a rule may call. In DuckDB, operators such as `LIKE` (`~~`) are functions."""
 
 _OPERATORS = {
     *("OPERATOR_NOT", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE", "OPERATOR_NULLIF"),
@@ -45,8 +45,8 @@ _CLASSES = {
     "FUNCTION",
     "TYPE",
 }
-DEPTH = 254
-"""Of dictionaries and lists in a tree: with the statement around it DuckDB writes no more than 256 into one another."""
+MAX_DEPTH = 254
+"""Maximum nesting of dictionaries and lists in a tree. DuckDB serialises at most 256, including the statement."""
 
 _NAMES = {
     "SUBQUERY": "a subquery",
@@ -60,7 +60,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A condition that was read and holds nothing but columns, constants and listed functions."""
+    """A checked condition of columns, constants and listed functions."""
 
     where: str
     text: str
@@ -68,7 +68,7 @@ class Expression:
 
     @classmethod
     def read(cls, text: str, where: str) -> Expression:
-        """The expression that `text` spells; `where` names it in messages (the key in the recipe).
+        """The expression in `text`; `where` names it in messages (the key in the recipe).
 
         Raises `RecipeError` for anything that is not one plain expression.
 
@@ -76,7 +76,7 @@ class Expression:
         (('quality',), ('refusal',))
         """
         tree = _parse(text, where)
-        if _depth(tree) > DEPTH:
+        if _depth(tree) > MAX_DEPTH:
             raise _too_deep(text, where)
         for node in _nodes(tree):
             _check(node, text, where)
@@ -84,14 +84,14 @@ class Expression:
 
     @property
     def names(self) -> tuple[tuple[str, ...], ...]:
-        """The columns it reads, in order, each once; `meta.rating` has two parts."""
+        """The columns it reads, in order, without repetition; `meta.rating` has two parts."""
         columns = (tuple(node["column_names"]) for node in _nodes(self.tree) if node["class"] == "COLUMN_REF")
         return tuple(dict.fromkeys(columns))
 
     def sql(self, column: Callable[[tuple[str, ...], bool], str]) -> str:
-        """The expression as SQL text, each column under the name that `column(name, as_number)` gives it.
+        """The expression as SQL text, with each column replaced by `column(name, as_number)`.
 
-        `as_number` says that the column stands beside a number: `meta.rating >= 4`.
+        `as_number` is true if the column is compared with a number: `meta.rating >= 4`.
         """
         tree = _renamed(self.tree, column, as_number=False)
         statement = _parsed(_framed("true"))
@@ -101,7 +101,7 @@ class Expression:
 
 
 def _framed(text: str) -> str:
-    return f"SELECT 1 WHERE (\n{text}\n)"  # line breaks, so that a comment in the text ends inside
+    return f"SELECT 1 WHERE (\n{text}\n)"  # line breaks end a comment in the text
 
 
 def _parsed(query: str) -> Node:
@@ -120,22 +120,24 @@ def _parse(text: str, where: str) -> Node:
     for parsed in (found, alone):  # alone: brackets in the text must not close those of the frame
         if parsed["error"]:
             message = shorten(parsed["error_message"])
-            raise RecipeError(f"{where}: {shorten(text)!r} is no SQL expression: {message}.", _EXAMPLE)
+            raise RecipeError(f"{where}: {shorten(text)!r} is not an SQL expression: {message}.", _EXAMPLE)
     node = found["statements"][0]["node"]
     tree: Node | None = node.get("where_clause")
     found["statements"][0]["node"] = {**node, "where_clause": None}
     frame["statements"][0]["node"]["where_clause"] = None
-    if tree is None or _placeless(found) != _placeless(frame):
+    if tree is None or _without_locations(found) != _without_locations(frame):
         raise RecipeError(f"{where}: {shorten(text)!r} is more than one expression.", _EXAMPLE)
     return tree
 
 
 def _too_deep(text: str, where: str) -> RecipeError:
-    return RecipeError(f"{where}: {shorten(text)!r} is nested too deep.", "Make several rules of it: all must hold.")
+    return RecipeError(
+        f"{where}: {shorten(text)!r} is nested too deep.", "Split it into several rules; all of them must hold."
+    )
 
 
 def _depth(tree: Node) -> int:
-    """How many dictionaries and lists lie in one another."""
+    """Nesting depth of dictionaries and lists."""
     depth = 0
     level: list[dict[str, Any] | list[Any]] = [tree]
     while level:
@@ -148,15 +150,15 @@ def _depth(tree: Node) -> int:
 _EXAMPLE = 'A rule is one condition, such as "quality >= 0.6 and not refusal".'
 
 
-def _placeless(value: Any) -> Any:
-    """`value` without the places in the text, which differ with its length."""
+def _without_locations(value: Any) -> Any:
+    """`value` without locations in the text, which depend on its length."""
     if isinstance(value, dict):
-        return {key: _placeless(part) for key, part in value.items() if not key.startswith("query_location")}
-    return [_placeless(part) for part in value] if isinstance(value, list) else value
+        return {key: _without_locations(part) for key, part in value.items() if not key.startswith("query_location")}
+    return [_without_locations(part) for part in value] if isinstance(value, list) else value
 
 
 def _nodes(value: Any) -> Iterator[Node]:
-    """All expressions in a tree, outer ones first."""
+    """All expressions in a tree, outer before inner."""
     if isinstance(value, dict):
         if "class" in value:
             yield value
@@ -168,21 +170,23 @@ def _nodes(value: Any) -> Iterator[Node]:
 
 
 def _check(node: Node, text: str, where: str) -> None:
-    """Raise `RecipeError` for a node that a condition may not have."""
+    """Raise `RecipeError` for a node that is not allowed in a condition."""
     kind = node["class"]
     if kind not in _CLASSES or (kind == "OPERATOR" and node["type"] not in _OPERATORS):
         what = _NAMES.get(kind, node["type"].lower().replace("_", " "))
-        raise RecipeError(f"{where}: {shorten(text)!r} has {what}, which a rule may not have.", _EXAMPLE)
+        raise RecipeError(f"{where}: {shorten(text)!r} contains {what}, which is not allowed in a rule.", _EXAMPLE)
     if kind == "FUNCTION":
         name = node["function_name"]
         plain = len(node["qualified_name"]["path"]) == 1 and not (node.get("filter") or node.get("distinct"))
         if name not in FUNCTIONS or not plain:
             near = nearest(name, FUNCTIONS - {name}, cutoff=0.75)
-            raise RecipeError(f"{where}: {shorten(text)!r} calls {name}, which a rule may not call{near}", _EXAMPLE)
+            raise RecipeError(
+                f"{where}: {shorten(text)!r} calls {name}, which is not allowed in a rule{near}", _EXAMPLE
+            )
 
 
 def _renamed(value: Any, column: Callable[[tuple[str, ...], bool], str], *, as_number: bool) -> Any:
-    """A copy of the tree with other column names."""
+    """A copy of the tree with renamed columns."""
     if isinstance(value, list):
         return [_renamed(part, column, as_number=as_number) for part in value]
     if not isinstance(value, dict):
@@ -195,7 +199,7 @@ def _renamed(value: Any, column: Callable[[tuple[str, ...], bool], str], *, as_n
 
 
 def _children(node: Node) -> Iterator[Node]:
-    """The expressions right below a node."""
+    """The direct child expressions of a node."""
     for value in node.values():
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, dict):

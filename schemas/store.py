@@ -1,8 +1,7 @@
-"""The store: one DuckDB file that holds everything up to the adapter.
+"""A path → a connection to the store, the DuckDB file that holds all data of a project.
 
-`reading` and `writing` are the two doors. DuckDB lets one process write and shuts all others out meanwhile, so
-a command opens the store, does its work in one transaction and closes it; nothing keeps it open while it
-trains or waits for a person.
+Use `reading` or `writing`. A process that writes to a DuckDB file locks out all others, so a command opens the store,
+works in one transaction and closes it; no command keeps it open while it trains or waits for input.
 """
 
 from __future__ import annotations
@@ -30,61 +29,60 @@ logger = logging.getLogger(__name__)
 DEFAULT_STORE = Path("curate.duckdb")
 STORE_VARIABLE = "CURATE_STORE"
 
-DISK_IS_FULL = ("Could not write", "max_temp_directory_size")
-"""What DuckDB says when the disk takes no more: of the store or its log, and of what memory cannot hold."""
+DISK_FULL_MESSAGES = ("Could not write", "max_temp_directory_size")
+"""Parts of DuckDB's messages about a full disk: for the store or its log, and for spilled data."""
 
-
-MAGIC_PLACE, MAGIC = 8, b"DUCK"
-"""Where the mark of a DuckDB file stands, behind a checksum, and how it reads."""
+MAGIC_OFFSET, MAGIC = 8, b"DUCK"
+"""Offset and value of the magic bytes of a DuckDB file; a checksum precedes them."""
 
 STORE_TABLES = {"migrations", "sources", "conversations"}
-"""Tables that a store has from its first step on."""
+"""Tables that every store has after its first migration."""
 
-PATIENCE = 20.0
-"""Seconds that a locked store is waited for: most commands hold it for less, even with 100,000 conversations. Who has
-it for longer imports or scores, or is a program that was left open, and a person wants to know that."""
+LOCK_TIMEOUT = 20.0
+"""Seconds to wait for a locked store. Most commands hold it for less, even with 100,000 conversations; a longer import,
+a scoring run or a program that was left open should be reported."""
 
-PATIENCE_VARIABLE = "CURATE_PATIENCE"
-"""Other seconds; 0 refuses a locked store at once."""
+LOCK_TIMEOUT_VARIABLE = "CURATE_LOCK_TIMEOUT"
+"""Environment variable that changes the timeout; 0 fails immediately."""
 
-SILENCE, BETWEEN_TRIES = 1.0, 0.1
-"""Seconds before it is said that the store is waited for, and between two tries."""
+NOTICE_AFTER, RETRY_EVERY = 1.0, 0.1
+"""Seconds until a message says that the command waits for the store, and between attempts."""
 
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""What a file system without links says."""
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Errors of a file system without hard links."""
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[DuckDBPyConnection]:
     """A read-only connection to the store at `path`.
 
-    Raises `StoreError` when there is no store, it is locked by a writer, newer than this release, or no store.
+    Raises `StoreError` if it is missing, locked by a writer, from a newer release, or not a store.
     """
-    _refuse_missing_folder(path)
+    _check_folder(path)
     if not path.exists():
-        raise StoreError(f"There is no store at {path}.", f"curate import FILE --store {path} makes one.")
+        raise StoreError(f"The store {path} does not exist.", f"Create it with: curate import FILE --store {path}")
     with _connected(path, read_only=True) as connection:
         missing = len(MIGRATIONS) - _applied(connection, path)
     if missing:
         with writing(path):
-            pass  # a store of an older release: bring it up to date first
+            pass  # a store of an older release: migrate it first
     with _connected(path, read_only=True) as connection:
         yield connection
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[DuckDBPyConnection]:
-    """A connection to the store at `path`, made if missing, inside one transaction.
+    """A connection to the store at `path`, created if missing, inside one transaction.
 
-    Leaving the block commits, an exception rolls back: a command is done whole or not at all.
+    The transaction is committed at the end of the block and rolled back if the block raises.
     Raises `StoreError` as `reading` does.
     """
-    _refuse_missing_folder(path)
+    _check_folder(path)
     if not path.exists():
         _create(path)
     with _connected(path, read_only=False) as connection:
         _migrate(connection, path)
-        with _written(path):
+        with _disk_errors(path):
             connection.begin()
             try:
                 yield connection
@@ -95,34 +93,34 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
 
 
 def folder_of(connection: DuckDBPyConnection) -> Path:
-    """The folder in which the store of this connection lies."""
+    """The folder of the store that `connection` is open on."""
     query = "SELECT path FROM duckdb_databases() WHERE database_name = current_database()"
     return Path(connection.execute(query).fetchall()[0][0]).resolve().parent
 
 
-def _refuse_missing_folder(path: Path) -> None:
+def _check_folder(path: Path) -> None:
     if path == Path():
-        raise StoreError("The name of the store is empty.", "An unset variable may stand in its place.")
+        raise StoreError("The path of the store is empty.", "Check for an unset variable in the command.")
     if not path.parent.is_dir():
-        raise StoreError(f"The folder {path.parent} for the store is not there.", f"mkdir -p {path.parent}")
+        raise StoreError(f"The folder {path.parent} for the store does not exist.", f"mkdir -p {path.parent}")
 
 
 def _create(path: Path) -> None:
-    """Make an empty store beside `path` and give it that name when it is whole.
+    """Create an empty store next to `path` and move it there once it is complete.
 
-    DuckDB makes a file of 0 bytes and then writes its headers; a process killed in between would leave a file that
-    is refused ever after. A link, unlike a rename, leaves a store alone that another process founded meanwhile.
+    DuckDB creates a file of 0 bytes and then writes its headers; a process killed in between would leave a file that
+    DuckDB rejects. A hard link, unlike a rename, does not replace a store that another process created in the meantime.
     """
     try:
         with staging_path(path) as place:
-            _found(place, path)
+            _create_at(place, path)
     except OSError as error:
-        raise _explained(path, error.strerror or str(error)) from error
+        raise _to_store_error(path, error.strerror or str(error)) from error
 
 
-def _found(place: Path, path: Path) -> None:
+def _create_at(place: Path, path: Path) -> None:
     try:
-        with _written(path), _connected(place, read_only=False) as connection:
+        with _disk_errors(path), _connected(place, read_only=False) as connection:
             _migrate(connection, place)
     except StoreError as error:
         raise StoreError(error.what.replace(str(place), str(path)), error.hint) from error
@@ -131,29 +129,34 @@ def _found(place: Path, path: Path) -> None:
     except FileExistsError:
         pass
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in NO_HARD_LINKS:
             raise
         place.rename(path)
 
 
-_PERHAPS_FULL = (duckdb.IOException, duckdb.TransactionException, duckdb.OutOfMemoryException, duckdb.FatalException)
-"""Fatal is what no longer fits when the log is written over to the store; the log has it, and the next opening."""
+_DISK_FULL_ERRORS = (
+    duckdb.IOException,
+    duckdb.TransactionException,
+    duckdb.OutOfMemoryException,
+    duckdb.FatalException,
+)
+"""A FatalException occurs when a checkpoint does not fit; the data stays in the log and is applied at the next open."""
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Say in a sentence that the disk would not take what was written: it is full, or the file may not grow.
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn errors about a full disk or a file size limit into `StoreError`.
 
-    DuckDB tells so by its words alone: an unreadable file of a query raises the same `IOException`.
+    Only DuckDB's message identifies them: a file that a query cannot read raises the same `IOException`.
     """
     try:
         yield
-    except _PERHAPS_FULL as error:
-        if not any(words in str(error) for words in DISK_IS_FULL):
+    except _DISK_FULL_ERRORS as error:
+        if not any(words in str(error) for words in DISK_FULL_MESSAGES):
             raise
         raise StoreError(
             f"The store {path} cannot be written: {_first_line(error)}",
-            "Free some disk space and run the command again; nothing is half done.",
+            "Free some disk space and run the command again; the store is unchanged.",
         ) from error
 
 
@@ -163,7 +166,7 @@ def _connected(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
     try:
         yield connection
     except RuntimeError as error:
-        if str(error) == "Query interrupted":  # how DuckDB tells of Ctrl-C during a query
+        if str(error) == "Query interrupted":  # DuckDB's error for Ctrl-C during a query
             raise KeyboardInterrupt from error
         raise
     finally:
@@ -171,94 +174,96 @@ def _connected(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
 
 
 def _connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
-    """A connection, waiting for whoever has the store for some seconds."""
-    start, patience, said = time.monotonic(), _patience(), False
+    """A connection, after waiting up to the lock timeout for a process that holds the store."""
+    start, timeout, notified = time.monotonic(), _lock_timeout(), False
     while True:
         try:
             return _try_to_connect(path, read_only=read_only)
         except _LockedError as error:
             waited = time.monotonic() - start
-            if waited >= patience:
+            if waited >= timeout:
                 raise StoreError(error.what, error.hint) from error
-            if waited >= SILENCE and not said:
-                logger.warning("Waiting for the store %s: %s has it.", path, error.who)
-                said = True
-            time.sleep(BETWEEN_TRIES)
+            if waited >= NOTICE_AFTER and not notified:
+                logger.warning("Waiting for the store %s, which is in use by %s.", path, error.holder)
+                notified = True
+            time.sleep(RETRY_EVERY)
 
 
-def _patience() -> float:
-    """How many seconds a locked store is waited for."""
-    given = os.environ.get(PATIENCE_VARIABLE) or str(PATIENCE)
+def _lock_timeout() -> float:
+    """Seconds to wait for a locked store."""
+    given = os.environ.get(LOCK_TIMEOUT_VARIABLE) or str(LOCK_TIMEOUT)
     try:
         return float(given)
     except ValueError as error:
         raise StoreError(
-            f"{PATIENCE_VARIABLE} is {given!r}, not a number of seconds.", "0 waits for nobody."
+            f"{LOCK_TIMEOUT_VARIABLE} is {given!r}, not a number of seconds.", "Use 0 to fail immediately."
         ) from error
 
 
 def _try_to_connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
-    _refuse_other_kind(path)
-    try:  # from the root on: `md:x` is a service to DuckDB, `:memory:` a store that is gone at the end
+    _check_magic(path)
+    try:  # an absolute path: DuckDB treats `md:x` as a service and `:memory:` as a temporary database
         return duckdb.connect(str(path.absolute()), read_only=read_only)
     except duckdb.IOException as error:
-        raise _explained(path, str(error)) from error
+        raise _to_store_error(path, str(error)) from error
     except duckdb.Error as error:
         raise StoreError(
             f"{path} cannot be opened as a store: {_first_line(error)}",
-            "Give another --store; if this file is yours, restore it from a copy.",
+            "Give another --store, or restore this file from a backup.",
         ) from error
 
 
-def _refuse_other_kind(path: Path) -> None:
-    """Refuse a file that DuckDB would not open as its own.
+def _check_magic(path: Path) -> None:
+    """Raise `StoreError` for a file that is not a DuckDB file.
 
-    It reads CSV and JSON into a database in memory, and asks the network for what opens an SQLite file. To close
-    a file ends the locks that this process has on it: look before DuckDB opens it.
+    DuckDB would load CSV and JSON into an in-memory database, and try to download an extension for an SQLite file.
+    Closing a file releases the locks of this process on it, so the check runs before DuckDB opens the file.
     """
-    if not path.exists():  # it is about to be made
+    if not path.exists():  # it is about to be created
         return
     try:
-        start = _start(path) if path.is_file() else b""  # a pipe would be waited for
+        start = _start(path) if path.is_file() else b""  # reading a pipe would block
     except OSError as error:
-        raise _explained(path, error.strerror or str(error)) from error
-    if start[MAGIC_PLACE:] != MAGIC:
-        raise _no_store(path)
+        raise _to_store_error(path, error.strerror or str(error)) from error
+    if start[MAGIC_OFFSET:] != MAGIC:
+        raise _not_a_store(path)
 
 
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(MAGIC_PLACE + len(MAGIC))
+        return file.read(MAGIC_OFFSET + len(MAGIC))
 
 
 class _LockedError(StoreError):
-    """Another process has the store."""
+    """Another process holds the store."""
 
-    def __init__(self, path: Path, who: str) -> None:
+    def __init__(self, path: Path, holder: str) -> None:
         super().__init__(
-            f"The store {path} is in use by {who}, and DuckDB lets one process write at a time.",
-            "Wait for it to end, or close the program that has the file open, then run this again.",
+            f"The store {path} is in use by {holder}; DuckDB allows one writing process at a time.",
+            "Wait for it to finish, or close the program that has the file open, and run the command again.",
         )
-        self.who = who
+        self.holder = holder
 
 
-def _explained(path: Path, message: str) -> StoreError:
+def _to_store_error(path: Path, message: str) -> StoreError:
     if "lock" in message.lower():
-        holder = re.search(r"PID (\d+)", message)
-        return _LockedError(path, f"process {holder.group(1)}" if holder else "another process")
+        match = re.search(r"PID (\d+)", message)
+        return _LockedError(path, f"process {match.group(1)}" if match else "another process")
     if "not a valid DuckDB" in message:
-        return _no_store(path)
+        return _not_a_store(path)
     if "No space left" in message:
-        return StoreError(f"There is no space left for the store {path}.", "Free some disk space and run this again.")
-    return StoreError(f"The store {path} cannot be opened: {message.splitlines()[0]}", "Check the path and its rights.")
+        return StoreError(f"The disk of the store {path} is full.", "Free some disk space and run the command again.")
+    return StoreError(
+        f"The store {path} cannot be opened: {message.splitlines()[0]}", "Check the path and its permissions."
+    )
 
 
-def _no_store(path: Path) -> StoreError:
-    return StoreError(f"{path} is not a curate store, nor any DuckDB file.", "Give another --store.")
+def _not_a_store(path: Path) -> StoreError:
+    return StoreError(f"{path} is not a curate store: it is not a DuckDB file.", "Give another --store.")
 
 
 def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
-    """Apply the steps that this store has not seen, each in its own transaction with its mark."""
+    """Apply the pending migrations, each recorded in the same transaction."""
     applied = _applied(connection, path)
     for number, step in enumerate(MIGRATIONS[applied:], start=applied + 1):
         connection.begin()
@@ -274,7 +279,7 @@ def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
 
 
 def _applied(connection: DuckDBPyConnection, path: Path) -> int:
-    """How many steps this store has seen. Raises `StoreError` for a file whose tables are not those of a store."""
+    """The number of applied migrations. Raises `StoreError` for a DuckDB file that is not a store."""
     query = "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
     names = {name for (name,) in connection.sql(query).fetchall()}
     if not names:
@@ -284,18 +289,18 @@ def _applied(connection: DuckDBPyConnection, path: Path) -> int:
     if not steps or steps[: len(known)] != known[: len(steps)]:
         raise StoreError(
             f"{path} is a DuckDB file with other tables ({join_names(sorted(names), 3)}), not a curate store.",
-            "Give another --store; nothing was changed in this file.",
+            "Give another --store; this file was not changed.",
         )
     if len(steps) > len(known):
         raise StoreError(
-            f"The store {path} was written by a newer release (step {len(steps)}, this one knows {len(known)}).",
+            f"The store {path} was written by a newer release (migration {len(steps)} of {len(known)} known ones).",
             "pip install --upgrade curate-sft",
         )
     return len(steps)
 
 
 def _steps(connection: DuckDBPyConnection) -> list[tuple[int, str]]:
-    """The steps that the store has written down; none where such a table of somebody else has other columns."""
+    """The applied migrations that the store records; none if a foreign table `migrations` has other columns."""
     try:
         return connection.sql("SELECT number, name FROM main.migrations ORDER BY number").fetchall()
     except (duckdb.BinderException, duckdb.CatalogException):
@@ -307,5 +312,5 @@ def _first_line(error: Exception) -> str:
 
 
 def store_path(given: Path | None = None) -> Path:
-    """The store to use: the option, then the variable `CURATE_STORE`, then `curate.duckdb` in this folder."""
+    """The store to use: `given`, else the variable `CURATE_STORE`, else `curate.duckdb` in the current folder."""
     return given or Path(os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)

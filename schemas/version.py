@@ -1,6 +1,6 @@
-"""A frozen version of a dataset: which conversations, on which side of the split, by which recipe.
+"""Rows of `versions` and `members` → frozen versions: their conversations, splits, recipe and digest.
 
-This is where `curate` and `train` meet: the one writes versions, the other reads them, both through here.
+`curate` writes versions and `train` reads them; this module is their only connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPLITS = ("train", "held_out")
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What the store knows of a frozen version, without its members."""
+    """A frozen version, without its members."""
 
     name: str
     number: int
@@ -34,12 +34,12 @@ class Version:
 
     @property
     def label(self) -> str:
-        """The name people use: `support@3`."""
+        """The label used on the command line: `support@3`."""
         return f"{self.name}@{self.number}"
 
 
 def version_digest(members: pl.DataFrame, recipe: dict[str, Any]) -> str:
-    """SHA-256 (64 hex digits) over the lines `id split`, sorted by id, and the JSON of the recipe's data part.
+    """SHA-256 (64 hex digits) over the lines `id split`, sorted by id, followed by the JSON of the recipe's data part.
 
     `members` has the columns `conversation` and `split`, in any order.
     """
@@ -51,9 +51,9 @@ def version_digest(members: pl.DataFrame, recipe: dict[str, Any]) -> str:
 
 
 def find_version(connection: DuckDBPyConnection, label: str) -> Version:
-    """The version called `label`: `support@3`, or `support` for its newest.
+    """The version called `label`: `support@3`, or `support` for the latest.
 
-    Raises `VersionError` naming the versions that are there.
+    Raises `VersionError` that lists the existing versions.
     """
     name, at, number = label.partition("@")
     query = "SELECT name, number, digest, parent, recipe, counts, epoch_us(frozen_at) FROM versions WHERE name = ?"
@@ -63,16 +63,14 @@ def find_version(connection: DuckDBPyConnection, label: str) -> Version:
             at_time = datetime.fromtimestamp(microseconds / 1e6, UTC)
             return Version(found_name, found_number, digest, parent, json.loads(recipe), json.loads(counts), at_time)
     known = [v for (v,) in connection.execute("SELECT version FROM versions ORDER BY name, number").fetchall()]
-    have = (
-        f"The store has {', '.join(known)}." if known else "The store has no version yet: curate freeze NAME makes one."
-    )
+    have = f"The store has {', '.join(known)}." if known else "The store has no versions yet: run curate freeze NAME."
     raise VersionError(f"There is no version {label}.", have)
 
 
 def read_members(connection: DuckDBPyConnection, version: Version, split: str | None = None) -> pl.DataFrame:
     """The conversations of a version, sorted by id: columns `id`, `conversations`, `tools`, `split`.
 
-    `split` keeps one side. Raises `VersionError` when the members do not give the version's digest any more.
+    `split` selects one split. Raises `VersionError` if the members no longer match the version's digest.
     """
     members = check_members(connection, version)
     frame: pl.DataFrame = connection.sql(
@@ -80,26 +78,26 @@ def read_members(connection: DuckDBPyConnection, version: Version, split: str | 
            WHERE m.version = ? AND (m.split = ? OR ? IS NULL) ORDER BY c.id""",
         params=[version.label, split, split],
     ).pl()
-    wanted = members.height if split is None else members.filter(pl.col("split") == split).height
-    if frame.height != wanted:
+    expected = members.height if split is None else members.filter(pl.col("split") == split).height
+    if frame.height != expected:
         raise VersionError(
-            f"{version.label} has {plural(wanted, 'conversation')}; the store has {frame.height:,} of them.",
-            "Rebuild the version from its exported bundle.",
+            f"{version.label} has {plural(expected, 'conversation')}, but the store has only {frame.height:,} of them.",
+            "Restore the version from its exported bundle: curate restore BUNDLE",
         )
     return frame
 
 
 def check_members(connection: DuckDBPyConnection, version: Version) -> pl.DataFrame:
-    """The ids and sides of a version's members: `conversation`, `split`.
+    """The members of a version: columns `conversation`, `split`.
 
-    Raises `VersionError` when they do not give the version's digest any more.
+    Raises `VersionError` if they no longer match the version's digest.
     """
     members: pl.DataFrame = connection.sql(
         "SELECT conversation, split FROM members WHERE version = ?", params=[version.label]
     ).pl()
     if version_digest(members, version.recipe) != version.digest:
         raise VersionError(
-            f"The members of {version.label} are not the ones that were frozen: their digest differs.",
-            "The store was changed by hand; curate restore rebuilds the version from its exported bundle.",
+            f"The members of {version.label} are not those that were frozen: their digest differs.",
+            "The store was changed by hand; restore the version from its exported bundle: curate restore BUNDLE",
         )
     return members

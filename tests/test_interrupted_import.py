@@ -102,7 +102,7 @@ def test_a_store_in_use_is_named_with_the_process_that_has_it(
     large: Path, tmp_path: Path, curate: Callable[..., Any]
 ) -> None:
     with writing(tmp_path / "curate.duckdb"):
-        ran = curate("import", str(large), CURATE_PATIENCE="0")
+        ran = curate("import", str(large), CURATE_LOCK_TIMEOUT="0")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert f"in use by process {os.getpid()}" in ran.stderr
     assert len(ran.stderr.splitlines()) == 2

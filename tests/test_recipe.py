@@ -27,7 +27,7 @@ def test_options_lie_over_the_file(recipe):
     [
         ("train.steps", "is not section.key=value"),
         ("steps=3", "is not section.key=value"),
-        ("train.steps.x=3", "steps is no section"),
+        ("train.steps.x=3", "steps is not a section"),
         ("train.stepz=3", "did you mean train.steps"),
         ("train.steps=many", "train.steps: Input should be a valid integer"),
     ],
@@ -41,7 +41,7 @@ def test_what_an_option_says_wrongly_is_not_said_of_the_file(recipe):
     with pytest.raises(RecipeError) as error:
         load_recipe(recipe, ["train.stepz=5"])
     assert error.value.what == "the options: train.stepz is not a known key, did you mean train.steps?"
-    assert error.value.hint == "Correct the options; `curate init` writes a full recipe."
+    assert error.value.hint == "Correct the options; `curate init` writes a complete recipe."
     recipe.write_text("[train]\nrnak = 4\nsteps = 'many'\n", encoding="utf-8")
     with pytest.raises(RecipeError) as error:
         load_recipe(recipe, ["train.stepz=5", "train.steps=3"])
@@ -49,29 +49,29 @@ def test_what_an_option_says_wrongly_is_not_said_of_the_file(recipe):
         f"{recipe}: train.rnak is not a known key, did you mean train.rank?; "
         "the options: train.stepz is not a known key, did you mean train.steps?"
     )
-    assert error.value.hint == "Correct the recipe and the options; `curate init` writes a full recipe."
+    assert error.value.hint == "Correct the recipe and the options; `curate init` writes a complete recipe."
     assert load_recipe(None, ["train.steps=3"]).train.steps == 3
 
 
 def test_what_only_file_and_option_together_say_wrongly_is_said_of_the_option(recipe):
     recipe.write_text("[review]\npolicy = 'expert'\nexperts = ['ada']\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"the options: review: .* needs names in experts"):
+    with pytest.raises(RecipeError, match=r"the options: review: .* requires names in experts"):
         load_recipe(recipe, ["review.experts=[]"])
 
 
 def test_an_option_below_what_is_no_section_in_the_file_is_refused(recipe):
     recipe.write_text("score = 3\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="score is no section"):
+    with pytest.raises(RecipeError, match="score is not a section"):
         load_recipe(recipe, ["score.words.x=1"])
 
 
 def test_a_recipe_that_cannot_be_read_is_named(recipe, tmp_path):
-    with pytest.raises(RecipeError, match=r"There is no recipe at nowhere\.toml"):
+    with pytest.raises(RecipeError, match=r"The recipe nowhere\.toml does not exist"):
         load_recipe(recipe.with_name("nowhere.toml").relative_to(tmp_path))
     with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
         load_recipe(tmp_path)
     recipe.write_bytes(b"\xff")
-    with pytest.raises(RecipeError, match="is no valid TOML"):
+    with pytest.raises(RecipeError, match="is not valid TOML"):
         load_recipe(recipe)
 
 
@@ -101,9 +101,9 @@ LONG, DEEP = "1" * 5000, "[" * 5000 + "]" * 5000
 def test_a_value_that_no_reader_of_toml_takes_is_refused(tmp_path, value):
     path = tmp_path / "curate.toml"
     path.write_text(f"[train.extra]\nx = {value}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"curate\.toml is no valid TOML: ") as of_file:
+    with pytest.raises(RecipeError, match=r"curate\.toml is not valid TOML: ") as of_file:
         load_recipe(path)
-    with pytest.raises(RecipeError, match=r"--set train\.extra\.x is no valid TOML: ") as of_option:
+    with pytest.raises(RecipeError, match=r"--set train\.extra\.x is not valid TOML: ") as of_option:
         load_recipe(None, [f"train.extra.x={value}"])
     assert all(len(error.value.what) < 600 for error in (of_file, of_option))
 
@@ -115,7 +115,7 @@ def test_keys_that_are_nested_too_deep_are_refused():
 
 @pytest.mark.parametrize("text", ["3\ny = 4", "3\r\n[train]", '"x"\ny = 3'])
 def test_an_option_of_more_than_one_value_is_refused(text):
-    with pytest.raises(RecipeError, match="says more than one thing"):
+    with pytest.raises(RecipeError, match="sets more than one key"):
         load_recipe(None, [f"import.map.question={text}"])
 
 
@@ -126,5 +126,5 @@ def test_an_option_may_hold_a_text_of_many_lines():
 
 
 def test_a_rule_with_the_name_of_an_option_is_refused_since_no_version_could_state_it():
-    with pytest.raises(RecipeError, match=r"select.rules: .*--where is an option of the command line"):
+    with pytest.raises(RecipeError, match=r"select.rules: .*--where is reserved for the command-line option"):
         check_recipe({"select": {"rules": {"--where": "words > 1"}}}, "the test")

@@ -200,7 +200,7 @@ def test_a_wrong_recipe_is_refused_before_anything_is_computed(store, sections, 
 
 
 def test_a_store_without_conversations_is_said_and_none_is_made(store):
-    with pytest.raises(StoreError, match="There is no store"):
+    with pytest.raises(StoreError, match=r"The store .* does not exist"):
         score_store(store, ALL)
     assert not store.exists()
     with writing(store):

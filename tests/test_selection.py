@@ -167,13 +167,13 @@ def test_a_rule_reads_scores_facts_and_metadata(store, rule, stay):
     ("rule", "message"),
     [
         ("", "the rule is empty"),
-        ("quality >", "is no SQL expression"),
-        ("quality > 0.5; DROP TABLE verdicts", "is no SQL expression"),
-        ("true) UNION (SELECT true", "is no SQL expression"),
-        ("true) ORDER BY (1", "is no SQL expression"),
-        ("true) LIMIT (0", "is no SQL expression"),
-        ("words > 1) or (1 = 1", "is no SQL expression"),
-        ("true LIMIT 0", "is no SQL expression|more than one expression"),
+        ("quality >", "is not an SQL expression"),
+        ("quality > 0.5; DROP TABLE verdicts", "is not an SQL expression"),
+        ("true) UNION (SELECT true", "is not an SQL expression"),
+        ("true) ORDER BY (1", "is not an SQL expression"),
+        ("true) LIMIT (0", "is not an SQL expression"),
+        ("words > 1) or (1 = 1", "is not an SQL expression"),
+        ("true LIMIT 0", "is not an SQL expression|more than one expression"),
         ("id IN (SELECT conversation FROM verdicts)", "a subquery"),
         ("EXISTS (FROM verdicts)", "a subquery"),
         ("count(*) > 1", "calls count_star"),
@@ -341,7 +341,7 @@ def test_people_outrank_rules_in_the_count(store):
 
 
 def test_a_store_without_conversations_is_said(tmp_path):
-    with pytest.raises(StoreError, match="There is no store"):
+    with pytest.raises(StoreError, match=r"The store .* does not exist"):
         select_store(tmp_path / "none.duckdb", Recipe())
 
 

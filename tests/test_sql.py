@@ -136,8 +136,8 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
     ("command", "said"),
     [
         (["import", ""], "The name of a file is empty."),
-        (["status", "--store", ""], "The name of the store is empty."),
-        (["status", "--store", "nowhere/x.db"], "The folder nowhere for the store is not there."),
+        (["status", "--store", ""], "The path of the store is empty."),
+        (["status", "--store", "nowhere/x.db"], "The folder nowhere for the store does not exist."),
         (["score", "--why", ""], "The id is empty."),
         (
             [

@@ -39,7 +39,7 @@ FOREIGN = {
 def test_a_file_of_another_kind_is_no_store_and_stays_as_it_is(tmp_path, name, door):
     FOREIGN[name](tmp_path / name)
     before = None if (tmp_path / name).is_dir() else (tmp_path / name).read_bytes()
-    assert refusal(door, tmp_path / name) == f"{tmp_path / name} is not a curate store, nor any DuckDB file."
+    assert refusal(door, tmp_path / name) == f"{tmp_path / name} is not a curate store: it is not a DuckDB file."
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert before is None or (tmp_path / name).read_bytes() == before
 

@@ -135,7 +135,7 @@ def test_a_third_person_in_another_set_ends_a_dispute(store):
 def test_a_policy_that_nobody_knows_is_refused_with_the_recipe():
     with pytest.raises(RecipeError, match="is no policy: any-drop, majority, expert"):
         check_recipe({"review": {"policy": "vote"}}, "the test")
-    with pytest.raises(RecipeError, match="needs the question quality"):
+    with pytest.raises(RecipeError, match="requires the question quality"):
         check_recipe({"review": {"policy": "mean >= 3", "questions": ["decision"]}}, "the test")
 
 
