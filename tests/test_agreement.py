@@ -60,8 +60,8 @@ def store(tmp_path):
 
 
 def suggested(path, ids, blind):
-    from curate.review.push import Entry, Place, Prepared, note_records, note_set
     from curate.review.questions import questions_of
+    from curate.review.sets import Entry, Place, Prepared, note_records, note_set
     from schemas.review import SetPlan, Suggestion, Task
     from schemas.store import writing
 
@@ -143,7 +143,7 @@ def test_those_on_whom_people_differ_are_listed_with_what_they_say(store):
 
 
 def test_two_sets_that_offer_other_options_are_surveyed_together(tmp_path):
-    from curate.review.push import Entry, Place, Prepared, note_records, note_set
+    from curate.review.sets import Entry, Place, Prepared, note_records, note_set
     from schemas.review import Question, SetPlan, Task
     from schemas.store import writing
 
@@ -162,7 +162,7 @@ def test_two_sets_that_offer_other_options_are_surveyed_together(tmp_path):
 
 
 def test_a_rating_and_a_choice_of_one_name_are_two_questions(tmp_path):
-    from curate.review.push import Entry, Place, Prepared, note_records, note_set
+    from curate.review.sets import Entry, Place, Prepared, note_records, note_set
     from schemas.review import Question, SetPlan, Task
     from schemas.store import writing
 

@@ -20,9 +20,10 @@ from curate.review.agreement import survey_reviews
 from curate.review.argilla import client
 from curate.review.argilla.client import connect
 from curate.review.pull import pull
-from curate.review.push import prepare, push
+from curate.review.push import push
 from curate.review.questions import questions_of
 from curate.review.queue import Wanted
+from curate.review.sets import prepare
 from curate.scorers.runner import score_store
 from schemas.conversation import Conversation, Turn
 from schemas.errors import ReviewError

@@ -7,7 +7,7 @@ import pytest
 from support.stores import add, chat
 
 from curate.review.pull import take_answers
-from curate.review.push import Entry, Place, Prepared, note_records, note_set
+from curate.review.sets import Entry, Place, Prepared, note_records, note_set
 from curate.review.verdicts import judge
 from schemas.conversation import Conversation
 from schemas.digest import canonical_json

@@ -43,7 +43,7 @@ def freeze(
     curate freeze support --held-out 5%
     """
     from curate.cli.views.curation import note_disputes
-    from curate.review.push import disputes
+    from curate.review.verdicts import disputes
     from curate.versions import freeze as freezing
     from schemas.recipe import load_recipe, parse_share
     from schemas.store import reading, store_path, writing

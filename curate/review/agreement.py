@@ -14,7 +14,7 @@ from typing import Any, Literal
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.review.push import read_questions
+from curate.review.sets import read_questions
 from curate.review.verdicts import DISPUTED, judge
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.review.push import Place, Progress, check_same_place, check_same_questions, read_questions
+from curate.review.sets import Place, Progress, check_same_place, check_same_questions, read_questions
 from curate.review.verdicts import DISPUTED, TO_BE_FIXED, UNDECIDED, WAITING, judge, write_verdicts
 from curate.selection import RULE
 from schemas.errors import ReviewError

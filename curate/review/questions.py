@@ -159,6 +159,20 @@ def count_marks(messages: Sequence[tuple[str, str]]) -> int:
     return sum(role[:1].isdecimal() or role.startswith(f"{MARK} ") for role, _ in messages)
 
 
+def offered_marks(questions: Sequence[Question]) -> int:
+    """How many marks a set offers; none where it does not ask."""
+    return max((len(question.options) for question in questions if question.name == TURNS), default=0)
+
+
+def beyond_marks(task: Task, offered: int) -> str | None:
+    """Why the set cannot offer a mark for all answers of a task; null where it can, or asks for none at all."""
+    marks = count_marks(task.messages)
+    if not offered or marks <= offered:
+        return None
+    more = "a new set offers more" if offered < MOST_MARKS else "no set offers more"
+    return f"it has {marks} answers, and the set offers marks for {offered}; {more}"
+
+
 def marked_turns(roles: Sequence[str]) -> dict[str, int]:
     """What each mark means: the number of the turn, told from the roles that a task showed.
 

@@ -18,9 +18,9 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.review.pull import Pulled, take_answers
-from curate.review.push import Entry, Place, Prepared, note_members, note_set, note_shown, prepare, read_questions
 from curate.review.questions import MARK, last_answer, learned_turns, numbers_turns
 from curate.review.queue import Wanted
+from curate.review.sets import Entry, Place, Prepared, note_members, note_set, note_shown, prepare, read_questions
 from schemas.atomic import write_hint, write_text
 from schemas.digest import canonical_json
 from schemas.errors import ExportError, ReviewError, SourceError

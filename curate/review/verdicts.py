@@ -114,6 +114,18 @@ def judge(
     return Judged(_without_silent(_outcomes(tallied, edits, editions, policy), silent, policy), _new(editions))
 
 
+def disputes(connection: DuckDBPyConnection, section: ReviewSection, *, only_kept: bool = False) -> list[str]:
+    """The conversations on which people differ now; with `only_kept` those of them that a freeze takes."""
+    query = "SELECT DISTINCT conversation FROM current_answers"
+    kept = (
+        " SEMI JOIN current_verdicts ON current_verdicts.conversation = current_answers.conversation AND kept"
+        if only_kept
+        else ""
+    )
+    asked = connection.sql(query + kept).pl()["conversation"].to_list()
+    return judge(connection, section, asked).of(DISPUTED)
+
+
 def write_verdicts(connection: DuckDBPyConnection, judged: Judged, review_set: str) -> int:
     """Append the editions and the verdicts that are not the latest already; how many verdicts that were."""
     connection.register("editions", judged.editions)
