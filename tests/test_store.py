@@ -5,9 +5,11 @@ import sqlite3
 import duckdb
 import pytest
 
+from schemas import store
 from schemas.errors import StoreError
-from schemas.migrations import MIGRATIONS
+from schemas.migrations import MIGRATIONS, field_terms
 from schemas.store import reading, writing
+from schemas.views import VIEWS
 
 DOORS = {"reading": reading, "writing": writing}
 
@@ -86,3 +88,36 @@ def test_a_store_of_a_newer_release_says_what_to_install(tmp_path):
         connection.execute("INSERT INTO migrations (number, name) VALUES (?, 'later')", [len(MIGRATIONS) + 1])
     for door in DOORS:
         assert refusal(door, path).startswith(f"The store {path} was written by a newer release")
+
+
+OLD_VIEWS = """
+    CREATE VIEW standing AS SELECT id AS conversation, true AS kept, 'rule' AS by_whom, '' AS reason FROM conversations;
+    CREATE VIEW opinions AS SELECT * FROM reviews;
+    CREATE VIEW latest_reviews AS SELECT * FROM reviews;
+"""
+OLD_ROWS = """
+    INSERT INTO conversations VALUES ('c1',
+        [{'from': 'human', 'value': 'Hi', 'train': true, 'tool_call_id': NULL}], NULL, NULL);
+    INSERT INTO origins VALUES ('s1', 1, 2, 'c1', false, NULL, ['trailing-user'], 'Hi');
+    INSERT INTO verdicts (conversation, verdict, reason, by_whom) VALUES ('c1', 'drop', 'rude', 'ann');
+    INSERT INTO reviews (conversation, dataset, reviewer, response, answers, status, answered_at)
+        VALUES ('c1', 'desk', 'ann', 'r', '{}', 'submitted', '2026-01-02');
+"""
+
+
+def test_a_store_of_an_earlier_release_is_migrated_and_keeps_its_rows(tmp_path, monkeypatch):
+    path = tmp_path / "curate.duckdb"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(store, "MIGRATIONS", MIGRATIONS[: MIGRATIONS.index(field_terms)])
+        with writing(path) as connection:
+            for view in VIEWS:
+                connection.execute(f"DROP VIEW {view}")
+            connection.execute(OLD_VIEWS)
+            connection.execute(OLD_ROWS)
+    with reading(path) as connection:
+        assert connection.sql("SELECT repairs FROM origins").fetchall() == [(["trailing-user"],)]
+        verdicts = connection.sql("SELECT conversation, kept, by_whom, reason FROM current_verdicts").fetchall()
+        assert verdicts == [("c1", False, "ann", "rude")]
+        assert connection.sql("SELECT conversation, reviewer FROM current_answers").fetchall() == [("c1", "ann")]
+        views = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        assert {view for (view,) in views} == set(VIEWS)
