@@ -18,8 +18,8 @@ from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 from curate.scorers import SCORERS
 from curate.scorers.runner import check_not_empty, plan, scorer_names, stored_columns
-from schemas.cluster import Clustering, find_clustering
-from schemas.conversation import FIRST_QUESTION_SQL
+from schemas.cluster import NEAR_DUPLICATE, count_unclustered, find_clustering
+from schemas.conversation import IMPORTED_SQL, preview_prompts
 from schemas.digest import canonical_json, digest
 from schemas.errors import RecipeError, nearest
 from schemas.recipe import Recipe
@@ -34,10 +34,7 @@ RULE = "rule"
 """The author of a rule's verdicts, in `verdicts.by_whom`; every other author is a person."""
 
 EXAMPLES = 5
-FIRST_CHARACTERS = 80
 
-JUDGED = "(c.parent IS NULL OR c.id IN (SELECT conversation FROM origins))"
-"""Which conversations rules judge: not the editions, since a person made them and a person's word alone keeps them."""
 
 META = "meta"
 """The prefix of a source's own columns: `meta.rating`. An empty cell is null there, as everybody expects of a CSV."""
@@ -53,8 +50,6 @@ NULL_BY_ZERO = "SET ieee_floating_point_ops = false; SET error_on_division_by_ze
 
 _TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'], chr(10))"
 
-NEAR_DUPLICATE = "near_duplicate"
-"""What a rule reads of `curate dedup`: whether another conversation, which is like it, is to be preferred."""
 
 FACTS = {
     "id": "c.id",
@@ -205,7 +200,7 @@ def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression)
         there = f'"{column}" IS NOT NULL'
     count = connection.sql(f"""
         SELECT count(*) FROM conversations c
-        WHERE {JUDGED} AND id NOT IN (SELECT conversation FROM scores WHERE {there})""").fetchall()[0][0]
+        WHERE {IMPORTED_SQL} AND id NOT IN (SELECT conversation FROM scores WHERE {there})""").fetchall()[0][0]
     if count:
         what = (
             f"{rule.where}: {shorten(rule.text)!r} reads {column}, which is not computed for {count:,} conversations."
@@ -217,17 +212,11 @@ def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression)
 def _near_duplicate_column(connection: DuckDBPyConnection, rule: Expression) -> Column:
     """Whether a conversation goes for another one. Raises `RecipeError` while conversations wait to be compared."""
     clustering = find_clustering(connection)
-    if clustering is None or (count := uncompared(connection, clustering)):
+    if clustering is None or (count := count_unclustered(connection, clustering)):
         which = "for any conversation" if clustering is None else f"for {count:,} conversations that came in later"
         what = f"{rule.where}: {shorten(rule.text)!r} reads {NEAR_DUPLICATE}, which is not known {which}."
         raise RecipeError(what, "curate dedup")
     return Column("c.id IN (SELECT conversation FROM clusters WHERE nearest IS NOT NULL)")
-
-
-def uncompared(connection: DuckDBPyConnection, clustering: Clustering) -> int:
-    """How many conversations came in since near-duplicates were looked for; none is ever taken out again."""
-    ((judged,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {JUDGED}").fetchall()
-    return int(judged) - clustering.conversations
 
 
 def _score_digests(connection: DuckDBPyConnection, columns: Mapping[str, Column]) -> dict[str, str]:
@@ -295,7 +284,7 @@ def _facts(columns: Mapping[str, Column]) -> str:
             SELECT {", ".join(["conversation", "arg_min(path, origins.rowid) AS path", *firsts])}
             FROM origins LEFT JOIN sources USING (source) GROUP BY conversation
         ) o ON o.conversation = c.id
-        WHERE {JUDGED}"""
+        WHERE {IMPORTED_SQL}"""
 
 
 def _inside(name: str) -> str:
@@ -455,7 +444,7 @@ def _waterfall(connection: DuckDBPyConnection, written: Mapping[str, str], befor
         SELECT rule, count(*), count(*) FILTER (unknown), arg_min(conversation, conversation, {EXAMPLES})
         FROM judged WHERE rule IS NOT NULL GROUP BY rule""").fetchall()
     left = {rule: (leaving, unknown, ids) for rule, leaving, unknown, ids in rows}
-    words = first_words(connection, [id_ for _, _, ids in left.values() for id_ in ids])
+    words = preview_prompts(connection, [id_ for _, _, ids in left.values() for id_ in ids])
     steps = []
     for number, (name, text) in enumerate(written.items()):
         leaving, unknown, ids = left.get(number, (0, 0, []))
@@ -463,12 +452,3 @@ def _waterfall(connection: DuckDBPyConnection, written: Mapping[str, str], befor
         steps.append(RuleCount(name, text, before, leaving, unknown, before - leaving, examples))
         before -= leaving
     return steps
-
-
-def first_words(connection: DuckDBPyConnection, ids: Sequence[str]) -> dict[str, str]:
-    """The beginning of what the user says first, on one line, per conversation."""
-    rows = connection.execute(
-        f"SELECT id, ({FIRST_QUESTION_SQL})[:{FIRST_CHARACTERS}] FROM conversations WHERE id IN (SELECT unnest(?))",
-        [list(ids)],
-    ).fetchall()
-    return {id_: " ".join((text or "").split()) for id_, text in rows}

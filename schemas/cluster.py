@@ -1,4 +1,4 @@
-"""A clustering: which conversations are near-duplicates of each other, by which parameters, and over how many."""
+"""Near-duplicate clusters in the store: how they were found, which conversations they cover, connected components."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from schemas.conversation import IMPORTED_SQL
 from schemas.digest import canonical_json
+
+NEAR_DUPLICATE = "near_duplicate"
+"""The name in rules for "another conversation of the cluster is kept instead of this one"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
-    """What the table `clusters` was made by. `conversations` were there to be compared."""
+    """How the table `clusters` was computed, and how many conversations were compared."""
 
     method: str
     parameters: dict[str, Any]
@@ -25,7 +29,7 @@ class Clustering:
 
 
 def find_clustering(connection: DuckDBPyConnection) -> Clustering | None:
-    """The latest clustering of the store, if there is one."""
+    """The latest clustering of the store, or None."""
     query = "SELECT method, parameters, conversations, clustered_at FROM clusterings ORDER BY clustered_at DESC LIMIT 1"
     found = connection.sql(query).fetchall()
     return Clustering(found[0][0], json.loads(found[0][1]), *found[0][2:]) if found else None
@@ -38,9 +42,9 @@ def write_clustering(
     conversations: int,
     clusters: pl.DataFrame,
 ) -> None:
-    """Put a clustering in the place of the one that the method made before.
+    """Write a clustering, replacing the previous one of the same method.
 
-    `clusters` has `conversation`, `cluster`, `nearest`, `similarity`.
+    `clusters` has the columns `conversation`, `cluster`, `nearest`, `similarity`.
     """
     connection.execute("DELETE FROM clusters WHERE method = ?", [method])
     connection.execute("DELETE FROM clusterings WHERE method = ?", [method])
@@ -48,6 +52,29 @@ def write_clustering(
         "INSERT INTO clusterings (method, parameters, conversations) VALUES (?, ?, ?)",
         [method, canonical_json(parameters), conversations],
     )
-    connection.register("found_clusters", clusters)
-    connection.execute("INSERT INTO clusters BY NAME SELECT *, ? AS method FROM found_clusters", [method])
-    connection.unregister("found_clusters")
+    connection.register("new_clusters", clusters)
+    connection.execute("INSERT INTO clusters BY NAME SELECT *, ? AS method FROM new_clusters", [method])
+    connection.unregister("new_clusters")
+
+
+def count_unclustered(connection: DuckDBPyConnection, clustering: Clustering) -> int:
+    """How many conversations were imported after the clustering. Conversations are never deleted."""
+    ((imported,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {IMPORTED_SQL}").fetchall()
+    return int(imported) - clustering.conversations
+
+
+def connected_components(links: pl.DataFrame) -> pl.DataFrame:
+    """The smallest member reachable from each member of `links` (`member`, `link`, `rank`): columns `member`, `group`.
+
+    Members with the same `link` are connected. Smallest is by `rank`, then by name. Each round passes the smallest
+    member across one link in both directions, until nothing changes: as many rounds as the longest chain of links,
+    which is two or three if the links are already closed clusters.
+    """
+    groups = links.with_columns(group=pl.concat_str("rank", "member"))
+    while True:
+        passed = groups.with_columns(pl.col("group").min().over("link")).with_columns(
+            pl.col("group").min().over("member")
+        )
+        if passed["group"].equals(groups["group"]):
+            return groups.select("member", "group").unique()
+        groups = passed

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import polars_hash  # noqa: F401  registers the namespace `chash`
 import pyarrow as pa
+from duckdb import DuckDBPyConnection
 
 ROLES = ("system", "human", "gpt", "function_call", "observation")
 """Valid roles. `function_call` is a tool call of the assistant, `observation` the result of a tool."""
@@ -29,6 +30,11 @@ CONVERSATIONS = {"id": pl.String, "conversations": pl.List(TURN), "tools": pl.St
 
 FIRST_QUESTION_SQL = """conversations[list_position([turn."from" for turn in conversations], 'human')].value"""
 """SQL: the first user turn of a row of `conversations`; null if there is none."""
+
+IMPORTED_SQL = "(c.parent IS NULL OR c.id IN (SELECT conversation FROM origins))"
+"""Condition on a row `c` of `conversations`: it was imported, and is not only the result of an edit."""
+
+PREVIEW_CHARACTERS = 80
 
 ID_LENGTH = 32
 """Hex digits of SHA-256 that are kept: 128 bits, a collision probability of 10^-15 for 10^12 conversations."""
@@ -197,3 +203,12 @@ def _nested(values: pl.Series, lengths: pl.Series) -> pl.Series:
 
 def _one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def preview_prompts(connection: DuckDBPyConnection, ids: Sequence[str]) -> dict[str, str]:
+    """The beginning of the first user turn of each conversation, on one line."""
+    rows = connection.execute(
+        f"SELECT id, ({FIRST_QUESTION_SQL})[:{PREVIEW_CHARACTERS}] FROM conversations WHERE id IN (SELECT unnest(?))",
+        [list(ids)],
+    ).fetchall()
+    return {id_: " ".join((text or "").split()) for id_, text in rows}

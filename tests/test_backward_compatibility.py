@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from support.stores import add, chat
 
+from curate.cli.views.lineage import lineage_lines
 from curate.versions.freeze import freeze
 from curate.versions.lineage import trace
 from schemas.manifest import read_manifest
@@ -90,7 +91,9 @@ def test_its_ledger_is_traced_though_it_counts_nothing_seen(tmp_path, manifest):
     with reading(store) as connection:
         (found,) = trace(connection, talk.id)
     assert found.runs[0]["run"] == "r1"
-    assert any(line.endswith("done: fate kept, tokens 24, cut 0, learned 9, learned_cut 0") for line in found.lines())
+    assert any(
+        line.endswith("done: fate kept, tokens 24, cut 0, learned 9, learned_cut 0") for line in lineage_lines(found)
+    )
 
 
 @pytest.mark.parametrize("text", ["{}", "no JSON", MANIFEST.replace('"run": "r1"', '"run": "r7"')])

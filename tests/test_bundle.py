@@ -12,6 +12,7 @@ from support.stores import add, chat, questions, say
 from typer.testing import CliRunner
 
 from curate.cli.app import app
+from curate.cli.views.versions import show_export, show_restore
 from curate.versions import bundle as exporting
 from curate.versions.bundle import export_version
 from curate.versions.freeze import freeze
@@ -187,14 +188,16 @@ def test_exporting_twice_gives_the_same_bytes(store, tmp_path, parquet):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
-def test_one_conversation_is_not_called_several(tmp_path):
+def test_a_count_of_one_is_singular(tmp_path, capsys):
     add(tmp_path / "one.duckdb", questions(1))
     with writing(tmp_path / "one.duckdb") as connection:
         freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
     exported = export(tmp_path / "one.duckdb", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    again = restored(tmp_path / "again.duckdb", tmp_path / "out")
-    for shown in (exported.as_text(), card, again.as_text()):
+    show_export(exported)
+    exported_text = capsys.readouterr().out
+    show_restore(restored(tmp_path / "again.duckdb", tmp_path / "out"))
+    for shown in (exported_text, card, capsys.readouterr().out):
         assert "1 conversation" in shown
         assert "1 conversations" not in shown
 
@@ -487,14 +490,17 @@ def test_the_first_and_the_last_date_that_there_is_are_kept(store, tmp_path, yea
         assert find_version(connection, "support@1").frozen_at.isoformat() == year
 
 
-def test_behind_the_last_number_that_there_is_no_version_is_frozen(store, tmp_path):
+def test_freezing_after_the_largest_version_number_is_an_error(store, tmp_path):
     export(store, tmp_path / "bundle")
     restate(tmp_path / "bundle", {"number": 2**31 - 1})
     other = tmp_path / "other.duckdb"
     restored(other, tmp_path / "bundle")
     add(other, questions(1, start=900))
     recipe = check_recipe({}, "the test")
-    with writing(other) as connection, pytest.raises(VersionError, match="No number comes after support@2147483647"):
+    with (
+        writing(other) as connection,
+        pytest.raises(VersionError, match="support@2147483647 has the largest possible number"),
+    ):
         freeze(connection, "support", recipe)
     with writing(other) as connection:
         assert freeze(connection, "guest", recipe).version.label == "guest@1"

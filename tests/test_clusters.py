@@ -157,9 +157,9 @@ def test_a_version_says_how_near_duplicates_were_found_and_one_without_them_is_a
 @pytest.mark.parametrize(
     ("between", "said"),
     [
-        (lambda store: add(store, questions(2, start=9), source="b.csv"), "2 conversations came in after"),
-        (lambda store: deduplicate_store(store, recipe(dedup={"similarity": 0.9})), r"\[dedup\] .* is not what was"),
-        (lambda store: deduplicate_store(store, recipe()), "after the selection that goes by near_duplicate"),
+        (lambda store: add(store, questions(2, start=9), source="b.csv"), "does not cover 2 conversations"),
+        (lambda store: deduplicate_store(store, recipe(dedup={"similarity": 0.9})), r"\[dedup\] .* differs from the"),
+        (lambda store: deduplicate_store(store, recipe()), "uses near_duplicate, but curate dedup was run after it"),
     ],
     ids=["newcomers", "another limit", "selected before"],
 )
@@ -184,7 +184,7 @@ def test_the_command_tells_and_says_what_comes_next(curate, tmp_path, sample):
     assert "10 of 380 conversations are near-duplicates" in " ".join(shown.stdout.split())
     assert "not near_duplicate" in shown.stderr
     ((one, other),) = [row[:2] for row in clusters(tmp_path / "curate.duckdb") if row[2]][:1]
-    assert f"one of 2 around {other}, for {other}, similarity 1.000" in curate("trace", one).stdout
+    assert f"one of 2 in cluster {other}, near-duplicate of {other}, similarity 1.000" in curate("trace", one).stdout
 
 
 def test_the_card_of_a_version_says_that_near_duplicates_are_not_torn_apart(curate, tmp_path, sample):

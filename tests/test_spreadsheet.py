@@ -104,7 +104,7 @@ def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
     traced = curate("trace", one).stdout
     assert "ann in desk: " in traced
     assert "nobody says that" in traced
-    assert "stands now: not kept, ann: review (majority): drop 1" in traced
+    assert "current verdict: not kept, ann: review (majority): drop 1" in traced
     status = json.loads(curate("status", "--json").stdout)
     assert status["counts"]["judged_by_people"] == 3
     shown = curate("status").stdout

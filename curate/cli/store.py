@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import JsonOption, StoreOption, note, print_json
-from schemas.text import printable
 
 PANEL = "Look"
 
@@ -78,16 +77,18 @@ def trace(
     \b
     curate trace data.csv:7
     """
-    from curate.versions import lineage
+    from curate.cli.views.lineage import show_lineages
+    from curate.versions.lineage import find_earlier_line
+    from curate.versions.lineage import trace as trace_lineage
     from schemas.store import reading, store_path
 
     with reading(store_path(store)) as connection:
-        found = lineage.trace(connection, what)
-        if earlier := lineage.say_earlier(connection, what):
-            note(earlier)
+        lineages = trace_lineage(connection, what)
+        earlier = find_earlier_line(connection, what)
+    if earlier is not None:
+        file, _, line = what.rpartition(":")
+        note(f"No record of {file} starts on line {line}; the last one before it starts on line {earlier}.")
     if as_json:
-        print_json([one.as_json() for one in found])
-        return
-    for one in found:
-        for line in one.lines():
-            typer.echo(printable(line))
+        print_json([lineage.as_json() for lineage in lineages])
+    else:
+        show_lineages(lineages)

@@ -43,6 +43,7 @@ def freeze(
     curate freeze support --held-out 5%
     """
     from curate.cli.views.curation import note_disputes
+    from curate.cli.views.versions import show_freeze
     from curate.review.verdicts import disputes
     from curate.versions import freeze as freezing
     from schemas.recipe import load_recipe, parse_share
@@ -55,7 +56,7 @@ def freeze(
         disputed = disputes(connection, settings.review, only_kept=True)
     if as_json:
         return print_json(frozen.as_json())
-    typer.echo(frozen.as_text())
+    show_freeze(frozen)
     return note_disputes(len(disputed))
 
 
@@ -125,6 +126,7 @@ def export(
     \b
     curate export support@1 --format messages --to support-1
     """
+    from curate.cli.views.versions import show_export
     from curate.versions.bundle import export_version
     from schemas.store import reading, store_path
 
@@ -135,7 +137,7 @@ def export(
     if as_json:
         print_json(exported.as_json())
     else:
-        typer.echo(exported.as_text())
+        show_export(exported)
 
 
 def restore(
@@ -149,6 +151,7 @@ def restore(
     \b
     curate restore support-1 --store other.duckdb
     """
+    from curate.cli.views.versions import show_restore
     from curate.versions import restore as restoring
     from schemas.store import store_path, writing
 
@@ -158,4 +161,4 @@ def restore(
     if as_json:
         print_json(restored.as_json())
     else:
-        typer.echo(restored.as_text())
+        show_restore(restored)

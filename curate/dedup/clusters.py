@@ -17,9 +17,9 @@ from duckdb import DuckDBPyConnection
 
 from curate.dedup.shingle_join import Numbers, Read, central_first, near_pairs, stand_ins
 from curate.scorers.runner import check_not_empty
-from curate.selection import NEAR_DUPLICATE, first_words, matching
-from curate.versions.freeze import join_groups
-from schemas.cluster import write_clustering
+from curate.selection import matching
+from schemas.cluster import NEAR_DUPLICATE, connected_components, write_clustering
+from schemas.conversation import preview_prompts
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe
 from schemas.store import reading, writing
@@ -143,7 +143,7 @@ def _clusters(pairs: pl.DataFrame, going: pl.DataFrame, numbered: pl.DataFrame) 
     links = pairs.with_row_index("link").unpivot(["a", "b"], index="link", value_name="number")
     named = links.join(numbered, on="number").select("link", member="conversation", rank=pl.lit(""))
     members = (
-        join_groups(named)
+        connected_components(named)
         .join(numbered, left_on="member", right_on="conversation")
         .join(going, on="number", how="left")
         .join(numbered.select(nearest="number", like="conversation"), on="nearest", how="left")
@@ -178,7 +178,7 @@ def _deduplicated(
 def _examples(connection: DuckDBPyConnection, going: pl.DataFrame) -> list[dict[str, str | float]]:
     """Those that are least alike: where the limit lies is judged by them."""
     least = going.sort("similarity", "conversation").head(EXAMPLES).to_dicts()
-    words = first_words(connection, [one[end] for one in least for end in ("conversation", "nearest")])
+    words = preview_prompts(connection, [one[end] for one in least for end in ("conversation", "nearest")])
     return [
         {
             "conversation": one["conversation"],

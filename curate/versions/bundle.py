@@ -81,7 +81,7 @@ class WrittenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportResult:
     """What an export wrote, and what it had to leave out (`id`, `reason`, `split`)."""
 
     version: Version
@@ -112,15 +112,6 @@ class Exported:
             "left_out_ids": self.left_out["id"].to_list(),
         }
 
-    def as_text(self) -> str:
-        """The result for people, a few lines."""
-        lines = [f"{self.version.label} as {self.format} in {self.to}, read back and the same"]
-        lines += [
-            f"  {name}: {plural(one.conversations, 'conversation')} ({one.split})" for name, one in self.files.items()
-        ]
-        lines += [f"  left out: {count:,}, {reason}" for reason, count in self.reasons.items()]
-        return "\n".join(lines)
-
 
 def export_version(
     connection: DuckDBPyConnection,
@@ -134,7 +125,7 @@ def export_version(
     force: bool = False,
     with_scores: bool = False,
     with_origins: bool = False,
-) -> Exported:
+) -> ExportResult:
     """Write the version to the folder `to`, or to one file when `to` ends in .jsonl or .parquet.
 
     `split` keeps one side, or says `all` for one file with both. Raises `VersionError` when the version is not what
@@ -156,7 +147,7 @@ def export_version(
         _refuse_unfit(left_out, version, exporter, skip_unfit=skip_unfit)
         for name, written in files.items():
             _prove(place if single else place / name, exporter, written.conversations)
-        exported = Exported(version, exporter.name, to, files, left_out)
+        exported = ExportResult(version, exporter.name, to, files, left_out)
         if not single:
             _write_scores_and_origins(connection, version, place, with_scores=with_scores, with_origins=with_origins)
             _write_proof_and_card(connection, exported, place)
@@ -335,7 +326,7 @@ def _write_scores_and_origins(
             pq.write_table(frame.to_arrow(), place / name, compression="zstd")
 
 
-def _write_proof_and_card(connection: DuckDBPyConnection, exported: Exported, place: Path) -> None:
+def _write_proof_and_card(connection: DuckDBPyConnection, exported: ExportResult, place: Path) -> None:
     """`version.json`, the card and, where something is left out, the list of it."""
     version = exported.version
     facts = CardFacts(
@@ -354,7 +345,7 @@ def _write_proof_and_card(connection: DuckDBPyConnection, exported: Exported, pl
         exported.left_out.write_csv(place / LEFT_OUT)
 
 
-def _proof(exported: Exported) -> dict[str, Any]:
+def _proof(exported: ExportResult) -> dict[str, Any]:
     version = exported.version
     return {
         "bundle": BUNDLE,

@@ -31,7 +31,8 @@ from curate.versions.bundle import BUNDLE, PROOF
 from curate.versions.bundle_reader import differing, reread
 from curate.versions.formats import EXPORTERS
 from curate.versions.formats.format import Exporter
-from curate.versions.freeze import LAST_NUMBER, NAME, check_name, count_sides, write_members, write_version
+from curate.versions.freeze import LAST_NUMBER, NAME, check_name, write_members, write_version
+from curate.versions.split import count_splits
 from schemas.conversation import ID_LENGTH
 from schemas.digest import canonical_json, digest, file_digest
 from schemas.errors import VersionError
@@ -55,7 +56,7 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
+class RestoreResult:
     """What a restore did: the version, whether the store had it, how many conversations were new to the store."""
 
     version: Version
@@ -72,16 +73,6 @@ class Restored:
             "new_conversations": self.conversations,
         }
 
-    def as_text(self) -> str:
-        """The result for people, a few lines."""
-        state = "restored" if self.new else "was here already and is made whole"
-        total = sum(self.version.counts.values())
-        return (
-            f"{self.version.label} {state}: {plural(total, 'conversation')}, "
-            f"{self.conversations:,} of them new to the store\n"
-            f"digest {self.version.digest}, computed from their words"
-        )
-
 
 @dataclass(slots=True)
 class _Seen:
@@ -93,7 +84,7 @@ class _Seen:
     new: int = 0
 
 
-def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None = None) -> Restored:
+def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None = None) -> RestoreResult:
     """The version of the bundle, written into the store, under another `name` if one is given.
 
     Raises `VersionError` when its words do not give its digest (with the first ids that differ), or when the store
@@ -108,14 +99,14 @@ def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None 
     members = pl.concat(seen.members)
     if version_digest(members, version.recipe) != version.digest:
         raise _not_proved(bundle, seen)
-    counts = count_sides(members)
+    counts = count_splits(members)
     if counts != version.counts:
         raise _miscounted(bundle, counts)
     if there:
         version = _make_whole(connection, version, members)
     else:
         write_version(connection, version, members)
-    return Restored(version, not there, seen.new)
+    return RestoreResult(version, not there, seen.new)
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -1,0 +1,131 @@
+"""Lineages of conversations and rejected rows → text for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import typer
+
+from curate.versions.lineage import Lineage, RejectedRow
+from schemas.text import printable
+
+MOST_ENTRIES = 5
+"""Entries that are shown of a list; of scores all are."""
+
+MOST_CHARACTERS = 300
+
+
+def show_lineages(lineages: Iterable[Lineage | RejectedRow]) -> None:
+    """Print each lineage, a fact per line."""
+    for lineage in lineages:
+        for line in lineage_lines(lineage):
+            typer.echo(printable(line))
+
+
+def lineage_lines(lineage: Lineage | RejectedRow) -> Iterator[str]:
+    """The lines of a lineage or of a rejected row."""
+    if isinstance(lineage, RejectedRow):
+        yield from _rejected_row_lines(lineage)
+        return
+    yield f"conversation {lineage.id}"
+    for turn in lineage.conversation.turns:
+        flag = "" if turn.train else " (no loss)"
+        yield f"  {turn.role}{flag}: {_excerpt(turn.value)}"
+    if lineage.conversation.tools:
+        yield f"  tools: {_excerpt(lineage.conversation.tools)}"
+    yield from _section("imported from", map(_origin_line, lineage.origins))
+    if lineage.parent:
+        yield f"edited from {lineage.parent}"
+    yield from _section("edited to", lineage.edits)
+    yield from _section("near-duplicates", map(_cluster_line, lineage.clusters))
+    yield from _section("scores", (f"{name} {printable(score)}" for name, score in lineage.scores.items()), most=None)
+    yield from _section("verdicts", map(_verdict_line, lineage.verdicts))
+    yield from _section("reviews", map(_review_line, lineage.reviews))
+    yield _current_verdict_line(lineage.current_verdict)
+    yield from _section("versions", (f"{row['version']}, {row['split']}" for row in lineage.versions))
+    yield from _section("runs", map(_run_line, lineage.runs))
+
+
+def _rejected_row_lines(row: RejectedRow) -> Iterator[str]:
+    yield f"{_place(row.path, row.row, row.line)} was rejected: {row.code}"
+    yield f"  {row.reason}"
+    if row.corrected_in:
+        yield f"  corrected and imported from {row.corrected_in}"
+    if row.again_of:
+        yield f"  rejected again: its reject in {row.again_of} is still open"
+    yield f"  {_excerpt(row.raw)}"
+
+
+def _section(title: str, entries: Iterable[str], most: int | None = MOST_ENTRIES) -> Iterator[str]:
+    """The title and the first `most` entries; nothing if there are none."""
+    lines = list(entries)
+    if lines:
+        yield title
+    yield from (f"  {line}" for line in lines[:most])
+    if most is not None and len(lines) > most:
+        yield f"  and {len(lines) - most:,} more: --json shows all"
+
+
+def _place(path: str, row: int, line: int | None) -> str:
+    return f"{path} row {row}" if line is None else f"{path} line {line} (row {row})"
+
+
+def _origin_line(origin: Mapping[str, Any]) -> str:
+    parts = [_place(origin["path"], origin["row"], origin["line"])]
+    if origin["duplicate"]:
+        parts.append("duplicate")
+    if origin["repairs"]:
+        parts.append(f"repaired ({', '.join(origin['repairs'])}); original row: {_excerpt(origin['raw'] or '')}")
+    if origin["metadata"]:
+        parts.append(f"metadata: {_excerpt(json.dumps(origin['metadata'], ensure_ascii=False))}")
+    return "; ".join(parts)
+
+
+def _cluster_line(cluster: Mapping[str, Any]) -> str:
+    head = f"{cluster['method']}: one of {cluster['size']} in cluster {cluster['cluster']}"
+    if cluster["nearest"] is None:
+        return f"{head}, kept"
+    return f"{head}, near-duplicate of {cluster['nearest']}, similarity {cluster['similarity']:.3f}"
+
+
+def _verdict_line(verdict: Mapping[str, Any]) -> str:
+    to = f" to {verdict['edited_to']}" if verdict["edited_to"] else ""
+    return f"{verdict['decided_at']:%Y-%m-%d %H:%M} {verdict['by_whom']}: {verdict['verdict']}{to}, {verdict['reason']}"
+
+
+def _review_line(review: Mapping[str, Any]) -> str:
+    state = "" if review["status"] == "submitted" else f" ({review['status']})"
+    blind = ", without suggestions" if review["blind"] else ""
+    head = f"{review['answered_at']:%Y-%m-%d %H:%M} {review['reviewer']}{state} in {review['dataset']}{blind}"
+    return f"{head}: {review['answers']}"
+
+
+def _current_verdict_line(verdict: Mapping[str, Any]) -> str:
+    kept = "kept" if verdict.get("kept") else "not kept"
+    author = f", {verdict['by_whom']}: {verdict['reason']}" if verdict.get("by_whom") else ""
+    return f"current verdict: {kept}{author}"
+
+
+def _run_line(run: Mapping[str, Any]) -> str:
+    head = f"{run['run']} on {run['version']} ({run['split']}), {run['status']}"
+    if run["ledger"] is None:
+        return f"{head}: {run['note']}"
+    return f"{head}: {'; '.join(map(_ledger_line, run.get('windows', [run['ledger']])))}"
+
+
+def _ledger_line(ledger: Mapping[str, Any]) -> str:
+    """The columns of a ledger row; `seen` counts how often the run's steps included the conversation."""
+    values = {name: value for name, value in ledger.items() if name not in ("conversation", "split")}
+    parts = [f"{name} {printable(value)}" for name, value in values.items() if name != "seen" and value is not None]
+    times = values.get("seen")
+    if times is not None:
+        parts.append(f"seen {times:,} {'time' if times == 1 else 'times'}" if times else "not reached by its steps")
+    return ", ".join(parts)
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of `text`; its further lines are indented, so that they differ from the lines of this view."""
+    cut = f"{text[:MOST_CHARACTERS]}… ({len(text):,} characters; --json shows all)"
+    return "\n    ".join((text if len(text) <= MOST_CHARACTERS else cut).splitlines())

@@ -1,0 +1,82 @@
+"""Kept conversations → `train` or `held_out`, a function of content alone, so that no group leaks between the splits.
+
+Conversations with the same first question, in the same near-duplicate cluster, or connected by an edit form a group.
+A group is placed as a unit by a hash, so the split is independent of random seeds and of the order of import.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+from duckdb import DuckDBPyConnection
+
+from curate.selection import KEPT_SQL
+from schemas.cluster import connected_components
+from schemas.conversation import FIRST_QUESTION_SQL
+from schemas.version import SPLITS
+
+SPACES = r"[\s\p{Z}]{2,}|[\t-\r\x{85}\x{A0}\x{2000}-\x{200A}\x{2028}-\x{202F}\x{3000}]"
+"""White space that is replaced by one space. A single plain space is not matched, which is four times faster."""
+
+NORMAL_SQL = f"trim(regexp_replace(lower(nfc_normalize({FIRST_QUESTION_SQL})), '{SPACES}', ' ', 'g'))"
+PROMPTS_SQL = f"""
+    SELECT id AS conversation, sha256(coalesce(nullif({NORMAL_SQL}, ''), id)) AS prompt, parent IS NOT NULL AS edited
+    FROM conversations
+"""
+"""The hash of each conversation's first question; a conversation without one is a group of its own."""
+
+LINKS_SQL = """
+    SELECT conversation, 'cluster ' || method || ' ' || cluster AS link FROM clusters
+    UNION ALL SELECT unnest([id, parent]), 'edit ' || parent FROM conversations WHERE parent IS NOT NULL
+    UNION ALL SELECT unnest([conversation, edited_to]), 'edit ' || conversation FROM verdicts
+    WHERE edited_to IS NOT NULL
+"""
+"""Links between conversations with different questions: near-duplicate clusters and edits."""
+
+LINKED_PROMPTS_SQL = f"""
+    WITH links AS ({LINKS_SQL}), prompts AS ({PROMPTS_SQL})
+    SELECT DISTINCT prompt AS member, link, if(prompt IN (SELECT prompt FROM prompts WHERE NOT edited), '', '~') AS rank
+    FROM links JOIN prompts USING (conversation)
+"""
+"""`rank` sorts questions that only edits contain last, so that an edit never renames the group it joins."""
+
+
+def split_members(connection: DuckDBPyConnection, held_out: float, salt: str = "") -> pl.DataFrame:
+    """The kept conversations with their splits: columns `conversation`, `split`, `group`.
+
+    A group is held out if SHA-256(salt + group), read as a fraction, is below `held_out`. A larger share therefore only
+    moves groups from `train` to `held_out`. Groups are formed over all conversations of the store, not only the kept
+    ones, so a conversation stays in its split when others are dropped or imported, and an edit is in the split of the
+    original. A group changes its split only if a new near-duplicate with a smaller hash joins it or connects two
+    groups; then the complete group moves, and `FreezeResult.moved` counts its conversations.
+
+    `held_out` is the expected share of groups, not an exact one: with n groups the standard deviation is
+    sqrt(p(1-p)/n). 5 % of 1,000 groups is between 4.3 % and 5.7 % in two of three cases; with 20 groups `held_out` is
+    empty in one of three cases. A large group, such as many chats that open with the same greeting, moves as a unit.
+    """
+    groups = connected_components(connection.sql(LINKED_PROMPTS_SQL).pl()).rename({"member": "prompt"})
+    connection.register("prompt_groups", groups)
+    members: pl.DataFrame = connection.sql(
+        f"""
+        SELECT conversation, if(sha256(? || "group") < ?, 'held_out', 'train') AS split, "group" FROM (
+            SELECT conversation, coalesce("group", prompt) AS "group"
+            FROM ({KEPT_SQL}) JOIN ({PROMPTS_SQL}) USING (conversation) LEFT JOIN prompt_groups USING (prompt))
+        """,
+        params=[salt, f"{int(held_out * 2**64):016x}"],
+    ).pl()
+    connection.unregister("prompt_groups")
+    return members
+
+
+def count_splits(members: pl.DataFrame) -> dict[str, int]:
+    """The conversations of each split (`split`)."""
+    return _count(members, pl.len())
+
+
+def count_groups(members: pl.DataFrame) -> dict[str, int]:
+    """The groups of each split (`split`, `group`)."""
+    return _count(members, pl.col("group").n_unique())
+
+
+def _count(members: pl.DataFrame, count: pl.Expr) -> dict[str, int]:
+    counts = dict(members.group_by("split").agg(count.alias("count")).iter_rows())
+    return {split: int(counts.get(split, 0)) for split in SPLITS}
