@@ -16,7 +16,8 @@ import typer
 import curate.cli.startup  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
 from curate.__main__ import INTERRUPTED
 from curate.cli import data, start, store, versions
-from curate.cli.console import GroupedHelp, note
+from curate.cli.console import note
+from curate.cli.options import GroupedHelp
 from curate.cli.training import register as register_training_commands
 from schemas.errors import CurateError
 

@@ -1,159 +1,174 @@
-"""What a person sees: results on stdout (or JSON), progress and logs on stderr, options that all commands share."""
+"""Results → tables, records, lines or JSON on stdout; notes and progress → stderr; all fitted to the terminal."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from schemas.text import BIDI, printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-    from typer._click import Context, HelpFormatter
-
-StoreOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        metavar="FILE",
-        help="The DuckDB file of this project.",
-        envvar="CURATE_STORE",
-        show_default="curate.duckdb",
-    ),
-]
-RecipeOption = Annotated[
-    Path | None, typer.Option("--recipe", metavar="FILE", help="The recipe.", show_default="curate.toml if it is there")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, such as train.steps=20."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-class GroupedHelp(TyperGroup):
-    """A command's help with its commands under the headings of their `rich_help_panel`, whole sentences, no frames.
-
-    Typer's own grouped help imports Rich's Markdown, syntax and traceback parts, which takes longer than all else:
-    `curate --help` would need 2.5 times what `import typer, rich` does (tests/bench/bench_start.py).
-    """
-
-    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
-        """Write the commands, in the order in which they were registered."""
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name, command in self.commands.items():
-            panel = command.rich_help_panel if isinstance(command, TyperCommand | TyperGroup) else None
-            panels.setdefault(str(panel or "Commands"), []).append((name, command.get_short_help_str(limit=200)))
-        width = max(len(name) for name in self.commands)
-        for panel, rows in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl([(name.ljust(width), purpose) for name, purpose in rows])
+    from rich.text import Text
 
 
 def print_json(value: object) -> None:
-    """Print `value` as JSON on stdout; dates and paths become text, what a terminal would obey is escaped."""
+    """Print `value` as JSON on stdout; dates and paths become text, control characters become escapes."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str).translate(_ESCAPED))
 
 
-def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
-    """Print rows as a table on stdout. Cells are data: markup and control characters in them are shown, not obeyed.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *BIDI)}
+"""Escapes in addition to those of JSON, which end at U+001F; they decode to the same text."""
 
-    What does not fit is folded into the next line, never cut: names are there to be typed, so sentences are folded
-    first. Columns without names have no head.
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
+    """Print rows on stdout as a table, or as one record per row if the terminal is too narrow for the table.
+
+    Nothing is cut, and a line breaks at spaces only, so that names can be copied. Cells are data: markup and control
+    characters are displayed, not interpreted.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console, cells = Console(), [[printable(row[column]) for column in columns] for row in rows]
-    named = any(column.strip() for column in columns)
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=named)
+    console = Console()
+    cells = [[printable(row[column]).expandtabs() for column in columns] for row in rows]
     texts = [[column, *(row[place] for row in cells)] for place, column in enumerate(columns)]
-    for column, width in zip(columns, column_widths(texts, console.width - BETWEEN * len(columns) + 1), strict=True):
-        table.add_column(column, overflow="fold", width=width)
+    widths = column_widths(texts, console.width - COLUMN_GAP * (len(columns) - 1))
+    if widths is None:
+        for row in cells:
+            fields = {f"{column}:" if column else "": cell for column, cell in zip(columns, row, strict=True)}
+            print_fields(fields, title)
+            title = ""
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, width=width)
     for row in cells:
         table.add_row(*map(Text, row))
-    console.print(table)
+    console.print(*_title_lines(title, console.width), table, "", sep="\n")
 
 
-BETWEEN = 3
-"""Characters between two columns of a table; half as many stand at its edges."""
+COLUMN_GAP = 2
+"""Characters between two columns of a table."""
 
-SENTENCE, WORD = 3, 12
-"""A text with so many spaces is a sentence; of a column of sentences longer words than this may be folded."""
+PROSE_SPACES, PROSE_WIDTH = 3, 20
+"""A column is prose if a cell has so many spaces; it can be narrowed to this width. Other cells stay on one line."""
 
 
-def column_widths(texts: Sequence[Sequence[str]], available: int) -> list[int]:
-    """How wide each column of a table is, together at most `available`, by its texts, the head among them.
+def column_widths(texts: Sequence[Sequence[str]], available: int) -> list[int] | None:
+    """The width of each column of a table, by its heading and cells; None if `available` is too little.
 
-    Where not all have room, each keeps its words whole, and what is left is shared out, to the narrowest first. Where
-    not even the words have room, the widest columns give way.
+    If the columns do not fit as they are, the widest columns of prose are narrowed first.
 
-    >>> column_widths([["file", "tickets.csv"], ["because", "Turn 2 (gpt) is empty."]], 31)
+    >>> column_widths([["file", "tickets.csv"], ["reason", "Turn 2 (gpt) is empty."]], 31)
     [11, 20]
-    >>> column_widths([["file", "tickets.csv"], ["because", "Turn 2 (gpt) is empty."]], 16)
-    [9, 7]
+    >>> column_widths([["file", "tickets.csv"], ["reason", "Turn 2 (gpt) is empty."]], 30) is None
+    True
     """
-    wanted, least = [_longest(column) for column in texts], [_longest_word(column) for column in texts]
-    room = range(1, max(available, 1) + 1)
-    cap = max((cap for cap in room if sum(min(width, cap) for width in least) <= available), default=1)
-    least = [min(width, cap) for width in least]
+    preferred = [_longest(line for text in column for line in text.splitlines()) for column in texts]
+    least = [_least_width(heading, cells) for heading, *cells in texts]
 
-    def raised(level: int) -> list[int]:
-        return [min(most, max(width, level)) for width, most in zip(least, wanted, strict=True)]
+    def widths(limit: int) -> list[int]:
+        return [min(most, max(width, limit)) for width, most in zip(least, preferred, strict=True)]
 
-    return raised(max((level for level in room if sum(raised(level)) <= available), default=0))
+    limits = range(max(preferred, default=0), -1, -1)
+    return next((widths(limit) for limit in limits if sum(widths(limit)) <= available), None)
+
+
+def _least_width(heading: str, cells: Sequence[str]) -> int:
+    lines = [line for cell in cells for line in cell.splitlines()]
+    if all(line.count(" ") < PROSE_SPACES for line in lines):
+        return _longest([*lines, *heading.split()])
+    return max(min(_longest(lines), PROSE_WIDTH), _longest(word for text in (heading, *lines) for word in text.split()))
 
 
 def _longest(texts: Iterable[str]) -> int:
-    """The cells of a terminal that the longest line takes: two for a Chinese character."""
+    """The largest number of terminal cells that a text occupies; a Chinese character occupies two."""
     from rich.cells import cell_len
 
-    return max((cell_len(line) for text in texts for line in text.splitlines()), default=0)
+    return max(map(cell_len, texts), default=0)
 
 
-def _longest_word(texts: Sequence[str]) -> int:
-    longest = _longest(word for text in texts for word in text.split())
-    is_prose = any(text.count(" ") >= SENTENCE for text in texts)
-    return max(_longest(texts[0].split()), min(longest, WORD)) if is_prose else longest
+def print_fields(fields: Mapping[str, object], title: str = "") -> None:
+    """Print one field per line on stdout: its name, and its value to the right, or below if a word is too long."""
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.text import Text
+
+    console, indent = Console(), _longest(fields) + 2
+    lines = _title_lines(title, console.width)
+    for name, value in fields.items():
+        text = printable(value).expandtabs()
+        longest = _longest(text.split())
+        if longest <= console.width - indent:
+            first, *others = wrap(text, console.width - indent)
+            lines.append(Text.assemble((name, "bold"), " " * (indent - cell_len(name)), first))
+            lines += [Text(" " * indent + line) for line in others]
+        else:
+            margin = "  " if longest <= console.width - 2 else ""
+            lines += [Text(name, "bold"), *(Text(margin + line) for line in wrap(text, console.width - len(margin)))]
+    console.print(*lines, "", sep="\n", soft_wrap=True)
 
 
-_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *BIDI)}
-"""For JSON, whose own escapes end at U+001F; read back it is the same."""
+def _title_lines(title: str, width: int) -> list[Text]:
+    from rich.text import Text
+
+    lines = wrap(printable(title), width) if title else []
+    return [Text(line, "italic", no_wrap=True, overflow="ignore") for line in lines]
 
 
-def note(message: str) -> None:
-    """Print a line for people on stderr."""
-    typer.echo(_folded(printable(message), sys.stderr), err=True)
+def wrap(text: str, width: int) -> list[str]:
+    """The lines of `text`, broken at spaces to at most `width` terminal cells; a longer word is not broken.
+
+    >>> wrap("  Turn 2 of 中文.csv is empty.", 16)
+    ['  Turn 2 of', '  中文.csv is', '  empty.']
+    """
+    from rich.cells import cell_len
+
+    lines = []
+    for paragraph in text.split("\n"):
+        margin = paragraph[: len(paragraph) - len(paragraph.lstrip())]
+        line = ""
+        for word in re.findall(r"\s*\S+", paragraph):
+            if line and cell_len(line + word) > width:
+                lines.append(line)
+                line = margin + word.lstrip()
+            else:
+                line += word
+        lines.append(line)
+    return lines
 
 
-def say(message: str) -> None:
-    """Print a sentence on stdout."""
-    typer.echo(_folded(printable(message), sys.stdout))
+def print_line(text: str) -> None:
+    """Print text on stdout, wrapped if it is a terminal; control characters are displayed, not interpreted."""
+    typer.echo(_wrap_for(sys.stdout, printable(text)))
 
 
-def _folded(text: str, stream: TextIO) -> str:
-    """`text` broken between words where a terminal shows it; in files, and in lines to paste, as it is."""
+def note(text: str) -> None:
+    """Print text on stderr, wrapped if it is a terminal: what is not part of the result, such as the next command."""
+    typer.echo(_wrap_for(sys.stderr, printable(text)), err=True)
+
+
+def _wrap_for(stream: TextIO, text: str) -> str:
+    """`text` with its lines wrapped, except commands after an arrow, if `stream` is a terminal."""
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    fold = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(line if line.lstrip().startswith("→") else fold(line) for line in text.split("\n"))
+    lines = ([line] if line.lstrip().startswith("→") else wrap(line, width) for line in text.split("\n"))
+    return "\n".join(itertools.chain.from_iterable(lines))
 
 
-def fitting(text: str, stream: TextIO) -> str:
-    """`text` on one line, cut with an ellipsis where a terminal shows it and has no room; in files, as it is."""
+def truncate(text: str, stream: TextIO) -> str:
+    """`text` cut to one line with an ellipsis if `stream` is a terminal."""
     from rich.text import Text
 
     line = Text(printable(text))
@@ -162,13 +177,25 @@ def fitting(text: str, stream: TextIO) -> str:
     return line.plain
 
 
+class Advance(Protocol):
+    """Moves a progress bar: how much is done, of how much in total (0: unknown), and a new description."""
+
+    def __call__(self, done: float | None = None, total: float | None = None, description: str | None = None) -> None:
+        """Update what is given."""
+
+
 @contextmanager
-def progress_bar(description: str, total: float | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr with one task, number 0; nothing is shown when stderr is no terminal."""
+def progress_bar(description: str) -> Iterator[Advance]:
+    """A progress bar on stderr, and the function that moves it; nothing is displayed if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        progress.add_task(description, total=total)
-        yield progress
+        task = progress.add_task(description, total=None)
+
+        def advance(done: float | None = None, total: float | None = None, description: str | None = None) -> None:
+            shown = None if description is None else printable(description)
+            progress.update(task, completed=done, total=total or None, description=shown)
+
+        yield advance

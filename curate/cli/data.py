@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import JsonOption, RecipeOption, SetOption, StoreOption, print_json, print_table, progress_bar
-from schemas.text import printable
+from curate.cli.console import print_json, print_table, progress_bar
+from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
 
 PANEL = "Data"
 MOST_ROWS = 10**9
@@ -87,16 +87,14 @@ def import_(
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
         }
         section = apply_options(load_recipe(recipe, set_ or []).import_, written)
-        with progress_bar("importing") as bar:
+        with progress_bar("importing") as advance:
             results = import_files(
                 store_path(store),
                 files,
                 section,
                 dry_run=dry_run,
-                progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total or None),
-                on_mapping=lambda path, mapping: bar.update(
-                    bar.task_ids[0], description=printable(f"{path} as {mapping.shape}")
-                ),
+                progress=advance,
+                on_mapping=lambda path, mapping: advance(description=f"{path} as {mapping.shape}"),
                 hasher=hasher,
             )
     note_passed_over(files)
@@ -179,13 +177,13 @@ def score(
         explained = runner.explain(store_path(store), settings, why)
         print_json(explained) if as_json else show_explanation(explained)
     else:
-        with progress_bar("Scoring") as bar:
+        with progress_bar("Scoring") as advance:
             report = runner.score_store(
                 store_path(store),
                 settings,
                 only or [],
                 again=again,
-                progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+                progress=advance,
             )
         print_json(asdict(report)) if as_json else show_scores(report)
 
@@ -212,12 +210,12 @@ def dedup(
     from schemas.recipe import load_recipe
     from schemas.store import store_path
 
-    with progress_bar("Comparing") as bar:
+    with progress_bar("Comparing") as advance:
         found = deduplicate_store(
             store_path(store),
             load_recipe(recipe, set_ or []),
             dry_run=dry_run,
-            progress=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+            progress=advance,
         )
     print_json(asdict(found)) if as_json else show_duplicates(found)
 

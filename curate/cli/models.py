@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curate.cli.console import JsonOption, StoreOption, note, print_json, progress_bar
+from curate.cli.console import note, print_json, progress_bar
+from curate.cli.options import JsonOption, StoreOption
 
 if TYPE_CHECKING:
     from train.checks.serving_parity import Contract
@@ -58,7 +59,7 @@ def merge_command(
 
     kind = _one_of(dtype, DTYPE_NAMES, "--dtype")
     note(f"Reading {run} and its base …")
-    with progress_bar("merging") as bar:
+    with progress_bar("merging") as advance:
         merged = merge(
             store_path(store),
             run,
@@ -66,7 +67,7 @@ def merge_command(
             dtype=kind,
             rows=rows,
             check=check,
-            report=lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
+            report=advance,
         )
     contract = _contract(store, str(merged.folder)) if check else None
     if as_json:

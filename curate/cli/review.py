@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curate.cli.console import (
-    GroupedHelp,
-    JsonOption,
-    RecipeOption,
-    SetOption,
-    StoreOption,
-    note,
-    print_json,
-    print_table,
-    progress_bar,
-)
+from curate.cli.console import note, print_json, print_table, progress_bar
+from curate.cli.options import GroupedHelp, JsonOption, RecipeOption, SetOption, StoreOption
 from curate.cli.review_server import HomeOption, UrlOption
 from curate.cli.review_server import register as register_server_commands
 from schemas.text import plural, printable
@@ -105,11 +96,11 @@ def push(
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
     wanted = _wanted(where, order, queue, sample, overlap, dropped=also_dropped)
-    with connect(url, home, workspace) as server, progress_bar("pushing") as bar:
+    with connect(url, home, workspace) as server, progress_bar("pushing") as advance:
         done = push_set(
             store_path(store), settings, server, name, wanted,
             dry_run=dry_run,
-            progress=lambda sent, total: bar.update(bar.task_ids[0], completed=sent, total=total),
+            progress=advance,
         )  # fmt: skip
     if as_json:
         return print_json(done.as_json())
@@ -146,12 +137,12 @@ def pull(
     from schemas.store import store_path
 
     section = load_recipe(recipe, set_ or []).review
-    with connect(url, home, workspace) as server, progress_bar("pulling") as bar:
+    with connect(url, home, workspace) as server, progress_bar("pulling") as advance:
         done = pull_set(
             store_path(store), section, server, name,
             partial=partial,
             again=again,
-            progress=lambda read, total: bar.update(bar.task_ids[0], completed=read, total=total),
+            progress=advance,
         )  # fmt: skip
     return print_json(done.as_json()) if as_json else _print_pulled(done)
 

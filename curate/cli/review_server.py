@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import GroupedHelp, JsonOption, note, print_json, print_table, progress_bar
+from curate.cli.console import note, print_json, print_table, progress_bar
+from curate.cli.options import GroupedHelp, JsonOption
 from schemas.text import plural
 
 SERVER = "Server"
@@ -69,12 +70,8 @@ def serve(
 
     if not process.is_made():
         note("Making the labelling server's environment: 90 packages, about a minute, this once.")
-        with progress_bar("making it") as bar:
-
-            def show(done: int, total: int, what: str) -> None:
-                bar.update(bar.task_ids[0], completed=done, total=total, description=what)
-
-            process.make_environment(show)
+        with progress_bar("making it") as advance:
+            process.make_environment(advance)
     if only_set_up:
         note(f"The labelling server's environment is ready: {process.environment()}")
         return
@@ -155,12 +152,8 @@ def backup(
     """
     from curate.review.argilla import process
 
-    with progress_bar("copying") as bar:
-        answers = process.backup(
-            home or process.DEFAULT_HOME,
-            file,
-            lambda done, total: bar.update(bar.task_ids[0], completed=done, total=total),
-        )
+    with progress_bar("copying") as advance:
+        answers = process.backup(home or process.DEFAULT_HOME, file, advance)
     if as_json:
         print_json({"file": file, "answers": answers})
     else:

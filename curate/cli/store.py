@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import JsonOption, StoreOption, note, print_json
+from curate.cli.console import note, print_json
+from curate.cli.options import JsonOption, StoreOption
 
 PANEL = "Look"
 

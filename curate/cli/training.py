@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curate.cli.console import JsonOption, RecipeOption, SetOption, StoreOption, print_json, progress_bar
+from curate.cli.console import print_json, progress_bar
 from curate.cli.models import register as register_export_commands
+from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from polars import DataFrame
-    from rich.progress import Progress
 
     from train.plan.plan import Prepared
     from train.runs.fit import Start
@@ -147,12 +147,8 @@ def _prepared(
     from train.plan.plan import prepare
 
     section = load_recipe(recipe, _given(overrides, model=model, template=template)).train
-    with progress_bar("rendering") as bar:
-        return prepare(store_path(store), version, section, partial(_advance, bar), only=only)
-
-
-def _advance(bar: "Progress", done: int, total: int) -> None:
-    bar.update(bar.task_ids[0], completed=done, total=total)
+    with progress_bar("rendering") as advance:
+        return prepare(store_path(store), version, section, advance, only=only)
 
 
 def _given(overrides: list[str] | None, **options: str | None) -> list[str]:
@@ -223,9 +219,8 @@ def train_command(
             join(to, processes)
         return
     if dry_run:
-        with progress_bar("rendering") as bar:
-            shown = partial(_advance, bar)
-            work = decide(store_path(store), version, section, overrides=given, processes=processes, rendering=shown)
+        with progress_bar("rendering") as advance:
+            work = decide(store_path(store), version, section, overrides=given, processes=processes, rendering=advance)
         print_json(work.manifest.model_dump(mode="json")) if as_json else show_work(work)
         return
     start: Start = "auto" if resume is None else "resume" if resume else "fresh"

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import JsonOption, RecipeOption, SetOption, StoreOption, print_json
+from curate.cli.console import print_json
+from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
 
 PANEL = "Versions"
 

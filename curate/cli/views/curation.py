@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from curate.cli.console import fitting, note, print_table, say
+from curate.cli.console import note, print_line, print_table, truncate
 from schemas.text import plural, printable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def show_explanation(explained: Mapping[str, Any]) -> None:
 
 def show_duplicates(found: Deduplicated) -> None:
     """Print how many near-duplicates there are, and those that are closest to being none."""
-    say(
+    print_line(
         f"{found.near_duplicates:,} of {plural(found.conversations, 'conversation')} are near-duplicates of one that"
         f" stays, {found.same_words:,} of them in the very same words. With those they resemble they make"
         f" {plural(found.clusters, 'cluster')}, the largest of {found.largest:,}."
@@ -76,8 +76,8 @@ def show_selection(selection: Selection, *, dry_run: bool) -> None:
         print_table(steps, ["name", "rule", "before", "leaving", "unknown", "after"])
     for step in steps:
         for example in step["examples"]:
-            typer.echo(fitting(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}", sys.stdout))
-    say(
+            typer.echo(truncate(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}", sys.stdout))
+    print_line(
         f"Rules keep {selection.kept_by_rules:,} of {selection.conversations:,}; people keep"
         f" {selection.kept_by_people:,} more and drop {selection.dropped_by_people:,}."
         f" A freeze takes {selection.kept:,}."

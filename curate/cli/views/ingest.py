@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from curate.cli.console import note, print_table, say
+from curate.cli.console import note, print_line, print_table
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.pipeline import ImportResult
 from curate.ingest.readers.paths import passed_over
@@ -49,7 +49,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     for result in results:
         typer.echo(_how_it_was_read(result))
         if beside := _beside(result):
-            say(f"  beside it: {join_names(beside, MOST_BESIDE)} (meta.NAME in rules)")
+            print_line(f"  beside it: {join_names(beside, MOST_BESIDE)} (meta.NAME in rules)")
     if dry_run:
         for result in results:
             _show_examples(result)
@@ -59,7 +59,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     elif new:
         _show_files(new)
     for line in _remarks(new):
-        say(line)
+        print_line(line)
     typer.echo(_next_step(new, dry_run=dry_run))
 
 
@@ -257,8 +257,8 @@ def show_reject_list(rejects: Sequence[Mapping[str, Any]], limit: int) -> None:
 
 def _show_reject(where: str, reject: Mapping[str, Any]) -> None:
     """A reject in two lines: where and why, and the place in it that this speaks of."""
-    say(f"{where}: {reject['code']}. {reject['reason']}")
-    say(f"    {reject['excerpt']}")
+    print_line(f"{where}: {reject['code']}. {reject['reason']}")
+    print_line(f"    {reject['excerpt']}")
 
 
 def show_exported(exported: ExportedRejects, store_option: str) -> None:

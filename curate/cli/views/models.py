@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import note, print_json, print_table
-from curate.cli.views.runs import print_line
+from curate.cli.console import note, print_fields, print_json, print_line, print_table
 from schemas.text import plural
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def show_merged(merged: Merged) -> None:
             "same next token": f"{found.same_choice:.2%}",
             "perplexity": f"{found.perplexity:.4g}, the adapter's {found.reference_perplexity:.4g}",
         }
-    _facts(facts, f"Run {merged.run}, merged")
+    print_fields(facts, f"Run {merged.run}, merged")
     note(f"Next: curate gguf {merged.run} · curate serve {merged.run} · curate ollama {merged.run}")
 
 
@@ -77,14 +76,14 @@ def show_address(address: Address, *, as_json: bool) -> None:
     if as_json:
         print_json({"url": f"{address.url}/v1", "key": address.key, "model": address.model})
     else:
-        _facts({"url": f"{address.url}/v1", "key": address.key, "model": address.model}, "Serving")
+        print_fields({"url": f"{address.url}/v1", "key": address.key, "model": address.model}, "Serving")
         note("Ctrl-C stops it.")
     sys.stdout.flush()
 
 
 def show_ollama(written: ForOllama) -> None:
     """Print where the Modelfile lies, and what to type."""
-    _facts({"Modelfile": str(written.folder / "Modelfile"), "weights": str(written.gguf)}, "For Ollama")
+    print_fields({"Modelfile": str(written.folder / "Modelfile"), "weights": str(written.gguf)}, "For Ollama")
     note(f"Next: ollama create {written.name} -f {written.folder / 'Modelfile'} && ollama run {written.name}")
 
 
@@ -135,7 +134,3 @@ def _size(size: int) -> str:
     ('3.5 MB', '16.1 GB')
     """
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _facts(facts: dict[str, Any], title: str) -> None:
-    print_table(({"": name, " ": value} for name, value in facts.items()), ["", " "], title=title)

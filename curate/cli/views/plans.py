@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import print_table
+from curate.cli.console import print_fields, print_line, print_table
 from schemas.text import plural, printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ OPEN, CLOSE, CUT = "⟦", "⟧", "✂"
 
 def show_plan(plan: Plan) -> None:
     """Print the plan: what is trained, how long it is, what is lost, and whether `curate train` would start."""
-    print_table(({"": name, " ": value} for name, value in _facts(plan)), ["", " "], title=f"{plan.version}, planned")
+    print_fields(dict(_facts(plan)), title=f"{plan.version}, planned")
     parts = ", a part counted as one" if plan.split_conversations else ""
     print_table(_bars(plan), ["tokens", "conversations", ""], title=f"Lengths of the train split{parts}")
     if plan.problems:
@@ -39,7 +39,7 @@ def show_plan(plan: Plan) -> None:
     if plan.warnings:
         lint = ({"trained, but look at it": what, "conversations": count} for what, count in plan.warnings.items())
         print_table(lint, ["trained, but look at it", "conversations"])
-    _print(f"curate train would refuse: {plan.refusal}\n  → {plan.hint}" if plan.refusal else "Ready to train.")
+    print_line(f"curate train would refuse: {plan.refusal}\n  → {plan.hint}" if plan.refusal else "Ready to train.")
 
 
 def show_preview(preview: Preview, *, tokens: bool = False) -> None:
@@ -62,20 +62,20 @@ def show_trace(traced: TokenOrigin) -> None:
     place = f"turn {traced.turn} ({traced.role})" if traced.turn else "the template's own text"
     span = f", characters {traced.characters[0]} to {traced.characters[1]}" if traced.characters else ""
     learned = "learned" if traced.label >= 0 else "seen, not learned"
-    _print(f"Token {traced.token} of {traced.conversation}: id {traced.id}, {traced.text!r}, {learned}")
-    _print(f"  {traced.part}: {place}{span}")
+    print_line(f"Token {traced.token} of {traced.conversation}: id {traced.id}, {traced.text!r}, {learned}")
+    print_line(f"  {traced.part}: {place}{span}")
     for origin in traced.origins:
         line = f":{origin['line']}" if origin["line"] is not None else ""
-        _print(f"  {origin['path']}{line} (row {origin['row']})")
+        print_line(f"  {origin['path']}{line} (row {origin['row']})")
     if not traced.origins:
-        _print("  no row of a source: the conversation was made in the store")
+        print_line("  no row of a source: the conversation was made in the store")
 
 
 def show_isolation(isolation: Isolation) -> None:
     """Print the losses of each document alone, packed, and beside changed ones; then what that means."""
     where = f"{isolation.model} with {isolation.engine}, {isolation.dtype} on {isolation.device}"
     if not isolation.packed:
-        _print(f"{where}: trained one conversation a sequence here, so none can see another.")
+        print_line(f"{where}: trained one conversation a sequence here, so none can see another.")
         return
     rows = (
         {
@@ -88,8 +88,8 @@ def show_isolation(isolation: Isolation) -> None:
         for n, d in enumerate(isolation.documents, start=1)
     )
     print_table(rows, ["document", "tokens", "loss alone", "packed", "moved by others"], title=f"One pack, {where}")
-    _print(f"Joined to one document, the last moves by {isolation.moved_when_joined:.1e} when the first is changed.")
-    _print(
+    print_line(f"Joined to one document, the last moves by {isolation.moved_when_joined:.1e} if the first is changed.")
+    print_line(
         "Packed conversations do not see each other."
         if isolation.isolated
         else "They see each other, or the check sees nothing: --set train.packing=false trains them one by one."
@@ -101,7 +101,7 @@ def show_reports(reports: Sequence[TemplateReport]) -> None:
     print_table(map(_report_row, reports), REPORT_COLUMNS)
     for report in reports:
         if report.problem:
-            _print(f"{report.names[0]} is not proven: {report.problem}")
+            print_line(f"{report.names[0]} is not proven: {report.problem}")
 
 
 def templates_page(reports: Sequence[TemplateReport]) -> str:
@@ -215,9 +215,3 @@ def _marked(segments: Iterable[Segment]) -> Text:
         style = "dim strike" if cut else "green" if segment.learned else "dim"
         text.append(f"{OPEN}{words}{CLOSE}" if segment.learned else words, style)
     return text
-
-
-def _print(line: str) -> None:
-    import typer
-
-    typer.echo(printable(line))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import note, print_table
-from schemas.text import plural, printable
+from curate.cli.console import note, print_fields, print_line, print_table
+from schemas.text import plural
 
 if TYPE_CHECKING:
     from schemas.manifest import Manifest
@@ -131,7 +131,7 @@ def show_work(work: Work) -> None:
         "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.loss_tokens:,} with loss",
         "engine": f"{m.recipe['engine']} on {m.machine.device}, {plural(m.machine.threads, 'thread')}",
     }
-    _facts(facts, "Would train")
+    print_fields(facts, "Would train")
     note("Nothing was trained or written. curate plan says more about lengths and steps.")
 
 
@@ -147,7 +147,7 @@ def show_run(run: Run) -> None:
         "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {plural(int(m.metrics['steps']), 'step')}",
         "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "nothing was held out",
     }
-    _facts(facts, f"Run {run.run}")
+    print_fields(facts, f"Run {run.run}")
     print_line(f"digest {m.adapter_digest}")
     note(f"Next: curate verify {run.run} · curate chat {run.run} --compare --prompt '…' · curate retrain {run.run}")
 
@@ -241,12 +241,3 @@ def show_answers(answered: Iterable[Mapping[str, str]]) -> None:
         alone = not {"base", "adapter"} <= answer.keys()
         for key, text in answer.items():
             print_line(text if alone and key in ("base", "adapter") else f"{names[key]}{text}")
-
-
-def print_line(line: str) -> None:
-    """Print one line of a result; what comes from data is shown and not obeyed."""
-    sys.stdout.write(printable(line) + "\n")
-
-
-def _facts(facts: dict[str, Any], title: str) -> None:
-    print_table(({"": name, " ": value} for name, value in facts.items()), ["", " "], title=title)
