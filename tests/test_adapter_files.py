@@ -7,7 +7,7 @@ import pytest
 from schemas.errors import CurateError
 from train.checks.serving_parity import check_serving
 from train.export.merge import merge
-from train.inference.generate import speak_for
+from train.inference.generate import load_chat_model
 from train.runs.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ DAMAGES = {
 
 COMMANDS = {
     "merge": lambda store, folder: merge(store, str(folder), to=folder.parent / "out"),
-    "chat": lambda _, folder: speak_for(folder),
+    "chat": lambda _, folder: load_chat_model(folder),
     "check-serving": lambda store, folder: check_serving(store, str(folder)),
 }
 

@@ -73,7 +73,7 @@ def test_a_loss_that_no_longer_falls_stops_the_run_and_the_best_adapter_is_kept(
     from support.training import section
 
     from train.engines.evaluation import held_out_loss
-    from train.inference.generate import speak_for
+    from train.inference.generate import load_chat_model
     from train.runs.fit import decide
 
     worsening = ("--set=train.learning_rate=0.3", "--set=train.steps=40", "--set=train.extra.warmup_steps=0")
@@ -86,7 +86,7 @@ def test_a_loss_that_no_longer_falls_stops_the_run_and_the_best_adapter_is_kept(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         held_out = decide(folder / "curate.duckdb", "support@1", section()).held_out
-    model = speak_for(folder / "adapters/r1").model
+    model = load_chat_model(folder / "adapters/r1").model
     assert held_out_loss(model, held_out) == pytest.approx(metrics["eval_loss"], abs=1e-4)
 
 

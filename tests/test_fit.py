@@ -18,7 +18,7 @@ from schemas.manifest import read_manifest
 from schemas.run import Run, read_runs
 from schemas.store import reading
 from train import engines
-from train.inference.generate import Sampling, speak_for
+from train.inference.generate import Sampling, load_chat_model
 from train.model.adapter import card
 from train.model.base_model import find_model
 from train.runs import fit
@@ -211,22 +211,22 @@ def test_peft_loads_the_adapter_folder_as_it_is(trained):
 
 
 def test_answers_before_and_after_differ_and_greedy_ones_repeat(trained):
-    speaker = speak_for(trained / "adapters" / "r1")
+    model = load_chat_model(trained / "adapters" / "r1")
     question = [{"role": "user", "content": "What about the blue tent?"}]
     short = Sampling(max_tokens=30)
-    after = speaker.answer(question, sampling=short)
-    before = speaker.answer(question, base=True, sampling=short)
+    after = model.answer(question, sampling=short)
+    before = model.answer(question, base=True, sampling=short)
     assert after.startswith("Hello! The")
     assert not before.startswith("Hello!")
-    assert speaker.answer(question, sampling=short) == after
+    assert model.answer(question, sampling=short) == after
 
 
 def test_an_adapter_is_not_put_on_another_model(trained, tmp_path):
     store = copy_project(trained, tmp_path / "copy")
     config = store.parent / "tiny" / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace("10000.0", "20000.0"), encoding="utf-8")
-    with pytest.raises(TrainError, match="trained on another model"):
-        speak_for(store.parent / "adapters" / "r1")
+    with pytest.raises(TrainError, match="trained on a different model"):
+        load_chat_model(store.parent / "adapters" / "r1")
 
 
 def test_the_run_is_a_row_that_sql_can_read(trained):
@@ -370,7 +370,7 @@ def test_a_run_in_four_bits_says_so(project):
 
 def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(tuned, tmp_path, monkeypatch):
     from train.export.source import find_source
-    from train.inference.generate import speak_for
+    from train.inference.generate import load_chat_model
     from train.runs.verify import verify
 
     project = copy_project(tuned, tmp_path / "copy")
@@ -382,11 +382,11 @@ def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(tuned,
     assert run.engine["trainable_parameters"] > 1_500_000
     assert not (folder / "adapter_config.json").exists()
     assert verify(project, "r1").proven
-    speaker = speak_for(folder)
+    model = load_chat_model(folder)
     question = [{"role": "user", "content": "What about the blue tent?"}]
-    assert speaker.answer(question).startswith("Hello!")
-    with pytest.raises(TrainError, match="its base is not in it"):
-        speaker.answer(question, base=True)
+    assert model.answer(question).startswith("Hello!")
+    with pytest.raises(TrainError, match="its base model is not available"):
+        model.answer(question, base=True)
     assert find_source(project, "r1").adapter == folder
     again = subprocess.run(command("retrain", "r1", "--json"), cwd=project.parent, capture_output=True, check=False)
     assert json.loads(again.stdout)["identical"]

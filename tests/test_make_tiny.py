@@ -91,13 +91,13 @@ def test_building_it_twice_gives_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_it_answers_before_any_tuning_in_whole_sentences():
-    from train.inference.generate import Sampling, Speaker, stop_ids
+    from train.inference.generate import ChatModel, Sampling, find_stop_ids
     from train.model.base_model import load_model
 
     renderer = ChatRenderer(find_template("tokenizer", TINY), Tokenizer.load(TINY))
-    speaker = Speaker(load_model(TINY, "lora").eval(), renderer, stop_ids(renderer))
+    model = ChatModel(load_model(TINY, "lora").eval(), renderer, find_stop_ids(renderer))
     questions = ("Hello!", "How do I return my lamp?", "Where is my parcel?")
     asked = ([{"role": "user", "content": question}] for question in questions)
-    said = [speaker.answer(messages, sampling=Sampling(max_tokens=40)) for messages in asked]
+    said = [model.answer(messages, sampling=Sampling(max_tokens=40)) for messages in asked]
     assert all(answer[-1] in ".?!" for answer in said)
     assert "small model" in said[0]

@@ -6,13 +6,14 @@ import socket
 import subprocess
 import urllib.request
 
+import httpx
 import pytest
 from support.training import command
 
 from schemas.errors import ExportError
 from train.export.llamacpp.server import serving
 from train.export.serve import Wish, gguf_to_serve, vllm_command
-from train.inference.openai_client import Address, RefusedError, address_of
+from train.inference.openai_client import OpenAIClient, RefusedError, connect
 
 pytestmark = pytest.mark.slow
 
@@ -39,23 +40,29 @@ def started(exported):
 def test_a_run_is_served_and_answers_as_openai_does(started):
     _, told = started
     assert told["url"].startswith("http://127.0.0.1:")
-    address = address_of(told["url"], told["key"])
+    address = connect(told["url"], told["key"])
     assert address.model == told["model"] == "r1-q4_k_m"
     body = {"messages": [{"role": "user", "content": "What about the red lamp?"}], "temperature": 0, "max_tokens": 40}
     answer = address.post("/v1/chat/completions", body)["choices"][0]
     assert answer["message"]["content"].startswith("Hello! The")
     assert answer["finish_reason"] == "stop"
-    streamed = [
-        event["choices"][0]["delta"].get("content") or "" for event in address.stream("/v1/chat/completions", body)
-    ]
+    streamed = [event["choices"][0]["delta"].get("content") or "" for event in stream(told, body)]
     assert "".join(streamed) == answer["message"]["content"]
     assert len(streamed) > 3
+
+
+def stream(told, body):
+    """The events of a streamed answer."""
+    headers = {"Authorization": f"Bearer {told['key']}"}
+    answer = httpx.post(f"{told['url']}/chat/completions", json={**body, "stream": True}, headers=headers, timeout=60)
+    events = [line.removeprefix("data:").strip() for line in answer.text.splitlines() if line]
+    return [json.loads(event) for event in events if event != "[DONE]"]
 
 
 def test_nobody_without_the_key_and_no_page_of_another_origin_gets_in(started):
     _, told = started
     with pytest.raises(RefusedError, match="Invalid API Key"):
-        Address(told["url"].removesuffix("/v1"), "guess").post("/v1/chat/completions", {"messages": []})
+        OpenAIClient(told["url"].removesuffix("/v1"), "guess").post("/v1/chat/completions", {"messages": []})
     request = urllib.request.Request(f"{told['url']}/models", headers={"Origin": "http://evil.example"})
     request.add_header("Authorization", f"Bearer {told['key']}")
     with urllib.request.urlopen(request) as answer:

@@ -11,8 +11,8 @@ from train.checks.serving_parity import check_serving, probes
 from train.export.llamacpp.convert import PRE_TOKENIZERS, convert
 from train.export.llamacpp.locate import find_converter
 from train.export.llamacpp.server import serving
-from train.inference.backends import Asked, Folder, LlamaCpp
-from train.inference.openai_client import Address, RefusedError
+from train.inference.backends import LlamaCppBackend, RenderRequest, TransformersBackend
+from train.inference.openai_client import OpenAIClient, RefusedError
 from train.tokens.chat_template import find_template
 from train.tokens.loss_mask import ChatRenderer
 from train.tokens.tokenizer import Tokenizer
@@ -143,20 +143,20 @@ def test_the_same_words_in_other_tokens_have_no_known_reason(project, tmp_path):
 
 def test_digits_that_are_lost_outside_a_tool_call_or_by_another_engine_have_no_known_reason(project, monkeypatch):
     def changed(monkeypatch, engine, old, new):
-        prompts = engine.prompts
+        prompts = engine.encode_prompts
 
         def other(self, asked):
             asked = [replace(one, messages=json.loads(json.dumps(one.messages).replace(old, new))) for one in asked]
             return prompts(self, asked)
 
-        monkeypatch.setattr(engine, "prompts", other)
+        monkeypatch.setattr(engine, "encode_prompts", other)
 
     call = '{"name": "near", "arguments": {"longitude": -118.2437}}'
     turns = [("human", "At 2.7182818?"), ("function_call", call), ("observation", "{}"), ("gpt", "There.")]
     numbers = {"id": "numbers", "conversations": [{"from": who, "value": said} for who, said in turns], "tools": None}
     monkeypatch.setattr("train.checks.serving_parity.probes", lambda source: [numbers])
-    changed(monkeypatch, Folder, "-118.2437", "-118.244")
-    changed(monkeypatch, LlamaCpp, "2.7182818", "2.71828")
+    changed(monkeypatch, TransformersBackend, "-118.2437", "-118.244")
+    changed(monkeypatch, LlamaCppBackend, "2.7182818", "2.71828")
     found = by_engine(check_serving(project, "r1", limit=1))
     assert {name: agreement.first.why for name, agreement in found.items() if agreement.first} == {
         "transformers, adapter": "",
@@ -177,14 +177,14 @@ def test_a_stop_token_that_is_not_named_is_found(project, tmp_path):
     (model / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": 8}))
     found = by_engine(check_serving(project, str(model)))["transformers, merged"]
     assert found.equal == found.conversations
-    assert found.stops == ("generation_config.json does not name 10 as an end",)
+    assert found.stops == ("generation_config.json does not list 10 in eos_token_id",)
     assert not found.kept
 
 
 def test_a_model_that_is_made_to_say_its_stop_token_stops_and_at_another_token_goes_on(server):
-    engine = LlamaCpp("llama.cpp", server)
-    assert engine.stops_at(10) is None
-    assert "went on behind token 300" in engine.stops_at(300)
+    engine = LlamaCppBackend("llama.cpp", server)
+    assert engine.check_stop(10) is None
+    assert "generation continued after token 300" in engine.check_stop(300)
 
 
 # a day ------------------------------------------------------------------------------------------------------------
@@ -204,14 +204,14 @@ def test_a_template_that_asks_for_today_says_the_day_of_the_training_in_every_en
     (model / "chat_template.jinja").write_text(template.text, encoding="utf-8")
     renderer = ChatRenderer(template, Tokenizer.load(model))
     questions = [[{"role": "user", "content": "Hello"}], [{"role": "system", "content": "Be brief."}, *TALK]]
-    asked = [Asked(messages, None, "") for messages in questions]
+    asked = [RenderRequest(messages, None, "") for messages in questions]
     texts = [renderer.apply_template(messages, add_generation_prompt=True) for messages in questions]
     assert all("Today Date: 26 July 2024\n" in text for text in texts)  # what the template says where nobody tells it
     trained = [encoding.ids for encoding in renderer.tokenizer.encode(texts)]
     convert(find_converter(), model, tmp_path / "r1.gguf", "f16", metadata={}, stop=None)
     with serving(tmp_path / "r1.gguf", context=512, threads=1, gpu=False) as address:
-        assert LlamaCpp("llama.cpp", address).prompts(asked) == trained
-    assert Folder("transformers", model).prompts(asked) == trained
+        assert LlamaCppBackend("llama.cpp", address).encode_prompts(asked) == trained
+    assert TransformersBackend("transformers", model).encode_prompts(asked) == trained
 
 
 # an address ------------------------------------------------------------------------------------------------------
@@ -229,12 +229,12 @@ def test_an_address_is_asked_as_well(curate, project, server):
 def test_an_address_where_nobody_answers_is_explained(curate, project):
     ran = curate("check-serving", "r1", "--url", "http://127.0.0.1:9", "--limit", "1", cwd=project.parent)
     assert ran.returncode == 1
-    assert "Nobody answers at http://127.0.0.1:9" in ran.stderr
+    assert "No server responds at http://127.0.0.1:9" in ran.stderr
 
 
 def test_the_server_asks_for_its_key(server):
     with pytest.raises(RefusedError, match="Invalid API Key"):
-        Address(server.url).post("/completion", {"prompt": "Hello"})
+        OpenAIClient(server.url).post("/completion", {"prompt": "Hello"})
 
 
 # the command ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""In: an adapter and questions, from the command line or typed one after the other. Out: the answers of each side.
+"""An adapter and questions, as arguments or typed line by line → the answers of each side, printed.
 
-A side is "base", the model before it was tuned, or "adapter", the same model after; one load serves both. What was
-said can be called good or bad, and is then in the store as a row to train on or to repair.
+The sides are "base", the model without the adapter, and "adapter", the model with it; both share one loaded model.
+A chat can be rated good or bad, which saves it in the store as a conversation to train on or to edit.
 """
 
 from __future__ import annotations
@@ -15,113 +15,115 @@ from curate.cli.console import note
 from schemas.errors import TrainError
 from schemas.manifest import read_manifest
 from schemas.text import printable
-from train.inference.chat_log import OPINIONS, remember
-from train.inference.generate import GREEDY, Sampling, Speaker, speak_for
+from train.inference.chat_log import RATINGS, save_chat
+from train.inference.generate import GREEDY, ChatModel, Sampling, load_chat_model
 
 SIDES = ("base", "adapter")
-HELP = "/good and /bad save what was said so far, /new begins anew, Ctrl-D ends."
+HELP = "/good and /bad save the chat so far, /new starts a new chat, Ctrl-D quits."
 
-Talk = list[dict[str, str]]
+Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Where conversations with an adapter are saved."""
+class ChatLog:
+    """Where chats with an adapter are saved, and the sampling parameters saved with them."""
 
     store: Path
     adapter: Path
     sampling: Sampling
 
-    def keep(self, side: str, talk: Talk, opinion: str) -> str:
-        """Write what one side said to the store, as good or bad, and return the conversation's id."""
-        how = {"side": side, **asdict(self.sampling)}
-        return remember(self.store, read_manifest(self.adapter), talk, opinion, how)
+    def save(self, side: str, messages: Messages, rating: str) -> str:
+        """Save the chat with one side to the store, rated good or bad, and return the conversation's id."""
+        metadata = {"side": side, **asdict(self.sampling)}
+        return save_chat(self.store, read_manifest(self.adapter), messages, rating, metadata)
 
 
-def ask(
+def answer_prompts(
     adapter: Path,
     prompts: Sequence[str],
     sides: Sequence[str] = SIDES,
     *,
     system: str | None = None,
     sampling: Sampling = GREEDY,
-    keep: Callable[[str, Talk], str] | None = None,
+    save: Callable[[str, Messages], str] | None = None,
 ) -> list[dict[str, str]]:
-    """For each prompt a dictionary with `prompt` and the answer of each side, and `saved`, the id where it was kept.
+    """For each prompt a dictionary with `prompt`, the answer of each side, and `saved`, the id of the saved chat.
 
-    `keep` is given the last of the sides and what was said.
+    `save` is called with the last side and its messages.
     """
-    speaker = speak_for(adapter)
-    found = []
+    model = load_chat_model(adapter)
+    results = []
     for prompt in prompts:
-        talks = {side: [*_opening(system), {"role": "user", "content": prompt}] for side in sides}
-        said = {side: speaker.answer(talks[side], base=side == "base", sampling=sampling) for side in sides}
-        last = [*talks[sides[-1]], {"role": "assistant", "content": said[sides[-1]]}]
-        found.append({"prompt": prompt, **said} | ({"saved": keep(sides[-1], last)} if keep else {}))
-    return found
+        messages = [*_first_messages(system), {"role": "user", "content": prompt}]
+        answers = {side: model.answer(messages, base=side == "base", sampling=sampling) for side in sides}
+        chat = [*messages, {"role": "assistant", "content": answers[sides[-1]]}]
+        results.append({"prompt": prompt, **answers} | ({"saved": save(sides[-1], chat)} if save else {}))
+    return results
 
 
-def converse(
+def run_repl(
     adapter: Path,
     sides: Sequence[str] = SIDES,
     *,
     system: str | None = None,
     sampling: Sampling = GREEDY,
-    memory: Memory | None = None,
-    opinion: str = "",
+    log: ChatLog | None = None,
+    rating: str = "",
 ) -> None:
-    """Answer what is typed until the input ends, letter by letter; each side remembers what it said itself.
+    """Answer each typed line until the input ends, printing text as it is generated. Each side has its own history.
 
-    `/good` and `/bad` write what the last of the sides said so far to `memory`; `opinion` does so at the end.
+    `/good` and `/bad` save the chat with the last side to `log`; with `rating` it is also saved at the end.
     """
-    speaker = speak_for(adapter)
+    model = load_chat_model(adapter)
     if sys.stdin.isatty():
         note(HELP)
-    spoken = {side: _opening(system) for side in sides}
-    for line in _typed():
+    chats = {side: _first_messages(system) for side in sides}
+    for line in _read_lines():
         if line == "/new":
-            spoken = {side: _opening(system) for side in sides}
-        elif line.removeprefix("/") in OPINIONS and line.startswith("/"):
-            _save(memory, sides[-1], spoken[sides[-1]], line[1:])
+            chats = {side: _first_messages(system) for side in sides}
+        elif line.removeprefix("/") in RATINGS and line.startswith("/"):
+            _save(log, sides[-1], chats[sides[-1]], line[1:])
         elif line.startswith("/"):
             note(HELP)
         else:
             for side in sides:
-                _say(speaker, spoken[side], side, line, sampling, named=len(sides) > 1)
-    if opinion:
-        _save(memory, sides[-1], spoken[sides[-1]], opinion)
+                _print_answer(model, chats[side], side, line, sampling, show_side=len(sides) > 1)
+    if rating:
+        _save(log, sides[-1], chats[sides[-1]], rating)
 
 
-def _save(memory: Memory | None, side: str, talk: Talk, opinion: str) -> None:
-    if memory is None:
+def _save(log: ChatLog | None, side: str, messages: Messages, rating: str) -> None:
+    if log is None:
         return
     try:
-        note(f"Saved as {opinion}: {memory.keep(side, talk, opinion)}")
+        note(f"Saved as {rating}: {log.save(side, messages, rating)}")
     except TrainError as error:
         note(f"{error.what} {error.hint}")
 
 
-def _say(speaker: Speaker, talk: Talk, side: str, line: str, sampling: Sampling, *, named: bool) -> None:
-    talk.append({"role": "user", "content": line})
-    if named:
-        print_part(f"{side}: ")
-    answer = speaker.answer(talk, base=side == "base", sampling=sampling, say=print_part)
-    print_part("\n")
-    talk.append({"role": "assistant", "content": answer})
+def _print_answer(
+    model: ChatModel, messages: Messages, side: str, line: str, sampling: Sampling, *, show_side: bool
+) -> None:
+    messages.append({"role": "user", "content": line})
+    if show_side:
+        print_text(f"{side}: ")
+    answer = model.answer(messages, base=side == "base", sampling=sampling, on_text=print_text)
+    print_text("\n")
+    messages.append({"role": "assistant", "content": answer})
 
 
-def print_part(part: str) -> None:
-    """Print a part of a line at once; what comes from a model is shown and not obeyed."""
-    sys.stdout.write(printable(part))
+def print_text(text: str) -> None:
+    """Print part of a line at once, with control characters made visible."""
+    sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 
-def _opening(system: str | None) -> Talk:
+def _first_messages(system: str | None) -> Messages:
     return [{"role": "system", "content": system}] if system else []
 
 
-def _typed() -> Iterator[str]:
-    """The lines of the input that are not empty; on a terminal each after a sign that it is awaited."""
+def _read_lines() -> Iterator[str]:
+    """The non-empty lines of stdin, with a prompt on stderr if it is a terminal."""
     while True:
         if sys.stdin.isatty():
             sys.stderr.write("› ")

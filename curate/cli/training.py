@@ -316,7 +316,7 @@ def chat_command(
     """
     if save not in ("", "good", "bad"):
         raise typer.BadParameter("good or bad", param_hint="--save")
-    from curate.cli.chat_repl import Memory, ask, converse
+    from curate.cli.chat_repl import ChatLog, answer_prompts, run_repl
     from curate.cli.views.runs import show_answers
     from schemas.store import store_path
     from train.inference.generate import Sampling
@@ -325,12 +325,12 @@ def chat_command(
     folder, _ = find_adapter(store_path(store), adapter)
     sides = ("base", "adapter") if compare else ("base",) if base else ("adapter",)
     sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
-    memory = Memory(store_path(store), folder, sampling)
+    log = ChatLog(store_path(store), folder, sampling)
     if not prompt:
-        converse(folder, sides, system=system, sampling=sampling, memory=memory, opinion=save)
+        run_repl(folder, sides, system=system, sampling=sampling, log=log, rating=save)
         return
-    keep = partial(memory.keep, opinion=save) if save else None
-    answered = ask(folder, prompt, sides, system=system, sampling=sampling, keep=keep)
+    save_chat = partial(log.save, rating=save) if save else None
+    answered = answer_prompts(folder, prompt, sides, system=system, sampling=sampling, save=save_chat)
     print_json(answered) if as_json else show_answers(answered)
 
 

@@ -25,9 +25,9 @@ from train.export.gguf import MANIFEST_KEY, read_metadata, threads
 from train.export.llamacpp.server import serving
 from train.export.modelfile import MODELFILE, Ollama, gguf_of
 from train.export.source import Source, beside, find_source, members_of
-from train.inference.backends import Asked, Engine, Folder, Ids, LlamaCpp, engine_at
-from train.inference.generate import stop_ids
-from train.inference.openai_client import address_of
+from train.inference.backends import Backend, Ids, LlamaCppBackend, RenderRequest, TransformersBackend, detect_backend
+from train.inference.generate import find_stop_ids
+from train.inference.openai_client import connect
 from train.tokens.labels import IGNORE_INDEX, encode_renderings
 from train.tokens.loss_mask import TEMPLATE_FAILURES
 from train.tokens.messages import message_numbers, to_messages, to_tools
@@ -52,7 +52,7 @@ class Case:
     id: str
     ids: Ids
     prompt: Ids
-    asked: Asked
+    asked: RenderRequest
     prefix: bool  # whether the training's ids begin with the prompt's, and learning begins right behind
 
 
@@ -129,14 +129,14 @@ def check_serving(
     cases, unrendered = _cases(store, source, limit)
     absent = _absent(places, source)
     with ExitStack() as stack:
-        engines: list[Engine] = [
+        engines: list[Backend] = [
             Trained(source),
-            Folder("transformers, model" if source.whole else "transformers, adapter", source.adapter),
+            TransformersBackend("transformers, model" if source.whole else "transformers, adapter", source.adapter),
             *_folders(places),
             *_servers(places, stack),
             *_addressed(url, key, model, absent),
         ]
-        stops = stop_ids(source.renderer)[:1]
+        stops = find_stop_ids(source.renderer)[:1]
         agreements = tuple(_agreement(engine, cases, stops, source) for engine in engines)
     took = time.perf_counter() - begun
     version = source.manifest.data.version
@@ -219,24 +219,24 @@ def _absent(places: Places, source: Source) -> dict[str, str]:
     return absent
 
 
-def _folders(places: Places) -> Iterator[Engine]:
+def _folders(places: Places) -> Iterator[Backend]:
     if places.merged is not None:
-        yield Folder("transformers, merged", places.merged)
+        yield TransformersBackend("transformers, merged", places.merged)
 
 
-def _servers(places: Places, stack: ExitStack) -> Iterator[Engine]:
+def _servers(places: Places, stack: ExitStack) -> Iterator[Backend]:
     if places.gguf is not None:
         address = stack.enter_context(serving(places.gguf, context=512, threads=threads(), gpu=False))
-        yield LlamaCpp(f"llama.cpp, {places.gguf.name}", address)
+        yield LlamaCppBackend(f"llama.cpp, {places.gguf.name}", address)
     if places.ollama is not None:
         address = stack.enter_context(serving(gguf_of(places.ollama), context=512, threads=threads(), gpu=False))
         yield Ollama("Ollama, Modelfile", places.ollama, address)
 
 
-def _addressed(url: str, key: str, model: str, absent: dict[str, str]) -> Iterator[Engine]:
+def _addressed(url: str, key: str, model: str, absent: dict[str, str]) -> Iterator[Backend]:
     if not url:
         return
-    engine = engine_at(url, address_of(url, key, model))
+    engine = detect_backend(url, connect(url, key, model))
     if engine is None:
         absent[url] = "it neither renders nor reads for others: no /tokenize of vLLM, no /apply-template of llama.cpp"
         return
@@ -254,16 +254,16 @@ class Trained:
     def __init__(self, source: Source) -> None:
         self._renderer = source.renderer
 
-    def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
+    def encode_prompts(self, asked: Sequence[RenderRequest]) -> list[Ids | str]:
         """The ids of the messages with the template's generation prompt."""
         texts = [self._renderer.apply_template(one.messages, one.tools, add_generation_prompt=True) for one in asked]
         return [encoding.ids for encoding in self._renderer.tokenizer.encode(texts)]
 
-    def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
+    def encode_texts(self, asked: Sequence[RenderRequest]) -> list[Ids | str]:
         """The ids of the texts, by the library alone."""
         return [encoding.ids for encoding in self._renderer.tokenizer.encode([one.text for one in asked])]
 
-    def stops_at(self, token: int) -> str | None:  # noqa: ARG002
+    def check_stop(self, token: int) -> str | None:  # noqa: ARG002
         """Rendering generates nothing."""
         return None
 
@@ -296,7 +296,7 @@ def _case(source: Source, row: Mapping[str, Any], text: str, turn: int, learned:
     ids, labels = learned
     end = len(encoding.ids)
     prefix = ids[:end] == encoding.ids and labels[end - 1] == IGNORE_INDEX != labels[end]
-    return Case(row["id"], ids, encoding.ids, Asked(messages, tools, text), prefix)
+    return Case(row["id"], ids, encoding.ids, RenderRequest(messages, tools, text), prefix)
 
 
 def probes(source: Source) -> list[dict[str, Any]]:
@@ -335,27 +335,27 @@ def _talk(name: str, turns: Sequence[tuple[str, str]], tools: str | None = None)
 # ------------------------------------------------------------------------------------------------------ comparing
 
 
-def _agreement(engine: Engine, cases: Sequence[Case], stops: Sequence[int], source: Source) -> Agreement:
+def _agreement(engine: Backend, cases: Sequence[Case], stops: Sequence[int], source: Source) -> Agreement:
     asked = [case.asked for case in cases]
-    prompts, texts = engine.prompts(asked), engine.texts(asked)
+    prompts, texts = engine.encode_prompts(asked), engine.encode_texts(asked)
     problems = [
         _mismatch(case, prompt, texts[number] if texts else case.ids, source, engine)
         for number, (case, prompt) in enumerate(zip(cases, prompts, strict=True))
         if prompt is not None
     ]
     found = [problem for problem in problems if problem is not None]
-    wrong = tuple(problem for token in stops if (problem := engine.stops_at(token)))
+    wrong = tuple(problem for token in stops if (problem := engine.check_stop(token)))
     served = len(problems)
     first = next((problem for problem in found if not problem.why), found[0] if found else None)
     return Agreement(engine.name, served, served - len(found), first, wrong, len(cases) - served)
 
 
-def _mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Source, engine: Engine) -> Mismatch | None:
+def _mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Source, engine: Backend) -> Mismatch | None:
     """How an engine's ids differ from the training's; the training itself is asked where its learning begins, too."""
     if isinstance(engine, Trained) and not case.prefix:
         return _difference(case, "behind the prompt", case.ids, case.prompt, source)
     if prompt != case.prompt:
-        why = _why(case, prompt, source) if isinstance(engine, LlamaCpp | Ollama) else ""
+        why = _why(case, prompt, source) if isinstance(engine, LlamaCppBackend | Ollama) else ""
         return replace(_difference(case, "prompt", case.prompt, prompt, source), why=why)
     if text != case.ids:
         return _difference(case, "conversation", case.ids, text, source)

@@ -32,7 +32,7 @@ from train.export.logit_diff import Difference, Sample, difference, loaded, mode
 from train.export.merge import merge, stored_dtype
 from train.export.quant_choice import Quantised, advise
 from train.export.source import Source, beside, explained_disk, find_source, held_out_rows, train_rows
-from train.inference.generate import stop_ids
+from train.inference.generate import find_stop_ids
 
 MANIFEST_KEY = "curate.manifest"
 """The key of a GGUF's metadata with the whole manifest; others, such as `curate.version`, say its parts."""
@@ -147,14 +147,8 @@ def _converted(converter: Path, merged: Path, folder: Path, source: Source, repo
         return path
     report(f"converting to {kind}")
     with _named_when_whole(path) as unfinished:
-        convert(
-            converter,
-            merged,
-            unfinished,
-            kind,
-            metadata=metadata_of(source.manifest),
-            stop=stop_ids(source.renderer)[0],
-        )
+        stop = find_stop_ids(source.renderer)[0]
+        convert(converter, merged, unfinished, kind, metadata=metadata_of(source.manifest), stop=stop)
     return path
 
 

@@ -20,7 +20,7 @@ from schemas.errors import ExportError
 from schemas.manifest import MANIFEST_FILE, Manifest
 from train.export.logit_diff import Difference, difference, loaded, model_logits, take_sample, vocabulary_of
 from train.export.source import Source, as_json, beside, check_free, find_source, held_out_rows, placed
-from train.inference.generate import stop_ids
+from train.inference.generate import find_stop_ids
 from train.model.adapter import CARD_FILE, provenance, write_tokenizer
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def generation_config(source: Source) -> dict[str, Any]:
     path = source.base / "generation_config.json"
     written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     written.pop("_from_model_config", None)  # transformers would make it from the model's config again
-    return {**written, "eos_token_id": stop_ids(source.renderer)}
+    return {**written, "eos_token_id": find_stop_ids(source.renderer)}
 
 
 def _write_card(partial: Path, source: Source, found: Difference | None) -> None:

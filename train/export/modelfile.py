@@ -24,8 +24,8 @@ from train.export.go_template import to_go
 from train.export.llamacpp.server import serving
 from train.export.quant_choice import gguf_of_run
 from train.export.source import Source, beside, find_source, members_of, placed
-from train.inference.backends import Asked, Ids, LlamaCpp, many
-from train.inference.openai_client import Address, Messages
+from train.inference.backends import Ids, LlamaCppBackend, RenderRequest, map_requests
+from train.inference.openai_client import Messages, OpenAIClient
 
 MODELFILE = "Modelfile"
 CONTEXT = 4096
@@ -75,7 +75,7 @@ def _is_there(folder: Path, papers: Mapping[str, str]) -> bool:
     )
 
 
-def _beginning(address: Address) -> str:
+def _beginning(address: OpenAIClient) -> str:
     """The text that the server puts before every prompt, as its model's file asks for: perhaps a beginning token."""
     tokens = address.post("/tokenize", {"content": "", "add_special": True})["tokens"]
     return str(address.post("/detokenize", {"tokens": tokens})["content"]) if tokens else ""
@@ -127,36 +127,36 @@ def _quoted(text: str) -> str:
 class Ollama:
     """A Modelfile as Ollama would serve it: its template by Go's rules, its tokens by llama.cpp, which Ollama runs."""
 
-    def __init__(self, name: str, folder: Path, address: Address) -> None:
+    def __init__(self, name: str, folder: Path, address: OpenAIClient) -> None:
         self.name = name
         text = (folder / MODELFILE).read_text(encoding="utf-8")
         self._template = parse(_field(text, "TEMPLATE"))
         self._system = _field(text, "SYSTEM")
-        self._llama = LlamaCpp(name, address)
+        self._llama = LlamaCppBackend(name, address)
         self._address = address
 
-    def prompts(self, asked: Sequence[Asked]) -> list[Ids | str | None]:
+    def encode_prompts(self, asked: Sequence[RenderRequest]) -> list[Ids | str | None]:
         """The ids of the rendering; nothing for a request with tools, which Ollama refuses for this template."""
         served = [one for one in asked if not _has_tools(one)]
-        found = iter(many(self._prompt, served))
+        found = iter(map_requests(self._prompt, served))
         return [None if _has_tools(one) else next(found) for one in asked]
 
-    def _prompt(self, asked: Asked) -> Ids:
+    def _prompt(self, asked: RenderRequest) -> Ids:
         system, messages = collate(_with_system(asked.messages, self._system))
         text = render(self._template, {"System": system, "Messages": messages, "Tools": [], "Response": ""})
         body = {"content": text, "add_special": True, "parse_special": True}
         return list(self._address.post("/tokenize", body)["tokens"])
 
-    def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
+    def encode_texts(self, asked: Sequence[RenderRequest]) -> list[Ids | str]:
         """The ids of the texts, by llama.cpp."""
-        return self._llama.texts(asked)
+        return self._llama.encode_texts(asked)
 
-    def stops_at(self, token: int) -> str | None:
+    def check_stop(self, token: int) -> str | None:
         """As llama.cpp does."""
-        return self._llama.stops_at(token)
+        return self._llama.check_stop(token)
 
 
-def _has_tools(asked: Asked) -> bool:
+def _has_tools(asked: RenderRequest) -> bool:
     return bool(asked.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in asked.messages)
 
 

@@ -18,7 +18,7 @@ from schemas.errors import ExportError
 from train.export.llamacpp.server import LOOPBACK, check_port, serving
 from train.export.quant_choice import gguf_of_run
 from train.export.source import beside, find_source
-from train.inference.openai_client import Address, RefusedError
+from train.inference.openai_client import OpenAIClient, RefusedError
 
 ENGINES = ("llama.cpp", "vllm")
 PULSE = 2.0
@@ -42,7 +42,7 @@ def serve(
     store: Path,
     target: str,
     wish: Wish,
-    tell: Callable[[Address], None],
+    tell: Callable[[OpenAIClient], None],
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve the GGUF that `target` is, or the one of the run that it names, until Ctrl-C; `tell` is told the address.
@@ -92,16 +92,16 @@ def vllm_command(store: Path, target: str, wish: Wish) -> list[str]:
     return [program, "serve", str(folder), "--served-model-name", source.name, *where, *room]
 
 
-def become_vllm(store: Path, target: str, wish: Wish, tell: Callable[[Address], None]) -> None:
+def become_vllm(store: Path, target: str, wish: Wish, tell: Callable[[OpenAIClient], None]) -> None:
     """Go on as vLLM's server, in place of this process; the key goes along where no list of processes shows it."""
     command = vllm_command(store, target, wish)
     key = wish.key or secrets.token_urlsafe(24)
     os.environ["VLLM_API_KEY"] = key
-    tell(Address(f"http://{wish.host}:{wish.port}", key, command[command.index("--served-model-name") + 1]))
+    tell(OpenAIClient(f"http://{wish.host}:{wish.port}", key, command[command.index("--served-model-name") + 1]))
     os.execv(command[0], command)
 
 
-def _watch(address: Address) -> None:
+def _watch(address: OpenAIClient) -> None:
     while True:
         time.sleep(PULSE)
         try:

@@ -1,7 +1,7 @@
-"""In: a folder, a server. Out: what it makes of conversations, in token ids: its own template, its own tokenizer.
+"""Chat messages → the token ids that an inference engine makes of them with its own chat template and tokenizer.
 
-Each engine here is what a user's request would meet, not a copy of it: transformers reads the folder that leaves,
-llama.cpp's server has loaded the GGUF, and an address is whatever answers there.
+The engines are those that handle a user's request: transformers loads the exported folder, llama.cpp's server has
+loaded the GGUF, and a URL is any running server.
 """
 
 from __future__ import annotations
@@ -13,42 +13,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from train.inference.openai_client import FORCED, Address, Messages, RefusedError, for_the_wire
+from train.inference.openai_client import FORCING_BIAS, Messages, OpenAIClient, RefusedError, to_openai
 from train.model.log_capture import quiet
 
 Ids = list[int]
-AT_ONCE = 4
-"""Requests that a server is given at the same time."""
+CONCURRENT_REQUESTS = 4
 
-QUESTION = [{"role": "user", "content": "Hello"}]
+GREETING = [{"role": "user", "content": "Hello"}]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What an engine is asked: messages that end where an answer is due, their tools, and a whole text to read."""
+class RenderRequest:
+    """Messages that end before an answer, their tools, and the text of the entire conversation."""
 
     messages: Messages
     tools: Sequence[Any] | None
     text: str
 
 
-class Engine(Protocol):
-    """What renders and reads: for each question the ids, or the reason in words why there are none."""
+class Backend(Protocol):
+    """An engine that renders and tokenizes: for each request the ids, or the reason why there are none."""
 
     name: str
 
-    def prompts(self, asked: Sequence[Asked]) -> Sequence[Ids | str | None]:
-        """The ids of the messages, up to where the model begins to answer; nothing for what it refuses its users."""
+    def encode_prompts(self, requests: Sequence[RenderRequest]) -> Sequence[Ids | str | None]:
+        """The ids of the messages with the generation prompt; None for a request that the engine does not support."""
 
-    def texts(self, asked: Sequence[Asked]) -> list[Ids | str] | None:
-        """The ids of the whole texts; nothing where the engine cannot be asked for them."""
+    def encode_texts(self, requests: Sequence[RenderRequest]) -> list[Ids | str] | None:
+        """The ids of the texts; None if the engine does not tokenize plain text."""
 
-    def stops_at(self, token: int) -> str | None:
-        """What goes wrong when the model says this token, which ends an answer; nothing if the engine stops there."""
+    def check_stop(self, token: int) -> str | None:
+        """The problem if generation continues after this token, which ends an answer; None if it stops."""
 
 
-class Folder:
-    """A model's or an adapter's folder, as transformers (and vLLM and TGI with it) loads it."""
+class TransformersBackend:
+    """The folder of a model or an adapter as loaded by transformers, and therefore by vLLM and TGI."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -58,119 +57,118 @@ class Folder:
 
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
+    def encode_prompts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
         """The ids of `apply_chat_template`."""
-        return [self._prompt(question) for question in asked]
+        return [self._encode(request) for request in requests]
 
-    def _prompt(self, asked: Asked) -> Ids | str:
+    def _encode(self, request: RenderRequest) -> Ids | str:
         try:
-            made = self._tokenizer.apply_chat_template(
-                list(asked.messages), tools=asked.tools, add_generation_prompt=True, return_dict=True
+            encoded = self._tokenizer.apply_chat_template(
+                list(request.messages), tools=request.tools, add_generation_prompt=True, return_dict=True
             )
-        except Exception as error:  # a template is a program of others, and can raise whatever it likes
+        except Exception as error:  # a template is a program and can raise any exception
             return str(error) or type(error).__name__
-        return list(made["input_ids"])
+        return list(encoded["input_ids"])
 
-    def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
-        """The ids of the texts; nothing is added before or behind."""
-        return list(self._tokenizer([one.text for one in asked], add_special_tokens=False)["input_ids"])
+    def encode_texts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
+        """The ids of the texts, without added special tokens."""
+        return list(self._tokenizer([request.text for request in requests], add_special_tokens=False)["input_ids"])
 
-    def stops_at(self, token: int) -> str | None:
-        """Whether generation_config.json names it; an adapter's folder has none, the base's then counts."""
+    def check_stop(self, token: int) -> str | None:
+        """Whether generation_config.json lists the token; an adapter's folder has no such file and uses the base's."""
         path = self._folder / "generation_config.json"
         if not path.exists():
             return None
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        ids = [named] if isinstance(named, int) else named or []
-        return None if token in ids else f"generation_config.json does not name {token} as an end"
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ids = [value] if isinstance(value, int) else value or []
+        return None if token in ids else f"generation_config.json does not list {token} in eos_token_id"
 
 
-class LlamaCpp:
-    """A server of llama.cpp: `/apply-template`, then `/tokenize`."""
+class LlamaCppBackend:
+    """A llama.cpp server: `/apply-template`, then `/tokenize`."""
 
-    def __init__(self, name: str, address: Address) -> None:
+    def __init__(self, name: str, client: OpenAIClient) -> None:
         self.name = name
-        self._address = address
+        self._client = client
 
-    def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
-        """The ids of its rendering, read as it reads a prompt: with the beginning that the model's file asks for."""
-        return many(self._prompt, asked)
+    def encode_prompts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
+        """The ids of the rendered messages, with the beginning-of-sequence token if the GGUF requires one."""
+        return map_requests(self._encode, requests)
 
-    def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
-        """The ids of the texts."""
-        return many(lambda one: self._ids(one.text, begin=False), asked)
+    def encode_texts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
+        """The ids of the texts, without added special tokens."""
+        return map_requests(lambda request: self.tokenize(request.text, add_special=False), requests)
 
-    def _prompt(self, asked: Asked) -> Ids:
-        body = {"messages": for_the_wire(asked.messages)} | ({"tools": list(asked.tools)} if asked.tools else {})
-        return self._ids(self._address.post("/apply-template", body)["prompt"], begin=True)
+    def _encode(self, request: RenderRequest) -> Ids:
+        tools = {"tools": list(request.tools)} if request.tools else {}
+        body = {"messages": to_openai(request.messages), **tools}
+        return self.tokenize(self._client.post("/apply-template", body)["prompt"])
 
-    def _ids(self, text: str, *, begin: bool) -> Ids:
-        body = {"content": text, "add_special": begin, "parse_special": True}
-        return list(self._address.post("/tokenize", body)["tokens"])
+    def tokenize(self, text: str, *, add_special: bool = True) -> Ids:
+        """The ids of a text; special tokens in it are recognised."""
+        body = {"content": text, "add_special": add_special, "parse_special": True}
+        return list(self._client.post("/tokenize", body)["tokens"])
 
-    def stops_at(self, token: int) -> str | None:
-        """Make the model say the token, and see whether the answer ends there, empty."""
-        body = {"prompt": "Hello", "n_predict": 3, "temperature": 0, "logit_bias": [[token, FORCED]]}
-        said = self._address.post("/completion", body)
-        ended = said["stop_type"] == "eos" and not said["content"]
-        return None if ended else f"it went on behind token {token}: {said['content']!r}"
+    def check_stop(self, token: int) -> str | None:
+        """Force the model to generate the token and check that the answer ends there, empty."""
+        body = {"prompt": "Hello", "n_predict": 3, "temperature": 0, "logit_bias": [[token, FORCING_BIAS]]}
+        answer = self._client.post("/completion", body)
+        stopped = answer["stop_type"] == "eos" and not answer["content"]
+        return None if stopped else f"generation continued after token {token}: {answer['content']!r}"
 
 
-class Vllm:
-    """A server of vLLM: `/tokenize` renders messages and reads texts."""
+class VllmBackend:
+    """A vLLM server: `/tokenize` renders messages and tokenizes texts."""
 
-    def __init__(self, name: str, address: Address) -> None:
+    def __init__(self, name: str, client: OpenAIClient) -> None:
         self.name = name
-        self._address = address
+        self._client = client
 
-    def prompts(self, asked: Sequence[Asked]) -> list[Ids | str]:
-        """The ids of its rendering."""
-        return many(self._prompt, asked)
+    def encode_prompts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
+        """The ids of the rendered messages."""
+        return map_requests(self._encode, requests)
 
-    def texts(self, asked: Sequence[Asked]) -> list[Ids | str]:
-        """The ids of the texts."""
-        return many(lambda one: self._ids({"prompt": one.text, "add_special_tokens": False}), asked)
+    def encode_texts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
+        """The ids of the texts, without added special tokens."""
+        return map_requests(lambda one: self._tokenize({"prompt": one.text, "add_special_tokens": False}), requests)
 
-    def _prompt(self, asked: Asked) -> Ids:
-        tools = {"tools": list(asked.tools)} if asked.tools else {}
-        return self._ids({"messages": for_the_wire(asked.messages), "add_generation_prompt": True, **tools})
+    def _encode(self, request: RenderRequest) -> Ids:
+        tools = {"tools": list(request.tools)} if request.tools else {}
+        return self._tokenize({"messages": to_openai(request.messages), "add_generation_prompt": True, **tools})
 
-    def _ids(self, body: dict[str, Any]) -> Ids:
-        return list(self._address.post("/tokenize", {"model": self._address.model, **body})["tokens"])
+    def _tokenize(self, body: dict[str, Any]) -> Ids:
+        return list(self._client.post("/tokenize", {"model": self._client.model, **body})["tokens"])
 
-    def stops_at(self, token: int) -> str | None:
-        """As `forced_stop` finds."""
-        return forced_stop(self._address, token)
+    def check_stop(self, token: int) -> str | None:
+        """Force the model to generate the token, through the OpenAI API, and check that the answer ends there."""
+        body = {"model": self._client.model, "messages": GREETING, "max_tokens": 3, "temperature": 0}
+        body["logit_bias"] = {str(token): FORCING_BIAS}
+        answer = self._client.post("/v1/chat/completions", body)["choices"][0]
+        content = answer["message"].get("content")
+        stopped = answer["finish_reason"] == "stop" and not content
+        return None if stopped else f"generation continued after token {token}: {content!r}"
 
 
-def engine_at(name: str, address: Address) -> Engine | None:
-    """The engine behind an address, by what it answers; nothing where it neither renders nor reads for others."""
+def detect_backend(url: str, client: OpenAIClient) -> Backend | None:
+    """The backend of a running server, detected by its endpoints; None if it cannot render and tokenize."""
     try:
-        if address.post("/tokenize", {"model": address.model, "messages": QUESTION})["tokens"]:
-            return Vllm(f"vLLM at {name}", address)
-        if address.post("/apply-template", {"messages": QUESTION})["prompt"]:
-            return LlamaCpp(f"llama.cpp at {name}", address)
+        if client.post("/tokenize", {"model": client.model, "messages": GREETING})["tokens"]:
+            return VllmBackend(f"vLLM at {url}", client)
+        if client.post("/apply-template", {"messages": GREETING})["prompt"]:
+            return LlamaCppBackend(f"llama.cpp at {url}", client)
     except (RefusedError, KeyError, TypeError):
         pass
     return None
 
 
-def forced_stop(address: Address, token: int) -> str | None:
-    """Make a server's model say `token` and see whether the answer ends there, through OpenAI's protocol."""
-    body = {"model": address.model, "messages": QUESTION, "max_tokens": 3, "temperature": 0}
-    said = address.post("/v1/chat/completions", {**body, "logit_bias": {str(token): FORCED}})["choices"][0]
-    ended = said["finish_reason"] == "stop" and not said["message"].get("content")
-    return None if ended else f"it went on behind token {token}: {said['message'].get('content')!r}"
+def map_requests(encode: Callable[[RenderRequest], Ids], requests: Sequence[RenderRequest]) -> list[Ids | str]:
+    """Apply `encode` to `CONCURRENT_REQUESTS` requests at a time; a refused request becomes the server's message."""
 
-
-def many(ask: Callable[[Asked], Ids], asked: Sequence[Asked]) -> list[Ids | str]:
-    """Ask a server several questions at a time; a refusal is its reason."""
-
-    def one(question: Asked) -> Ids | str:
+    def encode_or_reason(request: RenderRequest) -> Ids | str:
         try:
-            return ask(question)
+            return encode(request)
         except RefusedError as error:
             return str(error)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(one, asked))
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+        return list(pool.map(encode_or_reason, requests))

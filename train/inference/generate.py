@@ -1,6 +1,6 @@
-"""In: a base model, an adapter or none, prompts. Out: what the model answers, through the template of its training.
+"""A base model, optionally with an adapter, and chat messages → generated answers, with the chat template of training.
 
-One model in memory answers with the adapter and without it, so before and after are the same weights but for it.
+One loaded model generates both with and without the adapter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy: the same words every time; else the seed repeats them."""
+    """Sampling parameters. Temperature 0 is greedy decoding; otherwise the seed makes the result repeatable."""
 
     max_tokens: int = 200
     temperature: float = 0.0
@@ -38,45 +38,45 @@ class Sampling:
         """The arguments of transformers' `generate`."""
         if self.temperature == 0:
             return {"max_new_tokens": self.max_tokens, "do_sample": False}
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return {"max_new_tokens": self.max_tokens, **drawn}
+        random = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return {"max_new_tokens": self.max_tokens, **random}
 
 
 GREEDY = Sampling()
 
 
-class _Letters:
-    """What transformers hands each token to as it comes: tells the letters that are whole by now."""
+class _TextStreamer:
+    """A streamer for transformers' `generate` that passes on the text of complete characters."""
 
-    def __init__(self, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
         self._tokenizer = tokenizer
-        self._say = say
+        self._on_text = on_text
         self._ids: list[int] | None = None
-        self._told = 0
+        self._sent = 0
 
     def put(self, value: Any) -> None:
-        """Take the prompt first, then one token after the other."""
+        """Receive the prompt in the first call, then one token per call."""
         if self._ids is None:
             self._ids = []
             return
         self._ids += value.reshape(-1).tolist()
         text = self._tokenizer.backend.decode(self._ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # a character of which some bytes are still to come
-            self._say(text[self._told :])
-            self._told = len(text)
+        if not text.endswith("\ufffd"):  # an incomplete UTF-8 character
+            self._on_text(text[self._sent :])
+            self._sent = len(text)
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Required by transformers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
-    """A loaded model with its renderer."""
+class ChatModel:
+    """A loaded model with its chat renderer and the ids at which it stops."""
 
     model: Any
     renderer: ChatRenderer
-    stops: Sequence[int]
-    whole: bool = False  # all weights were tuned: the base is not in it
+    stop_ids: Sequence[int]
+    is_full_finetune: bool = False
 
     def answer(
         self,
@@ -84,63 +84,61 @@ class Speaker:
         *,
         base: bool = False,
         sampling: Sampling = GREEDY,
-        say: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> str:
-        """The answer to a conversation that ends with a user.
+        """Generate the answer to messages that end with a user message.
 
-        `base` leaves the adapter aside; `say` is called with every few letters as they come.
+        With `base` the adapter is disabled. `on_text` is called with each new piece of text. Raises `TrainError` if
+        `base` is requested of a full fine-tune.
         """
         import torch
 
-        if base and self.whole:
+        if base and self.is_full_finetune:
             raise TrainError(
-                "All weights of this model were tuned, so its base is not in it.", "Leave --base and --compare out."
+                "This run trained all weights, so its base model is not available.", "Omit --base and --compare."
             )
-        encoded = self.renderer.tokenizer.encode([self.renderer.apply_template(messages, add_generation_prompt=True)])[
-            0
-        ].ids
+        tokenizer = self.renderer.tokenizer
+        encoded = tokenizer.encode([self.renderer.apply_template(messages, add_generation_prompt=True)])[0].ids
         ids = torch.tensor([encoded], device=self.model.device)
         torch.manual_seed(sampling.seed)
         with torch.inference_mode(), self.model.disable_adapter() if base else nullcontext():
-            written = self.model.generate(
+            output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                eos_token_id=list(self.stops),
-                pad_token_id=self.stops[0],
-                streamer=_Letters(self.renderer.tokenizer, say) if say else None,
+                eos_token_id=list(self.stop_ids),
+                pad_token_id=self.stop_ids[0],
+                streamer=_TextStreamer(tokenizer, on_text) if on_text else None,
                 **sampling.arguments(),
             )
-        answer: str = self.renderer.tokenizer.backend.decode(
-            written[0, ids.shape[1] :].tolist(), skip_special_tokens=True
-        )
+        answer: str = tokenizer.backend.decode(output[0, ids.shape[1] :].tolist(), skip_special_tokens=True)
         return answer.strip()
 
 
-def speak_for(adapter: Path) -> Speaker:
-    """The adapter on its base model, loaded as it was trained (4-bit where that was so), with the template it learned.
+def load_chat_model(adapter: Path) -> ChatModel:
+    """Load an adapter on its base model, in 4 bits if it was trained so, with the chat template of training.
 
-    Raises `TrainError` when the base model is another one than the adapter was trained on, or a file of the adapter
-    is missing or damaged.
+    Raises `TrainError` if the base model differs from the one in the manifest, or a file of the adapter is missing or
+    damaged.
     """
     manifest = read_manifest(adapter)
     check_weights(adapter, manifest)
     base = find_base(adapter, manifest)
     if model_digest(base) != manifest.model.digest:
         raise TrainError(
-            f"The adapter in {adapter} was trained on another model than the one in {base}: their digests differ.",
-            f"Put back the model {manifest.model.name} that it was trained on; curate verify says more.",
+            f"The adapter in {adapter} was trained on a different model than the one in {base}: the digests differ.",
+            f"Restore the model {manifest.model.name}; curate verify shows the details.",
         )
     template = read_template(adapter, manifest)
     method: Method = "qlora" if manifest.engine["method"] == "qlora" else "lora"
     trusted = bool(manifest.recipe["trust_remote_code"])
     if manifest.engine["method"] == "full":
-        return _speaker(adapter, template, method, None, trust_remote_code=trusted)
-    return _speaker(base, template, method, adapter, trust_remote_code=trusted)
+        return _load(adapter, template, method, None, trust_remote_code=trusted)
+    return _load(base, template, method, adapter, trust_remote_code=trusted)
 
 
-def _speaker(
+def _load(
     base: Path, template: Template, method: Method, adapter: Path | None, *, trust_remote_code: bool
-) -> Speaker:
+) -> ChatModel:
     renderer = ChatRenderer(template, Tokenizer.load(base))
     with quiet(), explained_weights(adapter or base):
         model = load_model(base, method, trust_remote_code=trust_remote_code)
@@ -148,14 +146,14 @@ def _speaker(
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    return Speaker(model.eval(), renderer, stop_ids(renderer), whole=adapter is None)
+    return ChatModel(model.eval(), renderer, find_stop_ids(renderer), is_full_finetune=adapter is None)
 
 
-def stop_ids(renderer: ChatRenderer) -> list[int]:
-    """Ids that end an answer: the token that this template ends a turn with, then those of the model's own config."""
+def find_stop_ids(renderer: ChatRenderer) -> list[int]:
+    """The ids that end an answer: the template's end-of-turn token, followed by those of the model's own config."""
     turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
-    regions = renderer.render({"conversations": turns}).loss_spans
-    ending = [regions[-1].stop] if regions and regions[-1].stop else []
-    names = [*ending, *sorted(renderer.tokenizer.stops)]
-    ids = (renderer.tokenizer.id_of(name) for name in dict.fromkeys(names))
+    spans = renderer.render({"conversations": turns}).loss_spans
+    end_of_turn = [spans[-1].stop] if spans and spans[-1].stop else []
+    tokens = [*end_of_turn, *sorted(renderer.tokenizer.stops)]
+    ids = (renderer.tokenizer.id_of(token) for token in dict.fromkeys(tokens))
     return [number for number in ids if number is not None]

@@ -1,111 +1,112 @@
-"""In: the address of a server that speaks OpenAI's protocol. Out: what it makes of messages, in tokens and in words.
+"""The URL of an OpenAI-compatible server and request bodies → decoded JSON responses.
 
-Rendering and tokens are outside of that protocol: vLLM has them behind `/tokenize`, llama.cpp behind
-`/apply-template` and `/tokenize`; of any other server only the number of a prompt's tokens is known.
+The OpenAI API has no endpoints for rendering and tokenizing. vLLM adds `/tokenize`; llama.cpp adds `/apply-template`
+and `/tokenize`.
 """
 
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from schemas.errors import ExportError
+from schemas.text import shorten
 
-PATIENCE = 120
-"""Seconds until a server that does not answer is given up."""
+if TYPE_CHECKING:
+    import httpx
 
-FORCED = 100.0
-"""A logit bias that no model outweighs."""
+TIMEOUT = 120
+"""Seconds to wait for a response."""
+
+FORCING_BIAS = 100.0
+"""A logit bias that makes the model choose a token."""
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class RefusedError(Exception):
-    """The server answered that it cannot do this; the text is its reason."""
+    """The server answered with an error status; the text is its message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """A server: its address without `/v1`, its key, and the model to ask for."""
+class OpenAIClient:
+    """A server's URL without `/v1`, its API key, and the model to request."""
 
     url: str
     key: str = ""
     model: str = ""
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The answer to a request, from JSON. Raises `RefusedError`, or `ExportError` when nobody answers."""
-        with self._opened(path, body) as answer:
-            return json.loads(answer.read())
-
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
-        """The events of a streamed answer, from JSON, as they come."""
-        with self._opened(path, {**body, "stream": True}) as answer:
-            for line in answer:
-                event = line.decode().strip().removeprefix("data:").strip()
-                if event and event != "[DONE]":
-                    yield json.loads(event)
-
-    def _opened(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data, headers)
-        try:
-            return urllib.request.urlopen(request, timeout=PATIENCE)
-        except urllib.error.HTTPError as error:
-            raise RefusedError(_reason(error)) from error
-        except (urllib.error.URLError, OSError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise ExportError(
-                f"Nobody answers at {self.url}: {reason}.", "Start the server, or correct --url."
-            ) from error
+        """The JSON response to a POST request. Raises `RefusedError`, or `ExportError` if the server is unreachable."""
+        return self._request("POST", path, json.dumps(body))
 
     def models(self) -> list[str]:
-        """The names of the models that are served."""
-        with self._opened("/v1/models", None) as answer:
-            return [model["id"] for model in json.loads(answer.read())["data"]]
+        """The names of the served models."""
+        return [model["id"] for model in self._request("GET", "/v1/models")["data"]]
+
+    def _request(self, method: str, path: str, body: str | None = None) -> Any:
+        import httpx
+
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        try:
+            response = _http_client().request(method, f"{self.url}{path}", content=body, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ExportError(
+                f"No server responds at {self.url}: {error}.", "Start the server, or correct --url."
+            ) from error
+        if not response.is_success:
+            raise RefusedError(_error_message(response.status_code, response.text))
+        return response.json()
 
 
-def address_of(url: str, key: str = "", model: str = "") -> Address:
-    """The server at `url`, with or without `/v1` at its end, and the one model it serves if none is named."""
-    plain = Address(url.rstrip("/").removesuffix("/v1"), key, model)
+@cache
+def _http_client() -> httpx.Client:
+    """One client for all servers, because creating one takes 0.1 s. Each request opens a new connection."""
+    import httpx
+
+    return httpx.Client(timeout=TIMEOUT, follow_redirects=True, limits=httpx.Limits(max_keepalive_connections=0))
+
+
+def connect(url: str, key: str = "", model: str = "") -> OpenAIClient:
+    """A client for the server at `url`, with or without `/v1`. Without `model` the first served model is used.
+
+    Raises `ExportError` if the server is unreachable or lists no model.
+    """
+    client = OpenAIClient(url.rstrip("/").removesuffix("/v1"), key, model)
     try:
-        return plain if model else Address(plain.url, key, plain.models()[0])
+        return client if model else OpenAIClient(client.url, key, client.models()[0])
     except (RefusedError, IndexError, KeyError) as error:
-        raise ExportError(
-            f"{url} names no model that it serves: {error}.", "Give --api-key if it asks for one."
-        ) from error
+        raise ExportError(f"{url} does not list its models: {error}.", "Give --api-key if it needs one.") from error
 
 
-def _reason(error: urllib.error.HTTPError) -> str:
-    text = error.read().decode(errors="replace")
+def _error_message(status: int, text: str) -> str:
     try:
-        told = json.loads(text)
+        body = json.loads(text)
     except ValueError:
-        return f"{error.code} {text[:200]}"
-    inner = told.get("error", told) if isinstance(told, dict) else told
-    return str(inner.get("message", inner) if isinstance(inner, dict) else inner)[:300]
+        return f"{status} {text[:200]}"
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    return shorten(str(inner.get("message", inner) if isinstance(inner, dict) else inner))
 
 
-def for_the_wire(messages: Messages) -> list[dict[str, Any]]:
-    """Messages as OpenAI's protocol writes them: the arguments of a call are the text of an object.
+def to_openai(messages: Messages) -> list[dict[str, Any]]:
+    """Messages in the format of the OpenAI API, where the arguments of a tool call are JSON text.
 
     >>> call = {"function": {"name": "now", "arguments": {"zone": "é"}}}
-    >>> for_the_wire([{"role": "assistant", "tool_calls": [call]}])[0]["tool_calls"][0]["function"]["arguments"]
+    >>> to_openai([{"role": "assistant", "tool_calls": [call]}])[0]["tool_calls"][0]["function"]["arguments"]
     '{"zone": "é"}'
     """
     return [
-        {**message, "tool_calls": [_call(number, call) for number, call in enumerate(message["tool_calls"])]}
+        {**message, "tool_calls": [_format_call(number, call) for number, call in enumerate(message["tool_calls"])]}
         if message.get("tool_calls")
         else dict(message)
         for message in messages
     ]
 
 
-def _call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
+def _format_call(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
     function = call["function"]
     arguments = function["arguments"]
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

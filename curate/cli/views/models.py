@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from train.export.merge import Merged
     from train.export.modelfile import ForOllama
     from train.export.quant_choice import Quantised
-    from train.inference.openai_client import Address
+    from train.inference.openai_client import OpenAIClient
 
 
 def show_merged(merged: Merged) -> None:
@@ -71,7 +71,7 @@ def _file_row(file: Quantised, place: int) -> dict[str, Any]:
     return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "←" if file.take else over}
 
 
-def show_address(address: Address, *, as_json: bool) -> None:
+def show_address(address: OpenAIClient, *, as_json: bool) -> None:
     """Print where a server listens and its key, as soon as it does."""
     if as_json:
         print_json({"url": f"{address.url}/v1", "key": address.key, "model": address.model})

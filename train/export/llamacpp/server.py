@@ -21,7 +21,7 @@ from typing import Any
 
 from schemas.environment import install_command
 from schemas.errors import ExportError
-from train.inference.openai_client import Address
+from train.inference.openai_client import OpenAIClient
 
 LOOPBACK = "127.0.0.1"
 SILENT = -1
@@ -41,7 +41,7 @@ def serving(
     slots: int = 1,
     threads: int = 0,
     gpu: bool = True,
-) -> Iterator[Address]:
+) -> Iterator[OpenAIClient]:
     """The address of a server for the GGUF at `path`, while the block runs; port 0 takes a free one.
 
     `context` is in tokens, 0 for what the model was made for; `origins` are the pages that may ask it, by default its
@@ -55,7 +55,7 @@ def serving(
     with _child(order) as url:
         if not url:
             raise _explained(order, path)
-        yield Address(url, key, path.stem)
+        yield OpenAIClient(url, key, path.stem)
 
 
 def check_port(host: str, port: int) -> None:
