@@ -51,6 +51,11 @@ def test_paths_named_in_the_contribution_guide_exist():
     assert [path for path in paths if not list(ROOT.glob(path)) and not list(ROOT.glob(f"*/**/{path}"))] == []
 
 
+def test_the_index_of_decisions_lists_every_decision_in_order():
+    text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[(.+)\]\(#", text, re.MULTILINE) == re.findall(r"^### (.+)", text, re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_and_print_the_shown_output(curate, tmp_path, sample):
     demo_project(tmp_path / "w", steps=86)  # the fewest that reach every conversation
