@@ -14,9 +14,6 @@ from schemas.errors import StoreError, TrainError, VersionError
 from schemas.manifest import Manifest, read_manifest
 from schemas.store import folder_of
 
-LEDGER_FILE = "ledger.parquet"
-"""The ledger of a run, next to its manifest: the outcome of every conversation."""
-
 LOCK_FILE = "lock"
 """In the folder of an unfinished run: locked by the process that trains it, released when that process ends."""
 

@@ -91,9 +91,8 @@ def test_its_ledger_is_traced_though_it_counts_nothing_seen(tmp_path, manifest):
     with reading(store) as connection:
         (found,) = trace(connection, talk.id)
     assert found.runs[0]["run"] == "r1"
-    assert any(
-        line.endswith("done: fate kept, tokens 24, cut 0, learned 9, learned_cut 0") for line in lineage_lines(found)
-    )
+    outcome = "done: outcome kept, tokens 24, cut 0, loss_tokens 9, loss_tokens_cut 0"
+    assert any(line.endswith(outcome) for line in lineage_lines(found))
 
 
 @pytest.mark.parametrize("text", ["{}", "no JSON", MANIFEST.replace('"run": "r1"', '"run": "r7"')])

@@ -6,10 +6,11 @@ import polars as pl
 import pytest
 
 from schemas.errors import TrainError
+from schemas.ledger import LEDGER, read_ledger, write_ledger
 from schemas.recipe import TrainSection
+from train.runs.verify import _check_ledger
 from train.tokens.labels import RENDERED
 from train.tokens.ledger import (
-    LEDGER,
     _share,
     add_epoch_counts,
     build_ledger,
@@ -17,7 +18,6 @@ from train.tokens.ledger import (
     count_covered,
     coverage_metrics,
     trainable,
-    write_ledger,
 )
 
 
@@ -49,23 +49,23 @@ def test_a_conversation_that_fits_is_kept_whole():
         "conversation": "plain",
         "split": "train",
         "window": None,
-        "fate": "kept",
+        "outcome": "kept",
         "code": None,
         "reason": None,
         "tokens": 4,
         "cut": 0,
-        "learned": 2,
-        "learned_cut": 0,
+        "loss_tokens": 2,
+        "loss_tokens_cut": 0,
     }
 
 
 def test_a_long_conversation_is_cut_behind_the_last_answer_that_fits_whole():
     section = TrainSection(max_length=8, long="truncate")
     ledger = build_ledger(rendered(LONG), section)
-    assert entry(ledger, "long")["fate"] == "truncated"
+    assert entry(ledger, "long")["outcome"] == "truncated"
     assert entry(ledger, "long")["cut"] == 1  # the newline behind the second answer
     section = TrainSection(max_length=10, long="truncate")
-    assert entry(build_ledger(rendered(LONG), section), "long")["fate"] == "kept"
+    assert entry(build_ledger(rendered(LONG), section), "long")["outcome"] == "kept"
 
 
 def test_half_an_answer_is_never_learned():
@@ -76,13 +76,13 @@ def test_half_an_answer_is_never_learned():
         "conversation": "long",
         "split": "train",
         "window": None,
-        "fate": "truncated",
+        "outcome": "truncated",
         "code": "too-long",
         "reason": None,
         "tokens": 16,
         "cut": 5,
-        "learned": 2,
-        "learned_cut": 2,
+        "loss_tokens": 2,
+        "loss_tokens_cut": 2,
     }
     row = trainable(rows, ledger).row(0, named=True)
     assert row["input_ids"] == list(range(11))
@@ -92,11 +92,9 @@ def test_half_an_answer_is_never_learned():
 def test_a_conversation_whose_first_answer_does_not_fit_is_dropped_with_that_reason():
     rows = rendered(("long", [0] * 7 + TWO_ANSWERS, {}))
     ledger = build_ledger(rows, TrainSection(max_length=10, long="truncate"))
-    assert entry(ledger, "long")["fate"] == "dropped"
+    assert entry(ledger, "long")["outcome"] == "dropped"
     assert entry(ledger, "long")["cut"] == 16
-    assert entry(ledger, "long")["reason"] == (
-        "It has 16 tokens, 10 are allowed, and not even its first learned answer fits."
-    )
+    assert entry(ledger, "long")["reason"] == ("It has 16 tokens, max_length is 10, and the first answer does not fit.")
     assert trainable(rows, ledger).is_empty()
 
 
@@ -109,24 +107,24 @@ def test_each_reason_has_its_code():
         LONG,
     )
     ledger = build_ledger(rows, TrainSection(max_length=8, long="drop"))
-    assert ledger.select("conversation", "fate", "code", "reason").rows() == [
+    assert ledger.select("conversation", "outcome", "code", "reason").rows() == [
         ("plain", "kept", None, None),
-        ("silent", "dropped", "nothing-learned", "It has nothing to learn: no answer of it is trained."),
+        ("silent", "dropped", "no-loss-tokens", "No token contributes to the loss: no answer is trained."),
         ("refused", "dropped", "unrendered", "The template short refuses it: no."),
-        ("typed", "dropped", "special-text", "An answer holds text that is read as a special token: <|im_end|>."),
-        ("long", "dropped", "too-long", "It has 9 tokens, 8 are allowed."),
+        ("typed", "dropped", "special-text", "An answer contains text that is read as a special token: <|im_end|>."),
+        ("long", "dropped", "too-long", "It has 9 tokens, max_length is 8."),
     ]
     assert ledger["tokens"].sum() == ledger["cut"].sum() + 4
 
 
 def test_text_of_a_special_token_in_an_answer_is_kept_when_the_recipe_says_so():
     rows = rendered(("typed", [0, 1, 1], {"loss_specials": "<|im_end|>"}))
-    assert entry(build_ledger(rows, TrainSection(special_text="keep")), "typed")["fate"] == "kept"
+    assert entry(build_ledger(rows, TrainSection(special_text="keep")), "typed")["outcome"] == "kept"
 
 
 def test_text_of_a_special_token_in_a_question_is_kept():
     rows = rendered(("typed", [0, 1, 1], {"context_specials": "<|im_end|>"}))
-    assert entry(build_ledger(rows, TrainSection()), "typed")["fate"] == "kept"
+    assert entry(build_ledger(rows, TrainSection()), "typed")["outcome"] == "kept"
 
 
 def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_named():
@@ -135,20 +133,20 @@ def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_name
         check_limits(build_ledger(rows, section), section, partial(build_ledger, rows))
     assert refused.value.what == "1 of 2 conversations are longer than max_length 8 tokens: long has 9."
     assert refused.value.hint == (
-        "Type --set train.max_length=9, or --set train.long=truncate --set train.max_truncated=0.5, "
+        "Use --set train.max_length=9, or --set train.long=truncate --set train.max_truncated=0.5, "
         "or --set train.long=drop --set train.max_dropped=0.5, or --set train.long=split --set train.max_dropped=0.5."
     )
 
 
-@pytest.mark.parametrize(("long", "fate"), [("drop", "dropped"), ("truncate", "truncated")])
-def test_what_is_lost_must_be_allowed_and_the_named_share_is_enough(long, fate):
+@pytest.mark.parametrize(("long", "outcome"), [("drop", "dropped"), ("truncate", "truncated")])
+def test_what_is_lost_must_be_allowed_and_the_named_share_is_enough(long, outcome):
     section = TrainSection(max_length=8, long=long)
     rows = rendered(PLAIN, PLAIN, LONG)
     ledger = build_ledger(rows, section)
-    with pytest.raises(TrainError, match=f"1 of 3 conversations would be {fate}, max_{fate} allows 0") as refused:
+    with pytest.raises(TrainError, match=f"1 of 3 conversations would be {outcome}, max_{outcome} allows 0") as refused:
         check_limits(ledger, section, partial(build_ledger, rows))
-    share = refused.value.hint.partition(f"train.max_{fate}=")[2].partition(";")[0]
-    check_limits(ledger, section.model_copy(update={f"max_{fate}": float(share)}), partial(build_ledger, rows))
+    share = refused.value.hint.partition(f"train.max_{outcome}=")[2].partition(";")[0]
+    check_limits(ledger, section.model_copy(update={f"max_{outcome}": float(share)}), partial(build_ledger, rows))
 
 
 def test_the_split_of_a_version_is_kept():
@@ -162,7 +160,25 @@ def test_the_ledger_is_written_whole_or_not_at_all(tmp_path):
     ledger = build_ledger(rendered(PLAIN, LONG), TrainSection())
     path = write_ledger(ledger, tmp_path)
     assert [*tmp_path.iterdir()] == [path]
-    assert pl.read_parquet(path).equals(ledger)
+    assert read_ledger(path).equals(ledger)
+
+
+def test_a_ledger_of_an_earlier_release_is_read_with_todays_names_and_verified(tmp_path):
+    ledger = build_ledger(rendered(PLAIN, ("silent", [0, 0, 0], {})), TrainSection())
+    today = add_epoch_counts(ledger, [2])
+    old_names = {"outcome": "fate", "loss_tokens": "learned", "loss_tokens_cut": "learned_cut", "epoch_count": "seen"}
+    old_words = {"code": ["nothing-learned"], "reason": ["It has nothing to learn: no answer of it is trained."]}
+    old = today.rename(old_names).with_columns(
+        pl.col(name).replace(today[name].drop_nulls(), words) for name, words in old_words.items()
+    )
+    old.write_parquet(tmp_path / "ledger.parquet")
+    read = read_ledger(tmp_path / "ledger.parquet")
+    assert read.drop("reason").equals(today.drop("reason"))
+    assert read["code"].to_list() == [None, "no-loss-tokens"]
+    assert read_ledger(tmp_path / "ledger.parquet", "silent").equals(read.filter(pl.col("conversation") == "silent"))
+    assert _check_ledger(tmp_path / "ledger.parquet", ledger) == "every outcome"
+    old.with_columns(learned=pl.col("learned") + 1).write_parquet(tmp_path / "ledger.parquet")
+    assert _check_ledger(tmp_path / "ledger.parquet", ledger) == "other outcomes"
 
 
 def test_the_share_that_a_refusal_names_is_always_enough():
@@ -176,11 +192,11 @@ def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_ov
         {
             "conversation": ["a", "b", "c", "c", "d", "e"],
             "split": ["held_out", "train", "train", "train", "train", "train"],
-            "fate": ["kept", "dropped", "split", "split", "truncated", "kept"],
+            "outcome": ["kept", "dropped", "split", "split", "truncated", "kept"],
         }
     )
     noted = add_epoch_counts(ledger, [2, 0, 1, 0])
-    assert noted["seen"].to_list() == [None, None, 2, 0, 1, 0]
+    assert noted["epoch_count"].to_list() == [None, None, 2, 0, 1, 0]
     assert count_covered(noted) == 1  # one window of c was not reached
     assert coverage_metrics(noted) == {"seen_conversations": 1, "seen_parts": 2, "parts": 4}
     assert coverage_metrics(noted.filter(pl.col("conversation") != "c")) == {"seen_conversations": 1}

@@ -176,18 +176,18 @@ def test_versions_and_the_ledger_row_of_each_run_are_listed(store, tmp_path):
     (tmp_path / "one").mkdir()
     ledger = {
         "conversation": [one],
-        "fate": ["truncated"],
+        "outcome": ["truncated"],
         "reason": ["too long"],
         "tokens": [12],
         "cut": [3],
-        "seen": [2],
+        "epoch_count": [2],
     }
     pl.DataFrame(ledger).write_parquet(tmp_path / "one" / "ledger.parquet")
     (lineage,) = trace_store(store, one)
     assert [(v["version"], v["split"]) for v in lineage.versions] == [("support@1", "train")]
-    assert lineage.runs[0]["ledger"]["fate"] == "truncated"
+    assert lineage.runs[0]["ledger"]["outcome"] == "truncated"
     assert "ledger.parquet does not exist" in lineage.runs[1]["note"]
-    assert "r1 on support@1 (train), done: fate truncated, reason too long, tokens 12, cut 3, seen 2 times" in text(
+    assert "r1 on support@1 (train), done: outcome truncated, reason too long, tokens 12, cut 3, seen 2 times" in text(
         [lineage]
     )
 
@@ -211,12 +211,13 @@ def test_every_window_of_a_divided_conversation_is_listed(store, tmp_path):
             [str(tmp_path)],
         )
     one = chat("Hello?", "Hi.").id
-    ledger = {"conversation": [one, one], "window": [1, 2], "fate": ["split", "dropped"], "tokens": [12, 99]}
-    pl.DataFrame(ledger | {"seen": [0, None]}).write_parquet(tmp_path / "ledger.parquet")
+    ledger = {"conversation": [one, one], "window": [1, 2], "outcome": ["split", "dropped"], "tokens": [12, 99]}
+    pl.DataFrame(ledger | {"epoch_count": [0, None]}).write_parquet(tmp_path / "ledger.parquet")
     (lineage,) = trace_store(store, one)
-    assert [window["fate"] for window in lineage.runs[0]["windows"]] == ["split", "dropped"]
-    assert "done: window 1, fate split, tokens 12, not reached by its steps; window 2, fate dropped, tokens 99" in text(
-        [lineage]
+    assert [window["outcome"] for window in lineage.runs[0]["windows"]] == ["split", "dropped"]
+    assert (
+        "done: window 1, outcome split, tokens 12, not reached by its steps; window 2, outcome dropped, tokens 99"
+        in text([lineage])
     )
 
 

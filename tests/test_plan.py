@@ -55,11 +55,11 @@ def prepared(store, folder):
 
 def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
     planned = plan(prepared)
-    trained = [entry["tokens"] for entry in prepared.ledger.filter(pl.col("fate") == "kept").to_dicts()]
+    trained = [entry["tokens"] for entry in prepared.ledger.filter(pl.col("outcome") == "kept").to_dicts()]
     assert planned.conversations == {"train": 13}
-    assert planned.fates == {"kept": 11, "truncated": 0, "dropped": 2}
+    assert planned.outcomes == {"kept": 11, "truncated": 0, "dropped": 2}
     assert planned.tokens == sum(trained)
-    assert planned.learned == prepared.ledger["learned"].sum() < planned.tokens
+    assert planned.loss_tokens == prepared.ledger["loss_tokens"].sum() < planned.tokens
     assert planned.packs == count_packs(trained, 100) == 2
     assert planned.fill == pytest.approx(sum(trained) / 200)
     assert planned.steps == planned.steps_per_epoch == 1
@@ -93,7 +93,7 @@ def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys
     planned = plan(prepared)
     assert [(entry["code"], entry["example"]) for entry in planned.problems] == [
         ("too-long", LONG.id),
-        ("nothing-learned", SILENT.id),
+        ("no-loss-tokens", SILENT.id),
     ]
     assert [entry["conversation"] for entry in planned.too_long] == [LONG.id]
     show_plan(planned)
@@ -104,7 +104,7 @@ def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys
 
 
 def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store, folder):
-    ways = plan(prepared).hint.removeprefix("Type ").removesuffix(".").split(", or ")
+    ways = plan(prepared).hint.removeprefix("Use ").removesuffix(".").split(", or ")
     assert [way.split("=")[0].split()[-1].removeprefix("train.") for way in ways] == ["max_length", *["long"] * 3]
     for way in ways:
         typed = dict(setting.removeprefix("train.").split("=") for setting in way.split() if setting != "--set")
@@ -182,19 +182,19 @@ def test_a_preview_shows_every_character_once_and_says_what_is_learned(prepared)
         "<|im_start|>user\n  Hi there<|im_end|>\n<|im_start|>assistant\nHello, you.\n<|im_end|>\n"
         "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nBye \x1b[31mred<|im_end|>\n"
     )
-    assert [segment.text for segment in shown.segments if segment.learned] == [
+    assert [segment.text for segment in shown.segments if segment.in_loss] == [
         "Hello, you.\n<|im_end|>",
         "Bye \x1b[31mred<|im_end|>",
     ]
     assert [view.token for view in shown.token_views] == [*range(shown.tokens)]
-    assert sum(view.label >= 0 for view in shown.token_views) == shown.learned
+    assert sum(view.label >= 0 for view in shown.token_views) == shown.loss_tokens
 
 
 def test_a_preview_shows_where_a_conversation_is_cut(store, folder):
     first_answer = 39
     section = TrainSection(model=str(folder), max_length=first_answer, long="truncate")
     shown = preview(prepare(store, "chats", section), TALK.id)
-    assert shown.fate == "truncated"
+    assert shown.outcome == "truncated"
     assert [segment.trained for segment in shown.segments] == [True, True, False, False, False]
     assert shown.segments[1].text == "Hello, you.\n<|im_end|>"
 
@@ -258,7 +258,7 @@ def test_the_commands_print_what_a_person_and_a_program_can_read(curate, store, 
     assert "11 kept, 0 truncated, 2 dropped" in planned.stdout
     assert "curate train would refuse: 1 of 13" in planned.stdout
     refused = curate("plan", "chats@1", *options, "--json")
-    assert (refused.returncode, json.loads(refused.stdout)["fates"]["dropped"]) == (1, 2)
+    assert (refused.returncode, json.loads(refused.stdout)["outcomes"]["dropped"]) == (1, 2)
     assert curate("plan", "chats@1", *options, "--set=train.long=drop", "--set=train.max_dropped=0.2").returncode == 0
 
     shown = curate("preview", "chats@1", *options, "--id", TALK.id[:12])

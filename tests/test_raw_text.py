@@ -123,8 +123,8 @@ def test_a_plan_counts_texts_and_says_into_how_many_parts_those_are_split_that_a
     longer = parts["id"].n_unique()
     assert 0 < longer < parts.height
     assert sum(planned.conversations.values()) == len(TEXTS)
-    assert (planned.split_conversations, planned.fates["split"]) == (longer, parts.height)
-    assert planned.fates["kept"] + longer == len(TEXTS)
+    assert (planned.split_conversations, planned.outcomes["split"]) == (longer, parts.height)
+    assert planned.outcomes["kept"] + longer == len(TEXTS)
     assert [problem["conversations"] for problem in planned.problems] == [longer]
     show_plan(planned)
     assert f"{longer} split into {parts.height} parts" in " ".join(capsys.readouterr().out.split())
@@ -144,7 +144,8 @@ import resource, polars as pl
 from pathlib import Path
 from schemas.conversation import TURN
 from schemas.recipe import TrainSection
-from train.tokens.render import Tokenizer, find_template
+from train.tokens.chat_template import find_template
+from train.tokens.tokenizer import Tokenizer
 from train.tokens.windows import render_members
 tiny = Path({tiny!r})
 turns = [[{{"from": "gpt", "value": "lorem ipsum dolor sit amet " * 40_000}}]]
@@ -177,13 +178,13 @@ def test_one_special_token_in_a_book_costs_the_part_that_it_is_in_and_no_other(t
     tokens = prepared.tokenizer.encode([book.turns[0].value])[0].tokens
     part = (1 + tokens.index("<|im_end|>")) // 128 + 1
     ledger = prepared.ledger.filter(pl.col("conversation") == book.id)
-    assert ledger.filter(pl.col("fate") == "dropped").select("window", "code", "reason").rows() == [
-        (part, "special-text", f"Part {part} of {ledger.height} of a text of {ledger['tokens'].sum()} tokens holds text"
-         " that is read as a special token: <|im_end|>."),
+    assert ledger.filter(pl.col("outcome") == "dropped").select("window", "code", "reason").rows() == [
+        (part, "special-text", f"Part {part} of {ledger.height} of a text of {ledger['tokens'].sum()} tokens contains"
+         " text that is read as a special token: <|im_end|>."),
     ]  # fmt: skip
-    assert set(ledger.filter(pl.col("window") != part)["fate"]) == {"split"}
+    assert set(ledger.filter(pl.col("window") != part)["outcome"]) == {"split"}
     whole = prepared.ledger.filter(pl.col("conversation") == text(f"{SHORT} <|im_end|>").id)
-    assert whole["reason"].to_list() == ["An answer holds text that is read as a special token: <|im_end|>."]
+    assert whole["reason"].to_list() == ["An answer contains text that is read as a special token: <|im_end|>."]
 
 
 def test_a_part_is_shown_and_its_tokens_lead_back_to_the_text(store):
@@ -203,10 +204,10 @@ def test_texts_and_conversations_are_not_taken_for_each_other(tmp_path, monkeypa
     with writing(store) as connection:
         freeze(connection, "both", Recipe())
     raw, told = (prepare(store, "both@1", section(**changes)).ledger for changes in (RAW, {}))
-    dropped = raw.filter(pl.col("fate") == "dropped")
+    dropped = raw.filter(pl.col("outcome") == "dropped")
     assert dropped["conversation"].to_list() == [chat("Hi", "Hello").id]
     assert dropped["reason"].item().startswith("It is a conversation: --template raw")
-    assert told.filter(pl.col("fate") == "kept")["conversation"].to_list() == [chat("Hi", "Hello").id]
+    assert told.filter(pl.col("outcome") == "kept")["conversation"].to_list() == [chat("Hi", "Hello").id]
     with pytest.raises(TrainError, match=r"30 unrendered, such as .* It is a text in which nobody asks"):
         decide(store, "both@1", section())
 

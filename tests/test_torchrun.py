@@ -79,7 +79,7 @@ def test_two_processes_follow_the_loss_curve_of_one_through_an_interruption(fold
     packs = read_manifest(folder / "one").engine["sequences"]
     assert packs % 4, "the last step of an epoch has to be short, or filler is not tried"
     assert 2 * packs < 16 * 4, "there have to be several epochs, or the second shuffle is not tried"
-    seen = [pl.read_parquet(folder / name / "ledger.parquet")["seen"] for name in ("one", "two")]
+    seen = [pl.read_parquet(folder / name / "ledger.parquet")["epoch_count"] for name in ("one", "two")]
     assert seen[0].equals(seen[1])
     assert set(seen[0].drop_nulls()) == {8}  # filler is not counted
 

@@ -60,9 +60,9 @@ def test_a_long_conversation_becomes_windows_of_whole_exchanges_under_its_own_id
     assert rendered["id"].to_list() == [SHORT.id, LONG.id, LONG.id, LONG.id, OTHER.id]
     whole = render(frame(LONG), TEMPLATE, tokenizer)["input_ids"].list.len().item()
     assert windows(rendered) == [
-        {"number": 1, "of": 3, "first": 2, "last": 5, "whole": whole},
-        {"number": 2, "of": 3, "first": 6, "last": 9, "whole": whole},
-        {"number": 3, "of": 3, "first": 10, "last": 11, "whole": whole},
+        {"number": 1, "of": 3, "first": 2, "last": 5, "total_tokens": whole},
+        {"number": 2, "of": 3, "first": 6, "last": 9, "total_tokens": whole},
+        {"number": 3, "of": 3, "first": 10, "last": 11, "total_tokens": whole},
     ]
     assert rendered["input_ids"].list.len().max() <= 55
 
@@ -90,7 +90,7 @@ def test_the_ledger_has_a_row_for_each_window_with_its_turns(tokenizer):
     section = recipe(55)
     rendered = render_members(section, frame(SHORT, LONG), TEMPLATE, tokenizer)
     ledger = build_ledger(rendered, section)
-    assert ledger.select("conversation", "window", "fate", "code", "cut").rows() == [
+    assert ledger.select("conversation", "window", "outcome", "code", "cut").rows() == [
         (SHORT.id, None, "kept", None, 0),
         (LONG.id, 1, "split", "windowed", 0),
         (LONG.id, 2, "split", "windowed", 0),
@@ -105,14 +105,14 @@ def test_an_exchange_that_is_too_long_by_itself_is_dropped_and_has_to_be_allowed
     section = recipe(55)
     rendered = render_members(section, frame(SHORT, HUGE), TEMPLATE, tokenizer)
     ledger = build_ledger(rendered, section)
-    assert ledger.select("window", "fate", "code").rows() == [
+    assert ledger.select("window", "outcome", "code").rows() == [
         (None, "kept", None),
         (1, "split", "windowed"),
         (2, "dropped", "too-long"),
         (3, "split", "windowed"),
     ]
     assert ledger["reason"][2] == (
-        f"It has {ledger['tokens'][2]} tokens, 55 are allowed, and it is one exchange, which is not split."
+        f"It has {ledger['tokens'][2]} tokens, max_length is 55, and a single exchange is not split."
     )
     with pytest.raises(TrainError, match=r"1 of 2 conversations would be dropped in part, max_dropped allows 0"):
         check_limits(ledger, section, partial(build_ledger, rendered))
@@ -159,7 +159,7 @@ def store(tmp_path, monkeypatch):
 def test_plan_and_preview_show_the_windows(store, folder):
     prepared = prepare(store, "chats", recipe(55, model=str(folder)))
     planned = plan(prepared)
-    assert planned.fates == {"kept": 1, "split": 3, "truncated": 0, "dropped": 0}
+    assert planned.outcomes == {"kept": 1, "split": 3, "truncated": 0, "dropped": 0}
     assert planned.refusal is None
     assert prepare(store, "chats", recipe(55, model=str(folder))).rendered.equals(prepared.rendered)  # from the cache
     shown = [preview(prepared, *each) for each in find_windows(prepared, [LONG.id], None)]
@@ -190,7 +190,7 @@ def test_a_run_on_windows_is_proven_again_with_its_reasoning_skipped(tmp_path, s
     split = ("--set=train.long=split", "--set=train.reasoning=skip", "--set=train.max_length=96", "--set=train.steps=2")
     run = train(tmp_path, *split, "--engine", "transformers")
     ledger = pl.read_parquet(tmp_path / "adapters" / "r1" / "ledger.parquet")
-    assert set(ledger["fate"]) == {"kept", "split"}
+    assert set(ledger["outcome"]) == {"kept", "split"}
     trained = ledger.filter(pl.col("split") == "train")
     assert trained.height > trained["conversation"].n_unique()
     assert run["manifest"]["tokens"]["conversations"] == trained["conversation"].n_unique()

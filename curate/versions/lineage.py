@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.readers.byte_stream import ByteStream, split_lines
 from schemas.conversation import Conversation
-from schemas.errors import SourceError, VersionError
-from schemas.run import LEDGER_FILE, resolve_run
+from schemas.errors import SourceError, TrainError, VersionError
+from schemas.ledger import LEDGER_FILE, read_ledger
+from schemas.run import resolve_run
 from schemas.store import folder_of
 from schemas.text import join_names
 
@@ -313,11 +313,11 @@ def _parse_metadata(origin: dict[str, Any]) -> dict[str, Any]:
 def _add_ledger(connection: DuckDBPyConnection, run: dict[str, Any], id_: str) -> dict[str, Any]:
     status, adapter = resolve_run(folder_of(connection), run["run"], run["adapter"], run["status"])
     unfinished = {"ledger": None, "note": "a run writes its ledger when it ends"}
-    ledger = _read_ledger(connection, adapter, id_) if status == "done" else unfinished
+    ledger = _read_ledger(adapter, id_) if status == "done" else unfinished
     return {**run, "status": status, "adapter": str(adapter), **ledger}
 
 
-def _read_ledger(connection: DuckDBPyConnection, adapter: Path, id_: str) -> dict[str, Any]:
+def _read_ledger(adapter: Path, id_: str) -> dict[str, Any]:
     """The conversation in a run's ledger: `ledger` (a row or None), and `note` (why there is none).
 
     If the conversation was divided into windows, `ledger` is the first of them and `windows` has all.
@@ -326,8 +326,8 @@ def _read_ledger(connection: DuckDBPyConnection, adapter: Path, id_: str) -> dic
     if not path.is_file():
         return {"ledger": None, "note": f"{path} does not exist"}
     try:
-        rows = connection.sql("SELECT * FROM read_parquet(?) WHERE conversation = ?", params=[str(path), id_]).pl()
-    except duckdb.Error as error:
-        return {"ledger": None, "note": f"{path} cannot be read: {str(error).splitlines()[0]}"}
+        rows = read_ledger(path, id_)
+    except TrainError as error:
+        return {"ledger": None, "note": error.what}
     ledger = {"ledger": next(iter(rows.to_dicts()), None), "note": None if rows.height else "not in its ledger"}
     return ledger if rows.height <= 1 else {**ledger, "windows": rows.to_dicts()}

@@ -14,11 +14,11 @@ from typing import Any
 import polars as pl
 
 from schemas.digest import digest, file_digest
+from schemas.ledger import write_ledger
 from schemas.manifest import MANIFEST_FILE, Manifest
 from schemas.text import plural
 from train.model.adapter_files import read_settings
 from train.tokens.chat_template import Template
-from train.tokens.ledger import write_ledger
 from train.tokens.tokenizer import TOKENIZER_FILES
 
 ADAPTER_FILE, CONFIG_FILE, CARD_FILE = "adapter_model.safetensors", "adapter_config.json", "README.md"

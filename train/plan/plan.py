@@ -65,9 +65,9 @@ class Plan:
     end_of_turn: list[str]  # the tokens that end the learned answers
     conversations: dict[str, int]  # split -> how many
     split_conversations: int  # of these, in parts, since they are longer than a sequence
-    fates: dict[str, int]  # kept, truncated, dropped; with long = "split" also split: parts, not conversations
+    outcomes: dict[str, int]  # kept, truncated, dropped; with long = "split" also split: parts, not conversations
     tokens: int  # that are trained on
-    learned: int  # of these, with a label
+    loss_tokens: int  # of these, with a label
     tokens_cut: int
     lengths: list[dict[str, Any]]  # histogram: up_to, conversations (a part counts as one)
     longest: int
@@ -119,7 +119,7 @@ def prepare(
 def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
     """The plan of what was prepared, for a machine with a GPU or without: there Unsloth trains row by row."""
     section, ledger = prepared.section, prepared.ledger
-    train = ledger.filter((pl.col("split") == "train") & (pl.col("fate") != "dropped"))
+    train = ledger.filter((pl.col("split") == "train") & (pl.col("outcome") != "dropped"))
     lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series().to_list()
     packs = count_packs(lengths, section.max_length)
     packing = section.packing and (on_gpu or section.engine != "unsloth")
@@ -138,9 +138,9 @@ def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
         end_of_turn=_end_of_turn(prepared),
         conversations=dict(ledger.group_by("split").agg(pl.n_unique("conversation")).sort("split").rows()),
         split_conversations=ledger.filter(pl.col("window").is_not_null())["conversation"].n_unique(),
-        fates={fate: int((ledger["fate"] == fate).sum()) for fate in _fates(section)},
+        outcomes={outcome: int((ledger["outcome"] == outcome).sum()) for outcome in _outcomes(section)},
         tokens=sum(lengths),
-        learned=int(train["learned"].sum()),
+        loss_tokens=int(train["loss_tokens"].sum()),
         tokens_cut=int(ledger["cut"].sum()),
         lengths=_histogram(ledger.filter(pl.col("split") == "train")["tokens"], section.max_length),
         longest=int(ledger.select(pl.col("tokens").max().fill_null(0)).item()),
@@ -169,7 +169,7 @@ def has_gpu() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def _fates(section: TrainSection) -> tuple[str, ...]:
+def _outcomes(section: TrainSection) -> tuple[str, ...]:
     return ("kept", *(["split"] if section.long == "split" else []), "truncated", "dropped")
 
 
@@ -198,8 +198,8 @@ def _histogram(tokens: pl.Series, max_length: int) -> list[dict[str, Any]]:
 
 
 def _problems(ledger: pl.DataFrame) -> list[dict[str, Any]]:
-    lost = ledger.filter(pl.col("fate") != "kept").sort("tokens", descending=True)
-    grouped = lost.group_by("fate", "code", maintain_order=True).agg(
+    lost = ledger.filter(pl.col("outcome") != "kept").sort("tokens", descending=True)
+    grouped = lost.group_by("outcome", "code", maintain_order=True).agg(
         pl.n_unique("conversation").alias("conversations"),
         pl.col("cut").sum().alias("tokens_cut"),
         pl.first("conversation", "reason"),
@@ -213,12 +213,12 @@ def _problems(ledger: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _too_long(ledger: pl.DataFrame) -> list[dict[str, Any]]:
     worst = ledger.filter(pl.col("code") == "too-long").sort("tokens", descending=True).head(SHOWN)
-    return worst.select("conversation", "tokens", "fate", "cut").to_dicts()
+    return worst.select("conversation", "tokens", "outcome", "cut").to_dicts()
 
 
 def _warnings(prepared: Prepared) -> dict[str, int]:
     """How many trained conversations have something that their reader should know of."""
-    kept = prepared.ledger.filter(pl.col("fate") != "dropped").select(pl.col("conversation").alias("id"))
+    kept = prepared.ledger.filter(pl.col("outcome") != "dropped").select(pl.col("conversation").alias("id"))
     rows = prepared.rendered.join(kept, on="id", how="semi")
     with_tools = prepared.members.filter(pl.col("tools").is_not_null()).join(kept, on="id", how="semi").height
     found = {

@@ -29,7 +29,7 @@ class Segment:
     """Text of some tokens in a row with the same lot: learned or only seen, trained or cut off."""
 
     text: str
-    learned: bool
+    in_loss: bool
     trained: bool
 
 
@@ -61,11 +61,11 @@ class Preview:
     id: str
     split: str
     window: int | None  # which one of its windows (from 1), where it is split
-    fate: str
+    outcome: str
     reason: str | None
     tokens: int
     cut: int
-    learned: int
+    loss_tokens: int
     context_specials: str | None
     loss_specials: str | None
     omitted_turns: list[int]
@@ -139,11 +139,11 @@ def preview(prepared: Prepared, conversation: str, window: int | None = None) ->
         id=conversation,
         split=entry["split"],
         window=entry["window"],
-        fate=entry["fate"],
+        outcome=entry["outcome"],
         reason=entry["reason"],
         tokens=entry["tokens"],
         cut=entry["cut"],
-        learned=entry["learned"],
+        loss_tokens=entry["loss_tokens"],
         context_specials=row["context_specials"],
         loss_specials=row["loss_specials"],
         omitted_turns=row["omitted_turns"] or [],
@@ -233,7 +233,7 @@ def _segments(
     Not `whole`: every character of the tokens that there are.
     """
     if encoding is None:
-        return [Segment(rendering.text, learned=False, trained=False)] if rendering.text else []
+        return [Segment(rendering.text, in_loss=False, trained=False)] if rendering.text else []
     groups = [
         (lot, next(iter(run)).token) for lot, run in groupby(views, lambda v: (v.label != IGNORE_INDEX, v.trained))
     ]

@@ -213,7 +213,7 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
 
     Conversations are counted, not windows: one of which a window is left out counts as trained and as dropped.
     """
-    touched = ledger.filter(pl.col("split") == "train").select("conversation", "fate").unique()["fate"]
+    touched = ledger.filter(pl.col("split") == "train").select("conversation", "outcome").unique()["outcome"]
     return TokenFacts(
         digest=token_digest(rows),
         conversations=rows["id"].n_unique(),

@@ -17,6 +17,7 @@ import polars as pl
 from schemas.conversation import fold, unfold
 from schemas.digest import digest, file_digest
 from schemas.errors import CurateError, StoreError, TrainError
+from schemas.ledger import LEDGER, LEDGER_FILE, read_ledger
 from schemas.manifest import Manifest, read_manifest
 from schemas.recipe import TrainSection
 from schemas.run import Run
@@ -27,7 +28,7 @@ from train.model.adapter_files import read_settings, read_template
 from train.model.base_model import base_by_name, find_adapter, find_base, model_digest
 from train.runs.fit import machine_facts, package_versions, token_facts, use_threads
 from train.tokens.chat_template import PINNED_DATE, Template, find_template
-from train.tokens.ledger import LEDGER, LEDGER_FILE, build_ledger, trainable
+from train.tokens.ledger import build_ledger, trainable
 from train.tokens.render import MASK_POLICY
 from train.tokens.tokenizer import Tokenizer
 from train.tokens.windows import render_members
@@ -221,15 +222,16 @@ def _rendered_again(
     rows = trainable(rendered, ledger).filter(pl.col("split") == "train")
     yield _compared("tokens", manifest.tokens.digest, token_facts(rows, ledger).digest)
     if (adapter / LEDGER_FILE).exists():
-        yield _compared("ledger", "every fate", _fates(adapter / LEDGER_FILE, ledger))
+        yield _compared("ledger", "every outcome", _check_ledger(adapter / LEDGER_FILE, ledger))
 
 
-def _fates(path: Path, ledger: pl.DataFrame) -> str:
+def _check_ledger(path: Path, ledger: pl.DataFrame) -> str:
+    columns = [name for name in LEDGER if name != "reason"]  # earlier releases word it differently
     try:
-        written = pl.read_parquet(path).select(*LEDGER)
-    except pl.exceptions.PolarsError:
+        written = read_ledger(path).select(columns)
+    except (TrainError, pl.exceptions.PolarsError):
         return "damaged"
-    return "every fate" if written.equals(ledger) else "other fates"
+    return "every outcome" if written.equals(ledger.select(columns)) else "other outcomes"
 
 
 def _notes(manifest: Manifest) -> Iterator[Check]:

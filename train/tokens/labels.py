@@ -28,7 +28,7 @@ RENDERED: dict[str, pl.DataType | type[pl.DataType]] = {
     "omitted_turns": pl.List(pl.Int32),  # turns (from 1) with words of which the template renders or lets learn none
     "crossing": pl.Int32,  # tokens that lie across the start of what is learned
     "window": pl.Struct(
-        dict.fromkeys(("number", "of", "first", "last", "whole"), pl.Int32)
+        dict.fromkeys(("number", "of", "first", "last", "total_tokens"), pl.Int32)
     ),  # see train.tokens.windows
 }
 """Columns of a rendered frame."""

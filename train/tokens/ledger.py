@@ -1,59 +1,43 @@
-"""In: rendered conversations and what the recipe allows. Out: the ledger, one row each: kept, truncated or dropped.
+"""Rendered conversations and the recipe → the ledger: one row per conversation or window, with its outcome.
 
-The fates:
+Outcomes:
 - kept: trained as rendered;
-- split: a window of a conversation that is longer than `max_length`, with `long = "split"`: one row for each window;
-- truncated: longer than `max_length` with `long = "truncate"`: cut behind the last learned answer that fits whole,
-  its end-of-turn token included, so never half an answer is learned;
-- dropped: with the reason: it cannot be rendered, has nothing to learn, is too long, or an answer holds the text of
-  a special token that the tokenizer would read as the token (`special_text = "keep"` in the recipe lets those in).
+- split: a window of a conversation longer than `max_length`, with `long = "split"`;
+- truncated: longer than `max_length`, with `long = "truncate"`: cut after the last answer that fits completely,
+  including its end-of-turn token, so no answer is trained in part;
+- dropped: it cannot be rendered, no token contributes to the loss, it is too long, or an answer contains the text of a
+  special token that the tokenizer would read as the token (allowed by `special_text = "keep"` in the recipe).
 
-Nothing is dropped or truncated without being told so: `check_limits` refuses above what the recipe allows, and it
-allows nothing by default.
+`check_limits` refuses to drop or truncate more conversations than the recipe allows; by default it allows none.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from schemas.errors import TrainError
+from schemas.ledger import LEDGER
 from schemas.manifest import CONVERSATIONS_SEEN, WINDOWS, WINDOWS_SEEN
 from schemas.recipe import TrainSection
 from train.tokens.labels import IGNORE_INDEX
 from train.tokens.windows import is_text_window
 
-LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
-    "conversation": pl.String,
-    "split": pl.String,
-    "window": pl.Int32,  # which one of its windows (from 1); null where it is whole
-    "fate": pl.String,  # kept, split, truncated or dropped
-    "code": pl.String,  # unrendered, nothing-learned, special-text, too-long or windowed; null where kept
-    "reason": pl.String,  # a sentence; null where kept
-    "tokens": pl.Int64,  # as rendered; 0 where it cannot be
-    "cut": pl.Int64,  # of these, not trained: all of a dropped one
-    "learned": pl.Int64,  # of those trained, with a label
-    "learned_cut": pl.Int64,  # with a label, but not trained
-}
-"""Columns of the ledger; trained tokens are `tokens - cut`. Once a training is over it also has `seen`."""
-
-BuildLedger = Callable[[TrainSection], pl.DataFrame]
+LedgerBuilder = Callable[[TrainSection], pl.DataFrame]
 """The ledger of the same conversations under another recipe."""
 
-FATES_TO_ALLOW = ("dropped", "truncated")
+LIMITED_OUTCOMES = ("dropped", "truncated")
+"""Outcomes that the recipe limits, by `max_dropped` and `max_truncated`."""
 
-LEDGER_FILE = "ledger.parquet"
 SHOWN = 5
 
 
 def build_ledger(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
-    """The ledger of a rendered frame: the columns of `LEDGER`, in its order. The sums are checked.
+    """The ledger of a rendered frame: the columns of `LEDGER`, one row for each of its rows, in the same order.
 
-    `rendered` has the columns of `train.tokens.labels.RENDERED` and may have `split` (else all is `train`).
+    `rendered` has the columns of `train.tokens.labels.RENDERED` and optionally `split` (default: all `train`).
     """
     split = pl.col("split") if "split" in rendered.columns else pl.lit("train").alias("split")
     measured = rendered.select(
@@ -62,107 +46,99 @@ def build_ledger(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
         pl.col("window").struct.field("number").alias("window"),
         pl.col("window").alias("place"),
         pl.col("input_ids").list.len().fill_null(0).cast(pl.Int64).alias("tokens"),
-        _learned(pl.col("labels")).alias("all_learned"),
-        _fitting(section.max_length).alias("fits"),
+        _count_loss_tokens(pl.col("labels")).alias("all_loss_tokens"),
+        _fitting_tokens(section.max_length).alias("fitting"),
         "labels",
         "problem",
         "loss_specials",
     )
-    decided = measured.with_columns(code=_code(section)).with_columns(fate=_fate(section), reason=_reason(section))
-    ledger = _counted(decided)
+    coded = measured.with_columns(code=_code(section))
+    ledger = _with_counts(coded.with_columns(outcome=_outcome(section), reason=_reason(section)))
     _check_sums(ledger, rendered)
     return ledger
 
 
 def trainable(rendered: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
-    """What is trained: `id`, `split`, `input_ids`, `labels` of what is kept and, cut, of what is truncated.
+    """The rows to train on: `id`, `split`, `input_ids` and `labels` of those not dropped, truncated ones cut.
 
-    `ledger` is what `build_ledger` made of `rendered`: a row for each of its rows, in their order.
+    `ledger` is `build_ledger` of `rendered`: one row for each of its rows, in the same order.
     """
     assert rendered["id"].equals(ledger["conversation"], check_names=False), "the ledger is of other conversations"
     left = pl.col("tokens") - pl.col("cut")
-    both = rendered.select("id", "input_ids", "labels").with_columns(ledger.select("split", "fate", left.alias("left")))
-    return both.filter(pl.col("fate") != "dropped").select(
+    columns = ledger.select("split", "outcome", left.alias("left"))
+    both = rendered.select("id", "input_ids", "labels").with_columns(columns)
+    return both.filter(pl.col("outcome") != "dropped").select(
         "id", "split", pl.col("input_ids").list.head(pl.col("left")), pl.col("labels").list.head(pl.col("left"))
     )
 
 
-def check_limits(ledger: pl.DataFrame, section: TrainSection, settled: BuildLedger) -> None:
-    """Raise `TrainError` when more is dropped or truncated than the recipe allows: how many, which, what to type.
+def check_limits(ledger: pl.DataFrame, section: TrainSection, rebuild: LedgerBuilder) -> None:
+    """Raise `TrainError` if more conversations are dropped or truncated than the recipe allows.
 
-    `settled` is asked for the ledger under other recipes, so that whatever the error says to type passes here.
+    The error gives their number, examples, and settings that would pass. `rebuild` computes the ledger under other
+    recipes to find these settings.
     """
     too_long = ledger.filter(pl.col("code") == "too-long")
     if section.long == "refuse" and too_long.height:
         raise TrainError(
             f"{too_long.height:,} of {ledger.height:,} conversations are longer than max_length {section.max_length:,}"
             f" tokens: {_longest(too_long)}.",
-            _ways_out(section, int(too_long.select(pl.max("tokens")).item()), settled),
+            _suggest_settings(section, int(too_long.select(pl.max("tokens")).item()), rebuild),
         )
-    needed = _needed(ledger, section)
-    for fate in FATES_TO_ALLOW:
-        if f"max_{fate}" in needed:
-            what = _too_many(ledger, fate, getattr(section, f"max_{fate}"))
-            raise TrainError(what, f"Repair the data, or allow it: {_typed(needed)}; curate plan says more.")
+    exceeded = _exceeded_limits(ledger, section)
+    for outcome in LIMITED_OUTCOMES:
+        if f"max_{outcome}" in exceeded:
+            what = _limit_message(ledger, outcome, getattr(section, f"max_{outcome}"))
+            raise TrainError(what, f"Fix the data, or allow it: {_set_options(exceeded)}; curate plan shows details.")
 
 
-def add_epoch_counts(ledger: pl.DataFrame, seen: Sequence[int]) -> pl.DataFrame:
-    """The ledger of a training that is over, with how often its steps saw what was handed over, as `seen`.
+def add_epoch_counts(ledger: pl.DataFrame, counts: Sequence[int]) -> pl.DataFrame:
+    """The ledger after training, with `epoch_count`: how many times the steps trained on each row.
 
-    `seen` has a number for each row that was trained on, in the ledger's order; held out and dropped ones have none.
+    `counts` has one number per row that was trained on, in the order of the ledger; other rows get null.
     """
-    handed = ledger.select((pl.col("split") == "train") & (pl.col("fate") != "dropped")).to_series()
-    places = handed.cum_sum().cast(pl.Int64) - 1
-    counts = pl.Series("seen", seen, dtype=pl.Int64)
-    assert counts.len() == handed.sum(), "the steps saw other conversations than were handed over"
-    return ledger.with_columns(seen=counts.gather(places.clip(0)).set(~handed, None))
+    is_trained = ledger.select((pl.col("split") == "train") & (pl.col("outcome") != "dropped")).to_series()
+    places = is_trained.cum_sum().cast(pl.Int64) - 1
+    values = pl.Series("epoch_count", counts, dtype=pl.Int64)
+    assert values.len() == is_trained.sum(), "the counts are of other conversations than those trained on"
+    return ledger.with_columns(epoch_count=values.gather(places.clip(0)).set(~is_trained, None))
 
 
 def count_covered(ledger: pl.DataFrame) -> int:
-    """Of how many conversations the steps saw all that was handed over; of one that was split, each window."""
-    least = ledger.drop_nulls("seen").group_by("conversation").agg(pl.min("seen"))
-    return int((least["seen"] > 0).sum())
+    """The number of conversations that were trained on completely, in every window if split."""
+    least = ledger.drop_nulls("epoch_count").group_by("conversation").agg(pl.min("epoch_count"))
+    return int((least["epoch_count"] > 0).sum())
 
 
 def coverage_metrics(ledger: pl.DataFrame) -> dict[str, float]:
-    """What the steps saw, as metrics: whole conversations and, where some were split, the parts of all."""
-    handed = ledger.drop_nulls("seen")
+    """Metrics of the manifest: conversations trained on completely and, if some were split, windows trained on."""
+    trained = ledger.drop_nulls("epoch_count")
     counts = {CONVERSATIONS_SEEN: float(count_covered(ledger))}
-    if handed["conversation"].is_unique().all():
+    if trained["conversation"].is_unique().all():
         return counts
-    return counts | {WINDOWS_SEEN: float((handed["seen"] > 0).sum()), WINDOWS: float(handed.height)}
+    return counts | {WINDOWS_SEEN: float((trained["epoch_count"] > 0).sum()), WINDOWS: float(trained.height)}
 
 
-def write_ledger(ledger: pl.DataFrame, folder: Path) -> Path:
-    """Write the ledger as `ledger.parquet` into `folder` and return its path; never a half-written one."""
-    path = folder / LEDGER_FILE
-    unfinished = folder / f"{LEDGER_FILE}.{os.getpid()}"
-    ledger.write_parquet(unfinished)
-    unfinished.replace(path)
-    return path
-
-
-def _learned(labels: pl.Expr) -> pl.Expr:
-    """How many labels are not ignored."""
+def _count_loss_tokens(labels: pl.Expr) -> pl.Expr:
     ignored = labels.list.count_matches(IGNORE_INDEX)
     return (labels.list.len().cast(pl.Int64) - ignored.cast(pl.Int64)).fill_null(0)
 
 
-def _fitting(max_length: int) -> pl.Expr:
-    """Tokens up to the end of the last learned answer that ends within `max_length`; null where none does."""
+def _fitting_tokens(max_length: int) -> pl.Expr:
+    """Tokens up to the end of the last trained answer that ends within `max_length`; null if none does."""
     ends = pl.col("stops").list.eval(pl.element().filter(pl.element() <= max_length))
     return ends.list.max().cast(pl.Int64)
 
 
 def _code(section: TrainSection) -> pl.Expr:
-    """Why a conversation is not trained as it is, the first of the reasons that hold; null where it is."""
-    typed = pl.col("loss_specials").is_not_null() & pl.lit(section.special_text == "drop")
+    """Why a row is not trained as rendered: the first reason that applies, or null."""
+    is_typed = pl.col("loss_specials").is_not_null() & pl.lit(section.special_text == "drop")
     return (
         pl.when(pl.col("problem").is_not_null())
         .then(pl.lit("unrendered"))
-        .when(pl.col("all_learned") == 0)
-        .then(pl.lit("nothing-learned"))
-        .when(typed)
+        .when(pl.col("all_loss_tokens") == 0)
+        .then(pl.lit("no-loss-tokens"))
+        .when(is_typed)
         .then(pl.lit("special-text"))
         .when(pl.col("tokens") > section.max_length)
         .then(pl.lit("too-long"))
@@ -171,8 +147,9 @@ def _code(section: TrainSection) -> pl.Expr:
     )
 
 
-def _fate(section: TrainSection) -> pl.Expr:
-    can_be_cut = pl.lit(section.long == "truncate") & (pl.col("code") == "too-long") & pl.col("fits").is_not_null()
+def _outcome(section: TrainSection) -> pl.Expr:
+    is_too_long = pl.col("code") == "too-long"
+    can_be_cut = pl.lit(section.long == "truncate") & is_too_long & pl.col("fitting").is_not_null()
     return (
         pl.when(pl.col("code").is_null())
         .then(pl.lit("kept"))
@@ -185,101 +162,89 @@ def _fate(section: TrainSection) -> pl.Expr:
 
 
 def _reason(section: TrainSection) -> pl.Expr:
-    endings = {
-        "truncate": ", and not even its first learned answer fits.",
-        "split": ", and it is one exchange, which is not split.",
-    }
-    ending = endings.get(section.long, ".")
-    place = {name: pl.col("place").struct.field(name) for name in ("number", "of", "first", "last", "whole")}
+    endings = {"truncate": ", and the first answer does not fit.", "split": ", and a single exchange is not split."}
+    is_untrainable = pl.col("fitting").is_null() | pl.lit(section.long == "split")
+    ending = pl.when(is_untrainable).then(pl.lit(endings.get(section.long, "."))).otherwise(pl.lit("."))
+    place = {name: pl.col("place").struct.field(name) for name in ("number", "of", "first", "last", "total_tokens")}
     window = pl.format("Window {} of {}, turns {} to {} of a conversation of {} tokens", *place.values())
-    piece = pl.format("Part {} of {} of a text of {} tokens", *(place[name] for name in ("number", "of", "whole")))
-    of_text = is_text_window(pl.col("place"))
-    holding = pl.when(of_text).then(piece).otherwise(pl.lit("An answer"))
-    size = pl.format("It has {} tokens, {} are allowed", "tokens", pl.lit(section.max_length))
+    part = pl.format(
+        "Part {} of {} of a text of {} tokens", *(place[name] for name in ("number", "of", "total_tokens"))
+    )
+    is_text = is_text_window(pl.col("place"))
+    container = pl.when(is_text).then(part).otherwise(pl.lit("An answer"))
+    size = pl.format("It has {} tokens, max_length is {}", "tokens", pl.lit(section.max_length))
     sentences = {
         "unrendered": pl.col("problem"),
-        "nothing-learned": pl.lit("It has nothing to learn: no answer of it is trained."),
-        "special-text": pl.format("{} holds text that is read as a special token: {}.", holding, "loss_specials"),
-        "too-long": pl.concat_str(size, pl.when(_is_lost(section)).then(pl.lit(ending)).otherwise(pl.lit("."))),
-        "windowed": pl.concat_str(pl.when(of_text).then(piece).otherwise(window), pl.lit(".")),
+        "no-loss-tokens": pl.lit("No token contributes to the loss: no answer is trained."),
+        "special-text": pl.format("{} contains text that is read as a special token: {}.", container, "loss_specials"),
+        "too-long": pl.concat_str(size, ending),
+        "windowed": pl.concat_str(pl.when(is_text).then(part).otherwise(window), pl.lit(".")),
     }
     return pl.coalesce([pl.when(pl.col("code") == code).then(sentence) for code, sentence in sentences.items()])
 
 
-def _is_lost(section: TrainSection) -> pl.Expr:
-    """Whether nothing of a conversation that is too long can be trained."""
-    return pl.col("fits").is_null() | pl.lit(section.long == "split")
-
-
-def _counted(decided: pl.DataFrame) -> pl.DataFrame:
-    left = (
-        pl.when(pl.col("fate").is_in(["kept", "split"]))
+def _with_counts(rows: pl.DataFrame) -> pl.DataFrame:
+    trained = (
+        pl.when(pl.col("outcome").is_in(["kept", "split"]))
         .then("tokens")
-        .when(pl.col("fate") == "truncated")
-        .then("fits")
+        .when(pl.col("outcome") == "truncated")
+        .then("fitting")
         .otherwise(pl.lit(0, pl.Int64))
     )
-    return (
-        decided.with_columns(left=left)
-        .with_columns(learned=_learned(pl.col("labels").list.head(pl.col("left"))))
-        .with_columns(cut=pl.col("tokens") - pl.col("left"), learned_cut=pl.col("all_learned") - pl.col("learned"))
-        .select(*LEDGER)
-    )
+    counted = rows.with_columns(trained=trained)
+    counted = counted.with_columns(loss_tokens=_count_loss_tokens(pl.col("labels").list.head(pl.col("trained"))))
+    return counted.with_columns(
+        cut=pl.col("tokens") - pl.col("trained"), loss_tokens_cut=pl.col("all_loss_tokens") - pl.col("loss_tokens")
+    ).select(*LEDGER)
 
 
 def _check_sums(ledger: pl.DataFrame, rendered: pl.DataFrame) -> None:
-    """Every conversation has one fate, every token was trained or cut, and whoever lost one was given a reason."""
+    """Assert that every row has an outcome, every token is trained or cut, and every loss has a reason."""
     rendered_tokens = int(rendered["input_ids"].list.len().sum())
     tokens, cut = (int(ledger[column].sum()) for column in ("tokens", "cut"))
-    trained = int(_trained_tokens(ledger))
-    lost = pl.col("fate") != "kept"
+    trained = int(ledger.filter(pl.col("outcome") != "dropped").select((pl.col("tokens") - pl.col("cut")).sum()).item())
+    is_changed = pl.col("outcome") != "kept"
     assert ledger.height == rendered.height, "a conversation is missing in the ledger"
-    assert ledger["fate"].is_in(["kept", "split", "truncated", "dropped"]).all(), "a conversation has no fate"
+    assert ledger["outcome"].is_in(["kept", "split", "truncated", "dropped"]).all(), "a conversation has no outcome"
     assert rendered_tokens == tokens == trained + cut, "the ledger's tokens are not the rendered ones"
-    assert ledger.filter(lost != pl.col("reason").is_not_null()).is_empty(), "a fate and its reason differ"
+    assert ledger.filter(is_changed != pl.col("reason").is_not_null()).is_empty(), "an outcome and its reason differ"
 
 
-def _trained_tokens(ledger: pl.DataFrame) -> int:
-    trained = pl.col("tokens") - pl.col("cut")
-    return int(ledger.filter(pl.col("fate") != "dropped").select(trained.sum()).item())
-
-
-def _needed(ledger: pl.DataFrame, section: TrainSection) -> dict[str, str]:
-    """The limits that are exceeded, each with the share that would be enough."""
-    all_of_them = _conversations(ledger)
-    counts = {f"max_{fate}": _conversations(ledger.filter(pl.col("fate") == fate)) for fate in FATES_TO_ALLOW}
+def _exceeded_limits(ledger: pl.DataFrame, section: TrainSection) -> dict[str, str]:
+    """The limits that are exceeded, each with the smallest share that passes."""
+    total = _count_conversations(ledger)
+    outcome = pl.col("outcome")
+    counts = {f"max_{name}": _count_conversations(ledger.filter(outcome == name)) for name in LIMITED_OUTCOMES}
     return {
-        limit: _share(count, all_of_them)
+        limit: _share(count, total)
         for limit, count in counts.items()
-        if count and count / all_of_them > getattr(section, limit)
+        if count and count / total > getattr(section, limit)
     }
 
 
-def _too_many(ledger: pl.DataFrame, fate: str, allowed: float) -> str:
-    hit = ledger.filter(pl.col("fate") == fate)
-    part = " in part" if hit["window"].is_not_null().any() else ""
+def _limit_message(ledger: pl.DataFrame, outcome: str, allowed: float) -> str:
+    rows = ledger.filter(pl.col("outcome") == outcome)
+    part = " in part" if rows["window"].is_not_null().any() else ""
     return (
-        f"{_conversations(hit):,} of {_conversations(ledger):,} conversations would be {fate}{part}, "
-        f"max_{fate} allows {allowed:g}: {_by_code(hit)}."
+        f"{_count_conversations(rows):,} of {_count_conversations(ledger):,} conversations would be {outcome}{part}, "
+        f"max_{outcome} allows {allowed:g}: {_count_by_code(rows)}."
     )
 
 
-def _conversations(ledger: pl.DataFrame) -> int:
-    """How many conversations the rows are of: one each, but for windows."""
-    whole = pl.col("window").is_null()
-    return ledger.filter(whole).height + int(ledger.filter(~whole)["conversation"].n_unique())
+def _count_conversations(ledger: pl.DataFrame) -> int:
+    """The number of conversations: one per row, except for windows."""
+    is_complete = pl.col("window").is_null()
+    return ledger.filter(is_complete).height + int(ledger.filter(~is_complete)["conversation"].n_unique())
 
 
-def _by_code(hit: pl.DataFrame) -> str:
-    first = hit.sort("tokens", descending=True).group_by("code", maintain_order=True)
-    windows = pl.col("conversation").filter(pl.col("window").is_not_null()).n_unique()
-    counted = first.agg(
-        (pl.col("window").is_null().sum() + windows).alias("len"), pl.first("conversation"), pl.first("reason")
-    )
-    counted = counted.sort("len", descending=True, maintain_order=True)
+def _count_by_code(rows: pl.DataFrame) -> str:
+    by_code = rows.sort("tokens", descending=True).group_by("code", maintain_order=True)
+    split = pl.col("conversation").filter(pl.col("window").is_not_null()).n_unique()
+    count = (pl.col("window").is_null().sum() + split).alias("count")
+    counted = by_code.agg(count, pl.first("conversation"), pl.first("reason"))
     return "; ".join(
         f"{count:,} {code}, such as {conversation[:12]}: {reason.rstrip('.')}"
-        for code, count, conversation, reason in counted.iter_rows()
+        for code, count, conversation, reason in counted.sort("count", descending=True, maintain_order=True).iter_rows()
     )
 
 
@@ -288,27 +253,30 @@ def _longest(too_long: pl.DataFrame) -> str:
     return ", ".join(f"{name[:12]} has {tokens:,}" for name, tokens in worst.select("conversation", "tokens").rows())
 
 
-def _ways_out(section: TrainSection, longest: int, settled: BuildLedger) -> str:
-    """What to type, each way with the limits that it takes; one that would leave nothing to train on is left out."""
-    ways: list[dict[str, Any]] = [{"max_length": longest}, *({"long": long} for long in ("truncate", "drop", "split"))]
-    lines = []
-    for way in ways:
-        other = section.model_copy(update=way)
-        ledger = settled(other)
-        if not ledger.filter((pl.col("split") == "train") & (pl.col("fate") != "dropped")).is_empty():
-            lines.append(_typed(way | _needed(ledger, other)))
-    return f"Type {', or '.join(lines)}."
+def _suggest_settings(section: TrainSection, longest: int, rebuild: LedgerBuilder) -> str:
+    """The settings that pass, each with the limits it needs; one that leaves nothing to train on is not listed."""
+    settings: list[dict[str, Any]] = [
+        {"max_length": longest},
+        *({"long": long} for long in ("truncate", "drop", "split")),
+    ]
+    options = []
+    for setting in settings:
+        changed = section.model_copy(update=setting)
+        ledger = rebuild(changed)
+        if not ledger.filter((pl.col("split") == "train") & (pl.col("outcome") != "dropped")).is_empty():
+            options.append(_set_options(setting | _exceeded_limits(ledger, changed)))
+    return f"Use {', or '.join(options)}."
 
 
-def _typed(settings: Mapping[str, Any]) -> str:
+def _set_options(settings: Mapping[str, Any]) -> str:
     return " ".join(f"--set train.{key}={value}" for key, value in settings.items())
 
 
-def _share(part: int, whole: int) -> str:
-    """A share that is just large enough, short to type.
+def _share(part: int, total: int) -> str:
+    """The smallest share with four decimals that is at least `part / total`.
 
     >>> _share(3, 1000), _share(1, 3)
     ('0.003', '0.3334')
     """
-    rounded = -(-part * 10_000 // whole) / 10_000
+    rounded = -(-part * 10_000 // total) / 10_000
     return f"{rounded:g}"

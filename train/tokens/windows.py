@@ -22,7 +22,7 @@ from train.tokens.labels import IGNORE_INDEX, RENDERED, Offsets, split_at
 from train.tokens.render import Progress, render
 from train.tokens.tokenizer import Tokenizer
 
-WINDOW = ("number", "of", "first", "last", "whole")
+WINDOW = ("number", "of", "first", "last", "total_tokens")
 """Of a window: which one of how many, its turns (from 1), and the tokens of the whole conversation or text."""
 
 PIECES = 2
@@ -67,12 +67,12 @@ def _with_pieces(rendered: pl.DataFrame, room: int, tokenizer: Tokenizer) -> pl.
     piece of one token would learn nothing, and takes one from the piece before.
     """
     tokens = pl.col("input_ids").list.len().fill_null(0).cast(pl.Int64)
-    counted = rendered.with_row_index("row").with_columns(whole=tokens)
-    long = (pl.col("whole") > room) & pl.col("problem").is_null()
+    counted = rendered.with_row_index("row").with_columns(total_tokens=tokens)
+    long = (pl.col("total_tokens") > room) & pl.col("problem").is_null()
     texts = counted.filter(long)
     if texts.is_empty():
         return rendered
-    made = _made(texts, _pieces(texts["whole"], room), tokenizer)
+    made = _made(texts, _pieces(texts["total_tokens"], room), tokenizer)
     columns = pl.Schema({"row": counted.schema["row"], **RENDERED})
     both = pl.concat([frame.select(columns.names()).cast(columns) for frame in (counted.filter(~long), made)])
     return both.sort("row", maintain_order=True).drop("row")
@@ -80,14 +80,14 @@ def _with_pieces(rendered: pl.DataFrame, room: int, tokenizer: Tokenizer) -> pl.
 
 def _pieces(whole: pl.Series, room: int) -> pl.DataFrame:
     """A row for each piece of texts of `whole` tokens: which text it is cut from, from where to where, and `WINDOW`."""
-    start = pl.col("start") - ((pl.col("start") + 1 == pl.col("whole")) & (pl.col("start") > 0)).cast(pl.Int64)
+    start = pl.col("start") - ((pl.col("start") + 1 == pl.col("total_tokens")) & (pl.col("start") > 0)).cast(pl.Int64)
     return (
-        pl.DataFrame({"whole": whole})
+        pl.DataFrame({"total_tokens": whole})
         .with_row_index("text")
-        .with_columns(start=pl.int_ranges(0, "whole", room))
+        .with_columns(start=pl.int_ranges(0, "total_tokens", room))
         .explode("start")
         .with_columns(start=start)
-        .with_columns(end=pl.col("start").shift(-1).over("text").fill_null(pl.col("whole")))
+        .with_columns(end=pl.col("start").shift(-1).over("text").fill_null(pl.col("total_tokens")))
         .with_columns(number=pl.int_range(1, pl.len() + 1).over("text"), of=pl.len().over("text"))
         .with_columns(first=pl.lit(1), last=pl.lit(1))
     )
@@ -102,7 +102,7 @@ def _made(texts: pl.DataFrame, pieces: pl.DataFrame, tokenizer: Tokenizer) -> pl
     ids = texts["input_ids"].explode()
     labels = texts["labels"].explode().scatter(borders[:-1], IGNORE_INDEX)
     length = pl.col("end") - pl.col("start")
-    is_last = pl.col("end") == pl.col("whole")
+    is_last = pl.col("end") == pl.col("total_tokens")
     stops = pl.when(is_last).then(pl.concat_list(length)).otherwise(pl.lit([], pl.List(pl.Int64)))
     return texts.drop("input_ids", "labels")[pieces["text"]].with_columns(
         *pieces.select(stops.alias("stops"), pl.struct(*WINDOW).alias("window")),
@@ -147,7 +147,7 @@ def _specials_of(texts: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
 def _own_specials(pieces: pl.DataFrame, borders: Offsets, tokenizer: Tokenizer) -> pl.Series:
     """Where the tokens are with which the template begins and ends a text."""
     begins = (pieces["start"] == 0) & ("bos_token" in tokenizer.named)
-    ends = pieces["end"] == pieces["whole"]
+    ends = pieces["end"] == pieces["total_tokens"]
     return pl.concat([pl.Series(borders[:-1]).filter(begins), pl.Series(borders[1:] - 1).filter(ends)])
 
 
@@ -261,7 +261,7 @@ def _put_in(rendered: pl.DataFrame, windows: Sequence[tuple[_Window, pl.DataFram
     ).with_columns(
         number=pl.int_range(1, pl.len() + 1).over("row"),
         of=pl.len().over("row"),
-        whole=rendered["input_ids"].list.len().gather([window.row for window, _ in ordered]),
+        total_tokens=rendered["input_ids"].list.len().gather([window.row for window, _ in ordered]),
     )
     numbered = made.with_columns(facts.select(*WINDOW).to_struct("window"), facts["row"].alias("row"))
     others = rendered.with_columns(pl.int_range(pl.len()).alias("row")).filter(

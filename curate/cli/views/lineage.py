@@ -116,10 +116,10 @@ def _run_line(run: Mapping[str, Any]) -> str:
 
 
 def _ledger_line(ledger: Mapping[str, Any]) -> str:
-    """The columns of a ledger row; `seen` counts how often the run's steps included the conversation."""
+    """The columns of a ledger row; `epoch_count` is printed as a phrase."""
     values = {name: value for name, value in ledger.items() if name not in ("conversation", "split")}
-    parts = [f"{name} {printable(value)}" for name, value in values.items() if name != "seen" and value is not None]
-    times = values.get("seen")
+    times = values.pop("epoch_count", None)
+    parts = [f"{name} {printable(value)}" for name, value in values.items() if value is not None]
     if times is not None:
         parts.append(f"seen {times:,} {'time' if times == 1 else 'times'}" if times else "not reached by its steps")
     return ", ".join(parts)

@@ -32,10 +32,10 @@ def show_plan(plan: Plan) -> None:
     parts = ", a part counted as one" if plan.split_conversations else ""
     print_table(_bars(plan), ["tokens", "conversations", ""], title=f"Lengths of the train split{parts}")
     if plan.problems:
-        columns = ["fate", "code", "count", "cut", "example", "reason"]
+        columns = ["outcome", "code", "count", "cut", "example", "reason"]
         print_table(map(_problem, plan.problems), columns, title="Not trained as they are")
     if plan.too_long:
-        print_table(plan.too_long, ["conversation", "tokens", "fate", "cut"], title="The longest")
+        print_table(plan.too_long, ["conversation", "tokens", "outcome", "cut"], title="The longest")
     if plan.warnings:
         lint = ({"trained, but look at it": what, "conversations": count} for what, count in plan.warnings.items())
         print_table(lint, ["trained, but look at it", "conversations"])
@@ -162,8 +162,11 @@ def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
     yield "template", f"{plan.template} ({plan.template_digest[:12]}), asks with {plan.generation_prompt!r}"
     yield "an answer ends with", " ".join(plan.end_of_turn)
     yield "conversations", ", ".join(f"{count:,} {split}" for split, count in plan.conversations.items())
-    yield "fates", ", ".join(_fate(fate, count, plan) for fate, count in plan.fates.items())
-    yield "tokens", f"{plan.tokens:,}, of which {plan.learned:,} learned ({_percent(plan.learned, plan.tokens)})"
+    yield "outcomes", ", ".join(_outcome(outcome, count, plan) for outcome, count in plan.outcomes.items())
+    yield (
+        "tokens",
+        f"{plan.tokens:,}, of which {plan.loss_tokens:,} learned ({_percent(plan.loss_tokens, plan.tokens)})",
+    )
     yield "cut", f"{plan.tokens_cut:,} tokens"
     yield "longest", f"{plan.longest:,} of {plan.max_length:,} tokens"
     packs = f"{plan.packs:,}, {plan.fill:.1%} full"
@@ -171,11 +174,11 @@ def _facts(plan: Plan) -> Iterable[tuple[str, object]]:
     yield "steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch)"
 
 
-def _fate(fate: str, count: int, plan: Plan) -> str:
-    """What is split is counted twice: as the conversations that it was, and the parts that it is."""
-    return (
-        f"{plan.split_conversations:,} split into {count:,} parts" if fate == "split" and count else f"{count:,} {fate}"
-    )
+def _outcome(outcome: str, count: int, plan: Plan) -> str:
+    """The count of an outcome; for `split` the number of conversations and of windows."""
+    if outcome == "split" and count:
+        return f"{plan.split_conversations:,} split into {count:,} parts"
+    return f"{count:,} {outcome}"
 
 
 def _problem(found: Mapping[str, Any]) -> dict[str, object]:
@@ -196,10 +199,10 @@ def _bars(plan: Plan) -> Iterable[dict[str, object]]:
 
 
 def _headline(preview: Preview) -> str:
-    share = f"{plural(preview.tokens, 'token')}, {preview.learned:,} learned"
+    share = f"{plural(preview.tokens, 'token')}, {preview.loss_tokens:,} learned"
     reason = f": {printable(preview.reason)}" if preview.reason else ""
     window = f"  window {preview.window}" if preview.window else ""
-    return f"{preview.id}{window}  {preview.split}  {share}  {preview.fate}{reason}"
+    return f"{preview.id}{window}  {preview.split}  {share}  {preview.outcome}{reason}"
 
 
 def _marked(segments: Iterable[Segment]) -> Text:
@@ -212,6 +215,6 @@ def _marked(segments: Iterable[Segment]) -> Text:
             text.append(f"{CUT} not trained from here\n", "red")
             cut = True
         words = printable(segment.text)
-        style = "dim strike" if cut else "green" if segment.learned else "dim"
-        text.append(f"{OPEN}{words}{CLOSE}" if segment.learned else words, style)
+        style = "dim strike" if cut else "green" if segment.in_loss else "dim"
+        text.append(f"{OPEN}{words}{CLOSE}" if segment.in_loss else words, style)
     return text
