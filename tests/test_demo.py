@@ -52,5 +52,5 @@ def test_the_demo_overwrites_no_folder_and_keeps_earlier_demos(curate, tmp_path)
 def test_make_sample_writes_the_committed_bytes(sample):
     script = runpy.run_path(str(sample / "make_sample.py"))
     topics = tomllib.loads((sample / "topics.toml").read_text(encoding="utf-8"))
-    assert script["tickets"](topics).encode() == (sample / "support_tickets.csv").read_bytes()
-    assert script["chats"](topics).encode() == (sample / "chats.jsonl").read_bytes()
+    assert script["render_tickets"](topics).encode() == (sample / "support_tickets.csv").read_bytes()
+    assert script["render_chats"](topics).encode() == (sample / "chats.jsonl").read_bytes()
