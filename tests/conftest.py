@@ -1,4 +1,4 @@
-"""What all tests share: a quiet and repeatable machine, the sample, and `curate` as a person runs it."""
+"""Shared by all tests: environment variables, the sample, trained runs, and `curate` as a subprocess."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Before torch or polars is imported: one thread gives the same bits on every machine, and nothing is fetched.
+# Set before torch or polars is imported: one thread gives the same bits on every machine, and nothing is downloaded.
 for name, value in {
     "OMP_NUM_THREADS": "1",
     "POLARS_MAX_THREADS": "2",
@@ -31,7 +31,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 os.environ.pop("CURATE_STORE", None)
-# A shell that starts the tests in the background has Ctrl-C ignored, and every command would inherit that.
+# A shell that starts the tests in the background ignores Ctrl-C, and every command would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Ran = subprocess.CompletedProcess[str]
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is kept so as not to be made again, Unsloth's templates and renderings, is kept for these tests alone."""
+    """A cache for Unsloth's templates and rendered tokens that only this session uses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -60,7 +60,7 @@ def sample() -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run r1 is done, by Unsloth's CPU backend; read it, do not write into it."""
+    """A project whose run r1 was trained by Unsloth's CPU backend. Read-only."""
     from support.training import make_project, train
 
     folder = tmp_path_factory.mktemp("trained")
@@ -71,7 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run r1 trained all weights; read it, do not write into it."""
+    """A project whose run r1 trained all weights. Read-only."""
     from support.training import make_project, train
 
     folder = tmp_path_factory.mktemp("tuned")
@@ -82,7 +82,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LabellingServer]":
-    """The real labelling server, started once: `.url`, `.api_key` of its owner, `.home`, `.annotator("ann")`."""
+    """The real labelling server, started once: `.url`, the owner's `.api_key`, `.home`, `.annotator("ann")`."""
     from support.argilla_server import LabellingServer
 
     server = LabellingServer(tmp_path_factory.mktemp("review") / "home")
@@ -93,7 +93,7 @@ def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Labell
 
 @pytest.fixture(scope="session")
 def searched(argilla_server: "LabellingServer") -> "Searched":
-    """A published dataset of 90 records with everything that can be searched, and two annotators' answers."""
+    """A published dataset of 90 records with everything that can be searched, and answers of two annotators."""
     from support.search_dataset import Searched
 
     return Searched(argilla_server)
@@ -101,7 +101,7 @@ def searched(argilla_server: "LabellingServer") -> "Searched":
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of some ten bytes, so that a short file has many."""
+    """Chunks of about 48 bytes, so that a short file has several."""
     from curate.ingest.readers import byte_stream
 
     monkeypatch.setattr(byte_stream, "CHUNK", 48)
@@ -110,7 +110,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a copy of the trained project with a merged model, a GGUF in 16 bits and one in q4_k_m."""
+    """The store of a copy of the trained project, with a merged model and GGUF files in 16 bits and q4_k_m."""
     from support.training import copy_project
 
     from train.export.gguf import quantise_run
@@ -122,7 +122,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def curate(tmp_path: Path) -> Callable[..., Ran]:
-    """`curate(*arguments)` runs the command in `tmp_path`, in a process of its own; `input=` is its stdin."""
+    """`curate(*arguments)` runs the command as a subprocess in `tmp_path`; `input=` is its stdin."""
 
     def run(*arguments: str, input: str | None = None, cwd: Path = tmp_path, **environment: str) -> Ran:
         command = [sys.executable, "-P", "-m", "curate", *arguments]

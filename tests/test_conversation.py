@@ -1,4 +1,4 @@
-"""Ids come from content: the frame and the single conversation agree on them, whatever the turns hold."""
+"""Content ids: equal for a frame and for a single conversation, whatever the turns contain."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 
 from schemas.conversation import CONVERSATIONS, Conversation, Turn, fold, unfold
 
-HOSTILE = (
+UNUSUAL_TEXTS = (
     "Hi",
     "",
     "  ",
@@ -22,7 +22,7 @@ HOSTILE = (
 
 
 def turns_of(conversations: list[Conversation]) -> pl.DataFrame:
-    rows = [{"row": n, **turn.as_row()} for n, talk in enumerate(conversations) for turn in talk.turns]
+    rows = [{"row": n, **turn.as_row()} for n, conversation in enumerate(conversations) for turn in conversation.turns]
     schema = {"row": pl.Int64, "from": pl.String, "value": pl.String, "train": pl.Boolean, "tool_call_id": pl.String}
     return pl.DataFrame(rows, schema=schema)
 
@@ -31,7 +31,7 @@ def random_conversation(rng: random.Random, length: int) -> Conversation:
     turns = [
         Turn(
             rng.choice(["system", "human", "gpt", "function_call", "observation"]),
-            "".join(rng.choices(HOSTILE, k=rng.randint(1, 3))),
+            "".join(rng.choices(UNUSUAL_TEXTS, k=rng.randint(1, 3))),
             rng.random() < 0.8,
             rng.choice([None, None, "call_1", "!#:"]),
         )
@@ -43,31 +43,33 @@ def random_conversation(rng: random.Random, length: int) -> Conversation:
 @pytest.mark.parametrize("lengths", [[2] * 50, [1] * 20, [random.Random(3).randint(1, 6) for _ in range(80)]])
 def test_a_frame_and_a_single_conversation_have_the_same_ids(lengths):
     rng = random.Random(7)
-    talks = [random_conversation(rng, length) for length in lengths]
-    folded = fold(turns_of(talks), [talk.tools for talk in talks])
-    assert folded["id"].to_list() == [talk.id for talk in talks]
-    assert [Conversation.from_row(row) for row in folded.iter_rows(named=True)] == talks
+    conversations = [random_conversation(rng, length) for length in lengths]
+    folded = fold(turns_of(conversations), [conversation.tools for conversation in conversations])
+    assert folded["id"].to_list() == [conversation.id for conversation in conversations]
+    assert [Conversation.from_row(row) for row in folded.iter_rows(named=True)] == conversations
     assert dict(folded.drop("row").schema) == CONVERSATIONS
 
 
 def test_the_id_of_a_conversation_never_changes():
-    talk = Conversation((Turn("system", "Be brief."), Turn("human", "Grüße?"), Turn("gpt", "Hallo", train=False)), "[]")
-    assert talk.id == "222b8fed5d732fcbaa69f9ef8f59fef3"
+    conversation = Conversation(
+        (Turn("system", "Be brief."), Turn("human", "Grüße?"), Turn("gpt", "Hallo", train=False)), "[]"
+    )
+    assert conversation.id == "222b8fed5d732fcbaa69f9ef8f59fef3"
 
 
-def test_whatever_a_turn_says_differs_from_two_turns():
+def test_one_turn_has_another_id_than_two_turns_with_the_same_text():
     one = Conversation((Turn("human", "a;gpt:1:b"),))
     two = Conversation((Turn("human", "a"), Turn("gpt", "b")))
     assert one.id != two.id
 
 
-def test_unfolding_gives_the_turns_back():
-    talks = [random_conversation(random.Random(n), n + 1) for n in range(5)]
-    folded = fold(turns_of(talks), [talk.tools for talk in talks])
+def test_unfold_inverts_fold():
+    conversations = [random_conversation(random.Random(n), n + 1) for n in range(5)]
+    folded = fold(turns_of(conversations), [conversation.tools for conversation in conversations])
     turns = unfold(folded)
-    assert turns.drop("id", "position").equals(turns_of(talks).drop("row"))
-    assert turns["position"].to_list() == [n for talk in talks for n in range(len(talk.turns))]
+    assert turns.drop("id", "position").equals(turns_of(conversations).drop("row"))
+    assert turns["position"].to_list() == [n for conversation in conversations for n in range(len(conversation.turns))]
 
 
-def test_no_turns_make_no_conversations():
+def test_folding_no_turns_gives_no_conversations():
     assert fold(turns_of([])).height == 0

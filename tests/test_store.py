@@ -1,4 +1,4 @@
-"""The store: which files are one, and what is said of all others without touching them or asking the network."""
+"""Opening a store: files that are not stores are rejected, unchanged, and without network access."""
 
 import sqlite3
 
@@ -11,11 +11,11 @@ from schemas.migrations import MIGRATIONS, field_terms
 from schemas.store import reading, writing
 from schemas.views import VIEWS
 
-DOORS = {"reading": reading, "writing": writing}
+OPENERS = {"reading": reading, "writing": writing}
 
 
-def refusal(door, path):
-    with pytest.raises(StoreError) as caught, DOORS[door](path):
+def open_error(opener, path):
+    with pytest.raises(StoreError) as caught, OPENERS[opener](path):
         pass
     return caught.value.what
 
@@ -27,7 +27,7 @@ def make_sqlite(path):
     connection.close()
 
 
-FOREIGN = {
+FOREIGN_FILES = {
     "rows.csv": lambda path: path.write_text("question,answer\nWhy?,Because.\n"),
     "rows.json": lambda path: path.write_text('[{"question": "Why?", "answer": "Because."}]'),
     "notes.db": make_sqlite,
@@ -36,18 +36,18 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_of_another_kind_is_no_store_and_stays_as_it_is(tmp_path, name, door):
-    FOREIGN[name](tmp_path / name)
+@pytest.mark.parametrize("opener", OPENERS)
+@pytest.mark.parametrize("name", FOREIGN_FILES)
+def test_a_file_of_another_kind_is_rejected_and_unchanged(tmp_path, name, opener):
+    FOREIGN_FILES[name](tmp_path / name)
     before = None if (tmp_path / name).is_dir() else (tmp_path / name).read_bytes()
-    assert refusal(door, tmp_path / name) == f"{tmp_path / name} is not a curate store: it is not a DuckDB file."
+    assert open_error(opener, tmp_path / name) == f"{tmp_path / name} is not a curate store: it is not a DuckDB file."
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert before is None or (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("name", [":memory:", "sqlite:x", "md:x", "postgres:x"])
-def test_a_name_that_duckdb_takes_for_something_else_is_the_name_of_a_file(tmp_path, curate, name):
+def test_a_store_name_that_duckdb_would_interpret_is_a_file_name(tmp_path, curate, name):
     (tmp_path / "rows.csv").write_text("question,answer\nWhy?,Because.\n")
     ran = curate("import", "rows.csv", "--store", name)
     assert ran.returncode == 0, ran.stderr
@@ -55,7 +55,7 @@ def test_a_name_that_duckdb_takes_for_something_else_is_the_name_of_a_file(tmp_p
     assert "1 conversation from 1 file" in curate("status", "--store", name).stdout
 
 
-STRANGE = [
+FOREIGN_TABLES = [
     "CREATE TABLE notes (number INTEGER)",
     "CREATE TABLE migrations (a INTEGER)",
     "CREATE TABLE migrations (number VARCHAR)",
@@ -69,25 +69,25 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("made", STRANGE)
-def test_a_duckdb_file_of_somebody_else_is_no_store_whatever_its_tables_are_called(tmp_path, made, door):
+@pytest.mark.parametrize("opener", OPENERS)
+@pytest.mark.parametrize("statements", FOREIGN_TABLES)
+def test_a_foreign_duckdb_file_is_rejected_and_unchanged_even_with_our_table_names(tmp_path, statements, opener):
     path = tmp_path / "x.duckdb"
     with duckdb.connect(str(path)) as connection:
-        connection.execute(made)
+        connection.execute(statements)
     before = path.read_bytes()
-    said = refusal(door, path)
-    assert said.startswith(f"{path} is a DuckDB file with other tables (")
-    assert said.endswith("), not a curate store.")
+    message = open_error(opener, path)
+    assert message.startswith(f"{path} is a DuckDB file with other tables (")
+    assert message.endswith("), not a curate store.")
     assert path.read_bytes() == before
 
 
-def test_a_store_of_a_newer_release_says_what_to_install(tmp_path):
+def test_a_store_of_a_newer_release_is_rejected(tmp_path):
     path = tmp_path / "x.duckdb"
     with writing(path) as connection:
         connection.execute("INSERT INTO migrations (number, name) VALUES (?, 'later')", [len(MIGRATIONS) + 1])
-    for door in DOORS:
-        assert refusal(door, path).startswith(f"The store {path} was written by a newer release")
+    for opener in OPENERS:
+        assert open_error(opener, path).startswith(f"The store {path} was written by a newer release")
 
 
 OLD_VIEWS = """

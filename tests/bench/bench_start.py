@@ -1,8 +1,8 @@
-"""How soon `curate --help` answers, beside the least that a command line of this kind needs.
+"""Start-up time of `curate --help` against `import typer, rich`, the minimum of a command line like this.
 
     python tests/bench/bench_start.py
 
-Prints the best of several runs, taken in turn, and their ratio; more than 1.5 ends with exit code 1.
+Prints the best of several alternating runs and their ratio; a ratio above 1.5 exits with 1.
 """
 
 import subprocess
@@ -11,17 +11,17 @@ import time
 
 LIMIT = 1.5
 ROUNDS = 15
-LEAST = [sys.executable, "-c", "import typer, rich"]
+MINIMUM = [sys.executable, "-c", "import typer, rich"]
 HELP = [sys.executable, "-P", "-m", "curate", "--help"]
 
 
 def main() -> int:
-    rounds = [(seconds(LEAST), seconds(HELP)) for _ in range(ROUNDS)]
-    least, help_ = (min(times) for times in zip(*rounds, strict=True))
-    print(f"import typer, rich  {least:.3f} s")
+    rounds = [(seconds(MINIMUM), seconds(HELP)) for _ in range(ROUNDS)]
+    minimum, help_ = (min(times) for times in zip(*rounds, strict=True))
+    print(f"import typer, rich  {minimum:.3f} s")
     print(f"curate --help       {help_:.3f} s")
-    print(f"ratio               {help_ / least:.2f}  (limit {LIMIT})")
-    return help_ > LIMIT * least
+    print(f"ratio               {help_ / minimum:.2f}  (limit {LIMIT})")
+    return help_ > LIMIT * minimum
 
 
 def seconds(command: list[str]) -> float:

@@ -27,8 +27,9 @@ def all_commands(group=None, prefix=""):
 
 
 def purpose(command):
-    """The text of a command's help before its example, on one line."""
-    return " ".join((command.help or "").partition("\b\n")[0].split())
+    """The first sentence of a command's help."""
+    text = " ".join((command.help or "").partition("\b\n")[0].split())
+    return re.split(r"(?<=\.) ", text)[0]
 
 
 def command_table():
