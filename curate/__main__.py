@@ -1,22 +1,19 @@
-"""The way in, `curate` or `python -m curate`: Ctrl-C while all else is still being imported ends in a sentence too."""
+"""Entry point of `curate` and `python -m curate`: settings of the process first, then the command line."""
 
-import gc
 import sys
 
-INTERRUPTED = 130
-
-OBJECTS_BEFORE_COLLECTION = 10_000
-"""New objects between two searches for garbage: a tenth of the searches of Python itself while modules are imported."""
+from curate.cli import startup
 
 
 def main() -> None:
-    """Import the roof and run it."""
-    gc.set_threshold(OBJECTS_BEFORE_COLLECTION)
+    """Run the command line; Ctrl-C during the imports ends with a message too."""
+    startup.tune_garbage_collection()
+    startup.check_packages()
     try:
         from curate.cli.app import main as run
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; nothing was begun.\n")
-        sys.exit(INTERRUPTED)
+        sys.stderr.write("Interrupted before anything was started.\n")
+        sys.exit(startup.INTERRUPTED)
     run()
 
 

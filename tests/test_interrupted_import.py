@@ -94,7 +94,7 @@ def test_an_interrupt_leaves_the_store_as_it_was(large: Path, tmp_path: Path, se
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
     assert (process.returncode, output) == (130, "")
-    assert errors == "Interrupted; nothing is damaged. The same command again finishes the work.\n"
+    assert errors == "Interrupted; nothing is damaged. Run the same command again to finish.\n"
     assert content(tmp_path / "curate.duckdb")["origins"] == []
 
 

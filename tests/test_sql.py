@@ -118,7 +118,7 @@ def test_words_that_are_not_utf_8_are_refused_before_anything_is_done(
     before = sorted(filled.iterdir())
     ran = curate(*command)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert re.match(r"Error: What was typed is not UTF-8: .*\\udcff.*\.\n  → ", ran.stderr)
+    assert re.match(r"Error: This argument is not UTF-8: .*\\udcff.*\.\n  → ", ran.stderr)
     assert len(ran.stderr.splitlines()) == 2
     assert sorted(filled.iterdir()) == before
 
@@ -129,7 +129,7 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(command, cwd=filled, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 2)
-    assert ran.stderr.startswith("Error: What is printed cannot be written: the disk is full.")
+    assert ran.stderr.startswith("Error: The output cannot be written: the disk is full.")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_the_command_line_imports_no_heavy_package_at_start():
 def test_ctrl_c_during_the_first_imports_ends_without_a_traceback(curate, tmp_path):
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
     ran = curate("--help", PYTHONPATH=str(tmp_path))
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "Interrupted; nothing was begun.\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "Interrupted before anything was started.\n")
 
 
 def test_a_file_that_shadows_one_of_our_packages_is_named(curate, tmp_path):

@@ -1,6 +1,8 @@
-"""The roof: turns words into calls and results into words. It alone sees both `curate` and `train`.
+"""Arguments → one command, with its errors explained on stderr and turned into an exit code.
 
-Nothing heavy is imported here: each command imports what it needs when it runs, so `curate --help` is quick.
+Exit codes: 0 done; 1 an explained failure, or a check that did not pass; 2 wrong usage; 130 interrupted.
+
+Nothing heavy is imported here: each command imports what it needs when it runs, so that `curate --help` starts fast.
 """
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
@@ -13,129 +15,162 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import curate.cli.startup  # noqa: F401  before the imports below: says which file hides our `schemas` or `train`
-from curate.__main__ import INTERRUPTED
-from curate.cli import data, start, store, versions
+from curate.cli import data, models, start, store, training, versions
 from curate.cli.console import note
 from curate.cli.options import GroupedHelp
-from curate.cli.training import register as register_training_commands
+from curate.cli.startup import INTERRUPTED
 from schemas.errors import CurateError
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from typer._click import Command
 
+COMMANDS: "dict[str, dict[str, Callable[..., None]]]" = {
+    "Start": {"init": start.init, "doctor": start.doctor, "demo": start.demo},
+    "Data": {
+        "import": data.import_,
+        "rejects": data.rejects,
+        "score": data.score,
+        "dedup": data.dedup,
+        "select": data.select,
+    },
+    "Versions": {
+        "freeze": versions.freeze,
+        "versions": versions.versions,
+        "diff": versions.diff,
+        "export": versions.export,
+        "restore": versions.restore,
+    },
+    "Inspect": {"status": store.status, "sql": store.sql, "trace": store.trace},
+    "Train": {
+        "preview": training.preview_command,
+        "plan": training.plan_command,
+        "train": training.train_command,
+        "runs": training.runs_command,
+        "verify": training.verify_command,
+        "retrain": training.retrain_command,
+        "chat": training.chat_command,
+        "templates": training.templates_command,
+        "check-packing": training.check_packing_command,
+    },
+    "Deploy": {
+        "merge": models.merge_command,
+        "gguf": models.gguf_command,
+        "ollama": models.ollama_command,
+        "serve": models.serve_command,
+        "check-serving": models.check_serving_command,
+    },
+}
+"""Heading of the help -> command -> function. `curate review …` is the group below."""
+
 app = typer.Typer(
     name="curate",
-    help="From CSV and JSONL exports to a tuned model that names its data.",
+    help="Curate instruction data and fine-tune on versioned datasets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     cls=GroupedHelp,
     rich_markup_mode=None,  # see GroupedHelp
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
 @app.callback()
 def options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the full traceback of a failure.", envvar="CURATE_DEBUG")
+        bool, typer.Option("--debug", help="Show the full traceback of an error.", envvar="CURATE_DEBUG")
     ] = False,
 ) -> None:
-    """From CSV and JSONL exports to a tuned model that names its data."""
+    """Curate instruction data and fine-tune on versioned datasets."""
     if debug:
         os.environ["CURATE_DEBUG"] = "1"
 
 
 class ReviewGroup(GroupedHelp):
-    """`curate review …`, whose commands are read when they are asked for: a tenth of every start otherwise."""
+    """`curate review …`, whose commands are imported when they are needed: they would take a tenth of every start."""
 
-    _read: "MutableMapping[str, Command] | None" = None
+    _imported: "MutableMapping[str, Command] | None" = None
 
     @property
     def commands(self) -> "MutableMapping[str, Command]":
         """The commands by name."""
-        if self._read is None:
+        if self._imported is None:
             from curate.cli.review import app as review
 
-            self._read = typer.main.get_group(review).commands
-        return self._read
+            self._imported = typer.main.get_group(review).commands
+        return self._imported
 
     @commands.setter
     def commands(self, empty: "MutableMapping[str, Command]") -> None:
-        """Nothing: what Typer sets when it makes the group."""
+        """Ignore the empty mapping that Typer sets when it creates the group."""
 
 
-start.register(app)
-data.register(app)
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
 app.add_typer(
     typer.Typer(
         cls=ReviewGroup,
-        help="Let people judge conversations: a labelling server, what goes there, what comes back.",
+        help="Review conversations with annotators, on a labelling server or in spreadsheets.",
         no_args_is_help=True,
         rich_markup_mode=None,  # see GroupedHelp
     ),
     name="review",
     rich_help_panel="Review",
 )
-versions.register(app)
-store.register(app)
-register_training_commands(app)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 explained failure, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal without our characters shows their numbers
+        if isinstance(stream, TextIOWrapper):  # a terminal that lacks a character displays its number
             stream.reconfigure(errors="backslashreplace")
     try:
-        _refuse_broken_characters(sys.argv[1:])
+        _check_encoding(sys.argv[1:])
         app()
     except (CurateError, ModuleNotFoundError) as error:
-        explained = error if isinstance(error, CurateError) else _missing(error)
+        explained = error if isinstance(error, CurateError) else _explain_missing(error)
         if explained is None or os.environ.get("CURATE_DEBUG"):
             raise
-        _explain(explained)
+        _note_error(explained)
         sys.exit(1)
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None or os.environ.get("CURATE_DEBUG"):
             raise
-        _explain(CurateError("What is printed cannot be written: the disk is full.", "Free some space."))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end of the process would try again
+        _note_error(CurateError("The output cannot be written: the disk is full.", "Free some space."))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
         sys.exit(1)
-    except KeyboardInterrupt:  # while the commands are set up
-        _say_interrupted()
+    except KeyboardInterrupt:  # before a command runs
+        _note_interruption()
         sys.exit(INTERRUPTED)
     except RuntimeError as error:
-        if str(error) != "Query interrupted":  # how DuckDB tells of Ctrl-C, on any connection
+        if str(error) != "Query interrupted":  # DuckDB's exception for Ctrl-C, on any connection
             raise
-        _say_interrupted()
+        _note_interruption()
         sys.exit(INTERRUPTED)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            _say_interrupted()
+            _note_interruption()
         raise
 
 
-def _refuse_broken_characters(arguments: list[str]) -> None:
-    """Neither the store nor JSON can hold a name that is not UTF-8; Python hands it on with lone surrogates."""
+def _check_encoding(arguments: list[str]) -> None:
+    """Reject arguments that are not UTF-8, which neither the store nor JSON can hold; Python passes lone surrogates."""
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise CurateError(
-                f"What was typed is not UTF-8: {argument!r}.", "Rename the file, or set a locale such as LANG=C.UTF-8."
+                f"This argument is not UTF-8: {argument!r}.", "Rename the file, or set a locale such as LANG=C.UTF-8."
             )
 
 
-def _explain(error: CurateError) -> None:
-    """What is wrong and what to do next, on two lines; names in it come from data."""
+def _note_error(error: CurateError) -> None:
     note(f"Error: {error.what}")
     if error.hint:
         note(f"  → {error.hint}")
 
 
-def _missing(error: ModuleNotFoundError) -> CurateError | None:
-    """What to install for a package of one of our extras; None when it is none of them, which is a surprise."""
+def _explain_missing(error: ModuleNotFoundError) -> CurateError | None:
+    """The command that installs a missing package of one of our extras; None for any other package."""
     from curate.doctor import extra_of
     from schemas.environment import install_command
 
@@ -145,5 +180,5 @@ def _missing(error: ModuleNotFoundError) -> CurateError | None:
     return CurateError(f"This needs {error.name}, which is not installed.", install_command(extra))
 
 
-def _say_interrupted() -> None:
-    typer.echo("Interrupted; nothing is damaged. The same command again finishes the work.", err=True)
+def _note_interruption() -> None:
+    note("Interrupted; nothing is damaged. Run the same command again to finish.")

@@ -5,7 +5,6 @@ Each command imports what it needs when it runs.
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,18 +12,9 @@ import typer
 
 from curate.cli.console import print_json, print_table, progress_bar
 from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.startup import tune_import
 
-PANEL = "Data"
 MOST_ROWS = 10**9
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the roof's `app`."""
-    app.command("import", rich_help_panel=PANEL)(import_)
-    app.command("rejects", rich_help_panel=PANEL)(rejects)
-    app.command("score", rich_help_panel=PANEL)(score)
-    app.command("dedup", rich_help_panel=PANEL)(dedup)
-    app.command("select", rich_help_panel=PANEL)(select)
 
 
 def import_(
@@ -69,10 +59,7 @@ def import_(
     curate import tickets.csv --map question=title --map answer=reply --dry-run
     curate import chats.csv --group-by ticket --order-by created_at --role author --text body
     """
-    # Read by Polars' allocator when it is loaded: keep memory for the next batch, instead of giving it back and
-    # taking it again page by page, which cost a tenth of the time.
-    os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by NumPy: its threads spin a while, and have no work here
+    tune_import()
     from curate.ingest.file_hash import FileHasher
 
     with FileHasher() as hasher:

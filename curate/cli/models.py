@@ -14,8 +14,6 @@ from curate.cli.options import JsonOption, StoreOption
 if TYPE_CHECKING:
     from train.checks.serving_parity import Contract
 
-PANEL = "Hand over"
-
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN|FOLDER", help="A run such as r1, or an adapter's folder.", show_default=False)
 ]
@@ -23,15 +21,6 @@ RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Held-out convers
 CheckOption = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare it with the adapter, and its tokens with the training's.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands that hand a model over to the roof's `app`."""
-    app.command("merge", rich_help_panel=PANEL)(merge_command)
-    app.command("gguf", rich_help_panel=PANEL)(gguf_command)
-    app.command("ollama", rich_help_panel=PANEL)(ollama_command)
-    app.command("serve", rich_help_panel=PANEL)(serve_command)
-    app.command("check-serving", rich_help_panel=PANEL)(check_serving_command)
 
 
 def merge_command(

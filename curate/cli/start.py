@@ -10,15 +10,6 @@ import typer
 from curate.cli.console import print_json
 from curate.cli.options import JsonOption, StoreOption
 
-PANEL = "Start"
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the roof's `app`."""
-    app.command("init", rich_help_panel=PANEL)(init)
-    app.command("doctor", rich_help_panel=PANEL)(doctor)
-    app.command("demo", rich_help_panel=PANEL)(demo)
-
 
 def init(
     path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("curate.toml"),

@@ -1,36 +1,53 @@
-"""Makes sure that `train` and `schemas` are ours: three plain names, which a user's own `train.py` can hide.
-
-The roof imports this first of all, so that the failure is a sentence and not a traceback about a missing module.
-"""
+"""Settings of the whole process: import guard, garbage collection, memory allocation and threads."""
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parents[2]
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
+
+GC_THRESHOLD = 10_000
+"""New objects between two garbage collections: a tenth as many collections as by default while modules are imported."""
+
+ROOT = Path(__file__).resolve().parents[2]
 SIBLINGS = ("schemas", "train")
 
 
-def hidden() -> dict[str, str]:
-    """Our packages that Python finds somewhere else, or nowhere, and where: empty when all is well."""
-    found = {name: _origin(name) for name in SIBLINGS}
-    return {name: origin for name, origin in found.items() if Path(origin).resolve() != HOME / name / "__init__.py"}
-
-
-def check() -> None:
-    """Leave with two lines and exit code 1 when one of our packages is hidden."""
-    for name, origin in hidden().items():
+def check_packages() -> None:
+    """Exit with code 1 and two lines if a file such as `train.py` hides one of our packages, whose names are common."""
+    for name, origin in find_hidden_packages().items():
         sys.exit(
             f"Error: Python finds the package `{name}` in {origin}, which hides the one that curate needs.\n"
-            f"  → Rename it, take its folder out of PYTHONPATH, or install curate-sft in an environment of its own."
+            f"  → Rename it, remove its folder from PYTHONPATH, or install curate-sft in a separate environment."
         )
 
 
-def _origin(name: str) -> str:
+def find_hidden_packages() -> dict[str, str]:
+    """Our packages that Python imports from elsewhere, with the place where it finds them."""
+    origins = {name: _find_origin(name) for name in SIBLINGS}
+    return {name: origin for name, origin in origins.items() if Path(origin).resolve() != ROOT / name / "__init__.py"}
+
+
+def _find_origin(name: str) -> str:
     spec = find_spec(name)
     return "nowhere" if spec is None else spec.origin or "a folder without __init__.py"
 
 
-check()
+def tune_garbage_collection() -> None:
+    """Collect garbage less often; to be called before the commands are imported."""
+    gc.set_threshold(GC_THRESHOLD)
+
+
+def tune_import() -> None:
+    """Set what Polars and NumPy read when they are loaded, for `curate import`; variables that are set already stay.
+
+    Polars' allocator keeps memory for the next batch: returning it and requesting it again page by page took a tenth
+    of the time. OpenBLAS starts no threads: they have no work here, but spin for a while.
+    """
+    os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -9,15 +9,6 @@ import typer
 from curate.cli.console import note, print_json
 from curate.cli.options import JsonOption, StoreOption
 
-PANEL = "Look"
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the roof's `app`."""
-    app.command("status", rich_help_panel=PANEL)(status)
-    app.command("sql", rich_help_panel=PANEL)(sql)
-    app.command("trace", rich_help_panel=PANEL)(trace)
-
 
 def status(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Say in one look what the store holds, and what comes next.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curate.cli.console import print_json, progress_bar
-from curate.cli.models import register as register_export_commands
 from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
     from train.plan.plan import Prepared
     from train.runs.fit import Start
-
-PANEL = "Train"
 
 VersionArgument = Annotated[
     str, typer.Argument(metavar="NAME@n", help="A frozen version; NAME alone is its newest.", show_default=False)
@@ -36,20 +33,6 @@ TemplateOption = Annotated[
         "--template", metavar="NAME", help="The chat template: a name or a Jinja file.", show_default="train.template"
     ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the training commands to the roof's `app`."""
-    app.command("preview", rich_help_panel=PANEL)(preview_command)
-    app.command("plan", rich_help_panel=PANEL)(plan_command)
-    app.command("train", rich_help_panel=PANEL)(train_command)
-    app.command("runs", rich_help_panel=PANEL)(runs_command)
-    app.command("verify", rich_help_panel=PANEL)(verify_command)
-    app.command("retrain", rich_help_panel=PANEL)(retrain_command)
-    app.command("chat", rich_help_panel=PANEL)(chat_command)
-    app.command("templates", rich_help_panel=PANEL)(templates_command)
-    app.command("check-packing", rich_help_panel=PANEL)(check_packing_command)
-    register_export_commands(app)
 
 
 def preview_command(

@@ -10,17 +10,6 @@ import typer
 from curate.cli.console import print_json
 from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
 
-PANEL = "Versions"
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the roof's `app`."""
-    app.command("freeze", rich_help_panel=PANEL)(freeze)
-    app.command("versions", rich_help_panel=PANEL)(versions)
-    app.command("diff", rich_help_panel=PANEL)(diff)
-    app.command("export", rich_help_panel=PANEL)(export)
-    app.command("restore", rich_help_panel=PANEL)(restore)
-
 
 def freeze(
     name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],
