@@ -14,7 +14,7 @@ from support.documents import (
     file_tree,
     purpose,
 )
-from support.project import ROOT, demo_project
+from support.project import ROOT, demo_project, project_files
 from typer.core import TyperCommand
 
 COMMANDS = all_commands()
@@ -40,6 +40,17 @@ def test_the_file_tree_of_a_readme_is_the_one_on_disk(folder):
     tree = file_tree(folder)
     assert sorted(tree) == sorted(disk_tree(folder))
     assert [path for path, text in tree.items() if not text] == [], "every file has a purpose"
+
+
+def test_relative_links_between_documents_lead_to_files():
+    documents = [path for path in project_files() if path.suffix == ".md"]
+    links = [
+        (document, link)
+        for document in documents
+        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 20
+    assert [(str(document), link) for document, link in links if not (ROOT / document.parent / link).exists()] == []
 
 
 def test_paths_named_in_the_contribution_guide_exist():
