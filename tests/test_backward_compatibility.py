@@ -15,7 +15,7 @@ from schemas.manifest import read_manifest
 from schemas.recipe import TrainSection, check_recipe
 from schemas.run import Run, read_runs, write_run
 from schemas.store import reading, writing
-from train.engines.batch_size import Settled, Size
+from train.engines.batch_size import BatchConfig, BatchSizeLog
 from train.model.adapter import card
 
 MANIFEST = """{
@@ -75,8 +75,8 @@ def test_it_is_the_run_that_the_same_command_would_begin_today(manifest):
 
 def test_its_size_of_a_pass_is_gone_on_with(tmp_path):
     (tmp_path / "size.json").write_text('{"batch": 2, "accumulate": 4, "checkpointing": "unsloth"}')
-    settled = Settled(tmp_path / "size.json")
-    assert (settled.size, settled.steps_down) == (Size(2, 4, "unsloth"), [])
+    settled = BatchSizeLog(tmp_path / "size.json")
+    assert (settled.batch_config, settled.steps_down) == (BatchConfig(2, 4, "unsloth"), [])
 
 
 def test_its_ledger_is_traced_though_it_counts_nothing_seen(tmp_path, manifest):

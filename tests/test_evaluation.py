@@ -74,7 +74,7 @@ def test_a_loss_that_no_longer_falls_stops_the_run_and_the_best_adapter_is_kept(
 
     from train.engines.evaluation import held_out_loss
     from train.inference.generate import load_chat_model
-    from train.runs.fit import decide
+    from train.runs.fit import prepare_run
 
     worsening = ("--set=train.learning_rate=0.3", "--set=train.steps=40", "--set=train.extra.warmup_steps=0")
     run = train(folder, *worsening, "--set=train.eval_every=1", "--set=train.patience=3")
@@ -85,7 +85,7 @@ def test_a_loss_that_no_longer_falls_stops_the_run_and_the_best_adapter_is_kept(
     assert metrics["last_eval_loss"] > metrics["eval_loss"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        held_out = decide(folder / "curate.duckdb", "support@1", section()).held_out
+        held_out = prepare_run(folder / "curate.duckdb", "support@1", section()).held_out
     model = load_chat_model(folder / "adapters/r1").model
     assert held_out_loss(model, held_out) == pytest.approx(metrics["eval_loss"], abs=1e-4)
 
@@ -99,13 +99,13 @@ def test_a_run_without_held_out_conversations_takes_no_loss():
 
 
 def test_trackers_are_named_or_refused_in_words():
-    from train.engines.trainer import trackers
+    from train.engines.arguments import find_trackers
 
-    assert trackers(TrainSection(track=())) == []
+    assert find_trackers(TrainSection(track=())) == []
     with pytest.raises(TrainError, match="no tracker called 'excel'"):
-        trackers(TrainSection(track=("excel",)))
+        find_trackers(TrainSection(track=("excel",)))
     with pytest.raises(TrainError, match="mlflow is not installed") as caught:
-        trackers(TrainSection(track=("mlflow",)))
+        find_trackers(TrainSection(track=("mlflow",)))
     assert caught.value.hint == "pip install mlflow"
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
@@ -18,11 +19,15 @@ from schemas.manifest import read_manifest
 from schemas.run import Run, read_runs
 from schemas.store import reading
 from train import engines
+from train.engines.batch_size import BatchConfig
 from train.inference.generate import Sampling, load_chat_model
 from train.model.adapter import card
 from train.model.base_model import find_model
+from train.plan.plan import plan, prepare
 from train.runs import fit
-from train.runs.fit import decide, token_digest, train_version
+from train.runs.fit import prepare_run, token_digest, train_version
+from train.runs.machine import set_threads
+from train.runs.torchrun import Processes, check_devices
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +44,8 @@ from train.engines import ENGINES, Job
 engine, rows_file, model, out = sys.argv[1:5]
 rows = pl.read_parquet(rows_file)
 if engine == "unsloth":
-    from train.engines.unsloth import _import
-    _import()
+    from train.engines.unsloth import import_unsloth
+    import_unsloth()
 from transformers import Trainer
 
 seen, step = [], Trainer.training_step
@@ -55,11 +60,11 @@ losses = []
 job = Job(rows, rows.head(4), Path(model), recipe, "lora", Path(out, "ck"), Path(out, "adapter"), None,
           lambda step: losses.append(step.loss))
 try:
-    ENGINES[engine](replace(job, asked=lambda: len(losses) == 6))
+    ENGINES[engine].fit(replace(job, should_stop=lambda: len(losses) == 6))
     raise SystemExit("it was not interrupted")
 except KeyboardInterrupt:
     checkpoint = newest_complete(job.checkpoints)
-fit = ENGINES[engine](replace(job, resume=checkpoint))
+fit = ENGINES[engine].fit(replace(job, resume=checkpoint))
 handed = Counter(tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows())
 trained = Counter()
 for ids, labels in seen:
@@ -72,9 +77,9 @@ for ids, labels in seen:
                 break
         else:
             raise SystemExit(f"not handed over: {pairs[:9]}")
-told = Counter({document: times for document, times in zip(handed, fit.seen, strict=True)})
-assert trained == told, (trained.values(), fit.seen)
-assert set(fit.seen) == {2, 3}
+told = Counter({document: times for document, times in zip(handed, fit.epoch_counts, strict=True)})
+assert trained == told, (trained.values(), fit.epoch_counts)
+assert set(fit.epoch_counts) == {2, 3}
 assert losses[-1] < losses[0] - 0.5, losses
 assert fit.metrics["eval_loss"] < fit.metrics["eval_loss_base"]
 print("PACKING", fit.facts["packing"], fit.facts["sequences"])
@@ -97,7 +102,7 @@ def manifest(trained):
 
 @pytest.mark.parametrize(("engine", "packing"), [("unsloth", "PACKING False 30"), ("transformers", "PACKING True")])
 def test_what_is_handed_over_is_what_is_trained_on_and_as_often_as_is_told(engine, packing, project, tmp_path):
-    rows = decide(project, "support@1", section()).rows.head(30)
+    rows = prepare_run(project, "support@1", section()).rows.head(30)
     rows.write_parquet(tmp_path / "rows.parquet")
     arguments = [
         sys.executable,
@@ -264,38 +269,38 @@ def test_a_conversation_that_is_too_long_stops_the_run_before_it_begins(project)
         ({"average_tokens_across_devices": False}, "set by curate itself"),
         ({"train_sampling_strategy": "group_by_length"}, "set by curate itself"),
         ({"resume_from_checkpoint": "elsewhere"}, "set by curate itself"),
-        ({"data_collator": "mine"}, "no argument of the trainer"),
-        ({"weight_decy": 0.1}, "no argument of the trainer"),
+        ({"data_collator": "mine"}, "is not an argument of the trainer"),
+        ({"weight_decy": 0.1}, "is not an argument of the trainer"),
     ],
 )
 def test_an_extra_that_is_unknown_or_undoes_a_promise_is_refused(extra, message, tmp_path):
-    from train.engines.trainer import arguments
+    from train.engines.arguments import sft_arguments
 
     job = engines.Job(
         pl.DataFrame(), pl.DataFrame(), TINY, section(extra=extra), "lora", tmp_path, tmp_path, None, print
     )
     with pytest.raises(TrainError, match=message):
-        arguments(job, {})
+        sft_arguments(job, BatchConfig(4, 1, False))
 
 
 def test_an_extra_that_the_trainer_knows_is_handed_on(tmp_path):
-    from train.engines.trainer import arguments, lora_arguments
+    from train.engines.arguments import lora_arguments, sft_arguments
 
     recipe = section(extra={"weight_decay": 0.1, "lora_dropout": 0.05})
     job = engines.Job(pl.DataFrame(), pl.DataFrame(), TINY, recipe, "lora", tmp_path, tmp_path, None, print)
-    assert arguments(job, {}).weight_decay == 0.1
+    assert sft_arguments(job, BatchConfig(4, 1, False)).weight_decay == 0.1
     assert lora_arguments(recipe)["lora_dropout"] == 0.05
 
 
 def test_tokens_that_the_trainer_lost_or_joined_stop_the_run():
     from datasets import Dataset
 
-    from train.engines.trainer import _check_tokens, _dataset
+    from train.engines.token_check import check_tokens, to_dataset
 
     rows = pl.DataFrame({"input_ids": [[5, 6, 7], [8]], "labels": [[-100, 6, 7], [8]]})
     packed = {"input_ids": [[5, 6, 7, 8]], "labels": [[-100, 6, 7, 8]]}
-    _check_tokens(rows, _dataset(rows))
-    _check_tokens(rows, Dataset.from_dict(packed | {"seq_lengths": [[3, 1]]}))
+    check_tokens(rows, to_dataset(rows))
+    check_tokens(rows, Dataset.from_dict(packed | {"seq_lengths": [[3, 1]]}))
     for spoiled in (
         {"input_ids": [[5, 6], [8]], "labels": [[-100, 6], [8]]},
         {"input_ids": [[5, 6, 7], [8]], "labels": [[-100, 6, 8], [8]]},
@@ -303,14 +308,41 @@ def test_tokens_that_the_trainer_lost_or_joined_stop_the_run():
         packed | {"seq_lengths": [[2, 2]]},
         packed,
     ):
-        with pytest.raises(TrainError, match="would not train on what it was given"):
-            _check_tokens(rows, Dataset.from_dict(spoiled))
+        with pytest.raises(TrainError, match="The trainer changed its input"):
+            check_tokens(rows, Dataset.from_dict(spoiled))
 
 
 def test_an_unknown_engine_is_named_with_those_that_are_known(project):
     with pytest.raises(TrainError, match="no engine called 'axolotl'") as caught:
         train_version(project, "support@1", section(engine="axolotl"))
     assert "unsloth, transformers" in caught.value.hint
+
+
+def test_a_third_engine_is_one_function_and_one_line_in_the_registry(project, monkeypatch):
+    import torch
+    from safetensors.torch import save_file
+
+    def load(job):
+        return engines.Loaded(torch.nn.Linear(2, 2), None, (False,), lambda mode: None)
+
+    def train_nothing(job, loaded):
+        job.adapter.mkdir()
+        save_file(dict(loaded.model.state_dict()), job.adapter / "adapter_model.safetensors")
+        (job.adapter / "adapter_config.json").write_text("{}")
+        job.report(engines.Step(1, 1, 2.5, 1e-3, 1.0, 100, 0.5))
+        return engines.Fit({"epochs": 1.0}, {"method": "lora", "packing": False}, [1] * job.rows.height)
+
+    third = engines.Engine(load, train_nothing, ("rich",), packs_on_cpu=False, distributed_on_cpu=False)
+    monkeypatch.setitem(engines.ENGINES, "third", third)
+    recipe = section(engine="third")
+    run = train_version(project, "support@1", recipe)
+    assert (run.status, run.manifest.metrics["train_loss"]) == ("done", 2.5)
+    assert run.manifest.packages["rich"] == version("rich")
+    assert "unsloth" not in run.manifest.packages
+    assert not plan(prepare(project, "support@1", recipe), on_gpu=False).packing
+    with pytest.raises(TrainError, match="engine third trains with one process on a CPU") as caught:
+        check_devices(Processes(2), recipe)
+    assert caught.value.hint == "--engine transformers, or --gpus 1"
 
 
 def test_a_model_of_pickles_is_refused_unopened(tmp_path):
@@ -337,7 +369,7 @@ def test_nothing_is_written_over(project):
     there = project.parent / "mine"
     there.mkdir()
     (there / "notes.txt").write_text("keep me")
-    with pytest.raises(TrainError, match="already there"):
+    with pytest.raises(TrainError, match="already exists"):
         train_version(project, "support@1", section(), to=there)
     assert (there / "notes.txt").read_text() == "keep me"
 
@@ -354,7 +386,7 @@ def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkey
     (name,) = add(project, [silent], source="more.csv")
     with writing(project) as connection:
         freeze(connection, "support", Recipe.model_validate({"freeze": {"held_out": 0.0}}))
-    rows = decide(project, "support@2", section()).rows.filter(pl.col("id") == name)
+    rows = prepare_run(project, "support@2", section()).rows.filter(pl.col("id") == name)
     learned = [label for label in rows["labels"].item() if label != -100]
     from train.tokens.tokenizer import Tokenizer
 
@@ -416,5 +448,5 @@ def test_threads_without_work_sleep_soon_unless_it_is_said_when(monkeypatch, giv
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "1")  # so that what is set here is taken back
     monkeypatch.delenv("GOMP_SPINCOUNT") if given is None else monkeypatch.setenv("GOMP_SPINCOUNT", given)
-    assert fit.use_threads(1) == 1
+    assert set_threads(1) == 1
     assert os.environ["GOMP_SPINCOUNT"] == taken

@@ -29,8 +29,8 @@ def test_qlora_on_a_gpu_is_packed_learns_and_repeats_bit_for_bit(engine, tmp_pat
 
 VARLEN = """
 import torch
-from train.engines.unsloth import _import
-_import()
+from train.engines.unsloth import import_unsloth
+import_unsloth()
 from unsloth.utils import attention_dispatch as dispatch
 assert dispatch._TORCH_VARLEN_ATTN is not None, "no varlen attention"
 torch.manual_seed(0)

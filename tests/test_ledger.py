@@ -205,7 +205,7 @@ def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_ov
 
 
 def test_a_conversation_is_found_in_its_pack_and_of_equals_each_has_its_own_place():
-    from train.engines.epoch_counts import sequence_counts, times_seen
+    from train.engines.epoch_counts import count_epochs, sequence_counts
 
     words = [[1, 2], [3], [4, 5, 6], [3], [3]]
     rows = pl.DataFrame({"input_ids": words, "labels": [[-100, *ids[1:]] if len(ids) > 1 else ids for ids in words]})
@@ -215,6 +215,6 @@ def test_a_conversation_is_found_in_its_pack_and_of_equals_each_has_its_own_plac
     lengths = [pack["input_ids"].list.len().to_list() for pack in packs]
     counts = sequence_counts(3, 1, 7, seed=3).tolist()
     assert sorted(counts) == [2, 2, 3]
-    seen = times_seen(rows, pl.DataFrame(packed | {"seq_lengths": lengths}), a_step=1, steps=7, seed=3).to_list()
+    seen = count_epochs(rows, pl.DataFrame(packed | {"seq_lengths": lengths}), per_step=1, steps=7, seed=3).to_list()
     assert (seen[2], seen[0]) == (counts[0], counts[1])
     assert sorted([seen[1], seen[3], seen[4]]) == sorted(counts)

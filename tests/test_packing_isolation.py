@@ -9,7 +9,7 @@ import pytest
 
 CHECK = """
 import json, sys, torch
-from train import isolating
+from train.engines import packing_isolation
 from schemas.recipe import TrainSection
 
 def leaking(*arguments):
@@ -23,9 +23,9 @@ def leaking(*arguments):
     trainer.data_collator = without_borders
     return trainer, packed
 
-trained, found = isolating._trainer, []
-for isolating._trainer in (trained, leaking):
-    found.append(isolating.check_isolation(TrainSection(model=sys.argv[1], engine="transformers")).as_json())
+trained, found = packing_isolation._make_trainer, []
+for packing_isolation._make_trainer in (trained, leaking):
+    found.append(packing_isolation.check_isolation(TrainSection(model=sys.argv[1], engine="transformers")).as_json())
 print(json.dumps(found))
 """
 

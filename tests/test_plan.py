@@ -152,9 +152,9 @@ def test_a_training_without_a_model_is_refused_before_torch_is_loaded():
         from pathlib import Path
         from schemas.errors import TrainError
         from schemas.recipe import TrainSection
-        from train.runs.fit import decide
+        from train.runs.fit import prepare_run
         try:
-            decide(Path("none.duckdb"), "none@1", TrainSection())
+            prepare_run(Path("none.duckdb"), "none@1", TrainSection())
         except TrainError as error:
             print(error.what, "torch" in sys.modules)
     """

@@ -21,7 +21,7 @@ from train.engines import Job, find_engine
 from train.plan.memory import estimate_memory
 from train.plan.plan import plan, prepare
 from train.plan.preview import preview, trace_token
-from train.runs.fit import decide
+from train.runs.fit import prepare_run
 from train.runs.torchrun import Processes, check_devices
 from train.tokens.labels import IGNORE_INDEX
 from train.tokens.tokenizer import Tokenizer
@@ -209,7 +209,7 @@ def test_texts_and_conversations_are_not_taken_for_each_other(tmp_path, monkeypa
     assert dropped["reason"].item().startswith("It is a conversation: --template raw")
     assert told.filter(pl.col("outcome") == "kept")["conversation"].to_list() == [chat("Hi", "Hello").id]
     with pytest.raises(TrainError, match=r"30 unrendered, such as .* It is a text in which nobody asks"):
-        decide(store, "both@1", section())
+        prepare_run(store, "both@1", section())
 
 
 # --------------------------------------------------------------------------------------------------------- learned
@@ -218,7 +218,7 @@ def test_texts_and_conversations_are_not_taken_for_each_other(tmp_path, monkeypa
 @pytest.fixture(scope="module")
 def job(store, tmp_path_factory):
     """`job(changes)` is what the reference engine is asked to do with the texts."""
-    work = decide(store, "docs@1", section(**RAW))
+    work = prepare_run(store, "docs@1", section(**RAW))
 
     def make(model=TINY, **changes):
         folder = tmp_path_factory.mktemp("run")
@@ -241,7 +241,7 @@ ONE_STEP = {"lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 
 def test_the_first_step_moves_the_embedding_by_its_own_rate_and_the_adapter_by_the_other(job):
     """Adam's first step is its rate in the direction of the gradient, whatever its size (arXiv 1412.6980)."""
     asked = job(embedding_learning_rate=7e-4, learning_rate=3e-3, extra=ONE_STEP)
-    fit = find_engine("transformers")(asked)
+    fit = find_engine("transformers").fit(asked)
     before = load_file(TINY / "model.safetensors")["model.embed_tokens.weight"].float()
     moved = (embeddings(asked.adapter)["embed_tokens"] - before).abs()
     adapter = load_file(asked.adapter / "adapter_model.safetensors")
@@ -254,7 +254,7 @@ def test_the_first_step_moves_the_embedding_by_its_own_rate_and_the_adapter_by_t
 @pytest.mark.slow
 def test_without_a_rate_of_its_own_the_embedding_stays(job):
     asked = job()
-    fit = find_engine("transformers")(asked)
+    fit = find_engine("transformers").fit(asked)
     assert embeddings(asked.adapter) == {}
     assert "embedding" not in fit.facts
 
@@ -278,8 +278,8 @@ def test_the_copy_of_an_embedding_that_is_trained_is_not_taken_for_the_base():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head", "model.embed_tokens"])
 def test_embedding_and_head_are_trained_by_their_own_key_alone(job, name):
-    with pytest.raises(TrainError, match=f"names {name}, which is trained by a key of its own") as refused:
-        find_engine("transformers")(job(extra={"modules_to_save": [name]}))
+    with pytest.raises(TrainError, match=f"names {name}, which has its own recipe key") as refused:
+        find_engine("transformers").fit(job(extra={"modules_to_save": [name]}))
     assert "train.embedding_learning_rate" in refused.value.hint
 
 
@@ -293,7 +293,7 @@ def test_a_head_that_is_a_matrix_of_its_own_is_trained_beside_the_embedding(job,
     head = weights["model.embed_tokens.weight"].clone()
     save_file(weights | {"lm_head.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
     asked = job(model=tmp_path, embedding_learning_rate=7e-4, extra=ONE_STEP)
-    fit = find_engine("transformers")(asked)
+    fit = find_engine("transformers").fit(asked)
     found = embeddings(asked.adapter)
     assert {name: (value - head.float()).abs().max().item() for name, value in found.items()} == pytest.approx(
         {"embed_tokens": 7e-4, "lm_head": 7e-4}, rel=1e-2
@@ -359,14 +359,14 @@ def test_a_model_that_is_shared_between_gpus_has_no_rate_of_its_own(monkeypatch)
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(TrainError, match="shared between GPUs has no embedding of its own rate"):
+    with pytest.raises(TrainError, match="sharded model cannot train its embedding"):
         check_devices(Processes(2, "fsdp"), section(embedding_learning_rate=1e-4))
 
 
 def test_unsloth_never_moves_an_embedding_that_is_trained_into_a_pickle(job):
-    from train.engines.unsloth import _kinds
+    from train.engines.unsloth import checkpointing_modes
 
-    assert _kinds(job(), on_gpu=True) == (False, "unsloth")
-    assert _kinds(job(embedding_learning_rate=1e-4), on_gpu=True) == (False, True)
+    assert checkpointing_modes(job(), on_gpu=True) == (False, "unsloth")
+    assert checkpointing_modes(job(embedding_learning_rate=1e-4), on_gpu=True) == (False, True)
     with pytest.raises(TrainError, match="moves the embedding away"):
-        _kinds(job(embedding_learning_rate=1e-4, extra={"gradient_checkpointing": "unsloth"}), on_gpu=True)
+        checkpointing_modes(job(embedding_learning_rate=1e-4, extra={"gradient_checkpointing": "unsloth"}), on_gpu=True)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 from support.training import SETTINGS, command, copy_project, make_project, section, train
@@ -69,8 +70,8 @@ def test_a_run_that_was_killed_and_then_interrupted_ends_in_the_adapter_of_an_un
         weights.write_bytes(weights.read_bytes()[:-100])
     code, said = kill_after(folder, 10, signal.SIGINT)
     assert code == 130
-    assert "Run r1 goes on from step 3." in said
-    assert "the same command goes on with it" in said
+    assert "Resuming run r1 from step 3." in said
+    assert "run the same command again to resume it" in said
     done = (folder / "adapters/r1.partial/metrics.jsonl").read_text().count("\n")
     assert newest_complete(checkpoints).name == f"checkpoint-{done}"
     resumed = train(folder, "--resume")
@@ -115,15 +116,20 @@ def test_a_shard_in_a_folder_of_a_checkpoint_has_to_be_whole_too(tmp_path):
     assert not is_complete(tmp_path / "checkpoint-5")
 
 
+def use_load(monkeypatch, load):
+    """Replace the function `load` of the engine unsloth."""
+    monkeypatch.setitem(engines.ENGINES, "unsloth", replace(engines.ENGINES["unsloth"], load=load))
+
+
 def fails_with(error):
-    def fit(job):
+    def load(job):
         raise error
 
-    return fit
+    return load
 
 
 def test_a_failed_run_is_recorded_with_its_reason_and_can_be_taken_up_again(project, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(RuntimeError("the disk is full\nand more")))
+    use_load(monkeypatch, fails_with(RuntimeError("the disk is full\nand more")))
     with pytest.raises(RuntimeError, match="the disk is full"):
         train_version(project, "support@1", section())
     (run,) = runs_of(project)
@@ -134,14 +140,14 @@ def test_a_failed_run_is_recorded_with_its_reason_and_can_be_taken_up_again(proj
 
 
 def test_an_interruption_is_no_failure(project, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section())
     assert [run.status for run in runs_of(project)] == ["interrupted"]
 
 
 def test_fresh_and_another_recipe_begin_another_run(project, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     for recipe, start in ((section(), "auto"), (section(), "fresh"), (section(seed=1), "auto"), (section(), "resume")):
         with pytest.raises(KeyboardInterrupt):
             train_version(project, "support@1", recipe, start=start)
@@ -149,11 +155,11 @@ def test_fresh_and_another_recipe_begin_another_run(project, monkeypatch):
 
 
 def test_a_new_run_never_goes_on_from_the_checkpoints_of_another(project, monkeypatch, tmp_path):
-    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section(seed=1), to=tmp_path / "out")
     for recipe, start in ((section(seed=2), "auto"), (section(seed=1), "fresh")):
-        with pytest.raises(TrainError, match=r"out\.partial is already there"):
+        with pytest.raises(TrainError, match=r"out\.partial already exists"):
             train_version(project, "support@1", recipe, to=tmp_path / "out", start=start)
     assert [run.run for run in runs_of(project)] == ["r1"]
 
@@ -165,7 +171,7 @@ def test_resume_insists_on_a_run_to_go_on_with(project):
 
 
 def test_two_processes_do_not_work_on_one_run(project, monkeypatch):
-    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(KeyboardInterrupt()))
+    use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section())
     with (project.parent / "adapters/r1.partial/lock").open("w") as file:
@@ -186,7 +192,7 @@ def test_a_run_that_was_cut_off_goes_on_where_its_project_is_now(project, monkey
         worked_on.append(job.checkpoints)
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(engines.ENGINES, "unsloth", is_interrupted)
+    use_load(monkeypatch, is_interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section())
     copied = shutil.copytree(project.parent, tmp_path / "copied")
@@ -203,7 +209,7 @@ def test_a_run_that_was_cut_off_goes_on_where_its_project_is_now(project, monkey
 def test_a_run_killed_between_its_adapter_and_its_row_is_finished_without_training(trained, tmp_path, monkeypatch):
     store = copy_project(trained, tmp_path / "copy")
     monkeypatch.chdir(store.parent)
-    monkeypatch.setitem(engines.ENGINES, "unsloth", fails_with(AssertionError("it trained again")))
+    use_load(monkeypatch, fails_with(AssertionError("it trained again")))
     with writing(store) as connection:
         connection.execute("UPDATE runs SET status = 'running', adapter_digest = NULL")
     run = train_version(store, "support@1", section())
@@ -216,7 +222,7 @@ def test_steps_after_the_checkpoint_are_cut_from_the_metrics(tmp_path):
     step = engines.Step(1, 9, 1.5, 0.1, 1.0, 100, 1.0)
     fields = {name: getattr(step, name) for name in engines.Step.__dataclass_fields__}
     metrics.write_text("".join(json.dumps({**fields, "step": n}) + "\n" for n in range(1, 8)))
-    record = fitting._Record(metrics, lambda _: None, after=5)
+    record = fitting._MetricsLog(metrics, lambda _: None, last_step=5)
     record(engines.Step(6, 9, 0.5, 0.1, 1.0, 600, 6.0))
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     assert record.losses()["steps"] == 6

@@ -18,7 +18,7 @@ from schemas.manifest import read_manifest
 from schemas.run import read_runs
 from schemas.store import reading
 from train.model.checkpoints import newest_complete
-from train.runs.fit import decide
+from train.runs.fit import prepare_run
 from train.runs.torchrun import Processes, find_processes, join
 from train.runs.verify import verify
 
@@ -53,7 +53,7 @@ def interrupt(folder, steps):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "the same command goes on with it" in said
+    assert "run the same command again to resume it" in said
     done = metrics.read_bytes().count(b"\n")
     assert newest_complete(folder / "two.partial/checkpoints").name == f"checkpoint-{done}"
 
@@ -98,10 +98,10 @@ def test_the_manifest_says_how_it_was_shared_out_and_the_adapter_is_proven(folde
 def test_sequences_are_each_taken_once_in_the_order_of_one_process(monkeypatch):
     from accelerate.data_loader import SeedableRandomSampler
 
-    from train.engines.trainer import InOrder
+    from train.engines.sharding import SamplerWithFiller
 
     plain = SeedableRandomSampler(range(10), data_seed=3)
-    padded = InOrder(SeedableRandomSampler(range(10), data_seed=3), filler=2)
+    padded = SamplerWithFiller(SeedableRandomSampler(range(10), data_seed=3), filler=2)
     for epoch in range(3):
         plain.set_epoch(epoch)
         padded.set_epoch(epoch)
@@ -112,17 +112,17 @@ def test_sequences_are_each_taken_once_in_the_order_of_one_process(monkeypatch):
 def test_what_processes_cannot_do_is_refused_before_anything_is_read(folder, monkeypatch):
     monkeypatch.chdir(folder)
     store = folder / "curate.duckdb"
-    with pytest.raises(TrainError, match="Unsloth trains on one CPU alone"):
-        decide(store, "support@1", section(), processes=Processes(2))
-    with pytest.raises(TrainError, match="4 packs per step cannot be shared out to 3 GPUs"):
-        decide(store, "support@1", section(engine="transformers"), processes=Processes(3))
+    with pytest.raises(TrainError, match="engine unsloth trains with one process on a CPU"):
+        prepare_run(store, "support@1", section(), processes=Processes(2))
+    with pytest.raises(TrainError, match="4 packs per step cannot be divided among 3 GPUs"):
+        prepare_run(store, "support@1", section(engine="transformers"), processes=Processes(3))
     with pytest.raises(TrainError, match="no sharding called 'zero3'"):
         find_processes(2, "zero3")
-    with pytest.raises(TrainError, match="have to know the first one"):
+    with pytest.raises(TrainError, match="requires --master HOST:PORT"):
         find_processes(2, "ddp", nodes=2)
-    with pytest.raises(TrainError, match="--node 2 is none of 2"):
+    with pytest.raises(TrainError, match="--node 2 is out of range for --nodes 2"):
         find_processes(2, "ddp", nodes=2, node=2, master="host:1")
-    with pytest.raises(TrainError, match="has to know the folder of the run"):
+    with pytest.raises(TrainError, match="needs the folder of the run"):
         join(None, Processes(nodes=2, node=1, master="host:1"))
 
 
@@ -173,14 +173,14 @@ BREAKING = """
 import os, signal
 if os.environ.get("RANK") == "1":
     from schemas.errors import TrainError
-    from train.engines import ranks
-    total, steps = ranks.total, []
+    from train.engines import distributed
+    total, steps = distributed.total, []
     def broken(values, device):
         steps.append(len(values))
         if len(steps) == 4:
             {failure}
         return total(values, device)
-    ranks.total = broken
+    distributed.total = broken
 """
 """Loaded at the start of every Python: the second process fails within a step, while the first one waits for it."""
 
@@ -206,7 +206,7 @@ def test_of_several_processes_the_one_that_failed_first_is_told(failure, told, f
     assert ran.returncode == 1, ran.stderr
     assert told in ran.stderr
     assert "Traceback" not in ran.stderr
-    assert "goes on with it" not in ran.stderr
+    assert "to resume it" not in ran.stderr
     with reading(folder / "curate.duckdb") as connection:
         assert read_runs(connection)[-1].status == "failed"
 
@@ -216,14 +216,14 @@ import json, os, sys
 from pathlib import Path
 if os.environ.get("RANK") == "1" and json.loads(Path(sys.argv[1], "job.json").read_text())["size"] is None:
     import torch
-    from train.engines import ranks
-    total, steps = ranks.total, []
+    from train.engines import distributed
+    total, steps = distributed.total, []
     def full(values, device):
         steps.append(len(values))
         if len(steps) == 6:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return total(values, device)
-    ranks.total = full
+    distributed.total = full
 """
 """Loaded at the start of every Python: the second process, while it trains at the size of the recipe, finds its memory
 full after five sums that both agree on: one a step, whether to stop, and that of the held-out loss after the fourth."""
@@ -241,11 +241,11 @@ def test_several_processes_whose_memory_is_full_start_again_with_smaller_passes_
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("memory was full") == 1
+    assert ran.stderr.count("ran out of memory") == 1
     facts = json.loads(ran.stdout)["manifest"]["engine"]
     (step_down,) = facts["steps_down"]
     assert (step_down["batch"], step_down["accumulate"]) == (facts["batch"], facts["accumulate"]) == (1, 2)
-    assert "goes on from step 3" in ran.stderr
+    assert "Resuming run r" in ran.stderr
     one, two = metrics(folder, "one"), metrics(folder, "full-memory")
     assert two["step"].to_list() == one["step"].to_list()
     assert two["loss"].to_list() == pytest.approx(one["loss"].to_list(), abs=2e-4)

@@ -222,11 +222,11 @@ def test_retraining_gives_the_same_bits(project):
 
 def test_a_retrain_that_was_cut_off_goes_on_by_the_same_command_and_never_with_the_run_itself(project, monkeypatch):
     def is_interrupted(job):
-        asked.append(job.size)
+        asked.append(job.batch_config)
         raise KeyboardInterrupt
 
     asked = []
-    monkeypatch.setitem(engines.ENGINES, "unsloth", is_interrupted)
+    monkeypatch.setitem(engines.ENGINES, "unsloth", replace(engines.ENGINES["unsloth"], load=is_interrupted))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             retrain(project, "r1")
@@ -268,7 +268,7 @@ def test_what_explains_a_difference_is_named(trained):
 
 def test_a_run_whose_base_model_has_changed_is_not_repeated(project):
     edit(project.parent / "tiny/config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
-    with pytest.raises(TrainError, match="Run r1 cannot be repeated: its model are not what they were"):
+    with pytest.raises(TrainError, match="Run r1 cannot be repeated because of changes in: model"):
         retrain(project, "r1")
 
 

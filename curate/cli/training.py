@@ -191,7 +191,7 @@ def train_command(
     from curate.cli.views.runs import progress, show_run, show_work
     from schemas.recipe import load_recipe
     from schemas.store import store_path
-    from train.runs.fit import decide, train_version
+    from train.runs.fit import prepare_run, train_version
     from train.runs.torchrun import find_processes, join
 
     given = _given(overrides, model=model, template=template, engine=engine)
@@ -203,8 +203,15 @@ def train_command(
         return
     if dry_run:
         with progress_bar("rendering") as advance:
-            work = decide(store_path(store), version, section, overrides=given, processes=processes, rendering=advance)
-        print_json(work.manifest.model_dump(mode="json")) if as_json else show_work(work)
+            prepared = prepare_run(
+                store_path(store),
+                version,
+                section,
+                overrides=given,
+                processes=processes,
+                rendering=advance,
+            )
+        print_json(prepared.manifest.model_dump(mode="json")) if as_json else show_work(prepared)
         return
     start: Start = "auto" if resume is None else "resume" if resume else "fresh"
     with progress() as report:

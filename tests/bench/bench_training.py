@@ -199,7 +199,7 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
     from schemas.recipe import TrainSection
     from train.engines import Job, find_engine
     from train.model.base_model import pick_method
-    from train.runs.torchrun import Processes, fit_together
+    from train.runs.torchrun import Processes, fit_distributed
 
     changes = dict(changes)
     processes = Processes(changes.pop("gpus", 1), changes.pop("sharding", "ddp"))
@@ -228,13 +228,12 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
         adapter=to / "adapter",
         resume=None,
         report=lambda step: pace.step(step.step, step.tokens * epochs_per_token, step.loss, step.seconds, step.memory),
-        trial=None,
     )
     (to / "checkpoints").mkdir()
     if processes.world > 1:
         with (to / "lock").open("w") as lock:
-            return fit_together(job, processes, to / "log", lock).facts
-    return find_engine(recipe.engine)(job).facts
+            return fit_distributed(job, processes, to / "log", lock).facts
+    return find_engine(recipe.engine).fit(job).facts
 
 
 def run_peer(peer: str, folder: Path, rows, given: argparse.Namespace, pace: Pace) -> dict:

@@ -1,8 +1,7 @@
-"""The engines that fit an adapter: one file each, all with the same two functions, registered by name.
+"""Training engines by name: a `Job` (token ids, labels, base model, recipe) → the adapter in `job.adapter` and a `Fit`.
 
-In: a `Job`, which is token ids with their labels, a base model's folder and the recipe. Out: the adapter in
-`job.adapter` and a `Fit`, the measurements and what the engine really did. An engine imports its heavy friends
-inside `fit`, and two engines never share a process, since one of them patches the libraries of the other.
+An engine is a file with a function `load` and a line in `ENGINES`. It imports its heavy packages inside that function.
+Two engines never share a process, because Unsloth patches the libraries of the other one.
 """
 
 from __future__ import annotations
@@ -11,26 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.engines.batch_size import Size
-from train.engines.trl import fit as fit_with_transformers
+from train.engines.batch_size import BatchConfig, CheckpointingMode
 from train.engines.trl import load as load_with_transformers
-from train.engines.unsloth import fit as fit_with_unsloth
 from train.engines.unsloth import load as load_with_unsloth
 from train.model.base_model import Method
-
-if TYPE_CHECKING:
-    from train.engines.trainer import Loaded
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step that is done. `tokens` counts what this process has trained on, `seconds` how long it took."""
+    """A finished optimiser step. `tokens` and `seconds` are those of this process since it started or resumed."""
 
     step: int
     steps: int
@@ -39,9 +33,9 @@ class Step:
     gradient_norm: float
     tokens: int
     seconds: float
-    left: float = 0.0  # seconds, at the pace so far
-    memory: float = 0.0  # GiB, the peak of this process: of the GPU where there is one
-    eval_loss: float | None = None  # on the held-out conversations, where it was taken after this step
+    left: float = 0.0  # estimated remaining seconds
+    memory: float = 0.0  # GiB, the peak of this process: GPU memory if there is a GPU
+    eval_loss: float | None = None  # held-out loss, if it was computed after this step
 
     @property
     def speed(self) -> float:
@@ -49,57 +43,103 @@ class Step:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-Settle = Callable[[Size, Mapping[str, Any] | None, Sequence[Mapping[str, Any]]], None]
-"""Told a size, the step down that led to it, and what a trial before it measured: `Settled.write`."""
+OnSizeChosen = Callable[[BatchConfig, Mapping[str, Any] | None, Sequence[Mapping[str, Any]]], None]
+"""Called with a batch size, the step down that led to it, and the autotune measurements: `BatchSizeLog.write`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an engine is asked to do. `rows` and `held_out` have the columns `input_ids` and `labels`.
-
-    `checkpoints` and `adapter` are folders to write into; `resume` is a whole checkpoint to go on from. `size` is
-    that of the run which is repeated or resumed. `trial` names what a measured size is remembered under, `evaluations`
-    are the held-out losses by step up to `resume`, `board` is the folder for TensorBoard.
-    """
+    """The input of an engine. `rows` and `held_out` have the columns `input_ids` and `labels`."""
 
     rows: pl.DataFrame
     held_out: pl.DataFrame
     model: Path
     recipe: TrainSection
     method: Method
-    checkpoints: Path
-    adapter: Path
-    resume: Path | None
+    checkpoints: Path  # folder to write checkpoints to
+    adapter: Path  # folder to write the adapter to
+    resume: Path | None  # a complete checkpoint to resume from
     report: Callable[[Step], None]
-    size: Size | None = None
-    trial: str | None = None
-    evaluations: Mapping[int, float] = field(default_factory=dict)
-    board: Path | None = None
-    samples: Mapping[str, Any] | None = (
-        None  # of train.tokens.template_parity: compared with the tokenizer before anything is trained
-    )
-    settled: Settle = lambda *_: None  # told each size before it is trained with
-    asked: Callable[[], bool] = lambda: False  # whether to stop after this step
+    batch_config: BatchConfig | None = None  # of the run that is resumed or repeated
+    autotune_key: str | None = None  # cache key of the autotune measurements
+    evaluations: Mapping[int, float] = field(default_factory=dict)  # held-out losses by step, up to `resume`
+    tensorboard: Path | None = None
+    samples: Mapping[str, Any] | None = None  # of `samples_of`: compared with the tokenizer before training
+    on_size_chosen: OnSizeChosen = lambda *_: None  # called before training with a batch size begins
+    should_stop: Callable[[], bool] = lambda: False  # asked after every step
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with its adapter, ready to train.
+
+    `checkpointing_modes` are the gradient checkpointing modes to try, the fastest first and the one that needs least
+    memory last; `set_checkpointing` switches the model to one of them. `facts` are added to the manifest.
+    """
+
+    model: Any
+    tokenizer: Any
+    checkpointing_modes: Sequence[CheckpointingMode]
+    set_checkpointing: Callable[[CheckpointingMode], None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What an engine hands back: losses in nats per learned token, and the facts of how they came about.
+    """The output of an engine. Losses are in nats per loss token; `facts` are the settings that were really used.
 
-    `seen` says of each of the job's rows, in their order, how often the steps saw it that made the adapter.
+    `epoch_counts` has, for each row of the job in order, how often the steps that made the adapter trained on it.
     """
 
     metrics: dict[str, float]
     facts: dict[str, Any]
-    seen: list[int]
+    epoch_counts: list[int]
 
 
-Engine = Callable[[Job], Fit]
+def _train_with_sft_trainer(job: Job, loaded: Loaded) -> Fit:
+    from train.engines.trainer import train  # after the engine's own imports: Unsloth must precede trl and peft
 
-ENGINES: dict[str, Engine] = {"unsloth": fit_with_unsloth, "transformers": fit_with_transformers}
+    return train(job, loaded)
 
-LOADERS: dict[str, Callable[[Job], Loaded]] = {"unsloth": load_with_unsloth, "transformers": load_with_transformers}
-"""What each engine does before it trains."""
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A training engine: how it loads a model and trains it, and its abilities."""
+
+    load: Callable[[Job], Loaded]  # raises `TrainError` if the engine cannot be imported in this process
+    train: Callable[[Job, Loaded], Fit] = _train_with_sft_trainer
+    packages: tuple[str, ...] = ()  # whose versions can change the result, besides those of every engine
+    packs_on_cpu: bool = True  # on a GPU every engine packs
+    can_shard: bool = False  # one model across several GPUs (FSDP)
+    distributed_on_cpu: bool = True  # several processes without a GPU
+
+    def fit(self, job: Job) -> Fit:
+        """Train an adapter and save it in `job.adapter`.
+
+        Raises `TrainError` if the engine cannot be loaded, or would train on other tokens than those of the job.
+        """
+        return self.train(job, self.load(job))
+
+
+ENGINES = {
+    "unsloth": Engine(
+        load_with_unsloth,
+        packages=("unsloth", "unsloth_zoo"),
+        packs_on_cpu=False,
+        can_shard=True,
+        distributed_on_cpu=False,
+    ),
+    "transformers": Engine(load_with_transformers),
+}
+
+
+def find_engine(name: str) -> Engine:
+    """The engine called `name`. Raises `TrainError` that lists the known engines."""
+    if name not in ENGINES:
+        raise TrainError(
+            f"There is no engine called {name!r}.", f"Known engines: {', '.join(ENGINES)} (train.engine in the recipe)."
+        )
+    return ENGINES[name]
 
 
 def token_digest(rows: pl.DataFrame) -> str:
@@ -112,18 +152,3 @@ def token_digest(rows: pl.DataFrame) -> str:
     for column in ("input_ids", "labels"):
         hashed.update(rows[column].explode().to_numpy().astype("<i4").tobytes())
     return hashed.hexdigest()
-
-
-def find_loader(name: str) -> Callable[[Job], Loaded]:
-    """What the engine called `name` loads. Raises `TrainError` naming those that are known."""
-    find_engine(name)
-    return LOADERS[name]
-
-
-def find_engine(name: str) -> Engine:
-    """The engine called `name`. Raises `TrainError` naming those that are known."""
-    if name not in ENGINES:
-        raise TrainError(
-            f"There is no engine called {name!r}.", f"Known engines: {', '.join(ENGINES)} (train.engine in the recipe)."
-        )
-    return ENGINES[name]

@@ -1,7 +1,7 @@
-"""In: a loaded model and some of its rows. Out: how fast each size of a forward pass is, and in how much memory.
+"""A loaded model and some of its rows → speed and peak memory of each batch size, measured on the GPU.
 
-A trial learns nothing: gradients are thrown away, no optimiser steps, the state of what is drawn by lot is put back.
-It holds as much memory back as the optimiser will want and a margin, so what fits in the trial fits in the run.
+Measuring changes nothing: gradients are discarded, no optimiser steps are taken, the random state is restored. The
+memory that the optimiser will need and a margin are reserved meanwhile, so what fits here fits in the run.
 """
 
 from __future__ import annotations
@@ -18,50 +18,92 @@ import polars as pl
 import torch
 
 from schemas.recipe import TrainSection
-from train.engines.batch_size import TRIED, Measured, Size
+from train.engines import Job, Loaded
+from train.engines.batch_size import (
+    AUTOTUNE_SAMPLES,
+    BatchConfig,
+    Measurement,
+    cache_measurements,
+    configured_batch,
+    measure_batches,
+    read_measurements,
+)
+from train.engines.distributed import is_sharded, rank, world
 from train.tokens.labels import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
 WARM_UP, TIMED = 2, 3
-"""Passes of each size: kernels are compiled in the first two, of different shapes; the fastest of the others counts."""
+"""Passes of each batch size: the first two, of different shapes, compile kernels; the fastest of the others counts."""
 
 ADAM_BYTES = 8
-"""Of AdamW's two moments in fp32, for each weight that is trained."""
+"""Bytes per trained weight of AdamW's two moments in fp32."""
 
 MARGIN = 0.03
-"""Share of what may be used of the GPU that stays free: packs differ, and memory falls to pieces."""
+"""Share of the usable GPU memory that is kept free: packs differ in size, and memory fragments."""
 
 
-def enough_rows(rows: pl.DataFrame, recipe: TrainSection) -> pl.DataFrame:
-    """Rows for a trial: the longest where each is padded to them, else a draw with lengths as in the whole."""
+def autotune(job: Job, loaded: Loaded, make_trainer: Callable[[BatchConfig, pl.DataFrame], Any]) -> list[Measurement]:
+    """Measurements of this or an earlier run; empty without a GPU or if the recipe or run determines the batch size."""
+    if job.recipe.batch != "auto" or job.batch_config is not None or not torch.cuda.is_available() or is_sharded():
+        return []
+    cached = read_measurements(job.autotune_key) if job.autotune_key else None
+    if cached is not None:
+        return cached
+    logger.info("Auto-tuning the batch size …")
+    smallest = configured_batch(job.recipe, world(), loaded.checkpointing_modes[-1])
+    trainer = make_trainer(smallest, autotune_rows(job.rows, job.recipe))
+    measurements = measure_batches(
+        job.recipe,
+        world(),
+        loaded.checkpointing_modes,
+        lambda batch_config: _of_first_process(measure(trainer, batch_config, loaded.set_checkpointing)),
+    )
+    if job.autotune_key and rank() == 0:
+        cache_measurements(job.autotune_key, measurements)
+    return measurements
+
+
+def _of_first_process(measurement: Measurement) -> Measurement:
+    """The first process's measurement, so that all of them choose the same batch size."""
+    if world() == 1:
+        return measurement
+    box = [measurement]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def autotune_rows(rows: pl.DataFrame, recipe: TrainSection) -> pl.DataFrame:
+    """Rows to measure with: without packing the longest, which others are padded to; with packing a random sample."""
     if not recipe.packing:
-        return rows.sort(pl.col("input_ids").list.len(), descending=True).head(TRIED)
-    drawn = rows.sample(fraction=1.0, shuffle=True, seed=0)
-    enough = TRIED * recipe.max_length
-    return drawn.filter(pl.col("input_ids").list.len().cum_sum().shift(1, fill_value=0) < enough)
+        return rows.sort(pl.col("input_ids").list.len(), descending=True).head(AUTOTUNE_SAMPLES)
+    shuffled = rows.sample(fraction=1.0, shuffle=True, seed=0)
+    tokens = AUTOTUNE_SAMPLES * recipe.max_length
+    return shuffled.filter(pl.col("input_ids").list.len().cum_sum().shift(1, fill_value=0) < tokens)
 
 
-def measure(trainer: Any, size: Size, switch: Callable[[Any], None]) -> Measured:
-    """One size as it runs here with the rows of `trainer`; without speed where memory was not enough."""
-    switch(size.checkpointing)
+def measure(trainer: Any, batch_config: BatchConfig, set_checkpointing: Callable[[Any], None]) -> Measurement:
+    """The measurement of one batch size with the rows of `trainer`; speed and memory are None if it does not fit."""
+    set_checkpointing(batch_config.checkpointing)
     device = next(trainer.model.parameters()).device
-    _clean(trainer.model)
+    _free_memory(trainer.model)
     speed: float | None = None
     memory: float | None = None
     try:
         with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
-            held = _held_back(trainer.model, device)
-            speed = _speed(trainer, size.batch, device)
+            reserved = _reserve(trainer.model, device)
+            speed = _measure_speed(trainer, batch_config.batch, device)
             memory = peak_memory() - _margin(device) / 2**30
-            del held
+            del reserved
     except torch.OutOfMemoryError:
-        logger.info("A batch of %d does not fit%s.", size.batch, " with checkpointing" if size.checkpointing else "")
-    _clean(trainer.model)
-    return Measured(size, speed, memory)
+        mode = " with gradient checkpointing" if batch_config.checkpointing else ""
+        logger.info("A batch of %d does not fit%s.", batch_config.batch, mode)
+    _free_memory(trainer.model)
+    return Measurement(batch_config, speed, memory)
 
 
-def _held_back(model: Any, device: torch.device) -> torch.Tensor:
+def _reserve(model: Any, device: torch.device) -> torch.Tensor:
+    """A tensor of the size of the optimiser's state and the margin."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return torch.empty(trained * ADAM_BYTES + _margin(device), dtype=torch.uint8, device=device)
 
@@ -73,37 +115,37 @@ def _margin(device: torch.device) -> int:
     return int(MARGIN * allowed * torch.cuda.get_device_properties(device).total_memory)
 
 
-def _speed(trainer: Any, batch: int, device: torch.device) -> float:
+def _measure_speed(trainer: Any, batch: int, device: torch.device) -> float:
     """Tokens per second of forward and backward passes over `batch` rows of the trainer's dataset at a time."""
     rows = cycle(range(len(trainer.train_dataset)))
-    seconds = []
+    seconds_per_token = []
     for number in range(WARM_UP + TIMED):
         inputs = trainer.data_collator([trainer.train_dataset[n] for n in islice(rows, batch)])
         tokens = int(inputs["input_ids"].numel())
-        _wait(device)
+        _synchronize(device)
         started = time.perf_counter()
-        _pass(trainer, {name: value.to(device) for name, value in inputs.items() if torch.is_tensor(value)})
-        _wait(device)
+        _forward_backward(trainer, {name: value.to(device) for name, value in inputs.items() if torch.is_tensor(value)})
+        _synchronize(device)
         if number >= WARM_UP:
-            seconds.append((time.perf_counter() - started) / tokens)
-    return 1 / min(seconds)
+            seconds_per_token.append((time.perf_counter() - started) / tokens)
+    return 1 / min(seconds_per_token)
 
 
-def _pass(trainer: Any, inputs: Mapping[str, Any]) -> None:
-    """Forward and backward, in the precision in which the trainer will do it."""
-    learned = (inputs["labels"] != IGNORE_INDEX).sum()
-    kind = torch.bfloat16 if trainer.args.bf16 else torch.float16
-    with torch.autocast(learned.device.type, dtype=kind, enabled=trainer.args.bf16 or trainer.args.fp16):
-        loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=learned)
+def _forward_backward(trainer: Any, inputs: Mapping[str, Any]) -> None:
+    """One pass in the precision of the training."""
+    loss_tokens = (inputs["labels"] != IGNORE_INDEX).sum()
+    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16
+    with torch.autocast(loss_tokens.device.type, dtype=dtype, enabled=trainer.args.bf16 or trainer.args.fp16):
+        loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=loss_tokens)
     loss.backward()
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _clean(model: Any) -> None:
+def _free_memory(model: Any) -> None:
     model.zero_grad(set_to_none=True)
     gc.collect()
     if torch.cuda.is_available():
@@ -112,7 +154,7 @@ def _clean(model: Any) -> None:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held so far, in GiB: the GPU's, else the machine's."""
+    """The peak memory of this process so far in GiB: of the GPU if there is one, otherwise of the process itself."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_reserved()) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

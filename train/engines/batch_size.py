@@ -1,14 +1,13 @@
-"""In: what the recipe says of batch and memory, and what a short trial measured. Out: how large a forward pass is.
+"""The recipe's batch keys and autotune measurements → the batch size of a forward pass.
 
-What is learned does not depend on it: packs per optimiser step stay what the recipe says. `batch = "auto"` measures
-a few sizes on the GPU, without checkpointing first, takes the fastest that fits and remembers it for this model,
-chip, recipe and these versions. On a CPU nothing is measured, so that a run has the same bits every time.
+The result of training does not depend on it: packs per optimiser step are fixed by the recipe. `batch = "auto"`
+measures a few batch sizes on the GPU, first without gradient checkpointing, uses the fastest that fits, and caches the
+measurements by model, GPU, recipe and package versions. On a CPU nothing is measured: a run repeats bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,210 +18,205 @@ from schemas.errors import TrainError
 from schemas.recipe import AUTO_COUNTS_AS, TrainSection
 from train.tokens.chat_template import cache_folder
 
-Checkpointing = bool | str
-"""How activations are kept: False keeps all, True computes them again, "unsloth" moves them to the host as well."""
+CheckpointingMode = bool | str
+"""Gradient checkpointing: False keeps activations, True recomputes them, "unsloth" also offloads them to the host."""
 
-TRIED = 32
-"""How many packs, or conversations where they are not packed, a trial draws from: a few passes of the largest size."""
+AUTOTUNE_SAMPLES = 32
+"""Packs, or conversations without packing, that autotune draws from: a few passes of the largest batch size."""
 
 SAME_SPEED = 0.02
-"""A larger pass has to be faster by this share to be worth its memory; repeated trials differ by about as much."""
+"""A larger batch size must be faster by this share to be worth its memory; repeated measurements differ by as much."""
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """How an optimiser step is done: `accumulate` passes of `batch` packs on each GPU."""
+class BatchConfig:
+    """How an optimiser step is computed: `accumulate` forward passes of `batch` packs on each GPU."""
 
     batch: int
     accumulate: int
-    checkpointing: Checkpointing
+    checkpointing: CheckpointingMode
 
-    def halved(self) -> Size | None:
-        """The same step in less memory, or None where nothing is left to give."""
+    def halve(self) -> BatchConfig | None:
+        """The same step in less memory, or None if batch is 1 and checkpointing is on."""
         if self.batch > 1:
             return replace(self, batch=self.batch // 2, accumulate=self.accumulate * 2)
         return None if self.checkpointing else replace(self, checkpointing=True)
 
 
-class MemoryFullError(TrainError):
-    """The memory was full after `step` steps with passes of `size`. The same steps fit into `smaller` ones, if any."""
+class OutOfGpuMemoryError(TrainError):
+    """The GPU ran out of memory after `step` steps. `smaller` computes the same steps in less memory, if possible."""
 
-    def __init__(self, size: Size, smaller: Size | None, step: int, max_length: int) -> None:
+    def __init__(self, batch_config: BatchConfig, smaller: BatchConfig | None, step: int, max_length: int) -> None:
         super().__init__(
-            f"The GPU's memory is full at a batch of {size.batch} and max_length {max_length}.",
-            "Take a smaller max_length or rank; or let curate choose: --set train.batch=auto.",
+            f"The GPU is out of memory with batch {batch_config.batch} and max_length {max_length}.",
+            "Use a smaller max_length or rank, or an auto-tuned batch size: --set train.batch=auto.",
         )
-        self.size, self.smaller, self.step, self.max_length = size, smaller, step, max_length
+        self.batch_config, self.smaller, self.step, self.max_length = batch_config, smaller, step, max_length
 
     def as_json(self) -> dict[str, Any]:
-        """What it is made of, for another process."""
+        """The arguments as plain values, for another process."""
         smaller = asdict(self.smaller) if self.smaller else None
-        return {"size": asdict(self.size), "smaller": smaller, "step": self.step, "max_length": self.max_length}
+        return {"size": asdict(self.batch_config), "smaller": smaller, "step": self.step, "max_length": self.max_length}
 
     @classmethod
-    def from_json(cls, written: Mapping[str, Any]) -> MemoryFullError:
-        """The one that another process wrote."""
-        smaller = Size(**written["smaller"]) if written["smaller"] else None
-        return cls(Size(**written["size"]), smaller, written["step"], written["max_length"])
+    def from_json(cls, value: Mapping[str, Any]) -> OutOfGpuMemoryError:
+        """The error that another process wrote with `as_json`."""
+        smaller = BatchConfig(**value["smaller"]) if value["smaller"] else None
+        return cls(BatchConfig(**value["size"]), smaller, value["step"], value["max_length"])
 
     @property
     def sentence(self) -> str:
-        """What happened, and how it goes on."""
+        """The event and the batch size with which training resumes."""
         assert self.smaller is not None
-        more = ", with checkpointing" if self.smaller.checkpointing and not self.size.checkpointing else ""
+        more = ", gradient checkpointing" if self.smaller.checkpointing and not self.batch_config.checkpointing else ""
         return (
-            f"The GPU's memory was full after step {self.step} at a batch of {self.size.batch}. It goes on from its "
-            f"last checkpoint with {self.smaller.batch}, {self.smaller.accumulate} times a step{more}."
+            f"The GPU ran out of memory after step {self.step} with batch {self.batch_config.batch}. Resuming from the "
+            f"last checkpoint with batch {self.smaller.batch}, accumulate {self.smaller.accumulate}{more}."
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One size as it ran. `speed` is tokens per second and `memory` the peak in GiB; both None where it did not fit."""
+class Measurement:
+    """A measured batch size. `speed` is in tokens per second, `memory` the peak in GiB; None if it did not fit."""
 
-    size: Size
+    batch_config: BatchConfig
     speed: float | None
     memory: float | None
 
     def as_json(self) -> dict[str, Any]:
         """The measurement as plain values."""
-        return {**asdict(self.size), "tokens_per_second": self.speed, "gib": self.memory}
+        return {**asdict(self.batch_config), "tokens_per_second": self.speed, "gib": self.memory}
 
 
-def written_size(recipe: TrainSection, gpus: int, checkpointing: Checkpointing) -> Size:
-    """The size that the recipe states for `gpus` devices; of `batch = "auto"` what stands for it without a trial.
+def configured_batch(recipe: TrainSection, gpus: int, checkpointing: CheckpointingMode) -> BatchConfig:
+    """The batch size of the recipe on `gpus` devices; for `batch = "auto"` the one that is used without measuring.
 
-    Raises `TrainError` when packs per step cannot be shared out evenly.
+    Raises `TrainError` if the packs per step cannot be divided evenly.
     """
-    share = _per_gpu(recipe, gpus)
+    share = _packs_per_gpu(recipe, gpus)
     batch = AUTO_COUNTS_AS if recipe.batch == "auto" else recipe.batch
     if recipe.batch == "auto" or recipe.effective_batch is None:
-        while share % batch:  # four packs a step on four GPUs are one each, whatever the batch was on one
+        while share % batch:  # four packs per step on four GPUs are one on each, with any batch
             batch -= 1
     if share % batch:
         raise TrainError(
-            f"{recipe.packs_per_step} packs per step cannot be done in passes of {batch} on {gpus} GPU(s).",
-            f"Take a batch that divides {share}: --set train.batch=1, or --set train.batch=auto.",
+            f"{recipe.packs_per_step} packs per step cannot be divided into batches of {batch} on {gpus} GPU(s).",
+            f"Use a batch that divides {share}: --set train.batch=1, or --set train.batch=auto.",
         )
-    return Size(batch, share // batch, checkpointing)
+    return BatchConfig(batch, share // batch, checkpointing)
 
 
-def _per_gpu(recipe: TrainSection, gpus: int) -> int:
+def _packs_per_gpu(recipe: TrainSection, gpus: int) -> int:
     if recipe.packs_per_step % gpus:
         raise TrainError(
-            f"{recipe.packs_per_step} packs per step cannot be shared out to {gpus} GPUs.",
+            f"{recipe.packs_per_step} packs per step cannot be divided among {gpus} GPUs.",
             f"--set train.effective_batch={-(-recipe.packs_per_step // gpus) * gpus}",
         )
     return recipe.packs_per_step // gpus
 
 
-def measure_sizes(
-    recipe: TrainSection, gpus: int, kinds: Sequence[Checkpointing], measure: Callable[[Size], Measured]
-) -> list[Measured]:
-    """What `measure` says of the sizes worth trying: `kinds` from the fastest to the smallest, batches from 1 up.
+def measure_batches(
+    recipe: TrainSection,
+    gpus: int,
+    modes: Sequence[CheckpointingMode],
+    measure: Callable[[BatchConfig], Measurement],
+) -> list[Measurement]:
+    """Measurements of the batch sizes worth trying: 1, 2, 4 and so on in the first checkpointing mode that fits.
 
-    The next kind is tried only when the one before ran out of memory.
+    The next mode is tried only if the previous one ran out of memory.
     """
-    measured: list[Measured] = []
-    for kind in kinds:
-        tried = list(_measure_batches(_batches(recipe, gpus), kind, _per_gpu(recipe, gpus), measure))
-        measured += tried
-        if tried[-1].speed is not None:
+    measurements: list[Measurement] = []
+    share = _packs_per_gpu(recipe, gpus)
+    for mode in modes:
+        measurements += _measure_mode(share, mode, measure)
+        if measurements[-1].speed is not None:
             break
-    return measured
+    return measurements
 
 
-def _measure_batches(
-    batches: Sequence[int], kind: Checkpointing, share: int, measure: Callable[[Size], Measured]
-) -> Iterator[Measured]:
-    """Larger and larger passes, until one does not fit or is no faster than the one before."""
-    before = 0.0
-    for batch in batches:
-        found = measure(Size(batch, share // batch, kind))
-        yield found
-        if found.speed is None or found.speed < before * (1 + SAME_SPEED):
+def _measure_mode(
+    share: int, mode: CheckpointingMode, measure: Callable[[BatchConfig], Measurement]
+) -> Iterator[Measurement]:
+    """Larger and larger batch sizes that divide `share`, until one does not fit or is not faster than the previous."""
+    previous = 0.0
+    for batch in (2**power for power in range(share.bit_length()) if share % 2**power == 0):
+        measurement = measure(BatchConfig(batch, share // batch, mode))
+        yield measurement
+        if measurement.speed is None or measurement.speed < previous * (1 + SAME_SPEED):
             return
-        before = found.speed
+        previous = measurement.speed
 
 
-def _batches(recipe: TrainSection, gpus: int) -> list[int]:
-    """1, 2, 4 …, as far as they divide what one GPU does in a step."""
-    share = _per_gpu(recipe, gpus)
-    return [2**power for power in range(share.bit_length()) if share % 2**power == 0]
-
-
-def fastest(measured: Sequence[Measured]) -> Size:
-    """The fastest size; of those that are as fast, the one with the least memory. Raises `TrainError` if none fits."""
-    fitting = [found for found in measured if found.speed is not None]
+def pick_fastest(measurements: Sequence[Measurement]) -> BatchConfig:
+    """The fastest batch size; among equally fast ones, that with the least memory. Raises `TrainError` if none fits."""
+    fitting = [measurement for measurement in measurements if measurement.speed is not None]
     if not fitting:
         raise TrainError(
-            "Not even one pack a pass fits into the GPU's memory, with checkpointing.",
-            "Take a smaller max_length, rank or model, or a larger card; curate plan --gpu this says how far.",
+            "A batch of 1 with gradient checkpointing does not fit into the GPU's memory.",
+            "Use a smaller max_length, rank or model, or a GPU with more memory: curate plan --gpu this estimates it.",
         )
-    best = max(found.speed or 0.0 for found in fitting)
-    close = [found for found in fitting if (found.speed or 0.0) >= best * (1 - SAME_SPEED)]
-    return min(close, key=lambda found: found.memory or 0.0).size
-
-
-# ------------------------------------------------------------------------------------------------------ remembered
+    best = max(measurement.speed or 0.0 for measurement in fitting)
+    close = [measurement for measurement in fitting if (measurement.speed or 0.0) >= best * (1 - SAME_SPEED)]
+    return min(close, key=lambda measurement: measurement.memory or 0.0).batch_config
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """The file in a run's folder with the size that it goes on with, and how it came to that."""
+class BatchSizeLog:
+    """The file in an unfinished run's folder with its current batch size, the steps down and the measurements."""
 
     path: Path
 
     def write(
-        self, size: Size, step_down: Mapping[str, Any] | None = None, trial: Sequence[Mapping[str, Any]] = ()
+        self,
+        batch_config: BatchConfig,
+        step_down: Mapping[str, Any] | None = None,
+        measurements: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Keep the size, behind the earlier ones the step down that led to it, and a trial if there was one."""
+        """Store the batch size, append the step down that led to it, and store the measurements if there are any."""
         steps_down = [*self.steps_down, *([step_down] if step_down else [])]
-        kept = {"size": asdict(size), "steps_down": steps_down, "trial": [*trial] or self.trial}
-        write_text(self.path, json.dumps(kept))
+        trial = [*measurements] or self.measurements
+        write_text(self.path, json.dumps({"size": asdict(batch_config), "steps_down": steps_down, "trial": trial}))
 
     @property
-    def size(self) -> Size | None:
-        """The size with which a run that was cut off went on last."""
-        return Size(**self._read()["size"]) if self.path.exists() else None
+    def batch_config(self) -> BatchConfig | None:
+        """The last batch size of an interrupted run."""
+        return BatchConfig(**self._read()["size"]) if self.path.exists() else None
 
     @property
     def steps_down(self) -> list[dict[str, Any]]:
-        """Each time that the memory was full: after which step, and the size since then."""
+        """Each time that the GPU ran out of memory: the step after which it did, and the batch size from then on."""
         return list(self._read()["steps_down"]) if self.path.exists() else []
 
     @property
-    def trial(self) -> list[dict[str, Any]]:
-        """What was measured before the first step; a run that goes on measures nothing."""
+    def measurements(self) -> list[dict[str, Any]]:
+        """The autotune measurements before the first step; a resumed run measures nothing."""
         return list(self._read().get("trial", [])) if self.path.exists() else []
 
     def _read(self) -> dict[str, Any]:
-        read: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return read if "size" in read else {"size": read, "steps_down": []}  # it held the size alone once
+        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return content if "size" in content else {"size": content, "steps_down": []}  # older runs: only the size
 
 
-def recall(key: str) -> list[Measured] | None:
-    """What an earlier trial under this key measured, if there was one that can be read."""
+def read_measurements(key: str) -> list[Measurement] | None:
+    """The cached autotune measurements of this key; None if there are none or the file is damaged."""
     try:
-        rows = json.loads(_place(key).read_text(encoding="utf-8"))
-        return [_measured(row) for row in rows]
+        rows = json.loads(_cache_path(key).read_text(encoding="utf-8"))
+        return [
+            Measurement(
+                BatchConfig(row["batch"], row["accumulate"], row["checkpointing"]), row["tokens_per_second"], row["gib"]
+            )
+            for row in rows
+        ]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # a damaged memory is no failure: it is measured again
+        return None
 
 
-def remember(key: str, measured: Sequence[Measured]) -> None:
-    """Keep a trial for the next run of the same key, whole or not at all."""
-    path = _place(key)
+def cache_measurements(key: str, measurements: Sequence[Measurement]) -> None:
+    """Store autotune measurements for later runs with the same key."""
+    path = _cache_path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps([found.as_json() for found in measured], indent=1), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps([measurement.as_json() for measurement in measurements], indent=1))
 
 
-def _place(key: str) -> Path:
+def _cache_path(key: str) -> Path:
     return cache_folder() / "trials" / f"{key[:32]}.json"
-
-
-def _measured(row: Mapping[str, Any]) -> Measured:
-    size = Size(row["batch"], row["accumulate"], row["checkpointing"])
-    return Measured(size, row["tokens_per_second"], row["gib"])

@@ -1,4 +1,4 @@
-"""What happens between the steps of a training: they are told, checkpoints marked, losses held out, stops obeyed."""
+"""Events of TRL's trainer → reported steps, complete checkpoints, held-out losses, a stop after the current step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BEST = "best"
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports every step, marks whole checkpoints, leaves out the one after the last step, and stops when asked."""
+class TrainingCallback(TrainerCallback):  # type: ignore[misc]
+    """Reports every step, marks checkpoints as complete, computes held-out losses, and stops the trainer on request.
+
+    `tokens` is the number of tokens in an epoch; `save(folder)` writes the adapter; `log` is set to the trainer's.
+    """
 
     def __init__(self, job: Job, tokens: int, save: Callable[[Path], None]) -> None:
         self.job, self.tokens, self.save = job, tokens, save
@@ -37,38 +40,38 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.model: Any = None
         self.log: Callable[[dict[str, float]], None] = lambda _: None
         self.evaluations = dict(job.evaluations)
-        self.asked = self.stopped = False
+        self.stop_requested = self.stopped = False
 
     @property
     def best(self) -> Path:
-        """Where the adapter with the lowest held-out loss lies."""
+        """The folder of the adapter with the lowest held-out loss."""
         return self.job.checkpoints.parent / BEST
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
-        """The clock starts here: what came before was loading, or another process."""
+        """Start the clock, which excludes loading and earlier processes."""
         self.started, self.epoch, self.first_step = time.monotonic(), state.epoch or 0.0, state.global_step
         self.model = model
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the held-out loss where it is due, and stop where that or a signal says so.
+        """Compute the held-out loss if it is due, and stop the trainer if that loss or a signal requires it.
 
-        A checkpoint of the last step is of no use: resuming from it would train one step more.
+        The last step gets no checkpoint: resuming from it would train one step more.
         """
         self._evaluate(state, control)
         if state.global_step >= state.max_steps or control.should_training_stop:
             control.should_save = False
-        elif self._all_asked():
+        elif self._should_stop():
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def _all_asked(self) -> bool:
-        """Whether any process was asked to stop: all of them have to, after the same step."""
-        asked = self.asked or self.job.asked()
+    def _should_stop(self) -> bool:
+        """Whether any process was asked to stop: all of them must stop after the same step."""
+        requested = self.stop_requested or self.job.should_stop()
         if world() == 1:
-            return asked
-        return total([float(asked)], next(self.model.parameters()).device)[0] > 0
+            return requested
+        return total([float(requested)], next(self.model.parameters()).device)[0] > 0
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Mapping[str, float], **_: Any) -> None:
-        """Tell the caller how far the run is."""
+        """Report the step, from the first process."""
         if "loss" not in logs or rank():
             return
         seconds, done = time.monotonic() - self.started, max(1, state.global_step - self.first_step)
@@ -88,7 +91,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         )
 
     def _evaluate(self, state: Any, control: Any) -> None:
-        """The held-out loss when it is due; the best adapter is kept, and no progress for `patience` times stops."""
+        """Compute the held-out loss if it is due, keep the best adapter, and stop after `patience` without a better."""
         every = self.job.recipe.eval_every
         if every is None or state.global_step % every or self.job.held_out.is_empty():
             return
@@ -99,15 +102,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.evaluations[state.global_step] = loss
         control.should_training_stop = control.should_training_stop or self._is_stuck()
         self.log({"eval_loss": loss})
-        control.should_log = True  # the step's own line is still to come, and logging has just said it was there
-        self.started += time.monotonic() - before  # the pace is that of training
+        control.should_log = True  # the call above reset it, and the step itself is not logged yet
+        self.started += time.monotonic() - before  # speed counts training only
 
     def _is_stuck(self) -> bool:
         patience, losses = self.job.recipe.patience, list(self.evaluations.values())
         return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """The checkpoint's files are all written: say so, in a file that appears at once or not at all."""
+        """Mark the checkpoint as complete once every process has written its files."""
         if world() > 1:
             torch.distributed.barrier()
         if rank() == 0:
@@ -115,21 +118,21 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 @contextmanager
-def stopping_gently(watch: Watch) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM let the step end and be saved; a second one stops at once."""
+def graceful_stop(callback: TrainingCallback) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM stop the trainer after the current step with a checkpoint; a second one at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # only the main thread can set signal handlers
         return
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        if watch.asked:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        if callback.stop_requested:
             raise KeyboardInterrupt
-        watch.asked = True
-        logger.info("Stopping after this step, with a checkpoint. Once more stops at once.")
+        callback.stop_requested = True
+        logger.info("Stopping after this step with a checkpoint. Press Ctrl-C again to stop immediately.")
 
-    before = [(number, signal.signal(number, ask)) for number in SIGNALS]
+    previous = [(number, signal.signal(number, request_stop)) for number in SIGNALS]
     try:
         yield
     finally:
-        for number, handler in before:
+        for number, handler in previous:
             signal.signal(number, handler)

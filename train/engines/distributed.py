@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun says it, and what they have to agree on."""
+"""torchrun's environment variables → the number of this process, the number of processes, and sums over all of them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 
 def rank() -> int:
-    """The number of this process, 0 where it is alone."""
+    """The number of this process, 0 for the first or only one."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_sharded() -> bool:
-    """Whether the processes share one model between them."""
+    """Whether the processes share one model (FSDP)."""
     return world() > 1 and os.environ.get("UNSLOTH_FSDP2") == "1"
 
 
 def total(values: list[float], device: Any) -> list[float]:
-    """The sum of each value over all processes, the same on every one."""
+    """The sum of each value over all processes, the same in every process."""
     if world() == 1:
         return values
     import torch
 
-    summed = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(summed)
-    return list(map(float, summed.tolist()))
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
+    return list(map(float, sums.tolist()))

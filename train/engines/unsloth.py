@@ -1,7 +1,7 @@
-"""Fits with Unsloth: on a GPU its fused kernels, on any other machine its own CPU backend. In: a `Job`. Out: a `Fit`.
+"""The engine `unsloth`: loads a base model with Unsloth, whose fused kernels need a GPU; otherwise its CPU backend.
 
-Unsloth patches transformers, TRL and PEFT for the whole process, so it is imported first and meets nobody else's
-engine there. Without a GPU it trains unpacked: its CPU attention would let packed conversations see each other.
+Unsloth patches transformers, TRL and PEFT for the process, so it is imported first and no other engine is used after
+it. Without a GPU it trains unpacked: in its CPU attention packed conversations would attend to each other.
 """
 
 from __future__ import annotations
@@ -16,155 +16,124 @@ from schemas.errors import TrainError
 from train.model.base_model import keep_trainable
 
 if TYPE_CHECKING:
-    from train.engines import Fit, Job
-    from train.engines.batch_size import Checkpointing
-    from train.engines.trainer import Loaded
+    from train.engines import Job, Loaded
+    from train.engines.batch_size import CheckpointingMode
 
-QUIET = {
-    "UNSLOTH_AUTO_INSTALL": "0",  # or exporting runs apt-get and clones llama.cpp without asking
-    "UNSLOTH_DISABLE_STATISTICS": "1",  # or the import reports to its makers
+DISABLED = {
+    "UNSLOTH_AUTO_INSTALL": "0",  # otherwise exporting runs apt-get and clones llama.cpp without asking
+    "UNSLOTH_DISABLE_STATISTICS": "1",  # otherwise the import sends usage statistics
 }
 
-FIXED = {
-    "UNSLOTH_COMPILE_DISABLE": "1",  # compiled reductions are cut as the clock says, and then add up in another order
-    "TORCHINDUCTOR_DETERMINISTIC": "1",  # where something is compiled all the same
+DETERMINISTIC = {
+    "UNSLOTH_COMPILE_DISABLE": "1",  # compiled reductions are split by measured time, which changes the order of sums
+    "TORCHINDUCTOR_DETERMINISTIC": "1",  # for the code that is compiled nevertheless
 }
-"""What repeats bit for bit wants besides torch's own switch; read when Unsloth is imported."""
-
-
-def fit(job: Job) -> Fit:
-    """Train an adapter as `job` says and save it in `job.adapter`.
-
-    Raises `TrainError` when Unsloth is missing, transformers was imported before it, or it would train on other
-    tokens than it was given.
-    """
-    loaded = load(job)
-    from train.engines.trainer import train
-
-    return train(job, loaded)
+"""Needed for bit-identical runs in addition to torch's own switch; read when Unsloth is imported."""
 
 
 def load(job: Job) -> Loaded:
-    """The model with a fresh adapter, as it is trained. Raises `TrainError` as `fit` does."""
-    unsloth = _import(deterministic=job.recipe.deterministic)
-    from train.engines.trainer import Loaded, limit_memory, repeat_bit_for_bit
+    """The base model with a new adapter.
 
-    limit_memory(job.recipe)
-    repeat_bit_for_bit(job.recipe)
-    model, tokenizer = _load(unsloth, job)
-    on_gpu = _on_gpu()
-
-    def switch(kind: Checkpointing) -> None:
-        if on_gpu:  # where Unsloth itself looks, each time that it makes the model ready for training
-            model._unsloth_gradient_checkpointing = kind
-            model.for_training(use_gradient_checkpointing=kind)
-
-    return Loaded(
-        model=model,
-        tokenizer=tokenizer,
-        kinds=_kinds(job, on_gpu=on_gpu),
-        switch=switch,
-        settings={},
-        facts={"attention": _attention()} if on_gpu else {},
-        may_unpack=not on_gpu,
-    )
-
-
-def _load(unsloth: Any, job: Job) -> tuple[Any, Any]:
-    """The base model with a fresh adapter, and its tokenizer."""
+    Raises `TrainError` if Unsloth is not installed, or if trl or peft were imported before it in this process.
+    """
+    unsloth = import_unsloth(deterministic=job.recipe.deterministic)
     import torch
 
+    from train.engines import Loaded
+    from train.engines.arguments import lora_arguments
     from train.engines.embeddings import embedding_arguments
-    from train.engines.trainer import lora_arguments
+    from train.engines.torch_settings import apply_torch_settings
 
-    kind = _kinds(job, on_gpu=_on_gpu())[-1]
+    apply_torch_settings(job.recipe)
+    on_gpu = bool(torch.cuda.is_available())
+    modes = checkpointing_modes(job, on_gpu=on_gpu)
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         str(job.model),
         max_seq_length=job.recipe.max_length,
-        dtype=None if _on_gpu() else torch.float32,  # 16 bits differ between CPUs, fp32 is the same on all
+        dtype=None if on_gpu else torch.float32,  # 16-bit results differ between CPUs, fp32 is the same on all
         load_in_4bit=job.method == "qlora",
         full_finetuning=job.method == "full",
         trust_remote_code=job.recipe.trust_remote_code,
-        use_gradient_checkpointing=kind,
+        use_gradient_checkpointing=modes[-1],
     )
     keep_trainable(model)
-    if job.method == "full":
-        return model, tokenizer
-    model = unsloth.FastLanguageModel.get_peft_model(
-        model,
-        random_state=job.recipe.seed,
-        use_gradient_checkpointing=kind,
-        max_seq_length=job.recipe.max_length,
-        **(lora_arguments(job.recipe) | embedding_arguments(job.recipe, model)),
-    )
-    return model, tokenizer
+    if job.method != "full":
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model,
+            random_state=job.recipe.seed,
+            use_gradient_checkpointing=modes[-1],
+            max_seq_length=job.recipe.max_length,
+            **(lora_arguments(job.recipe) | embedding_arguments(job.recipe, model)),
+        )
+
+    def set_checkpointing(mode: CheckpointingMode) -> None:
+        if on_gpu:  # Unsloth reads the attribute each time that it prepares the model for training
+            model._unsloth_gradient_checkpointing = mode
+            model.for_training(use_gradient_checkpointing=mode)
+
+    return Loaded(model, tokenizer, modes, set_checkpointing, {"attention": _attention()} if on_gpu else {})
 
 
-def _import(*, deterministic: bool = False) -> Any:
-    os.environ.update(QUIET)
+def import_unsloth(*, deterministic: bool = False) -> Any:
+    """The module `unsloth`, imported without its installer and its statistics. Raises `TrainError` as `load` does."""
+    os.environ.update(DISABLED)
     if deterministic:
-        os.environ.update(FIXED)
+        os.environ.update(DETERMINISTIC)
     if "unsloth" not in sys.modules and {"trl", "peft"} & sys.modules.keys():
         raise TrainError(
-            "Unsloth has to be imported before trl and peft, and they are loaded in this process.",
-            "Start `curate train` in a process of its own.",
+            "Unsloth must be imported before trl and peft, which are already loaded in this process.",
+            "Run `curate train` in its own process.",
         )
     try:
-        _let_varlen_in()
+        _enable_varlen_attention()
         import unsloth
     except ImportError as error:
         raise TrainError(
             f"The engine unsloth cannot be imported: {error}.",
-            f"{install_command('train')} and then unsloth, or use --engine transformers; curate doctor says more.",
+            f"{install_command('train')} and then unsloth, or use --engine transformers; see curate doctor.",
         ) from error
     return unsloth
 
 
-def _on_gpu() -> bool:
-    import torch
+def checkpointing_modes(job: Job, *, on_gpu: bool) -> tuple[CheckpointingMode, ...]:
+    """The gradient checkpointing modes to try: the recipe's, else none and then Unsloth's on a GPU, none on a CPU.
 
-    return bool(torch.cuda.is_available())
-
-
-def _kinds(job: Job, *, on_gpu: bool) -> tuple[Checkpointing, ...]:
-    """What the recipe says; else none or Unsloth's own on a GPU, and none where memory is the machine's own.
-
-    Where the embedding is trained, plain checkpointing instead of its own: that moves the embedding to a pickle in the
-    current folder, and what it was before could not be asked any more. Raises `TrainError` where the recipe says so.
+    If the embedding is trained, plain checkpointing replaces Unsloth's, which moves the embedding to a pickle in the
+    current folder, so that the base model's loss could not be computed. Raises `TrainError` if the recipe sets it.
     """
     embedding = job.recipe.embedding_learning_rate is not None and job.method != "full"
-    written = job.recipe.extra.get("gradient_checkpointing")
-    if embedding and written == "unsloth":
+    configured = job.recipe.extra.get("gradient_checkpointing")
+    if embedding and configured == "unsloth":
         raise TrainError(
-            'gradient_checkpointing = "unsloth" moves the embedding away, and embedding_learning_rate trains it.',
-            "Leave train.extra.gradient_checkpointing out.",
+            'gradient_checkpointing = "unsloth" moves the embedding away, but embedding_learning_rate trains it.',
+            "Remove train.extra.gradient_checkpointing.",
         )
-    if written is not None:
-        return (written,)
+    if configured is not None:
+        return (configured,)
     return (False, True if embedding else "unsloth") if on_gpu else (False,)
 
 
-def _let_varlen_in() -> None:
-    """Make one attention call a pack, where torch has the kernel and only its front door looks different.
+def _enable_varlen_attention() -> None:
+    """Let Unsloth use torch 2.11's attention over whole packs, whose function lacks only an argument name.
 
-    Unsloth takes torch's varlen attention when that has the argument `enable_gqa`, new in torch 2.12. In 2.11 the
-    kernel below shares keys and values between heads as well, and nothing asks for it; so there it is given the name.
+    Unsloth uses torch's varlen attention if it has the argument `enable_gqa`, added in torch 2.12. The kernel in 2.11
+    shares keys and values between heads as well, but needs no argument for it, so the argument is added here.
     """
     from torch.nn.attention import varlen
 
-    plain = varlen.varlen_attn
-    named = inspect.signature(plain).parameters
-    if "window_size" not in named or "enable_gqa" in named:
+    original = varlen.varlen_attn
+    parameters = inspect.signature(original).parameters
+    if "window_size" not in parameters or "enable_gqa" in parameters:
         return
 
-    def varlen_attn(*given: Any, window_size: Any = (-1, -1), enable_gqa: bool = False, **rest: Any) -> Any:  # noqa: ARG001
-        return plain(*given, window_size=window_size, **rest)
+    def varlen_attn(*args: Any, window_size: Any = (-1, -1), enable_gqa: bool = False, **kwargs: Any) -> Any:  # noqa: ARG001
+        return original(*args, window_size=window_size, **kwargs)
 
     varlen.varlen_attn = varlen_attn
 
 
 def _attention() -> str:
-    """How Unsloth attends within packs here: in one call a pack, or in one a conversation."""
+    """How Unsloth computes attention within a pack here: in one call per pack, or in one per conversation."""
     import torch
     from unsloth.utils import attention_dispatch as dispatch
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.engines.batch_size import SAME_SPEED, Checkpointing
+from train.engines.batch_size import SAME_SPEED, CheckpointingMode
 
 GIB = 2**30
 
@@ -224,13 +224,13 @@ def _best(sizes: list[dict[str, Any]]) -> dict[str, Any] | None:
     return min(close, key=lambda size: (bool(size["checkpointing"]), size["gib"]), default=None)
 
 
-def _activations(shape: ModelShape, kind: Checkpointing) -> float:
+def _activations(shape: ModelShape, kind: CheckpointingMode) -> float:
     """Bytes a token: of all layers, or of the one at work and a half where the others are computed again."""
     layer = 2 * (2 * shape.inner + 6 * shape.hidden + 2 * shape.keys)
     return layer * (1.6 if kind else shape.layers)
 
 
-def _speed(shape: ModelShape, recipe: TrainSection, chip: Gpu, tokens: int, kind: Checkpointing) -> float | None:
+def _speed(shape: ModelShape, recipe: TrainSection, chip: Gpu, tokens: int, kind: CheckpointingMode) -> float | None:
     """Tokens a second: two operations a weight forwards, two back to the inputs, two more to compute again.
 
     A head that is trained takes two more for its own gradient.

@@ -19,6 +19,7 @@ from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from schemas.store import reading
 from schemas.version import Version, find_version, read_members
+from train.engines import ENGINES
 from train.plan.pack_count import count_packs
 from train.tokens.cache import render_version
 from train.tokens.chat_template import PINNED_DATE, Template, find_template
@@ -122,7 +123,8 @@ def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
     train = ledger.filter((pl.col("split") == "train") & (pl.col("outcome") != "dropped"))
     lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series().to_list()
     packs = count_packs(lengths, section.max_length)
-    packing = section.packing and (on_gpu or section.engine != "unsloth")
+    engine = ENGINES.get(section.engine)
+    packing = section.packing and (on_gpu or engine is None or engine.packs_on_cpu)
     per_epoch = _steps(packs if packing else len(lengths), section)
     refusal = _refusal(prepared)
     return Plan(

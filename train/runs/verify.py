@@ -26,7 +26,8 @@ from schemas.version import find_version, read_members
 from train.model.adapter import CONFIG_FILE, adapter_digest, settings_of, weights_of
 from train.model.adapter_files import read_settings, read_template
 from train.model.base_model import base_by_name, find_adapter, find_base, model_digest
-from train.runs.fit import machine_facts, package_versions, token_facts, use_threads
+from train.runs.fit import token_facts
+from train.runs.machine import machine_facts, package_versions, set_threads
 from train.tokens.chat_template import PINNED_DATE, Template, find_template
 from train.tokens.ledger import build_ledger, trainable
 from train.tokens.render import MASK_POLICY
@@ -238,6 +239,6 @@ def _notes(manifest: Manifest) -> Iterator[Check]:
     """Packages and machine: what differs explains why a new training gives other bits."""
     for name, version in package_versions(manifest.recipe["engine"]).items():
         yield _compared(f"package {name}", manifest.packages.get(name, "not named"), version)
-    now = machine_facts(use_threads(manifest.recipe["threads"])).model_dump()
+    now = machine_facts(set_threads(manifest.recipe["threads"])).model_dump()
     for name, known in manifest.machine.model_dump().items():
         yield _compared(f"machine {name}", str(known), str(now[name]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from schemas.run import Run
     from train.engines import Step
     from train.plan.memory import MemoryEstimate
-    from train.runs.fit import Work
+    from train.runs.fit import PreparedRun
     from train.runs.retrain import Retraining
     from train.runs.verify import Check, Verification
 
@@ -120,7 +120,7 @@ def _size_row(size: Mapping[str, Any], budget: MemoryEstimate) -> dict[str, Any]
     }
 
 
-def show_work(work: Work) -> None:
+def show_work(work: PreparedRun) -> None:
     """Print what a training would be made of."""
     m = work.manifest
     facts = {

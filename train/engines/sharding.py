@@ -1,0 +1,57 @@
+"""The trainer's sequences → the same sequences, in the same order, shared among several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset, concatenate_datasets
+from trl import SFTTrainer
+
+from train.engines import Job
+from train.engines.batch_size import BatchConfig
+from train.engines.distributed import world
+from train.model.checkpoints import step_of
+from train.tokens.labels import IGNORE_INDEX
+
+
+def share_sequences(trainer: SFTTrainer, job: Job, batch_config: BatchConfig) -> None:
+    """Let several processes go through the sequences in the order of one process, each sequence once.
+
+    Accelerate would give the last sequences to two processes. Filler is appended instead: two tokens without loss,
+    which add nothing to the sums of a step.
+    """
+    if world() == 1:
+        return
+    count = len(trainer.train_dataset)
+    filler = -count % (batch_config.batch * world())
+    order = SeedableRandomSampler(range(count), data_seed=job.recipe.seed)
+    if job.resume is not None:  # the trainer's own call does not reach it through the wrappers that resuming adds
+        order.set_epoch(step_of(job.resume) // -(-count // (batch_config.batch * batch_config.accumulate * world())))
+    if filler:
+        row = {name: [2] if name == "seq_lengths" else [0, 0] for name in trainer.train_dataset.column_names}
+        rows = Dataset.from_list(
+            [row | {"labels": [IGNORE_INDEX] * 2}] * filler, features=trainer.train_dataset.features
+        )
+        trainer.train_dataset = concatenate_datasets([trainer.train_dataset, rows])
+    sampler = SamplerWithFiller(order, filler)
+    trainer._get_train_sampler = lambda *_: sampler  # a RandomSampler would be replaced by one without filler
+
+
+class SamplerWithFiller(torch.utils.data.Sampler):  # type: ignore[misc]
+    """The order of a sampler, followed by the numbers of the filler, in every epoch."""
+
+    def __init__(self, order: SeedableRandomSampler, filler: int) -> None:
+        self.order, self.filler = order, filler
+
+    def __len__(self) -> int:
+        return len(self.order) + self.filler
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from range(len(self.order), len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle again; Accelerate calls this before each epoch."""
+        self.order.set_epoch(epoch)
