@@ -195,10 +195,10 @@ def test_what_the_steps_did_not_reach_is_not_called_trained(trained, manifest, c
     assert f"12 of {there} conversations of support@1" in " ".join(capsys.readouterr().out.split())
     parts = {"steps": 1.0, "seen_conversations": 0.0, "seen_parts": 4.0, "parts": 90.0}
     split = manifest.model_copy(update={"metrics": manifest.metrics | parts})
-    assert f"| seen in training | 4 of 90 parts of {there} conversations, " in card(split)
+    assert f"| seen in training | 4 of 90 windows of {there} conversations, " in card(split)
     show_run(Run("r1", "done", trained / "adapters/r1", split))
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"4 of 90 parts of {there} conversations of support@1: its 1 step saw no more" in shown
+    assert f"4 of 90 windows of {there} conversations of support@1: its 1 step saw no more" in shown
 
 
 def test_peft_loads_the_adapter_folder_as_it_is(trained):

@@ -30,11 +30,12 @@ def share_sequences(trainer: SFTTrainer, job: Job, batch_config: BatchConfig) ->
     if job.resume is not None:  # the trainer's own call does not reach it through the wrappers that resuming adds
         order.set_epoch(step_of(job.resume) // -(-count // (batch_config.batch * batch_config.accumulate * world())))
     if filler:
-        row = {name: [2] if name == "seq_lengths" else [0, 0] for name in trainer.train_dataset.column_names}
-        rows = Dataset.from_list(
-            [row | {"labels": [IGNORE_INDEX] * 2}] * filler, features=trainer.train_dataset.features
+        dataset = trainer.train_dataset
+        row = {name: [2] if name == "seq_lengths" else [0, 0] for name in dataset.column_names}
+        row["labels"] = [IGNORE_INDEX] * 2
+        trainer.train_dataset = concatenate_datasets(
+            [dataset, Dataset.from_list([row] * filler, features=dataset.features)]
         )
-        trainer.train_dataset = concatenate_datasets([trainer.train_dataset, rows])
     sampler = SamplerWithFiller(order, filler)
     trainer._get_train_sampler = lambda *_: sampler  # a RandomSampler would be replaced by one without filler
 
