@@ -49,7 +49,7 @@ def test_a_template_whose_answers_do_not_end_in_a_special_token_is_refused(token
 
 def test_a_template_that_rewrites_its_answers_is_a_problem_not_a_guess(tokenizer):
     template = "{% for m in messages %}{{ m.content | upper + (m.content | length | string) + eos_token }}{% endfor %}"
-    assert "otherwise when it is marked" in rendered(chat("Hi", "Hello"), tokenizer, template)["problem"]
+    assert "differently when it is marked" in rendered(chat("Hi", "Hello"), tokenizer, template)["problem"]
 
 
 def test_an_unknown_template_is_answered_with_the_nearest_and_all_that_are_known(folder, monkeypatch):

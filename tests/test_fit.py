@@ -23,7 +23,8 @@ from train.engines.batch_size import BatchConfig
 from train.inference.generate import Sampling, load_chat_model
 from train.model.adapter import card
 from train.model.base_model import find_model
-from train.plan.plan import plan, prepare
+from train.plan.plan import plan
+from train.plan.prepare import prepare_version
 from train.runs import fit
 from train.runs.fit import prepare_run, token_digest, train_version
 from train.runs.machine import set_threads
@@ -339,7 +340,7 @@ def test_a_third_engine_is_one_function_and_one_line_in_the_registry(project, mo
     assert (run.status, run.manifest.metrics["train_loss"]) == ("done", 2.5)
     assert run.manifest.packages["rich"] == version("rich")
     assert "unsloth" not in run.manifest.packages
-    assert not plan(prepare(project, "support@1", recipe), on_gpu=False).packing
+    assert not plan(prepare_version(project, "support@1", recipe), on_gpu=False).packing
     with pytest.raises(TrainError, match="engine third trains with one process on a CPU") as caught:
         check_devices(Processes(2), recipe)
     assert caught.value.hint == "--engine transformers, or --gpus 1"

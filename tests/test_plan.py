@@ -19,7 +19,8 @@ from schemas.errors import TrainError, VersionError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
 from train.plan.pack_count import count_packs
-from train.plan.plan import has_gpu, plan, prepare
+from train.plan.plan import has_gpu, plan
+from train.plan.prepare import prepare_version
 from train.plan.preview import find_ids, first_members, preview, trace_token
 
 TALK = chat("  Hi there", "Hello, you.\n", "What is it?", "Bye \x1b[31mred")
@@ -50,7 +51,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def prepared(store, folder):
-    return prepare(store, "chats@1", TrainSection(model=str(folder), max_length=100, batch=2, accumulate=2))
+    return prepare_version(store, "chats@1", TrainSection(model=str(folder), max_length=100, batch=2, accumulate=2))
 
 
 def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
@@ -74,7 +75,7 @@ def test_rendering_tells_how_far_it_is_and_what_lies_in_the_cache_is_not_rendere
     monkeypatch.setattr("train.tokens.render.CHUNK", 5)
     told = []
     for _ in range(2):
-        prepare(store, "chats@1", TrainSection(model=str(folder)), lambda *now: told.append(now))
+        prepare_version(store, "chats@1", TrainSection(model=str(folder)), lambda *now: told.append(now))
     assert told == [(5, 13), (10, 13), (13, 13)]
 
 
@@ -82,7 +83,7 @@ def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate,
     here, elsewhere = plan(prepared, on_gpu=False), plan(prepared, on_gpu=True)
     assert (here.packing, here.steps, here.steps_per_epoch) == (False, 3, 3)
     assert (elsewhere.packing, elsewhere.steps) == (True, 1)
-    other = prepare(store, "chats", prepared.section.model_copy(update={"engine": "transformers"}))
+    other = prepare_version(store, "chats", prepared.section.model_copy(update={"engine": "transformers"}))
     assert plan(other, on_gpu=False).steps == 1
     options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100", "--json")
     said = json.loads(curate("plan", "chats@1", *options).stdout)
@@ -109,13 +110,13 @@ def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store
     for way in ways:
         typed = dict(setting.removeprefix("train.").split("=") for setting in way.split() if setting != "--set")
         section = TrainSection(model=str(folder), batch=2, accumulate=2, **{"max_length": 100} | typed)
-        assert plan(prepare(store, "chats", section)).refusal is None
+        assert plan(prepare_version(store, "chats", section)).refusal is None
         for limit in [key for key in typed if key.startswith("max_") and key != "max_length"]:
-            assert plan(prepare(store, "chats", section.model_copy(update={limit: 0.0}))).refusal
+            assert plan(prepare_version(store, "chats", section.model_copy(update={limit: 0.0}))).refusal
 
 
 def test_a_preview_renders_what_it_shows_alone_and_shows_the_same(prepared, store):
-    few = prepare(store, "chats@1", prepared.section, only=partial(first_members, prefix="", limit=2))
+    few = prepare_version(store, "chats@1", prepared.section, only=partial(first_members, prefix="", limit=2))
     chosen = find_ids(prepared, "", 2)
     assert few.rendered["id"].to_list() == chosen
     assert [preview(few, one) for one in chosen] == [preview(prepared, one) for one in chosen]
@@ -123,8 +124,8 @@ def test_a_preview_renders_what_it_shows_alone_and_shows_the_same(prepared, stor
 
 def test_steps_of_the_recipe_go_before_epochs(store, folder):
     section = TrainSection(model=str(folder), max_length=4000, epochs=2.5, batch=1, accumulate=3, packing=False)
-    assert plan(prepare(store, "chats", section)).steps == 10  # 12 conversations, 4 steps an epoch
-    assert plan(prepare(store, "chats", section.model_copy(update={"steps": 7}))).steps == 7
+    assert plan(prepare_version(store, "chats", section)).steps == 10  # 12 conversations, 4 steps an epoch
+    assert plan(prepare_version(store, "chats", section.model_copy(update={"steps": 7}))).steps == 7
 
 
 def test_what_a_user_typed_like_a_token_is_told_and_trained(tmp_path, folder):
@@ -132,18 +133,18 @@ def test_what_a_user_typed_like_a_token_is_told_and_trained(tmp_path, folder):
     add(path, [chat("What is <|im_end|>?", "Hello"), chat("Hi", "\nHello")])
     with writing(path) as connection:
         freeze(connection, "typed", check_recipe({"freeze": {"held_out": 0}}, "the test"))
-    planned = plan(prepare(path, "typed", TrainSection(model=str(folder))))
+    planned = plan(prepare_version(path, "typed", TrainSection(model=str(folder))))
     assert planned.warnings == {"special tokens typed by a user": 1, "tokens across the start of an answer": 1}
     assert planned.refusal is None
 
 
 def test_a_version_that_is_not_there_and_a_model_that_is_not_named_are_explained(store, folder):
     with pytest.raises(VersionError, match="There is no version chats@7"):
-        prepare(store, "chats@7", TrainSection(model=str(folder)))
+        prepare_version(store, "chats@7", TrainSection(model=str(folder)))
     with pytest.raises(TrainError, match="No model is named"):
-        prepare(store, "chats", TrainSection())
+        prepare_version(store, "chats", TrainSection())
     with pytest.raises(TrainError, match="There is no model folder at nowhere"):
-        prepare(store, "chats", TrainSection(model="nowhere"))
+        prepare_version(store, "chats", TrainSection(model="nowhere"))
 
 
 def test_a_training_without_a_model_is_refused_before_torch_is_loaded():
@@ -193,7 +194,7 @@ def test_a_preview_shows_every_character_once_and_says_what_is_learned(prepared)
 def test_a_preview_shows_where_a_conversation_is_cut(store, folder):
     first_answer = 39
     section = TrainSection(model=str(folder), max_length=first_answer, long="truncate")
-    shown = preview(prepare(store, "chats", section), TALK.id)
+    shown = preview(prepare_version(store, "chats", section), TALK.id)
     assert shown.outcome == "truncated"
     assert [segment.trained for segment in shown.segments] == [True, True, False, False, False]
     assert shown.segments[1].text == "Hello, you.\n<|im_end|>"

@@ -19,7 +19,8 @@ from schemas.recipe import ImportSection, Recipe
 from schemas.store import reading, writing
 from train.engines import Job, find_engine
 from train.plan.memory import estimate_memory
-from train.plan.plan import plan, prepare
+from train.plan.plan import plan
+from train.plan.prepare import prepare_version
 from train.plan.preview import preview, trace_token
 from train.runs.fit import prepare_run
 from train.runs.torchrun import Processes, check_devices
@@ -102,7 +103,7 @@ def test_in_no_other_shape_an_answer_may_come_first(tmp_path, curate):
 
 
 def test_all_of_a_text_is_learned_but_its_first_token_and_longer_ones_are_parted(store):
-    prepared = prepare(store, "docs@1", section(**RAW))
+    prepared = prepare_version(store, "docs@1", section(**RAW))
     rows = {row["id"]: row for row in prepared.rendered.filter(pl.col("window").is_null()).iter_rows(named=True)}
     short = rows[text(SHORT).id]
     assert short["input_ids"] == ids_of(SHORT)
@@ -117,7 +118,7 @@ def test_all_of_a_text_is_learned_but_its_first_token_and_longer_ones_are_parted
 
 
 def test_a_plan_counts_texts_and_says_into_how_many_parts_those_are_split_that_are_longer(store, capsys):
-    prepared = prepare(store, "docs@1", section(**RAW))
+    prepared = prepare_version(store, "docs@1", section(**RAW))
     planned = plan(prepared)
     parts = prepared.rendered.filter(pl.col("window").is_not_null())
     longer = parts["id"].n_unique()
@@ -132,7 +133,7 @@ def test_a_plan_counts_texts_and_says_into_how_many_parts_those_are_split_that_a
 
 def test_no_part_is_a_single_token_of_which_nothing_could_be_learned(store):
     room = len(ids_of(SHORT)) - 1
-    prepared = prepare(store, "docs@1", section(**{**RAW, "max_length": room}))
+    prepared = prepare_version(store, "docs@1", section(**{**RAW, "max_length": room}))
     parts = prepared.rendered.filter(pl.col("id") == text(SHORT).id)
     assert parts["input_ids"].list.len().to_list() == [room - 1, 2]
     assert parts["input_ids"].explode().to_list() == ids_of(SHORT)
@@ -174,7 +175,7 @@ def test_one_special_token_in_a_book_costs_the_part_that_it_is_in_and_no_other(t
     add(store, [book, text(f"{SHORT} <|im_end|>")], source="books.jsonl")
     with writing(store) as connection:
         freeze(connection, "books", Recipe())
-    prepared = prepare(store, "books@1", section(**RAW))
+    prepared = prepare_version(store, "books@1", section(**RAW))
     tokens = prepared.tokenizer.encode([book.turns[0].value])[0].tokens
     part = (1 + tokens.index("<|im_end|>")) // 128 + 1
     ledger = prepared.ledger.filter(pl.col("conversation") == book.id)
@@ -188,7 +189,7 @@ def test_one_special_token_in_a_book_costs_the_part_that_it_is_in_and_no_other(t
 
 
 def test_a_part_is_shown_and_its_tokens_lead_back_to_the_text(store):
-    prepared = prepare(store, "docs@1", section(**RAW))
+    prepared = prepare_version(store, "docs@1", section(**RAW))
     shown = [preview(prepared, text(LONG).id, number) for number in (1, 2, 3)]
     assert "".join(segment.text for each in shown for segment in each.segments) == f"<|begin_of_text|>{LONG}<|im_end|>"
     assert shown[1].reason == f"Part 2 of 3 of a text of {len(ids_of(LONG))} tokens."
@@ -203,7 +204,7 @@ def test_texts_and_conversations_are_not_taken_for_each_other(tmp_path, monkeypa
     add(store, [chat("Hi", "Hello")], source="chats.jsonl")
     with writing(store) as connection:
         freeze(connection, "both", Recipe())
-    raw, told = (prepare(store, "both@1", section(**changes)).ledger for changes in (RAW, {}))
+    raw, told = (prepare_version(store, "both@1", section(**changes)).ledger for changes in (RAW, {}))
     dropped = raw.filter(pl.col("outcome") == "dropped")
     assert dropped["conversation"].to_list() == [chat("Hi", "Hello").id]
     assert dropped["reason"].item().startswith("It is a conversation: --template raw")

@@ -15,10 +15,13 @@ from curate.versions.freeze import freeze
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
-from train.plan.plan import plan, prepare
+from train.plan.plan import plan
+from train.plan.preflight import collect_samples
+from train.plan.prepare import prepare_version
 from train.runs.fit import train_version
 from train.tokens.chat_template import BUNDLED_TEMPLATES, bundled_names, unsloth_templates
-from train.tokens.template_parity import check_samples, check_template, check_templates, samples_of
+from train.tokens.template_check import check_token_ids
+from train.tokens.template_parity import check_template, check_templates
 from train.tokens.tokenizer import Tokenizer
 
 PAGE = (BUNDLED_TEMPLATES / "TEMPLATES.md").read_text(encoding="utf-8")
@@ -81,7 +84,7 @@ def test_what_becomes_of_tools_reasoning_and_white_space_is_stated(tokenizer):
     ("template", "reason"),
     [
         ("{% for m in messages %}{{ m.role + m.content }}\n{% endfor %}", "No special token ends turn 2"),
-        (CHATML.replace("message.content", "message.content[:3]"), "writes an answer otherwise when it is marked"),
+        (CHATML.replace("message.content", "message.content[:3]"), "renders an answer differently when it is marked"),
         ("{{ bos_token + bos_token }}" + CHATML, "It begins with <s> twice."),
     ],
 )
@@ -102,7 +105,7 @@ def test_a_template_that_is_no_jinja_is_told_so(curate, folder, tmp_path):
 def test_where_marking_changes_a_rendering_the_first_differing_token_is_shown(tokenizer):
     problem = check_template(["cutting"], CHATML.replace("message.content", "message.content[:3]"), tokenizer).problem
     assert problem is not None
-    assert "token 11 is 'l', marked it is '<|im_end|>'" in problem
+    assert "token 11 is 'l', but '<|im_end|>' with marks" in problem
 
 
 # --------------------------------------------------------------------------------------------------- before training
@@ -116,7 +119,7 @@ def prepared(tmp_path, monkeypatch, folder):
     with writing(path) as connection:
         freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
     recipe = TrainSection(model=str(folder), max_length=200, long="split", reasoning="strip")
-    return prepare(path, "chats", recipe)
+    return prepare_version(path, "chats", recipe)
 
 
 @pytest.fixture(scope="module")
@@ -128,25 +131,25 @@ def transformers_tokenizer(folder):
 
 def test_a_version_is_compared_with_transformers_window_by_window(prepared, transformers_tokenizer):
     assert prepared.rendered["window"].drop_nulls().len() > 1
-    samples = json.loads(json.dumps(samples_of(prepared)))  # as another process gets them
-    assert check_samples(samples, transformers_tokenizer) == prepared.rendered.height
+    samples = json.loads(json.dumps(collect_samples(prepared)))  # as another process gets them
+    assert check_token_ids(samples, transformers_tokenizer) == prepared.rendered.height
 
 
 def test_a_token_that_transformers_would_not_give_stops_the_training(prepared, transformers_tokenizer):
     ids = pl.col("input_ids")
     wrong = pl.concat_list(ids.list.head(4), pl.lit(5, pl.Int32), ids.list.tail(ids.list.len() - 5))
     tampered = replace(prepared, rendered=prepared.rendered.with_columns(wrong.alias("input_ids")))
-    with pytest.raises(TrainError, match=r"token 4 is 5 '<\|im_sep\|>' here and 4 '<\|im_end\|>' there"):
-        check_samples(samples_of(tampered), transformers_tokenizer)
+    with pytest.raises(TrainError, match=r"token 4 is 5 '<\|im_sep\|>' instead of 4 '<\|im_end\|>'"):
+        check_token_ids(collect_samples(tampered), transformers_tokenizer)
 
 
 def test_a_tokenizer_that_joins_what_a_prompt_ends_with_is_refused_with_that_template(prepared, tmp_path):
     store, recipe = tmp_path / "curate.duckdb", prepared.section.model_copy(update={"model": str(TINY)})
-    assert samples_of(prepare(store, "chats", recipe.model_copy(update={"template": "chatml"})))["rows"]
-    joined = prepare(store, "chats", recipe.model_copy(update={"template": "llama-3"}))
+    assert collect_samples(prepare_version(store, "chats", recipe.model_copy(update={"template": "chatml"})))["rows"]
+    joined = prepare_version(store, "chats", recipe.model_copy(update={"template": "llama-3"}))
     with pytest.raises(TrainError, match=r"The generation prompt of template llama-3 tokenizes differently") as refused:
-        samples_of(joined)
-    assert "is 227 'Ċ' here and 289 'ĊĊ' there" in refused.value.what
+        collect_samples(joined)
+    assert "is 227 'Ċ' instead of 289 'ĊĊ'" in refused.value.what
     assert "such as chatml" in refused.value.hint
     found = {report.names[0]: report.prefix for report in check_templates(TINY, ["chatml", "llama-3"])}
     assert found == {"chatml": "holds", "llama-3": "no"}
@@ -160,13 +163,13 @@ def test_answers_that_all_begin_with_line_breaks_are_the_datas_own_and_no_fault_
     with writing(path) as connection:
         freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
     recipe = TrainSection(model=str(TINY), template="chatml")
-    taken = prepare(path, "chats", recipe)
+    taken = prepare_version(path, "chats", recipe)
     planned = plan(taken)
-    assert (planned.refusal, len(samples_of(taken)["rows"])) == (None, 3)
+    assert (planned.refusal, len(collect_samples(taken)["rows"])) == (None, 3)
     assert planned.warnings == {"tokens across the start of an answer": 3}
-    refused = prepare(path, "chats", recipe.model_copy(update={"template": "llama-3"}))
+    refused = prepare_version(path, "chats", recipe.model_copy(update={"template": "llama-3"}))
     with pytest.raises(TrainError, match=r"The generation prompt of template llama-3 tokenizes differently"):
-        samples_of(refused)
+        collect_samples(refused)
 
 
 @pytest.mark.slow
@@ -175,8 +178,9 @@ def test_a_run_refuses_where_transformers_reads_the_tokenizer_otherwise(tmp_path
     config = tmp_path / "tiny" / "tokenizer_config.json"
     written = json.loads(config.read_text()) | {"tokenizer_class": "LlamaTokenizer"}
     config.write_text(json.dumps(written))
-    with pytest.raises(TrainError, match="other tokens here than transformers' apply_chat_template: token"):
+    with pytest.raises(TrainError, match="gives other tokens for conversation") as refused:
         train_version(store, "support@1", section(model=str(tmp_path / "tiny"), engine="transformers"))
+    assert "than transformers' apply_chat_template: token" in refused.value.what
 
 
 def test_the_command_proves_one_template_for_the_tokenizer_of_a_model(sample):

@@ -16,7 +16,8 @@ from schemas.conversation import TURN, Conversation, Turn
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
-from train.plan.plan import plan, prepare
+from train.plan.plan import plan
+from train.plan.prepare import prepare_version
 from train.plan.preview import find_windows, preview, trace_token
 from train.tokens.chat_template import Template
 from train.tokens.ledger import build_ledger, check_limits, trainable
@@ -157,11 +158,13 @@ def store(tmp_path, monkeypatch):
 
 
 def test_plan_and_preview_show_the_windows(store, folder):
-    prepared = prepare(store, "chats", recipe(55, model=str(folder)))
+    prepared = prepare_version(store, "chats", recipe(55, model=str(folder)))
     planned = plan(prepared)
     assert planned.outcomes == {"kept": 1, "split": 3, "truncated": 0, "dropped": 0}
     assert planned.refusal is None
-    assert prepare(store, "chats", recipe(55, model=str(folder))).rendered.equals(prepared.rendered)  # from the cache
+    assert prepare_version(store, "chats", recipe(55, model=str(folder))).rendered.equals(
+        prepared.rendered
+    )  # from the cache
     shown = [preview(prepared, *each) for each in find_windows(prepared, [LONG.id], None)]
     assert [[turn.turn for turn in each.turns] for each in shown] == [[1, 2, 3, 4, 5], [1, 6, 7, 8, 9], [1, 10, 11]]
     traced = trace_token(prepared, store, LONG.id, shown[1].turns[1].first, 2)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from polars import DataFrame
 
-    from train.plan.plan import Prepared
+    from train.plan.prepare import PreparedVersion
     from train.runs.fit import Start
 
 VersionArgument = Annotated[
@@ -123,15 +123,15 @@ def _prepared(
     recipe: Path | None,
     overrides: list[str] | None,
     only: "Callable[[DataFrame], DataFrame] | None" = None,
-) -> "Prepared":
+) -> "PreparedVersion":
     """The version under the recipe with the options laid over it, or those of its members alone."""
     from schemas.recipe import load_recipe
     from schemas.store import store_path
-    from train.plan.plan import prepare
+    from train.plan.prepare import prepare_version
 
     section = load_recipe(recipe, _given(overrides, model=model, template=template)).train
     with progress_bar("rendering") as advance:
-        return prepare(store_path(store), version, section, advance, only=only)
+        return prepare_version(store_path(store), version, section, advance, only=only)
 
 
 def _given(overrides: list[str] | None, **options: str | None) -> list[str]:
@@ -371,9 +371,11 @@ def templates_command(
     curate templates qwen-3 llama-3.1
     """
     from curate.cli.views.plans import show_reports, templates_page
+    from train.model.log_capture import quiet
     from train.tokens.template_parity import check_templates
 
-    reports = check_templates(model, names or ())
+    with quiet():
+        reports = check_templates(model, names or ())
     if as_json:
         print_json([report.as_json() for report in reports])
     elif markdown:

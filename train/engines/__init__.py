@@ -64,7 +64,7 @@ class Job:
     autotune_key: str | None = None  # cache key of the autotune measurements
     evaluations: Mapping[int, float] = field(default_factory=dict)  # held-out losses by step, up to `resume`
     tensorboard: Path | None = None
-    samples: Mapping[str, Any] | None = None  # of `samples_of`: compared with the tokenizer before training
+    samples: Mapping[str, Any] | None = None  # of `collect_samples`, compared with the tokenizer first
     on_size_chosen: OnSizeChosen = lambda *_: None  # called before training with a batch size begins
     should_stop: Callable[[], bool] = lambda: False  # asked after every step
 

@@ -30,7 +30,7 @@ from train.engines.evaluation import copy_best, held_out_loss, measure_losses
 from train.engines.sharding import share_sequences
 from train.engines.token_check import check_packing, check_tokens, is_packed, sum_tokens, to_dataset
 from train.model.checkpoints import mark_complete
-from train.tokens.template_parity import check_samples
+from train.tokens.template_check import check_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def train(job: Job, loaded: Loaded) -> Fit:
     KeyboardInterrupt if it was stopped, after a checkpoint.
     """
     if job.samples is not None:
-        check_samples(job.samples, loaded.tokenizer)
+        check_token_ids(job.samples, loaded.tokenizer)
     configured = configured_batch(job.recipe, world(), loaded.checkpointing_modes[-1])
     base_loss = None  # of the untrained model
     if job.method == "full":

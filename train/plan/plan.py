@@ -8,46 +8,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from schemas.store import reading
-from schemas.version import Version, find_version, read_members
 from train.engines import ENGINES
 from train.plan.pack_count import count_packs
-from train.tokens.cache import render_version
-from train.tokens.chat_template import PINNED_DATE, Template, find_template
-from train.tokens.ledger import build_ledger, check_limits
+from train.plan.preflight import find_refusal
+from train.plan.prepare import PreparedVersion
+from train.tokens.chat_template import PINNED_DATE
 from train.tokens.loss_mask import ChatRenderer
-from train.tokens.render import MASK_POLICY, Progress
-from train.tokens.tokenizer import Tokenizer, find_tokenizer
-from train.tokens.windows import render_members
+from train.tokens.render import MASK_POLICY
 
 SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A version made ready for training with one template and one tokenizer."""
-
-    version: Version
-    section: TrainSection
-    template: Template
-    tokenizer: Tokenizer
-    members: pl.DataFrame  # as `read_members` gives them
-    rendered: pl.DataFrame  # columns of `train.tokens.labels.RENDERED`, and split
-    ledger: pl.DataFrame  # columns of `train.tokens.ledger.LEDGER`
-
-    def build_ledger(self, section: TrainSection) -> pl.DataFrame:
-        """The ledger under another recipe."""
-        rendered = render_version(self.members, self.version.digest, self.template, self.tokenizer, section)
-        return build_ledger(rendered, section)
 
 
 @dataclass(frozen=True)
@@ -90,34 +66,7 @@ class Plan:
         return asdict(self)
 
 
-def prepare(
-    store: Path,
-    label: str,
-    section: TrainSection,
-    progress: Progress = lambda *_: None,
-    *,
-    only: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
-) -> Prepared:
-    """The version called `label`, rendered with the template and tokenizer of `section`, with its ledger.
-
-    `progress` is told of it where it was not rendered before. With `only` it is those of its members alone, and no
-    more are rendered. Raises `VersionError` and `TrainError`, but not for what
-    the ledger drops: see `check_limits`.
-    """
-    tokenizer = Tokenizer.load(find_tokenizer(section.model))
-    template = find_template(section.template, tokenizer.folder)
-    with reading(store) as connection:
-        version = find_version(connection, label)
-        members = read_members(connection, version)
-    if only is None:
-        rendered = render_version(members, version.digest, template, tokenizer, section, progress=progress)
-    else:
-        members = only(members)
-        rendered = render_members(section, members, template, tokenizer, progress)
-    return Prepared(version, section, template, tokenizer, members, rendered, build_ledger(rendered, section))
-
-
-def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
+def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:
     """The plan of what was prepared, for a machine with a GPU or without: there Unsloth trains row by row."""
     section, ledger = prepared.section, prepared.ledger
     train = ledger.filter((pl.col("split") == "train") & (pl.col("outcome") != "dropped"))
@@ -126,7 +75,7 @@ def plan(prepared: Prepared, *, on_gpu: bool = True) -> Plan:
     engine = ENGINES.get(section.engine)
     packing = section.packing and (on_gpu or engine is None or engine.packs_on_cpu)
     per_epoch = _steps(packs if packing else len(lengths), section)
-    refusal = _refusal(prepared)
+    refusal = find_refusal(prepared)
     return Plan(
         version=prepared.version.label,
         version_digest=prepared.version.digest,
@@ -180,7 +129,7 @@ def _steps(sequences: int, section: TrainSection) -> int:
     return math.ceil(sequences / section.packs_per_step)
 
 
-def _end_of_turn(prepared: Prepared) -> list[str]:
+def _end_of_turn(prepared: PreparedVersion) -> list[str]:
     """The tokens that stand at the end of learned answers, as text."""
     last = prepared.rendered.select(pl.col("input_ids").list.gather(pl.col("stops").cast(pl.List(pl.Int64)) - 1))
     ids = last.explode("input_ids").drop_nulls().to_series().unique().sort()
@@ -218,7 +167,7 @@ def _too_long(ledger: pl.DataFrame) -> list[dict[str, Any]]:
     return worst.select("conversation", "tokens", "outcome", "cut").to_dicts()
 
 
-def _warnings(prepared: Prepared) -> dict[str, int]:
+def _warnings(prepared: PreparedVersion) -> dict[str, int]:
     """How many trained conversations have something that their reader should know of."""
     kept = prepared.ledger.filter(pl.col("outcome") != "dropped").select(pl.col("conversation").alias("id"))
     rows = prepared.rendered.join(kept, on="id", how="semi")
@@ -236,14 +185,3 @@ def _warnings(prepared: Prepared) -> dict[str, int]:
 def _conversations(rows: pl.DataFrame, having: pl.Expr) -> int:
     """Of how many conversations a row has it; one that is split has several."""
     return rows.filter(having)["id"].n_unique()
-
-
-def _refusal(prepared: Prepared) -> TrainError | None:
-    from train.tokens.template_parity import check_prompts  # which knows what is prepared here
-
-    try:
-        check_limits(prepared.ledger, prepared.section, prepared.build_ledger)
-        check_prompts(prepared)
-    except TrainError as error:
-        return error
-    return None

@@ -18,7 +18,7 @@ from tokenizers import Encoding
 from schemas.errors import TrainError, VersionError
 from schemas.store import reading
 from schemas.text import plural
-from train.plan.plan import Prepared
+from train.plan.prepare import PreparedVersion
 from train.tokens.labels import IGNORE_INDEX, token_range
 from train.tokens.loss_mask import ChatRenderer, Rendering, TurnSpan
 from train.tokens.windows import window_turns
@@ -96,7 +96,7 @@ class TokenOrigin:
     origins: list[dict[str, Any]]  # path, row, line: every row of a source that is this conversation
 
 
-def find_ids(prepared: Prepared, prefix: str, limit: int) -> list[str]:
+def find_ids(prepared: PreparedVersion, prefix: str, limit: int) -> list[str]:
     """The ids of the first `limit` conversations whose id begins with `prefix`.
 
     Raises `VersionError` where there is none.
@@ -115,7 +115,9 @@ def first_members(members: pl.DataFrame, prefix: str, limit: int) -> pl.DataFram
     return members.filter(pl.col("id").str.starts_with(prefix)).head(limit)
 
 
-def find_windows(prepared: Prepared, conversations: list[str], window: int | None) -> list[tuple[str, int | None]]:
+def find_windows(
+    prepared: PreparedVersion, conversations: list[str], window: int | None
+) -> list[tuple[str, int | None]]:
     """Each conversation with each of its windows, None where it is whole; or with `window` alone.
 
     Raises `TrainError` where there is no such window.
@@ -130,7 +132,7 @@ def find_windows(prepared: Prepared, conversations: list[str], window: int | Non
     return found.select("conversation", "window").rows()
 
 
-def preview(prepared: Prepared, conversation: str, window: int | None = None) -> Preview:
+def preview(prepared: PreparedVersion, conversation: str, window: int | None = None) -> Preview:
     """The conversation with this id as it is trained, or the window (from 1) of one that is split."""
     numbers, member, row, entry = _rows(prepared, conversation, window)
     rendering, encoding = _encoded(prepared, member, row)
@@ -154,7 +156,7 @@ def preview(prepared: Prepared, conversation: str, window: int | None = None) ->
 
 
 def trace_token(
-    prepared: Prepared, store: Path, conversation: str, token: int, window: int | None = None
+    prepared: PreparedVersion, store: Path, conversation: str, token: int, window: int | None = None
 ) -> TokenOrigin:
     """Where token number `token` (from 0) of a conversation comes from, or of a window of one that is split.
 
@@ -187,7 +189,9 @@ def trace_token(
 _Values = dict[str, Any]
 
 
-def _rows(prepared: Prepared, conversation: str, window: int | None) -> tuple[Sequence[int], _Values, _Values, _Values]:
+def _rows(
+    prepared: PreparedVersion, conversation: str, window: int | None
+) -> tuple[Sequence[int], _Values, _Values, _Values]:
     """The numbers of the turns that are shown, and the rows of them, of their rendering and of the ledger."""
     member = prepared.members.row(by_predicate=pl.col("id") == conversation, named=True)
     place = pl.col("window").struct.field("number").eq_missing(window)
@@ -200,7 +204,7 @@ def _rows(prepared: Prepared, conversation: str, window: int | None) -> tuple[Se
 
 
 def _encoded(
-    prepared: Prepared, member: Mapping[str, Any], row: Mapping[str, Any]
+    prepared: PreparedVersion, member: Mapping[str, Any], row: Mapping[str, Any]
 ) -> tuple[Rendering, Encoding | None]:
     """The rendering and its tokens: of a text that is split, those of the piece that `row` is."""
     rendering = ChatRenderer(prepared.template, prepared.tokenizer, prepared.section.reasoning).render(member)

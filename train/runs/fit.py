@@ -50,14 +50,14 @@ from train.model.adapter import adapter_digest, save_adapter
 from train.model.base_model import find_model, model_digest, pick_method
 from train.model.checkpoints import newest_complete, step_of
 from train.model.log_capture import quiet
-from train.plan.plan import prepare
+from train.plan.preflight import collect_samples
+from train.plan.prepare import prepare_version
 from train.runs.machine import machine_facts, package_versions, set_threads
 from train.runs.torchrun import SINGLE_PROCESS, Processes, check_devices, fit_distributed
 from train.tokens.chat_template import PINNED_DATE, Template
 from train.tokens.labels import IGNORE_INDEX
 from train.tokens.ledger import add_epoch_counts, check_limits, coverage_metrics, trainable
 from train.tokens.render import MASK_POLICY, Progress
-from train.tokens.template_parity import samples_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class PreparedRun:
     model: Path
     template: Template
     recipe: TrainSection
-    samples: Mapping[str, Any]  # of `samples_of`
+    samples: Mapping[str, Any]  # of `preflight.collect_samples`
     manifest: Manifest
     batch_config: BatchConfig | None = None  # of the run that is repeated
     processes: Processes = SINGLE_PROCESS
@@ -141,7 +141,7 @@ def prepare_run(
     configured_batch(recipe, processes.world, checkpointing=False)  # fail before the version is read
     count = set_threads(threads or recipe.threads)
     logger.info("Rendering %s …", label)
-    prepared = prepare(store, label, recipe, rendering)
+    prepared = prepare_version(store, label, recipe, rendering)
     check_limits(prepared.ledger, recipe, prepared.build_ledger)
     rows = trainable(prepared.rendered, prepared.ledger)
     trained = rows.filter(pl.col("split") == "train")
@@ -155,7 +155,7 @@ def prepare_run(
         model=model,
         template=template,
         recipe=recipe,
-        samples=samples_of(prepared),
+        samples=collect_samples(prepared),
         manifest=Manifest(
             curate=installed_version("curate-sft") or "missing",
             data=DataFacts(version=version.label, digest=version.digest, counts=version.counts),

@@ -23,7 +23,7 @@ from schemas.errors import TrainError
 from train.tokens.chat_template import Template, compile_template
 from train.tokens.messages import UnreadableTurnError, message_numbers, to_messages, to_tools
 from train.tokens.reasoning import Reasoning, skip_reasoning, strip_reasoning
-from train.tokens.tokenizer import Tokenizer
+from train.tokens.tokenizer import Tokenizer, first_difference
 
 TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 """What a template raises about a conversation it cannot take: it is a program that others wrote."""
@@ -144,11 +144,15 @@ class ChatRenderer:
         return Rendering(text, problem=self._difference(text, plain))
 
     def _difference(self, text: str, marked: str) -> str:
-        """Says that marking changes the rendering, with the first token that differs."""
-        token, ours, theirs = first_difference(self.tokenizer, text, marked)
+        """The problem that marking changes the rendering, with the first token that differs."""
+        ids, others = (encoding.ids for encoding in self.tokenizer.encode([text, marked]))
+        place = first_difference(ids, others)
+        ours, other = (
+            self.tokenizer.backend.decode(row[place : place + 1], skip_special_tokens=False) for row in (ids, others)
+        )
         return (
-            f"The template {self.template.name} writes an answer otherwise when it is marked, so what is learned "
-            f"cannot be proven: token {token} is {ours!r}, marked it is {theirs!r}."
+            f"The template {self.template.name} renders an answer differently when it is marked, so the loss mask "
+            f"cannot be verified: token {place} is {ours!r}, but {other!r} with marks."
         )
 
     def _with_regions(
@@ -215,17 +219,6 @@ class ChatRenderer:
                 return match
             first, behind = first or match, match.end()
         return first
-
-
-def first_difference(tokenizer: Tokenizer, one: str, other: str) -> tuple[int, str, str]:
-    """The number (from 0) of the first token in which two texts differ, and that token in each, "" behind the end."""
-    ids, others = (encoding.ids for encoding in tokenizer.encode([one, other]))
-    place = next((n for n, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1]), None)
-    place = min(len(ids), len(others)) if place is None else place
-    ours, theirs = (
-        tokenizer.backend.decode(row[place : place + 1], skip_special_tokens=False) for row in (ids, others)
-    )
-    return place, ours, theirs
 
 
 def _without_reasoning(rendering: Rendering) -> Rendering:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +86,16 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of a token, or nothing where it is none."""
         return self.backend.token_to_id(token)
+
+
+def first_difference(ours: Sequence[int], others: Sequence[int]) -> int:
+    """The index of the first token that differs; the shorter length if one sequence continues the other.
+
+    >>> first_difference([1, 2, 3], [1, 4]), first_difference([1], [1, 2])
+    (1, 1)
+    """
+    pairs = enumerate(zip(ours, others, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(ours), len(others)))
 
 
 def find_tokenizer(model: str) -> Path:
