@@ -59,7 +59,7 @@ def test_weights_that_are_missing_or_damaged_are_told_without_asking_the_hub(tra
 
 def test_settings_that_are_no_object_are_damaged(trained, folder):
     (folder / "adapter_config.json").write_text("[]")
-    assert "adapter_config.json is damaged: it holds no settings" in refusal("merge", trained, folder)
+    assert "adapter_config.json is damaged: it does not contain settings" in refusal("merge", trained, folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

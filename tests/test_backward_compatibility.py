@@ -55,7 +55,7 @@ def manifest(tmp_path):
 def test_its_steps_are_told_in_packs_and_windows_as_they_were_counted(manifest):
     assert (manifest.coverage.phrase, manifest.coverage.epochs) == ("4 packs", 16.0)
     assert "| conversations | 34 trained, 0 dropped" in card(manifest)
-    assert "| seen in training | 4 packs, 16 epochs |" in card(manifest)
+    assert "| coverage | 4 packs, 16 epochs |" in card(manifest)
     short = manifest.model_copy(update={"engine": manifest.engine | {"sequences": 90}})
     assert short.coverage.phrase == "64 of 90 packs"
     split = short.model_copy(

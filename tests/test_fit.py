@@ -191,12 +191,12 @@ def test_what_the_steps_did_not_reach_is_not_called_trained(trained, manifest, c
     assert f"| {there} trained, 0 dropped" in card(manifest)
     short = manifest.model_copy(update={"metrics": manifest.metrics | {"steps": 3.0, "seen_conversations": 12.0}})
     assert f"| {there} to train on, 0 dropped" in card(short)
-    assert f"| seen in training | 12 of {there} conversations, " in card(short)
+    assert f"| coverage | 12 of {there} conversations, " in card(short)
     show_run(Run("r1", "done", trained / "adapters/r1", short))
     assert f"12 of {there} conversations of support@1" in " ".join(capsys.readouterr().out.split())
     parts = {"steps": 1.0, "seen_conversations": 0.0, "seen_parts": 4.0, "parts": 90.0}
     split = manifest.model_copy(update={"metrics": manifest.metrics | parts})
-    assert f"| seen in training | 4 of 90 windows of {there} conversations, " in card(split)
+    assert f"| coverage | 4 of 90 windows of {there} conversations, " in card(split)
     show_run(Run("r1", "done", trained / "adapters/r1", split))
     shown = " ".join(capsys.readouterr().out.split())
     assert f"4 of 90 windows of {there} conversations of support@1: its 1 step saw no more" in shown
@@ -356,7 +356,7 @@ def test_a_model_of_pickles_is_refused_unopened(tmp_path):
 def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path):
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "evil.Model"}}')
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(TrainError, match="brings Python code of its own"):
+    with pytest.raises(TrainError, match="contains its own Python code"):
         find_model(str(tmp_path))
     assert find_model(str(tmp_path), trust_remote_code=True) == tmp_path
 

@@ -78,11 +78,11 @@ def test_the_merged_model_says_which_data_made_it(trained, merged):
 def test_a_merged_folder_in_place_of_an_adapters_is_told_as_what_it_is(trained, merged, curate):
     store, folder = trained / "curate.duckdb", str(merged.folder)
     for taking in (verify, retrain, find_source):
-        with pytest.raises(TrainError, match=r"is the merged model of run r1, and this takes the run's adapter"):
+        with pytest.raises(TrainError, match=r"is the merged model of run r1; this command needs the run's adapter"):
             taking(store, folder)
     ran = curate("chat", folder, "--prompt", "Hello", cwd=trained)
     assert ran.returncode == 1
-    assert "Give the run, r1, in its place" in " ".join(ran.stderr.split())
+    assert "Give the run, r1; for the merged model" in " ".join(ran.stderr.split())
 
 
 def test_the_merged_model_stops_at_the_templates_token_and_at_the_bases_own(merged):
@@ -207,7 +207,7 @@ def test_a_tokenizer_that_has_changed_is_refused(project):
 
 def test_a_template_that_has_changed_is_refused(project):
     edit(project.parent / "adapters/r1/chat_template.jinja", "helpful", "helpless")
-    refused(project, "is not the template that run r1 was trained with", TrainError)
+    refused(project, "is not the template of run r1", TrainError)
 
 
 def test_weights_that_were_exchanged_are_refused(project):

@@ -47,9 +47,9 @@ def test_a_model_with_a_part_of_its_shards_is_refused(tmp_path):
 def test_code_of_a_model_or_its_tokenizer_runs_only_when_it_is_trusted(tmp_path, file):
     folder = model(tmp_path, "model.safetensors")
     (folder / file).write_text('{"auto_map": {"AutoTokenizer": ["evil.Tokenizer", null]}}')
-    with pytest.raises(TrainError, match="brings Python code of its own") as refused:
+    with pytest.raises(TrainError, match="contains its own Python code") as refused:
         find_model(str(folder))
-    assert "train.trust_remote_code=true (the manifest will say so)" in refused.value.hint
+    assert "train.trust_remote_code=true (recorded in the manifest)" in refused.value.hint
     assert find_model(str(folder), trust_remote_code=True) == folder
     assert TrainSection().trust_remote_code is False
     assert TrainSection(trust_remote_code=True).model_dump()["trust_remote_code"] is True

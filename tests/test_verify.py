@@ -161,7 +161,7 @@ def test_a_project_that_was_moved_is_proven_by_its_runs_and_by_its_folders(proje
     for target in ("r1", "adapters/r1"):
         found = verify(moved / "curate.duckdb", target)
         assert found.proven
-        assert found.known
+        assert found.run_is_known
     shutil.rmtree(moved / "adapters")
     with pytest.raises(TrainError, match=r"The adapter of run r1 is not in .*/moved/adapters/r1"):
         verify(moved / "curate.duckdb", "r1")
@@ -180,7 +180,7 @@ def test_an_adapter_from_another_store_is_proven_and_told_to_be_from_there(proje
         connection.execute("DELETE FROM runs")
     found = verify(project, "adapters/r1")
     assert found.proven
-    assert not found.known
+    assert not found.run_is_known
     assert spoilt(found) == {"manifest in the store": "unchecked"}
     ran = run_here("verify", "adapters/r1")
     assert ran.exit_code == 0

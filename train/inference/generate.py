@@ -13,7 +13,7 @@ from typing import Any
 
 from schemas.errors import TrainError
 from schemas.manifest import read_manifest
-from train.model.adapter_files import check_weights, explained_weights, read_template
+from train.model.adapter_files import check_weights, read_template, wrap_weight_errors
 from train.model.base_model import Method, find_base, load_model, model_digest
 from train.model.log_capture import quiet
 from train.tokens.chat_template import Template
@@ -140,7 +140,7 @@ def _load(
     base: Path, template: Template, method: Method, adapter: Path | None, *, trust_remote_code: bool
 ) -> ChatModel:
     renderer = ChatRenderer(template, Tokenizer.load(base))
-    with quiet(), explained_weights(adapter or base):
+    with quiet(), wrap_weight_errors(adapter or base):
         model = load_model(base, method, trust_remote_code=trust_remote_code)
         if adapter is not None:
             from peft import PeftModel

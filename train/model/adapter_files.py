@@ -1,4 +1,4 @@
-"""In: an adapter's folder. Out: its settings and its template, or a sentence on the file that is missing or damaged."""
+"""An adapter's folder → its settings and chat template, or an error that names the missing or damaged file."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from train.tokens.chat_template import Template
 
 
 def check_weights(adapter: Path, manifest: Manifest) -> None:
-    """Raise `TrainError` when a file is missing of those that hold the weights, or a whole model's settings."""
+    """Raise `TrainError` if a weight file, or the config of a fully fine-tuned model, is missing."""
     for name in manifest.files:
         if ".safetensors" in name or name == "config.json":
-            _check_there(adapter / name)
+            _check_exists(adapter / name)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a JSON file of an adapter's folder. Raises `TrainError` when it is missing or damaged."""
+    """The settings in a JSON file of an adapter's folder. Raises `TrainError` if it is missing or damaged."""
     try:
-        settings = json.loads(_text_of(path))
+        settings = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise _damaged(path, error) from error
     if not isinstance(settings, dict):
-        raise _damaged(path, "it holds no settings")
+        raise _damaged(path, "it does not contain settings")
     return settings
 
 
 def read_template(adapter: Path, manifest: Manifest) -> Template:
-    """The template that was trained, from the adapter's folder. Raises `TrainError` when it is missing or another."""
+    """The chat template of the training. Raises `TrainError` if the file is missing or has another digest."""
     path = adapter / "chat_template.jinja"
-    template = Template(manifest.rendering.template, _text_of(path))
+    template = Template(manifest.rendering.template, _read_text(path))
     if template.digest != manifest.rendering.template_digest:
         raise TrainError(
-            f"{path.name} in {adapter} is not the template that run {manifest.run} was trained with.",
-            f"Put back the file that was there; {_hint(path.parent)}",
+            f"{path.name} in {adapter} is not the template of run {manifest.run}.",
+            f"Restore the original file; {_hint(path.parent)}",
         )
     return template
 
 
 @contextmanager
-def explained_weights(folder: Path) -> Iterator[None]:
-    """Say in a sentence that the weights in `folder` are cut off, or none."""
+def wrap_weight_errors(folder: Path) -> Iterator[None]:
+    """Inside, a safetensors error becomes a `TrainError` that names `folder`."""
     from safetensors import SafetensorError
 
     try:
@@ -54,22 +54,22 @@ def explained_weights(folder: Path) -> Iterator[None]:
         raise TrainError(f"The weights in {folder} are damaged: {error}.", _hint(folder)) from error
 
 
-def _text_of(path: Path) -> str:
-    _check_there(path)
+def _read_text(path: Path) -> str:
+    _check_exists(path)
     try:
-        return path.read_bytes().decode("utf-8")  # line ends as they are: the digest counts them
+        return path.read_bytes().decode("utf-8")  # unchanged line ends: the digest includes them
     except UnicodeDecodeError as error:
         raise _damaged(path, error) from error
 
 
-def _check_there(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise TrainError(f"{path.parent} has no {path.name}.", _hint(path.parent))
 
 
-def _damaged(path: Path, why: Exception | str) -> TrainError:
-    return TrainError(f"{path} is damaged: {why}.", _hint(path.parent))
+def _damaged(path: Path, reason: Exception | str) -> TrainError:
+    return TrainError(f"{path} is damaged: {reason}.", _hint(path.parent))
 
 
 def _hint(adapter: Path) -> str:
-    return f"curate verify {adapter} names all that is missing or was changed."
+    return f"curate verify {adapter} lists all missing and changed files."

@@ -1,6 +1,6 @@
-"""In: a base model's name. Out: its folder here, checked before anything of it runs; its digest and its weights.
+"""The name of a base model or adapter → its local folder, checked before any of its code runs; digest and weights.
 
-Weights are safetensors or nothing: a pickle runs whatever its author wrote the moment it is opened.
+Weights must be safetensors: loading a pickle executes code.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from train.model.adapter_files import read_settings
 Method = Literal["qlora", "lora", "full"]
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-"""What is fetched of a model on the hub: no pickles, no code."""
+"""Files downloaded from the hub: no pickles, no code."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def find_model(name: str, *, trust_remote_code: bool = False) -> Path:
-    """The folder of the base model `name`: a folder, or a name on the Hugging Face hub, fetched if need be.
+    """The folder of the base model `name`, a folder or a name on the Hugging Face hub, downloaded if necessary.
 
-    Raises `TrainError` when it is not there, is no base model, has no safetensors, or brings code nobody asked for.
+    Raises `TrainError` if it is missing, not a base model, has no safetensors, or has code and is not trusted.
     """
     if not name:
-        raise TrainError("No base model is named.", "Give --model FOLDER, or model = … under [train] in the recipe.")
+        raise TrainError("No base model is named.", "Give --model FOLDER, or set model under [train] in the recipe.")
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _fetched(name, trust_remote_code=trust_remote_code)
+        folder = _download(name, trust_remote_code=trust_remote_code)
     _check_folder(folder, name, trust_remote_code=trust_remote_code)
     return folder
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 over the names and digests of a model's safetensors and its config: what its answers depend on."""
+    """SHA-256 over the names and digests of a model's safetensors and its config."""
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     return digest({path.name: file_digest(path) for path in files})
 
 
 def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
-    """The adapter that `target` names, a run of the store such as r3 or a folder, and its run where the store has it.
+    """The adapter of `target`, a run of the store such as r3 or a folder, and its run if the store has it.
 
-    Raises `TrainError` when the run has no adapter, `VersionError` when there is no such run.
+    Raises `TrainError` if the run has no adapter, `VersionError` if there is no such run.
     """
     folder = Path(target).expanduser()
     if folder.is_dir():
@@ -59,29 +59,30 @@ def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
     with reading(store) as connection:
         run = find_run(connection, target)
     if run.status != "done":
-        why = f": {run.manifest.failure}" if run.manifest.failure else ""
+        reason = f": {run.manifest.failure}" if run.manifest.failure else ""
         raise TrainError(
-            f"Run {run.run} has no adapter, it is {run.status}{why}.", "The same curate train command goes on with it."
+            f"Run {run.run} has no adapter, it is {run.status}{reason}.",
+            "The same curate train command resumes it.",
         )
     if not run.adapter.is_dir():
-        raise TrainError(f"The adapter of run {run.run} is not in {run.adapter}.", "Give the folder it is in now.")
+        raise TrainError(f"The adapter of run {run.run} is not in {run.adapter}.", "Give its current folder.")
     return run.adapter, run
 
 
 def check_adapter(folder: Path) -> None:
-    """Raise `TrainError` for a folder that `curate merge` wrote: its manifest is the adapter's, its weights are not."""
+    """Raise `TrainError` for a folder of `curate merge`: it has the manifest of an adapter but merged weights."""
     if not (folder / MANIFEST_FILE).exists() or (folder / "adapter_config.json").exists():
         return
     manifest = read_manifest(folder)
     if manifest.engine["method"] != "full" and (folder / "config.json").exists():
         raise TrainError(
-            f"{folder} is the merged model of run {manifest.run}, and this takes the run's adapter.",
-            f"Give the run, {manifest.run}, in its place; curate check-serving {folder} is for the merged model.",
+            f"{folder} is the merged model of run {manifest.run}; this command needs the run's adapter.",
+            f"Give the run, {manifest.run}; for the merged model use curate check-serving {folder}.",
         )
 
 
 def _run_in(store: Path, folder: Path) -> Run | None:
-    """The run whose adapter lies in `folder`: by the place, else by name and digest, since folders are moved."""
+    """The run whose adapter is `folder`: by path, otherwise by name and digest, since folders are moved."""
     with reading(store) if store.exists() else nullcontext() as connection:
         runs = read_runs(connection) if connection else []
     here = next((run for run in runs if run.adapter == folder.resolve()), None)
@@ -96,39 +97,39 @@ def _is_of(folder: Path, run: Run) -> bool:
 
 
 def find_base(adapter: Path, manifest: Manifest) -> Path:
-    """The folder of the base model that an adapter was trained on: where it lay then, else by its name.
+    """The folder of an adapter's base model: the path in its settings, otherwise by name.
 
-    Raises `TrainError` when it is not there, or the adapter's settings are missing or damaged.
+    Raises `TrainError` if it is missing, or the adapter's settings are missing or damaged.
     """
     if manifest.engine["method"] == "full":
         return base_by_name(manifest)
-    noted = read_settings(adapter / "adapter_config.json").get("base_model_name_or_path")
-    if noted is None or not Path(noted).is_dir():
+    path = read_settings(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if path is None or not Path(path).is_dir():
         return base_by_name(manifest)
-    return find_model(noted, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
+    return find_model(path, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
 
 
 def base_by_name(manifest: Manifest) -> Path:
-    """The folder of the base model that a manifest names."""
+    """The folder of the base model in a manifest."""
     return find_model(manifest.model.name, trust_remote_code=bool(manifest.recipe.get("trust_remote_code")))
 
 
-def pick_method(wanted: str) -> Method:
-    """What `auto` comes to: qlora where there is a GPU; on a CPU 4 bits save nothing that is short, and cost speed."""
-    if wanted == "auto":
+def pick_method(method: str) -> Method:
+    """The method for the recipe's `method`; `auto` is qlora on a GPU and lora on a CPU, where 4 bits cost speed."""
+    if method == "auto":
         import torch
 
         return "qlora" if torch.cuda.is_available() else "lora"
-    return "full" if wanted == "full" else "qlora" if wanted == "qlora" else "lora"
+    return "full" if method == "full" else "qlora" if method == "qlora" else "lora"
 
 
 def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False) -> Any:
-    """The base model's weights in memory: on the GPU in 16 bits (qlora: 4, full: 32), on a CPU in fp32 (qlora: 4)."""
+    """The base model loaded: on a GPU in 16 bits (qlora: 4, full: 32), on a CPU in fp32 (qlora: 4 bits)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
-    dtype = torch.float32 if method == "full" else _dtype(on_gpu=on_gpu)  # small steps would be lost in 16 bits
+    dtype = torch.float32 if method == "full" else _dtype(on_gpu=on_gpu)  # 16 bits would lose small updates
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -142,66 +143,66 @@ def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False)
 
 
 def keep_trainable(model: Any) -> None:
-    """Let a 4-bit model be asked without gradients on a CPU and trained on afterwards.
+    """Keep a 4-bit model trainable on a CPU after a forward pass without gradients.
 
-    bitsandbytes 0.50 repacks a layer at its first forward pass without gradients, and training then learns nothing
-    more from it; this switch of its Linear4bit keeps the layout that can be trained.
+    bitsandbytes 0.50 repacks a layer at its first forward pass without gradients, and the layer then gets no gradients
+    anymore; this switch of its Linear4bit keeps the trainable layout.
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
 
 
-def _fetched(name: str, *, trust_remote_code: bool) -> Path:
+def _download(name: str, *, trust_remote_code: bool) -> Path:
     if len(Path(name).parts) != 2 or name.startswith((".", "~", "/")):
         raise TrainError(f"There is no model folder at {name}.", "Give a folder, or a name such as owner/model.")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, *(["*.py"] if trust_remote_code else [])]))
-    except Exception as error:  # every failure of the hub client, network or name, is one sentence here
+    except Exception as error:  # the hub client raises errors of many libraries
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        what = f"{name} is no folder here and could not be fetched: {reason}"
+        what = f"{name} is not a local folder and could not be downloaded: {reason}"
         raise TrainError(what, "Give --model FOLDER.") from error
 
 
 def _check_folder(folder: Path, name: str, *, trust_remote_code: bool) -> None:
     if (folder / "adapter_config.json").exists():
-        raise TrainError(f"{name} is an adapter, not a base model.", "Give the model that the adapter was made for.")
+        raise TrainError(f"{name} is an adapter, not a base model.", "Give the base model of the adapter.")
     config = folder / "config.json"
     if not config.exists():
-        raise TrainError(f"{name} is no model: it has no config.json.", "Give the folder of a Hugging Face model.")
+        raise TrainError(f"{name} is not a model: it has no config.json.", "Give the folder of a Hugging Face model.")
     if not _has_safetensors(folder):
-        found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        has = f"only pickles ({join_names(found, 3)}), which run code when they are opened" if found else "no weights"
-        raise TrainError(f"{name} has {has}.", "Save it as safetensors: model.save_pretrained(FOLDER).")
-    if any(map(_brings_code, (config, folder / "tokenizer_config.json"))) and not trust_remote_code:
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        weights = f"only pickles ({join_names(pickles, 3)}), which run code when loaded" if pickles else "no weights"
+        raise TrainError(f"{name} has {weights}.", "Save it as safetensors: model.save_pretrained(FOLDER).")
+    if any(map(_has_code, (config, folder / "tokenizer_config.json"))) and not trust_remote_code:
         raise TrainError(
-            f"{name} brings Python code of its own, which would run here.",
-            "Read it; if you trust it, --set train.trust_remote_code=true (the manifest will say so).",
+            f"{name} contains its own Python code, which would run here.",
+            "Read it; if you trust it, --set train.trust_remote_code=true (recorded in the manifest).",
         )
 
 
 def _has_safetensors(folder: Path) -> bool:
-    """Whether the weights are where a loader looks for safetensors, all of them: else it would take a pickle beside."""
+    """Whether all safetensors that a loader expects exist: otherwise it would load a pickle."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists() or not index.exists():
         return (folder / "model.safetensors").exists()
-    named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / name).exists() for name in named)
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / name).exists() for name in names)
 
 
-def _brings_code(config: Path) -> bool:
+def _has_code(config: Path) -> bool:
     if not config.exists():
         return False
     try:
         return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise TrainError(f"{config} is no JSON: {error}.", "The model is damaged: get it again.") from error
+        raise TrainError(f"{config} is not valid JSON: {error}.", "The model is damaged: download it again.") from error
 
 
 def _dtype(*, on_gpu: bool) -> Any:
-    """16 bits where a GPU computes in them, fp32 on any CPU: there they would be slow, and differ between machines."""
+    """16 bits on a GPU; fp32 on a CPU, where 16 bits are slow and differ between machines."""
     import torch
 
     if not on_gpu:

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or do not count: each gets a last file with the digests of all the others.
+"""Checkpoints → the newest complete one: the last file of each has the digests of all the others.
 
-A process that is killed while it writes leaves a checkpoint that looks complete to the trainer. Here it is found
-out and removed, and the run goes on from the one before.
+A process that is killed while it writes leaves a checkpoint that the trainer would consider complete. It is removed,
+and the run resumes from the previous one.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from schemas.atomic import write_text
 from schemas.digest import file_digest
 
 COMPLETE = "complete.json"
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the digests of a checkpoint's files into it, after the files have reached the disk."""
-    digests = {str(path.relative_to(checkpoint)): _settled_digest(path) for path in _files(checkpoint)}
-    marker = checkpoint / f"{COMPLETE}.part"
-    marker.write_text(json.dumps(digests, indent=1), encoding="utf-8")
-    _settled_digest(marker)
-    marker.replace(checkpoint / COMPLETE)
+    """Flush a checkpoint's files to disk and write their digests into it."""
+    for path in _files(checkpoint):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    write_text(checkpoint / COMPLETE, json.dumps(_digests(checkpoint), indent=1))
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None; newer ones that are cut off are removed."""
+    """The newest complete checkpoint in `folder`, or None; newer ones are removed."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if is_complete(checkpoint):
             return checkpoint
@@ -36,16 +36,13 @@ def newest_complete(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of the checkpoint is there, as it was when it was marked."""
+    """Whether every file of the checkpoint exists and is unchanged since it was marked."""
     marker = checkpoint / COMPLETE
-    if not marker.exists():
-        return False
-    digests = json.loads(marker.read_text(encoding="utf-8"))
-    return bool(digests == {str(path.relative_to(checkpoint)): file_digest(path) for path in _files(checkpoint)})
+    return marker.exists() and bool(json.loads(marker.read_text(encoding="utf-8")) == _digests(checkpoint))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser step at which a checkpoint was written.
+    """The optimiser step after which a checkpoint was written.
 
     >>> step_of(Path("checkpoints/checkpoint-150"))
     150
@@ -53,13 +50,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def _digests(checkpoint: Path) -> dict[str, str]:
+    return {str(path.relative_to(checkpoint)): file_digest(path) for path in _files(checkpoint)}
+
+
 def _files(checkpoint: Path) -> Iterator[Path]:
-    """All files of a checkpoint but its marker, those in folders too: a sharded state is a folder of shards."""
-    markers = (checkpoint / COMPLETE, checkpoint / f"{COMPLETE}.part")
-    return (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path not in markers)
-
-
-def _settled_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return file_digest(path)
+    """All files of a checkpoint except its marker, including subfolders: a sharded state is a folder."""
+    marker = checkpoint / COMPLETE
+    return (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != marker)

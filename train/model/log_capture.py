@@ -1,4 +1,4 @@
-"""Keeps what the training libraries print, log and warn out of our own lines, and in a file."""
+"""Output, logs and warnings of the training libraries → a log file, away from the output of commands."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ BARS = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQ
 
 @contextmanager
 def quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
-    """Inside, whatever libraries say goes to the end of `log`; stdout stays free for results.
+    """Inside, output of libraries is appended to `log`, and stdout is left to results.
 
-    The variables are read when the libraries are imported, so it has to stand around the first import.
+    Must enclose the first import of the libraries, because they read the environment variables then.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for switch in BARS:
-        os.environ.setdefault(switch, "1")
+    for variable in BARS:
+        os.environ.setdefault(variable, "1")
     with log.open("a", encoding="utf-8") as file, redirect_stdout(file), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(message, file=file)
         root, handler = logging.getLogger(), logging.StreamHandler(file)
-        root.addHandler(handler)  # with one there, a library's basicConfig adds none that writes to stderr
+        root.addHandler(handler)  # otherwise a library's basicConfig adds one for stderr
         try:
             yield
         finally:

@@ -1,13 +1,13 @@
-"""In: a run. Out: a new run of the same version and recipe, and how far its adapter is from the old one.
+"""A run → a new run of the same version and recipe, and the difference between the two adapters.
 
-On a CPU with the same number of threads and the same packages the two adapters have the same bits. Where they have
-not, the answer says how large the largest difference is and what of the machine or the packages has changed.
+On a CPU with the same number of threads and the same packages the adapters are identical. Otherwise the result has the
+largest difference of a weight and the changes of machine and packages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,22 @@ from schemas.run import Run
 from train.engines import Step
 from train.model.adapter import weights_of
 from train.model.base_model import find_adapter
-from train.runs.fit import train_version
+from train.runs.fit import METRICS_FILE, train_version
 from train.runs.torchrun import Processes
 
-METRICS_FILE = "metrics.jsonl"
-
 LOSSES_APART = 0.02
-"""Nats by which the loss of a step may differ on a GPU, where sums are taken in no fixed order; on a CPU it is 0."""
+"""Allowed difference of a step's loss in nats on a GPU, where the order of sums is not fixed; on a CPU it is 0."""
 
-DECIDING = ("curate", "data", "model", "rendering", "tokens", "recipe", "packages", "machine")
-"""The parts of a manifest that decide an adapter's bits."""
+DETERMINING_PARTS = ("curate", "data", "model", "rendering", "tokens", "recipe", "packages", "machine")
+"""The parts of a manifest that determine an adapter's bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retraining:
-    """Two runs of the same thing.
+    """A run compared with the run that it repeats.
 
-    `largest_difference` is over all weights, `losses_apart` over the training losses step by step, in nats; None where
-    shapes or steps differ. `elsewhere` is the folder of the one before, where this store does not know its run.
+    `largest_difference` is over all weights, `losses_apart` over the training losses of equal steps, in nats; None if
+    shapes or steps differ. `elsewhere` is the earlier adapter's folder if this store does not have its run.
     """
 
     before: Manifest
@@ -51,7 +49,7 @@ class Retraining:
 
     @property
     def repeated(self) -> bool:
-        """Whether it is the same training: the same tokens, and the loss of every step within `LOSSES_APART`."""
+        """Whether the tokens are the same and the losses of every step differ by at most `LOSSES_APART`."""
         return self.same_tokens and self.losses_apart is not None and self.losses_apart <= LOSSES_APART
 
     def as_json(self) -> dict[str, Any]:
@@ -71,14 +69,14 @@ class Retraining:
 def retrain(
     store: Path, target: str, *, to: Path | None = None, report: Callable[[Step], None] = lambda _: None
 ) -> Retraining:
-    """Train what `target` (a run or an adapter's folder) was trained on once more, as a new run, and compare.
+    """Repeat the training of `target`, a run or an adapter's folder, as a new run, and compare the adapters.
 
-    One that was cut off goes on. Raises `TrainError` when the version, the base model or the template are not the ones
-    of the manifest.
+    An interrupted repetition is resumed. Raises `TrainError` if the version, the base model or the template are not
+    those of the manifest.
     """
     adapter, known = find_adapter(store, target)
-    if known is not None and known.status != "done":  # it would go on with itself
-        raise TrainError(f"Run {known.run} is {known.status}.", "The same curate train command ends it.")
+    if known is not None and known.status != "done":  # otherwise the run itself would be resumed
+        raise TrainError(f"Run {known.run} is {known.status}.", "Run the same curate train command to finish it.")
     before = read_manifest(adapter)
     recipe = TrainSection.model_validate(before.recipe)
     run = train_version(
@@ -92,10 +90,6 @@ def retrain(
         expected=before,
         report=report,
     )
-    return replace(_compared(adapter, before, run), elsewhere=adapter if known is None else None)
-
-
-def _compared(adapter: Path, before: Manifest, run: Run) -> Retraining:
     return Retraining(
         before=before,
         after=run,
@@ -104,24 +98,26 @@ def _compared(adapter: Path, before: Manifest, run: Run) -> Retraining:
         largest_difference=largest_difference(adapter, run.adapter),
         losses_apart=losses_apart(adapter, run.adapter),
         changed=tuple(differences(before, run.manifest)),
+        elsewhere=adapter if known is None else None,
     )
 
 
 def differences(before: Manifest, after: Manifest) -> list[str]:
-    """What decides the bits and is not the same, as `packages.torch: 2.13.0 → 2.14.0`."""
-    was, now = (_flat(manifest.model_dump(mode="json", include=set(DECIDING))) for manifest in (before, after))
-    return [f"{key}: {was.get(key)} → {now.get(key)}" for key in sorted(was | now) if was.get(key) != now.get(key)]
+    """Differences between the determining parts, such as `packages.torch: 2.13.0 → 2.14.0`."""
+    parts = set(DETERMINING_PARTS)
+    old, new = (_flatten(manifest.model_dump(mode="json", include=parts)) for manifest in (before, after))
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
 def largest_difference(one: Path, other: Path) -> float | None:
-    """The largest absolute difference between two adapters' weights; None when they have other names or shapes."""
+    """The largest absolute difference between two adapters' weights; None if their names or shapes differ."""
     from safetensors.torch import load_file
 
     ours, theirs = (
@@ -134,7 +130,7 @@ def largest_difference(one: Path, other: Path) -> float | None:
 
 
 def losses_apart(one: Path, other: Path) -> float | None:
-    """The largest difference between the training losses of two runs at the same step; None for other steps."""
+    """The largest difference between the training losses of two runs at the same step; None if their steps differ."""
     ours, theirs = (pl.read_ndjson(folder / METRICS_FILE).select("step", "loss") for folder in (one, other))
     if not ours["step"].equals(theirs["step"]):
         return None

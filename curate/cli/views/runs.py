@@ -193,9 +193,9 @@ def show_verification(verification: Verification) -> None:
     for check in differing:
         note(f"Note: {check.what} was {check.expected}, is {check.found}.")
     same = sum(check.state == "same" for check in verification.checks)
-    verdict = f"proven, {same} checks" if verification.proven else f"not proven: {', '.join(verification.open)}"
+    verdict = f"proven, {same} checks" if verification.proven else f"not proven: {', '.join(verification.failed)}"
     print_line(f"Run {verification.run} is {verdict}.")
-    if not verification.known:
+    if not verification.run_is_known:
         print_line("This store has no run with this adapter: its manifest was held against all else that is here.")
 
 
