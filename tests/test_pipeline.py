@@ -351,12 +351,12 @@ def test_the_columns_beside_the_conversation_are_named_under_the_mapping(
     shown = curate("import", "few.jsonl", "many.jsonl", "none.jsonl", *how).stdout.splitlines()
     assert shown[:5] == [
         "few.jsonl: pairs (question = question, answer = answer)",
-        "  beside it: choice0, topic (meta.NAME in rules)",
+        "  metadata: choice0, topic (meta.NAME in rules)",
         "many.jsonl: pairs (question = question, answer = answer)",
-        "  beside it: c0, c1, c2, c3, c4, c5, c6, c7 and 4 more (meta.NAME in rules)",
+        "  metadata: c0, c1, c2, c3, c4, c5, c6, c7 and 4 more (meta.NAME in rules)",
         "none.jsonl: pairs (question = question, answer = answer)",
     ]
-    assert not any("beside" in line for line in shown[5:])
+    assert not any("metadata:" in line for line in shown[5:])
 
 
 def test_where_several_rows_make_a_conversation_the_table_counts_no_rows_as_conversations(

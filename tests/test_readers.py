@@ -407,12 +407,12 @@ def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, cur
     os.mkfifo(tmp_path / "data" / "pipe.csv")
     ran = curate("import", "data")
     assert ran.stderr.splitlines()[:2] == [
-        "Left out, as no data by name: 2 files, data/LICENSE, data/dataset_info.json",
-        "Left out, as no file is there: 2 names, data/gone.csv, data/pipe.csv",
+        "Skipped 2 files (not data by name): data/LICENSE, data/dataset_info.json",
+        "Skipped 2 names (no such file): data/gone.csv, data/pipe.csv",
     ]
     (tmp_path / "data" / "pairs.json").write_text('[{"question": "Why?", "answer": "So."}]', encoding="utf-8")
     ran = curate("import", "data/*.json")
-    assert ran.stderr == "Left out, as no data by name: 1 file, data/dataset_info.json\n"
+    assert ran.stderr == "Skipped 1 file (not data by name): data/dataset_info.json\n"
 
 
 def test_leaving_what_is_read_ahead_waits_for_nothing():

@@ -10,7 +10,7 @@ from schemas.recipe import Recipe, load_recipe
 def test_init_writes_a_recipe_with_all_defaults_and_overwrites_only_with_replace(curate, tmp_path):
     written = curate("init")
     assert written.returncode == 0
-    assert "name a base model in it: model = … under [train]" in written.stdout
+    assert "set a base model in it: model = … under [train]" in written.stdout
     assert load_recipe(tmp_path / "curate.toml") == Recipe()
     again = curate("init")
     assert again.returncode == 1

@@ -127,7 +127,7 @@ def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(
     assert (result.rows_kept, result.rows_rejected, result.closed) == (1, 1, 1)
     assert open_rejects(store) == [(3, "empty-answer"), (4, "ragged-row")]
     shown = curate("status").stdout
-    assert "Rejects   2 open, 1 repaired; 3 superseded, as their rows were read again" in shown
+    assert "Rejects   2 open, 1 repaired; 3 superseded by a later import of the row" in shown
 
 
 def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path, tmp_path: Path) -> None:
@@ -294,10 +294,10 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
     assert len(json.loads(curate("rejects", "--list", "--json").stdout)) == 3
     assert "first 1" in curate("rejects", "--list", "--limit", "1").stderr
     assert "trailing-user" in curate("rejects", "--rules").stdout
-    assert "what must hold" in curate("rejects", "--rules").stdout
+    assert "requirement" in curate("rejects", "--rules").stdout
     shown = curate("rejects", "--code", "empty-answer", "--export", "fix.csv").stdout
     assert "curate import fix.csv" in shown
-    assert "1 cell beginning with =" in shown
+    assert "1 cell with a leading =" in shown
     assert curate("rejects", "--export", "fix.csv").returncode == 1
     command = next(line.strip() for line in shown.splitlines() if line.strip().startswith("curate import"))
     assert curate(*command.split()[1:]).returncode == 0

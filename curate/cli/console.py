@@ -159,11 +159,11 @@ def note(text: str) -> None:
 
 
 def _wrap_for(stream: TextIO, text: str) -> str:
-    """`text` with its lines wrapped, except commands after an arrow, if `stream` is a terminal."""
+    """`text` with its lines wrapped, except commands, which start with → or $, if `stream` is a terminal."""
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    lines = ([line] if line.lstrip().startswith("→") else wrap(line, width) for line in text.split("\n"))
+    lines = ([line] if line.lstrip().startswith(("→", "$")) else wrap(line, width) for line in text.split("\n"))
     return "\n".join(itertools.chain.from_iterable(lines))
 
 

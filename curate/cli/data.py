@@ -1,7 +1,4 @@
-"""The words of `curate import`, `rejects`, `score`, `dedup` and `select`: from files to what is kept.
-
-Each command imports what it needs when it runs.
-"""
+"""Commands import, rejects, score, dedup and select: source files → scored conversations with verdicts."""
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
@@ -14,7 +11,7 @@ from curate.cli.console import print_json, print_table, progress_bar
 from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
 from curate.cli.startup import tune_import
 
-MOST_ROWS = 10**9
+MAX_LIMIT = 10**9
 
 
 def import_(
@@ -23,37 +20,56 @@ def import_(
     ],
     shape: Annotated[
         str | None,
-        typer.Option(help="alpaca, pairs, sharegpt, messages, transcript, long or text.", show_default="found"),
+        typer.Option(
+            help="Shape of the rows: alpaca, pairs, sharegpt, messages, transcript, long or text.",
+            show_default="detected",
+        ),
     ] = None,
     map_: Annotated[
-        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="Which column is what; repeatable.")
+        list[str] | None,
+        typer.Option("--map", metavar="FIELD=COLUMN", help="Assign a column to a field of the shape; repeatable."),
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Such as cp1252.", show_default="UTF-8")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the files, such as cp1252.", show_default="UTF-8")
+    ] = None,
     format: Annotated[
-        str | None, typer.Option(help="csv, tsv, jsonl, json or parquet.", show_default="found by suffix and content")
+        str | None,
+        typer.Option(
+            help="Format of the files: csv, tsv, jsonl, json or parquet.", show_default="detected by suffix and content"
+        ),
     ] = None,
     repair: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A repair to apply, such as trailing-user; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Apply this repair, such as trailing-user; repeatable.")
     ] = None,
     group_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Long format: names the conversation of a row.")
+        str | None, typer.Option(metavar="COLUMN", help="One turn per row: column with the conversation's name.")
     ] = None,
-    order_by: Annotated[str | None, typer.Option(metavar="COLUMN", help="Long format: orders the turns.")] = None,
-    role: Annotated[str | None, typer.Option(metavar="COLUMN", help="Long format: who speaks.")] = None,
-    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Long format and texts: the words.")] = None,
+    order_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="One turn per row: column that orders the turns.")
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="One turn per row: column with the turn's role.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="One turn per row, or plain text: column with the text.")
+    ] = None,
     max_rejects: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Import nothing if a file loses more of its rows.", show_default="100%"),
+        typer.Option(
+            metavar="SHARE",
+            help="Import nothing if a larger share of a file's rows is rejected.",
+            show_default="100%",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the mapping, examples and what would be rejected; write nothing.")
+        bool, typer.Option("--dry-run", help="Show the mapping, examples and rejects; write nothing.")
     ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read files into the store: every row becomes a conversation, a duplicate of one, or a reject with its reason.
+    """Import files: every row becomes a conversation, a duplicate, or a reject with a reason.
 
     \b
     curate import tickets.csv --map question=title --map answer=reply --dry-run
@@ -63,18 +79,18 @@ def import_(
     from curate.ingest.file_hash import FileHasher
 
     with FileHasher() as hasher:
-        hasher.start(files[0])  # before all that the next lines load
-        from curate.cli.views.ingest import note_passed_over, show_import
+        hasher.start(files[0])  # before the imports below, which take longer
+        from curate.cli.views.ingest import note_skipped, show_import
         from curate.ingest.pipeline import apply_options, import_files
         from schemas.recipe import load_recipe
         from schemas.store import store_path
 
-        written = {
+        options = {
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
         }
-        section = apply_options(load_recipe(recipe, set_ or []).import_, written)
-        with progress_bar("importing") as advance:
+        section = apply_options(load_recipe(recipe, set_ or []).import_, options)
+        with progress_bar("Importing") as advance:
             results = import_files(
                 store_path(store),
                 files,
@@ -84,59 +100,55 @@ def import_(
                 on_mapping=lambda path, mapping: advance(description=f"{path} as {mapping.shape}"),
                 hasher=hasher,
             )
-    note_passed_over(files)
-    if as_json:
-        print_json([result.as_json() for result in results])
-    else:
-        show_import(results, dry_run=dry_run)
+    note_skipped(files)
+    print_json([result.as_json() for result in results]) if as_json else show_import(results, dry_run=dry_run)
 
 
 def rejects(
-    source: Annotated[str | None, typer.Option(metavar="FILE", help="Only those of a file, or of a source id.")] = None,
-    code: Annotated[str | None, typer.Option(help="Only those refused by this rule.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Every row instead of groups.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=MOST_ROWS, help="Rows that --list shows.")] = 50,
-    export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write them to a .csv or .jsonl file to be repaired.")
+    source: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Only rows of this file, or of this source id.")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Let --export write over a file.")] = False,
-    rules: Annotated[bool, typer.Option("--rules", help="Show all rules and repairs instead.")] = False,
+    code: Annotated[str | None, typer.Option(help="Only rows that were rejected by this rule.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Include closed rejects.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show single rows instead of groups.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Number of rows that --list shows.")] = 50,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the rows to a .csv or .jsonl file for repair.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Let --export overwrite an existing file.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="Show all rules and repairs, and no rows.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the rows that were refused, and why; or write them to a file that is repaired and imported again.
+    """Show rejected rows with their reasons, or export them for repair and re-import.
 
     \b
     curate rejects --code empty-answer --export fix.csv
     """
-    from curate.cli.views import ingest
-    from curate.ingest import rejects as rejecting
+    from curate.cli.views import ingest as views
+    from curate.ingest.rejects import RejectFilter, export_rejects, group_rejects, list_rejects
     from schemas.store import reading, store_path
 
     if rules:
-        return print_json(ingest.rules()) if as_json else ingest.show_rules()
-    option = f" --store {store}" if store else ""
-    wanted = rejecting.RejectFilter(source, code, closed=all_)
+        return print_json(views.rule_rows()) if as_json else views.show_rules()
+    criteria = RejectFilter(source, code, closed=all_)
     with reading(store_path(store)) as connection:
         if export is not None:
-            exported = rejecting.export_rejects(connection, wanted, export, replace=replace)
-            return print_json(exported.as_json()) if as_json else ingest.show_exported(exported, option)
-        found = (
-            rejecting.list_rejects(connection, wanted, limit) if list_ else rejecting.group_rejects(connection, wanted)
-        )
+            exported = export_rejects(connection, criteria, export, replace=replace)
+            return print_json(exported.as_json()) if as_json else views.show_exported_rejects(exported, store)
+        rows = list_rejects(connection, criteria, limit) if list_ else group_rejects(connection, criteria)
     if as_json:
-        return print_json(found)
-    return ingest.show_reject_list(found, limit) if list_ else ingest.show_reject_groups(found)
+        return print_json(rows)
+    return views.show_rejects(rows, limit) if list_ else views.show_reject_groups(rows)
 
 
 def score(
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="Only this scorer; repeatable.")
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Run only this scorer; repeatable.")
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Compute what is computed already once more.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Recompute scores that exist.")] = False,
     why: Annotated[
-        str | None, typer.Option("--why", metavar="ID", help="Show one conversation's scores and lost quality.")
+        str | None, typer.Option("--why", metavar="ID", help="Show the scores and penalties of one conversation.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the scorers and their parameters.")] = False,
     recipe: RecipeOption = None,
@@ -144,7 +156,7 @@ def score(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score the conversations: only what is missing is computed.
+    """Compute the missing scores of all conversations.
 
     \b
     curate score
@@ -158,34 +170,29 @@ def score(
 
     settings = load_recipe(recipe, set_ or [])
     if list_:
-        listed = runner.describe_scorers()
-        print_json(listed) if as_json else print_table(listed, ["scorer", "parameters", "what"])
+        scorers = runner.describe_scorers()
+        print_json(scorers) if as_json else print_table(scorers, ["scorer", "parameters", "what"])
     elif why is not None:
-        explained = runner.explain(store_path(store), settings, why)
-        print_json(explained) if as_json else show_explanation(explained)
+        explanation = runner.explain(store_path(store), settings, why)
+        print_json(explanation) if as_json else show_explanation(explanation)
     else:
         with progress_bar("Scoring") as advance:
-            report = runner.score_store(
-                store_path(store),
-                settings,
-                only or [],
-                again=again,
-                progress=advance,
-            )
+            report = runner.score_store(store_path(store), settings, only or [], again=again, progress=advance)
         print_json(asdict(report)) if as_json else show_scores(report)
 
 
 def dedup(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the near-duplicates; write nothing.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find near-duplicates: who resembles whom, how much, and whom of them to keep.
+    """Find near-duplicate conversations and choose which one of each cluster to keep.
 
-    The rule "not near_duplicate" then keeps one of each, and a freeze puts all of a kind on one side of the split.
-    Two conversations are alike when they share most of their words, five in a row; the system prompt does not count.
+    Two conversations are near-duplicates if the Jaccard similarity of their 5-word shingles is at least
+    dedup.similarity; the system prompt is ignored. The rule "not near_duplicate" drops all but one per cluster, and
+    curate freeze puts a cluster into one split.
 
     \b
     curate dedup --set dedup.similarity=0.9 --dry-run
@@ -197,31 +204,27 @@ def dedup(
     from schemas.recipe import load_recipe
     from schemas.store import store_path
 
+    settings = load_recipe(recipe, set_ or [])
     with progress_bar("Comparing") as advance:
-        found = deduplicate_store(
-            store_path(store),
-            load_recipe(recipe, set_ or []),
-            dry_run=dry_run,
-            progress=advance,
-        )
-    print_json(asdict(found)) if as_json else show_duplicates(found)
+        result = deduplicate_store(store_path(store), settings, dry_run=dry_run, progress=advance)
+    print_json(asdict(result)) if as_json else show_duplicates(result)
 
 
 def select(
     where: Annotated[
-        str | None, typer.Option("--where", metavar="SQL", help='One more rule, such as "words >= 20".')
+        str | None, typer.Option("--where", metavar="SQL", help='An additional rule, such as "words >= 20".')
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the dropped conversations; write nothing.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply the recipe's rules: who leaves, at which rule, and why.
+    """Apply the filter rules and show how many conversations each rule drops.
 
-    A rule reads scores (curate score --list), columns of the source (meta.NAME), id, source, file, turns, has_tools,
-    prompt, answer and, behind curate dedup, near_duplicate. Where it gives NULL, as by an empty cell or a division by
-    zero, the conversation leaves.
+    A rule is an SQL expression over scores (curate score --list), source columns (meta.NAME), id, source, file, turns,
+    has_tools, prompt, answer and, after curate dedup, near_duplicate. A conversation is dropped by the first rule it
+    fails; a rule that evaluates to NULL, for example on an empty cell, counts as failed.
 
     \b
     curate select --where "quality >= 0.6 and not refusal" --dry-run

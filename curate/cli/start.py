@@ -1,4 +1,4 @@
-"""The words of `curate init`, `doctor` and `demo`: how to begin. Each command imports what it needs when it runs."""
+"""Commands init, doctor and demo: a new project, a check of the installation, and an example."""
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import print_json
+from curate.cli.console import print_json, print_line
 from curate.cli.options import JsonOption, StoreOption
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("curate.toml"),
-    replace: Annotated[bool, typer.Option("--replace", help="Write over a recipe that is there.")] = False,
+    path: Annotated[Path, typer.Argument(help="Recipe to write.")] = Path("curate.toml"),
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing recipe.")] = False,
 ) -> None:
-    """Write a full recipe: every key with its default and what it means.
+    """Write a recipe with every key, its default and its meaning.
 
     \b
     curate init
@@ -23,12 +23,12 @@ def init(
     from curate.recipe_template import write_recipe
 
     write_recipe(path, replace=replace)
-    typer.echo(f"{path} is written. Next: curate import FILE, then curate score.")
-    typer.echo("To train, name a base model in it: model = … under [train].")
+    print_line(f"Wrote {path}. Next: curate import FILE, then curate score.")
+    print_line("To train, set a base model in it: model = … under [train].")
 
 
 def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Say what is installed, which device there is, what clashes, and what to type.
+    """Check the installed packages, the GPU and the store, and show a command for each problem.
 
     \b
     curate doctor
@@ -42,21 +42,22 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        typer.echo("\n".join(finding.as_text() for finding in findings))
+        for finding in findings:
+            print_line(finding.as_text())
     if any(finding.state == "clash" for finding in findings):
         raise typer.Exit(1)
 
 
 def demo(
-    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder for it.")] = Path("curate-demo"),
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="New folder for the demo.")] = Path("curate-demo"),
 ) -> None:
-    """Walk the whole way on a sample, from a CSV to a tuned model, with the commands that do it.
+    """Run all steps on a sample, from a CSV file to a fine-tuned model, and show each command.
 
-    An earlier demo in that folder is kept, beside the new one.
+    An earlier demo in the folder is renamed and kept.
 
     \b
     curate demo --to demo
     """
     from curate.demo import demonstrate
 
-    demonstrate(to, typer.echo)
+    demonstrate(to, print_line)

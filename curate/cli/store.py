@@ -1,4 +1,4 @@
-"""The words of `curate status`, `sql` and `trace`: what the store holds. Each imports what it needs when it runs."""
+"""Commands status, sql and trace: questions to the store → answers. Nothing is written."""
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
@@ -11,60 +11,58 @@ from curate.cli.options import JsonOption, StoreOption
 
 
 def status(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Say in one look what the store holds, and what comes next.
+    """Show the contents of the store and the next command.
 
     \b
     curate status
     """
-    from curate.cli.views.ingest import show_status
+    from curate.cli.views.store import show_status
     from curate.status import survey
     from schemas.store import reading, store_path
 
     path = store_path(store)
     with reading(path) as connection:
-        found = survey(connection)
-    if as_json:
-        print_json(found)
-    else:
-        show_status(path, found)
+        contents = survey(connection)
+    print_json(contents) if as_json else show_status(path, contents)
 
 
 def sql(
-    query: Annotated[str, typer.Argument(help="A SELECT; DESCRIBE, SUMMARIZE and SHOW TABLES work too.")],
+    query: Annotated[str, typer.Argument(help="A SELECT, DESCRIBE, SUMMARIZE or SHOW TABLES statement.")],
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Rows to print.", show_default="40 as a table, else all")
+        int | None, typer.Option(min=1, help="Number of rows to print.", show_default="40 in a table, all otherwise")
     ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the store a question in SQL. Nothing can be changed that way.
+    """Run a read-only SQL query on the store.
 
-    SHOW TABLES lists the tables, DESCRIBE conversations the columns of one; all rows of a file name it as `source`.
+    SHOW TABLES lists the tables, DESCRIBE conversations the columns of a table. The column `source` refers to the file
+    of a row. Rows that are too wide for the terminal are printed with one column per line.
 
     \b
     curate sql "SELECT path, rows_read, rows_rejected FROM sources"
     """
-    from curate.cli.views import ingest
+    from curate.cli.views.store import print_csv, show_answer
     from curate.sql import ask
     from schemas.store import reading, store_path
 
     with reading(store_path(store)) as connection:
         answer = ask(connection, query)
         if as_csv:
-            ingest.print_csv(answer, limit)
+            print_csv(answer, limit)
         elif as_json:
             print_json(answer.as_json(limit))
         else:
-            ingest.show_answer(answer, limit or 40)
+            show_answer(answer, limit or 40)
 
 
 def trace(
-    what: Annotated[str, typer.Argument(metavar="ID|FILE:LINE", help="The beginning of an id, or a line of a file.")],
+    target: Annotated[str, typer.Argument(metavar="ID|FILE:LINE", help="Prefix of an id, or a line of a file.")],
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a row from its line in a file to every version and training, or back.
+    """Trace a source line to its conversation, verdicts, versions and runs, or a conversation to its source lines.
 
     \b
     curate trace data.csv:7
@@ -75,12 +73,9 @@ def trace(
     from schemas.store import reading, store_path
 
     with reading(store_path(store)) as connection:
-        lineages = trace_lineage(connection, what)
-        earlier = find_earlier_line(connection, what)
+        lineages = trace_lineage(connection, target)
+        earlier = find_earlier_line(connection, target)
     if earlier is not None:
-        file, _, line = what.rpartition(":")
+        file, _, line = target.rpartition(":")
         note(f"No record of {file} starts on line {line}; the last one before it starts on line {earlier}.")
-    if as_json:
-        print_json([lineage.as_json() for lineage in lineages])
-    else:
-        show_lineages(lineages)
+    print_json([lineage.as_json() for lineage in lineages]) if as_json else show_lineages(lineages)

@@ -1,4 +1,4 @@
-"""The words of `curate freeze`, `versions`, `diff`, `export` and `restore`. Each imports what it needs when it runs."""
+"""Commands freeze, versions, diff, export and restore: kept conversations ↔ frozen versions ↔ files."""
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
@@ -12,22 +12,24 @@ from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
 
 
 def freeze(
-    name: Annotated[str, typer.Argument(help="What the dataset is called, such as support.")],
+    name: Annotated[str, typer.Argument(help="Name of the dataset, such as support.")],
     held_out: Annotated[
         str | None,
-        typer.Option("--held-out", help="Share kept away from training.", show_default="5%, or the recipe's"),
+        typer.Option("--held-out", help="Share of conversations to hold out.", show_default="freeze.held_out"),
     ] = None,
     parent: Annotated[
         str | None,
-        typer.Option("--parent", metavar="VERSION", help="What it follows, or none.", show_default="the newest NAME@n"),
+        typer.Option("--parent", metavar="VERSION", help="Parent version, or none.", show_default="the newest NAME@n"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the split and the digest, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the split and the digest; write nothing.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Freeze the kept conversations as the next version of NAME, split so that nothing leaks.
+    """Freeze the kept conversations as the next version of NAME, with a leak-free split.
+
+    Conversations with the same first question, and near-duplicates after curate dedup, land in the same split.
 
     \b
     curate freeze support --held-out 5%
@@ -55,7 +57,7 @@ def versions(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the frozen versions: how large, from which parent, and what was trained on them.
+    """List the frozen versions with their sizes, parents and runs.
 
     \b
     curate versions support
@@ -75,12 +77,14 @@ def versions(
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="The earlier version.")],
     after: Annotated[str, typer.Argument(metavar="B", help="The later version.")],
-    list_: Annotated[bool, typer.Option("--list", help="Show the single conversations, edits as text.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="How many of them; 0 shows all.")] = 20,
+    list_: Annotated[bool, typer.Option("--list", help="Show the changed conversations, and edits as text.")] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Number of conversations that --list shows; 0 for all.")
+    ] = 20,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell two versions apart: what was added, removed, edited or moved, and why.
+    """Show the conversations that were added, removed, edited or moved between two versions, with reasons.
 
     \b
     curate diff support@1 support@2 --list
@@ -99,19 +103,29 @@ def diff(
 
 
 def export(
-    version: Annotated[str, typer.Argument(metavar="NAME@n", help="The version; NAME alone is its newest.")],
-    to: Annotated[Path, typer.Option("--to", help="A new folder, or a file that ends in .jsonl or .parquet.")],
-    format_: Annotated[str, typer.Option("--format", help="sharegpt, messages or alpaca.")] = "sharegpt",
-    parquet: Annotated[bool, typer.Option("--parquet", help="Parquet instead of JSON Lines in the folder.")] = False,
-    split: Annotated[str | None, typer.Option("--split", help="Only train or held_out; all for one file.")] = None,
-    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="Leave out and list what does not fit.")] = False,
+    version: Annotated[str, typer.Argument(metavar="NAME@n", help="Version to write; NAME is the newest one.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder, or a file name that ends in .jsonl or .parquet.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="Format of the rows: sharegpt, messages or alpaca.")
+    ] = "sharegpt",
+    parquet: Annotated[
+        bool, typer.Option("--parquet", help="Write Parquet instead of JSON Lines into the folder.")
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only this split, train or held_out; all writes both to one file.")
+    ] = None,
+    skip_unfit: Annotated[
+        bool, typer.Option("--skip-unfit", help="Leave out conversations that do not fit the format, and list them.")
+    ] = False,
     with_scores: Annotated[bool, typer.Option("--with-scores", help="Add scores.parquet.")] = False,
-    with_origins: Annotated[bool, typer.Option("--with-origins", help="Add origins.parquet: file, line, raw.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    with_origins: Annotated[
+        bool, typer.Option("--with-origins", help="Add origins.parquet with file, line and raw row.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a version as files that prove themselves, with a dataset card.
+    """Write a version to files with checksums and a dataset card.
 
     \b
     curate export support@1 --format messages --to support-1
@@ -131,12 +145,12 @@ def export(
 
 
 def restore(
-    bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="What curate export wrote.")],
-    name: Annotated[str | None, typer.Option("--name", help="Restore it under another name.")] = None,
+    bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder written by curate export.")],
+    name: Annotated[str | None, typer.Option("--name", help="Restore the version under this name.")] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rebuild a version from its exported bundle alone; its digest proves it.
+    """Restore a version from its exported folder and check its digest.
 
     \b
     curate restore support-1 --store other.duckdb

@@ -1,0 +1,114 @@
+"""The contents of the store and answers of SQL queries → text for people."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curate.cli.console import note, print_line, print_table
+from curate.cli.views.ingest import file_names
+from curate.sql import Answer
+from schemas.text import plural
+
+CELL_CHARACTERS, NAME_CHARACTERS = 80, 320
+"""Characters of a cell in a table of `curate sql`: of a text, and of a text without spaces."""
+
+TO_THE_MINUTE = len("2026-11-21 12:25")
+
+
+def show_status(store: Path, status: Mapping[str, Any]) -> None:
+    """Print the contents of the store, and the next command."""
+    counts = status["counts"]
+    print_line(
+        f"{store}: {plural(counts['conversations'], 'conversation')} from {plural(len(status['sources']), 'file')}"
+    )
+    names = file_names(source["path"] for source in status["sources"])
+    sources = [
+        {
+            "file": names[source["path"]],
+            "rows": source["rows_read"],
+            "conversations": source["conversations"],
+            "duplicates": source["rows_duplicate"],
+            "rejected": source["rows_rejected"],
+            "open": source["open_rejects"],
+        }
+        for source in status["sources"]
+    ]
+    versions = [
+        {
+            "version": version["version"],
+            "digest": version["digest"][:12],
+            "conversations": ", ".join(f"{count:,} {split}" for split, count in json.loads(version["counts"]).items()),
+            "frozen at": version["frozen_at"][:TO_THE_MINUTE],
+        }
+        for version in status["versions"]
+    ]
+    runs = [
+        {
+            **{key: run[key] for key in ("run", "version", "status")},
+            "adapter": os.path.relpath(run["adapter"]),
+            "started at": run["started_at"][:TO_THE_MINUTE],
+        }
+        for run in status["runs"]
+    ]
+    for rows in (sources, versions, runs):
+        if rows:
+            print_table(rows, list(rows[0]))
+    unscored = f", {plural(counts['unscored'], 'conversation')} without scores" if counts["unscored"] else ""
+    print_line(f"Scores    {plural(counts['scorers'], 'scorer') if counts['scorers'] else 'none'}{unscored}")
+    human = f", {counts['judged_by_people']:,} by people" if counts["judged_by_people"] else ""
+    print_line(f"Verdicts  {plural(counts['judged'], 'conversation')} judged{human}; kept: {counts['kept']:,}")
+    if status["people"]["sets"]:
+        print_line(f"Reviews   {_review_line(status['people'])}")
+    print_line(f"Rejects   {_reject_line(counts)}")
+    print_line(f"Next: {status['next']}")
+
+
+def _reject_line(counts: Mapping[str, int]) -> str:
+    """Open and repaired rejects, and those that were replaced by a reject of a later import."""
+    superseded = counts["closed_rejects"] - counts["corrected_rejects"]
+    more = f"; {superseded:,} superseded by a later import of the row" if superseded else ""
+    return f"{counts['open_rejects']:,} open, {counts['corrected_rejects']:,} repaired{more}"
+
+
+def _review_line(reviews: Mapping[str, Any]) -> str:
+    """Answered conversations of all review sets, the reviewers, and their current verdicts."""
+    sets = ", ".join(reviews["sets"])
+    if not reviews["answers"]:
+        return f"no answers yet for {plural(reviews['asked'], 'conversation')} in {sets}"
+    answered = f"{reviews['answered']:,} of {plural(reviews['asked'], 'conversation')} answered in {sets}"
+    verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in reviews["verdicts"].items()) or "none"
+    return f"{answered} by {', '.join(reviews['people'])}; verdicts: {verdicts}"
+
+
+def show_answer(answer: Answer, limit: int) -> None:
+    """Print at most `limit` rows of an answer as a table, with long texts shortened."""
+    rows = [dict(zip(answer.columns, map(_cell, row), strict=True)) for row in answer.first(limit + 1)]
+    print_table(rows[:limit], answer.columns)
+    if len(rows) > limit:
+        note(f"Only the first {limit:,} rows are shown; --limit shows more, --json and --csv show all.")
+
+
+def print_csv(answer: Answer, limit: int | None) -> None:
+    """Print an answer as CSV; lists and structs as JSON."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(answer.columns)
+    writer.writerows([_as_json(cell) for cell in row] for row in answer.first(limit))
+
+
+def _as_json(cell: object) -> object:
+    return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, (list, dict)) else cell
+
+
+def _cell(cell: object) -> object:
+    """A number as it is; anything else as one line, shortened, but not inside a name."""
+    if cell is None or isinstance(cell, (bool, int, float)):
+        return cell
+    line = " ".join(str(_as_json(cell))[: NAME_CHARACTERS + 1].split())
+    most = CELL_CHARACTERS if " " in line else NAME_CHARACTERS
+    return line if len(line) <= most else f"{line[:most]}…"
