@@ -1,4 +1,4 @@
-"""`curate dedup`: who resembles whom, what a rule and a freeze make of it, and when it has to be done again."""
+"""`curate dedup`: near-duplicate clusters, their use in rules and versions, and when they must be computed again."""
 
 import json
 
@@ -22,7 +22,7 @@ def store(tmp_path):
     return tmp_path / "curate.duckdb"
 
 
-def told(end="", **changes):
+def advice_chat(end="", **changes):
     return chat(STORY + end, ADVICE, **changes)
 
 
@@ -35,148 +35,148 @@ def clusters(store):
         return connection.sql("SELECT conversation, cluster, nearest, similarity FROM clusters").fetchall()
 
 
-def test_of_alike_conversations_the_longest_stays_and_the_others_say_for_whom_they_go(store):
-    short, long, other = add(store, [told(), told(" Thanks!"), *questions(1)])
-    found = deduplicate_store(store, recipe())
-    assert (found.conversations, found.clusters, found.near_duplicates, found.largest) == (3, 1, 1, 2)
+def test_the_longest_near_duplicate_is_kept_and_the_others_refer_to_it(store):
+    short, long, other = add(store, [advice_chat(), advice_chat(" Thanks!"), *questions(1)])
+    report = deduplicate_store(store, recipe())
+    assert (report.conversations, report.clusters, report.near_duplicates, report.largest) == (3, 1, 1, 2)
     assert {row[:3] for row in clusters(store)} == {(long, long, None), (short, long, long)}
-    assert found.examples[0]["conversation"] == short
+    assert report.examples[0]["conversation"] == short
     assert other not in {row[0] for row in clusters(store)}
 
 
-def test_similarity_is_the_share_of_five_words_in_a_row(store):
+def test_similarity_is_the_jaccard_index_of_five_word_shingles(store):
     one = " ".join(f"w{n}" for n in range(20))
     add(store, [chat("?", one), chat("?", f"{one} w20 w21")])
     deduplicate_store(store, recipe())
     assert [row[3] for row in clusters(store) if row[2]] == [16 / 18]
 
 
-def test_a_system_prompt_that_many_share_makes_nobody_alike(store):
+def test_a_shared_system_prompt_does_not_count(store):
     system = "You are a patient assistant of a boat shop and never promise what you cannot keep, whatever is asked."
     add(store, [chat(f"Question {n}, in a few words of its own {n}?", f"Answer {n}.", system=system) for n in range(9)])
     assert deduplicate_store(store, recipe()).clusters == 0
 
 
 def test_case_and_punctuation_do_not_matter(store):
-    add(store, [told("."), told(" !!"), chat(STORY.upper(), ADVICE.upper())])
-    found = deduplicate_store(store, recipe())
-    assert (found.near_duplicates, found.same_words) == (2, 2)
+    add(store, [advice_chat("."), advice_chat(" !!"), chat(STORY.upper(), ADVICE.upper())])
+    report = deduplicate_store(store, recipe())
+    assert (report.near_duplicates, report.exact) == (2, 2)
 
 
-def test_the_recipe_says_whom_to_prefer(store):
-    ids = add(store, [told(), told(" Thanks!")], metadata={"rating": "3"})
-    (rated,) = add(store, [told(" Please?")], source="b.csv", metadata={"rating": "5"})
+def test_the_recipe_sets_the_order_of_preference(store):
+    ids = add(store, [advice_chat(), advice_chat(" Thanks!")], metadata={"rating": "3"})
+    (rated,) = add(store, [advice_chat(" Please?")], source="b.csv", metadata={"rating": "5"})
     deduplicate_store(store, recipe(dedup={"prefer": "meta.rating desc"}))
     assert {row[2] for row in clusters(store) if row[0] in ids} == {rated}
 
 
-def test_what_is_preferred_may_not_follow_from_itself(store):
-    add(store, [told()])
+def test_the_preference_cannot_depend_on_near_duplicates(store):
+    add(store, [advice_chat()])
     with pytest.raises(RecipeError, match=r"dedup\.prefer reads near_duplicate"):
         deduplicate_store(store, recipe(dedup={"prefer": "near_duplicate desc"}))
 
 
-@pytest.mark.parametrize("wrong", ["nonsense desc", "quality >", "1; drop table clusters"])
-def test_an_order_that_cannot_be_applied_leaves_the_store_as_it_was(store, wrong):
-    add(store, [told(), told(" Thanks!")])
+@pytest.mark.parametrize("order", ["nonsense desc", "quality >", "1; drop table clusters"])
+def test_an_invalid_order_leaves_the_store_unchanged(store, order):
+    add(store, [advice_chat(), advice_chat(" Thanks!")])
     deduplicate_store(store, recipe())
     before = clusters(store)
     with pytest.raises(RecipeError):
-        deduplicate_store(store, recipe(dedup={"prefer": wrong}))
+        deduplicate_store(store, recipe(dedup={"prefer": order}))
     assert clusters(store) == before
 
 
 def test_a_dry_run_counts_the_same_and_writes_nothing(store):
-    add(store, [told(), told(" Thanks!")])
+    add(store, [advice_chat(), advice_chat(" Thanks!")])
     dry = deduplicate_store(store, recipe(), dry_run=True)
     assert (dry.near_duplicates, dry.written, clusters(store)) == (1, False, [])
 
 
-def test_doing_it_again_puts_the_new_clusters_in_the_place_of_the_old(store):
-    add(store, [told(), told(" Thanks a lot for all of it, and greetings from the harbour!")])
+def test_a_second_run_replaces_the_clusters(store):
+    add(store, [advice_chat(), advice_chat(" Thanks a lot for all of it, and greetings from the harbour!")])
     deduplicate_store(store, recipe(dedup={"similarity": 0.6}))
     assert len(clusters(store)) == 2
     deduplicate_store(store, recipe(dedup={"similarity": 0.99}))
     assert clusters(store) == []
 
 
-def test_an_empty_store_says_what_to_do_first(tmp_path):
+def test_a_missing_store_is_an_error(tmp_path):
     with pytest.raises(StoreError, match=r"The store .* does not exist"):
         deduplicate_store(tmp_path / "none.duckdb", recipe())
 
 
-# rules and versions ---------------------------------------------------------------------------------------------
+# --- rules and versions ---
 
 
-def test_a_rule_keeps_one_of_each(store):
-    short = add(store, [told(), told(" Thanks!"), *questions(3)])[0]
+def test_a_rule_keeps_one_conversation_per_cluster(store):
+    short = add(store, [advice_chat(), advice_chat(" Thanks!"), *questions(3)])[0]
     deduplicate_store(store, recipe())
-    chosen = select_store(store, recipe(**RULE))
-    assert (chosen.kept, chosen.rules[0].leaving, chosen.rules[0].examples[0]["id"]) == (4, 1, short)
+    selection = select_store(store, recipe(**RULE))
+    assert (selection.kept, selection.rules[0].dropped, selection.rules[0].examples[0]["id"]) == (4, 1, short)
 
 
-def test_a_rule_is_refused_as_long_as_somebody_was_not_compared(store):
-    add(store, [told()])
-    with pytest.raises(RecipeError, match="near_duplicate, which is not known for any") as unknown:
+def test_a_rule_is_an_error_while_conversations_are_not_compared(store):
+    add(store, [advice_chat()])
+    with pytest.raises(RecipeError, match="near_duplicate, which is not computed for any") as error:
         select_store(store, recipe(**RULE))
-    assert unknown.value.hint == "curate dedup"
+    assert error.value.hint == "curate dedup"
     deduplicate_store(store, recipe())
-    add(store, [told(" Thanks!")], source="b.csv")
-    with pytest.raises(RecipeError, match="not known for 1 conversation"):
+    add(store, [advice_chat(" Thanks!")], source="b.csv")
+    with pytest.raises(RecipeError, match="not computed for 1 conversation"):
         select_store(store, recipe(**RULE))
 
 
-def frozen(store, settings):
+def freeze_store(store, settings):
     with writing(store) as connection:
         return freeze(connection, "support", settings)
 
 
-def test_near_duplicates_sit_on_one_side_of_the_split(store):
+def test_near_duplicates_are_in_the_same_split(store):
     own = [" ".join(f"n{n}w{word}" for word in range(40)) for n in range(40)]
     add(store, [talk for words in own for talk in (chat(f"{words}?", "Yes!"), chat(f"So, {words}?", "Yes."))])
     settings = recipe(freeze={"held_out": 0.3})
     deduplicate_store(store, settings)
-    frozen(store, settings)
+    freeze_store(store, settings)
     with reading(store) as connection:
-        torn = connection.sql(
+        separated = connection.sql(
             """SELECT cluster FROM clusters JOIN members USING (conversation) GROUP BY cluster
                HAVING count(DISTINCT split) > 1"""
         ).fetchall()
-        found = connection.sql("SELECT count(*) FROM clusters").fetchall()
-    assert (torn, found) == ([], [(80,)])
+        members = connection.sql("SELECT count(*) FROM clusters").fetchall()
+    assert (separated, members) == ([], [(80,)])
 
 
-def test_a_version_says_how_near_duplicates_were_found_and_one_without_them_is_as_before(store):
-    add(store, [told(), told(" Thanks!"), *questions(5)])
-    plain = frozen(store, recipe()).version
+def test_a_version_states_the_dedup_section_if_dedup_was_run(store):
+    add(store, [advice_chat(), advice_chat(" Thanks!"), *questions(5)])
+    plain = freeze_store(store, recipe()).version
     assert "dedup" not in plain.recipe
     deduplicate_store(store, recipe())
-    assert frozen(store, recipe()).version.recipe["dedup"] == {"similarity": 0.8, "prefer": None}
+    assert freeze_store(store, recipe()).version.recipe["dedup"] == {"similarity": 0.8, "prefer": None}
 
 
 @pytest.mark.parametrize(
-    ("between", "said"),
+    ("change", "message"),
     [
         (lambda store: add(store, questions(2, start=9), source="b.csv"), "does not cover 2 conversations"),
         (lambda store: deduplicate_store(store, recipe(dedup={"similarity": 0.9})), r"\[dedup\] .* differs from the"),
         (lambda store: deduplicate_store(store, recipe()), "uses near_duplicate, but curate dedup was run after it"),
     ],
-    ids=["newcomers", "another limit", "selected before"],
+    ids=["new conversations", "another limit", "selected before"],
 )
-def test_a_freeze_is_refused_where_what_it_would_say_is_not_so(store, between, said):
-    add(store, [told(), told(" Thanks!")])
+def test_freezing_with_outdated_clusters_is_an_error(store, change, message):
+    add(store, [advice_chat(), advice_chat(" Thanks!")])
     settings = recipe(**RULE)
     deduplicate_store(store, settings)
     select_store(store, settings)
-    between(store)
-    with pytest.raises(VersionError, match=said):
-        frozen(store, settings)
+    change(store)
+    with pytest.raises(VersionError, match=message):
+        freeze_store(store, settings)
 
 
-# the command ----------------------------------------------------------------------------------------------------
+# --- the command ---
 
 
-def test_the_command_tells_and_says_what_comes_next(curate, tmp_path, sample):
+def test_the_command_prints_counts_and_the_next_command(curate, tmp_path, sample):
     assert curate("import", str(sample / "support_tickets.csv")).returncode == 0
     done = curate("dedup", "--json")
     assert (done.returncode, json.loads(done.stdout)["near_duplicates"]) == (0, 10)
@@ -187,14 +187,14 @@ def test_the_command_tells_and_says_what_comes_next(curate, tmp_path, sample):
     assert f"one of 2 in cluster {other}, near-duplicate of {other}, similarity 1.000" in curate("trace", one).stdout
 
 
-def test_the_card_of_a_version_says_that_near_duplicates_are_not_torn_apart(curate, tmp_path, sample):
-    for words in (
+def test_the_dataset_card_states_that_near_duplicates_are_in_the_same_split(curate, tmp_path, sample):
+    for command in (
         ["import", str(sample / "support_tickets.csv")],
         ["dedup"],
         ["freeze", "a"],
         ["export", "a@1", "--to", "a@1"],
     ):
-        assert curate(*words).returncode == 0
+        assert curate(*command).returncode == 0
     card = (tmp_path / "a@1" / "README.md").read_text()
     assert "nor do near-duplicates (similarity 0.8 or more)." in card
     assert curate("restore", "a@1", "--store", "fresh.duckdb").returncode == 0

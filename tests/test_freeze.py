@@ -283,7 +283,7 @@ def test_a_version_states_the_scorer_parameters_of_its_rules(store):
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        ({"nope": {}}, "There is no scorer nope"),
+        ({"nope": {}}, "Unknown scorer nope"),
         ({"ngram_repetition": {"n": 0}}, "n: Input should be greater than or equal to 1"),
         ({"ngram_repetition": {"n": float("nan")}}, "n: Input should be a finite number"),
         ({"ngram_repetition": {"n": date(1979, 5, 27)}}, "n: Input should be a valid integer"),

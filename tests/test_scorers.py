@@ -1,11 +1,11 @@
-"""What each scorer says of small conversations; the doctests in curate/scorers show the plain cases."""
+"""Scorers on small conversations; the simple cases are doctests in curate/scorers."""
 
 import polars as pl
 import pytest
 
 from curate.scorers import SCORERS
 from curate.scorers.character_ratios import LETTER, SYMBOL, letter_ratio, symbol_ratio
-from curate.scorers.features import evaluate, material, scored
+from curate.scorers.features import compute_features, example_scores, run_scorer
 from curate.scorers.formatting import control_tokens, unbalanced_fences, unfinished
 from curate.scorers.language import FUNCTION_WORDS, language
 from curate.scorers.length import assistant_share, characters, turns, words
@@ -25,11 +25,11 @@ def frame_of(*conversations):
 
 
 def values(scorer, *conversations, **parameters):
-    return evaluate(scorer, material(frame_of(*conversations)), **parameters).to_list()
+    return run_scorer(scorer, compute_features(frame_of(*conversations)), **parameters).to_list()
 
 
 def answers(scorer, *texts, **parameters):
-    return scored(scorer, *(("Go on, please", text) for text in texts), **parameters)
+    return example_scores(scorer, *(("Go on, please", text) for text in texts), **parameters)
 
 
 TOOL_CALL = [
@@ -47,22 +47,22 @@ def test_every_scorer_has_one_line_of_help_and_a_doctest():
         assert ">>>" in scorer.__doc__, name
 
 
-def test_no_scorer_takes_the_name_of_a_column_of_its_material():
-    columns = material(pl.DataFrame(schema=CONVERSATIONS)).columns
+def test_no_scorer_is_named_like_a_feature():
+    columns = compute_features(pl.DataFrame(schema=CONVERSATIONS)).columns
     assert not set(columns) & set(SCORERS)
 
 
-def test_every_scorer_takes_a_frame_without_rows():
-    frame = material(pl.DataFrame(schema=CONVERSATIONS))
+def test_every_scorer_accepts_a_frame_without_rows():
+    frame = compute_features(pl.DataFrame(schema=CONVERSATIONS))
     for name, scorer in SCORERS.items():
-        made = evaluate(scorer, frame).alias(name)
-        assert made.len() == 0, name
-        frame = frame.with_columns(made)
+        scores = run_scorer(scorer, frame).alias(name)
+        assert scores.len() == 0, name
+        frame = frame.with_columns(scores)
 
 
 @pytest.mark.parametrize("name", [name for name in SCORERS if name != "quality"])
-def test_no_scorer_gives_null_for_odd_conversations(name):
-    odd = [
+def test_no_scorer_returns_null_for_unusual_conversations(name):
+    unusual = [
         [("human", ""), ("gpt", "")],
         [("system", "Be kind.")],
         [("human", "Call it"), ("function_call", "{}")],
@@ -71,19 +71,19 @@ def test_no_scorer_gives_null_for_odd_conversations(name):
         [("human", "🎉"), ("gpt", "🎉🎉\x00")],
         TOOL_CALL,
     ]
-    assert None not in values(SCORERS[name], *odd)
+    assert None not in values(SCORERS[name], *unusual)
 
 
 def test_a_row_has_the_same_scores_alone_and_among_others():
     many = [
         [("human", f"Say {n}"), ("gpt", "one two three four five " * (n % 4 + 1) + "é" * (n % 3))] for n in range(20)
     ]
-    frame = material(frame_of(*many))
+    frame = compute_features(frame_of(*many))
     for name, scorer in SCORERS.items():
         if name == "quality":
             continue
-        together = evaluate(scorer, frame).to_list()
-        alone = [evaluate(scorer, frame.slice(row, 1)).item() for row in range(frame.height)]
+        together = run_scorer(scorer, frame).to_list()
+        alone = [run_scorer(scorer, frame.slice(row, 1)).item() for row in range(frame.height)]
         assert together == alone, name
 
 
@@ -92,51 +92,51 @@ def test_characters_and_turns_count_every_role():
     assert values(turns, TOOL_CALL) == [4]
 
 
-def test_words_count_what_people_and_the_assistant_say_not_tool_calls():
+def test_words_count_user_and_assistant_without_tool_calls():
     assert values(words, TOOL_CALL) == [6]
 
 
-def test_the_assistants_share_counts_its_tool_calls():
-    learned = len(TOOL_CALL[1][1]) + len(TOOL_CALL[3][1])
-    assert values(assistant_share, TOOL_CALL) == [learned / sum(len(text) for _, text in TOOL_CALL)]
+def test_the_assistant_share_includes_tool_calls():
+    assistant = len(TOOL_CALL[1][1]) + len(TOOL_CALL[3][1])
+    assert values(assistant_share, TOOL_CALL) == [assistant / sum(len(text) for _, text in TOOL_CALL)]
 
 
-def test_a_chinese_character_is_a_word_of_its_own():
+def test_a_chinese_character_is_a_word():
     assert answers(SCORERS["answer_words"], "你好，世界", "カナ and kanji 漢字") == [5, 6]
 
 
-def test_an_ngram_that_occurs_once_is_no_repetition():
+def test_an_ngram_that_occurs_once_is_not_a_repetition():
     assert answers(word_repetition, "Yes.", "New York") == [0.0, 0.0]
 
 
 def test_overlapping_repeats_count_each_character_once():
-    assert answers(ngram_repetition, "a a a a a a a a", n=3) == [0.875]  # the 2nd to the 8th word stand in a repeat
+    assert answers(ngram_repetition, "a a a a a a a a", n=3) == [0.875]  # the 2nd to the 8th word are in a repeat
 
 
-def test_ngrams_do_not_reach_into_the_next_conversation():
+def test_ngrams_do_not_cross_conversations():
     assert answers(ngram_repetition, "one two three", "one two three", n=3) == [0.0, 0.0]
     assert answers(ngram_repetition, "one two", "three one two three", n=3) == [0.0, 0.0]
 
 
-def test_an_answer_shorter_than_the_ngram_repeats_nothing():
+def test_an_answer_shorter_than_the_ngram_has_no_repetition():
     assert answers(ngram_repetition, "no no", n=5) == [0.0]
     assert answers(word_repetition, "", n=2) == [0.0]
 
 
-def test_empty_lines_are_no_repeated_lines():
+def test_empty_lines_are_not_repeated_lines():
     assert answers(line_repetition, "one\n\n\n\ntwo") == [0.0]
 
 
-def test_an_extract_of_a_long_prompt_is_no_echo():
+def test_an_extract_of_a_long_prompt_is_not_an_echo():
     text = " ".join(f"word{n}" for n in range(50))
-    assert scored(echo, (f"Give the last five words of: {text}", text[-34:])) == [pytest.approx(0.1, abs=0.05)]
+    assert example_scores(echo, (f"Give the last five words of: {text}", text[-34:])) == [pytest.approx(0.1, abs=0.05)]
 
 
 def test_a_copied_prompt_is_an_echo_in_any_case():
-    assert scored(echo, ("Create a looping GIF", "create a looping gif")) == [1.0]
+    assert example_scores(echo, ("Create a looping GIF", "create a looping gif")) == [1.0]
 
 
-def test_counting_bytes_agrees_with_the_regular_expressions():
+def test_counts_by_bytes_equal_counts_by_regular_expression():
     texts = ["Aa1 !?", "x = y*2; {ok} #5", "\t\n\\ @", "", "'\"`~^|<>$"]
     frame = pl.DataFrame({"text": texts})
     for scorer, pattern in ((letter_ratio, LETTER), (symbol_ratio, SYMBOL)):
@@ -192,7 +192,7 @@ def test_short_answers_lists_greetings_and_code_are_finished(text):
         "对不起，我无法回答。",
     ],
 )
-def test_a_refusal_is_known_by_its_opening(text):
+def test_a_refusal_is_detected_by_its_beginning(text):
     assert answers(refusal, text) == [True]
 
 
@@ -206,7 +206,7 @@ def test_a_refusal_is_known_by_its_opening(text):
         "A GPT model is a language model.",
     ],
 )
-def test_an_apology_is_no_refusal(text):
+def test_an_apology_is_not_a_refusal(text):
     assert answers(refusal, text) == [False]
 
 
@@ -215,16 +215,16 @@ def test_a_refusal_in_any_answer_of_a_long_conversation_counts():
     assert values(refusal, talk) == [True]
 
 
-def test_boilerplate_is_found_anywhere_and_in_any_case():
+def test_boilerplate_is_detected_anywhere_and_in_any_case():
     assert answers(boilerplate, "Well. AS AN AI LANGUAGE MODEL, I have no taste.", "AI is fun.") == [True, False]
 
 
-def test_fences_are_balanced_answer_by_answer():
+def test_fences_are_balanced_per_answer():
     open_, close = ("gpt", "```py\nx"), ("gpt", "y\n```")
     assert values(unbalanced_fences, [("human", "a"), open_, ("human", "b"), close]) == [True]
 
 
-def test_control_tokens_are_found_in_any_turn():
+def test_control_tokens_are_detected_in_any_turn():
     talk = [("human", "Why does <|im_start|> break it?"), ("gpt", "Because.")]
     assert values(control_tokens, talk, TOOL_CALL) == [True, False]
 
@@ -255,30 +255,33 @@ def test_control_tokens_are_found_in_any_turn():
         ("th", "พัสดุกำลังมา"),
     ],
 )
-def test_the_language_is_told_from_script_and_function_words(code, text):
-    assert scored(language, ("42", text)) == [code]
+def test_the_language_is_detected_by_script_and_function_words(code, text):
+    assert example_scores(language, ("42", text)) == [code]
 
 
 def test_a_number_has_the_language_of_its_question():
-    assert scored(language, ("Combien font six fois sept dans la base dix ?", "42"), ("6*7", "42")) == ["fr", "unknown"]
+    assert example_scores(language, ("Combien font six fois sept dans la base dix ?", "42"), ("6*7", "42")) == [
+        "fr",
+        "unknown",
+    ]
 
 
-def test_no_function_word_of_one_letter_but_the_english_ones():
+def test_only_english_has_function_words_of_one_ascii_letter():
     letters = {word for words in FUNCTION_WORDS.values() for word in words.split() if len(word) == 1}
     assert {letter for letter in letters if letter.isascii()} == {"a", "i"}
 
 
-def test_quality_takes_off_nothing_at_fine_all_at_worst_and_a_part_between():
+def test_a_penalty_is_zero_at_fine_full_at_worst_and_linear_in_between():
     frame = pl.DataFrame({"words": [50, 20, 15, 10, 0]})
     penalties = {"words": Penalty(weight=0.4, fine=20, worst=10)}
     assert frame.select(quality(penalties=penalties)).to_series().round(6).to_list() == [1.0, 1.0, 0.8, 0.6, 0.6]
 
 
-def test_quality_never_falls_below_nothing():
+def test_quality_is_never_negative():
     frame = pl.DataFrame({"refusal": [True], "boilerplate": [True]})
     penalties = {name: Penalty(weight=0.8) for name in frame.columns}
     assert frame.select(quality(penalties=penalties)).item() == 0.0
 
 
-def test_the_default_penalties_name_scorers():
+def test_the_default_penalties_are_on_scorers():
     assert set(PENALTIES) <= set(SCORERS)

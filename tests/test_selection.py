@@ -1,12 +1,11 @@
-"""Selecting: what a rule may say and read, whose word counts, and the verdicts that are written."""
+"""Selection: syntax and names of rules, precedence of verdicts, and the verdicts that are written."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from support.stores import add, chat, questions
-from support.stores import say as say_in
+from support.stores import add, chat, questions, say
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -30,11 +29,11 @@ def connection(tmp_path):
         yield connection
 
 
-def edition(connection, name, parent):
+def insert_edit(connection, name, parent):
     connection.execute("INSERT INTO conversations (id, conversations, parent) VALUES (?, [], ?)", [name, parent])
 
 
-def say(connection, conversation, verdict, by_whom="rule", edited_to=None):
+def insert_verdict(connection, conversation, verdict, by_whom="rule", edited_to=None):
     connection.execute(
         """INSERT INTO verdicts (conversation, verdict, reason, by_whom, edited_to, selection)
            VALUES (?, ?, 'because', ?, ?, ?)""",
@@ -50,46 +49,46 @@ def test_without_any_selection_everything_is_kept(connection):
     assert kept(connection) == "abc"
 
 
-def test_what_came_after_the_latest_selection_waits_for_the_next(connection):
-    say(connection, "a", "keep")
-    say(connection, "b", "drop")
+def test_conversations_imported_after_the_latest_selection_are_not_kept(connection):
+    insert_verdict(connection, "a", "keep")
+    insert_verdict(connection, "b", "drop")
     assert kept(connection) == "a"
 
 
 def test_a_later_rule_verdict_replaces_an_earlier_one(connection):
     for name in "abc":
-        say(connection, name, "drop")
-    say(connection, "b", "keep")
+        insert_verdict(connection, name, "drop")
+    insert_verdict(connection, "b", "keep")
     assert kept(connection) == "b"
 
 
-def test_a_person_outranks_a_later_rule(connection):
-    say(connection, "a", "keep", "ann")
-    say(connection, "b", "drop", "ann")
+def test_a_human_verdict_overrides_a_later_rule(connection):
+    insert_verdict(connection, "a", "keep", "ann")
+    insert_verdict(connection, "b", "drop", "ann")
     for name in "abc":
-        say(connection, name, "drop" if name == "a" else "keep")
+        insert_verdict(connection, name, "drop" if name == "a" else "keep")
     assert kept(connection) == "ac"
 
 
-def test_an_edited_conversation_takes_the_place_of_its_parent(connection):
-    edition(connection, "A", "a")
-    say(connection, "a", "edit", "ann", edited_to="A")
+def test_an_edit_replaces_the_original(connection):
+    insert_edit(connection, "A", "a")
+    insert_verdict(connection, "a", "edit", "ann", edited_to="A")
     for name in "abcA":
-        say(connection, name, "drop")
+        insert_verdict(connection, name, "drop")
     assert kept(connection) == "A"
 
 
-def test_an_edit_that_is_taken_back_leaves_again(connection):
-    edition(connection, "A", "a")
-    say(connection, "a", "edit", "ann", edited_to="A")
-    say(connection, "a", "keep", "ann")
+def test_a_withdrawn_edit_is_not_kept(connection):
+    insert_edit(connection, "A", "a")
+    insert_verdict(connection, "a", "edit", "ann", edited_to="A")
+    insert_verdict(connection, "a", "keep", "ann")
     assert kept(connection) == "abc"
 
 
-def test_an_edit_back_to_the_first_text_keeps_the_first_text(connection):
-    edition(connection, "A", "a")
-    say(connection, "a", "edit", "ann", edited_to="A")
-    say(connection, "A", "edit", "ann", edited_to="a")
+def test_an_edit_back_to_the_original_keeps_the_original(connection):
+    insert_edit(connection, "A", "a")
+    insert_verdict(connection, "a", "edit", "ann", edited_to="A")
+    insert_verdict(connection, "A", "edit", "ann", edited_to="a")
     assert kept(connection) == "abc"
 
 
@@ -101,7 +100,7 @@ RATED = [chat("Where is it?", "On its way to you."), chat("Why so late?", "A sto
 @pytest.fixture(scope="module")
 def scored_store(tmp_path_factory):
     """Three scored conversations: two of ann.csv, rated 4.5 and not a number, one of bob.csv, not rated."""
-    path = tmp_path_factory.mktemp("selecting") / "x.duckdb"
+    path = tmp_path_factory.mktemp("selection") / "x.duckdb"
     add(path, RATED[:1], source="in/ann.csv", metadata={"rating": "4.5", "the topic": "it's late"})
     add(path, RATED[1:], source="in/ann2.csv", metadata={"rating": "none", "the topic": " "})
     add(path, [chat("Do it", "I'm sorry, but I can't help with that.", tools="[]")], source="in/bob.csv")
@@ -118,8 +117,8 @@ def rules(**written):
     return check_recipe({"select": {"rules": written}}, "the test")
 
 
-def staying(store, rule):
-    """The first words of the questions that a rule keeps."""
+def kept_questions(store, rule):
+    """The first words of the questions of the kept conversations."""
     selection = select_store(store, rules(rule=rule))
     with reading(store) as connection:
         ids = [id_ for (id_,) in connection.sql(KEPT_SQL).fetchall()]
@@ -139,7 +138,7 @@ def verdicts(store):
 
 
 @pytest.mark.parametrize(
-    ("rule", "stay"),
+    ("rule", "questions"),
     [
         ("not refusal", ["Where", "Why"]),
         ("quality between 0.4 and 0.6", ["Do"]),
@@ -159,8 +158,8 @@ def verdicts(store):
         ("true", ["Do", "Where", "Why"]),
     ],
 )
-def test_a_rule_reads_scores_facts_and_metadata(store, rule, stay):
-    assert staying(store, rule) == stay
+def test_a_rule_reads_scores_facts_and_metadata(store, rule, questions):
+    assert kept_questions(store, rule) == questions
 
 
 @pytest.mark.parametrize(
@@ -184,43 +183,43 @@ def test_a_rule_reads_scores_facts_and_metadata(store, rule, stay):
         ("lowr(id) = 'x'", "did you mean lower"),
         ("list_transform([1], lambda x: x) = [1]", "calls"),
         ("words = $1", "more than one expression|a parameter"),
-        ("qualty > 0.5", "reads qualty, which is not known, did you mean quality"),
+        ("qualty > 0.5", "reads qualty, which is unknown, did you mean quality"),
         ("meta.ratin > 3", "did you mean rating"),
-        ("scores.quality > 1", "reads scores.quality, which is not known"),
-        ("words + 1", "is no condition, it gives BIGINT"),
+        ("scores.quality > 1", "reads scores.quality, which is unknown"),
+        ("words + 1", "is not a condition, its type is BIGINT"),
         ("refusal > 'often'", "often"),
         ("meta.rating::integer > 3", "cannot be applied"),
     ],
 )
-def test_anything_but_a_condition_over_known_names_is_refused(store, rule, message):
+def test_anything_but_a_condition_over_known_names_is_an_error(store, rule, message):
     before = verdicts(store)
-    with pytest.raises(RecipeError, match=message) as raised:
+    with pytest.raises(RecipeError, match=message) as error:
         select_store(store, rules(bad=rule))
-    assert raised.value.hint
+    assert error.value.hint
     assert verdicts(store) == before
 
 
-def test_the_rule_that_meets_a_value_it_cannot_reckon_with_is_named(store):
+def test_an_error_at_run_time_names_the_rule(store):
     for rule, hint in (("file = 1", "curate select --where"), ("meta.rating::integer > 3", "try_cast")):
-        with pytest.raises(RecipeError, match=r"select\.rules\.bad: .* cannot be applied") as raised:
+        with pytest.raises(RecipeError, match=r"select\.rules\.bad: .* cannot be applied") as error:
             select_store(store, rules(fine="turns > 0", bad=rule, later="turns > 1"))
-        assert hint in raised.value.hint
+        assert hint in error.value.hint
 
 
-def test_an_empty_rule_is_refused_and_is_not_taken_for_none(store):
+def test_an_empty_rule_is_an_error(store):
     with pytest.raises(RecipeError, match="the rule is empty"):
         select_store(store, rules(), where="")
 
 
 @pytest.mark.parametrize("links", [130, 300, 600, 900])
 @pytest.mark.parametrize(("chain", "end"), [("turns + ", "turns > 1"), ("not ", "turns > 1")])
-def test_a_rule_that_is_nested_too_deep_is_refused(chain, end, links):
-    with pytest.raises(RecipeError, match=r"rule deep: .* is nested too deep") as raised:
+def test_a_rule_that_is_nested_too_deep_is_an_error(chain, end, links):
+    with pytest.raises(RecipeError, match=r"rule deep: .* is nested too deep") as error:
         Expression.read(chain * links + end, "rule deep")
-    assert len(raised.value.what) < 400
+    assert len(error.value.what) < 400
 
 
-def test_as_deep_a_rule_as_is_read_can_be_applied():
+def test_the_deepest_accepted_rule_can_be_applied():
     for links in range(70, 130):
         text = "turns + " * links + "turns > 1"
         try:
@@ -232,19 +231,19 @@ def test_as_deep_a_rule_as_is_read_can_be_applied():
     assert 80 < links < 129
 
 
-def test_names_in_a_rule_are_found_wherever_they_stand():
+def test_names_are_found_anywhere_in_a_rule():
     rule = Expression.read("case when a then b in (c, 1) else not (d + e between f and 2) end", "the test")
     assert [name for (name,) in rule.names] == ["a", "b", "c", "d", "e", "f"]
 
 
-def test_a_rule_about_scores_that_are_not_computed_says_so(store):
+def test_a_rule_on_missing_scores_is_an_error(store):
     add(store, questions(2))
-    with pytest.raises(RecipeError, match="reads quality, which is not computed for 2 conversations") as raised:
+    with pytest.raises(RecipeError, match="reads quality, which is not computed for 2 conversations") as error:
         select_store(store, rules(good="quality > 0.5"))
-    assert raised.value.hint == "curate score"
+    assert error.value.hint == "curate score"
 
 
-def test_a_rule_reads_the_score_as_the_recipe_configures_it(store):
+def test_a_rule_reads_the_score_with_the_parameters_of_the_recipe(store):
     recipe = check_recipe(
         {"score": {"word_repetition": {"n": 1}}, "select": {"rules": {"r": "word_repetition = 0"}}}, "the test"
     )
@@ -254,15 +253,15 @@ def test_a_rule_reads_the_score_as_the_recipe_configures_it(store):
     assert select_store(store, recipe).rules[0].rule == "word_repetition = 0"
 
 
-def test_the_waterfall_counts_each_leaver_at_the_first_rule_that_fails(store):
+def test_a_conversation_is_counted_at_the_first_rule_it_fails(store):
     selection = select_store(store, rules(polite="not refusal", rated="meta.rating > 3"), "turns = 2")
-    steps = [(step.name, step.before, step.leaving, step.unknown, step.after) for step in selection.rules]
+    steps = [(step.name, step.before, step.dropped, step.unknown, step.after) for step in selection.rules]
     assert steps == [("polite", 3, 1, 0, 2), ("rated", 2, 1, 1, 1), ("--where", 1, 0, 0, 1)]
     assert selection.rules[0].examples[0]["prompt"] == "Do it"
     assert (selection.conversations, selection.kept_by_rules, selection.kept) == (3, 1, 1)
 
 
-def test_a_rule_reads_the_very_column_that_it_names(tmp_path):
+def test_column_names_in_rules_are_case_sensitive_and_do_not_clash(tmp_path):
     store = tmp_path / "columns.duckdb"
     add(store, [chat("Hi", "Hello")], metadata={"conversation": "C1", "Rating": "5", "rating": "1"})
     for rule in (
@@ -274,7 +273,7 @@ def test_a_rule_reads_the_very_column_that_it_names(tmp_path):
     assert select_store(store, both, dry_run=True).kept == 1
 
 
-def test_verdicts_carry_the_rules_text(store):
+def test_the_reason_of_a_verdict_is_the_text_of_the_rule(store):
     selection = select_store(store, rules(polite="not refusal", rated="meta.rating > 3"))
     reasons = sorted((verdict, reason, by_whom, sel) for _, verdict, reason, by_whom, sel in verdicts(store))
     assert reasons == [
@@ -284,33 +283,33 @@ def test_verdicts_carry_the_rules_text(store):
     ]
 
 
-def test_the_same_selection_again_adds_nothing(store):
+def test_repeating_a_selection_adds_no_verdicts(store):
     assert select_store(store, rules(polite="not refusal")).verdicts == 3
     assert select_store(store, rules(polite="not refusal")).verdicts == 0
     assert len(verdicts(store)) == 3
 
 
-def test_going_back_to_earlier_rules_is_a_new_word_on_those_alone_whose_verdict_changes(store):
+def test_only_changed_verdicts_are_written_when_rules_change(store):
     for rule, new, kept in (("not refusal", 3, 2), ("true", 1, 3), ("not refusal", 1, 2)):
         selection = select_store(store, rules(one=rule))
         assert (selection.verdicts, selection.kept) == (new, kept)
 
 
 @pytest.mark.parametrize("rule", ["1 / 0 > 1", "0 / (turns - turns) > 1", "words % (turns - turns) < 9"])
-def test_a_division_by_zero_is_unknown_and_keeps_nothing(store, rule):
+def test_a_division_by_zero_is_unknown_and_drops(store, rule):
     selection = select_store(store, rules(one=rule))
-    assert [(step.leaving, step.unknown, step.after) for step in selection.rules] == [(3, 3, 0)]
+    assert [(step.dropped, step.unknown, step.after) for step in selection.rules] == [(3, 3, 0)]
     assert {reason for _, _, reason, _, _ in verdicts(store)} == {f"one: {rule} (unknown: NULL)"}
 
 
-def test_without_rules_everything_is_kept_again(store):
+def test_without_rules_everything_is_kept(store):
     select_store(store, rules(none="false"))
     selection = select_store(store, Recipe())
     assert (selection.kept, selection.rules) == (3, [])
     assert verdicts(store)[-1][2] == "no rules"
 
 
-def test_new_conversations_get_a_verdict_and_old_ones_no_second(store):
+def test_only_new_conversations_get_verdicts_in_a_repeated_selection(store):
     select_store(store, rules(any="turns > 0"))
     add(store, questions(4))
     assert select_store(store, rules(any="turns > 0")).verdicts == 4
@@ -323,29 +322,29 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(store):
     assert (dry.rules, dry.kept, dry.verdicts, wet.verdicts) == (wet.rules, wet.kept, 0, 3)
 
 
-def test_people_outrank_rules_in_the_count(store):
+def test_human_verdicts_override_rules_in_the_counts(store):
     with reading(store) as connection:
         ids = {
             text: id_ for id_, text in connection.sql("SELECT id, conversations[1].value FROM conversations").fetchall()
         }
-    say_in(store, ids["Do it"], "keep", by_whom="ann")
-    say_in(store, ids["Where is it?"], "drop", by_whom="ann")
-    (edition,) = add(store, [chat("Why so late?", "A storm.")], parent=ids["Why so late?"])
-    say_in(store, ids["Why so late?"], "edit", by_whom="ann", edited_to=edition)
+    say(store, ids["Do it"], "keep", by_whom="ann")
+    say(store, ids["Where is it?"], "drop", by_whom="ann")
+    (edited,) = add(store, [chat("Why so late?", "A storm.")], parent=ids["Why so late?"])
+    say(store, ids["Why so late?"], "edit", by_whom="ann", edited_to=edited)
     for dry_run in (True, False):
         selection = select_store(store, rules(polite="not refusal"), dry_run=dry_run)
         assert selection.kept_by_rules == 2
-        assert (selection.kept_by_people, selection.dropped_by_people, selection.kept) == (2, 2, 2)
+        assert (selection.kept_by_humans, selection.dropped_by_humans, selection.kept) == (2, 2, 2)
     with reading(store) as connection:
-        assert {id_ for (id_,) in connection.sql(KEPT_SQL).fetchall()} == {ids["Do it"], edition}
+        assert {id_ for (id_,) in connection.sql(KEPT_SQL).fetchall()} == {ids["Do it"], edited}
 
 
-def test_a_store_without_conversations_is_said(tmp_path):
+def test_a_missing_store_is_an_error(tmp_path):
     with pytest.raises(StoreError, match=r"The store .* does not exist"):
         select_store(tmp_path / "none.duckdb", Recipe())
 
 
-def test_the_command_shows_the_waterfall_examples_and_what_to_type_next(store):
+def test_the_command_prints_counts_examples_and_the_next_command(store):
     command = ["select", "--store", str(store), "--where", "not refusal and meta.rating > 3"]
     result = CliRunner().invoke(app, [*command, "--dry-run"])
     assert result.exit_code == 0, result.output
@@ -354,19 +353,19 @@ def test_the_command_shows_the_waterfall_examples_and_what_to_type_next(store):
     assert "A freeze takes 1" in result.stdout
     assert "NULL" in result.stderr
     assert "Nothing was written" in result.stderr
-    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
-    assert (found["kept"], found["verdicts"]) == (1, 3)
+    report = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert (report["kept"], report["verdicts"]) == (1, 3)
 
 
-def test_without_a_rule_it_is_said_that_all_stay(store):
+def test_the_command_reports_that_there_are_no_rules(store):
     shown = CliRunner().invoke(app, ["select", "--set", "select.rules={}", "--store", str(store)])
     assert shown.exit_code == 0, shown.output
     assert "There is no rule" in shown.stderr
     assert shown.stdout.startswith("Rules keep 3 of 3")
 
 
-def test_a_column_that_only_a_later_file_has_counts_for_rows_that_were_there_already(tmp_path):
-    """Labels or ratings of known rows come in a second file, whose rows are duplicates."""
+def test_a_column_from_a_later_file_applies_to_rows_imported_before(tmp_path):
+    """Labels or ratings of imported rows are often in a second file, whose rows are duplicates."""
     (tmp_path / "a.csv").write_text("question,answer,stars\nWhy?,So.,\nWho?,Me.,\n")
     (tmp_path / "b.csv").write_text("question,answer,stars\nWhy?,So.,5\nWho?,Me.,2\n")
     kept = set()
@@ -377,7 +376,7 @@ def test_a_column_that_only_a_later_file_has_counts_for_rows_that_were_there_alr
     assert kept == {1}
 
 
-def test_the_first_file_that_fills_a_column_counts(tmp_path):
+def test_the_first_file_with_a_value_in_a_column_is_used(tmp_path):
     for name, stars in (("a.csv", 5), ("b.csv", 1)):
         (tmp_path / name).write_text(f"question,answer,stars\nWhy?,So.,{stars}\n")
     store = tmp_path / "curate.duckdb"
@@ -385,13 +384,13 @@ def test_the_first_file_that_fills_a_column_counts(tmp_path):
     assert select_store(store, Recipe(), "meta.stars = 5").kept == 1
 
 
-def test_a_column_that_is_called_like_something_of_ours_is_told_apart(tmp_path):
+def test_a_column_that_clashes_with_a_built_in_name_is_reported(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,source\nWhy?,So.,web\n")
     store = tmp_path / "curate.duckdb"
     import_files(store, [str(tmp_path / "a.csv")], ImportSection())
     assert select_store(store, Recipe(), "meta.source = 'web'").shadowed == []
-    chosen = select_store(store, Recipe(), "source = 'web'")
-    assert (chosen.kept, chosen.shadowed) == (0, ["source"])
+    selection = select_store(store, Recipe(), "source = 'web'")
+    assert (selection.kept, selection.shadowed) == (0, ["source"])
     shown = CliRunner().invoke(app, ["select", "--store", str(store), "--where", "source = 'web'", "--dry-run"])
     assert "the column source of a source is meta.source" in " ".join(shown.stderr.split())
     assert "The rule --where keeps none of 1 conversation" in " ".join(shown.stderr.split())

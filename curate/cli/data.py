@@ -163,21 +163,23 @@ def score(
     """
     from dataclasses import asdict
 
-    from curate.cli.views.curation import show_explanation, show_scores
-    from curate.scorers import runner
+    from curate.cli.views.scores import show_explanation, show_scores
+    from curate.scorers.plan import describe_scorers
+    from curate.scorers.runner import score_store
+    from curate.scorers.summary import explain_quality
     from schemas.recipe import load_recipe
     from schemas.store import store_path
 
     settings = load_recipe(recipe, set_ or [])
     if list_:
-        scorers = runner.describe_scorers()
-        print_json(scorers) if as_json else print_table(scorers, ["scorer", "parameters", "what"])
+        scorers = describe_scorers()
+        print_json(scorers) if as_json else print_table(scorers, ["scorer", "parameters", "description"])
     elif why is not None:
-        explanation = runner.explain(store_path(store), settings, why)
+        explanation = explain_quality(store_path(store), settings, why)
         print_json(explanation) if as_json else show_explanation(explanation)
     else:
         with progress_bar("Scoring") as advance:
-            report = runner.score_store(store_path(store), settings, only or [], again=again, progress=advance)
+            report = score_store(store_path(store), settings, only or [], again=again, progress=advance)
         print_json(asdict(report)) if as_json else show_scores(report)
 
 

@@ -34,8 +34,7 @@ def freeze(
     \b
     curate freeze support --held-out 5%
     """
-    from curate.cli.views.curation import note_disputes
-    from curate.cli.views.versions import show_freeze
+    from curate.cli.views.versions import note_disputes, show_freeze
     from curate.review.verdicts import disputes
     from curate.versions import freeze as freezing
     from schemas.recipe import load_recipe, parse_share
@@ -62,7 +61,7 @@ def versions(
     \b
     curate versions support
     """
-    from curate.cli.views.curation import show_versions
+    from curate.cli.views.versions import show_versions
     from curate.versions.freeze import list_versions
     from schemas.store import reading, store_path
 
@@ -89,17 +88,17 @@ def diff(
     \b
     curate diff support@1 support@2 --list
     """
-    from curate.cli.views.curation import show_changes
-    from curate.versions.diff import compare, list_changes
+    from curate.cli.views.versions import show_diff
+    from curate.versions.diff import diff_versions, list_changes
     from schemas.store import reading, store_path
 
     with reading(store_path(store)) as connection:
-        seen = compare(connection, before, after)
-        changes = list_changes(connection, seen, limit or None) if list_ or as_json else []
+        difference = diff_versions(connection, before, after)
+        changes = list_changes(connection, difference, limit or None) if list_ or as_json else []
     if as_json:
-        print_json({**seen.as_json(), "changes": changes})
+        print_json({**difference.as_json(), "changes": changes})
     else:
-        show_changes(seen, changes)
+        show_diff(difference, changes)
 
 
 def export(

@@ -1,8 +1,7 @@
-"""Deduplicating: conversations come in; clusters of near-duplicates go out, and who of each cluster may stay.
+"""Conversations in the store → near-duplicate clusters in `clusters`, and the conversation to keep of each.
 
-What two conversations have in common is measured on all they say but the system prompt, which thousands may share. Of
-those that are alike the recipe prefers one; a near-duplicate is who resembles one that stays, so that nobody leaves for
-the sake of somebody who leaves too.
+Conversations are compared by all turns except the system prompt, which thousands may share. Every dropped conversation
+is a near-duplicate of a kept one.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from pathlib import Path
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.dedup.shingle_join import Numbers, Read, central_first, near_pairs, stand_ins
+from curate.dedup.shingle_join import Numbers, ReadTexts, greedy_cover, near_pairs, rank_by_degree
+from curate.rule_columns import find_matching
 from curate.scorers.runner import check_not_empty
-from curate.selection import matching
 from schemas.cluster import NEAR_DUPLICATE, connected_components, write_clustering
 from schemas.conversation import preview_prompts
 from schemas.errors import RecipeError
@@ -25,16 +24,16 @@ from schemas.recipe import Recipe
 from schemas.store import reading, writing
 
 METHOD = "shingles"
-"""What `clusters.method` says of those found here."""
+"""The value of `clusters.method`."""
 
 LONGEST_FIRST = "length(prompt) + length(answer) desc"
-"""Whom to prefer when the recipe does not say, of those whom as many others resemble."""
+"""The default order among conversations with equally many near-duplicates."""
 
-LEAST_SIMILARITY = 0.8
-"""From where on people are shown two conversations together."""
+REVIEW_SIMILARITY = 0.8
+"""The similarity from which a review queue groups conversations."""
 
-AT_ONCE = 20_000
-"""Conversations that are read at once."""
+BATCH_ROWS = 20_000
+"""Conversations that are read at a time."""
 
 EXAMPLES = 5
 
@@ -46,20 +45,20 @@ TEXTS_SQL = """
 
 
 @dataclass(frozen=True, slots=True)
-class Deduplicated:
-    """What near-duplicates there are: `near_duplicates` of `conversations` may go, and lie in `clusters`."""
+class DedupReport:
+    """The near-duplicates of the store: `near_duplicates` of `conversations` may be dropped."""
 
     similarity: float
     conversations: int
     clusters: int
     members: int
     near_duplicates: int
-    same_words: int
-    """near-duplicates with the very same shingles as one that stays"""
+    exact: int
+    """near-duplicates with the same shingles as a kept conversation"""
     largest: int
     """members of the largest cluster"""
     examples: list[dict[str, str | float]]
-    """those closest to the limit: conversation, prompt, nearest, nearest_prompt, similarity"""
+    """the least similar near-duplicates: conversation, prompt, nearest, nearest_prompt, similarity"""
     written: bool
 
 
@@ -69,65 +68,64 @@ def deduplicate_store(
     *,
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> Deduplicated:
-    """Find the near-duplicates among all imported conversations of the store, in place of those found before.
+) -> DedupReport:
+    """Find the near-duplicates among all imported conversations, replacing the previous clusters.
 
-    `progress` is told how many have been read, and of how many; `dry_run` writes nothing. Raises `RecipeError` for an
-    order of preference that cannot be applied.
+    `progress` is called with the number of conversations that were read, and of all. `dry_run` writes nothing. Raises
+    `RecipeError` for an invalid `dedup.prefer`.
     """
     check_not_empty(store)
     with (reading if dry_run else writing)(store) as connection:
-        numbered = _by_preference(connection, recipe)
-        pairs = _near(connection, numbered, recipe.dedup.similarity, lambda done: progress(done, numbered.height))
-        going = stand_ins(pairs) if recipe.dedup.prefer else central_first(pairs)
-        clusters = _clusters(pairs, going, numbered)
+        numbered = _number(connection, recipe)
+        pairs = _find_pairs(connection, numbered, recipe.dedup.similarity, lambda done: progress(done, numbered.height))
+        dropped = greedy_cover(pairs) if recipe.dedup.prefer else rank_by_degree(pairs)
+        clusters = _form_clusters(pairs, dropped, numbered)
         if not dry_run:
             write_clustering(connection, METHOD, recipe.dedup.model_dump(mode="json"), numbered.height, clusters)
-        return _deduplicated(connection, recipe, numbered.height, clusters, written=not dry_run)
+        return _report(connection, recipe, numbered.height, clusters, written=not dry_run)
 
 
-def near_duplicates(connection: DuckDBPyConnection, asked: pl.DataFrame) -> pl.DataFrame:
-    """Which of the conversations `asked` are near-duplicates of each other: columns `conversation`, `cluster`.
+def find_near_duplicates(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> pl.DataFrame:
+    """The near-duplicates among `conversations` (`conversation`): columns `conversation`, `cluster`.
 
-    A cluster is named by the smallest id in it, and whoever has no sibling is not there.
+    A cluster is named after its smallest id. Conversations without near-duplicates are not included.
     """
-    numbered = asked.select(pl.col("conversation").sort()).with_row_index("number")
-    pairs = _near(connection, numbered, LEAST_SIMILARITY)
-    clusters = _clusters(pairs, stand_ins(pairs), numbered)
+    numbered = conversations.select(pl.col("conversation").sort()).with_row_index("number")
+    pairs = _find_pairs(connection, numbered, REVIEW_SIMILARITY)
+    clusters = _form_clusters(pairs, greedy_cover(pairs), numbered)
     return clusters.select("conversation", cluster=pl.col("conversation").min().over("cluster"))
 
 
-def _by_preference(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
-    """All imported conversations, numbered: `conversation`, `number`, the one to prefer first."""
+def _number(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
+    """All imported conversations in the order of preference: `conversation`, `number`."""
     order = recipe.dedup.prefer or LONGEST_FIRST
     if re.search(rf"\b{NEAR_DUPLICATE}\b", order):
-        raise RecipeError(f"dedup.prefer reads {NEAR_DUPLICATE}, which follows from it.", 'For example: "quality desc"')
-    found: pl.DataFrame = matching(connection, recipe, None, order).pl()
-    return found.select("conversation", pl.col("place").cast(pl.UInt32).alias("number"))
+        raise RecipeError(f"dedup.prefer reads {NEAR_DUPLICATE}, which depends on it.", 'For example: "quality desc"')
+    ranked: pl.DataFrame = find_matching(connection, recipe, None, order).pl()
+    return ranked.select("conversation", pl.col("place").cast(pl.UInt32).alias("number"))
 
 
-def _near(
+def _find_pairs(
     connection: DuckDBPyConnection,
     numbered: pl.DataFrame,
-    least: float,
+    similarity: float,
     progress: Callable[[int], None] = lambda _: None,
 ) -> pl.DataFrame:
-    """The pairs that are alike, by their numbers."""
     connection.register("numbered", numbered)
-    pairs = near_pairs(_reader(connection), numbered.height, least, progress)
+    pairs = near_pairs(_text_reader(connection), numbered.height, similarity, progress)
     connection.unregister("numbered")
     return pairs
 
 
-def _reader(connection: DuckDBPyConnection) -> Read:
-    """Reads the texts of `numbered`, a part at a time."""
+def _text_reader(connection: DuckDBPyConnection) -> ReadTexts:
+    """A function that reads the texts of `numbered` in batches."""
 
-    def read(wanted: Numbers | None) -> Iterator[pl.DataFrame]:
+    def read(numbers: Numbers | None) -> Iterator[pl.DataFrame]:
         query = TEXTS_SQL
-        if wanted is not None:
-            connection.register("wanted", pl.DataFrame({"number": wanted}))
-            query += "WHERE number IN (SELECT number FROM wanted)"
-        for batch in connection.sql(query).to_arrow_reader(AT_ONCE):
+        if numbers is not None:
+            connection.register("selected_numbers", pl.DataFrame({"number": numbers}))
+            query += "WHERE number IN (SELECT number FROM selected_numbers)"
+        for batch in connection.sql(query).to_arrow_reader(BATCH_ROWS):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame
@@ -135,57 +133,57 @@ def _reader(connection: DuckDBPyConnection) -> Read:
     return read
 
 
-def _clusters(pairs: pl.DataFrame, going: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
-    """Who is tied to whom over one or many pairs: `conversation`, `cluster`, `nearest`, `similarity`.
+def _form_clusters(pairs: pl.DataFrame, dropped: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
+    """The connected components of `pairs`: `conversation`, `cluster`, `nearest`, `similarity`.
 
-    A cluster has the name of the first of its members that stay; the last two are null for who stays.
+    A cluster is named after the first of its kept members, whose `nearest` and `similarity` are null.
     """
     links = pairs.with_row_index("link").unpivot(["a", "b"], index="link", value_name="number")
     named = links.join(numbered, on="number").select("link", member="conversation", rank=pl.lit(""))
     members = (
         connected_components(named)
         .join(numbered, left_on="member", right_on="conversation")
-        .join(going, on="number", how="left")
-        .join(numbered.select(nearest="number", like="conversation"), on="nearest", how="left")
+        .join(dropped, on="number", how="left")
+        .join(numbered.select(nearest="number", nearest_id="conversation"), on="nearest", how="left")
         .sort(pl.col("nearest").is_not_null(), "number")
     )
     return members.select(
         conversation="member",
         cluster=pl.col("member").first().over("group"),
-        nearest="like",
+        nearest="nearest_id",
         similarity="similarity",
     )
 
 
-def _deduplicated(
+def _report(
     connection: DuckDBPyConnection, recipe: Recipe, conversations: int, clusters: pl.DataFrame, *, written: bool
-) -> Deduplicated:
-    going = clusters.drop_nulls("nearest")
+) -> DedupReport:
+    dropped = clusters.drop_nulls("nearest")
     sizes = clusters.group_by("cluster").len()["len"]
-    return Deduplicated(
+    return DedupReport(
         similarity=recipe.dedup.similarity,
         conversations=conversations,
         clusters=sizes.len(),
         members=clusters.height,
-        near_duplicates=going.height,
-        same_words=going.filter(pl.col("similarity") == 1).height,
+        near_duplicates=dropped.height,
+        exact=dropped.filter(pl.col("similarity") == 1).height,
         largest=int(sizes.max() or 0),  # type: ignore[arg-type]
-        examples=_examples(connection, going),
+        examples=_examples(connection, dropped),
         written=written,
     )
 
 
-def _examples(connection: DuckDBPyConnection, going: pl.DataFrame) -> list[dict[str, str | float]]:
-    """Those that are least alike: where the limit lies is judged by them."""
-    least = going.sort("similarity", "conversation").head(EXAMPLES).to_dicts()
-    words = preview_prompts(connection, [one[end] for one in least for end in ("conversation", "nearest")])
+def _examples(connection: DuckDBPyConnection, dropped: pl.DataFrame) -> list[dict[str, str | float]]:
+    """The least similar near-duplicates, which show whether the limit is right."""
+    rows = dropped.sort("similarity", "conversation").head(EXAMPLES).to_dicts()
+    prompts = preview_prompts(connection, [row[end] for row in rows for end in ("conversation", "nearest")])
     return [
         {
-            "conversation": one["conversation"],
-            "prompt": words[one["conversation"]],
-            "nearest": one["nearest"],
-            "nearest_prompt": words[one["nearest"]],
-            "similarity": round(one["similarity"], 3),
+            "conversation": row["conversation"],
+            "prompt": prompts[row["conversation"]],
+            "nearest": row["nearest"],
+            "nearest_prompt": prompts[row["nearest"]],
+            "similarity": round(row["similarity"], 3),
         }
-        for one in least
+        for row in rows
     ]

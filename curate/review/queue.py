@@ -15,9 +15,11 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.dedup.clusters import near_duplicates
-from curate.scorers.runner import plan, stored_columns
-from curate.selection import RULE, matching
+from curate.dedup.clusters import find_near_duplicates
+from curate.rule_columns import find_matching
+from curate.scorers.plan import plan_scorers
+from curate.scorers.runner import stored_columns
+from curate.selection import RULE
 from schemas.errors import ReviewError
 from schemas.recipe import Recipe
 from schemas.review import QUALITY, MetadataKind, Task
@@ -131,7 +133,7 @@ def _ranked(
     connection: DuckDBPyConnection, recipe: Recipe, name: str, wanted: Wanted, disputed: Sequence[str]
 ) -> pl.DataFrame:
     """Whom the queue takes, first ones first: one column `conversation`."""
-    connection.register("matching", matching(connection, recipe, wanted.where, wanted.order).pl())
+    connection.register("matching", find_matching(connection, recipe, wanted.where, wanted.order).pl())
     connection.register("disputed", pl.DataFrame({"conversation": disputed}, schema={"conversation": pl.String}))
     columns = score_columns(connection, recipe)
     dropped_too = wanted.also_dropped or wanted.why == UNCERTAIN
@@ -157,7 +159,7 @@ def _ranked(
 
 def _clustered(connection: DuckDBPyConnection, found: pl.DataFrame) -> pl.DataFrame:
     """Those with near-duplicates among them, cluster by cluster, the largest first."""
-    clusters = near_duplicates(connection, found)
+    clusters = find_near_duplicates(connection, found)
     members = found.join(clusters, on="conversation", maintain_order="left")
     size = pl.len().over("cluster")
     return members.sort(size, "cluster", descending=[True, False], maintain_order=True).select("conversation")
@@ -196,7 +198,7 @@ def _uncertain(recipe: Recipe, pool: str, quality: str) -> str:
 def score_columns(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
     """Score -> its column, quoted, with the parameters that the recipe gives it; those that are computed."""
     stored = stored_columns(connection)
-    return {each.name: f'"{each.column}"' for each in plan(recipe.score) if each.column in stored}
+    return {each.name: f'"{each.column}"' for each in plan_scorers(recipe.score) if each.column in stored}
 
 
 def _fractions(connection: DuckDBPyConnection, chosen: pl.DataFrame, salt: str) -> pl.Series:
@@ -263,7 +265,7 @@ def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFr
     """What `asking.task_of` takes, a row per chosen conversation, in their order."""
     scores = score_columns(connection, recipe)
     named = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())
-    connection.register("near", _named_by_first(near_duplicates(connection, chosen), chosen))
+    connection.register("near", _named_by_first(find_near_duplicates(connection, chosen), chosen))
     connection.register("chosen", chosen.with_row_index("place"))
     rows: list[dict[str, Any]] = connection.sql(FACTS_SQL.format(scores=named)).pl().to_dicts()
     connection.unregister("chosen")

@@ -1,9 +1,9 @@
-"""The scorers by name. A new one is a function and a line here; another package adds its own by an entry point.
+"""Scorers by name: a new scorer is a function and a line here; other packages add scorers by an entry point.
 
-A scorer returns a Polars expression over the columns of `curate.scorers.features`, or over other scores; or it
-takes that frame and returns a series as long. Its keyword parameters are what a recipe can set, its docstring
-is its help, its doctest its first test. Values are numbers, truths or short texts, and null only where there
-is nothing to say: what is null is computed again the next time.
+A scorer returns a Polars expression over the columns of `curate.scorers.features` or over other scores, or it takes
+the features frame and returns a series of the same length. Its keyword parameters are set by the recipe, its docstring
+is the help text, its doctest the first test. Values are numbers, booleans or short strings. Null values are computed
+again on the next run, so return null only if there is no value.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCORERS: dict[str, Scorer] = {
 }
 
 REVISIONS: dict[str, int] = {}
-"""Scorers whose formula changed since their first release: their old values are computed again. 1 if left out."""
+"""Revision of each scorer whose formula changed after its release, so that old values are recomputed. Default: 1."""
 
 ENTRY_POINTS = "curate.scorers"
-"""The entry-point group with which another package adds scorers; they run where a recipe or --only names them."""
+"""The entry-point group for scorers of other packages, which run only if the recipe or --only names them."""

@@ -1,4 +1,4 @@
-"""Which characters the answer is made of."""
+"""Answers → share of letters and share of symbols among their characters."""
 
 from __future__ import annotations
 
@@ -9,52 +9,51 @@ import pyarrow as pa
 
 LETTER = r"[\p{L}\p{M}]"
 SYMBOL = r"[\p{S}\p{C}#%&*/@\\_\[\]{}--\s]"
-"""Neither letter, digit, space nor the punctuation of prose: markup, code, emoji, control characters."""
+"""Markup, code, emoji, control characters: neither letters, digits, white space nor punctuation of prose."""
 
 
 def letter_ratio(frame: pl.DataFrame) -> pl.Series:
-    """Share of letters among the answer's characters that are no white space; 1 where there are none.
+    """Share of letters among the answer's characters, without white space; 1 if the answer is empty.
 
-    After Gopher's share of words with a letter (arXiv 2112.11446, A1.1: at least 0.8), counted in characters;
-    sums, tables and code are low by nature.
+    Based on Gopher's share of words with a letter (arXiv 2112.11446, A1.1: at least 0.8), but counts characters.
+    Calculations, tables and code have low values.
 
-    >>> from curate.scorers.features import scored
-    >>> scored(letter_ratio, ("2 + 2?", "a = 4!"), ("Say", "Grüße"))
+    >>> from curate.scorers.features import example_scores
+    >>> example_scores(letter_ratio, ("2 + 2?", "a = 4!"), ("Say", "Grüße"))
     [0.25, 1.0]
     """
     return _ratio(frame, LETTER, empty=1.0)
 
 
 def symbol_ratio(frame: pl.DataFrame) -> pl.Series:
-    """Share of symbols (markup, code, emoji) among the answer's characters that are no white space.
+    """Share of symbols (markup, code, emoji) among the answer's characters, without white space; 0 if it is empty.
 
-    After Gopher's symbol-to-word ratio (arXiv 2112.11446, A1.1: at most 0.1), for all symbols, in characters.
+    Based on Gopher's symbol-to-word ratio (arXiv 2112.11446, A1.1: at most 0.1), but counts all symbols and characters.
 
-    >>> from curate.scorers.features import scored
-    >>> scored(symbol_ratio, ("Code?", "a*b ="), ("Say", "Yes, sir."), ("Say", "né 🎉🎉"))
+    >>> from curate.scorers.features import example_scores
+    >>> example_scores(symbol_ratio, ("Code?", "a*b ="), ("Say", "Yes, sir."), ("Say", "né 🎉🎉"))
     [0.5, 0.0, 0.5]
     """
     return _ratio(frame, SYMBOL, empty=0.0)
 
 
 def _ratio(frame: pl.DataFrame, pattern: str, *, empty: float) -> pl.Series:
-    """Per answer the share of its characters that match; what is no white space is what stands in its words."""
-    part = _count(frame["answer"], pattern)
-    whole = (
-        frame.select(pl.col("answer_terms").list.eval(pl.element().str.len_chars()).list.sum()).to_series().to_numpy()
-    )
-    return pl.Series(np.where(whole > 0, np.minimum(part / np.maximum(whole, 1), 1.0), empty))
+    """The share of each answer's characters that match `pattern`, of all that are part of a word."""
+    matches = _count(frame["answer"], pattern)
+    word_lengths = pl.col("answer_terms").list.eval(pl.element().str.len_chars())
+    total = frame.select(word_lengths.list.sum()).to_series().to_numpy()
+    return pl.Series(np.where(total > 0, np.minimum(matches / np.maximum(total, 1), 1.0), empty))
 
 
 def _count(texts: pl.Series, pattern: str) -> npt.NDArray[np.int64]:
-    """Characters that match `pattern`, per text.
+    """The number of characters in each text that match `pattern`.
 
-    Plain ASCII texts are counted with a table over their bytes, ten times as fast as the regular expression
-    that both follow.
+    ASCII texts are counted with a lookup table over their bytes, which is ten times as fast as the regular expression
+    that it is made from.
     """
     counts = _count_ascii(texts, pattern)
-    other = (texts.str.len_bytes() != texts.str.len_chars()).to_numpy()
-    counts[other] = texts.filter(pl.Series(other)).str.count_matches(pattern).to_numpy()
+    not_ascii = (texts.str.len_bytes() != texts.str.len_chars()).to_numpy()
+    counts[not_ascii] = texts.filter(pl.Series(not_ascii)).str.count_matches(pattern).to_numpy()
     return counts
 
 
@@ -62,15 +61,15 @@ def _count_ascii(texts: pl.Series, pattern: str) -> npt.NDArray[np.int64]:
     arrow = texts.to_arrow().cast(pa.large_string())
     _, offsets, data = arrow.buffers()
     starts = np.frombuffer(offsets, dtype=np.int64, count=len(texts) + 1, offset=8 * arrow.offset)
-    filled = np.flatnonzero(starts[1:] > starts[:-1])  # reduceat has no empty ranges
+    nonempty = np.flatnonzero(starts[1:] > starts[:-1])  # reduceat does not accept empty ranges
     counts = np.zeros(len(texts), dtype=np.int64)
-    if len(filled):
+    if len(nonempty):
         matches = _ascii_table(pattern)[np.frombuffer(data, dtype=np.uint8)[: starts[-1]]]
-        counts[filled] = np.add.reduceat(matches, starts[filled], dtype=np.int64)
+        counts[nonempty] = np.add.reduceat(matches, starts[nonempty], dtype=np.int64)
     return counts
 
 
 def _ascii_table(pattern: str) -> npt.NDArray[np.uint8]:
-    """256 flags: which bytes are an ASCII character that matches."""
+    """256 flags, one per byte value: whether it is an ASCII character that matches."""
     matching = pl.Series([chr(code) for code in range(128)]).str.contains(pattern).to_numpy()
     return np.concatenate([matching, np.zeros(128, dtype=np.bool_)]).astype(np.uint8)

@@ -1,18 +1,18 @@
-"""What scorers look at: a conversations frame comes in, the same rows with the texts taken out go out.
+"""Conversations frame → the same rows with the text columns that scorers read.
 
-String work that several scorers need (joining turns, lower-casing, splitting into words) is done here, once.
+String operations that several scorers need (joining turns, lower case, splitting into words) run once, here.
 
-    column         type            what
+    column         type            content
     id, conversations, tools       as in every conversations frame
-    answers        List(String)    the texts of the assistant (`gpt` turns), in order; tool calls are not text
-    prompts        List(String)    the texts of the user (`human` turns), in order
-    answer         String          `answers`, a line break between them; empty where there are none
-    prompt         String          `prompts`, the same way
+    answers        List(String)    texts of the assistant (`gpt` turns), in order, without tool calls
+    prompts        List(String)    texts of the user (`human` turns), in order
+    answer         String          `answers` joined by line breaks; empty if there are none
+    prompt         String          `prompts` joined by line breaks; empty if there are none
     answer_lower   String          `answer` in lower case
     prompt_lower   String          `prompt` in lower case
-    answer_terms   List(String)    the words of `answer_lower`: what stands between white space; a Han character,
-                                   hiragana or katakana is a word of its own, since these scripts have no spaces
-    prompt_terms   List(String)    the words of `prompt_lower`
+    answer_terms   List(String)    words of `answer_lower`, separated by white space; a Han, hiragana or katakana
+                                   character is a word, because these scripts have no spaces
+    prompt_terms   List(String)    words of `prompt_lower`
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from schemas.conversation import CONVERSATIONS, TURN
 HUMAN, ASSISTANT = "human", "gpt"
 
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}])"
-"""Scripts that put no spaces between words; one character comes nearer to a word than one sentence does."""
-
+"""Scripts without spaces between words: a character is a better unit than a sentence."""
 
 _SPACES = "[\n\t\r\u00a0\u3000]"
 
 
-def material(conversations: pl.DataFrame) -> pl.DataFrame:
-    """The scorers' frame for a frame with the columns `id`, `conversations`, `tools`: one row each, same order."""
+def compute_features(conversations: pl.DataFrame) -> pl.DataFrame:
+    """The features frame of a conversations frame: the same rows in the same order."""
     return (
         conversations.with_columns(answers=_texts_of(ASSISTANT), prompts=_texts_of(HUMAN))
         .with_columns(answer=pl.col("answers").list.join("\n"), prompt=pl.col("prompts").list.join("\n"))
@@ -57,33 +56,34 @@ def _terms_of(column: str) -> pl.Expr:
     return spaced.str.split(" ").list.filter(pl.element() != "")
 
 
-MATERIAL = frozenset(material(pl.DataFrame(schema=cast(pl.Schema, CONVERSATIONS))).columns)
-"""The names of the columns above."""
+FEATURES = frozenset(compute_features(pl.DataFrame(schema=cast(pl.Schema, CONVERSATIONS))).columns)
+"""The columns of a features frame."""
 
 
-def evaluate(scorer: Callable[..., Any], frame: pl.DataFrame, **parameters: object) -> pl.Series:
-    """The scorer's value for every row of `frame`, whichever of the two kinds of scorer it is."""
-    made = scorer(frame, **parameters) if takes_frame(scorer) else scorer(**parameters)
-    return frame.select(made).to_series() if isinstance(made, pl.Expr) else made
+def run_scorer(scorer: Callable[..., Any], frame: pl.DataFrame, **parameters: object) -> pl.Series:
+    """The scorer's value for each row of a features frame."""
+    values = scorer(frame, **parameters) if is_frame_scorer(scorer) else scorer(**parameters)
+    return frame.select(values).to_series() if isinstance(values, pl.Expr) else values
 
 
-def takes_frame(scorer: Callable[..., Any]) -> bool:
-    """Whether a scorer takes the frame and returns a series; the other kind only returns an expression."""
+def is_frame_scorer(scorer: Callable[..., Any]) -> bool:
+    """Whether a scorer takes the features frame and returns a series, instead of returning an expression."""
     kinds = {parameter.kind for parameter in inspect.signature(scorer).parameters.values()}
     return not kinds <= {inspect.Parameter.KEYWORD_ONLY}
 
 
-def scored(scorer: Callable[..., Any], *pairs: tuple[str, str], **parameters: object) -> list[Any]:
-    """What `scorer` says of some (prompt, answer) pairs: for doctests and for trying a scorer out.
+def example_scores(scorer: Callable[..., Any], *pairs: tuple[str, str], **parameters: object) -> list[Any]:
+    """The scores of (prompt, answer) pairs, for doctests and for trying a scorer.
 
     >>> from curate.scorers.length import answer_words
-    >>> scored(answer_words, ("Hi", "Hello there!"), ("你好", "你好。"))
+    >>> example_scores(answer_words, ("Hi", "Hello there!"), ("你好", "你好。"))
     [2, 3]
     """
     turns = [[_turn(HUMAN, prompt), _turn(ASSISTANT, answer)] for prompt, answer in pairs]
     columns = {"id": [str(number) for number in range(len(pairs))], "conversations": turns}
     frame = pl.DataFrame(columns, schema_overrides={"conversations": pl.List(TURN)})
-    values = evaluate(scorer, material(frame.with_columns(tools=pl.lit(None, pl.String))), **parameters)
+    features = compute_features(frame.with_columns(tools=pl.lit(None, pl.String)))
+    values = run_scorer(scorer, features, **parameters)
     return [round(value, 3) if isinstance(value, float) else value for value in values]
 
 

@@ -1,4 +1,4 @@
-"""Which language a text is in, guessed from its script and its function words: no model, no download."""
+"""Answers and prompts → their languages, detected by script and function words, without a model or a download."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-Count = Annotated[int, Field(ge=1, le=1_000_000)]  # Polars counts no further than 64 bits
+Count = Annotated[int, Field(ge=1, le=1_000_000)]  # Polars accepts at most 64 bits
 Share = Annotated[float, Field(ge=0, le=1)]
 
 FUNCTION_WORDS = {
@@ -63,9 +63,9 @@ FUNCTION_WORDS = {
         "nhiều rất vào ra"
     ),
 }
-"""Frequent words that carry grammar, lower-case; a word of several languages counts a share for each. Words of one
-letter are left out, since they are variables in sums and code, but for those that English has so many of.
-Between equals the earlier language is taken."""
+"""Frequent function words in lower case; a word of several languages counts in equal parts for each. Words of one
+letter are left out, because they are variables in formulas and code, except the frequent English ones. In a tie the
+language listed first is used."""
 
 SCRIPTS = {
     "ja": r"[\p{Hiragana}\p{Katakana}]",
@@ -78,54 +78,56 @@ SCRIPTS = {
     "hi": r"\p{Devanagari}",
     "th": r"\p{Thai}",
 }
-"""Scripts that name a language well enough: the most common one that is written with it."""
+"""The most common language of each script, which is detected by the script alone."""
 
 UNKNOWN = "unknown"
 
 
 def language(frame: pl.DataFrame, *, within: Count = 40, evidence: Share = 0.05) -> pl.Series:
-    """The answer's language as an ISO 639-1 code; where it is too short to tell, the prompt's; else "unknown".
+    """The answer's language as an ISO 639-1 code; if it is too short, the prompt's language; otherwise "unknown".
 
-    A script that fills half of the letters names its language. Latin script is judged by function words among
-    the first `within` words: the language with most of them, if they make a share of at least `evidence` (short words
-    as evidence: Grefenstette 1995, Comparing two language identification schemes). A name or a title alone misleads it.
+    A script that makes up more than half of the letters determines the language. For Latin script it is the language
+    with the most function words among the first `within` words, if their share is at least `evidence` (short words as
+    features: Grefenstette 1995, Comparing two language identification schemes). Unreliable for a name or title alone.
 
-    >>> from curate.scorers.features import scored
-    >>> scored(language, ("Why?", "Because the sky is blue."), ("Warum?", "Weil der Himmel blau ist."))
+    >>> from curate.scorers.features import example_scores
+    >>> example_scores(language, ("Why?", "Because the sky is blue."), ("Warum?", "Weil der Himmel blau ist."))
     ['en', 'de']
-    >>> scored(language, ("What is 6 times 7?", "42"), ("6*7", "42"), ("为什么？", "因为天空是蓝色的。"))
+    >>> example_scores(language, ("What is 6 times 7?", "42"), ("6*7", "42"), ("为什么？", "因为天空是蓝色的。"))
     ['en', 'unknown', 'zh']
     """
-    answer = _guess(frame["answer"], frame["answer_terms"], within, evidence)
+    answer = _detect(frame["answer"], frame["answer_terms"], within, evidence)
     short = answer.is_null()
-    asked = prompt_language(frame.filter(short), within=within, evidence=evidence)
-    return answer.scatter(short.arg_true(), asked)
+    prompt = prompt_language(frame.filter(short), within=within, evidence=evidence)
+    return answer.scatter(short.arg_true(), prompt)
 
 
 def prompt_language(frame: pl.DataFrame, *, within: Count = 40, evidence: Share = 0.05) -> pl.Series:
-    """The prompt's language, guessed as `language` does: `language <> prompt_language` finds an answer in another one.
+    """The prompt's language, detected as in `language`: `language <> prompt_language` finds answers in another one.
 
-    >>> from curate.scorers.features import scored
-    >>> scored(prompt_language, ("Say it in English: der Hund und die Katze", "The dog and the cat"))
+    >>> from curate.scorers.features import example_scores
+    >>> example_scores(prompt_language, ("Say it in English: der Hund und die Katze", "The dog and the cat"))
     ['de']
     """
-    return _guess(frame["prompt"], frame["prompt_terms"], within, evidence).fill_null(UNKNOWN)
+    return _detect(frame["prompt"], frame["prompt_terms"], within, evidence).fill_null(UNKNOWN)
 
 
-def _guess(texts: pl.Series, terms: pl.Series, within: int, evidence: float) -> pl.Series:
-    """An ISO code per text, null where nothing speaks for one."""
-    found = pl.DataFrame({"script": _by_script(texts, 8 * within), "words": _by_words(terms, within, evidence)})
-    return found.select(pl.coalesce("script", "words")).to_series()
+def _detect(texts: pl.Series, terms: pl.Series, within: int, evidence: float) -> pl.Series:
+    """The language code of each text, null if none was detected."""
+    codes = pl.DataFrame({"script": _by_script(texts, 8 * within), "words": _by_words(terms, within, evidence)})
+    return codes.select(pl.coalesce("script", "words")).to_series()
 
 
 def _by_script(texts: pl.Series, characters: int) -> pl.Series:
-    """The language whose script fills half of the letters; only texts that are not plain ASCII are looked at."""
-    other = (
+    """The language whose script makes up more than half of the letters; null for ASCII texts, which are skipped."""
+    not_ascii = (
         pl.DataFrame({"row": pl.int_range(len(texts), eager=True), "text": texts})
         .filter(pl.col("text").str.len_bytes() != pl.col("text").str.len_chars())
         .with_columns(pl.col("text").str.head(characters))
     )
-    counts = other.select("row", letters=_count(r"\p{L}"), **{code: _count(script) for code, script in SCRIPTS.items()})
+    counts = not_ascii.select(
+        "row", letters=_count(r"\p{L}"), **{code: _count(script) for code, script in SCRIPTS.items()}
+    )
     kana = pl.when(pl.col("ja") * 10 > pl.col("zh")).then(pl.col("ja") + pl.col("zh")).otherwise(0)
     most = (
         counts.with_columns(ja=kana)
@@ -134,17 +136,18 @@ def _by_script(texts: pl.Series, characters: int) -> pl.Series:
         .sort("count", descending=True, maintain_order=True)
         .unique("row", keep="first", maintain_order=True)
     )
-    return _spread(most, len(texts))
+    rows = pl.DataFrame({"row": pl.int_range(len(texts), eager=True)})
+    return rows.join(most.select("row", "code"), on="row", how="left", maintain_order="left")["code"]
 
 
 def _by_words(terms: pl.Series, within: int, evidence: float) -> pl.Series:
-    """The language with the most function words among the first words, null where they are too few."""
+    """The language with the most function words among the first words, null if there are too few."""
     words = pl.DataFrame({"row": pl.int_range(len(terms), eager=True), "word": terms.list.head(within)})
-    found = words.explode("word").join(_FUNCTION_WORDS, on="word")
-    places = (found["row"] * len(FUNCTION_WORDS) + found["rank"]).to_numpy()
-    weights = np.bincount(places, found["weight"].to_numpy(), minlength=len(terms) * len(FUNCTION_WORDS))
+    matches = words.explode("word").join(_FUNCTION_WORDS, on="word")
+    cells = (matches["row"] * len(FUNCTION_WORDS) + matches["rank"]).to_numpy()
+    weights = np.bincount(cells, matches["weight"].to_numpy(), minlength=len(terms) * len(FUNCTION_WORDS))
     by_language = weights.reshape(len(terms), len(FUNCTION_WORDS))
-    most, best = by_language.max(axis=1), by_language.argmax(axis=1)  # argmax takes the first of equals
+    most, best = by_language.max(axis=1), by_language.argmax(axis=1)  # argmax returns the first maximum
     enough = (most > 0) & (most >= evidence * words["word"].list.len().to_numpy())
     codes = pl.DataFrame({"code": pl.Series(list(FUNCTION_WORDS)).gather(best), "enough": enough})
     return codes.select(pl.when("enough").then("code")).to_series()
@@ -152,11 +155,6 @@ def _by_words(terms: pl.Series, within: int, evidence: float) -> pl.Series:
 
 def _count(pattern: str) -> pl.Expr:
     return pl.col("text").str.count_matches(pattern).cast(pl.Int64)
-
-
-def _spread(found: pl.DataFrame, height: int) -> pl.Series:
-    rows = pl.DataFrame({"row": pl.int_range(height, eager=True)})
-    return rows.join(found.select("row", "code"), on="row", how="left", maintain_order="left")["code"]
 
 
 def _word_table() -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""One number for a quick cut: what the other scores find wrong is taken off from 1."""
+"""Other scores → one quality score: 1 minus a penalty for each problem that they measure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from schemas.recipe import Section
 
 
 class Penalty(Section):
-    """How much a score may take off: nothing at `fine`, all of `weight` at `worst`, in proportion between."""
+    """The penalty for a score: 0 at `fine`, `weight` at `worst`, linear in between."""
 
     weight: float = Field(ge=0, le=1)
     fine: FiniteFloat = 0.0
     worst: FiniteFloat = 1.0
 
     @model_validator(mode="after")
-    def _has_a_slope(self) -> Self:
+    def _check_range(self) -> Self:
         if self.fine == self.worst:
-            raise ValueError("fine and worst are the same")
+            raise ValueError("fine and worst must differ")
         return self
 
     def expression(self, score: str) -> pl.Expr:
-        """What the score takes off, from 0 to `weight`; a truth counts as 0 or 1, a missing score takes off nothing."""
+        """The penalty, from 0 to `weight`; a boolean counts as 0 or 1, the penalty of a missing score is 0."""
         share = (pl.col(score).cast(pl.Float64) - self.fine) / (self.worst - self.fine)
         return (share.clip(0.0, 1.0) * self.weight).fill_null(0.0)
 
@@ -44,17 +44,17 @@ PENALTIES = {
 
 
 def quality(*, penalties: Mapping[str, Penalty] = PENALTIES) -> pl.Expr:
-    """1 minus the penalties of other scores, not below 0.
+    """1 minus the penalties of other scores, at least 0.
 
-    A recipe's `[score.quality.penalties]` replaces all of them: `refusal = {weight = 1}` takes off 1 where
-    `refusal` is true, `words = {weight = 0.3, fine = 20, worst = 5}` takes off nothing from 20 words on, 0.3
-    at 5 and less, and a part between. `curate score --why ID` shows what was taken off. The weights are this project's
-    own, set so that few answers of instruction data lose anything (DECISIONS.md has the numbers).
+    `[score.quality.penalties]` in a recipe replaces all defaults: `refusal = {weight = 1}` subtracts 1 if `refusal` is
+    true; `words = {weight = 0.3, fine = 20, worst = 5}` subtracts nothing for 20 words and more, 0.3 for 5 and fewer,
+    and a proportional part in between. `curate score --why ID` shows the penalties of a conversation. The default
+    weights were chosen in this project so that few answers of instruction data have a penalty (see DECISIONS.md).
 
     >>> frame = pl.DataFrame({"refusal": [True, False], "words": [5, 10]})
     >>> penalties = {"refusal": Penalty(weight=0.5), "words": Penalty(weight=0.3, fine=20, worst=5)}
     >>> frame.select(quality(penalties=penalties).round(2)).to_series().to_list()
     [0.2, 0.8]
     """
-    taken = pl.sum_horizontal(penalty.expression(score) for score, penalty in penalties.items())
-    return (1.0 - taken).clip(lower_bound=0.0)
+    subtracted = pl.sum_horizontal(penalty.expression(score) for score, penalty in penalties.items())
+    return (1.0 - subtracted).clip(lower_bound=0.0)

@@ -1,4 +1,4 @@
-"""Phrases that give an answer away: refusals, and what assistants say of themselves."""
+"""Answers → whether they are refusals or contain stock phrases of AI assistants, by phrase lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import polars as pl
 from pydantic import Field
 
-Count = Annotated[int, Field(ge=1, le=1_000_000)]  # Polars counts no further than 64 bits
+Count = Annotated[int, Field(ge=1, le=1_000_000)]  # Polars accepts at most 64 bits
 
 _APOSTROPHE = "['’]"
 _CANNOT = rf"(?:cannot|can not|can{_APOSTROPHE}t|(?:am|{_APOSTROPHE}m) (?:unable|not able) to)"
@@ -38,7 +38,7 @@ REFUSALS = (
     r"(?:很?抱歉|对不起)[，,]?(?:但是?)?我(?:不能|无法|不可以)",
     r"申し訳(?:ありません|ございません)が",
 )
-"""Beginnings of an answer, in lower case, that refuse the task."""
+"""Regular expressions for the beginning of a refusal, in lower case."""
 
 BOILERPLATE = (
     "as an ai ",
@@ -83,19 +83,19 @@ BOILERPLATE = (
     "言語モデルとして",
     "aiとして",
 )
-"""What assistants say of themselves, in lower case."""
+"""Stock phrases of AI assistants, in lower case."""
 
 
 def refusal(*, within: Count = 300) -> pl.Expr:
-    """Whether an answer opens with a refusal of the task, in ten languages; `within` characters are looked at.
+    """Whether an answer begins with a refusal of the task, in ten languages, within its first `within` characters.
 
-    After the phrase lists with which Vicuna and WizardLM cleaned ShareGPT; here a phrase must open the answer and
-    name an inability, since "sorry" alone is an everyday word.
+    Based on the phrase lists that Vicuna and WizardLM used to clean ShareGPT. Here a phrase must be at the beginning
+    and state an inability, because "sorry" alone is an everyday word.
 
-    >>> from curate.scorers.features import scored
-    >>> scored(refusal, ("Do it", "I'm sorry, but I can't help with that."), ("Write a note", "Sorry for being late!"))
+    >>> from curate.scorers.features import example_scores
+    >>> example_scores(refusal, ("Do it", "I'm sorry, but I can't help with that."), ("Write", "Sorry for being late!"))
     [True, False]
-    >>> scored(refusal, ("Los", "Es tut mir leid, aber ich kann das nicht."), ("做", "抱歉，我无法做到。"))
+    >>> example_scores(refusal, ("Los", "Es tut mir leid, aber ich kann das nicht."), ("做", "抱歉，我无法做到。"))
     [True, True]
     """
     opening = pl.element().str.slice(0, within).str.to_lowercase()
@@ -104,12 +104,12 @@ def refusal(*, within: Count = 300) -> pl.Expr:
 
 
 def boilerplate() -> pl.Expr:
-    """Whether an answer has what assistants say of themselves ("as an AI language model"), in ten languages.
+    """Whether an answer contains a stock phrase of AI assistants ("as an AI language model"), in ten languages.
 
-    After the phrase lists with which Vicuna and WizardLM cleaned ShareGPT.
+    Based on the phrase lists that Vicuna and WizardLM used to clean ShareGPT.
 
-    >>> from curate.scorers.features import scored
-    >>> scored(boilerplate, ("Feel?", "As an AI language model, I feel nothing."), ("Feel?", "Fine."))
+    >>> from curate.scorers.features import example_scores
+    >>> example_scores(boilerplate, ("Feel?", "As an AI language model, I feel nothing."), ("Feel?", "Fine."))
     [True, False]
     """
     return pl.col("answer_lower").str.contains_any(list(BOILERPLATE))

@@ -12,8 +12,9 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.scorers.runner import plan
-from curate.selection import WHERE, latest_selection
+from curate.rule_columns import WHERE
+from curate.scorers.plan import plan_scorers
+from curate.selection import latest_selection
 from curate.versions.split import count_groups, count_splits, split_members
 from schemas.cluster import NEAR_DUPLICATE, Clustering, count_unclustered, find_clustering
 from schemas.digest import canonical_json
@@ -68,7 +69,7 @@ def freeze(
     parameters than `recipe`, because a version states the recipe that produced it.
     """
     check_name(name)
-    plan(recipe.score)
+    plan_scorers(recipe.score)
     data_recipe = recipe.data_part() | applied_clustering(connection, recipe)
     data_recipe["select"]["rules"] = applied_rules(connection, recipe)
     members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)

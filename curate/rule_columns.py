@@ -1,0 +1,236 @@
+"""Names in rules and orders → SQL columns: facts about a conversation, scores, near-duplicates, and source columns.
+
+A rule is an SQL condition (`schemas.rule`). It is bound to a query with one row per imported conversation and one
+column per name that the rule reads. Used by selection, by `dedup.prefer` and by review queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+from curate.scorers import SCORERS
+from curate.scorers.plan import plan_scorers, scorer_names
+from curate.scorers.runner import stored_columns
+from schemas.cluster import NEAR_DUPLICATE, count_unclustered, find_clustering
+from schemas.conversation import IMPORTED_SQL
+from schemas.errors import RecipeError, nearest
+from schemas.recipe import Recipe
+from schemas.rule import Expression
+from schemas.text import plural, shorten
+
+META = "meta"
+"""Prefix of source columns: `meta.rating`. An empty cell is null."""
+
+WHERE, ORDER = "--where", "--order"
+"""Names of the rule and of the order that the command line adds."""
+
+_TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'], chr(10))"
+
+FACTS = {
+    "id": "c.id",
+    "source": "o.path",
+    "file": "parse_filename(o.path)",
+    "turns": "len(c.conversations)",
+    "has_tools": "c.tools IS NOT NULL",
+    "prompt": _TEXTS.format("human"),
+    "answer": _TEXTS.format("gpt"),
+}
+"""Names that a rule can read besides scores and `meta.<column>`: the conversation id, the path and file name of its
+first import, the number of turns, whether it has tools, and the texts of the user and of the assistant."""
+
+NULL_ON_DIVISION_BY_ZERO = "SET ieee_floating_point_ops = false; SET error_on_division_by_zero = false"
+"""By default DuckDB returns infinity, which exceeds every threshold: `1 / 0 > 1` would keep every conversation."""
+
+AS_NUMBER = " as number"
+
+CAST_HINT = f"Metadata is text: write try_cast({META}.price AS DOUBLE), which gives NULL for text that is not a number."
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The SQL expression for a name, over `c`, `s` and `o` of `facts_query`.
+
+    For metadata it is an expression over `origins`; if a conversation has several origins, the first value is used.
+    """
+
+    sql: str
+    is_metadata: bool = False
+    score: str | None = None
+
+
+def find_matching(
+    connection: DuckDBPyConnection, recipe: Recipe, where: str | None, order: str | None
+) -> DuckDBPyRelation:
+    """The conversations that meet `where`: columns `conversation` and `place`, the rank from 0 in the order of `order`.
+
+    `order` is an expression, optionally followed by `asc` or `desc`; the default is `id`. Ties are sorted by id. Raises
+    `RecipeError` for invalid expressions, as for rules.
+    """
+    text, descending = _split_direction(order or "id")
+    condition, key = Expression.read(where or "true", WHERE), Expression.read(text, ORDER)
+    columns = resolve_columns(connection, recipe, [condition, key])
+    connection.execute(NULL_ON_DIVISION_BY_ZERO)
+    condition_sql = bind_condition(connection, condition, columns)
+    key_sql, _ = _bind(connection, key, columns)
+    direction = "DESC" if descending else "ASC"
+    return connection.sql(f"""
+        SELECT conversation,
+            row_number() OVER (ORDER BY {key_sql} {direction} NULLS LAST, conversation) - 1 AS place
+        FROM ({facts_query(columns)}) WHERE {condition_sql}""")
+
+
+def _split_direction(order: str) -> tuple[str, bool]:
+    """An order without a final `asc` or `desc`, and whether that was `desc`."""
+    head, _, last = order.strip().rpartition(" ")
+    return (head, last.lower() == "desc") if head and last.lower() in ("asc", "desc") else (order, False)
+
+
+# --- from names to columns ---
+
+
+def resolve_columns(connection: DuckDBPyConnection, recipe: Recipe, rules: Sequence[Expression]) -> dict[str, Column]:
+    """The column of each name in the rules: a fact, a score or a source column, the first that exists.
+
+    Raises `RecipeError` for an unknown name, and for a score or `near_duplicate` that is not computed for all
+    conversations.
+    """
+    names = {parts: rule for rule in rules for parts in rule.names}
+    return {".".join(parts): _resolve(connection, recipe, parts, rule) for parts, rule in names.items()}
+
+
+def _resolve(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ...], rule: Expression) -> Column:
+    name = ".".join(parts)
+    if name in FACTS:
+        return Column(FACTS[name])
+    if name == NEAR_DUPLICATE:
+        return _near_duplicate_column(connection, rule)
+    if parts[0] == META and len(parts) == 2:
+        return _named_metadata_column(connection, parts[1], rule)
+    if name in scorer_names():
+        return _score_column(connection, plan_scorers(recipe.score, [name])[-1].column, rule)
+    if name in stored_columns(connection):
+        return _score_column(connection, name, rule)
+    metadata = metadata_keys(connection)
+    if name in metadata:
+        return _metadata_column(name)
+    ours = dict.fromkeys([*FACTS, NEAR_DUPLICATE, *scorer_names()])
+    raise RecipeError(
+        f"{_reads(rule, name)}, which is unknown{nearest(name, [*ours, *stored_columns(connection), *metadata])}",
+        f"A rule can read {', '.join(ours)} and {META}.COLUMN.",
+    )
+
+
+def _reads(rule: Expression, name: str) -> str:
+    return f"{rule.where}: {shorten(rule.text)!r} reads {name}"
+
+
+def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression) -> Column:
+    """A column of `scores`. Raises `RecipeError` if it is missing for some conversations.
+
+    Scorers of this project never return null, so a null is a missing score. For other scorers the rule gives NULL.
+    """
+    is_computed = "true" if column in stored_columns(connection) else "false"
+    if column in stored_columns(connection) and column.partition("__")[0] in SCORERS:
+        is_computed = f'"{column}" IS NOT NULL'
+    ((count,),) = connection.sql(f"""
+        SELECT count(*) FROM conversations c
+        WHERE {IMPORTED_SQL} AND id NOT IN (SELECT conversation FROM scores WHERE {is_computed})""").fetchall()
+    if count:
+        what = f"{_reads(rule, column)}, which is not computed for {plural(count, 'conversation')}."
+        raise RecipeError(what, "curate score")
+    return Column(f's."{column}"', score=column)
+
+
+def _near_duplicate_column(connection: DuckDBPyConnection, rule: Expression) -> Column:
+    """Whether another conversation of the cluster is kept instead. Raises `RecipeError` if it is not computed."""
+    clustering = find_clustering(connection)
+    if clustering is None or (count := count_unclustered(connection, clustering)):
+        which = "any conversation" if clustering is None else f"{plural(count, 'conversation')} imported since"
+        raise RecipeError(f"{_reads(rule, NEAR_DUPLICATE)}, which is not computed for {which}.", "curate dedup")
+    return Column("c.id IN (SELECT conversation FROM clusters WHERE nearest IS NOT NULL)")
+
+
+def _named_metadata_column(connection: DuckDBPyConnection, key: str, rule: Expression) -> Column:
+    """The source column `key`, written as `meta.key`. Raises `RecipeError` if no source has it."""
+    keys = metadata_keys(connection)
+    if key not in keys:
+        hint = f"Source columns: {', '.join(sorted(keys))}." if keys else "No source has columns for metadata."
+        raise RecipeError(f"{_reads(rule, f'{META}.{key}')}, which no source has{nearest(key, keys)}", hint)
+    return _metadata_column(key)
+
+
+def _metadata_column(key: str) -> Column:
+    path = '$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    quoted = path.replace("'", "''")
+    return Column(f"nullif(trim(metadata ->> '{quoted}'), '')", is_metadata=True)
+
+
+def metadata_keys(connection: DuckDBPyConnection) -> list[str]:
+    """The names of all source columns that are not part of a conversation."""
+    return [key for (key,) in connection.sql("SELECT DISTINCT unnest(json_keys(metadata)) FROM origins").fetchall()]
+
+
+# --- from rules to SQL ---
+
+
+def facts_query(columns: Mapping[str, Column]) -> str:
+    """A query with one row per imported conversation and one column per name.
+
+    A metadata column occurs twice: as text, and as a number, which is null if the text is not a number.
+    """
+    aliases = _aliases(columns)
+    metadata = {aliases[name]: column.sql for name, column in columns.items() if column.is_metadata}
+    values = {aliases[name]: column.sql for name, column in columns.items() if not column.is_metadata}
+    values |= {alias: f'o."{_escape(alias)}"' for alias in metadata}
+    values |= {f"{alias}{AS_NUMBER}": f'TRY_CAST(o."{_escape(alias)}" AS DOUBLE)' for alias in metadata}
+    named = [f'{sql} AS "{_escape(alias)}"' for alias, sql in values.items()]
+    first_values = [f'arg_min({sql}, origins.rowid) AS "{_escape(alias)}"' for alias, sql in metadata.items()]
+    return f"""
+        SELECT {", ".join(["c.id AS conversation", *named])} FROM conversations c
+        LEFT JOIN scores s ON s.conversation = c.id
+        LEFT JOIN (
+            SELECT {", ".join(["conversation", "arg_min(path, origins.rowid) AS path", *first_values])}
+            FROM origins LEFT JOIN sources USING (source) GROUP BY conversation
+        ) o ON o.conversation = c.id
+        WHERE {IMPORTED_SQL}"""
+
+
+def _aliases(columns: Mapping[str, Column]) -> dict[str, str]:
+    """The column names of `facts_query`: numbered, because DuckDB does not distinguish `Rating` from `rating`.
+
+    A number also prevents a clash with the column `conversation`.
+    """
+    return {name: f"{name} {number}" for number, name in enumerate(columns)}
+
+
+def _escape(name: str) -> str:
+    return name.replace('"', '""')
+
+
+def bind_condition(connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column]) -> str:
+    """The rule as SQL over `facts_query`. Raises `RecipeError` if its types do not match or it is not a condition."""
+    sql, kind = _bind(connection, rule, columns)
+    if kind != "BOOLEAN":
+        raise RecipeError(
+            f"{rule.where}: {shorten(rule.text)!r} is not a condition, its type is {kind}.", "Write a comparison."
+        )
+    return sql
+
+
+def _bind(connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column]) -> tuple[str, str]:
+    """An expression as SQL over `facts_query`, and its DuckDB type."""
+    aliases = _aliases(columns)
+
+    def alias(parts: tuple[str, ...], as_number: bool) -> str:
+        name = ".".join(parts)
+        return f"{aliases[name]}{AS_NUMBER}" if as_number and columns[name].is_metadata else aliases[name]
+
+    sql = rule.sql(alias)
+    try:
+        return sql, str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts_query(columns)}) LIMIT 0").types[0])
+    except duckdb.Error as error:
+        raise RecipeError(f"{rule.where}: {shorten(rule.text)!r}: {str(error).splitlines()[0]}", CAST_HINT) from error
