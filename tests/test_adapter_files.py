@@ -1,4 +1,4 @@
-"""An adapter's folder with a file missing or damaged: every command that needs it names the file and what to type."""
+"""Missing and damaged files in an adapter's folder: every command that needs one names it and suggests a command."""
 
 import shutil
 
@@ -28,7 +28,7 @@ COMMANDS = {
 
 @pytest.fixture
 def folder(trained, tmp_path, monkeypatch):
-    """A copy of an adapter's folder that a test may spoil."""
+    """A copy of an adapter's folder, which a test may damage."""
     monkeypatch.chdir(trained)
     return shutil.copytree(trained / "adapters/r1", tmp_path / "mine")
 
@@ -44,31 +44,31 @@ def refusal(command, trained, folder):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["adapter_config.json", "chat_template.jinja"])
-def test_the_file_that_is_missing_or_damaged_is_named(trained, folder, name, command, damage):
+def test_the_missing_or_damaged_file_is_named(trained, folder, name, command, damage):
     DAMAGES[damage](folder / name)
     assert name in refusal(command, trained, folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("command", ["merge", "chat"])
-def test_weights_that_are_missing_or_damaged_are_told_without_asking_the_hub(trained, folder, command, damage):
+def test_missing_or_damaged_weights_are_reported_without_contacting_the_hub(trained, folder, command, damage):
     DAMAGES[damage](folder / "adapter_model.safetensors")
     expected = f"{folder} has no adapter_model.safetensors" if damage == "missing" else f"The weights in {folder} are"
     assert expected in refusal(command, trained, folder)
 
 
-def test_settings_that_are_no_object_are_damaged(trained, folder):
+def test_settings_that_are_not_an_object_are_damaged(trained, folder):
     (folder / "adapter_config.json").write_text("[]")
     assert "adapter_config.json is damaged: it does not contain settings" in refusal("merge", trained, folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["adapter_config.json", "chat_template.jinja", "ledger.parquet"])
-def test_verify_names_the_file_and_goes_on_with_all_other_checks(trained, folder, name, damage):
+def test_verify_names_the_file_and_makes_all_other_checks(trained, folder, name, damage):
     needed = {"adapter_config.json": {"adapter"}, "chat_template.jinja": {"tokens"}, "ledger.parquet": {"ledger"}}[name]
     DAMAGES[damage](folder / name)
     checks = {check.what: check for check in verify(trained / "curate.duckdb", str(folder)).checks}
     assert checks[f"file {name}"].state == "differs"
-    spoilt = {what for what, check in checks.items() if check.state != "same"} - {f"file {name}"}
-    assert spoilt == (set() if (name, damage) == ("ledger.parquet", "missing") else needed)
+    failed = {what for what, check in checks.items() if check.state != "same"} - {f"file {name}"}
+    assert failed == (set() if (name, damage) == ("ledger.parquet", "missing") else needed)
     assert {"base model", "version", "conversations", "tokenizer", "template"} <= set(checks)

@@ -1,4 +1,4 @@
-"""What a run of an earlier state left behind, as text: its manifest, ledger and size are read for what they say."""
+"""Runs of earlier releases: manifest, ledger and batch size are read with their original meaning."""
 
 import errno
 import sys
@@ -43,7 +43,7 @@ MANIFEST = """{
               "seen": 4.0, "epochs": 16.0},
   "files": {"adapter_model.safetensors": "c69f"}, "adapter_digest": "f7e0", "failure": null
 }"""
-"""A packed run, made before its steps were counted in conversations and before `embedding_learning_rate`."""
+"""A packed run from before coverage was counted in conversations, and before `embedding_learning_rate`."""
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def manifest(tmp_path):
     return read_manifest(tmp_path)
 
 
-def test_its_steps_are_told_in_packs_and_windows_as_they_were_counted(manifest):
+def test_coverage_of_an_older_run_is_reported_in_packs_or_windows(manifest):
     assert (manifest.coverage.phrase, manifest.coverage.epochs) == ("4 packs", 16.0)
     assert "| conversations | 34 trained, 0 dropped" in card(manifest)
     assert "| coverage | 4 packs, 16 epochs |" in card(manifest)
@@ -64,7 +64,7 @@ def test_its_steps_are_told_in_packs_and_windows_as_they_were_counted(manifest):
     assert split.coverage.phrase == "64 of 90 windows"
 
 
-def test_it_is_the_run_that_the_same_command_would_begin_today(manifest):
+def test_the_same_command_has_the_same_identity_as_an_older_run(manifest):
     today = TrainSection.model_validate(manifest.recipe).model_dump(mode="json")
     assert set(today) > set(manifest.recipe)
     same = manifest.model_copy(update={"recipe": today})
@@ -73,13 +73,13 @@ def test_it_is_the_run_that_the_same_command_would_begin_today(manifest):
         assert manifest.model_copy(update={"recipe": today | change}).identity != manifest.identity
 
 
-def test_its_size_of_a_pass_is_gone_on_with(tmp_path):
+def test_an_older_run_is_resumed_with_its_batch_size(tmp_path):
     (tmp_path / "size.json").write_text('{"batch": 2, "accumulate": 4, "checkpointing": "unsloth"}')
-    settled = BatchSizeLog(tmp_path / "size.json")
-    assert (settled.batch_config, settled.steps_down) == (BatchConfig(2, 4, "unsloth"), [])
+    log = BatchSizeLog(tmp_path / "size.json")
+    assert (log.batch_config, log.steps_down) == (BatchConfig(2, 4, "unsloth"), [])
 
 
-def test_its_ledger_is_traced_though_it_counts_nothing_seen(tmp_path, manifest):
+def test_the_ledger_of_an_older_run_is_traced_without_epoch_counts(tmp_path, manifest):
     store, talk = tmp_path / "curate.duckdb", chat("Hello?", "Hi.")
     add(store, [talk], source="desk.csv")
     with writing(store) as connection:
@@ -89,26 +89,26 @@ def test_its_ledger_is_traced_though_it_counts_nothing_seen(tmp_path, manifest):
     counts = {"reason": [None], "tokens": [24], "cut": [0], "learned": [9], "learned_cut": [0]}
     pl.DataFrame(columns | counts).write_parquet(tmp_path / "ledger.parquet")
     with reading(store) as connection:
-        (found,) = trace(connection, talk.id)
-    assert found.runs[0]["run"] == "r1"
+        (lineage,) = trace(connection, talk.id)
+    assert lineage.runs[0]["run"] == "r1"
     outcome = "done: outcome kept, tokens 24, cut 0, loss_tokens 9, loss_tokens_cut 0"
-    assert any(line.endswith(outcome) for line in lineage_lines(found))
+    assert any(line.endswith(outcome) for line in lineage_lines(lineage))
 
 
 @pytest.mark.parametrize("text", ["{}", "no JSON", MANIFEST.replace('"run": "r1"', '"run": "r7"')])
-def test_a_folder_that_is_not_of_it_is_not_taken_for_its_adapter(tmp_path, manifest, text):
+def test_a_folder_of_another_run_is_not_used_as_its_adapter(tmp_path, manifest, text):
     store, beside = tmp_path / "curate.duckdb", tmp_path / "adapters" / "mine"
     beside.mkdir(parents=True)
     gone = tmp_path / "gone" / "mine"
     with writing(store) as connection:
         write_run(connection, Run("r1", "done", gone, manifest))
-    for written, found in ((text, gone), (MANIFEST, beside)):
-        (beside / "manifest.json").write_text(written)
+    for content, expected in ((text, gone), (MANIFEST, beside)):
+        (beside / "manifest.json").write_text(content)
         with reading(store) as connection:
-            assert [run.adapter for run in read_runs(connection)] == [found]
+            assert [run.adapter for run in read_runs(connection)] == [expected]
 
 
-def test_where_the_file_system_has_no_locks_a_run_counts_as_worked_on(tmp_path, manifest, monkeypatch):
+def test_without_file_locks_a_run_counts_as_running(tmp_path, manifest, monkeypatch):
     store, adapter = tmp_path / "curate.duckdb", tmp_path / "adapters" / "r1"
     with writing(store) as connection:
         write_run(connection, Run("r1", "running", adapter, manifest))

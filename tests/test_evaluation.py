@@ -1,4 +1,4 @@
-"""The held-out loss on the way: weighted by tokens, kept where it was best, obeyed where it no longer falls."""
+"""The held-out loss during training: mean over tokens, keeps the best adapter, stops when it no longer decreases."""
 
 import json
 
@@ -24,7 +24,7 @@ def steps_of(run):
     return pl.read_ndjson(f"{run['adapter']}/metrics.jsonl")
 
 
-def test_every_learned_token_counts_the_same_whatever_stands_beside_it():
+def test_every_loss_token_has_the_same_weight_in_short_and_long_rows():
     from train.engines.evaluation import held_out_loss
     from train.model.base_model import load_model
 
@@ -34,42 +34,42 @@ def test_every_learned_token_counts_the_same_whatever_stands_beside_it():
     ids = [torch.randint(20, 2000, (length,), generator=draw) for length in lengths]
     labels = [torch.where(torch.arange(len(row)) < 3, -100, row) for row in ids]
     rows = pl.DataFrame({"input_ids": [row.tolist() for row in ids], "labels": [row.tolist() for row in labels]})
-    loss, learned = 0.0, 0
+    loss, loss_tokens = 0.0, 0
     with torch.no_grad():
-        for row, wanted in zip(ids, labels, strict=True):
+        for row, targets in zip(ids, labels, strict=True):
             logits = model(row[None], use_cache=False).logits[0, :-1]
-            loss += torch.nn.functional.cross_entropy(logits, wanted[1:], reduction="sum").item()
-            learned += int((wanted[1:] != -100).sum())
+            loss += torch.nn.functional.cross_entropy(logits, targets[1:], reduction="sum").item()
+            loss_tokens += int((targets[1:] != -100).sum())
     model.train()
-    assert held_out_loss(model, rows) == pytest.approx(loss / learned, rel=1e-5)
+    assert held_out_loss(model, rows) == pytest.approx(loss / loss_tokens, rel=1e-5)
     assert model.training
 
 
-def test_held_out_losses_are_taken_every_so_many_steps_and_the_training_is_as_without(folder, trained):
+def test_held_out_losses_are_computed_every_n_steps_and_do_not_change_the_training(folder, trained):
     run = train(folder, "--set=train.eval_every=4")
     steps = steps_of(run)
-    taken = steps.filter(pl.col("eval_loss").is_not_null())
-    assert taken["step"].to_list() == [4, 8, 12, 16]
-    assert taken["eval_loss"].is_sorted(descending=True)
-    assert taken["eval_loss"][-1] == pytest.approx(run["manifest"]["metrics"]["eval_loss"], abs=1e-6)
-    undisturbed = read_manifest(trained / "adapters/r1")
-    assert run["manifest"]["adapter_digest"] == undisturbed.adapter_digest
+    evaluated = steps.filter(pl.col("eval_loss").is_not_null())
+    assert evaluated["step"].to_list() == [4, 8, 12, 16]
+    assert evaluated["eval_loss"].is_sorted(descending=True)
+    assert evaluated["eval_loss"][-1] == pytest.approx(run["manifest"]["metrics"]["eval_loss"], abs=1e-6)
+    uninterrupted = read_manifest(trained / "adapters/r1")
+    assert run["manifest"]["adapter_digest"] == uninterrupted.adapter_digest
     assert steps["loss"].to_list() == pl.read_ndjson(trained / "adapters/r1/metrics.jsonl")["loss"].to_list()
-    shown_on_tensorboard(folder / "adapters/tensorboard/r1", steps, taken)
+    check_tensorboard(folder / "adapters/tensorboard/r1", steps, evaluated)
 
 
-def shown_on_tensorboard(board, steps, taken):
-    """The event file beside the adapters has every loss, and the held-out ones."""
+def check_tensorboard(board, steps, evaluated):
+    """The event file has every training loss and every held-out loss."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     shown = EventAccumulator(str(board)).Reload()
     assert [event.value for event in shown.Scalars("train/loss")] == pytest.approx(steps["loss"].to_list(), rel=1e-5)
     held_out = shown.Scalars("eval/loss")
-    assert [event.step for event in held_out] == taken["step"].to_list()
-    assert [event.value for event in held_out] == pytest.approx(taken["eval_loss"].to_list(), rel=1e-5)
+    assert [event.step for event in held_out] == evaluated["step"].to_list()
+    assert [event.value for event in held_out] == pytest.approx(evaluated["eval_loss"].to_list(), rel=1e-5)
 
 
-def test_a_loss_that_no_longer_falls_stops_the_run_and_the_best_adapter_is_kept(folder):
+def test_a_loss_that_no_longer_decreases_stops_the_run_and_the_best_adapter_is_kept(folder):
     from support.training import section
 
     from train.engines.evaluation import held_out_loss
@@ -90,7 +90,7 @@ def test_a_loss_that_no_longer_falls_stops_the_run_and_the_best_adapter_is_kept(
     assert held_out_loss(model, held_out) == pytest.approx(metrics["eval_loss"], abs=1e-4)
 
 
-def test_a_run_without_held_out_conversations_takes_no_loss():
+def test_the_held_out_loss_of_no_conversations_is_zero():
     from train.engines.evaluation import held_out_loss
     from train.model.base_model import load_model
 
@@ -98,7 +98,7 @@ def test_a_run_without_held_out_conversations_takes_no_loss():
     assert held_out_loss(load_model(TINY, "lora"), nothing) == 0.0
 
 
-def test_trackers_are_named_or_refused_in_words():
+def test_unknown_and_missing_trackers_are_errors():
     from train.engines.arguments import find_trackers
 
     assert find_trackers(TrainSection(track=())) == []
@@ -109,7 +109,7 @@ def test_trackers_are_named_or_refused_in_words():
     assert caught.value.hint == "pip install mlflow"
 
 
-def test_a_step_says_how_fast_how_large_and_how_long_still(trained):
+def test_a_step_reports_memory_and_remaining_time(trained):
     lines = [json.loads(line) for line in (trained / "adapters/r1/metrics.jsonl").read_text().splitlines()]
     assert all(line["memory"] > 0.1 for line in lines)
     assert lines[-1]["left"] == 0

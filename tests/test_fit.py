@@ -1,4 +1,4 @@
-"""Fitting: what is handed over is what is trained, by both engines; and what cannot be trained is refused in words."""
+"""Training runs: both engines train on exactly the given tokens; wrong input is an error with an explanation."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from train.runs.torchrun import Processes, check_devices
 
 pytestmark = pytest.mark.slow
 
-RECORDING = """
+TRAIN_AND_RECORD = """
 import os, sys
 from collections import Counter
 from dataclasses import replace
@@ -66,20 +66,20 @@ try:
 except KeyboardInterrupt:
     checkpoint = newest_complete(job.checkpoints)
 fit = ENGINES[engine].fit(replace(job, resume=checkpoint))
-handed = Counter(tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows())
+given = Counter(tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows())
 trained = Counter()
 for ids, labels in seen:
     pairs = list(zip(ids, labels))
     while pairs and pairs[0] != (0, -100):  # padding
-        for document in handed:
+        for document in given:
             if tuple(pairs[: len(document)]) == document:
                 trained[document] += 1
                 pairs = pairs[len(document) :]
                 break
         else:
-            raise SystemExit(f"not handed over: {pairs[:9]}")
-told = Counter({document: times for document, times in zip(handed, fit.epoch_counts, strict=True)})
-assert trained == told, (trained.values(), fit.epoch_counts)
+            raise SystemExit(f"not in the rows: {pairs[:9]}")
+counted = Counter({document: times for document, times in zip(given, fit.epoch_counts, strict=True)})
+assert trained == counted, (trained.values(), fit.epoch_counts)
 assert set(fit.epoch_counts) == {2, 3}
 assert losses[-1] < losses[0] - 0.5, losses
 assert fit.metrics["eval_loss"] < fit.metrics["eval_loss_base"]
@@ -90,7 +90,7 @@ print(*(f"{name}={value}" for name, value in os.environ.items() if name.startswi
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project that nothing was trained in, as the current folder; its store."""
+    """The store of a project without runs, which is the current folder."""
     store = make_project(tmp_path / "project")
     monkeypatch.chdir(store.parent)
     return store
@@ -102,14 +102,14 @@ def manifest(trained):
 
 
 @pytest.mark.parametrize(("engine", "packing"), [("unsloth", "PACKING False 30"), ("transformers", "PACKING True")])
-def test_what_is_handed_over_is_what_is_trained_on_and_as_often_as_is_told(engine, packing, project, tmp_path):
+def test_engines_train_on_exactly_the_given_rows_and_report_the_epoch_counts(engine, packing, project, tmp_path):
     rows = prepare_run(project, "support@1", section()).rows.head(30)
     rows.write_parquet(tmp_path / "rows.parquet")
     arguments = [
         sys.executable,
         "-P",
         "-c",
-        RECORDING,
+        TRAIN_AND_RECORD,
         engine,
         str(tmp_path / "rows.parquet"),
         str(TINY),
@@ -119,11 +119,11 @@ def test_what_is_handed_over_is_what_is_trained_on_and_as_often_as_is_told(engin
     ran = subprocess.run(arguments, env=plain, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert packing in ran.stdout
-    if engine == "unsloth":  # its installer and its statistics are off, though nobody here has said so
+    if engine == "unsloth":  # its installer and statistics are disabled by default
         assert {"UNSLOTH_AUTO_INSTALL=0", "UNSLOTH_DISABLE_STATISTICS=1"} <= set(ran.stdout.split())
 
 
-def test_packed_conversations_do_not_see_each_other():
+def test_packed_conversations_do_not_attend_to_each_other():
     import torch
 
     from train.model.base_model import load_model
@@ -141,14 +141,14 @@ def test_packed_conversations_do_not_see_each_other():
     assert (packed - alone).abs().max() < 1e-4
 
 
-def test_the_loss_falls_on_what_was_trained_and_on_what_was_held_out(trained, manifest):
+def test_training_loss_and_held_out_loss_decrease(trained, manifest):
     steps = pl.read_ndjson(trained / "adapters" / "r1" / "metrics.jsonl")
     assert steps["step"].to_list() == list(range(1, 17))
     assert steps["loss"].tail(3).mean() < steps["loss"].head(3).mean() - 1
     assert manifest.metrics["eval_loss"] < manifest.metrics["eval_loss_base"] - 1
 
 
-def test_the_manifest_names_all_that_the_adapter_is_made_of(trained, manifest):
+def test_the_manifest_lists_every_input_of_the_adapter(trained, manifest):
     assert manifest.data.version == "support@1"
     assert manifest.data.counts["train"] == manifest.tokens.conversations
     assert manifest.model.name == "tiny"
@@ -156,28 +156,28 @@ def test_the_manifest_names_all_that_the_adapter_is_made_of(trained, manifest):
     assert manifest.packages["unsloth"] == "2026.10.9"
     assert (manifest.machine.device, manifest.machine.threads, manifest.seed) == ("cpu", 1, 3407)
     assert manifest.engine["method"] == "lora"
-    assert manifest.engine["packing"] is False  # Unsloth's CPU backend trains one conversation a row
+    assert manifest.engine["packing"] is False  # Unsloth's CPU backend trains one conversation per row
     assert manifest.engine["base_dtype"] == manifest.engine["adapter_dtype"] == "float32"
     assert "train.steps=16" in manifest.overrides
     for name in (manifest.data.digest, manifest.model.digest, manifest.tokens.digest, manifest.adapter_digest):
         assert len(name) == 64
 
 
-def test_the_manifest_tells_no_secret_and_no_place(trained):
+def test_the_manifest_contains_no_secrets_and_no_local_paths(trained):
     text = (trained / "adapters" / "r1" / "manifest.json").read_text(encoding="utf-8")
     assert SECRET not in text
     assert str(trained) not in text
     assert str(Path.home()) not in text
 
 
-def test_the_token_digest_is_over_ids_and_labels_in_order():
+def test_the_token_digest_depends_on_ids_labels_and_their_order():
     rows = pl.DataFrame({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [3]]})
     shifted = pl.DataFrame({"input_ids": [[1], [2, 3]], "labels": [[-100], [2, 3]]})
     unlearned = pl.DataFrame({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [-100]]})
     assert len({token_digest(frame) for frame in (rows, rows.reverse(), shifted, unlearned)}) == 4
 
 
-def test_the_card_names_the_data_and_keeps_no_place_of_this_machine(trained, manifest):
+def test_the_model_card_names_the_data_and_contains_no_local_paths(trained, manifest):
     card = (trained / "adapters" / "r1" / "README.md").read_text(encoding="utf-8")
     assert manifest.data.digest in card
     assert manifest.tokens.digest in card
@@ -185,24 +185,24 @@ def test_the_card_names_the_data_and_keeps_no_place_of_this_machine(trained, man
     assert str(trained) not in card
 
 
-def test_what_the_steps_did_not_reach_is_not_called_trained(trained, manifest, capsys):
-    there = manifest.tokens.conversations
-    assert (manifest.metrics["seen_conversations"], manifest.metrics["epochs"]) == (there, 16 / -(-there // 4))
-    assert f"| {there} trained, 0 dropped" in card(manifest)
+def test_conversations_after_the_last_step_are_not_reported_as_trained(trained, manifest, capsys):
+    total = manifest.tokens.conversations
+    assert (manifest.metrics["seen_conversations"], manifest.metrics["epochs"]) == (total, 16 / -(-total // 4))
+    assert f"| {total} trained, 0 dropped" in card(manifest)
     short = manifest.model_copy(update={"metrics": manifest.metrics | {"steps": 3.0, "seen_conversations": 12.0}})
-    assert f"| {there} to train on, 0 dropped" in card(short)
-    assert f"| coverage | 12 of {there} conversations, " in card(short)
+    assert f"| {total} to train on, 0 dropped" in card(short)
+    assert f"| coverage | 12 of {total} conversations, " in card(short)
     show_run(Run("r1", "done", trained / "adapters/r1", short))
-    assert f"12 of {there} conversations of support@1" in " ".join(capsys.readouterr().out.split())
+    assert f"12 of {total} conversations of support@1" in " ".join(capsys.readouterr().out.split())
     parts = {"steps": 1.0, "seen_conversations": 0.0, "seen_parts": 4.0, "parts": 90.0}
     split = manifest.model_copy(update={"metrics": manifest.metrics | parts})
-    assert f"| coverage | 4 of 90 windows of {there} conversations, " in card(split)
+    assert f"| coverage | 4 of 90 windows of {total} conversations, " in card(split)
     show_run(Run("r1", "done", trained / "adapters/r1", split))
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"4 of 90 windows of {there} conversations of support@1: its 1 step saw no more" in shown
+    assert f"4 of 90 windows of {total} conversations of support@1: its 1 step saw no more" in shown
 
 
-def test_peft_loads_the_adapter_folder_as_it_is(trained):
+def test_peft_loads_the_unmodified_adapter_folder(trained):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
@@ -216,7 +216,7 @@ def test_peft_loads_the_adapter_folder_as_it_is(trained):
     assert model.peft_config["default"].r == 8
 
 
-def test_answers_before_and_after_differ_and_greedy_ones_repeat(trained):
+def test_base_and_adapter_answer_differently_and_greedy_answers_repeat(trained):
     model = load_chat_model(trained / "adapters" / "r1")
     question = [{"role": "user", "content": "What about the blue tent?"}]
     short = Sampling(max_tokens=30)
@@ -227,7 +227,7 @@ def test_answers_before_and_after_differ_and_greedy_ones_repeat(trained):
     assert model.answer(question, sampling=short) == after
 
 
-def test_an_adapter_is_not_put_on_another_model(trained, tmp_path):
+def test_an_adapter_is_not_loaded_on_another_base_model(trained, tmp_path):
     store = copy_project(trained, tmp_path / "copy")
     config = store.parent / "tiny" / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace("10000.0", "20000.0"), encoding="utf-8")
@@ -235,7 +235,7 @@ def test_an_adapter_is_not_put_on_another_model(trained, tmp_path):
         load_chat_model(store.parent / "adapters" / "r1")
 
 
-def test_the_run_is_a_row_that_sql_can_read(trained):
+def test_a_run_is_a_row_that_sql_can_read(trained):
     with reading(trained / "curate.duckdb") as connection:
         (run,) = read_runs(connection)
         (row,) = connection.sql("SELECT status, adapter_digest, version_digest FROM runs").fetchall()
@@ -252,7 +252,7 @@ def test_a_dry_run_writes_nothing(curate, project):
     assert not (project.parent / "adapters").exists()
 
 
-def test_a_conversation_that_is_too_long_stops_the_run_before_it_begins(project):
+def test_a_conversation_over_max_length_is_an_error_before_the_run_begins(project):
     with pytest.raises(TrainError, match="longer than max_length 16"):
         train_version(project, "support@1", section(max_length=16))
     with reading(project) as connection:
@@ -264,8 +264,8 @@ def test_a_conversation_that_is_too_long_stops_the_run_before_it_begins(project)
     [
         ({"output_dir": "elsewhere"}, "set by curate itself"),
         ({"dataloader_drop_last": True}, "set by curate itself"),  # the last packs of an epoch would not be trained
-        ({"save_only_model": True}, "set by curate itself"),  # a resumed run would begin with fresh moments
-        ({"ignore_data_skip": True}, "set by curate itself"),  # … or with packs that it has had
+        ({"save_only_model": True}, "set by curate itself"),  # a resumed run would begin with new optimiser moments
+        ({"ignore_data_skip": True}, "set by curate itself"),  # … or repeat packs
         ({"auto_find_batch_size": True}, "set by curate itself"),
         ({"average_tokens_across_devices": False}, "set by curate itself"),
         ({"train_sampling_strategy": "group_by_length"}, "set by curate itself"),
@@ -274,7 +274,7 @@ def test_a_conversation_that_is_too_long_stops_the_run_before_it_begins(project)
         ({"weight_decy": 0.1}, "is not an argument of the trainer"),
     ],
 )
-def test_an_extra_that_is_unknown_or_undoes_a_promise_is_refused(extra, message, tmp_path):
+def test_unknown_and_reserved_keys_of_train_extra_are_errors(extra, message, tmp_path):
     from train.engines.arguments import sft_arguments
 
     job = engines.Job(
@@ -284,7 +284,7 @@ def test_an_extra_that_is_unknown_or_undoes_a_promise_is_refused(extra, message,
         sft_arguments(job, BatchConfig(4, 1, False))
 
 
-def test_an_extra_that_the_trainer_knows_is_handed_on(tmp_path):
+def test_known_keys_of_train_extra_reach_the_trainer(tmp_path):
     from train.engines.arguments import lora_arguments, sft_arguments
 
     recipe = section(extra={"weight_decay": 0.1, "lora_dropout": 0.05})
@@ -293,7 +293,7 @@ def test_an_extra_that_the_trainer_knows_is_handed_on(tmp_path):
     assert lora_arguments(recipe)["lora_dropout"] == 0.05
 
 
-def test_tokens_that_the_trainer_lost_or_joined_stop_the_run():
+def test_tokens_that_the_trainer_drops_or_joins_are_an_error():
     from datasets import Dataset
 
     from train.engines.token_check import check_tokens, to_dataset
@@ -313,7 +313,7 @@ def test_tokens_that_the_trainer_lost_or_joined_stop_the_run():
             check_tokens(rows, Dataset.from_dict(spoiled))
 
 
-def test_an_unknown_engine_is_named_with_those_that_are_known(project):
+def test_an_unknown_engine_is_an_error_that_lists_the_known_ones(project):
     with pytest.raises(TrainError, match="no engine called 'axolotl'") as caught:
         train_version(project, "support@1", section(engine="axolotl"))
     assert "unsloth, transformers" in caught.value.hint
@@ -346,14 +346,14 @@ def test_a_third_engine_is_one_function_and_one_line_in_the_registry(project, mo
     assert caught.value.hint == "--engine transformers, or --gpus 1"
 
 
-def test_a_model_of_pickles_is_refused_unopened(tmp_path):
+def test_a_model_with_only_pickles_is_refused_without_loading_it(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     with pytest.raises(TrainError, match=r"only pickles \(pytorch_model.bin\)"):
         find_model(str(tmp_path))
 
 
-def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path):
+def test_a_model_with_its_own_code_is_refused_unless_trusted(tmp_path):
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "evil.Model"}}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(TrainError, match="contains its own Python code"):
@@ -361,21 +361,21 @@ def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path):
     assert find_model(str(tmp_path), trust_remote_code=True) == tmp_path
 
 
-def test_an_adapter_is_no_base_model(trained):
+def test_an_adapter_is_not_accepted_as_a_base_model(trained):
     with pytest.raises(TrainError, match="is an adapter, not a base model"):
         find_model(str(trained / "adapters" / "r1"))
 
 
-def test_nothing_is_written_over(project):
-    there = project.parent / "mine"
-    there.mkdir()
-    (there / "notes.txt").write_text("keep me")
+def test_existing_files_are_not_overwritten(project):
+    folder = project.parent / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep me")
     with pytest.raises(TrainError, match="already exists"):
-        train_version(project, "support@1", section(), to=there)
-    assert (there / "notes.txt").read_text() == "keep me"
+        train_version(project, "support@1", section(), to=folder)
+    assert (folder / "notes.txt").read_text() == "keep me"
 
 
-def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkeypatch):
+def test_turns_excluded_from_the_loss_have_ignored_labels(tmp_path, monkeypatch):
     from curate.versions.freeze import freeze
     from schemas.recipe import Recipe
     from schemas.store import writing
@@ -394,14 +394,14 @@ def test_turns_that_are_seen_and_not_learned_are_handed_over_so(tmp_path, monkey
     assert Tokenizer.load(TINY).backend.decode(learned, skip_special_tokens=False) == "Learned.<|im_end|>"
 
 
-def test_a_run_in_four_bits_says_so(project):
+def test_a_qlora_run_records_its_method(project):
     run = train(project.parent, "--set", "train.method=qlora", "--set", "train.steps=4")
     assert run["manifest"]["engine"]["method"] == "qlora"
     assert json.loads((project.parent / "adapters/r1/adapter_config.json").read_text())["r"] == 8
     assert fit.pick_method("auto") == "lora"
 
 
-def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(tuned, tmp_path, monkeypatch):
+def test_a_full_fine_tune_is_verified_repeated_and_answers(tuned, tmp_path, monkeypatch):
     from train.export.source import find_source
     from train.inference.generate import load_chat_model
     from train.runs.verify import verify
@@ -427,7 +427,7 @@ def test_all_weights_of_a_small_model_are_tuned_proven_repeated_and_asked(tuned,
     assert not verify(project, "r1").proven
 
 
-def test_runs_are_listed_within_80_columns_and_a_failure_is_told_below(trained, manifest, capsys, monkeypatch):
+def test_runs_are_listed_within_80_columns_with_failures_below(trained, manifest, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     failed = manifest.model_copy(update={"failure": "RuntimeError: the disk is full"})
     place = trained / "adapters"
@@ -438,16 +438,16 @@ def test_runs_are_listed_within_80_columns_and_a_failure_is_told_below(trained, 
     assert lines[-1] == "r12 failed: RuntimeError: the disk is full"
 
 
-def test_where_there_is_no_run_it_is_said_what_begins_one(curate, project):
+def test_without_runs_the_command_suggests_how_to_begin_one(curate, project):
     ran = curate("runs", cwd=project.parent)
     assert (ran.returncode, ran.stdout) == (0, "")
     assert "curate train NAME@n begins one" in ran.stderr
 
 
-@pytest.mark.parametrize(("given", "taken"), [(None, "1000"), ("300000", "300000")])
-def test_threads_without_work_sleep_soon_unless_it_is_said_when(monkeypatch, given, taken):
+@pytest.mark.parametrize(("variable", "expected"), [(None, "1000"), ("300000", "300000")])
+def test_idle_threads_spin_briefly_unless_gomp_spincount_is_set(monkeypatch, variable, expected):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "1")  # so that what is set here is taken back
-    monkeypatch.delenv("GOMP_SPINCOUNT") if given is None else monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        monkeypatch.setenv(name, "1")  # so that monkeypatch restores them
+    monkeypatch.delenv("GOMP_SPINCOUNT") if variable is None else monkeypatch.setenv("GOMP_SPINCOUNT", variable)
     assert set_threads(1) == 1
-    assert os.environ["GOMP_SPINCOUNT"] == taken
+    assert os.environ["GOMP_SPINCOUNT"] == expected

@@ -1,4 +1,4 @@
-"""On a CUDA device: QLoRA is packed, learns, and the same training gives the same adapter, bit for bit."""
+"""On a CUDA device: QLoRA packs, reduces the loss, and repeats bit for bit."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("engine", ["unsloth", "transformers"])
-def test_qlora_on_a_gpu_is_packed_learns_and_repeats_bit_for_bit(engine, tmp_path):
+def test_qlora_on_a_gpu_packs_reduces_the_loss_and_repeats_bit_for_bit(engine, tmp_path):
     folder = make_project(tmp_path / "project").parent
     options = ("--engine", engine, "--set=train.method=qlora")
     for name in ("first", "again"):
@@ -55,13 +55,13 @@ assert (packed.float() - alone).abs().max() < 0.03
 """
 
 
-def test_one_attention_call_a_pack_gives_what_one_call_a_conversation_gives():
+def test_one_attention_call_per_pack_equals_one_call_per_conversation():
     ran = subprocess.run([sys.executable, "-c", VARLEN], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-500:] + ran.stderr[-2000:]
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_gpus_follow_the_loss_curve_of_one(sharding, tmp_path):
+def test_two_gpus_have_the_loss_curve_of_one(sharding, tmp_path):
     torch = pytest.importorskip("torch")
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
@@ -76,7 +76,7 @@ def test_two_gpus_follow_the_loss_curve_of_one(sharding, tmp_path):
     assert manifests[1].metrics["eval_loss"] == pytest.approx(manifests[0].metrics["eval_loss"], abs=0.02)
 
 
-def test_a_measured_size_is_recorded_remembered_and_repeated(tmp_path, monkeypatch):
+def test_an_auto_tuned_batch_size_is_recorded_cached_and_repeated(tmp_path, monkeypatch):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
     folder = make_project(tmp_path / "project").parent
     options = ("--set=train.method=qlora", '--set=train.batch="auto"', "--set=train.effective_batch=4")
@@ -87,12 +87,12 @@ def test_a_measured_size_is_recorded_remembered_and_repeated(tmp_path, monkeypat
     assert len(list((tmp_path / "cache/trials").iterdir())) == 1
 
 
-def test_a_deterministic_run_repeats_bit_for_bit_after_a_trial_and_without_one(tmp_path, monkeypatch):
+def test_a_deterministic_run_repeats_bit_for_bit_with_and_without_autotune(tmp_path, monkeypatch):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
     folder = make_project(tmp_path / "project").parent
     train(folder, "--set=train.method=qlora", '--set=train.batch="auto"', "--set=train.deterministic=true")
     ran = subprocess.run(command("retrain", "r1", "--json"), cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert found["losses_apart"] == 0.0
-    assert found["identical"]
+    result = json.loads(ran.stdout)
+    assert result["losses_apart"] == 0.0
+    assert result["identical"]

@@ -1,4 +1,4 @@
-"""The tiny model: small, safe, made by this repository, and with every control token that templates need."""
+"""The tiny model: small, safe, reproducible, with every control token that chat templates need."""
 
 import json
 import random
@@ -20,13 +20,13 @@ def tokenizer():
     return Tokenizer.load(TINY)
 
 
-def test_it_is_under_five_megabytes_and_holds_no_pickle():
+def test_the_model_is_under_five_megabytes_without_pickles():
     files = [path for path in TINY.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 5_000_000
     assert {path.suffix for path in files} == {".json", ".safetensors"}
 
 
-def test_its_sizes_suit_k_quants():
+def test_its_dimensions_suit_k_quants():
     config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
     assert config["hidden_size"] % 256 == 0
     assert config["intermediate_size"] % 256 == 0
@@ -39,20 +39,20 @@ def test_every_control_token_is_one_special_id(tokenizer):
     assert set(make_tiny.SPECIAL_TOKENS) <= tokenizer.specials
 
 
-def test_marks_of_thoughts_and_tools_are_one_id_and_stay_text(tokenizer):
+def test_tags_of_reasoning_and_tools_are_one_id_and_decode_to_text(tokenizer):
     for mark in make_tiny.MARKS:
         ids = tokenizer.encode([mark])[0].ids
         assert len(ids) == 1
         assert tokenizer.backend.decode(ids, skip_special_tokens=True) == mark
 
 
-def test_any_text_comes_back_from_its_ids_and_nothing_is_added(tokenizer):
+def test_any_text_is_decoded_unchanged_without_added_tokens(tokenizer):
     text = "Grüße, 你好 🦆\n\ttab  two spaces"
     ids = tokenizer.encode([text])[0].ids
     assert tokenizer.backend.decode(ids) == text
 
 
-def test_its_template_writes_a_conversation_with_tools():
+def test_its_chat_template_renders_a_conversation_with_tools():
     renderer = ChatRenderer(find_template("tokenizer", TINY), Tokenizer.load(TINY))
     call = {"function": {"name": "status", "arguments": {"order": 7}}}
     messages = [
@@ -73,7 +73,7 @@ def test_its_template_writes_a_conversation_with_tools():
     )
 
 
-def test_what_it_reads_is_the_same_every_time_and_has_no_open_slot():
+def test_training_documents_are_reproducible_and_have_no_open_slots():
     phrases = tomllib.loads((TINY.parent / "tiny_phrases.toml").read_text(encoding="utf-8"))
     first, again = (list(make_tiny.write_documents(phrases, ["paddle", "valve"], 300)) for _ in range(2))
     assert first == again
@@ -90,14 +90,14 @@ def test_building_it_twice_gives_the_same_bytes(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in other.iterdir()}
 
 
-def test_it_answers_before_any_tuning_in_whole_sentences():
+def test_the_model_answers_in_complete_sentences_before_fine_tuning():
     from train.inference.generate import ChatModel, Sampling, find_stop_ids
     from train.model.base_model import load_model
 
     renderer = ChatRenderer(find_template("tokenizer", TINY), Tokenizer.load(TINY))
     model = ChatModel(load_model(TINY, "lora").eval(), renderer, find_stop_ids(renderer))
     questions = ("Hello!", "How do I return my lamp?", "Where is my parcel?")
-    asked = ([{"role": "user", "content": question}] for question in questions)
-    said = [model.answer(messages, sampling=Sampling(max_tokens=40)) for messages in asked]
-    assert all(answer[-1] in ".?!" for answer in said)
-    assert "small model" in said[0]
+    conversations = ([{"role": "user", "content": question}] for question in questions)
+    answers = [model.answer(messages, sampling=Sampling(max_tokens=40)) for messages in conversations]
+    assert all(answer[-1] in ".?!" for answer in answers)
+    assert "small model" in answers[0]

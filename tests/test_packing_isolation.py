@@ -1,4 +1,4 @@
-"""Packed conversations are blind for each other, and the check that says so would see it if they were not."""
+"""Packed conversations do not attend to each other, and the check detects a model in which they do."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from train.engines import packing_isolation
 from schemas.recipe import TrainSection
 
 def leaking(*arguments):
-    trainer, packed = trained(*arguments)
+    trainer, packed = original(*arguments)
     collate = trainer.data_collator
 
     def without_borders(rows):
@@ -23,15 +23,15 @@ def leaking(*arguments):
     trainer.data_collator = without_borders
     return trainer, packed
 
-trained, found = packing_isolation._make_trainer, []
-for packing_isolation._make_trainer in (trained, leaking):
-    found.append(packing_isolation.check_isolation(TrainSection(model=sys.argv[1], engine="transformers")).as_json())
-print(json.dumps(found))
+original, results = packing_isolation._make_trainer, []
+for packing_isolation._make_trainer in (original, leaking):
+    results.append(packing_isolation.check_isolation(TrainSection(model=sys.argv[1], engine="transformers")).as_json())
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
-def found(sample):
+def results(sample):
     ran = subprocess.run(
         [sys.executable, "-P", "-c", CHECK, str(sample / "tiny")],
         capture_output=True, text=True, check=False, env=os.environ.copy(),
@@ -41,8 +41,8 @@ def found(sample):
 
 
 @pytest.mark.slow
-def test_changing_a_document_moves_no_other_and_packed_is_as_alone(found):
-    packed, _ = found
+def test_changing_a_document_changes_no_other_loss_and_packed_losses_equal_single_ones(results):
+    packed, _ = results
     assert (packed["packed"], packed["isolated"], packed["dtype"]) == (True, True, "float32")
     assert [document["tokens"] for document in packed["documents"]] == [96, 80, 64, 48]
     assert {document["moved"] for document in packed["documents"]} == {0.0}
@@ -51,21 +51,21 @@ def test_changing_a_document_moves_no_other_and_packed_is_as_alone(found):
 
 
 @pytest.mark.slow
-def test_documents_that_see_each_other_are_found_out(found):
-    _, leaking = found
+def test_documents_that_attend_to_each_other_are_detected(results):
+    _, leaking = results
     assert not leaking["isolated"]
     assert max(document["moved"] for document in leaking["documents"]) > 1e-3
-    assert leaking["documents"][0]["moved"] == 0.0  # nothing stands before the first
+    assert leaking["documents"][0]["moved"] == 0.0  # no document precedes the first
 
 
 @pytest.mark.slow
-def test_the_command_says_that_unsloth_does_not_pack_without_a_gpu(curate, sample):
+def test_the_command_reports_that_unsloth_does_not_pack_without_a_gpu(curate, sample):
     ran = curate("check-packing", str(sample / "tiny"), "--engine", "unsloth")
     assert ran.returncode == 0, ran.stderr
     assert "trained one conversation a sequence here, so none can see another" in ran.stdout
 
 
-def test_a_model_that_is_not_there_is_explained(curate):
+def test_a_missing_model_is_an_error(curate):
     ran = curate("check-packing", "nowhere")
     assert ran.returncode == 1
     assert "There is no model folder at nowhere" in ran.stderr
@@ -73,7 +73,7 @@ def test_a_model_that_is_not_there_is_explained(curate):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["unsloth", "transformers"])
-def test_on_a_card_both_engines_pack_and_nothing_is_seen(curate, sample, engine):
+def test_on_a_gpu_both_engines_pack_without_leaks(curate, sample, engine):
     ran = curate("check-packing", str(sample / "tiny"), "--engine", engine, "--json")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     isolation = json.loads(ran.stdout)

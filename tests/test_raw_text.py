@@ -1,4 +1,4 @@
-"""Raw text: read, rendered, cut into parts, learned with an embedding that has its own rate, merged, repeated."""
+"""Raw text: imported, rendered, split into parts, trained with an embedding learning rate, merged, repeated."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def text(words):
 
 
 def make_texts(folder):
-    """A project whose version docs@1 is 30 texts."""
+    """A project whose version docs@1 has 30 texts."""
     store = make_project(folder)
     with writing(store) as connection:
         connection.execute("DELETE FROM conversations")
@@ -66,10 +66,10 @@ def ids_of(words):
     return tokenizer.encode([f"{begin}{words}{end}"])[0].ids
 
 
-# ------------------------------------------------------------------------------------------------------------ read
+# -------------------------------------------------------------------------------------------------------- import
 
 
-def test_a_column_of_texts_is_read_as_such_where_nothing_else_fits_or_when_asked(tmp_path, curate):
+def test_a_text_column_is_raw_text_if_no_other_shape_fits_or_on_request(tmp_path, curate):
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("Once.", "")))
     ran = curate("import", "texts.jsonl")
     assert "texts.jsonl: text (text = text)" in ran.stdout
@@ -85,24 +85,24 @@ def test_a_column_of_texts_is_read_as_such_where_nothing_else_fits_or_when_asked
     assert "--shape text --text text" in unsure.value.hint
 
 
-def test_a_column_of_texts_beside_others_is_raw_text_only_when_asked(tmp_path, curate):
+def test_a_text_column_next_to_others_is_raw_text_only_on_request(tmp_path, curate):
     (tmp_path / "labelled.csv").write_text("text,label\nhello there,greeting\nbye then,farewell\n")
     refused = curate("import", "labelled.csv")
     assert refused.returncode == 1
     assert "--shape text --text text" in refused.stderr
-    asked = curate("import", "labelled.csv", "--shape", "text")
-    assert "labelled.csv: text (text = text)" in asked.stdout
+    requested = curate("import", "labelled.csv", "--shape", "text")
+    assert "labelled.csv: text (text = text)" in requested.stdout
 
 
-def test_in_no_other_shape_an_answer_may_come_first(tmp_path, curate):
+def test_only_raw_text_may_begin_with_an_answer(tmp_path, curate):
     (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "assistant", "content": "Hi"}]}\n')
     assert "not-starting-with-user" in curate("import", "chats.jsonl").stdout
 
 
-# -------------------------------------------------------------------------------------------------------- rendered
+# -------------------------------------------------------------------------------------------------------- rendering
 
 
-def test_all_of_a_text_is_learned_but_its_first_token_and_longer_ones_are_parted(store):
+def test_all_tokens_of_a_text_but_the_first_are_loss_tokens_and_long_texts_are_split(store):
     prepared = prepare_version(store, "docs@1", section(**RAW))
     rows = {row["id"]: row for row in prepared.rendered.filter(pl.col("window").is_null()).iter_rows(named=True)}
     short = rows[text(SHORT).id]
@@ -117,7 +117,7 @@ def test_all_of_a_text_is_learned_but_its_first_token_and_longer_ones_are_parted
     assert plan(prepared).refusal is None
 
 
-def test_a_plan_counts_texts_and_says_into_how_many_parts_those_are_split_that_are_longer(store, capsys):
+def test_a_plan_counts_texts_and_the_parts_of_long_ones(store, capsys):
     prepared = prepare_version(store, "docs@1", section(**RAW))
     planned = plan(prepared)
     parts = prepared.rendered.filter(pl.col("window").is_not_null())
@@ -131,7 +131,7 @@ def test_a_plan_counts_texts_and_says_into_how_many_parts_those_are_split_that_a
     assert f"{longer} split into {parts.height} parts" in " ".join(capsys.readouterr().out.split())
 
 
-def test_no_part_is_a_single_token_of_which_nothing_could_be_learned(store):
+def test_no_part_is_a_single_token_without_loss(store):
     room = len(ids_of(SHORT)) - 1
     prepared = prepare_version(store, "docs@1", section(**{**RAW, "max_length": room}))
     parts = prepared.rendered.filter(pl.col("id") == text(SHORT).id)
@@ -140,7 +140,7 @@ def test_no_part_is_a_single_token_of_which_nothing_could_be_learned(store):
     assert parts["stops"].to_list() == [[], [2]]
 
 
-PARTING = """
+SPLIT_LONG_TEXT = """
 import resource, polars as pl
 from pathlib import Path
 from schemas.conversation import TURN
@@ -159,16 +159,18 @@ print(parts.height, parts["input_ids"].list.len().sum())
 """
 
 
-def test_a_long_text_is_parted_in_the_memory_of_a_few_copies():
+def test_splitting_a_long_text_needs_the_memory_of_a_few_copies():
     """A copy of the text for each of its 9,000 parts would be some 40 GB; 4 GiB hold Python and a few copies."""
-    ran = subprocess.run([sys.executable, "-c", PARTING.format(tiny=str(TINY))], capture_output=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", SPLIT_LONG_TEXT.format(tiny=str(TINY))], capture_output=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr[-2000:]
     parts, tokens = map(int, ran.stdout.split())
     assert tokens == len(ids_of("lorem ipsum dolor sit amet " * 40_000))
     assert parts == -(-tokens // 64)
 
 
-def test_one_special_token_in_a_book_costs_the_part_that_it_is_in_and_no_other(tmp_path, monkeypatch):
+def test_a_special_token_in_a_book_drops_only_its_part(tmp_path, monkeypatch):
     store = make_texts(tmp_path)
     monkeypatch.chdir(tmp_path)
     book = text(f"{LONG} Then <|im_end|> was read. {LONG} {LONG}")
@@ -188,7 +190,7 @@ def test_one_special_token_in_a_book_costs_the_part_that_it_is_in_and_no_other(t
     assert whole["reason"].to_list() == ["An answer contains text that is read as a special token: <|im_end|>."]
 
 
-def test_a_part_is_shown_and_its_tokens_lead_back_to_the_text(store):
+def test_a_part_is_previewed_and_its_tokens_are_traced_to_the_text(store):
     prepared = prepare_version(store, "docs@1", section(**RAW))
     shown = [preview(prepared, text(LONG).id, number) for number in (1, 2, 3)]
     assert "".join(segment.text for each in shown for segment in each.segments) == f"<|begin_of_text|>{LONG}<|im_end|>"
@@ -198,27 +200,27 @@ def test_a_part_is_shown_and_its_tokens_lead_back_to_the_text(store):
     assert LONG[slice(*traced.characters)] == traced.text
 
 
-def test_texts_and_conversations_are_not_taken_for_each_other(tmp_path, monkeypatch):
+def test_texts_and_conversations_are_not_confused(tmp_path, monkeypatch):
     store = make_texts(tmp_path)
     monkeypatch.chdir(tmp_path)
     add(store, [chat("Hi", "Hello")], source="chats.jsonl")
     with writing(store) as connection:
         freeze(connection, "both", Recipe())
-    raw, told = (prepare_version(store, "both@1", section(**changes)).ledger for changes in (RAW, {}))
+    raw, chats = (prepare_version(store, "both@1", section(**changes)).ledger for changes in (RAW, {}))
     dropped = raw.filter(pl.col("outcome") == "dropped")
     assert dropped["conversation"].to_list() == [chat("Hi", "Hello").id]
     assert dropped["reason"].item().startswith("It is a conversation: --template raw")
-    assert told.filter(pl.col("outcome") == "kept")["conversation"].to_list() == [chat("Hi", "Hello").id]
+    assert chats.filter(pl.col("outcome") == "kept")["conversation"].to_list() == [chat("Hi", "Hello").id]
     with pytest.raises(TrainError, match=r"30 unrendered, such as .* It is a text in which nobody asks"):
         prepare_run(store, "both@1", section())
 
 
-# --------------------------------------------------------------------------------------------------------- learned
+# -------------------------------------------------------------------------------------------------------- training
 
 
 @pytest.fixture(scope="module")
 def job(store, tmp_path_factory):
-    """`job(changes)` is what the reference engine is asked to do with the texts."""
+    """`job(changes)` is a job for the engine transformers on the texts."""
     work = prepare_run(store, "docs@1", section(**RAW))
 
     def make(model=TINY, **changes):
@@ -239,13 +241,13 @@ ONE_STEP = {"lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 
 
 
 @pytest.mark.slow
-def test_the_first_step_moves_the_embedding_by_its_own_rate_and_the_adapter_by_the_other(job):
-    """Adam's first step is its rate in the direction of the gradient, whatever its size (arXiv 1412.6980)."""
-    asked = job(embedding_learning_rate=7e-4, learning_rate=3e-3, extra=ONE_STEP)
-    fit = find_engine("transformers").fit(asked)
+def test_the_first_step_uses_separate_learning_rates_for_embedding_and_adapter(job):
+    """Adam's first step is the learning rate in the direction of the gradient, whatever its size (arXiv 1412.6980)."""
+    embedding_job = job(embedding_learning_rate=7e-4, learning_rate=3e-3, extra=ONE_STEP)
+    fit = find_engine("transformers").fit(embedding_job)
     before = load_file(TINY / "model.safetensors")["model.embed_tokens.weight"].float()
-    moved = (embeddings(asked.adapter)["embed_tokens"] - before).abs()
-    adapter = load_file(asked.adapter / "adapter_model.safetensors")
+    moved = (embeddings(embedding_job.adapter)["embed_tokens"] - before).abs()
+    adapter = load_file(embedding_job.adapter / "adapter_model.safetensors")
     started_at_zero = max(value.abs().max().item() for name, value in adapter.items() if "lora_B" in name)
     assert moved.max().item() == pytest.approx(7e-4, rel=1e-2)
     assert started_at_zero == pytest.approx(3e-3, rel=1e-2)
@@ -253,15 +255,15 @@ def test_the_first_step_moves_the_embedding_by_its_own_rate_and_the_adapter_by_t
 
 
 @pytest.mark.slow
-def test_without_a_rate_of_its_own_the_embedding_stays(job):
-    asked = job()
-    fit = find_engine("transformers").fit(asked)
-    assert embeddings(asked.adapter) == {}
+def test_without_a_learning_rate_the_embedding_is_not_trained(job):
+    embedding_job = job()
+    fit = find_engine("transformers").fit(embedding_job)
+    assert embeddings(embedding_job.adapter) == {}
     assert "embedding" not in fit.facts
 
 
 @pytest.mark.slow
-def test_the_copy_of_an_embedding_that_is_trained_is_not_taken_for_the_base():
+def test_the_trained_copy_of_an_embedding_is_not_confused_with_the_base():
     import peft
     import torch
     from transformers import AutoModelForCausalLM
@@ -278,14 +280,14 @@ def test_the_copy_of_an_embedding_that_is_trained_is_not_taken_for_the_base():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head", "model.embed_tokens"])
-def test_embedding_and_head_are_trained_by_their_own_key_alone(job, name):
+def test_embedding_and_head_can_be_trained_only_by_their_own_key(job, name):
     with pytest.raises(TrainError, match=f"names {name}, which has its own recipe key") as refused:
         find_engine("transformers").fit(job(extra={"modules_to_save": [name]}))
     assert "train.embedding_learning_rate" in refused.value.hint
 
 
 @pytest.mark.slow
-def test_a_head_that_is_a_matrix_of_its_own_is_trained_beside_the_embedding(job, tmp_path):
+def test_an_untied_head_is_trained_together_with_the_embedding(job, tmp_path):
     for path in TINY.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((TINY / "config.json").read_text())
@@ -293,17 +295,17 @@ def test_a_head_that_is_a_matrix_of_its_own_is_trained_beside_the_embedding(job,
     weights = load_file(TINY / "model.safetensors")
     head = weights["model.embed_tokens.weight"].clone()
     save_file(weights | {"lm_head.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
-    asked = job(model=tmp_path, embedding_learning_rate=7e-4, extra=ONE_STEP)
-    fit = find_engine("transformers").fit(asked)
-    found = embeddings(asked.adapter)
-    assert {name: (value - head.float()).abs().max().item() for name, value in found.items()} == pytest.approx(
+    embedding_job = job(model=tmp_path, embedding_learning_rate=7e-4, extra=ONE_STEP)
+    fit = find_engine("transformers").fit(embedding_job)
+    trained = embeddings(embedding_job.adapter)
+    assert {name: (value - head.float()).abs().max().item() for name, value in trained.items()} == pytest.approx(
         {"embed_tokens": 7e-4, "lm_head": 7e-4}, rel=1e-2
     )
     assert fit.facts["embedding"]["parameters"] == 2 * head.numel()
 
 
 @pytest.mark.slow
-def test_a_run_on_texts_learns_is_proven_merged_and_repeated_bit_for_bit(tmp_path, monkeypatch):
+def test_a_run_on_texts_is_trained_proven_merged_and_repeated_bit_for_bit(tmp_path, monkeypatch):
     from train.checks.serving_parity import check_export, check_serving
     from train.export.merge import merge
     from train.runs.verify import verify
@@ -342,7 +344,7 @@ def train_on_texts(folder):
     return json.loads(ran.stdout)
 
 
-def test_the_plan_counts_an_embedding_that_is_trained(store):
+def test_the_memory_estimate_includes_a_trained_embedding(store):
     plain, trained = (
         estimate_memory(TINY, section(embedding_learning_rate=rate), 10_000, "h100-80g") for rate in (None, 1e-4)
     )
@@ -356,7 +358,7 @@ def test_the_plan_counts_an_embedding_that_is_trained(store):
     assert trained.best["tokens_per_second"] < plain.best["tokens_per_second"]
 
 
-def test_a_model_that_is_shared_between_gpus_has_no_rate_of_its_own(monkeypatch):
+def test_a_sharded_model_cannot_have_an_embedding_learning_rate(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -364,7 +366,7 @@ def test_a_model_that_is_shared_between_gpus_has_no_rate_of_its_own(monkeypatch)
         check_devices(Processes(2, "fsdp"), section(embedding_learning_rate=1e-4))
 
 
-def test_unsloth_never_moves_an_embedding_that_is_trained_into_a_pickle(job):
+def test_unsloth_never_offloads_a_trained_embedding_to_a_pickle(job):
     from train.engines.unsloth import checkpointing_modes
 
     assert checkpointing_modes(job(), on_gpu=True) == (False, "unsloth")

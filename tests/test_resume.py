@@ -1,4 +1,4 @@
-"""Interrupted is not broken: a run that was killed, failed or shut out ends like one that nobody disturbed."""
+"""Resuming: a killed, interrupted or failed run ends with the same adapter as an uninterrupted one."""
 
 import fcntl
 import json
@@ -37,7 +37,7 @@ def runs_of(store):
 
 
 def kill_after(folder, steps, number=signal.SIGKILL):
-    """Start `curate train` and send it a signal once it has done `steps` steps; its exit code and what it said."""
+    """Start `curate train` and send it a signal after `steps` steps; its exit code and stderr."""
     process = subprocess.Popen(
         command("train", "support@1", *SETTINGS),
         cwd=folder,
@@ -52,11 +52,11 @@ def kill_after(folder, steps, number=signal.SIGKILL):
         assert time.monotonic() < until
         time.sleep(0.005)
     os.kill(process.pid, number)
-    _, said = process.communicate()
-    return process.returncode, said
+    _, stderr = process.communicate()
+    return process.returncode, stderr
 
 
-def test_a_run_that_was_killed_and_then_interrupted_ends_in_the_adapter_of_an_undisturbed_one(project, trained):
+def test_a_killed_and_interrupted_run_ends_with_the_adapter_of_an_uninterrupted_one(project, trained):
     folder = project.parent
     kill_after(folder, 7)
     (run,) = runs_of(project)
@@ -65,19 +65,19 @@ def test_a_run_that_was_killed_and_then_interrupted_ends_in_the_adapter_of_an_un
     checkpoints = folder / "adapters/r1.partial/checkpoints"
     first, *later = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert is_complete(first)
-    for cut_off in later:  # as if it had been killed while it wrote them
-        weights = cut_off / "adapter_model.safetensors"
+    for checkpoint in later:  # as if the process had been killed while it wrote them
+        weights = checkpoint / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-    code, said = kill_after(folder, 10, signal.SIGINT)
+    code, stderr = kill_after(folder, 10, signal.SIGINT)
     assert code == 130
-    assert "Resuming run r1 from step 3." in said
-    assert "run the same command again to resume it" in said
+    assert "Resuming run r1 from step 3." in stderr
+    assert "run the same command again to resume it" in stderr
     done = (folder / "adapters/r1.partial/metrics.jsonl").read_text().count("\n")
     assert newest_complete(checkpoints).name == f"checkpoint-{done}"
     resumed = train(folder, "--resume")
-    undisturbed = json.loads((trained / "adapters/r1/manifest.json").read_text())
+    uninterrupted = json.loads((trained / "adapters/r1/manifest.json").read_text())
     assert resumed["run"] == "r1"
-    assert resumed["manifest"]["adapter_digest"] == undisturbed["adapter_digest"]
+    assert resumed["manifest"]["adapter_digest"] == uninterrupted["adapter_digest"]
     losses = [
         [json.loads(line)["loss"] for line in (where / "adapters/r1/metrics.jsonl").read_text().splitlines()]
         for where in (folder, trained)
@@ -89,7 +89,7 @@ def test_a_run_that_was_killed_and_then_interrupted_ends_in_the_adapter_of_an_un
     assert ledgers[0] == ledgers[1]
 
 
-def test_a_checkpoint_counts_when_each_of_its_files_is_whole(tmp_path):
+def test_a_checkpoint_is_used_only_if_each_of_its_files_is_complete(tmp_path):
     for step in (5, 10):
         checkpoint = tmp_path / f"checkpoint-{step}"
         checkpoint.mkdir()
@@ -106,7 +106,7 @@ def test_a_checkpoint_counts_when_each_of_its_files_is_whole(tmp_path):
     assert newest_complete(tmp_path) is None
 
 
-def test_a_shard_in_a_folder_of_a_checkpoint_has_to_be_whole_too(tmp_path):
+def test_a_checkpoint_with_a_damaged_shard_in_a_subfolder_is_not_complete(tmp_path):
     shard = tmp_path / "checkpoint-5" / "optimizer_0" / "__0_0.distcp"
     shard.parent.mkdir(parents=True)
     shard.write_bytes(b"state")
@@ -128,7 +128,7 @@ def fails_with(error):
     return load
 
 
-def test_a_failed_run_is_recorded_with_its_reason_and_can_be_taken_up_again(project, monkeypatch):
+def test_a_failed_run_is_recorded_with_its_reason_and_can_be_resumed(project, monkeypatch):
     use_load(monkeypatch, fails_with(RuntimeError("the disk is full\nand more")))
     with pytest.raises(RuntimeError, match="the disk is full"):
         train_version(project, "support@1", section())
@@ -139,14 +139,14 @@ def test_a_failed_run_is_recorded_with_its_reason_and_can_be_taken_up_again(proj
     assert [run.run for run in runs_of(project)] == ["r1"]
 
 
-def test_an_interruption_is_no_failure(project, monkeypatch):
+def test_an_interruption_is_not_recorded_as_a_failure(project, monkeypatch):
     use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section())
     assert [run.status for run in runs_of(project)] == ["interrupted"]
 
 
-def test_fresh_and_another_recipe_begin_another_run(project, monkeypatch):
+def test_fresh_or_another_recipe_begins_a_new_run(project, monkeypatch):
     use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     for recipe, start in ((section(), "auto"), (section(), "fresh"), (section(seed=1), "auto"), (section(), "resume")):
         with pytest.raises(KeyboardInterrupt):
@@ -154,7 +154,7 @@ def test_fresh_and_another_recipe_begin_another_run(project, monkeypatch):
     assert [run.run for run in runs_of(project)] == ["r1", "r2", "r3"]
 
 
-def test_a_new_run_never_goes_on_from_the_checkpoints_of_another(project, monkeypatch, tmp_path):
+def test_a_new_run_never_uses_the_checkpoints_of_another_run(project, monkeypatch, tmp_path):
     use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section(seed=1), to=tmp_path / "out")
@@ -164,13 +164,13 @@ def test_a_new_run_never_goes_on_from_the_checkpoints_of_another(project, monkey
     assert [run.run for run in runs_of(project)] == ["r1"]
 
 
-def test_resume_insists_on_a_run_to_go_on_with(project):
+def test_resume_requires_an_unfinished_run(project):
     with pytest.raises(TrainError, match="no unfinished run"):
         train_version(project, "support@1", section(), start="resume")
     assert runs_of(project) == []
 
 
-def test_two_processes_do_not_work_on_one_run(project, monkeypatch):
+def test_two_processes_cannot_train_the_same_run(project, monkeypatch):
     use_load(monkeypatch, fails_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train_version(project, "support@1", section())
@@ -185,11 +185,11 @@ def test_two_processes_do_not_work_on_one_run(project, monkeypatch):
         assert [run["status"] for run in survey(connection)["runs"]] == ["interrupted"]
 
 
-def test_a_run_that_was_cut_off_goes_on_where_its_project_is_now(project, monkeypatch, tmp_path):
-    worked_on = []
+def test_an_interrupted_run_is_resumed_after_its_project_was_moved_or_copied(project, monkeypatch, tmp_path):
+    folders = []
 
     def is_interrupted(job):
-        worked_on.append(job.checkpoints)
+        folders.append(job.checkpoints)
         raise KeyboardInterrupt
 
     use_load(monkeypatch, is_interrupted)
@@ -201,7 +201,7 @@ def test_a_run_that_was_cut_off_goes_on_where_its_project_is_now(project, monkey
         monkeypatch.chdir(folder)
         with pytest.raises(KeyboardInterrupt):
             train_version(folder / "curate.duckdb", "support@1", section())
-        assert worked_on[-1] == folder / "adapters/r1.partial/checkpoints"
+        assert folders[-1] == folder / "adapters/r1.partial/checkpoints"
         assert [run.run for run in runs_of(folder / "curate.duckdb")] == ["r1"]
     assert not project.parent.exists()
 
@@ -217,7 +217,7 @@ def test_a_run_killed_between_its_adapter_and_its_row_is_finished_without_traini
     assert [run.status for run in runs_of(store)] == ["done"]
 
 
-def test_steps_after_the_checkpoint_are_cut_from_the_metrics(tmp_path):
+def test_steps_after_the_checkpoint_are_removed_from_the_metrics(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     step = engines.Step(1, 9, 1.5, 0.1, 1.0, 100, 1.0)
     fields = {name: getattr(step, name) for name in engines.Step.__dataclass_fields__}

@@ -1,4 +1,4 @@
-"""Several processes: they see what one would see, in its order, and end and go on together."""
+"""Several processes: they train on the sequences of one, in its order, and stop and resume together."""
 
 import json
 import os
@@ -30,9 +30,9 @@ TWO = ("--set=train.batch=2", "--set=train.effective_batch=4", "--gpus", "2", "-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A project in which the same was trained by one process and by two, of which the latter were interrupted."""
+    """A project with the same training by one process and by two, which were interrupted."""
     folder = make_project(tmp_path_factory.mktemp("project")).parent
-    (folder / "one").mkdir()  # an empty folder may be given
+    (folder / "one").mkdir()  # --to accepts an empty folder
     train(folder, *REFERENCE, "--to", "one")
     interrupt(folder, steps=5)
     train(folder, *REFERENCE, *TWO)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 def interrupt(folder, steps):
-    """Start the run on two processes and send Ctrl-C to the command that was typed, once it has done some steps."""
+    """Start the run with two processes and send Ctrl-C to the command after some steps."""
     metrics = folder / "two.partial/metrics.jsonl"
     process = subprocess.Popen(
         command("train", "support@1", *SETTINGS, *REFERENCE, *TWO), cwd=folder, stderr=subprocess.PIPE, text=True
@@ -51,9 +51,9 @@ def interrupt(folder, steps):
         assert time.monotonic() < until
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "run the same command again to resume it" in said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "run the same command again to resume it" in stderr
     done = metrics.read_bytes().count(b"\n")
     assert newest_complete(folder / "two.partial/checkpoints").name == f"checkpoint-{done}"
 
@@ -62,7 +62,7 @@ def metrics(folder, name):
     return pl.read_ndjson(folder / name / "metrics.jsonl")
 
 
-def test_the_reference_engine_trains_by_the_same_command(folder):
+def test_the_transformers_engine_trains_with_the_same_command(folder):
     run = read_manifest(folder / "one")
     assert run.metrics["eval_loss"] < run.metrics["eval_loss_base"] - 1
     assert run.engine["packing"] is True
@@ -70,7 +70,7 @@ def test_the_reference_engine_trains_by_the_same_command(folder):
     assert (folder / "one/adapter_model.safetensors").exists()
 
 
-def test_two_processes_follow_the_loss_curve_of_one_through_an_interruption(folder):
+def test_two_interrupted_processes_have_the_loss_curve_of_one(folder):
     one, two = metrics(folder, "one"), metrics(folder, "two")
     assert two["step"].to_list() == one["step"].to_list() == list(range(1, 17))
     assert two["loss"].to_list() == pytest.approx(one["loss"].to_list(), abs=2e-4)
@@ -79,12 +79,12 @@ def test_two_processes_follow_the_loss_curve_of_one_through_an_interruption(fold
     packs = read_manifest(folder / "one").engine["sequences"]
     assert packs % 4, "the last step of an epoch has to be short, or filler is not tried"
     assert 2 * packs < 16 * 4, "there have to be several epochs, or the second shuffle is not tried"
-    seen = [pl.read_parquet(folder / name / "ledger.parquet")["epoch_count"] for name in ("one", "two")]
-    assert seen[0].equals(seen[1])
-    assert set(seen[0].drop_nulls()) == {8}  # filler is not counted
+    counts = [pl.read_parquet(folder / name / "ledger.parquet")["epoch_count"] for name in ("one", "two")]
+    assert counts[0].equals(counts[1])
+    assert set(counts[0].drop_nulls()) == {8}  # filler is not counted
 
 
-def test_the_manifest_says_how_it_was_shared_out_and_the_adapter_is_proven(folder):
+def test_the_manifest_records_the_processes_and_the_adapter_is_proven(folder):
     one, two = read_manifest(folder / "one"), read_manifest(folder / "two")
     assert (two.machine.gpus, two.machine.sharding) == (2, "ddp")
     assert (two.engine["batch"], two.engine["accumulate"]) == (2, 1)
@@ -95,7 +95,7 @@ def test_the_manifest_says_how_it_was_shared_out_and_the_adapter_is_proven(folde
     assert not (folder / "two.partial").exists()
 
 
-def test_sequences_are_each_taken_once_in_the_order_of_one_process(monkeypatch):
+def test_each_sequence_is_used_once_in_the_order_of_one_process(monkeypatch):
     from accelerate.data_loader import SeedableRandomSampler
 
     from train.engines.sharding import SamplerWithFiller
@@ -109,7 +109,7 @@ def test_sequences_are_each_taken_once_in_the_order_of_one_process(monkeypatch):
     assert len(padded) == 12
 
 
-def test_what_processes_cannot_do_is_refused_before_anything_is_read(folder, monkeypatch):
+def test_impossible_process_counts_are_errors_before_the_version_is_read(folder, monkeypatch):
     monkeypatch.chdir(folder)
     store = folder / "curate.duckdb"
     with pytest.raises(TrainError, match="engine unsloth trains with one process on a CPU"):
@@ -150,10 +150,10 @@ def test_two_machines_train_together_and_only_the_first_has_a_store(folder, tmp_
     )
     try:
         train(folder, *REFERENCE, *shared, str(folder / "nodes"))
-        _, said = joining.communicate(timeout=60)
+        _, stderr = joining.communicate(timeout=60)
     finally:
         joining.kill()
-    assert joining.returncode == 0, said
+    assert joining.returncode == 0, stderr
     assert [path.name for path in other.iterdir()] == ["tiny"]
     assert metrics(folder, "nodes")["loss"].to_list() == pytest.approx(
         metrics(folder, "one")["loss"].to_list(), abs=2e-4
@@ -161,7 +161,7 @@ def test_two_machines_train_together_and_only_the_first_has_a_store(folder, tmp_
     assert read_manifest(folder / "nodes").machine.gpus == 2
 
 
-def test_all_weights_of_a_model_are_tuned_by_two_processes(folder):
+def test_two_processes_fine_tune_all_weights(folder):
     short = ("--set=train.steps=3", "--set=train.method=full", "--set=train.batch=2", "--set=train.effective_batch=4")
     run = train(folder, *REFERENCE, *short, "--gpus", "2", "--to", "full")
     metrics = run["manifest"]["metrics"]
@@ -169,32 +169,32 @@ def test_all_weights_of_a_model_are_tuned_by_two_processes(folder):
     assert metrics["eval_loss"] < metrics["eval_loss_base"]
 
 
-BREAKING = """
+FAIL_IN_STEP = """
 import os, signal
 if os.environ.get("RANK") == "1":
     from schemas.errors import TrainError
     from train.engines import distributed
     total, steps = distributed.total, []
-    def broken(values, device):
+    def failing_total(values, device):
         steps.append(len(values))
         if len(steps) == 4:
             {failure}
         return total(values, device)
-    distributed.total = broken
+    distributed.total = failing_total
 """
-"""Loaded at the start of every Python: the second process fails within a step, while the first one waits for it."""
+"""Loaded at the start of every Python: the second process fails within a step while the first one waits for it."""
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "message"),
     [
         ("raise TrainError('The lamp is too hot.', 'Wait.')", "The lamp is too hot."),
         ("raise RuntimeError('no such lamp')", "Process 1 failed: RuntimeError: no such lamp"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "training.log"),
     ],
 )
-def test_of_several_processes_the_one_that_failed_first_is_told(failure, told, folder, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(BREAKING.format(failure=failure))
+def test_the_first_failure_of_several_processes_is_reported(failure, message, folder, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(FAIL_IN_STEP.format(failure=failure))
     ran = subprocess.run(
         command("train", "support@1", *SETTINGS, *REFERENCE, *TWO[:-1], str(tmp_path / "x")),
         cwd=folder,
@@ -204,33 +204,33 @@ def test_of_several_processes_the_one_that_failed_first_is_told(failure, told, f
         check=False,
     )
     assert ran.returncode == 1, ran.stderr
-    assert told in ran.stderr
+    assert message in ran.stderr
     assert "Traceback" not in ran.stderr
     assert "to resume it" not in ran.stderr
     with reading(folder / "curate.duckdb") as connection:
         assert read_runs(connection)[-1].status == "failed"
 
 
-FULL = """
+RUN_OUT_OF_MEMORY = """
 import json, os, sys
 from pathlib import Path
 if os.environ.get("RANK") == "1" and json.loads(Path(sys.argv[1], "job.json").read_text())["size"] is None:
     import torch
     from train.engines import distributed
     total, steps = distributed.total, []
-    def full(values, device):
+    def full_total(values, device):
         steps.append(len(values))
         if len(steps) == 6:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return total(values, device)
-    distributed.total = full
+    distributed.total = full_total
 """
-"""Loaded at the start of every Python: the second process, while it trains at the size of the recipe, finds its memory
-full after five sums that both agree on: one a step, whether to stop, and that of the held-out loss after the fourth."""
+"""Loaded at the start of every Python: the second process, with the batch size of the recipe, runs out of memory after
+five sums over both processes: one per step, whether to stop, and that of the held-out loss after the fourth step."""
 
 
-def test_several_processes_whose_memory_is_full_start_again_with_smaller_passes_once(folder, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(FULL)
+def test_processes_that_run_out_of_memory_restart_once_with_a_smaller_batch(folder, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(RUN_OUT_OF_MEMORY)
     before = set(Path(tempfile.gettempdir()).glob("torchelastic_*"))
     ran = subprocess.run(
         command("train", "support@1", *SETTINGS, *REFERENCE, *TWO[:-1], "full-memory", "--json"),

@@ -1,4 +1,4 @@
-"""What is not run, not loaded and not written down: pickles, foreign code, secrets, other people's installers."""
+"""Pickles, code of models and templates, and secrets in the recipe are refused."""
 
 import json
 
@@ -26,13 +26,13 @@ def model(folder, *weights, **config):
 # ----------------------------------------------------------------------------------------------------------- weights
 
 
-def test_a_pickle_is_refused_also_beside_safetensors_that_are_not_the_weights(tmp_path):
+def test_a_pickle_is_refused_even_next_to_safetensors_that_are_not_weights(tmp_path):
     folder = model(tmp_path, "pytorch_model.bin", "optimizer.safetensors")
     with pytest.raises(TrainError, match=r"only pickles \(pytorch_model.bin\)"):
         find_model(str(folder))
 
 
-def test_a_model_with_a_part_of_its_shards_is_refused(tmp_path):
+def test_a_model_with_missing_shards_is_refused(tmp_path):
     names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     folder = model(tmp_path, names[0], "pytorch_model.bin")
     index = {"weight_map": {"a": names[0], "b": names[1]}}
@@ -44,7 +44,7 @@ def test_a_model_with_a_part_of_its_shards_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_of_a_model_or_its_tokenizer_runs_only_when_it_is_trusted(tmp_path, file):
+def test_code_of_a_model_or_its_tokenizer_requires_trust(tmp_path, file):
     folder = model(tmp_path, "model.safetensors")
     (folder / file).write_text('{"auto_map": {"AutoTokenizer": ["evil.Tokenizer", null]}}')
     with pytest.raises(TrainError, match="contains its own Python code") as refused:
@@ -90,7 +90,7 @@ def test_a_template_cannot_leave_its_sandbox(tmp_path, monkeypatch, evil):
         ("hub_model_id", "https://me:hunter2@example.org/model"),
     ],
 )
-def test_a_secret_in_the_recipe_is_refused_and_not_repeated(key, value):
+def test_a_secret_in_the_recipe_is_an_error_that_does_not_repeat_it(key, value):
     with pytest.raises(RecipeError, match=f"train.extra: .*{key} looks like a secret") as refused:
         check_recipe({"train": {"extra": {key: value}}}, "curate.toml")
     assert value not in refused.value.what
@@ -99,6 +99,6 @@ def test_a_secret_in_the_recipe_is_refused_and_not_repeated(key, value):
     assert value not in refused.value.what
 
 
-def test_names_of_tokens_are_no_secrets():
+def test_names_of_tokens_are_not_secrets():
     extra = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "max_steps_per_token": 3, "run_name": "hf_small"}
     assert TrainSection(extra=extra).extra == extra

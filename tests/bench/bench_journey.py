@@ -1,9 +1,9 @@
-"""The whole way on a GPU: from a JSONL file to an adapter that is proven and trained again, each command timed.
+"""Time every command on a GPU, from a JSONL file to an adapter that is verified and retrained.
 
     python tests/bench/bench_journey.py alpaca_52k.jsonl --to journey
 
-The base model is made on the way: a small Llama that has read nothing but the answers of the train split, without
-their questions, so that what tuning adds is there to see: the held-out loss falls, and questions are answered.
+The base model is made by the benchmark: a small Llama trained only on the answers of the train split, without their
+questions, so that fine-tuning has a visible effect: the held-out loss decreases, and questions are answered.
 """
 
 from __future__ import annotations
@@ -53,42 +53,42 @@ VOCABULARY, BLOCK, BATCH, STEPS, PEAK_RATE = 16_000, 512, 64, 500, 1.5e-3
 
 
 def main() -> None:
-    """Walk, and print what each command said and how long it took."""
+    """Run the commands and print their output and duration."""
     options = _options()
     options.to.mkdir(parents=True)
     (options.to / "curate.toml").write_text(RECIPE)
     source = options.file.resolve()
-    taken: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for words in (["import", str(source)], ["score"], ["select"], ["freeze", "journey"]):
-        curate(options.to, taken, *words)
+        curate(options.to, seconds, *words)
     started = time.perf_counter()
     make_base(options.to, options.steps)
-    taken["(base model)"] = time.perf_counter() - started
+    seconds["(base model)"] = time.perf_counter() - started
     for name in ("plan journey", "plan journey", "train journey", "verify r1", "retrain r1", "check-packing base"):
-        curate(options.to, taken, *name.split())
+        curate(options.to, seconds, *name.split())
     curate(
-        options.to, taken, "chat", "r1", "--compare", "--max-tokens", "60", *[f"--prompt={text}" for text in PROMPTS]
+        options.to, seconds, "chat", "r1", "--compare", "--max-tokens", "60", *[f"--prompt={text}" for text in PROMPTS]
     )
     print("\n| command | seconds |\n| --- | --- |")
-    print("\n".join(f"| {name} | {seconds:.1f} |" for name, seconds in taken.items()))
+    print("\n".join(f"| {name} | {value:.1f} |" for name, value in seconds.items()))
     manifest = json.loads((options.to / "adapters" / "r1" / "manifest.json").read_text())
     print(json.dumps({key: manifest[key] for key in ("data", "tokens", "metrics", "machine", "engine")}, indent=1))
 
 
-def curate(folder: Path, taken: dict[str, float], *words: str) -> None:
-    """Run a command as a person would; its output is shown."""
-    name = words[0] if words[0] not in taken else f"{words[0]}, again"
+def curate(folder: Path, seconds: dict[str, float], *words: str) -> None:
+    """Run a command and show its output."""
+    name = words[0] if words[0] not in seconds else f"{words[0]}, again"
     print(f"\n$ curate {' '.join(words)}", flush=True)
     started = time.perf_counter()
     command = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()", *words]
     done = subprocess.run(command, cwd=folder, env=os.environ | {"COLUMNS": "110"}, check=False)
-    taken[name] = time.perf_counter() - started
+    seconds[name] = time.perf_counter() - started
     if done.returncode:
         print(f"exit code {done.returncode}", flush=True)
 
 
 def make_base(folder: Path, steps: int) -> None:
-    """A Llama trained from nothing on the train split's answers; of questions it has only met the words."""
+    """A Llama trained from scratch on the answers of the train split; it knows the questions only as text."""
     import duckdb
     import torch
 
@@ -97,16 +97,16 @@ def make_base(folder: Path, steps: int) -> None:
             """SELECT conversations[1]."value", conversations[-1]."value" FROM conversations
                JOIN members ON id = conversation WHERE split = 'train' ORDER BY id"""
         ).fetchall()
-    dice = random.Random(make_tiny.SEED)
+    generator = random.Random(make_tiny.SEED)
     answers = [answer for _, answer in pairs]
-    asked = [question for question, _ in pairs]
-    dice.shuffle(asked)  # a question stands before another one's answer: the marks are learned, the answering is not
+    questions = [question for question, _ in pairs]
+    generator.shuffle(questions)  # questions precede answers of others: the model learns the markers, not to answer
     mixed = [
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
-        for question, answer in zip(asked, answers, strict=True)
+        for question, answer in zip(questions, answers, strict=True)
     ]
     make_tiny.VOCABULARY = VOCABULARY
-    tokenizer = make_tiny.train_tokenizer([*answers, *asked])
+    tokenizer = make_tiny.train_tokenizer([*answers, *questions])
     torch.manual_seed(make_tiny.SEED)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = pretrain(tokenizer, [*answers, *mixed], steps, device)
@@ -114,13 +114,13 @@ def make_base(folder: Path, steps: int) -> None:
 
 
 def pretrain(tokenizer, documents, steps: int, device: str):
-    """The usual loop: blocks of text in bf16, AdamW, one cycle of the learning rate."""
+    """Train on blocks of text in bf16 with AdamW and one cycle of the learning rate."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ends = {name: tokenizer.token_to_id(token) for name, token in make_tiny._ends().items()}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.get_vocab_size(), **LLAMA, **ends)).to(device)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters from nothing", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, trained from scratch", flush=True)
     end = tokenizer.token_to_id("<|endoftext|>")
     random.Random(make_tiny.SEED).shuffle(documents)
     stream = [token for encoded in tokenizer.encode_batch(documents) for token in (*encoded.ids, end)]

@@ -1,13 +1,13 @@
-"""How fast training is beside its peers: learned tokens a second in the steady state, and the peak of memory.
+"""Compare the training speed with its peers: loss tokens per second in the steady state, and peak memory.
 
-Each arm runs in a process of its own, on the same conversations, with the same packs per optimiser step, one after the
-other. The model has the shape of Llama 3.1 8B and random weights; speed does not depend on what they are.
+The arms run one after the other, each in its own process, on the same conversations with the same packs per optimiser
+step. The model has the shape of Llama 3.1 8B and random weights, on which speed does not depend.
 
 python tests/bench/bench_training.py                                   # on a GPU: some minutes
-python tests/bench/bench_training.py --shape tiny --steps 8 --packs 4  # anywhere: whether it runs
+python tests/bench/bench_training.py --shape tiny --steps 8 --packs 4  # on any machine: a smoke test
 python tests/bench/bench_training.py --arms curate,curate-segments,curate-12gib,notebook,trl --profile
-python tests/bench/bench_training.py --arms curate,curate-ddp,curate-fsdp             # on a machine with two GPUs
-python tests/bench/bench_training.py --arms curate-fixed,curate-deterministic         # the price of the same bits
+python tests/bench/bench_training.py --arms curate,curate-ddp,curate-fsdp             # on two GPUs
+python tests/bench/bench_training.py --arms curate-fixed,curate-deterministic         # the cost of determinism
 """
 
 import argparse
@@ -33,7 +33,7 @@ SHAPES = {
 
 FIXED = {"batch": 4, "extra": {"gradient_checkpointing": False}}
 
-# The recipe's keys that an arm changes, or the peer that it is; then what is set in its environment.
+# Recipe keys that an arm changes, or the name of a peer; then its environment variables.
 ARMS = {
     "curate": ({"batch": "auto"}, {}),
     "curate-12gib": ({"batch": "auto", "max_memory": 12.0}, {}),
@@ -58,25 +58,25 @@ ARMS = {
 }
 
 STEADY = 3
-"""Steps that do not count: kernels are compiled in them."""
+"""Steps that are not measured, because kernels are compiled in them."""
 
-MEAN, SPREAD, UNLEARNED = 370, 0.9, 0.25
-"""Of the log-normal lengths in tokens, and the share of each conversation that is seen and not learned."""
+MEAN, SIGMA, CONTEXT = 370, 0.9, 0.25
+"""Mean and sigma of the log-normal lengths in tokens, and the share of each conversation without loss."""
 
 
 def main() -> None:
-    """Make the model and the conversations, run the arms, print a table."""
-    given = options()
-    folder = given.folder / given.shape
-    if given.arm:
-        print("RESULT " + json.dumps(run_arm(given.arm, folder, given)), flush=True)
+    """Create the model and the conversations, run the arms, print a table."""
+    args = parse_arguments()
+    folder = args.folder / args.shape
+    if args.arm:
+        print("RESULT " + json.dumps(run_arm(args.arm, folder, args)), flush=True)
         return
-    make(folder, given)
-    results = {arm: in_a_process(arm, given) for arm in given.arms.split(",")}
-    print_table(results, given)
+    make_inputs(folder, args)
+    results = {arm: run_in_process(arm, args) for arm in args.arms.split(",")}
+    print_table(results, args)
 
 
-def options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", default="curate,notebook,trl", help=f"of {', '.join(ARMS)}")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
@@ -93,10 +93,10 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def in_a_process(arm: str, given: argparse.Namespace) -> dict:
-    """The arm's result, or its error; what it prints goes to a file."""
+def run_in_process(arm: str, args: argparse.Namespace) -> dict:
+    """The arm's result or error; its output is written to a file."""
     _, environment = ARMS[arm]
-    log = given.folder / f"{arm}.log"
+    log = args.folder / f"{arm}.log"
     command = [sys.executable, str(Path(__file__).resolve()), "--arm", arm, *sys.argv[1:]]
     started = time.monotonic()
     print(f"{arm} … (its output: {log})", flush=True)
@@ -107,15 +107,15 @@ def in_a_process(arm: str, given: argparse.Namespace) -> dict:
                 env=os.environ | environment | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                timeout=given.limit,
+                timeout=args.limit,
                 check=False,
             )
             error = f"exit code {done.returncode}"
         except subprocess.TimeoutExpired:
-            error = f"longer than {given.limit} s"
+            error = f"longer than {args.limit} s"
     text = log.read_text(errors="replace")
-    found = [line for line in text.splitlines() if line.startswith("RESULT ")]
-    result = json.loads(found[-1].removeprefix("RESULT ")) if found else {"error": error, "tail": text[-2500:]}
+    results = [line for line in text.splitlines() if line.startswith("RESULT ")]
+    result = json.loads(results[-1].removeprefix("RESULT ")) if results else {"error": error, "tail": text[-2500:]}
     result["wall"] = round(time.monotonic() - started)
     print(json.dumps(result, indent=1) if "error" not in result else f"{result['error']}\n{result.get('tail')}")
     return result
@@ -124,38 +124,38 @@ def in_a_process(arm: str, given: argparse.Namespace) -> dict:
 # ----------------------------------------------------------------------------------------------------- in the arm
 
 
-def run_arm(arm: str, folder: Path, given: argparse.Namespace) -> dict:
-    """Train with one arm: its pace, its memory and what it says of itself."""
-    what, _ = ARMS[arm]
+def run_arm(arm: str, folder: Path, args: argparse.Namespace) -> dict:
+    """Train with one arm: its speed, memory and settings."""
+    changes, _ = ARMS[arm]
     import polars as pl
 
-    rows = pl.read_parquet(given.folder / "rows.parquet")
-    pace = Pace(rows, profile=given.profile)
+    rows = pl.read_parquet(args.folder / "rows.parquet")
+    timer = Timer(rows, profile=args.profile)
     try:
         facts = (
-            run_curate(what, folder, rows, given, pace)
-            if isinstance(what, dict)
-            else run_peer(what, folder, rows, given, pace)
+            run_curate(changes, folder, rows, args, timer)
+            if isinstance(changes, dict)
+            else run_peer(changes, folder, rows, args, timer)
         )
     except BaseException as error:
         return {"error": f"{type(error).__name__}: {str(error)[:600]}", "tail": traceback.format_exc()[-2500:]}
-    return pace.result() | {"facts": facts}
+    return timer.result() | {"facts": facts}
 
 
-class Pace:
-    """Looks at the clock after each step: the loss has been read by then, so the GPU is done."""
+class Timer:
+    """Records the time after each step, when the loss has been read and the GPU is therefore idle."""
 
     def __init__(self, rows, *, profile):
         self.tokens = rows["input_ids"].list.len().sum()
-        self.learned = sum(sum(label != -100 for label in labels) for labels in rows["labels"].to_list())
-        self.seen, self.losses = {}, {}
+        self.loss_tokens = sum(sum(label != -100 for label in labels) for labels in rows["labels"].to_list())
+        self.times, self.losses = {}, {}
         self.profile = profile
         self.profiler = None
 
     def step(self, number, epoch, loss, seconds=None, memory=None):
         import torch
 
-        self.seen[number] = (time.perf_counter() if seconds is None else seconds, epoch * self.tokens)
+        self.times[number] = (time.perf_counter() if seconds is None else seconds, epoch * self.tokens)
         self.memory = memory
         self.losses[number] = loss
         if number == STEADY and torch.cuda.is_available():
@@ -172,15 +172,15 @@ class Pace:
     def result(self):
         import torch
 
-        (start, before), (end, after) = self.seen[STEADY], self.seen[max(self.seen)]
+        (start, before), (end, after) = self.times[STEADY], self.times[max(self.times)]
         if self.profile:  # the profiler slows its own step down
-            (end, after) = self.seen[STEADY + 2]
+            (end, after) = self.times[STEADY + 2]
         speed = (after - before) / (end - start)
         on_gpu = torch.cuda.is_available()
         return {
             "tokens_per_second": round(speed),
-            "learned_per_second": round(speed * self.learned / self.tokens),
-            "seconds_per_step": round((end - start) / (len([n for n in self.seen if n > STEADY]) or 1), 3),
+            "loss_tokens_per_second": round(speed * self.loss_tokens / self.tokens),
+            "seconds_per_step": round((end - start) / (len([n for n in self.times if n > STEADY]) or 1), 3),
             "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 1) if on_gpu else None,
             "reported_gib": round(self.memory, 1) if self.memory else None,
@@ -189,8 +189,8 @@ class Pace:
         }
 
 
-def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pace: Pace) -> dict:
-    """The engine as `curate train` calls it, but for the store."""
+def run_curate(changes: dict, folder: Path, rows, args: argparse.Namespace, timer: Timer) -> dict:
+    """The engine as `curate train` calls it, without the store."""
     import logging
 
     import polars as pl
@@ -206,18 +206,18 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
     recipe = TrainSection(
         **{
             "model": str(folder),
-            "method": given.method,
-            "max_length": given.length,
-            "steps": given.steps,
-            "effective_batch": given.packs,
+            "method": args.method,
+            "max_length": args.length,
+            "steps": args.steps,
+            "effective_batch": args.packs,
             "save_every": 10_000,
             "track": (),
             **changes,
         }
     )
-    to = given.folder / "out" / str(os.getpid())
+    to = args.folder / "out" / str(os.getpid())
     to.mkdir(parents=True)
-    epochs_per_token = 1 / pace.tokens
+    epochs_per_token = 1 / timer.tokens
     job = Job(
         rows=rows,
         held_out=pl.DataFrame(schema=rows.schema),
@@ -227,7 +227,7 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
         checkpoints=to / "checkpoints",
         adapter=to / "adapter",
         resume=None,
-        report=lambda step: pace.step(step.step, step.tokens * epochs_per_token, step.loss, step.seconds, step.memory),
+        report=lambda step: timer.step(step.step, step.tokens * epochs_per_token, step.loss, step.seconds, step.memory),
     )
     (to / "checkpoints").mkdir()
     if processes.world > 1:
@@ -236,8 +236,8 @@ def run_curate(changes: dict, folder: Path, rows, given: argparse.Namespace, pac
     return find_engine(recipe.engine).fit(job).facts
 
 
-def run_peer(peer: str, folder: Path, rows, given: argparse.Namespace, pace: Pace) -> dict:
-    """A peer as its own examples write it: QLoRA r=16 on all linear layers, packed, two passes a step."""
+def run_peer(peer: str, folder: Path, rows, args: argparse.Namespace, timer: Timer) -> dict:
+    """A peer as in its own examples: QLoRA r=16 on all linear layers, packed, two passes per step."""
     if peer == "notebook":
         from unsloth import FastLanguageModel  # first: it patches the others
     import peft
@@ -248,10 +248,10 @@ def run_peer(peer: str, folder: Path, rows, given: argparse.Namespace, pace: Pac
 
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     on_gpu = torch.cuda.is_available()
-    in_four = given.method == "qlora"
+    four_bits = args.method == "qlora"
     if peer == "notebook":
         model, tokenizer = FastLanguageModel.from_pretrained(
-            str(folder), max_seq_length=given.length, load_in_4bit=in_four, dtype=None if on_gpu else torch.float32
+            str(folder), max_seq_length=args.length, load_in_4bit=four_bits, dtype=None if on_gpu else torch.float32
         )
         model = FastLanguageModel.get_peft_model(
             model, r=16, lora_alpha=16, target_modules=layers, use_gradient_checkpointing="unsloth" if on_gpu else False
@@ -260,26 +260,26 @@ def run_peer(peer: str, folder: Path, rows, given: argparse.Namespace, pace: Pac
         dtype = torch.bfloat16 if on_gpu else torch.float32
         four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=four if in_four else None, device_map={"": 0} if on_gpu else None
+            folder, dtype=dtype, quantization_config=four if four_bits else None, device_map={"": 0} if on_gpu else None
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = peft.get_peft_model(
             model, peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules=layers)
         )
 
-    class Timer(TrainerCallback):
+    class StepTimer(TrainerCallback):
         def on_log(self, _args, state, _control, logs, **_):
             if "loss" in logs:
-                pace.step(state.global_step, state.epoch, logs["loss"])
+                timer.step(state.global_step, state.epoch, logs["loss"])
 
-    accumulate = max(1, given.packs // given.batch)
+    accumulate = max(1, args.packs // args.batch)
     settings = SFTConfig(
-        output_dir=str(given.folder / "out" / str(os.getpid())),
-        max_length=given.length,
+        output_dir=str(args.folder / "out" / str(os.getpid())),
+        max_length=args.length,
         packing=True,
-        per_device_train_batch_size=min(given.batch, given.packs),
+        per_device_train_batch_size=min(args.batch, args.packs),
         gradient_accumulation_steps=accumulate,
-        max_steps=given.steps,
+        max_steps=args.steps,
         learning_rate=2e-4,
         optim="adamw_8bit" if on_gpu else "adamw_torch",
         logging_steps=1,
@@ -292,7 +292,7 @@ def run_peer(peer: str, folder: Path, rows, given: argparse.Namespace, pace: Pac
     )
     dataset = Dataset.from_polars(rows.select("input_ids", "labels"))
     trainer = SFTTrainer(
-        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Timer()]
+        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[StepTimer()]
     )
     packed = bool(trainer.args.packing) and "seq_lengths" in trainer.train_dataset.column_names
     trainer.train()
@@ -307,40 +307,40 @@ def run_peer(peer: str, folder: Path, rows, given: argparse.Namespace, pace: Pac
 # ----------------------------------------------------------------------------------------- the model and the rows
 
 
-def make(folder: Path, given: argparse.Namespace) -> None:
-    """The conversations, drawn anew, and the model, once: random weights in bf16, a shard a layer or so."""
+def make_inputs(folder: Path, args: argparse.Namespace) -> None:
+    """Draw the conversations; create the model unless it exists: random bf16 weights, about one shard per layer."""
     import numpy as np
     import polars as pl
 
-    given.folder.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(3407)
-    count = int(1.15 * given.steps * given.packs * given.length / min(MEAN, given.length / 4)) + 64
-    mean = math.log(min(MEAN, given.length / 4)) - SPREAD**2 / 2 + 0.03
-    lengths = np.clip(draw.lognormal(mean, SPREAD, count), 16, given.length).astype(int)
-    vocabulary = 2000 if given.shape == "tiny" else 128_000
-    ids = [draw.integers(300, vocabulary, size).astype(np.int32) for size in lengths]
-    labels = [np.where(np.arange(len(row)) < UNLEARNED * len(row), -100, row).astype(np.int32) for row in ids]
+    args.folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(3407)
+    count = int(1.15 * args.steps * args.packs * args.length / min(MEAN, args.length / 4)) + 64
+    mean = math.log(min(MEAN, args.length / 4)) - SIGMA**2 / 2 + 0.03
+    lengths = np.clip(generator.lognormal(mean, SIGMA, count), 16, args.length).astype(int)
+    vocabulary = 2000 if args.shape == "tiny" else 128_000
+    ids = [generator.integers(300, vocabulary, size).astype(np.int32) for size in lengths]
+    labels = [np.where(np.arange(len(row)) < CONTEXT * len(row), -100, row).astype(np.int32) for row in ids]
     rows = pl.DataFrame({"input_ids": [row.tolist() for row in ids], "labels": [row.tolist() for row in labels]})
     rows = rows.cast({"input_ids": pl.List(pl.Int32), "labels": pl.List(pl.Int32)})
-    rows.write_parquet(given.folder / "rows.parquet")
+    rows.write_parquet(args.folder / "rows.parquet")
     print(f"{count:,} conversations, {lengths.sum():,} tokens, mean {lengths.mean():.0f}, longest {lengths.max()}")
     if not (folder / "done").exists():
-        make_model(folder, given)
+        make_model(folder, args)
 
 
-def make_model(folder: Path, given: argparse.Namespace) -> None:
+def make_model(folder: Path, args: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(TINY, folder)
-    if given.shape == "tiny":
+    if args.shape == "tiny":
         (folder / "done").touch()
         return
     started = time.monotonic()
     (folder / "model.safetensors").unlink()
-    shape = SHAPES[given.shape] | ({"num_hidden_layers": given.layers} if given.layers else {})
+    shape = SHAPES[args.shape] | ({"num_hidden_layers": args.layers} if args.layers else {})
     config = LlamaConfig(
         **shape,
         num_key_value_heads=8,
@@ -377,7 +377,7 @@ def make_model(folder: Path, given: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------------------------------------- table
 
 
-def print_table(results: dict, given: argparse.Namespace) -> None:
+def print_table(results: dict, args: argparse.Namespace) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     def installed(name):
@@ -388,15 +388,15 @@ def print_table(results: dict, given: argparse.Namespace) -> None:
 
     devices = {result["device"] for result in results.values() if "device" in result}
     names = ("torch", "unsloth", "transformers", "trl", "peft", "bitsandbytes", "xformers", "flash-attn")
-    shape = given.shape + (f" cut to {given.layers} layers" if given.layers else "")
+    shape = args.shape + (f" cut to {args.layers} layers" if args.layers else "")
     print(
-        f"\n{', '.join(devices)}; {shape}, {given.method} r=16, {given.packs} packs of {given.length} a step, "
-        f"{given.steps} steps, the first {STEADY} not counted. Python {sys.version.split()[0]}, "
+        f"\n{', '.join(devices)}; {shape}, {args.method} r=16, {args.packs} packs of {args.length} per step, "
+        f"{args.steps} steps, the first {STEADY} not measured. Python {sys.version.split()[0]}, "
         + ", ".join(f"{name} {installed(name)}" for name in names)
         + "\n"
     )
-    columns = ("arm", "learned tokens/s", "tokens/s", "x notebook", "x trl", "peak GiB (reserved)", "batch")
-    columns += ("checkpointing", "attention", "s in all")
+    columns = ("arm", "loss tokens/s", "tokens/s", "x notebook", "x trl", "peak GiB (reserved)", "batch")
+    columns += ("checkpointing", "attention", "total s")
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for arm, result in results.items():
         if "error" in result:
@@ -406,7 +406,7 @@ def print_table(results: dict, given: argparse.Namespace) -> None:
         ratios = [ratio(result, results.get(peer, {})) for peer in ("notebook", "trl")]
         cells = [
             arm,
-            f"{result['learned_per_second']:,}",
+            f"{result['loss_tokens_per_second']:,}",
             f"{result['tokens_per_second']:,}",
             *ratios,
             f"{result['peak_allocated_gib']} ({result['peak_reserved_gib']})"
@@ -422,12 +422,16 @@ def print_table(results: dict, given: argparse.Namespace) -> None:
         print("| " + " | ".join(map(str, cells)) + " |")
     for arm, result in results.items():
         print(f"{arm} losses: {result.get('losses')}")
-        for tried in result.get("facts", {}).get("trial", []):
-            print(f"{arm} measured: {tried}")
+        for measurement in result.get("facts", {}).get("trial", []):
+            print(f"{arm} measured: {measurement}")
 
 
 def ratio(result: dict, peer: dict) -> str:
-    return f"{result['learned_per_second'] / peer['learned_per_second']:.2f}" if "learned_per_second" in peer else ""
+    return (
+        f"{result['loss_tokens_per_second'] / peer['loss_tokens_per_second']:.2f}"
+        if "loss_tokens_per_second" in peer
+        else ""
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small real trainings for tests: a store with one version, and `curate train` on it in a process of its own."""
+"""Small real trainings for tests: a store with one version, and `curate train` on it in its own process."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def command(*arguments):
 
 
 def run_here(*arguments):
-    """The command in this process, where torch is loaded already: its exit code and what it printed."""
+    """The command in this process, where torch is already loaded: its exit code and output."""
     from typer.testing import CliRunner
 
     from curate.cli.app import app
@@ -85,7 +85,7 @@ def train(folder, *arguments):
 
 
 def copy_project(folder, to):
-    """A copy of a project; the runs of its store lie in the copy too."""
+    """The store of a copy of a project, whose runs refer to the copy."""
     shutil.copytree(folder, to)
     with writing(to / "curate.duckdb") as connection:
         connection.execute("UPDATE runs SET adapter = ? || '/adapters/' || run", [str(to)])
