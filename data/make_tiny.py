@@ -1,11 +1,11 @@
-r"""Builds the tiny Llama and its tokenizer that tests and the demo tune on a machine without a GPU.
+r"""Phrases and words of the sample → the tiny Llama and its tokenizer, which tests and the demo train without a GPU.
 
-In: `data/tiny_phrases.toml` (sentences of this project) and `data/topics.toml`, of which it takes only the words:
-they are in the tokenizer, and the model has met each of them, in lists without any meaning.
-Out: a model folder of under 5 MB, as any Hugging Face model: config, fp16 safetensors, tokenizer, chat template.
-The model has read enough to answer in whole sentences that are of no help, so that a tuned one differs at a glance.
+Input: `data/tiny_phrases.toml` (sentences) and `data/topics.toml`, of which only the words are used: the tokenizer
+has them, and the model is pretrained on lists of them without meaning. Output: a Hugging Face model folder of less
+than 5 MB: config, fp16 safetensors, tokenizer, chat template. The model answers in complete sentences without content,
+so the effect of fine-tuning is easy to see.
 
-    python -P data/make_tiny.py data data/tiny       # three minutes on one core; the same bytes on the same machine
+    python -P data/make_tiny.py data data/tiny       # three minutes on one core; reproducible on one machine
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ SPECIAL_TOKENS = (
     *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),  # Phi
     *("<|start|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"),  # gpt-oss
 )
-"""The control tokens of the common templates, so that any of them renders to single ids here."""
+"""The control tokens of common chat templates, so that each is a single id in this tokenizer."""
 
-MARKS = (
+TAGS = (
     "<think>",
     "</think>",
     "<tool>",
@@ -52,7 +52,7 @@ MARKS = (
     "<tool_response>",
     "</tool_response>",
 )
-"""Marks that are one token each, and text: decoding keeps them."""
+"""Tags that are one token each but not special: decoding keeps them."""
 
 CHAT_TEMPLATE = """\
 {%- macro calls(message) -%}
@@ -107,74 +107,74 @@ def build(data: Path, folder: Path) -> None:
 
 
 def write_documents(phrases: Mapping[str, Any], words: Sequence[str], count: int) -> Iterator[str]:
-    """`count` texts: three quarters small conversations in ChatML, the rest plain sentences and lists of `words`."""
-    dice = random.Random(SEED)
+    """`count` texts: three quarters short conversations in ChatML, the rest sentences and lists of `words`."""
+    generator = random.Random(SEED)
     for _ in range(count):
-        kind = dice.random()
+        kind = generator.random()
         if kind < 0.75:
-            yield _conversation(phrases, dice)
+            yield _conversation(phrases, generator)
         elif kind < 0.85:
-            yield _sentences(phrases, dice)
+            yield _sentences(phrases, generator)
         else:
-            listed = " ".join(dice.choices(words, k=dice.randint(3, 8)))
-            yield f"{listed}. {listed}. {listed}."  # said again and again: so a model learns to copy
+            phrase = " ".join(generator.choices(words, k=generator.randint(3, 8)))
+            yield f"{phrase}. {phrase}. {phrase}."  # repetition teaches the model to copy
 
 
-def _sentences(phrases: Mapping[str, Any], dice: random.Random) -> str:
-    chosen = (dice.choice(phrases["text"]["plain"]) for _ in range(dice.randint(1, 4)))
-    return " ".join(_fill([text], phrases["slots"], dice)[0] for text in chosen)
+def _sentences(phrases: Mapping[str, Any], generator: random.Random) -> str:
+    chosen = (generator.choice(phrases["text"]["plain"]) for _ in range(generator.randint(1, 4)))
+    return " ".join(_fill([text], phrases["slots"], generator)[0] for text in chosen)
 
 
-def _conversation(phrases: Mapping[str, Any], dice: random.Random) -> str:
-    """One to three exchanges; in every third conversation a system message stands first."""
+def _conversation(phrases: Mapping[str, Any], generator: random.Random) -> str:
+    """One to three exchanges; every third conversation begins with a system message."""
     kinds = phrases["chat"]
-    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if dice.random() < 0.33 else ""
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if generator.random() < 0.33 else ""
     exchanges = []
-    for _ in range(dice.choice((1, 1, 1, 2, 3))):
-        pair = dice.choice(kinds[dice.choices(("unsure", "known", "small_talk"), (3, 3, 1))[0]])
-        question, answer = _fill(pair, phrases["slots"], dice)
+    for _ in range(generator.choice((1, 1, 1, 2, 3))):
+        pair = generator.choice(kinds[generator.choices(("unsure", "known", "small_talk"), (3, 3, 1))[0]])
+        question, answer = _fill(pair, phrases["slots"], generator)
         exchanges.append(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n")
     return system + "".join(exchanges)
 
 
-def _fill(texts: Sequence[str], slots: Mapping[str, Sequence[str]], dice: random.Random) -> list[str]:
-    wanted = sorted(set(re.findall(r"{(\w+)}", " ".join(texts))))
-    chosen = {slot: dice.choice(slots[slot]) for slot in wanted if not slot.startswith("its_")}
+def _fill(texts: Sequence[str], slots: Mapping[str, Sequence[str]], generator: random.Random) -> list[str]:
+    names = sorted(set(re.findall(r"{(\w+)}", " ".join(texts))))
+    chosen = {slot: generator.choice(slots[slot]) for slot in names if not slot.startswith("its_")}
     number = slots["thing"].index(chosen["thing"]) if "thing" in chosen else 0
-    known = {slot: _fact(number, slots[slot[4:]]) for slot in wanted if slot.startswith("its_")}
+    known = {slot: _fact(number, slots[slot[4:]]) for slot in names if slot.startswith("its_")}
     return [text.format_map(chosen | known) for text in texts]
 
 
 def _fact(number: int, values: Sequence[str]) -> str:
-    """What belongs to thing `number`, always the same: something to know by heart and look up."""
+    """The value for thing `number`, always the same: a fact that the model can memorise."""
     return values[number * 7 % len(values)]
 
 
 def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """A byte-level BPE of `VOCABULARY` tokens: no text is unknown to it, and nothing is added at either end."""
+    """A byte-level BPE of `VOCABULARY` tokens without unknown tokens and without added begin or end tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(MARKS),
+        vocab_size=VOCABULARY - len(TAGS),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     control = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
     tokenizer.train_from_iterator((control.sub("\n", text) for text in texts), trainer)
-    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return tokenizer
 
 
 def pretrain(tokenizer: Tokenizer, documents: Sequence[str]) -> LlamaForCausalLM:
-    """A Llama that has read the documents for `STEPS` steps, in fp32 on one thread."""
+    """A Llama trained on the documents for `STEPS` steps, in fp32 with one thread."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(1)  # the bits depend on it
+    torch.set_num_threads(1)  # the result depends on it
     torch.manual_seed(SEED)
     ends = {name: tokenizer.token_to_id(token) for name, token in _ends().items()}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.get_vocab_size(), **CONFIG, **ends))
@@ -197,7 +197,7 @@ def _ends() -> dict[str, str]:
 
 
 def _batches(tokenizer: Tokenizer, documents: Sequence[str]) -> Iterator[Tensor]:
-    """Blocks of `BLOCK` tokens out of one stream of documents, over and over in a new order."""
+    """Batches of blocks of `BLOCK` tokens from the documents, repeated in a new order."""
     import torch
 
     end = tokenizer.token_to_id("<|endoftext|>")

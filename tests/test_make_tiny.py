@@ -8,6 +8,7 @@ import make_tiny
 import pytest
 from support.training import TINY
 
+from curate import demo
 from train.tokens.chat_template import find_template
 from train.tokens.loss_mask import ChatRenderer
 from train.tokens.tokenizer import Tokenizer
@@ -26,6 +27,12 @@ def test_the_model_is_under_five_megabytes_without_pickles():
     assert {path.suffix for path in files} == {".json", ".safetensors"}
 
 
+def test_the_wheel_contains_the_files_of_the_demo_and_no_scripts():
+    pyproject = tomllib.loads((TINY.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    included = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {f"data/{name}": f"curate/data/{name}" for name in (*demo.SAMPLE, demo.TINY)}
+
+
 def test_its_dimensions_suit_k_quants():
     config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
     assert config["hidden_size"] % 256 == 0
@@ -40,10 +47,10 @@ def test_every_control_token_is_one_special_id(tokenizer):
 
 
 def test_tags_of_reasoning_and_tools_are_one_id_and_decode_to_text(tokenizer):
-    for mark in make_tiny.MARKS:
-        ids = tokenizer.encode([mark])[0].ids
+    for tag in make_tiny.TAGS:
+        ids = tokenizer.encode([tag])[0].ids
         assert len(ids) == 1
-        assert tokenizer.backend.decode(ids, skip_special_tokens=True) == mark
+        assert tokenizer.backend.decode(ids, skip_special_tokens=True) == tag
 
 
 def test_any_text_is_decoded_unchanged_without_added_tokens(tokenizer):
