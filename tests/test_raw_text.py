@@ -338,8 +338,10 @@ def train_on_texts(folder):
     settings = [*SETTINGS, *OPTIONS, "--set=train.steps=8", "--set=train.embedding_learning_rate=1e-3", "--json"]
     ran = subprocess.run(command("train", "docs@1", *settings), cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    said = [line.split()[0] for line in ran.stderr.splitlines()]  # no terminal: each segment says that it begins
-    places = [said.index(word) for word in ("Rendering", "Loading", "step", "Measuring")]
+    first_words = [
+        line.split()[0] for line in ran.stderr.splitlines()
+    ]  # without a terminal, each stage prints a line when it begins
+    places = [first_words.index(word) for word in ("Rendering", "Loading", "step", "Computing")]
     assert places == sorted(places)
     return json.loads(ran.stdout)
 
