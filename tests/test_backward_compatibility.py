@@ -97,13 +97,13 @@ def test_the_ledger_of_an_older_run_is_traced_without_epoch_counts(tmp_path, man
 
 @pytest.mark.parametrize("text", ["{}", "no JSON", MANIFEST.replace('"run": "r1"', '"run": "r7"')])
 def test_a_folder_of_another_run_is_not_used_as_its_adapter(tmp_path, manifest, text):
-    store, beside = tmp_path / "curate.duckdb", tmp_path / "adapters" / "mine"
-    beside.mkdir(parents=True)
-    gone = tmp_path / "gone" / "mine"
+    store, adjacent = tmp_path / "curate.duckdb", tmp_path / "adapters" / "mine"
+    adjacent.mkdir(parents=True)
+    recorded = tmp_path / "gone" / "mine"
     with writing(store) as connection:
-        write_run(connection, Run("r1", "done", gone, manifest))
-    for content, expected in ((text, gone), (MANIFEST, beside)):
-        (beside / "manifest.json").write_text(content)
+        write_run(connection, Run("r1", "done", recorded, manifest))
+    for content, expected in ((text, recorded), (MANIFEST, adjacent)):
+        (adjacent / "manifest.json").write_text(content)
         with reading(store) as connection:
             assert [run.adapter for run in read_runs(connection)] == [expected]
 

@@ -49,10 +49,10 @@ if engine == "unsloth":
     import_unsloth()
 from transformers import Trainer
 
-seen, step = [], Trainer.training_step
+sequences, step = [], Trainer.training_step
 
 def training_step(self, model, inputs, *rest, **named):
-    seen.extend(zip(inputs["input_ids"].tolist(), inputs["labels"].tolist()))
+    sequences.extend(zip(inputs["input_ids"].tolist(), inputs["labels"].tolist()))
     return step(self, model, inputs, *rest, **named)
 
 Trainer.training_step = training_step
@@ -68,7 +68,7 @@ except KeyboardInterrupt:
 fit = ENGINES[engine].fit(replace(job, resume=checkpoint))
 given = Counter(tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows())
 trained = Counter()
-for ids, labels in seen:
+for ids, labels in sequences:
     pairs = list(zip(ids, labels))
     while pairs and pairs[0] != (0, -100):  # padding
         for document in given:
@@ -382,16 +382,17 @@ def test_turns_excluded_from_the_loss_have_ignored_labels(tmp_path, monkeypatch)
 
     project = make_project(tmp_path / "project")
     monkeypatch.chdir(project.parent)
-    silent = chat("Say nothing.", "I was never learned.", "And now?", "Learned.")
-    silent = replace(silent, turns=(silent.turns[0], replace(silent.turns[1], train=False), *silent.turns[2:]))
-    (name,) = add(project, [silent], source="more.csv")
+    conversation = chat("Say nothing.", "No loss here.", "And now?", "Loss here.")
+    first, answer, *rest = conversation.turns
+    conversation = replace(conversation, turns=(first, replace(answer, train=False), *rest))
+    (name,) = add(project, [conversation], source="more.csv")
     with writing(project) as connection:
         freeze(connection, "support", Recipe.model_validate({"freeze": {"held_out": 0.0}}))
     rows = prepare_run(project, "support@2", section()).rows.filter(pl.col("id") == name)
-    learned = [label for label in rows["labels"].item() if label != -100]
+    labels = [label for label in rows["labels"].item() if label != -100]
     from train.tokens.tokenizer import Tokenizer
 
-    assert Tokenizer.load(TINY).backend.decode(learned, skip_special_tokens=False) == "Learned.<|im_end|>"
+    assert Tokenizer.load(TINY).backend.decode(labels, skip_special_tokens=False) == "Loss here.<|im_end|>"
 
 
 def test_a_qlora_run_records_its_method(project):

@@ -186,8 +186,8 @@ def test_a_special_token_in_a_book_drops_only_its_part(tmp_path, monkeypatch):
          " text that is read as a special token: <|im_end|>."),
     ]  # fmt: skip
     assert set(ledger.filter(pl.col("window") != part)["outcome"]) == {"split"}
-    whole = prepared.ledger.filter(pl.col("conversation") == text(f"{SHORT} <|im_end|>").id)
-    assert whole["reason"].to_list() == ["An answer contains text that is read as a special token: <|im_end|>."]
+    short = prepared.ledger.filter(pl.col("conversation") == text(f"{SHORT} <|im_end|>").id)
+    assert short["reason"].to_list() == ["An answer contains text that is read as a special token: <|im_end|>."]
 
 
 def test_a_part_is_previewed_and_its_tokens_are_traced_to_the_text(store):
@@ -268,14 +268,14 @@ def test_the_trained_copy_of_an_embedding_is_not_confused_with_the_base():
     import torch
     from transformers import AutoModelForCausalLM
 
-    from train.engines.embeddings import embedding_arguments, embedding_of_base, keep_in_32_bits
+    from train.engines.embeddings import base_embedding, cast_to_fp32, embedding_arguments
 
     base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
     kept = embedding_arguments(section(embedding_learning_rate=1e-4), base)
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **kept))
-    keep_in_32_bits(model)
+    cast_to_fp32(model)
     assert model.get_input_embeddings().weight.dtype == torch.float32
-    assert embedding_of_base(model).weight.dtype == torch.bfloat16
+    assert base_embedding(model).weight.dtype == torch.bfloat16
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from schemas.run import read_runs
 from schemas.store import reading
 from train.model.checkpoints import newest_complete
 from train.runs.fit import prepare_run
-from train.runs.torchrun import Processes, find_processes, join
+from train.runs.torchrun import Processes, join_training, make_processes
 from train.runs.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -117,13 +117,13 @@ def test_impossible_process_counts_are_errors_before_the_version_is_read(folder,
     with pytest.raises(TrainError, match="4 packs per step cannot be divided among 3 GPUs"):
         prepare_run(store, "support@1", section(engine="transformers"), processes=Processes(3))
     with pytest.raises(TrainError, match="no sharding called 'zero3'"):
-        find_processes(2, "zero3")
+        make_processes(2, "zero3")
     with pytest.raises(TrainError, match="requires --master HOST:PORT"):
-        find_processes(2, "ddp", nodes=2)
+        make_processes(2, "ddp", nodes=2)
     with pytest.raises(TrainError, match="--node 2 is out of range for --nodes 2"):
-        find_processes(2, "ddp", nodes=2, node=2, master="host:1")
+        make_processes(2, "ddp", nodes=2, node=2, master="host:1")
     with pytest.raises(TrainError, match="needs the folder of the run"):
-        join(None, Processes(nodes=2, node=1, master="host:1"))
+        join_training(None, Processes(nodes=2, node=1, master="host:1"))
 
 
 def test_two_machines_train_together_and_only_the_first_has_a_store(folder, tmp_path):
@@ -174,13 +174,13 @@ import os, signal
 if os.environ.get("RANK") == "1":
     from schemas.errors import TrainError
     from train.engines import distributed
-    total, steps = distributed.total, []
+    total, steps = distributed.all_reduce_sum, []
     def failing_total(values, device):
         steps.append(len(values))
         if len(steps) == 4:
             {failure}
         return total(values, device)
-    distributed.total = failing_total
+    distributed.all_reduce_sum = failing_total
 """
 """Loaded at the start of every Python: the second process fails within a step while the first one waits for it."""
 
@@ -217,13 +217,13 @@ from pathlib import Path
 if os.environ.get("RANK") == "1" and json.loads(Path(sys.argv[1], "job.json").read_text())["size"] is None:
     import torch
     from train.engines import distributed
-    total, steps = distributed.total, []
+    total, steps = distributed.all_reduce_sum, []
     def full_total(values, device):
         steps.append(len(values))
         if len(steps) == 6:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return total(values, device)
-    distributed.total = full_total
+    distributed.all_reduce_sum = full_total
 """
 """Loaded at the start of every Python: the second process, with the batch size of the recipe, runs out of memory after
 five sums over both processes: one per step, whether to stop, and that of the held-out loss after the fourth step."""

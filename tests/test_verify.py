@@ -295,8 +295,8 @@ def test_a_base_model_may_be_moved(project):
 def test_a_repeated_run_of_another_store_is_named_by_its_folder(trained, capsys):
     before = read_manifest(trained / "adapters/r1")
     after = Run("r1", "done", trained / "adapters/r1", before)
-    again = Retraining(before, after, True, True, 0.0, 0.0, (), elsewhere=Path("there/adapters/r1"))
+    again = Retraining(before, after, True, True, 0.0, 0.0, (), external_adapter=Path("there/adapters/r1"))
     show_retraining(again)
     assert capsys.readouterr().out.startswith("Run r1 is run r1 of there/adapters/r1 again, bit for bit: ")
-    show_retraining(replace(again, after=replace(after, run="r2"), elsewhere=None))
+    show_retraining(replace(again, after=replace(after, run="r2"), external_adapter=None))
     assert capsys.readouterr().out.startswith("Run r2 is run r1 again, bit for bit: ")

@@ -192,14 +192,14 @@ def train_command(
     from schemas.recipe import load_recipe
     from schemas.store import store_path
     from train.runs.fit import prepare_run, train_version
-    from train.runs.torchrun import find_processes, join
+    from train.runs.torchrun import join_training, make_processes
 
     given = _given(overrides, model=model, template=template, engine=engine)
     section = load_recipe(recipe, given).train
-    processes = find_processes(gpus, sharding, nodes, node, master)
+    processes = make_processes(gpus, sharding, nodes, node, master)
     if processes.node:
         with progress():
-            join(to, processes)
+            join_training(to, processes)
         return
     if dry_run:
         with progress_bar("rendering") as advance:

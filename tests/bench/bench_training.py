@@ -230,7 +230,7 @@ def run_curate(changes: dict, folder: Path, rows, args: argparse.Namespace, time
         report=lambda step: timer.step(step.step, step.tokens * epochs_per_token, step.loss, step.seconds, step.memory),
     )
     (to / "checkpoints").mkdir()
-    if processes.world > 1:
+    if processes.world_size > 1:
         with (to / "lock").open("w") as lock:
             return fit_distributed(job, processes, to / "log", lock).facts
     return find_engine(recipe.engine).fit(job).facts

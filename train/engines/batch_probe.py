@@ -28,7 +28,7 @@ from train.engines.batch_size import (
     measure_batches,
     read_measurements,
 )
-from train.engines.distributed import is_sharded, rank, world
+from train.engines.distributed import is_sharded, rank, world_size
 from train.tokens.labels import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ def autotune(job: Job, loaded: Loaded, make_trainer: Callable[[BatchConfig, pl.D
     if cached is not None:
         return cached
     logger.info("Auto-tuning the batch size …")
-    smallest = configured_batch(job.recipe, world(), loaded.checkpointing_modes[-1])
+    smallest = configured_batch(job.recipe, world_size(), loaded.checkpointing_modes[-1])
     trainer = make_trainer(smallest, autotune_rows(job.rows, job.recipe))
     measurements = measure_batches(
         job.recipe,
-        world(),
+        world_size(),
         loaded.checkpointing_modes,
         lambda batch_config: _of_first_process(measure(trainer, batch_config, loaded.set_checkpointing)),
     )
@@ -66,7 +66,7 @@ def autotune(job: Job, loaded: Loaded, make_trainer: Callable[[BatchConfig, pl.D
 
 def _of_first_process(measurement: Measurement) -> Measurement:
     """The first process's measurement, so that all of them choose the same batch size."""
-    if world() == 1:
+    if world_size() == 1:
         return measurement
     box = [measurement]
     torch.distributed.broadcast_object_list(box, src=0)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from train.engines import Job, Step
 from train.engines.batch_probe import peak_memory
-from train.engines.distributed import rank, total, world
+from train.engines.distributed import all_reduce_sum, rank, world_size
 from train.engines.evaluation import held_out_loss, keep_best
 from train.model.checkpoints import mark_complete
 
@@ -66,9 +66,9 @@ class TrainingCallback(TrainerCallback):  # type: ignore[misc]
     def _should_stop(self) -> bool:
         """Whether any process was asked to stop: all of them must stop after the same step."""
         requested = self.stop_requested or self.job.should_stop()
-        if world() == 1:
+        if world_size() == 1:
             return requested
-        return total([float(requested)], next(self.model.parameters()).device)[0] > 0
+        return all_reduce_sum([float(requested)], next(self.model.parameters()).device)[0] > 0
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Mapping[str, float], **_: Any) -> None:
         """Report the step, from the first process."""
@@ -111,7 +111,7 @@ class TrainingCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Mark the checkpoint as complete once every process has written its files."""
-        if world() > 1:
+        if world_size() > 1:
             torch.distributed.barrier()
         if rank() == 0:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -11,19 +11,19 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_sharded() -> bool:
     """Whether the processes share one model (FSDP)."""
-    return world() > 1 and os.environ.get("UNSLOTH_FSDP2") == "1"
+    return world_size() > 1 and os.environ.get("UNSLOTH_FSDP2") == "1"
 
 
-def total(values: list[float], device: Any) -> list[float]:
+def all_reduce_sum(values: list[float], device: Any) -> list[float]:
     """The sum of each value over all processes, the same in every process."""
-    if world() == 1:
+    if world_size() == 1:
         return values
     import torch
 

@@ -60,13 +60,13 @@ def embedding_weights(model: Any) -> list[torch.nn.Parameter]:
     return list({id(weight): weight for weight in trained}.values())
 
 
-def embedding_of_base(model: Any) -> torch.nn.Module:
+def base_embedding(model: Any) -> torch.nn.Module:
     """The base model's own embedding, even if a copy of it is trained."""
     embedding: torch.nn.Module = model.get_input_embeddings()
     return embedding.original_module if isinstance(embedding, ModulesToSaveWrapper) else embedding
 
 
-def keep_in_32_bits(model: Any) -> None:
+def cast_to_fp32(model: Any) -> None:
     """Convert the trained matrices to fp32: in 16 bits, updates as small as theirs would be rounded away."""
     for weight in embedding_weights(model):
         weight.data = weight.data.float()

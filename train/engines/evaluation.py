@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from train.engines.distributed import is_sharded, rank, total, world
+from train.engines.distributed import all_reduce_sum, is_sharded, rank, world_size
 from train.tokens.labels import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
     model.eval()
     loss, loss_tokens = 0.0, 0
     # A loop over batches of rows: each is a separate forward pass.
-    for ids, labels in _batches(rows if is_sharded() else rows[rank() :: world()]):
+    for ids, labels in _batches(rows if is_sharded() else rows[rank() :: world_size()]):
         count = int((labels[:, 1:] != IGNORE_INDEX).sum())  # the first token has no prediction
         if count:
             with torch.no_grad():
@@ -56,7 +56,7 @@ def held_out_loss(model: Any, rows: pl.DataFrame) -> float:
             loss += out.loss.item() * count
             loss_tokens += count
     model.train(training)
-    total_loss, total_tokens = total([loss, float(loss_tokens)], device)
+    total_loss, total_tokens = all_reduce_sum([loss, float(loss_tokens)], device)
     return total_loss / max(total_tokens, 1.0)
 
 

@@ -11,8 +11,8 @@ from trl import SFTTrainer
 
 from train.engines import Job
 from train.engines.batch_size import BatchConfig
-from train.engines.distributed import world
-from train.model.checkpoints import step_of
+from train.engines.distributed import world_size
+from train.model.checkpoints import checkpoint_step
 from train.tokens.labels import IGNORE_INDEX
 
 
@@ -22,13 +22,15 @@ def share_sequences(trainer: SFTTrainer, job: Job, batch_config: BatchConfig) ->
     Accelerate would give the last sequences to two processes. Filler is appended instead: two tokens without loss,
     which add nothing to the sums of a step.
     """
-    if world() == 1:
+    if world_size() == 1:
         return
     count = len(trainer.train_dataset)
-    filler = -count % (batch_config.batch * world())
+    filler = -count % (batch_config.batch * world_size())
     order = SeedableRandomSampler(range(count), data_seed=job.recipe.seed)
     if job.resume is not None:  # the trainer's own call does not reach it through the wrappers that resuming adds
-        order.set_epoch(step_of(job.resume) // -(-count // (batch_config.batch * batch_config.accumulate * world())))
+        order.set_epoch(
+            checkpoint_step(job.resume) // -(-count // (batch_config.batch * batch_config.accumulate * world_size()))
+        )
     if filler:
         dataset = trainer.train_dataset
         row = {name: [2] if name == "seq_lengths" else [0, 0] for name in dataset.column_names}

@@ -23,8 +23,8 @@ from train.engines.arguments import sft_arguments
 from train.engines.batch_probe import autotune
 from train.engines.batch_size import BatchConfig, OutOfGpuMemoryError, configured_batch, pick_fastest
 from train.engines.callbacks import TrainingCallback, graceful_stop
-from train.engines.distributed import is_sharded, rank, world
-from train.engines.embeddings import embedding_facts, embedding_of_base, keep_in_32_bits, set_embedding_rate
+from train.engines.distributed import is_sharded, rank, world_size
+from train.engines.embeddings import base_embedding, cast_to_fp32, embedding_facts, set_embedding_rate
 from train.engines.epoch_counts import count_epochs, steps_per_epoch
 from train.engines.evaluation import copy_best, held_out_loss, measure_losses
 from train.engines.sharding import share_sequences
@@ -43,7 +43,7 @@ def train(job: Job, loaded: Loaded) -> Fit:
     """
     if job.samples is not None:
         check_token_ids(job.samples, loaded.tokenizer)
-    configured = configured_batch(job.recipe, world(), loaded.checkpointing_modes[-1])
+    configured = configured_batch(job.recipe, world_size(), loaded.checkpointing_modes[-1])
     base_loss = None  # of the untrained model
     if job.method == "full":
         sft_arguments(job, configured)  # several processes form their group here
@@ -58,7 +58,7 @@ def train(job: Job, loaded: Loaded) -> Fit:
     facts = _facts(job, loaded, outcome, batch_config)
     metrics = _save_best(job, outcome, base_loss)
     steps = int(metrics.get("best_step", outcome.trainer.state.global_step))
-    per_step = batch_config.batch * batch_config.accumulate * world()
+    per_step = batch_config.batch * batch_config.accumulate * world_size()
     sequences = outcome.trainer.train_dataset.select(range(outcome.sequences)).to_polars()  # without filler
     epoch_counts = count_epochs(job.rows, sequences, per_step, steps, job.recipe.seed)
     epochs = steps / steps_per_epoch(outcome.sequences, per_step)
@@ -94,7 +94,7 @@ def _run(job: Job, loaded: Loaded, batch_config: BatchConfig) -> _Finished | _Ou
         with graceful_stop(callback):
             trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
     except torch.OutOfMemoryError as error:
-        if world() > 1:  # the other processes wait for this one: all end, and resume from the last checkpoint
+        if world_size() > 1:  # the other processes wait for this one: all end, and resume from the last checkpoint
             step = trainer.state.global_step
             raise OutOfGpuMemoryError(
                 batch_config, _smaller(loaded, batch_config), step, job.recipe.max_length
@@ -124,7 +124,7 @@ def make_trainer(
     )
     if job.recipe.embedding_learning_rate is not None:
         if job.method != "full":
-            keep_in_32_bits(trainer.model)
+            cast_to_fp32(trainer.model)
         set_embedding_rate(trainer, job.recipe.embedding_learning_rate)
     callback.log = trainer.log
     trainer.remove_callback(PrinterCallback)
@@ -200,7 +200,7 @@ def _facts(job: Job, loaded: Loaded, finished: _Finished, batch_config: BatchCon
         "sequences": finished.sequences,
         "trainable_parameters": sum(parameter.numel() for _, parameter in trained),
         "adapter_dtype": str(adapter[0].dtype).removeprefix("torch."),
-        "base_dtype": str(embedding_of_base(trainer.model).weight.dtype).removeprefix("torch."),
+        "base_dtype": str(base_embedding(trainer.model).weight.dtype).removeprefix("torch."),
         "optimizer": str(trainer.args.optim).rsplit(".", 1)[-1].lower(),
         "schedule": str(trainer.args.lr_scheduler_type).rsplit(".", 1)[-1].lower(),
         "target_modules": [] if job.method == "full" else sorted(trainer.model.peft_config["default"].target_modules),
@@ -209,5 +209,5 @@ def _facts(job: Job, loaded: Loaded, finished: _Finished, batch_config: BatchCon
         "checkpointing": batch_config.checkpointing,
         **embedding,
         **loaded.facts,
-        "gpus": world(),
+        "gpus": world_size(),
     }

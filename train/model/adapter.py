@@ -51,19 +51,19 @@ def adapter_digest(folder: Path) -> str:
 
     Raises `TrainError` if the settings are missing or damaged.
     """
-    settings = settings_of(folder)
+    settings = settings_path(folder)
     config = read_settings(settings)
     config.pop("base_model_name_or_path", None)
-    return digest({path.name: file_digest(path) for path in weights_of(folder)} | {settings.name: config})
+    return digest({path.name: file_digest(path) for path in weight_paths(folder)} | {settings.name: config})
 
 
-def settings_of(folder: Path) -> Path:
+def settings_path(folder: Path) -> Path:
     """The settings of an adapter, or of a fully fine-tuned model."""
     adapter = folder / CONFIG_FILE
     return adapter if adapter.exists() else folder / "config.json"
 
 
-def weights_of(folder: Path) -> list[Path]:
+def weight_paths(folder: Path) -> list[Path]:
     """The weight files of an adapter, or of a fully fine-tuned model."""
     return [folder / ADAPTER_FILE] if (folder / CONFIG_FILE).exists() else sorted(folder.glob("model*.safetensors"))
 

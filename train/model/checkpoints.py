@@ -28,7 +28,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 def newest_complete(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, or None; newer ones are removed."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=checkpoint_step, reverse=True):
         if is_complete(checkpoint):
             return checkpoint
         shutil.rmtree(checkpoint)
@@ -41,10 +41,10 @@ def is_complete(checkpoint: Path) -> bool:
     return marker.exists() and bool(json.loads(marker.read_text(encoding="utf-8")) == _digests(checkpoint))
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """The optimiser step after which a checkpoint was written.
 
-    >>> step_of(Path("checkpoints/checkpoint-150"))
+    >>> checkpoint_step(Path("checkpoints/checkpoint-150"))
     150
     """
     return int(checkpoint.name.rpartition("-")[2])

@@ -48,7 +48,7 @@ from train.engines.batch_size import (
 )
 from train.model.adapter import adapter_digest, save_adapter
 from train.model.base_model import find_model, model_digest, pick_method
-from train.model.checkpoints import newest_complete, step_of
+from train.model.checkpoints import checkpoint_step, newest_complete
 from train.model.log_capture import quiet
 from train.plan.preflight import collect_samples
 from train.plan.prepare import prepare_version
@@ -136,9 +136,9 @@ def prepare_run(
     """
     find_engine(recipe.engine)
     model = find_model(recipe.model, trust_remote_code=recipe.trust_remote_code)  # fail before torch is loaded
-    if processes.world > 1:
+    if processes.world_size > 1:
         check_devices(processes, recipe)
-    configured_batch(recipe, processes.world, checkpointing=False)  # fail before the version is read
+    configured_batch(recipe, processes.world_size, checkpointing=False)  # fail before the version is read
     count = set_threads(threads or recipe.threads)
     logger.info("Rendering %s …", label)
     prepared = prepare_version(store, label, recipe, rendering)
@@ -321,8 +321,8 @@ def _fit_once(
     checkpoints.mkdir(exist_ok=True)
     resume = newest_complete(checkpoints)
     if resume is not None:
-        logger.info("Resuming run %s from step %d.", run.run, step_of(resume))
-    metrics = _MetricsLog(run.partial / METRICS_FILE, report, last_step=step_of(resume) if resume else 0)
+        logger.info("Resuming run %s from step %d.", run.run, checkpoint_step(resume))
+    metrics = _MetricsLog(run.partial / METRICS_FILE, report, last_step=checkpoint_step(resume) if resume else 0)
     adapter = run.partial / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     job = Job(
@@ -344,7 +344,7 @@ def _fit_once(
     )
     log = run.partial / "training.log"
     logger.info("Loading %s …", prepared.recipe.model)
-    if prepared.processes.world > 1:
+    if prepared.processes.world_size > 1:
         return fit_distributed(job, prepared.processes, log, lock), metrics.losses()
     with quiet(log):
         return find_engine(prepared.recipe.engine).fit(job), metrics.losses()

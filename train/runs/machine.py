@@ -52,8 +52,8 @@ def machine_facts(threads: int, processes: Processes = SINGLE_PROCESS) -> Machin
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         threads=threads,
-        gpus=processes.world,
-        sharding=processes.sharding if processes.world > 1 else "none",
+        gpus=processes.world_size,
+        sharding=processes.sharding if processes.world_size > 1 else "none",
     )
 
 

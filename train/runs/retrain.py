@@ -18,7 +18,7 @@ from schemas.manifest import Manifest, read_manifest
 from schemas.recipe import TrainSection
 from schemas.run import Run
 from train.engines import Step
-from train.model.adapter import weights_of
+from train.model.adapter import weight_paths
 from train.model.base_model import find_adapter
 from train.runs.fit import METRICS_FILE, train_version
 from train.runs.torchrun import Processes
@@ -35,7 +35,7 @@ class Retraining:
     """A run compared with the run that it repeats.
 
     `largest_difference` is over all weights, `losses_apart` over the training losses of equal steps, in nats; None if
-    shapes or steps differ. `elsewhere` is the earlier adapter's folder if this store does not have its run.
+    shapes or steps differ. `external_adapter` is the earlier adapter's folder if this store does not have its run.
     """
 
     before: Manifest
@@ -45,7 +45,7 @@ class Retraining:
     largest_difference: float | None
     losses_apart: float | None
     changed: tuple[str, ...]
-    elsewhere: Path | None = None
+    external_adapter: Path | None = None
 
     @property
     def repeated(self) -> bool:
@@ -98,7 +98,7 @@ def retrain(
         largest_difference=largest_difference(adapter, run.adapter),
         losses_apart=losses_apart(adapter, run.adapter),
         changed=tuple(differences(before, run.manifest)),
-        elsewhere=adapter if known is None else None,
+        external_adapter=adapter if known is None else None,
     )
 
 
@@ -121,7 +121,7 @@ def largest_difference(one: Path, other: Path) -> float | None:
     from safetensors.torch import load_file
 
     ours, theirs = (
-        {name: tensor for path in weights_of(folder) for name, tensor in load_file(path).items()}
+        {name: tensor for path in weight_paths(folder) for name, tensor in load_file(path).items()}
         for folder in (one, other)
     )
     if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:

@@ -58,7 +58,7 @@ class Processes:
     master: str | None = None
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """The number of processes that train together."""
         return self.gpus * self.nodes
 
@@ -66,7 +66,7 @@ class Processes:
 SINGLE_PROCESS = Processes()
 
 
-def find_processes(gpus: int, sharding: str, nodes: int = 1, node: int = 0, master: str | None = None) -> Processes:
+def make_processes(gpus: int, sharding: str, nodes: int = 1, node: int = 0, master: str | None = None) -> Processes:
     """The processes for the options of `curate train`. Raises `TrainError` if the options contradict each other."""
     if sharding not in ("ddp", "fsdp"):
         raise TrainError(f"There is no sharding called {sharding!r}.", "Known: ddp, fsdp.")
@@ -78,7 +78,7 @@ def find_processes(gpus: int, sharding: str, nodes: int = 1, node: int = 0, mast
     return Processes(gpus, "fsdp" if sharding == "fsdp" else "ddp", nodes, node, master)
 
 
-def join(adapter: Path | None, processes: Processes) -> None:
+def join_training(adapter: Path | None, processes: Processes) -> None:
     """Join a training that another machine began with the same options, and return when it ends.
 
     The machines share only the run's folder: `adapter` is the `--to` of the first machine. Raises `TrainError` if the

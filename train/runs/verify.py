@@ -22,7 +22,7 @@ from schemas.recipe import TrainSection
 from schemas.run import Run
 from schemas.store import reading
 from schemas.version import find_version, read_members
-from train.model.adapter import CONFIG_FILE, adapter_digest, settings_of, weights_of
+from train.model.adapter import CONFIG_FILE, adapter_digest, settings_path, weight_paths
 from train.model.adapter_files import read_settings, read_template
 from train.model.base_model import base_by_name, find_adapter, find_base, model_digest
 from train.runs.fit import token_facts
@@ -125,7 +125,7 @@ def _check_settings(adapter: Path) -> Check:
 
 
 def _current_digest(adapter: Path) -> str:
-    files = [*weights_of(adapter), settings_of(adapter)]
+    files = [*weight_paths(adapter), settings_path(adapter)]
     if len(files) == 1 or not all(path.exists() for path in files):
         return "missing"
     try:

@@ -213,7 +213,7 @@ def _short(value: str) -> str:
 def show_retraining(retraining: Retraining) -> None:
     """Print whether the two adapters are the same, and if not, how far apart and why that may be."""
     before, after = retraining.before, retraining.after
-    known = f"run {before.run}" + (f" of {retraining.elsewhere}" if retraining.elsewhere else "")
+    known = f"run {before.run}" + (f" of {retraining.external_adapter}" if retraining.external_adapter else "")
     if retraining.identical:
         print_line(f"Run {after.run} is {known} again, bit for bit: {before.adapter_digest}.")
         return
