@@ -12,6 +12,7 @@ from trl import SFTTrainer
 from train.engines import Job
 from train.engines.batch_size import BatchConfig
 from train.engines.distributed import world_size
+from train.engines.epoch_counts import steps_per_epoch
 from train.model.checkpoints import checkpoint_step
 from train.tokens.labels import IGNORE_INDEX
 
@@ -28,9 +29,8 @@ def share_sequences(trainer: SFTTrainer, job: Job, batch_config: BatchConfig) ->
     filler = -count % (batch_config.batch * world_size())
     order = SeedableRandomSampler(range(count), data_seed=job.recipe.seed)
     if job.resume is not None:  # the trainer's own call does not reach it through the wrappers that resuming adds
-        order.set_epoch(
-            checkpoint_step(job.resume) // -(-count // (batch_config.batch * batch_config.accumulate * world_size()))
-        )
+        per_step = batch_config.batch * batch_config.accumulate * world_size()
+        order.set_epoch(checkpoint_step(job.resume) // steps_per_epoch(count, per_step))
     if filler:
         dataset = trainer.train_dataset
         row = {name: [2] if name == "seq_lengths" else [0, 0] for name in dataset.column_names}
