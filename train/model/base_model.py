@@ -55,7 +55,7 @@ def find_adapter(store: Path, target: str) -> tuple[Path, Run | None]:
     folder = Path(target).expanduser()
     if folder.is_dir():
         check_adapter(folder)
-        return folder, _run_in(store, folder)
+        return folder, _find_run(store, folder)
     with reading(store) as connection:
         run = find_run(connection, target)
     if run.status != "done":
@@ -81,19 +81,16 @@ def check_adapter(folder: Path) -> None:
         )
 
 
-def _run_in(store: Path, folder: Path) -> Run | None:
+def _find_run(store: Path, folder: Path) -> Run | None:
     """The run whose adapter is `folder`: by path, otherwise by name and digest, since folders are moved."""
     with reading(store) if store.exists() else nullcontext() as connection:
         runs = read_runs(connection) if connection else []
-    here = next((run for run in runs if run.adapter == folder.resolve()), None)
-    return here or next((run for run in runs if _is_of(folder, run)), None)
-
-
-def _is_of(folder: Path, run: Run) -> bool:
-    if not (folder / MANIFEST_FILE).exists():
-        return False
+    by_path = next((run for run in runs if run.adapter == folder.resolve()), None)
+    if by_path is not None or not runs or not (folder / MANIFEST_FILE).exists():
+        return by_path
     manifest = read_manifest(folder)
-    return (manifest.run, manifest.adapter_digest) == (run.run, run.manifest.adapter_digest)
+    name = (manifest.run, manifest.adapter_digest)
+    return next((run for run in runs if (run.run, run.manifest.adapter_digest) == name), None)
 
 
 def find_base(adapter: Path, manifest: Manifest) -> Path:
