@@ -229,7 +229,7 @@ def test_sources_that_were_read_in_different_ways_are_exported_one_by_one_by_the
     assert len(commands) == 2
     for command in commands:
         shown = curate(*shlex.split(command)[1:]).stdout
-        back = next(line.strip() for line in shown.splitlines() if line.strip().startswith("curate import"))
+        back = next(line.strip(" →") for line in shown.splitlines() if line.startswith("  → curate import"))
         imported = curate(*shlex.split(back)[1:])
         assert imported.returncode == 0, imported.stderr
     assert len(open_rejects(store)) == 4
@@ -299,7 +299,7 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
     assert "curate import fix.csv" in shown
     assert "1 cell with a leading =" in shown
     assert curate("rejects", "--export", "fix.csv").returncode == 1
-    command = next(line.strip() for line in shown.splitlines() if line.strip().startswith("curate import"))
+    command = next(line.strip(" →") for line in shown.splitlines() if line.startswith("  → curate import"))
     assert curate(*command.split()[1:]).returncode == 0
 
 
@@ -347,7 +347,7 @@ def test_a_row_that_is_one_turn_is_shown_by_itself_whatever_other_files_hold(sto
 
 def test_the_command_shows_codes_whole_and_the_fault_also_in_a_narrow_terminal(tickets: Path, curate) -> None:
     shown = curate("rejects", COLUMNS="70").stdout
-    assert "tickets.csv   empty-answer   2      line 3, 4" in shown
+    assert "tickets.csv  empty-answer  2     line 3, 4" in shown
     assert "tickets.csv, line 3: empty-answer. Turn 2 (gpt) is empty.\n    human: When? · gpt: (nothing)" in shown
     listed = curate("rejects", "--list", "--code", "ragged-row").stdout
     assert listed.splitlines()[1] == "    4,How?,So.,too,many,cells"

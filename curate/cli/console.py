@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import typer
@@ -175,6 +176,17 @@ def truncate(text: str, stream: TextIO) -> str:
     if stream.isatty():
         line.truncate(shutil.get_terminal_size().columns, overflow="ellipsis")
     return line.plain
+
+
+def file_names(paths: Iterable[str]) -> dict[str, str]:
+    """Path -> its name in a table: the file name, or the path if two files have the same name.
+
+    >>> file_names(["a/x.csv", "b/y.csv"])
+    {'a/x.csv': 'x.csv', 'b/y.csv': 'y.csv'}
+    """
+    unique = sorted(set(paths))
+    names = {path: Path(path).name or path for path in unique}
+    return names if len(set(names.values())) == len(unique) else {path: path for path in unique}
 
 
 class Advance(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curate.cli.console import note, print_line, print_table
+from curate.cli.console import file_names, note, print_line, print_table
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.pipeline import ImportResult
 from curate.ingest.readers.paths import passed_over
@@ -55,17 +55,6 @@ def _note_names(reason: str, kind: str, paths: Sequence[str]) -> None:
     if paths:
         names = ", ".join([*paths[:MAX_SKIPPED], *(["…"] if len(paths) > MAX_SKIPPED else [])])
         note(f"Skipped {plural(len(paths), kind)} ({reason}): {names}")
-
-
-def file_names(paths: Iterable[str]) -> dict[str, str]:
-    """Path -> its name in a table: the file name, or the path if two files have the same name.
-
-    >>> file_names(["a/x.csv", "b/y.csv"])
-    {'a/x.csv': 'x.csv', 'b/y.csv': 'y.csv'}
-    """
-    unique = sorted(set(paths))
-    names = {path: Path(path).name or path for path in unique}
-    return names if len(set(names.values())) == len(unique) else {path: path for path in unique}
 
 
 def _mapping_line(result: ImportResult) -> str:

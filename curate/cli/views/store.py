@@ -8,12 +8,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import note, print_line, print_table
-from curate.cli.views.ingest import file_names
-from curate.sql import Answer
+from curate.cli.console import file_names, note, print_line, print_table
 from schemas.text import plural
+
+if TYPE_CHECKING:
+    from curate.sql import Answer
 
 CELL_CHARACTERS, NAME_CHARACTERS = 80, 320
 """Characters of a cell in a table of `curate sql`: of a text, and of a text without spaces."""
