@@ -199,7 +199,7 @@ def test_conversations_after_the_last_step_are_not_reported_as_trained(trained, 
     assert f"| coverage | 4 of 90 windows of {total} conversations, " in card(split)
     show_run(Run("r1", "done", trained / "adapters/r1", split))
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"4 of 90 windows of {total} conversations of support@1: its 1 step saw no more" in shown
+    assert f"4 of 90 windows of {total} conversations of support@1, in 1 step" in shown
 
 
 def test_peft_loads_the_unmodified_adapter_folder(trained):

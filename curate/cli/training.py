@@ -1,4 +1,4 @@
-"""The training commands' words: options in, one call, results out. Everything heavy is imported inside."""
+"""Commands preview, plan, train, runs, verify, retrain, chat, check-packing and templates: versions → adapters."""
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
@@ -22,29 +22,31 @@ if TYPE_CHECKING:
     from train.runs.fit import Start
 
 VersionArgument = Annotated[
-    str, typer.Argument(metavar="NAME@n", help="A frozen version; NAME alone is its newest.", show_default=False)
+    str, typer.Argument(metavar="NAME@n", help="Frozen version; NAME is the newest one.", show_default=False)
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="FOLDER", help="The base model.", show_default="train.model")
+    str | None, typer.Option("--model", metavar="FOLDER", help="Base model.", show_default="train.model")
 ]
 TemplateOption = Annotated[
     str | None,
     typer.Option(
-        "--template", metavar="NAME", help="The chat template: a name or a Jinja file.", show_default="train.template"
+        "--template", metavar="NAME", help="Chat template, a name or a Jinja file.", show_default="train.template"
     ),
 ]
 
 
 def preview_command(
     version: VersionArgument,
-    conversation: Annotated[str, typer.Option("--id", metavar="PREFIX", help="Ids that begin so.")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many to show.")] = 3,
-    tokens: Annotated[bool, typer.Option("--tokens", help="List every token with its id and label.")] = False,
+    conversation: Annotated[
+        str, typer.Option("--id", metavar="PREFIX", help="Only conversations whose id starts with this.")
+    ] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of conversations to show.")] = 3,
+    tokens: Annotated[bool, typer.Option("--tokens", help="List all tokens with id and label.")] = False,
     token: Annotated[
-        int | None, typer.Option("--token", metavar="N", min=0, help="Trace this token to turn, file and line.")
+        int | None, typer.Option("--token", metavar="N", min=0, help="Trace this token to its turn, file and line.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option("--window", metavar="N", min=1, help="Of one that is split: this window alone.")
+        int | None, typer.Option("--window", metavar="N", min=1, help="Only this window of a split conversation.")
     ] = None,
     model: ModelOption = None,
     template: TemplateOption = None,
@@ -53,28 +55,25 @@ def preview_command(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show conversations as they are trained: what is learned in colour and ⟦brackets⟧, the rest only seen.
+    """Show conversations as they are trained, with the tokens in the loss in colour and ⟦brackets⟧.
 
     \b
     curate preview support@1 --model data/tiny --limit 1
     """
-    from curate.cli.views.plans import show_preview, show_trace
+    from curate.cli.views.plans import show_previews, show_token_origin
     from schemas.store import store_path
     from train.plan.preview import find_ids, find_windows, first_members, preview, trace_token
 
     only = partial(first_members, prefix=conversation, limit=limit)
-    prepared = _prepared(version, model, template, store, recipe, overrides, only)
-    chosen = find_windows(prepared, find_ids(prepared, conversation, limit), window)
+    prepared = _prepare(version, model, template, store, recipe, overrides, only)
+    windows = find_windows(prepared, find_ids(prepared, conversation, limit), window)
     if token is not None:
-        traced = trace_token(prepared, store_path(store), chosen[0][0], token, chosen[0][1])
-        print_json(asdict(traced)) if as_json else show_trace(traced)
-        return
-    previews = [preview(prepared, *each) for each in chosen]
+        origin = trace_token(prepared, store_path(store), windows[0][0], token, windows[0][1])
+        return print_json(asdict(origin)) if as_json else show_token_origin(origin)
+    previews = [preview(prepared, *window) for window in windows]
     if as_json:
-        print_json([shown.as_json(tokens=tokens) for shown in previews])
-        return
-    for shown in previews:
-        show_preview(shown, tokens=tokens)
+        return print_json([one.as_json(tokens=tokens) for one in previews])
+    return show_previews(previews, tokens=tokens)
 
 
 def plan_command(
@@ -83,39 +82,38 @@ def plan_command(
     template: TemplateOption = None,
     gpu: Annotated[
         str | None,
-        typer.Option("--gpu", metavar="NAME", help="Memory and speed on it: this, h100-80g, rtx4090-24g, 24g …"),
+        typer.Option("--gpu", metavar="NAME", help="Estimate memory and speed on this, h100-80g, rtx4090-24g, 24g …"),
     ] = None,
     store: StoreOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what training would see and do: tokens, packs, steps, what is too long. Exit code 1 when it would refuse.
+    """Show the tokens, packs, steps and losses of a training run before it starts.
+
+    Exit code 1 if curate train would refuse to start.
 
     \b
     curate plan support@1 --model data/tiny
     """
-    from curate.cli.views.plans import show_plan
-    from curate.cli.views.runs import show_budget
+    from curate.cli.views.plans import show_memory, show_plan
     from train.plan.memory import estimate_memory
     from train.plan.plan import has_gpu, plan
 
-    prepared = _prepared(version, model, template, store, recipe, overrides)
-    planned = plan(prepared, on_gpu=gpu is not None or has_gpu())
-    budgeted = (
-        estimate_memory(prepared.tokenizer.folder, prepared.section, planned.tokens, gpu) if gpu is not None else None
-    )
+    prepared = _prepare(version, model, template, store, recipe, overrides)
+    result = plan(prepared, on_gpu=gpu is not None or has_gpu())
+    memory = None if gpu is None else estimate_memory(prepared.tokenizer.folder, prepared.section, result.tokens, gpu)
     if as_json:
-        print_json(planned.as_json() | ({"budget": budgeted.as_json()} if budgeted is not None else {}))
+        print_json(result.as_json() | ({} if memory is None else {"budget": memory.as_json()}))
     else:
-        if budgeted is not None:
-            show_budget(budgeted)
-        show_plan(planned)
-    if planned.refusal is not None:
+        if memory is not None:
+            show_memory(memory)
+        show_plan(result)
+    if result.refusal is not None:
         raise typer.Exit(1)
 
 
-def _prepared(
+def _prepare(
     version: str,
     model: str | None,
     template: str | None,
@@ -124,28 +122,30 @@ def _prepared(
     overrides: list[str] | None,
     only: "Callable[[DataFrame], DataFrame] | None" = None,
 ) -> "PreparedVersion":
-    """The version under the recipe with the options laid over it, or those of its members alone."""
+    """The version, or the members that `only` selects, rendered by the recipe with the options applied."""
     from schemas.recipe import load_recipe
     from schemas.store import store_path
     from train.plan.prepare import prepare_version
 
-    section = load_recipe(recipe, _given(overrides, model=model, template=template)).train
-    with progress_bar("rendering") as advance:
+    section = load_recipe(recipe, _with_options(overrides, model=model, template=template)).train
+    with progress_bar("Rendering") as advance:
         return prepare_version(store_path(store), version, section, advance, only=only)
 
 
-def _given(overrides: list[str] | None, **options: str | None) -> list[str]:
-    """All that was said on the command line, as overrides of the recipe; an option goes before --set."""
+def _with_options(overrides: list[str] | None, **options: str | None) -> list[str]:
+    """The options as overrides of the recipe, after those of --set, so that an option has precedence."""
     named = [f"train.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     return [*(overrides or ()), *named]
 
 
 AdapterArgument = Annotated[
-    str, typer.Argument(metavar="RUN|FOLDER", help="A run such as r1, or an adapter's folder.", show_default=False)
+    str, typer.Argument(metavar="RUN|FOLDER", help="Run such as r1, or the folder of an adapter.", show_default=False)
 ]
 ToOption = Annotated[
     Path | None,
-    typer.Option("--to", metavar="FOLDER", help="Where the adapter goes.", show_default="adapters/RUN by the store"),
+    typer.Option(
+        "--to", metavar="FOLDER", help="Folder of the adapter.", show_default="adapters/RUN next to the store"
+    ),
 ]
 
 
@@ -155,71 +155,74 @@ def train_command(
     template: TemplateOption = None,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", metavar="NAME", help="unsloth or transformers.", show_default="train.engine"),
+        typer.Option(
+            "--engine", metavar="NAME", help="Training engine, unsloth or transformers.", show_default="train.engine"
+        ),
     ] = None,
     to: ToOption = None,
     resume: Annotated[
         bool | None,
         typer.Option(
             "--resume/--fresh",
-            help="Go on with the run that was cut off, or begin anew.",
-            show_default="resume if there is one",
+            help="Resume an interrupted run, or start a new one.",
+            show_default="resume if possible",
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="Train on so many GPUs.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="Number of GPUs on this machine.")] = 1,
     sharding: Annotated[
-        str, typer.Option("--sharding", metavar="ddp|fsdp", help="A model on each GPU, or one shared between them.")
+        str,
+        typer.Option("--sharding", metavar="ddp|fsdp", help="One copy of the model per GPU, or one that all share."),
     ] = "ddp",
-    nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Machines that train together.")] = 1,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=1, metavar="N", help="Number of machines that train together.")
+    ] = 1,
     node: Annotated[
-        int, typer.Option("--node", min=0, metavar="K", help="Which of them this is; 0 has the store, others join it.")
+        int,
+        typer.Option("--node", min=0, metavar="K", help="Number of this machine; 0 has the store, the others join it."),
     ] = 0,
-    master: Annotated[
-        str | None, typer.Option("--master", metavar="HOST:PORT", help="Where machine 0 is reached.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+    master: Annotated[str | None, typer.Option("--master", metavar="HOST:PORT", help="Address of machine 0.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the inputs of the run; train and write nothing.")
+    ] = False,
     store: StoreOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an adapter on a version. Cut off, the same command goes on where it was.
+    """Train an adapter on a version.
+
+    Run the same command again to resume an interrupted run.
 
     \b
     curate train support@1 --model data/tiny --set train.steps=60
     """
-    from curate.cli.views.runs import progress, show_run, show_work
+    from curate.cli.views.runs import show_prepared_run, show_run, training_progress
     from schemas.recipe import load_recipe
     from schemas.store import store_path
     from train.runs.fit import prepare_run, train_version
     from train.runs.torchrun import join_training, make_processes
 
-    given = _given(overrides, model=model, template=template, engine=engine)
-    section = load_recipe(recipe, given).train
+    settings = _with_options(overrides, model=model, template=template, engine=engine)
+    section = load_recipe(recipe, settings).train
     processes = make_processes(gpus, sharding, nodes, node, master)
     if processes.node:
-        with progress():
+        with training_progress():
             join_training(to, processes)
         return
     if dry_run:
-        with progress_bar("rendering") as advance:
+        with progress_bar("Rendering") as advance:
             prepared = prepare_run(
-                store_path(store),
-                version,
-                section,
-                overrides=given,
-                processes=processes,
-                rendering=advance,
+                store_path(store), version, section, overrides=settings, processes=processes, rendering=advance
             )
-        print_json(prepared.manifest.model_dump(mode="json")) if as_json else show_work(prepared)
+        print_json(prepared.manifest.model_dump(mode="json")) if as_json else show_prepared_run(prepared)
         return
     start: Start = "auto" if resume is None else "resume" if resume else "fresh"
-    with progress() as report:
+    with training_progress() as report:
         run = train_version(
             store_path(store),
             version,
             section,
-            overrides=given,
+            overrides=settings,
             to=to,
             start=start,
             processes=processes,
@@ -230,7 +233,7 @@ def train_command(
 
 
 def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """List the runs: what each was trained on, how far it came, where its adapter lies.
+    """List the runs with their versions, states, losses and adapters.
 
     \b
     curate runs
@@ -245,7 +248,9 @@ def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None
 
 
 def verify_command(adapter: AdapterArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Take every digest of an adapter's manifest again, and name what differs. Exit code 1 when it is not proven.
+    """Recompute every digest in an adapter's manifest and report differences.
+
+    Exit code 1 if a digest differs or cannot be checked.
 
     \b
     curate verify r1
@@ -255,8 +260,10 @@ def verify_command(adapter: AdapterArgument, store: StoreOption = None, as_json:
     from train.runs.verify import verify
 
     verification = verify(store_path(store), adapter)
-    shown = {**asdict(verification), "proven": verification.proven}
-    print_json(shown) if as_json else show_verification(verification)
+    if as_json:
+        print_json({**asdict(verification), "proven": verification.proven})
+    else:
+        show_verification(verification)
     if not verification.proven:
         raise typer.Exit(1)
 
@@ -264,16 +271,16 @@ def verify_command(adapter: AdapterArgument, store: StoreOption = None, as_json:
 def retrain_command(
     adapter: AdapterArgument, to: ToOption = None, store: StoreOption = None, as_json: JsonOption = False
 ) -> None:
-    """Train the same version with the same recipe again, and say how far the new adapter is from the old one.
+    """Repeat a run with the same version and recipe, and compare the two adapters.
 
     \b
     curate retrain r1
     """
-    from curate.cli.views.runs import progress, show_retraining
+    from curate.cli.views.runs import show_retraining, training_progress
     from schemas.store import store_path
     from train.runs.retrain import retrain
 
-    with progress() as report:
+    with training_progress() as report:
         retraining = retrain(store_path(store), adapter, to=to, report=report.step)
     print_json(retraining.as_json()) if as_json else show_retraining(retraining)
 
@@ -281,25 +288,37 @@ def retrain_command(
 def chat_command(
     adapter: AdapterArgument,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Ask this and stop; may be given often.")
+        list[str] | None,
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="Send this message, print the answer and exit; repeatable."
+        ),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Ask both, before and after.")] = False,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 200,
+    base: Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the answers of both, the base model and the adapter.")
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum length of an answer.")] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="0 gives the same words every time.")
+        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 always picks the most likely token.")
     ] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Of the likeliest tokens, this share.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Of the likeliest tokens, so many; 0 takes all.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Repeats what is drawn by lot.")] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", min=0, max=1, help="Sample from the most likely tokens with this total probability."),
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=0, help="Sample from this many most likely tokens; 0 for all.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0,
     save: Annotated[
-        str, typer.Option("--save", metavar="good|bad", help="Write what was said into the store, as a row.")
+        str, typer.Option("--save", metavar="good|bad", help="Save the chat to the store as a good or bad example.")
     ] = "",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask an adapter, its base model, or both. Without --prompt it is a conversation, line by line.
+    """Chat with an adapter, its base model, or both.
+
+    Without --prompt, messages are read from standard input, one per line.
 
     \b
     curate chat r1 --compare --prompt "How do I return my boat?"
@@ -320,23 +339,27 @@ def chat_command(
         run_repl(folder, sides, system=system, sampling=sampling, log=log, rating=save)
         return
     save_chat = partial(log.save, rating=save) if save else None
-    answered = answer_prompts(folder, prompt, sides, system=system, sampling=sampling, save=save_chat)
-    print_json(answered) if as_json else show_answers(answered)
+    answers = answer_prompts(folder, prompt, sides, system=system, sampling=sampling, save=save_chat)
+    print_json(answers) if as_json else show_answers(answers)
 
 
 def check_packing_command(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="The base model.", show_default="train.model")
+        str | None, typer.Argument(metavar="MODEL", help="Base model.", show_default="train.model")
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", metavar="NAME", help="unsloth or transformers.", show_default="train.engine"),
+        typer.Option(
+            "--engine", metavar="NAME", help="Training engine, unsloth or transformers.", show_default="train.engine"
+        ),
     ] = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove that packed conversations do not see each other: one is changed, the others' losses must not move.
+    """Check that packed conversations do not attend to each other.
+
+    Changes one conversation of a pack and compares the losses of the others. Exit code 1 if they change.
 
     \b
     curate check-packing data/tiny --engine transformers
@@ -345,7 +368,7 @@ def check_packing_command(
     from schemas.recipe import load_recipe
     from train.engines.packing_isolation import check_isolation
 
-    section = load_recipe(recipe, _given(overrides, model=model, engine=engine)).train
+    section = load_recipe(recipe, _with_options(overrides, model=model, engine=engine)).train
     isolation = check_isolation(section)
     print_json(isolation.as_json()) if as_json else show_isolation(isolation)
     if not isolation.isolated:
@@ -354,23 +377,28 @@ def check_packing_command(
 
 def templates_command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Names or Jinja files.", show_default="all known")
+        list[str] | None, typer.Argument(metavar="NAME", help="Names of templates, or Jinja files.", show_default="all")
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", metavar="FOLDER", help="Prove them for its tokenizer.", show_default="one that fits all"
+            "--model",
+            metavar="FOLDER",
+            help="Check with the tokenizer of this model.",
+            show_default="a neutral tokenizer",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove chat templates token for token against transformers, and say what becomes of tools, reasoning and the rest.
+    """Check chat templates token by token against transformers, and show their handling of tools and reasoning.
+
+    Exit code 1 if a given template does not pass.
 
     \b
     curate templates qwen-3 llama-3.1
     """
-    from curate.cli.views.plans import show_reports, templates_page
+    from curate.cli.views.plans import show_templates, templates_page
     from train.model.log_capture import quiet
     from train.tokens.template_parity import check_templates
 
@@ -381,6 +409,6 @@ def templates_command(
     elif markdown:
         typer.echo(templates_page(reports), nl=False)
     else:
-        show_reports(reports)
+        show_templates(reports)
     if names and any(report.problem for report in reports):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""In: a training as it goes, runs, a verification, a retraining. Out: what a person sees of it in the terminal."""
+"""Progress of a training, runs, verifications and repeated runs → text for people."""
 
 from __future__ import annotations
 
@@ -17,76 +17,71 @@ if TYPE_CHECKING:
     from schemas.manifest import Manifest
     from schemas.run import Run
     from train.engines import Step
-    from train.plan.memory import MemoryEstimate
     from train.runs.fit import PreparedRun
     from train.runs.retrain import Retraining
     from train.runs.verify import Check, Verification
 
-LINES = 10
-"""Progress lines of a run whose stderr is no terminal."""
+PROGRESS_LINES = 10
+"""Progress lines of a run if stderr is not a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What is called with each step, and with how many of the conversations are rendered."""
+class ProgressCallbacks:
+    """Functions that display a training step, and the number of rendered conversations."""
 
     step: Callable[[Step], None]
     rendering: Callable[[int, int], None]
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
-    """What to tell of a training: it moves a bar on a terminal; anywhere else it writes ten lines of steps."""
-    messages = logging.getLogger("train")
-    level, handler = messages.level, _Notes()
-    messages.addHandler(handler)
-    messages.setLevel(logging.INFO)
+def training_progress() -> Iterator[ProgressCallbacks]:
+    """Display a training on stderr: its log messages, and a bar on a terminal or `PROGRESS_LINES` lines elsewhere."""
+    logger = logging.getLogger("train")
+    level, handler = logger.level, _NoteHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
-        with _bar() if sys.stderr.isatty() else _lines() as report:
-            yield report
+        with _progress_bar() if sys.stderr.isatty() else _progress_lines() as callbacks:
+            yield callbacks
     finally:
-        messages.removeHandler(handler)
-        messages.setLevel(level)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
-class _Notes(logging.Handler):
-    """Our own log messages, as plain lines on stderr."""
+class _NoteHandler(logging.Handler):
+    """Log messages of our packages as plain lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())
 
 
 @contextmanager
-def _bar() -> Iterator[Report]:
+def _progress_bar() -> Iterator[ProgressCallbacks]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading", total=None, state="")
+        task = bar.add_task("Loading", total=None, state="")
 
-        def report(step: Step) -> None:
-            bar.update(task, description="training", total=step.steps, completed=step.step, state=_state(step))
+        def show_step(step: Step) -> None:
+            bar.update(task, description="Training", total=step.steps, completed=step.step, state=_state(step))
 
-        def rendering(done: int, total: int) -> None:
-            rendered = done == total
-            bar.update(
-                task,
-                description="loading" if rendered else "rendering",
-                total=total,
-                completed=0 if rendered else done,
-            )
+        def show_rendering(done: int, total: int) -> None:
+            finished = done == total
+            description = "Loading" if finished else "Rendering"
+            bar.update(task, description=description, total=total, completed=0 if finished else done)
 
-        yield Report(report, rendering)
+        yield ProgressCallbacks(show_step, show_rendering)
 
 
 @contextmanager
-def _lines() -> Iterator[Report]:
-    def report(step: Step) -> None:
-        if step.step == step.steps or step.step % max(1, step.steps // LINES) == 0:
+def _progress_lines() -> Iterator[ProgressCallbacks]:
+    def show_step(step: Step) -> None:
+        if step.step == step.steps or step.step % max(1, step.steps // PROGRESS_LINES) == 0:
             note(_state(step))
 
-    yield Report(report, lambda *_: None)
+    yield ProgressCallbacks(show_step, lambda *_: None)
 
 
 def _state(step: Step) -> str:
@@ -95,79 +90,54 @@ def _state(step: Step) -> str:
     return f"step {step.step:,}/{step.steps:,}  loss {step.loss:.3f}{held_out}  {pace}"
 
 
-def show_budget(budget: MemoryEstimate) -> None:
-    """Print what a training would take on a chip: memory by part, then each size of a pass."""
-    parts = ", ".join(f"{name} {size:.1f}" for name, size in budget.parts.items())
-    title = f"{budget.gpu.name}, {budget.limit:.1f} GiB: {parts} and activations"
-    columns = ["checkpointing", "a step", "activations", "GiB", "tokens/s", "time"]
-    print_table((_size_row(size, budget) for size in budget.configs), columns, title=title)
-    if budget.best is None:
-        print_line("Nothing fits. A smaller max_length, rank or model would.")
-    elif budget.gpu.tflops is None:
-        print_line("How fast this GPU is, is not known here; batch = auto measures it.")
-
-
-def _size_row(size: Mapping[str, Any], budget: MemoryEstimate) -> dict[str, Any]:
-    seconds = size["seconds"]
-    mark = " ←" if size is budget.best else "" if size["fits"] else " too much"
-    return {
-        "checkpointing": size["checkpointing"] or "none",
-        "a step": f"{size['batch']}x{size['accumulate']}",
-        "activations": f"{size['activations']:.1f}",
-        "GiB": f"{size['gib']:.1f}{mark}",
-        "tokens/s": f"{size['tokens_per_second']:,.0f}" if seconds else "",
-        "time": str(timedelta(seconds=round(seconds))) if seconds else "",
-    }
-
-
-def show_work(work: PreparedRun) -> None:
-    """Print what a training would be made of."""
-    m = work.manifest
-    facts = {
+def show_prepared_run(prepared: PreparedRun) -> None:
+    """Print the inputs of a run that is not started."""
+    m = prepared.manifest
+    fields = {
         "version": f"{m.data.version}, {m.data.digest[:12]}",
         "base model": f"{m.model.name}, {m.model.digest[:12]}",
         "template": f"{m.rendering.template}, {m.rendering.template_digest[:12]}",
-        "conversations": f"{m.tokens.conversations:,} to train on, {work.held_out['id'].n_unique():,} held out",
-        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.loss_tokens:,} with loss",
+        "conversations": f"{m.tokens.conversations:,} to train on, {prepared.held_out['id'].n_unique():,} held out",
+        "tokens": f"{m.tokens.tokens:,}, of which {m.tokens.loss_tokens:,} in the loss",
         "engine": f"{m.recipe['engine']} on {m.machine.device}, {plural(m.machine.threads, 'thread')}",
     }
-    print_fields(facts, "Would train")
-    note("Nothing was trained or written. curate plan says more about lengths and steps.")
+    print_fields(fields, "Would train")
+    note("Nothing was trained or written. curate plan shows lengths and steps.")
 
 
 def show_run(run: Run) -> None:
-    """Print a run that is done: where it lies, what it learned, what to type next."""
+    """Print a finished run: its adapter, coverage and losses, and the next commands."""
     m = run.manifest
     losses = [m.metrics[name] for name in ("eval_loss_base", "eval_loss") if name in m.metrics]
-    facts = {
+    fields = {
         "adapter": str(run.adapter),
-        "trained on": _trained_on(m),
+        "trained on": _coverage(m),
         "engine": f"{m.recipe['engine']}, {m.engine['method']}, packing {'on' if m.engine['packing'] else 'off'}, "
         f"{m.machine.device}, {plural(m.machine.threads, 'thread')}",
         "training loss": f"{m.metrics['train_loss_end']:.3f} at the end of {plural(int(m.metrics['steps']), 'step')}",
-        "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "nothing was held out",
+        "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "none: no conversation is held out",
     }
-    print_fields(facts, f"Run {run.run}")
+    print_fields(fields, f"Run {run.run}")
     print_line(f"digest {m.adapter_digest}")
     note(f"Next: curate verify {run.run} · curate chat {run.run} --compare --prompt '…' · curate retrain {run.run}")
 
 
-def _trained_on(m: Manifest) -> str:
-    """What the steps saw of the version; learned tokens are said where they saw all of it."""
+def _coverage(m: Manifest) -> str:
+    """The part of the version that was trained on; with loss tokens and epochs if it is all of it."""
     coverage = m.coverage
     if not coverage.complete:
-        return f"{coverage.phrase} of {m.data.version}: its {plural(int(m.metrics['steps']), 'step')} saw no more"
+        return f"{coverage.phrase} of {m.data.version}, in {plural(int(m.metrics['steps']), 'step')}"
     epochs = f"{coverage.epochs:.3g} {'epoch' if coverage.epochs == 1 else 'epochs'}"
-    tokens = f"{plural(m.tokens.loss_tokens, 'token')}, {epochs}"
-    return f"{plural(m.tokens.conversations, 'conversation')} of {m.data.version}, {tokens}"
+    loss_tokens = plural(m.tokens.loss_tokens, "loss token")
+    return f"{plural(m.tokens.conversations, 'conversation')} of {m.data.version}, {loss_tokens}, {epochs}"
 
 
 def show_runs(runs: Sequence[Run]) -> None:
-    """Print one line per run, in 80 columns, and why some failed."""
+    """Print one row per run, and the errors of failed runs."""
     if not runs:
-        note("There is no run yet: curate train NAME@n begins one.")
+        note("There are no runs yet. Next: curate train NAME@n")
         return
-    print_table(map(_run_row, runs), ["run", "version", "status", "steps", "loss", "started", "adapter"])
+    print_table(map(_run_row, runs), ["run", "version", "status", "steps", "held-out loss", "started", "adapter"])
     for run in runs:
         if run.manifest.failure is not None:
             print_line(f"{run.run} failed: {run.manifest.failure}")
@@ -180,64 +150,64 @@ def _run_row(run: Run) -> dict[str, Any]:
         "version": m.data.version,
         "status": run.status,
         "steps": int(m.metrics["steps"]) if "steps" in m.metrics else None,
-        "loss": m.metrics.get("eval_loss"),  # held-out
+        "held-out loss": m.metrics.get("eval_loss"),
         "started": f"{m.started:%Y-%m-%d %H:%M}",
         "adapter": run.adapter.name,
     }
 
 
 def show_verification(verification: Verification) -> None:
-    """Print every check, then notes that differ, then the verdict."""
-    print_table((_check_row(check) for check in verification.checks), ["what", "state", "manifest", "now"])
-    differing = [check for check in verification.notes if check.state != "same"]
-    for check in differing:
-        note(f"Note: {check.what} was {check.expected}, is {check.found}.")
-    same = sum(check.state == "same" for check in verification.checks)
-    verdict = f"proven, {same} checks" if verification.proven else f"not proven: {', '.join(verification.failed)}"
-    print_line(f"Run {verification.run} is {verdict}.")
+    """Print every check, the facts of the machine that differ, and the result."""
+    print_table(map(_check_row, verification.checks), ["item", "state", "manifest", "now"])
+    for check in verification.notes:
+        if check.state != "same":
+            note(f"Note: {check.what} was {check.expected}, is {check.found}.")
+    passed = sum(check.state == "same" for check in verification.checks)
+    if verification.proven:
+        print_line(f"Run {verification.run} is verified: {plural(passed, 'check')} passed.")
+    else:
+        print_line(f"Run {verification.run} is not verified: {', '.join(verification.failed)}.")
     if not verification.run_is_known:
-        print_line("This store has no run with this adapter: its manifest was held against all else that is here.")
+        print_line("This store has no run with this adapter; its manifest was compared with everything else here.")
 
 
 def _check_row(check: Check) -> dict[str, str]:
     marks = {"same": "✓", "differs": "✗ differs", "unchecked": "? unchecked"}
     now = "" if check.state == "same" else check.found
-    return {"what": check.what, "state": marks[check.state], "manifest": _short(check.expected), "now": _short(now)}
+    return {"item": check.what, "state": marks[check.state], "manifest": _short(check.expected), "now": _short(now)}
 
 
 def _short(value: str) -> str:
-    """A digest by its first digits, anything else whole."""
+    """The first digits of a digest, and any other value unchanged."""
     return value[:16] if len(value) == 64 and " " not in value else value
 
 
 def show_retraining(retraining: Retraining) -> None:
-    """Print whether the two adapters are the same, and if not, how far apart and why that may be."""
+    """Print whether the two adapters are identical; if not, their differences and possible causes."""
     before, after = retraining.before, retraining.after
-    known = f"run {before.run}" + (f" of {retraining.external_adapter}" if retraining.external_adapter else "")
+    original = f"run {before.run}" + (f" of {retraining.external_adapter}" if retraining.external_adapter else "")
     if retraining.identical:
-        print_line(f"Run {after.run} is {known} again, bit for bit: {before.adapter_digest}.")
+        print_line(f"Run {after.run} repeats {original} bit for bit: {before.adapter_digest}.")
         return
     from train.runs.retrain import LOSSES_APART
 
-    far = retraining.largest_difference
-    size = "they have other shapes" if far is None else f"the largest difference of a weight is {far:.3g}"
-    print_line(f"Run {after.run} differs from {known}: {size}.")
-    print_line(f"The tokens are {'the same' if retraining.same_tokens else 'others'}.")
+    largest = retraining.largest_difference
+    difference = "their shapes differ" if largest is None else f"the largest difference of a weight is {largest:.3g}"
+    print_line(f"Run {after.run} differs from {original}: {difference}.")
+    print_line(f"The training tokens are {'the same' if retraining.same_tokens else 'different'}.")
     if retraining.losses_apart is not None:
-        print_line(
-            f"The losses of its steps are at most {retraining.losses_apart:.2g} apart: "
-            f"{'the same training' if retraining.repeated else 'another training'}, by the limit of {LOSSES_APART:g}."
-        )
-    for change in retraining.changed or ("Nothing that the manifest names: a GPU adds up in no fixed order.",):
+        result = "within" if retraining.repeated else "above"
+        print_line(f"The losses per step differ by at most {retraining.losses_apart:.2g}, {result} {LOSSES_APART:g}.")
+    for change in retraining.changed or ("The manifests do not differ: a GPU adds numbers in varying order.",):
         print_line(f"  {change}")
 
 
-def show_answers(answered: Iterable[Mapping[str, str]]) -> None:
-    """Print each question with its answer below it; of two sides, which one it is."""
-    names = {"prompt": "› ", "base": "before: ", "adapter": "after:  ", "saved": "saved:  "}
-    for place, answer in enumerate(answered):
-        if place:
+def show_answers(answers: Iterable[Mapping[str, str]]) -> None:
+    """Print each prompt and its answers; answers of two sides with a label."""
+    labels = {"prompt": "› ", "base": "before: ", "adapter": "after:  ", "saved": "saved:  "}
+    for number, answer in enumerate(answers):
+        if number:
             print_line("")
-        alone = not {"base", "adapter"} <= answer.keys()
+        one_side = not {"base", "adapter"} <= answer.keys()
         for key, text in answer.items():
-            print_line(text if alone and key in ("base", "adapter") else f"{names[key]}{text}")
+            print_line(text if one_side and key in ("base", "adapter") else f"{labels[key]}{text}")
