@@ -43,10 +43,6 @@ class Step:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-OnSizeChosen = Callable[[BatchConfig, Mapping[str, Any] | None, Sequence[Mapping[str, Any]]], None]
-"""Called with a batch size, the step down that led to it, and the autotune measurements: `BatchSizeLog.write`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """The input of an engine. `rows` and `held_out` have the columns `input_ids` and `labels`."""
@@ -65,7 +61,7 @@ class Job:
     evaluations: Mapping[int, float] = field(default_factory=dict)  # held-out losses by step, up to `resume`
     tensorboard: Path | None = None
     samples: Mapping[str, Any] | None = None  # of `collect_samples`, compared with the tokenizer first
-    on_size_chosen: OnSizeChosen = lambda *_: None  # called before training with a batch size begins
+    on_size_chosen: Callable[..., None] = lambda *_: None  # called with each batch size: `BatchSizeLog.write`
     should_stop: Callable[[], bool] = lambda: False  # asked after every step
 
 

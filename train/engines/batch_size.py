@@ -8,7 +8,7 @@ measurements by model, GPU, recipe and package versions. On a CPU nothing is mea
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,30 +121,23 @@ def measure_batches(
     modes: Sequence[CheckpointingMode],
     measure: Callable[[BatchConfig], Measurement],
 ) -> list[Measurement]:
-    """Measurements of the batch sizes worth trying: 1, 2, 4 and so on in the first checkpointing mode that fits.
+    """Measurements of batch 1, 2, 4 and so on, until one does not fit or is not faster than the previous one.
 
-    The next mode is tried only if the previous one ran out of memory.
+    The next of `modes` is tried only if the previous one ran out of memory.
     """
     measurements: list[Measurement] = []
     share = _packs_per_gpu(recipe, gpus)
     for mode in modes:
-        measurements += _measure_mode(share, mode, measure)
+        previous = 0.0
+        for batch in (2**power for power in range(share.bit_length()) if share % 2**power == 0):
+            measurements.append(measure(BatchConfig(batch, share // batch, mode)))
+            speed = measurements[-1].speed
+            if speed is None or speed < previous * (1 + SAME_SPEED):
+                break
+            previous = speed
         if measurements[-1].speed is not None:
             break
     return measurements
-
-
-def _measure_mode(
-    share: int, mode: CheckpointingMode, measure: Callable[[BatchConfig], Measurement]
-) -> Iterator[Measurement]:
-    """Larger and larger batch sizes that divide `share`, until one does not fit or is not faster than the previous."""
-    previous = 0.0
-    for batch in (2**power for power in range(share.bit_length()) if share % 2**power == 0):
-        measurement = measure(BatchConfig(batch, share // batch, mode))
-        yield measurement
-        if measurement.speed is None or measurement.speed < previous * (1 + SAME_SPEED):
-            return
-        previous = measurement.speed
 
 
 def pick_fastest(measurements: Sequence[Measurement]) -> BatchConfig:
@@ -180,21 +173,22 @@ class BatchSizeLog:
     @property
     def batch_config(self) -> BatchConfig | None:
         """The last batch size of an interrupted run."""
-        return BatchConfig(**self._read()["size"]) if self.path.exists() else None
+        size = self._read().get("size")
+        return BatchConfig(**size) if size else None
 
     @property
     def steps_down(self) -> list[dict[str, Any]]:
         """Each time that the GPU ran out of memory: the step after which it did, and the batch size from then on."""
-        return list(self._read()["steps_down"]) if self.path.exists() else []
+        return list(self._read().get("steps_down", []))
 
     @property
     def measurements(self) -> list[dict[str, Any]]:
         """The autotune measurements before the first step; a resumed run measures nothing."""
-        return list(self._read().get("trial", [])) if self.path.exists() else []
+        return list(self._read().get("trial", []))
 
     def _read(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return content if "size" in content else {"size": content, "steps_down": []}  # older runs: only the size
+        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        return {"size": content} if "batch" in content else content  # older runs: only the size
 
 
 def read_measurements(key: str) -> list[Measurement] | None:

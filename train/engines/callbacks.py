@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,7 +19,6 @@ from train.model.checkpoints import mark_complete
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BEST = "best"
 
 
@@ -62,6 +57,13 @@ class TrainingCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = False
         elif self._should_stop():
             self.stopped = control.should_save = control.should_training_stop = True
+
+    def request_stop(self) -> None:
+        """Stop after the current step with a checkpoint. A second call raises KeyboardInterrupt."""
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        self.stop_requested = True
+        logger.info("Stopping after this step with a checkpoint. Press Ctrl-C again to stop immediately.")
 
     def _should_stop(self) -> bool:
         """Whether any process was asked to stop: all of them must stop after the same step."""
@@ -115,24 +117,3 @@ class TrainingCallback(TrainerCallback):  # type: ignore[misc]
             torch.distributed.barrier()
         if rank() == 0:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
-@contextmanager
-def graceful_stop(callback: TrainingCallback) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM stop the trainer after the current step with a checkpoint; a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can set signal handlers
-        return
-
-    def request_stop(_number: int, _frame: FrameType | None) -> None:
-        if callback.stop_requested:
-            raise KeyboardInterrupt
-        callback.stop_requested = True
-        logger.info("Stopping after this step with a checkpoint. Press Ctrl-C again to stop immediately.")
-
-    previous = [(number, signal.signal(number, request_stop)) for number in SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)

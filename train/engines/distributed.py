@@ -1,8 +1,12 @@
-"""torchrun's environment variables → the number of this process, the number of processes, and sums over all of them."""
+"""torchrun's environment variables → rank and world size; sums over all processes, and a stop by a signal."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -30,3 +34,18 @@ def all_reduce_sum(values: list[float], device: Any) -> list[float]:
     sums = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(sums)
     return list(map(float, sums.tolist()))
+
+
+@contextmanager
+def graceful_stop(request_stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM call `request_stop`. Without effect outside the main thread, which gets the signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [(number, signal.signal(number, lambda *_: request_stop())) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)

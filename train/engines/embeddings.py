@@ -6,7 +6,6 @@ PEFT keeps a copy of each in addition to the base model's own (`modules_to_save`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,34 +22,19 @@ def embedding_arguments(recipe: TrainSection, model: Any) -> dict[str, Any]:
     them: the manifest would not show that it was trained.
     """
     others = recipe.extra.get("modules_to_save") or []
-    _check_modules_to_save(others, model)
-    if recipe.embedding_learning_rate is None:
-        return {}
-    return {"modules_to_save": sorted({*_embedding_names(model), *others}), "ensure_weight_tying": is_tied(model)}
-
-
-def _check_modules_to_save(modules: Sequence[str], model: Any) -> None:
-    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if id(module) in ends}
-    for name in modules:
-        if name.rpartition(".")[2] in names:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}  # such as embed_tokens
+    for name in others:
+        if name.rpartition(".")[2] in (names[id(embedding)], names.get(id(head))):
             raise TrainError(
                 f"train.extra.modules_to_save names {name}, which has its own recipe key.",
                 "Remove it and set train.embedding_learning_rate.",
             )
-
-
-def _embedding_names(model: Any) -> list[str]:
-    """The module names of the embedding and the head, such as embed_tokens and lm_head; the first only if tied."""
-    ends = [model.get_input_embeddings(), *([] if is_tied(model) else [model.get_output_embeddings()])]
-    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
-    return [names[id(end)] for end in ends]
-
-
-def is_tied(model: Any) -> bool:
-    """Whether embedding and head are one matrix."""
-    head = model.get_output_embeddings()
-    return head is None or head.weight is model.get_input_embeddings().weight
+    if recipe.embedding_learning_rate is None:
+        return {}
+    tied = head is None or head.weight is embedding.weight
+    trained = {names[id(module)] for module in ([embedding] if tied else [embedding, head])}
+    return {"modules_to_save": sorted({*trained, *others}), "ensure_weight_tying": tied}
 
 
 def embedding_weights(model: Any) -> list[torch.nn.Parameter]:

@@ -9,7 +9,7 @@ document: then the later losses must change, otherwise the check would detect no
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -158,17 +158,13 @@ class _Losses:
 
         labels = [token if place in trained else IGNORE_INDEX for place, token in enumerate(ids)]
         row = {"input_ids": list(ids), "labels": labels, "seq_lengths": list(lengths)}
-        batch = self._on_device(self.trainer.data_collator([row]))
+        device = next(self.trainer.model.parameters()).device
+        inputs = self.trainer.data_collator([row])
+        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
         count = (batch["labels"] != IGNORE_INDEX).sum()
         dtype = torch.float16 if self.dtype == "float16" else torch.bfloat16
         with torch.no_grad(), torch.autocast(self.device, dtype=dtype, enabled=self.dtype != "float32"):
             return float(self.trainer.compute_loss(self.trainer.model, batch, num_items_in_batch=count))
-
-    def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        import torch
-
-        device = next(self.trainer.model.parameters()).device
-        return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def _reverse_document(pack: Sequence[Sequence[int]], number: int) -> list[list[int]]:

@@ -22,8 +22,8 @@ from train.engines import Fit, Job, Loaded, find_engine
 from train.engines.arguments import sft_arguments
 from train.engines.batch_probe import autotune
 from train.engines.batch_size import BatchConfig, OutOfGpuMemoryError, configured_batch, pick_fastest
-from train.engines.callbacks import TrainingCallback, graceful_stop
-from train.engines.distributed import is_sharded, rank, world_size
+from train.engines.callbacks import TrainingCallback
+from train.engines.distributed import graceful_stop, is_sharded, rank, world_size
 from train.engines.embeddings import base_embedding, cast_to_fp32, embedding_facts, set_embedding_rate
 from train.engines.epoch_counts import count_epochs, steps_per_epoch
 from train.engines.evaluation import copy_best, held_out_loss, measure_losses
@@ -52,8 +52,15 @@ def train(job: Job, loaded: Loaded) -> Fit:
     batch_config = job.batch_config or (pick_fastest(measurements) if measurements else configured)
     job.on_size_chosen(batch_config, None, [measurement.as_json() for measurement in measurements])
     while isinstance(outcome := _run(job, loaded, batch_config), _OutOfMemory):
-        batch_config, job = _step_down(job, loaded, batch_config, outcome)
-        step_down = {"step": outcome.step, "batch": batch_config.batch, "accumulate": batch_config.accumulate}
+        gc.collect()
+        torch.cuda.empty_cache()
+        error = outcome.error
+        if error.smaller is None:
+            raise error
+        logger.info("%s", error.sentence)
+        batch_config = error.smaller
+        job = replace(job, resume=outcome.checkpoint or job.resume, evaluations=outcome.evaluations)
+        step_down = {"step": error.step, "batch": batch_config.batch, "accumulate": batch_config.accumulate}
         job.on_size_chosen(batch_config, step_down, ())
     facts = _facts(job, loaded, outcome, batch_config)
     metrics = _save_best(job, outcome, base_loss)
@@ -67,9 +74,9 @@ def train(job: Job, loaded: Loaded) -> Fit:
 
 @dataclass(frozen=True, slots=True)
 class _OutOfMemory:
-    """A run that ended because the GPU ran out of memory: the last finished step, and the losses up to it."""
+    """A run that ended because the GPU ran out of memory: a checkpoint of the last finished step, held-out losses."""
 
-    step: int
+    error: OutOfGpuMemoryError
     checkpoint: Path | None
     evaluations: Mapping[int, float]
 
@@ -91,19 +98,18 @@ def _run(job: Job, loaded: Loaded, batch_config: BatchConfig) -> _Finished | _Ou
     sequences = len(trainer.train_dataset)
     share_sequences(trainer, job, batch_config)
     try:
-        with graceful_stop(callback):
+        with graceful_stop(callback.request_stop):
             trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
     except torch.OutOfMemoryError as error:
+        step = trainer.state.global_step
+        out_of_memory = OutOfGpuMemoryError(batch_config, _smaller(loaded, batch_config), step, job.recipe.max_length)
         if world_size() > 1:  # the other processes wait for this one: all end, and resume from the last checkpoint
-            step = trainer.state.global_step
-            raise OutOfGpuMemoryError(
-                batch_config, _smaller(loaded, batch_config), step, job.recipe.max_length
-            ) from error
+            raise out_of_memory from error
     else:
         if callback.stopped:
             raise KeyboardInterrupt
         return _Finished(trainer, callback, sequences)
-    return _OutOfMemory(trainer.state.global_step, _save_last_step(trainer, job), callback.evaluations)
+    return _OutOfMemory(out_of_memory, _save_last_step(trainer, job), callback.evaluations)
 
 
 def make_trainer(
@@ -144,20 +150,6 @@ def _save_last_step(trainer: SFTTrainer, job: Job) -> Path | None:
     trainer._save_checkpoint(trainer.model, trial=None)
     mark_complete(checkpoint)
     return checkpoint
-
-
-def _step_down(job: Job, loaded: Loaded, batch_config: BatchConfig, outcome: _OutOfMemory) -> tuple[BatchConfig, Job]:
-    """A smaller batch size for the same steps, and a job that resumes from the last one.
-
-    Raises `OutOfGpuMemoryError` if there is no smaller batch size.
-    """
-    gc.collect()
-    torch.cuda.empty_cache()
-    error = OutOfGpuMemoryError(batch_config, _smaller(loaded, batch_config), outcome.step, job.recipe.max_length)
-    if error.smaller is None:
-        raise error
-    logger.info("%s", error.sentence)
-    return error.smaller, replace(job, resume=outcome.checkpoint or job.resume, evaluations=outcome.evaluations)
 
 
 def _smaller(loaded: Loaded, batch_config: BatchConfig) -> BatchConfig | None:

@@ -126,7 +126,9 @@ def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False)
     from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
-    dtype = torch.float32 if method == "full" else _dtype(on_gpu=on_gpu)  # 16 bits would lose small updates
+    half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float16
+    # On a CPU 16 bits are slow and differ between machines; with method full they would lose small updates.
+    dtype = half if on_gpu and method != "full" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -196,15 +198,6 @@ def _has_code(config: Path) -> bool:
         return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise TrainError(f"{config} is not valid JSON: {error}.", "The model is damaged: download it again.") from error
-
-
-def _dtype(*, on_gpu: bool) -> Any:
-    """16 bits on a GPU; fp32 on a CPU, where 16 bits are slow and differ between machines."""
-    import torch
-
-    if not on_gpu:
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def _four_bits(dtype: Any) -> Any:

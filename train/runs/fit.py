@@ -112,7 +112,9 @@ def train_version(
     )
     if expected is not None:
         _check_same(expected, prepared)
-        prepared = replace(prepared, batch_config=_batch_config_of(expected))
+        facts = expected.engine
+        batch_config = BatchConfig(facts["batch"], facts["accumulate"], facts.get("checkpointing", False))
+        prepared = replace(prepared, batch_config=batch_config)  # it decides the last bits of the result
     run = _acquire_run(store, prepared.manifest, to, start)
     with _locked(run) as lock:
         if (run.adapter / MANIFEST_FILE).exists():  # interrupted after the folder was renamed, before the row
@@ -195,12 +197,6 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
         dropped=int((outcomes == "dropped").sum()),
         truncated=int((outcomes == "truncated").sum()),
     )
-
-
-def _batch_config_of(manifest: Manifest) -> BatchConfig:
-    """The last batch size of a run; it decides the last bits of the result."""
-    facts = manifest.engine
-    return BatchConfig(facts["batch"], facts["accumulate"], facts.get("checkpointing", False))
 
 
 def _check_same(expected: Manifest, prepared: PreparedRun) -> None:

@@ -43,7 +43,8 @@ def machine_facts(threads: int, processes: Processes = SINGLE_PROCESS) -> Machin
     import torch
 
     on_gpu = torch.cuda.is_available()
-    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else _main_memory()
+    main_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else main_memory
     return MachineFacts(
         device="cuda" if on_gpu else "cpu",
         device_name=torch.cuda.get_device_name(0) if on_gpu else _processor(),
@@ -55,10 +56,6 @@ def machine_facts(threads: int, processes: Processes = SINGLE_PROCESS) -> Machin
         gpus=processes.world_size,
         sharding=processes.sharding if processes.world_size > 1 else "none",
     )
-
-
-def _main_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _processor() -> str:

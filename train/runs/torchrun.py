@@ -11,12 +11,10 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,7 @@ from schemas.errors import CurateError, TrainError
 from schemas.recipe import TrainSection
 from train.engines import ENGINES, Fit, Job, Step, find_engine, token_digest
 from train.engines.batch_size import BatchConfig, OutOfGpuMemoryError
-from train.engines.distributed import rank
+from train.engines.distributed import graceful_stop, rank
 
 Sharding = Literal["ddp", "fsdp"]
 
@@ -196,7 +194,7 @@ def _command(folder: Path, processes: Processes) -> list[str]:
 
 def _follow(torchrun: subprocess.Popen[bytes], job: Job, folder: Path) -> None:
     """Report what the first process writes, until all have ended."""
-    with _forward_stop(torchrun, folder):
+    with graceful_stop(partial(_request_stop, torchrun, folder)):
         steps, size_is_known = _Tail(folder / STEPS), False
         while True:
             ended = torchrun.poll() is not None
@@ -211,22 +209,12 @@ def _follow(torchrun: subprocess.Popen[bytes], job: Job, folder: Path) -> None:
             time.sleep(POLL_INTERVAL)
 
 
-@contextmanager
-def _forward_stop(torchrun: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM request a stop by a file; a second one terminates the processes."""
-
-    def request_stop(_number: int, _frame: Any) -> None:
-        if (folder / STOP).exists():
-            torchrun.terminate()
-            raise KeyboardInterrupt
-        (folder / STOP).touch()
-
-    previous = [(number, signal.signal(number, request_stop)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)
+def _request_stop(torchrun: subprocess.Popen[bytes], folder: Path) -> None:
+    """Request a stop by a file; a second call terminates the processes and raises KeyboardInterrupt."""
+    if (folder / STOP).exists():
+        torchrun.terminate()
+        raise KeyboardInterrupt
+    (folder / STOP).touch()
 
 
 class _Tail:
