@@ -38,7 +38,7 @@ def all_reduce_sum(values: list[float], device: Any) -> list[float]:
 
 @contextmanager
 def graceful_stop(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM call `request_stop`. Without effect outside the main thread, which gets the signals."""
+    """Inside, Ctrl-C and SIGTERM call `request_stop`; no effect outside the main thread, which gets the signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
