@@ -1,5 +1,14 @@
 """The same ids in less time: by shape, by several processes, and from the cache."""
 
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
 import polars as pl
 import pytest
 from support.renderings import CONVERSATIONS, WITH_CALL, frame, learned, of_unsloth
@@ -12,7 +21,7 @@ from train.tokens import render as rendering
 from train.tokens.cache import render_version
 from train.tokens.chat_template import Template, bundled_names, find_template
 from train.tokens.labels import RENDERED
-from train.tokens.process_pool import spread
+from train.tokens.process_pool import process_map
 from train.tokens.render import render
 from train.tokens.tokenizer import Tokenizer
 
@@ -62,21 +71,70 @@ def test_a_template_that_looks_into_words_is_not_taken_for_one_that_does_not(tok
     assert rows["omitted_turns"].to_list() == [[], [2]]
 
 
-def test_many_are_rendered_by_several_processes_to_the_same_frame(sample, monkeypatch):
+def test_several_processes_render_the_same_frame(sample, monkeypatch):
     folder = sample / "tiny"
     conversations = frame(*(chat(f"Hi {n} é", f"Hello {n}.") for n in range(30)), WITH_CALL)
     template, tokenizer = find_template("tokenizer", folder), Tokenizer.load(folder)
     one = render(conversations, template, tokenizer)
     monkeypatch.setattr(rendering, "CHUNK", 7)
-    monkeypatch.setattr(rendering, "_processes", lambda _size: 2)
-    monkeypatch.setattr(rendering, "_rendered", None)  # not here
+    monkeypatch.setattr(rendering, "_count_processes", lambda _size: 2)
+    monkeypatch.setattr(rendering, "_render_chunk", None)  # not called in this process
+    environment = dict(os.environ)
     assert render(conversations, template, tokenizer).equals(one)
+    assert os.environ == environment
 
 
-def test_a_process_that_ends_early_is_an_error_and_not_a_shorter_frame(capfd):
-    with pytest.raises(RuntimeError, match="A process that helps ended early"):
-        list(spread(bytes.fromhex, ("not hex",), [bytes, bytes], 2))
-    assert "ValueError" in capfd.readouterr().err
+def test_an_error_in_a_process_is_raised_and_a_killed_process_is_an_error():
+    with pytest.raises(ValueError, match="non-hexadecimal"):
+        list(process_map(partial, (bytes.fromhex,), ["00", "not hex"], 2))
+    with pytest.raises(BrokenProcessPool):
+        list(process_map(partial, (os._exit,), [1, 1], 2))
+
+
+WORK = """
+import time
+from train.tokens.process_pool import process_map
+def make(): return work
+def work(seconds):
+    print("at work", flush=True)
+    time.sleep(seconds)
+if __name__ == "__main__":
+    list(process_map(make, (), [0.0] * 2 + [2.0] * 40, 2))
+"""
+
+
+@pytest.fixture
+def working(tmp_path):
+    """A command with two processes at work, in a folder that has files named like our and the library's modules."""
+    for name in ("train", "pickle", "polars"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "command").write_text(WORK)
+    process = subprocess.Popen(
+        [sys.executable, "bin/command"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert [process.stdout.readline() for _ in range(4)] == ["at work\n"] * 4
+    yield process
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_the_processes_after_their_current_work_with_one_traceback(working):
+    os.killpg(working.pid, signal.SIGINT)
+    _, errors = working.communicate(timeout=20)  # 40 s of work were left
+    assert errors.count("Traceback") == 1
+    assert errors.endswith("KeyboardInterrupt\n")
+
+
+def test_the_processes_end_if_their_parent_is_killed(working):
+    working.kill()
+    working.communicate(timeout=10)  # until the last process has closed its output
 
 
 # ---------------------------------------------------------------------------------------------------------- the cache

@@ -1,4 +1,4 @@
-"""In: renderings, a tokenizer. Out: token ids, and beside each the id again where it is learned: rows, then a frame."""
+"""Renderings and a tokenizer → token ids and labels: the columns of `RENDERED`."""
 
 from __future__ import annotations
 
@@ -15,61 +15,33 @@ from train.tokens.loss_mask import Rendering
 from train.tokens.tokenizer import Tokenizer
 
 IGNORE_INDEX = -100
-"""The label of a token that is seen and not learned; torch's cross entropy leaves it out."""
+"""The label of a token that does not contribute to the loss; torch's cross entropy ignores it."""
 
 RENDERED: dict[str, pl.DataType | type[pl.DataType]] = {
     "id": pl.String,
     "input_ids": pl.List(pl.Int32),
-    "labels": pl.List(pl.Int32),
-    "problem": pl.String,  # why there are no ids, or why they must not be trained
-    "stops": pl.List(pl.Int32),  # how many tokens there are up to the end of each learned answer
-    "context_specials": pl.String,  # texts of special tokens that somebody typed, outside of what is learned
-    "loss_specials": pl.String,  # the same inside of what is learned
-    "omitted_turns": pl.List(pl.Int32),  # turns (from 1) with words of which the template renders or lets learn none
-    "crossing": pl.Int32,  # tokens that lie across the start of what is learned
-    "window": pl.Struct(
-        dict.fromkeys(("number", "of", "first", "last", "total_tokens"), pl.Int32)
-    ),  # see train.tokens.windows
+    "labels": pl.List(pl.Int32),  # the ids, or IGNORE_INDEX
+    "problem": pl.String,  # why there are no ids, or why they must not be trained on
+    "stops": pl.List(pl.Int32),  # number of tokens up to the end of each trained answer
+    "context_specials": pl.String,  # special tokens typed as text outside the loss spans, joined by spaces
+    "loss_specials": pl.String,  # the same inside the loss spans
+    "omitted_turns": pl.List(pl.Int32),  # turns (from 1) with text of which none is rendered, or none in the loss
+    "crossing": pl.Int32,  # tokens that cross the start of a loss span
+    "window": pl.Struct(dict.fromkeys(("number", "of", "first", "last", "total_tokens"), pl.Int32)),  # `windows.WINDOW`
 }
 """Columns of a rendered frame."""
 
 Offsets = np.ndarray[tuple[int], np.dtype[np.int64]]
-"""Where each list begins in the values of all of them, and where the last one ends."""
+"""Where each list starts in a flat array of values, and where the last one ends."""
 
 
 def encode_renderings(ids: pl.Series, renderings: Sequence[Rendering], tokenizer: Tokenizer) -> pl.DataFrame:
-    """The rendered frame of conversations with these ids, in the order given: the columns of `RENDERED`."""
-    spelt = [_spelt(rendering, tokenizer) for rendering in renderings]
-    others = [r.text for r, known in zip(renderings, spelt, strict=True) if known is None and r.problem is None]
-    encodings = iter(tokenizer.encode(others))
-    tokens = (
-        None if r.problem is not None else known or _encoded(r, next(encodings))
-        for r, known in zip(renderings, spelt, strict=True)
-    )
-    return _frame(ids, [_row(r, t, tokenizer) for r, t in zip(renderings, tokens, strict=True)])
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """A rendering's ids, and for each of its loss_spans the first token, the last + 1, and whether it begins before."""
-
-    ids: list[int]
-    token_spans: list[tuple[int, int, bool]]
-
-
-def _spelt(rendering: Rendering, tokenizer: Tokenizer) -> _Tokens | None:
-    """The tokens found word by word, where that is possible and every border lies between two words."""
-    if tokenizer.words is None or rendering.problem is not None:
-        return None
-    found = tokenizer.words.spell(rendering.text, [b for r in rendering.loss_spans for b in (r.start, r.end)])
-    if found is None:
-        return None
-    ids, borders = found
-    return _Tokens(ids, [(start, end, False) for start, end in zip(borders[::2], borders[1::2], strict=True)])
-
-
-def _encoded(rendering: Rendering, encoding: Encoding) -> _Tokens:
-    return _Tokens(encoding.ids, [token_range(encoding, region.start, region.end) for region in rendering.loss_spans])
+    """The rendered frame of conversations with these ids, in the same order: the columns of `RENDERED`."""
+    encodings = iter(tokenizer.encode([r.text for r in renderings if r.problem is None]))
+    rows = [
+        _Row(problem=r.problem) if r.problem is not None else _row(r, next(encodings), tokenizer) for r in renderings
+    ]
+    return _frame(ids, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +56,28 @@ class _Row:
     crossing: int = 0
 
 
-def _row(rendering: Rendering, tokens: _Tokens | None, tokenizer: Tokenizer) -> _Row:
-    if tokens is None:
-        return _Row(problem=rendering.problem)
-    ids = tokens.ids
+def _row(rendering: Rendering, encoding: Encoding, tokenizer: Tokenizer) -> _Row:
+    ids = encoding.ids
     labels, stops, crossing = [IGNORE_INDEX] * len(ids), [], 0
-    for region, (start, end, across) in zip(rendering.loss_spans, tokens.token_spans, strict=True):
+    for span in rendering.loss_spans:
+        start, end, crosses = token_range(encoding, span.start, span.end)
         labels[start:end] = ids[start:end]
-        crossing += across
-        if region.stop is not None:
+        crossing += crosses
+        if span.stop is not None:
             stops.append(end)
-            if ids[end - 1] != tokenizer.id_of(region.stop):
-                return _Row(problem=f"The tokenizer does not read {region.stop} behind turn {region.turn + 1} as one.")
-    seen, learned = _typed_specials(rendering, tokenizer)
-    labels[:1] = [IGNORE_INDEX]  # the first token of a raw text: nothing comes before it
+            if ids[end - 1] != tokenizer.id_of(span.stop):
+                problem = f"The tokenizer does not encode {span.stop} after turn {span.turn + 1} as one token."
+                return _Row(problem=problem)
+    labels[:1] = [IGNORE_INDEX]  # the first token of a raw text: there is no context to predict it from
+    context, loss = _typed_specials(rendering, tokenizer)
     omitted_turns = [turn + 1 for turn in rendering.omitted_turns]
-    return _Row(ids, labels, _doubled_start(ids, tokenizer), stops, seen, learned, omitted_turns, crossing)
+    return _Row(ids, labels, _repeated_bos(ids, tokenizer), stops, context, loss, omitted_turns, crossing)
 
 
 def token_range(encoding: Encoding, start: int, end: int) -> tuple[int, int, bool]:
-    """The tokens that hold characters `start` to `end`: the first, the last + 1, and whether the first begins before.
+    """The tokens of the characters `start` to `end`: the first, the last + 1, and whether the first crosses `start`.
 
-    A token that lies across the start counts as in: without it a part of the answer would never be learned.
+    A token that crosses the start is included; otherwise a part of the answer would never be trained on.
     """
     first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
     last = next((t for c in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(c)) is not None), None)
@@ -117,31 +89,31 @@ def token_range(encoding: Encoding, start: int, end: int) -> tuple[int, int, boo
 
 
 def _characters(encoding: Encoding, token: int) -> tuple[int, int]:
-    """Where the characters of a token stand; `encoding.offsets` would build the whole list each time."""
-    found = encoding.token_to_chars(token)
-    assert found is not None, "a token of the encoding has characters, for nothing was added to the text"
-    return found[0], found[1]
+    """The character range of a token; `encoding.offsets` would build the list of all tokens each time."""
+    characters = encoding.token_to_chars(token)
+    assert characters is not None, "every token has characters, since no token was added to the text"
+    return characters[0], characters[1]
 
 
 def _typed_specials(rendering: Rendering, tokenizer: Tokenizer) -> tuple[str | None, str | None]:
-    """The special tokens whose text stands in what turns say: outside of what is learned, and inside.
+    """The special tokens that occur as text in turns outside the loss, and in turns inside the loss.
 
-    A chat tokenizer, and the server later, reads such text as the token itself.
+    The tokenizer, and later the server, encodes such text as the special token.
     """
-    learned_turns = {region.turn for region in rendering.loss_spans}
+    loss_turns = {span.turn for span in rendering.loss_spans}
     typed: tuple[set[str], set[str]] = (set(), set())
-    for piece in rendering.turn_spans:
-        found = tokenizer.special_text.findall(rendering.text, piece.start, piece.end)
-        typed[piece.turn in learned_turns].update(found)
-    seen, learned = (" ".join(sorted(texts)) or None for texts in typed)
-    return seen, learned
+    for span in rendering.turn_spans:
+        specials = tokenizer.special_text.findall(rendering.text, span.start, span.end)
+        typed[span.turn in loss_turns].update(specials)
+    context, loss = (" ".join(sorted(texts)) or None for texts in typed)
+    return context, loss
 
 
-def _doubled_start(ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
-    start = tokenizer.named.get("bos_token")
-    if start is None or list(ids[:2]) != [tokenizer.id_of(start)] * 2:
+def _repeated_bos(ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
+    bos = tokenizer.named.get("bos_token")
+    if bos is None or list(ids[:2]) != [tokenizer.id_of(bos)] * 2:
         return None
-    return f"It begins with {start} twice."
+    return f"It begins with {bos} twice."
 
 
 def _frame(ids: pl.Series, rows: Sequence[_Row]) -> pl.DataFrame:
@@ -163,7 +135,7 @@ def _frame(ids: pl.Series, rows: Sequence[_Row]) -> pl.DataFrame:
 
 
 def _lists(name: str, values: Sequence[list[int] | None]) -> pl.Series:
-    """A column of lists, laid over one flat array: twice as fast as handing the lists to Polars."""
+    """A column of lists, built from one flat array: twice as fast as from Python lists."""
     lengths = np.fromiter((0 if value is None else len(value) for value in values), np.int64, len(values))
     offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     flat = np.fromiter(chain.from_iterable(value or () for value in values), np.int32, int(offsets[-1]))
@@ -173,6 +145,6 @@ def _lists(name: str, values: Sequence[list[int] | None]) -> pl.Series:
     return column.alias(name)
 
 
-def split_at(values: pl.Series, borders: Offsets) -> pl.Series:
-    """A column of lists: the same values in the same order, parted at `borders`; nothing is copied."""
-    return pl.Series(pa.LargeListArray.from_arrays(borders, values.to_arrow()))
+def split_at(values: pl.Series, offsets: Offsets) -> pl.Series:
+    """A column of lists: the values in the same order, split at `offsets`, without a copy."""
+    return pl.Series(pa.LargeListArray.from_arrays(offsets, values.to_arrow()))

@@ -1,111 +1,70 @@
-"""In: work that is pure Python, in parcels of bytes. Out: what several processes make of them, in the same order.
-
-The processes are started by name and spoken to through pipes, not by `multiprocessing`: a fork would take Polars'
-locked threads along, and its spawned processes run the caller's own renderer again. They end when their input does,
-so also with a caller that is killed.
-"""
+"""A function and values → its results from several processes, in the same order."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
-import subprocess
-import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from queue import SimpleQueue
-from typing import IO, Any
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from typing import Any
 
-Work = Callable[[bytes], bytes]
+CHILD_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false", "POLARS_MAX_THREADS": "1"}
+"""Modules in the current folder do not shadow installed ones, and each process uses one core."""
 
-Parcel = Callable[[], bytes]
-"""Makes a parcel when its turn comes: all of them at once would be the whole data a second time."""
-
-SIZE = 8
-"""Bytes in which the length of a parcel is told before it."""
+_function: Callable[[Any], Any] | None = None
+"""In a child process: the function that `process_map` calls."""
 
 
-def spread(make: Callable[..., Work], arguments: tuple[Any, ...], parcels: Iterable[Parcel], n: int) -> Iterator[bytes]:
-    """`make(*arguments)` is called in each of `n` processes; what it returns turns one parcel into another.
+def process_map(
+    make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], values: Iterable[Any], processes: int
+) -> Iterator[Any]:
+    """Call `make(*arguments)` once in each process, and the function it returns with each of `values`.
 
-    `make` is a function of a module and `arguments` can be pickled. Raises `RuntimeError` when a process ends early;
-    why stands on stderr.
+    Processes are spawned, since a fork would copy locks held by threads of Polars; a script that calls this needs the
+    usual `if __name__ == "__main__"`. Raises what the function raises, and `BrokenProcessPool` if a process is killed.
     """
-    setup = pickle.dumps((make, arguments))
-    idle: SimpleQueue[_Helper] = SimpleQueue()
-
-    def ask(parcel: Parcel) -> bytes:
-        helper = idle.get()
+    with _child_environment():
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), _initialize, (make, arguments))
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it: we handle Ctrl-C
         try:
-            return helper.ask(parcel())
+            results = pool.map(_call, values)
         finally:
-            idle.put(helper)
-
-    with ExitStack() as stack:
-        for _ in range(n):
-            idle.put(stack.enter_context(closing(_Helper(setup))))
-        yield from stack.enter_context(ThreadPoolExecutor(n)).map(ask, parcels)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    with pool:
+        yield from results
 
 
-class _Helper:
-    """One process, and a pipe to and from it."""
-
-    def __init__(self, setup: bytes) -> None:
-        command = [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"]
-        alone = {"TOKENIZERS_PARALLELISM": "false", "POLARS_MAX_THREADS": "1"}  # each is one of many
-        there = os.environ | alone | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self.process = subprocess.Popen(command, env=there, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.setup: bytes | None = setup
-
-    def send(self, parcel: bytes) -> None:
-        assert self.process.stdin is not None
-        try:
-            _write(self.process.stdin, parcel)
-        except BrokenPipeError as error:
-            raise RuntimeError("A process that helps ended early.") from error
-
-    def ask(self, parcel: bytes) -> bytes:
-        if self.setup is not None:  # sent here and not at the start, so that all of them start at once
-            self.send(self.setup)
-            self.setup = None
-        self.send(parcel)
-        assert self.process.stdout is not None
-        answer = _read(self.process.stdout)
-        if answer is None:
-            raise RuntimeError("A process that helps ended early.")
-        return answer
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+@contextmanager
+def _child_environment() -> Iterator[None]:
+    previous = {name: os.environ.get(name) for name in CHILD_ENVIRONMENT}
+    os.environ.update(CHILD_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def serve() -> None:
-    """The other end: read how to work, then parcels, until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it answers Ctrl-C
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the answers
-    questions = sys.stdin.buffer
-    setup = _read(questions)
-    if setup is None:
-        return
-    make, arguments = pickle.loads(setup)
-    work: Work = make(*arguments)
-    while (parcel := _read(questions)) is not None:
-        try:
-            _write(answers, work(parcel))
-        except BrokenPipeError:
-            return
+def _initialize(make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
+    global _function  # noqa: PLW0603
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _function = make(*arguments)
 
 
-def _write(pipe: IO[bytes], parcel: bytes) -> None:
-    pipe.write(len(parcel).to_bytes(SIZE, "big"))
-    pipe.write(parcel)
-    pipe.flush()
+def _exit_with_parent() -> None:
+    """End this process if the parent is killed; the pool would wait for more work forever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
-def _read(pipe: IO[bytes]) -> bytes | None:
-    size = pipe.read(SIZE)
-    return pipe.read(int.from_bytes(size, "big")) if len(size) == SIZE else None
+def _call(value: Any) -> Any:
+    assert _function is not None
+    return _function(value)

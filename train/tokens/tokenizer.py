@@ -19,7 +19,6 @@ from tokenizers import Tokenizer as Backend
 
 from schemas.digest import digest
 from schemas.errors import TrainError
-from train.tokens.fast_bpe import Words
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that a chat template sees as variables, as in transformers."""
@@ -73,11 +72,6 @@ class Tokenizer:
         written = json.loads(self.backend.to_str())
         parts = {key: written[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         return digest({**parts, "named": dict(self.named)})
-
-    @cached_property
-    def words(self) -> Words | None:
-        """The quick way to ids, for texts that it takes and tokenizers that allow it."""
-        return Words.of(self.backend)
 
     def encode(self, texts: list[str]) -> list[Encoding]:
         """The encodings of rendered texts, in parallel; nothing is added before or after."""

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import ExportError
-from train.tokens.fast_bpe import OF_BYTE_LEVEL
+
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The expression of the `ByteLevel` pre-tokenizer in the tokenizers library."""
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PRE_TOKENIZERS: Mapping[str, str] = {
-    OF_BYTE_LEVEL: "gpt-2",
+    GPT_2: "gpt-2",
     WORDS + r"\p{N}{1,3}" + SIGNS: "llama-bpe",
     WORDS + r"\p{N}" + SIGNS: "qwen2",
 }
@@ -68,7 +70,7 @@ def pre_tokenizer(model: Path) -> str | None:
     steps = json.loads((model / "tokenizer.json").read_text(encoding="utf-8")).get("pre_tokenizer") or {}
     match steps.get("pretokenizers", [steps]):
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-            return PRE_TOKENIZERS[OF_BYTE_LEVEL]
+            return PRE_TOKENIZERS[GPT_2]
         case [
             {"type": "Split", "pattern": {"Regex": str(expression)}},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
