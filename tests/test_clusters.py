@@ -196,5 +196,5 @@ def test_the_dataset_card_states_that_near_duplicates_are_in_the_same_split(cura
     ):
         assert curate(*command).returncode == 0
     card = (tmp_path / "a@1" / "README.md").read_text()
-    assert "nor do near-duplicates (similarity 0.8 or more)." in card
+    assert ", near-duplicates (similarity 0.8 or more) and edits of each other are always in the same split." in card
     assert curate("restore", "a@1", "--store", "fresh.duckdb").returncode == 0

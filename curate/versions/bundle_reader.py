@@ -1,7 +1,6 @@
-"""Rereading: a file that `curate export` wrote comes in, its conversations and the ids that it claims go out.
+"""An exported data file → its conversations, each with the id that the file states and the id of its content.
 
-The file is read as by every import (`curate.ingest.readers`, `curate.ingest.column_mapping`), so this reads what
-`curate import` would read.
+Files are read by the import readers, so the result is that of `curate import`.
 """
 
 from __future__ import annotations
@@ -11,42 +10,41 @@ from pathlib import Path
 
 import polars as pl
 
-from curate.ingest.column_mapping import ColumnMapping, ParsedTable, parse_table
+from curate.ingest.column_mapping import ColumnMapping, parse_table
 from curate.ingest.readers import Batch, open_source
-from curate.versions.formats.format import Exporter
+from curate.versions.formats.format import ExportFormat
 from schemas.conversation import fold
 
 
-def reread(path: Path, exporter: Exporter) -> Iterator[pl.DataFrame]:
-    """The records of a file, some ten thousand at a time.
+def read_records(path: Path, export_format: ExportFormat) -> Iterator[pl.DataFrame]:
+    """The records of a file in batches.
 
-    Columns `row`, `line`, `said` (the id that the record gives), `id` (the one that its content gives),
-    `conversations`, `tools`, `problem` (why there is no conversation).
+    Columns `row`, `line`, `stated_id` (in the record), `id` (of its content), `conversations`, `tools`, `problem` (why
+    there is no conversation).
     """
-    mapping = ColumnMapping(exporter.shape, {column: column for column in exporter.columns if column != "id"})
+    columns = {column: column for column in export_format.columns if column != "id"}
+    mapping = ColumnMapping(export_format.shape, columns)
     for batch in open_source(str(path)).batches():
         broken = batch.rejects.select("row", "line", pl.col("reason").alias("problem"))
-        yield pl.concat([_reread(batch, mapping), broken], how="diagonal")
+        yield pl.concat([_parse(batch, mapping), broken], how="diagonal")
 
 
-def differing(records: pl.DataFrame) -> pl.DataFrame:
-    """The records that cannot be read, or whose content does not give the id that they claim."""
-    unread = pl.col("id").is_null() | pl.col("problem").is_not_null()  # without an id it may claim none either
-    return records.filter(unread | pl.col("id").ne_missing(pl.col("said")))
+def find_differences(records: pl.DataFrame) -> pl.DataFrame:
+    """The records that cannot be read, or whose content has another id than the stated one."""
+    is_unreadable = pl.col("id").is_null() | pl.col("problem").is_not_null()  # both ids may be null
+    return records.filter(is_unreadable | pl.col("id").ne_missing(pl.col("stated_id")))
 
 
-def _reread(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
-    read = parse_table(batch.table, mapping)
-    said = batch.table["id"] if "id" in batch.table.columns else pl.lit(None, pl.String)
-    records = pl.DataFrame({"row": batch.row, "line": batch.line}).with_columns(said.alias("said"))
-    positions = records.with_row_index("position").with_columns(pl.col("position").cast(pl.Int64))
+def _parse(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
+    parsed = parse_table(batch.table, mapping)
+    rows = parsed.turns.select(pl.col("row").unique(maintain_order=True))
+    tools = rows.join(parsed.tools, on="row", how="left", maintain_order="left")["tools"]
+    stated_id = batch.table["id"] if "id" in batch.table.columns else pl.lit(None, pl.String)
+    records = pl.DataFrame({"row": batch.row, "line": batch.line}).with_columns(stated_id.alias("stated_id"))
     return (
-        positions.join(_folded(read), left_on="position", right_on="row", how="left", maintain_order="left")
-        .join(read.problems, left_on="position", right_on="row", how="left", maintain_order="left")
-        .select("row", "line", "said", "id", "conversations", "tools", pl.col("reason").alias("problem"))
+        records.with_row_index("position")
+        .with_columns(pl.col("position").cast(pl.Int64))
+        .join(fold(parsed.turns, tools), left_on="position", right_on="row", how="left", maintain_order="left")
+        .join(parsed.problems, left_on="position", right_on="row", how="left", maintain_order="left")
+        .select("row", "line", "stated_id", "id", "conversations", "tools", pl.col("reason").alias("problem"))
     )
-
-
-def _folded(read: ParsedTable) -> pl.DataFrame:
-    rows = read.turns.select(pl.col("row").unique(maintain_order=True))
-    return fold(read.turns, rows.join(read.tools, on="row", how="left", maintain_order="left")["tools"])

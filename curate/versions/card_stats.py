@@ -1,4 +1,4 @@
-"""Describing: a version comes in; where it came from, what was refused and how it scores goes out, for its card."""
+"""A version → statistics for its dataset card: sources, rejected rows, scores and languages of its conversations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LINEAGE_SQL = """
         SELECT member, parent FROM lineage JOIN conversations ON id = ancestor WHERE parent IS NOT NULL
     )
 """
-"""Each member with itself and all that it was edited from: an edit has no row of a source, its ancestor has."""
+"""Each member with itself and all conversations it was edited from, because only these have a source row."""
 
 
 def describe_sources(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
-    """The sources that brought the version's conversations: their sums, and how many of those are `here`."""
+    """The sources of the version's conversations, their row counts, and `here`: how many conversations they have."""
     rows = connection.sql(
         f"""{LINEAGE_SQL}
         SELECT path, shape, rows_read AS read, rows_kept AS kept, rows_duplicate AS duplicate,
@@ -30,11 +30,13 @@ def describe_sources(connection: DuckDBPyConnection, version: Version) -> list[d
         JOIN sources USING (source) ORDER BY path, sha256, source""",
         params={"version": version.label},
     ).pl()
-    return [{**row, "source": PurePath(row["path"]).name} for row in rows.to_dicts()]  # folders are nobody's business
+    return [
+        {**row, "source": PurePath(row["path"]).name} for row in rows.to_dicts()
+    ]  # without the folder, which is private
 
 
 def describe_rejects(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
-    """The rows of those sources that were refused, by rule, and how many came back repaired."""
+    """The rejected rows of those sources by code, and how many of them were imported after a repair."""
     return list(
         connection.sql(
             f"""{LINEAGE_SQL}
@@ -49,17 +51,17 @@ def describe_rejects(connection: DuckDBPyConnection, version: Version) -> list[d
 
 
 def describe_scores(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
-    """Every numeric or yes/no score over the version's conversations: how many have it, min, median, mean, max."""
+    """Each numeric or boolean score of the version's conversations: count, min, median, mean, max."""
     numeric = """SELECT column_name FROM duckdb_columns() WHERE table_name = 'scores' AND column_name <> 'conversation'
                  AND (data_type IN ('BOOLEAN', 'DOUBLE', 'FLOAT') OR data_type LIKE '%INT%') ORDER BY column_index"""
     columns = [name for (name,) in connection.sql(numeric).fetchall()]
-    return [row for column in columns if (row := _described(connection, version, column))["conversations"]]
+    return [row for column in columns if (row := _describe_score(connection, version, column))["conversations"]]
 
 
 def describe_languages(connection: DuckDBPyConnection, version: Version) -> list[str]:
-    """The languages of at least one in a hundred conversations, the most frequent first, if they were scored."""
-    scored = "SELECT 1 FROM duckdb_columns() WHERE table_name = 'scores' AND column_name = 'language'"
-    if not connection.sql(scored).fetchall():
+    """The languages of at least 1 % of the conversations, the most frequent first; empty if they were not scored."""
+    has_language = "SELECT 1 FROM duckdb_columns() WHERE table_name = 'scores' AND column_name = 'language'"
+    if not connection.sql(has_language).fetchall():
         return []
     rows = connection.execute(
         """SELECT language, count(*) AS count FROM scores JOIN members USING (conversation)
@@ -70,7 +72,7 @@ def describe_languages(connection: DuckDBPyConnection, version: Version) -> list
     return [language for language, _ in rows]
 
 
-def _described(connection: DuckDBPyConnection, version: Version, column: str) -> dict[str, Any]:
+def _describe_score(connection: DuckDBPyConnection, version: Version, column: str) -> dict[str, Any]:
     value = '"' + column.replace('"', '""') + '"::DOUBLE'
     row = connection.sql(
         f"""SELECT count({value}) AS conversations, min({value}) AS min, median({value}) AS median,

@@ -1,8 +1,4 @@
-"""Restoring: an exported bundle comes in, the version that it is goes into a store, and its digest proves it.
-
-Nothing is believed: every id is computed again from the words, and the version is written only when the digest
-that follows from them is the one that the bundle states.
-"""
+"""A bundle → the version in the store, if the digest recomputed from its conversations is the stated one."""
 
 from __future__ import annotations
 
@@ -27,10 +23,10 @@ from curate.ingest.writer import (
     count_source,
     write_batch,
 )
-from curate.versions.bundle import BUNDLE, PROOF
-from curate.versions.bundle_reader import differing, reread
-from curate.versions.formats import EXPORTERS
-from curate.versions.formats.format import Exporter
+from curate.versions.bundle import BUNDLE_FORMAT, VERSION_FILE
+from curate.versions.bundle_reader import find_differences, read_records
+from curate.versions.formats import FORMATS
+from curate.versions.formats.format import ExportFormat
 from curate.versions.freeze import LAST_NUMBER, NAME, check_name, write_members, write_version
 from curate.versions.split import count_splits
 from schemas.conversation import ID_LENGTH
@@ -40,24 +36,28 @@ from schemas.text import plural
 from schemas.version import SPLITS, Version, find_version, version_digest
 
 SHAPE = "bundle"
-"""What `sources` says of a file that came in this way."""
+"""The value of `sources.shape` for a restored data file."""
 
-_SHOWN = 3
+MOST_DIFFERENCES = 3
+"""Differing ids that an error message lists."""
+
+FETCH_HINT = "Fetch the bundle again."
+UNCHANGED_HINT = "Nothing was written. Fetch the original bundle again."
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What `version.json` states: the version, the format, and the data files with their sides and counts."""
+    """The content of `version.json`: the version, the format, and the data files with their splits and counts."""
 
     folder: Path
     version: Version
-    exporter: Exporter
+    format: ExportFormat
     files: dict[str, _StatedFile]
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What a restore did: the version, whether the store had it, how many conversations were new to the store."""
+    """The restored version, whether it is new to the store, and how many conversations are."""
 
     version: Version
     new: bool
@@ -75,68 +75,76 @@ class RestoreResult:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What reading the files has found so far."""
+class _Progress:
+    """The members and differences in the files that were read."""
 
     members: list[pl.DataFrame] = field(default_factory=list)
-    differing_ids: list[str] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)
-    new: int = 0
+    wrong_ids: list[str] = field(default_factory=list)
+    wrong_files: list[str] = field(default_factory=list)
+    new_conversations: int = 0
 
 
 def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None = None) -> RestoreResult:
-    """The version of the bundle, written into the store, under another `name` if one is given.
+    """Write the version of the bundle into the store, optionally under another `name`.
 
-    Raises `VersionError` when its words do not give its digest (with the first ids that differ), or when the store
-    has another version of this label.
+    If the store already has the version, its members, recipe and counts are written again. Raises `VersionError` if the
+    recomputed digest differs from the stated one (with the first differing ids), or if the store has another version
+    with this label.
     """
     version = bundle.version if name is None else replace(bundle.version, name=check_name(name))
-    there = _there(connection, version)
+    exists = _check_label(connection, version)
     configure_bulk_load(connection)
-    seen = _Seen()
+    progress = _Progress()
     for file, stated in bundle.files.items():
-        _read_file(connection, bundle, file, stated, seen)
-    members = pl.concat(seen.members)
+        _read_file(connection, bundle, file, stated, progress)
+    members = pl.concat(progress.members)
     if version_digest(members, version.recipe) != version.digest:
-        raise _not_proved(bundle, seen)
+        raise _digest_error(bundle, progress)
     counts = count_splits(members)
     if counts != version.counts:
-        raise _miscounted(bundle, counts)
-    if there:
-        version = _make_whole(connection, version, members)
+        raise _counts_error(bundle, counts)
+    if exists:
+        version = _rewrite(connection, version, members)
     else:
         write_version(connection, version, members)
-    return RestoreResult(version, not there, seen.new)
+    return RestoreResult(version, not exists, progress.new_conversations)
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """What the bundle in `folder` states. Raises `VersionError` when it is none, or cannot hold a version whole."""
-    proof = _read_proof(folder)
-    exporter = EXPORTERS.get(proof.format)
-    total = sum(proof.counts.values())
-    held = sum(stated.conversations for stated in proof.files.values())
-    if exporter is None or not exporter.restorable or held != total:
+    """The bundle in `folder`. Raises `VersionError` if it is not a bundle, or does not contain the complete version."""
+    statement = _read_statement(folder)
+    export_format = FORMATS.get(statement.format)
+    total = sum(statement.counts.values())
+    exported = sum(file.conversations for file in statement.files.values())
+    if export_format is None or not export_format.restorable or exported != total:
         raise VersionError(
-            f"{folder} is an export as {proof.format} with {held:,} of {plural(total, 'conversation')}, "
-            "which cannot give back the whole version.",
-            "Restore from a bundle with both sides that was exported with --format sharegpt or messages.",
+            f"{folder} is an export as {statement.format} with {exported:,} of {plural(total, 'conversation')}, "
+            "from which the complete version cannot be restored.",
+            "Restore from a bundle with both splits that was exported with --format sharegpt or messages.",
         )
-    counts = {**dict.fromkeys(SPLITS, 0), **{str(split): number for split, number in proof.counts.items()}}
-    name = check_name(proof.name)
-    version = Version(name, proof.number, proof.digest, proof.parent, proof.recipe, counts, proof.frozen_at)
-    return Bundle(folder, version, exporter, proof.files)
+    counts = {**dict.fromkeys(SPLITS, 0), **{str(split): count for split, count in statement.counts.items()}}
+    version = Version(
+        check_name(statement.name),
+        statement.number,
+        statement.digest,
+        statement.parent,
+        statement.recipe,
+        counts,
+        statement.frozen_at,
+    )
+    return Bundle(folder, version, export_format, statement.files)
 
 
 class _StatedFile(BaseModel):
-    """What `version.json` says of a data file."""
+    """A data file in `version.json`."""
 
     split: Literal["train", "held_out"]
     conversations: NonNegativeInt
     sha256: str
 
 
-class _Proof(BaseModel):
-    """What is read of `version.json`."""
+class _Statement(BaseModel):
+    """The keys of `version.json` that are read."""
 
     bundle: PositiveInt
     name: str
@@ -155,53 +163,53 @@ class _Proof(BaseModel):
         try:
             return frozen_at.astimezone(UTC)
         except OverflowError as error:
-            raise ValueError("in UTC it is not in the years 1 to 9999") from error
+            raise ValueError("in UTC it is outside the years 1 to 9999") from error
 
 
-def _read_proof(folder: Path) -> _Proof:
-    hint = "Fetch the bundle again."
+def _read_statement(folder: Path) -> _Statement:
+    path = folder / VERSION_FILE
     try:
-        proof = json.loads((folder / PROOF).read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VersionError(
-            f"{folder} has no {PROOF}, so it is no exported bundle.", "curate export NAME@n --to FOLDER writes one."
+            f"{folder} has no {VERSION_FILE}, so it is not a bundle.", "curate export NAME@n --to FOLDER writes one."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise VersionError(f"{folder / PROOF} is no JSON: {error}.", hint) from error
+        raise VersionError(f"{path} is not valid JSON: {error}.", FETCH_HINT) from error
     except OSError as error:
-        raise VersionError(f"{folder / PROOF} cannot be read: {error.strerror}.", "Check its rights.") from error
-    if isinstance(proof, dict) and isinstance(proof.get("bundle"), int) and proof["bundle"] > BUNDLE:
+        raise VersionError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    if isinstance(values, dict) and isinstance(values.get("bundle"), int) and values["bundle"] > BUNDLE_FORMAT:
         raise VersionError(f"{folder} was exported by a newer release.", "pip install --upgrade curate-sft")
     try:
-        return _Proof.model_validate_json(json.dumps(proof), strict=True)  # dates are texts in JSON alone
+        return _Statement.model_validate_json(json.dumps(values), strict=True)  # strict accepts dates only in JSON
     except ValidationError as error:
-        raise VersionError(f"{folder / PROOF} {_what_is_wrong(error)}.", hint) from error
+        raise VersionError(f"{path} {_describe(error)}.", FETCH_HINT) from error
 
 
-def _what_is_wrong(error: ValidationError) -> str:
-    """`lacks bundle, name` where keys are missing, else the first that is wrong, and how."""
+def _describe(error: ValidationError) -> str:
+    """The missing keys, or else the first invalid key and its problem."""
     problems = error.errors(include_url=False)
     missing = [".".join(map(str, problem["loc"])) for problem in problems if problem["type"] == "missing"]
     if missing:
         return f"lacks {', '.join(missing)}"
-    where = ".".join(map(str, problems[0]["loc"]))
-    return f"is not as an export writes it, {where}: {problems[0]['msg']}" if where else "holds no object"
+    key = ".".join(map(str, problems[0]["loc"]))
+    return f"has an invalid value for {key}: {problems[0]['msg']}" if key else "is not a JSON object"
 
 
-def _there(connection: DuckDBPyConnection, version: Version) -> bool:
-    """Whether the store has this very version. Raises `VersionError` when it has another one of the same label."""
-    found = connection.execute("SELECT digest FROM versions WHERE version = ?", [version.label]).fetchall()
-    if found and found[0][0] != version.digest:
+def _check_label(connection: DuckDBPyConnection, version: Version) -> bool:
+    """Whether the store has this version. Raises `VersionError` if it has another one with the same label."""
+    digests = connection.execute("SELECT digest FROM versions WHERE version = ?", [version.label]).fetchall()
+    if digests and digests[0][0] != version.digest:
         raise VersionError(
-            f"The store has another {version.label}, with the digest {found[0][0][:12]}; "
-            f"the bundle's is {version.digest[:12]}.",
-            "Restore it under another name: --name other; or into a store of its own: --store other.duckdb.",
+            f"The store has another {version.label}, with the digest {digests[0][0][:12]}; "
+            f"the bundle's digest is {version.digest[:12]}.",
+            "Restore it under another name: --name other; or into another store: --store other.duckdb.",
         )
-    return bool(found)
+    return bool(digests)
 
 
-def _make_whole(connection: DuckDBPyConnection, version: Version, members: pl.DataFrame) -> Version:
-    """Write again what the digest proves of a version that is there; its parent and date stay what the store says."""
+def _rewrite(connection: DuckDBPyConnection, version: Version, members: pl.DataFrame) -> Version:
+    """Write what the digest covers of an existing version again. The parent and the date in the store are kept."""
     connection.execute("DELETE FROM members WHERE version = ?", [version.label])
     connection.execute(
         "UPDATE versions SET recipe = ?, counts = ? WHERE version = ?",
@@ -211,55 +219,51 @@ def _make_whole(connection: DuckDBPyConnection, version: Version, members: pl.Da
     return find_version(connection, version.label)
 
 
-def _miscounted(bundle: Bundle, counts: dict[str, int]) -> VersionError:
-    stated, found = (
-        ", ".join(f"{number:,} {split}" for split, number in one.items()) for one in (bundle.version.counts, counts)
+def _counts_error(bundle: Bundle, counts: dict[str, int]) -> VersionError:
+    stated, actual = (
+        ", ".join(f"{count:,} {split}" for split, count in counts_.items())
+        for counts_ in (bundle.version.counts, counts)
     )
     return VersionError(
-        f"{bundle.folder / PROOF} was changed: it states {stated}, and the files hold {found}.",
-        "Nothing was written. Fetch the bundle again from where it was exported.",
+        f"{bundle.folder / VERSION_FILE} was changed: it states {stated}, but the files contain {actual}.",
+        UNCHANGED_HINT,
     )
 
 
-def _read_file(connection: DuckDBPyConnection, bundle: Bundle, name: str, stated: _StatedFile, seen: _Seen) -> None:
-    """Land one data file as a source of its own, and take down what does not agree with what is stated."""
+def _read_file(
+    connection: DuckDBPyConnection, bundle: Bundle, name: str, stated: _StatedFile, progress: _Progress
+) -> None:
+    """Import one data file as a source, and collect its members and differences from the statement."""
     path = bundle.folder / name
     if Path(name).name != name or not os.path.isfile(path):  # noqa: PTH113  Path raises for a name that is too long
-        raise VersionError(
-            f"{bundle.folder} has no file {name}, of which its {PROOF} tells.", "Fetch the bundle again."
-        )
+        raise VersionError(f"{bundle.folder} has no file {name}, which is listed in its {VERSION_FILE}.", FETCH_HINT)
     sha256 = file_digest(path)
-    source = digest({"sha256": sha256, "shape": SHAPE, "format": bundle.exporter.name})[:ID_LENGTH]
+    source = digest({"sha256": sha256, "shape": SHAPE, "format": bundle.format.name})[:ID_LENGTH]
     known = bool(connection.execute("SELECT 1 FROM sources WHERE source = ?", [source]).fetchall())
-    had, rows = count_conversations(connection), 0
-    for records in reread(path, bundle.exporter):
-        _refuse_unreadable(records, path)
+    before, rows = count_conversations(connection), 0
+    for records in read_records(path, bundle.format):
+        for record in records.filter(pl.col("id").is_null()).head(1).to_dicts():
+            line = record["line"] or record["row"]
+            raise VersionError(f"{path} line {line} cannot be read: {record['problem']}", FETCH_HINT)
         rows += records.height
-        seen.members.append(records.select(pl.col("id").alias("conversation"), pl.lit(stated.split).alias("split")))
-        found = differing(records.filter(pl.col("said").is_not_null())).head(_SHOWN).to_dicts()
-        seen.differing_ids += [
-            f"{name} line {one['line'] or one['row']}: {one['said']} is really {one['id']}" for one in found
+        progress.members.append(records.select(pl.col("id").alias("conversation"), pl.lit(stated.split).alias("split")))
+        differences = find_differences(records.filter(pl.col("stated_id").is_not_null()))
+        progress.wrong_ids += [
+            f"{name} line {record['line'] or record['row']}: the id is {record['id']}, not {record['stated_id']}"
+            for record in differences.head(MOST_DIFFERENCES).to_dicts()
         ]
         write_batch(connection, source, _import_batch(records, known=known))
-    new = count_conversations(connection) - had
-    seen.new += new
+    progress.new_conversations += count_conversations(connection) - before
     if rows != stated.conversations:
-        seen.odd.append(f"{name} has {plural(rows, 'conversation')} instead of {stated.conversations:,}")
+        progress.wrong_files.append(f"{name} has {plural(rows, 'conversation')} instead of {stated.conversations:,}")
     elif sha256 != stated.sha256:
-        seen.odd.append(f"{name} is not the file that was exported")
+        progress.wrong_files.append(f"{name} is not the exported file")
     if not known:
-        _record(connection, source, path, bundle, count_source(connection, source, had))
-
-
-def _refuse_unreadable(records: pl.DataFrame, path: Path) -> None:
-    for one in records.filter(pl.col("id").is_null()).head(1).to_dicts():
-        raise VersionError(
-            f"{path} line {one['line'] or one['row']} cannot be read: {one['problem']}", "Fetch the bundle again."
-        )
+        _write_source(connection, source, path, bundle, count_source(connection, source, before))
 
 
 def _import_batch(records: pl.DataFrame, *, known: bool) -> ImportBatch:
-    """The records as an import lands them; without origins when the store knows this file."""
+    """The records as rows of an import, without origins if the store already has this source."""
     origins = records.select(
         "row",
         "line",
@@ -276,41 +280,43 @@ def _import_batch(records: pl.DataFrame, *, known: bool) -> ImportBatch:
     )
 
 
-def _record(connection: DuckDBPyConnection, source: str, path: Path, bundle: Bundle, sums: SourceCounts) -> None:
-    """The row of `sources`, so that the sums hold for what came in this way too."""
-    rows = sums.rows_kept + sums.rows_duplicate
-    how = {
+def _write_source(
+    connection: DuckDBPyConnection, source: str, path: Path, bundle: Bundle, counts: SourceCounts
+) -> None:
+    """Insert the row of `sources`, so that the row counts of a restored file add up as for an import."""
+    mapping = {
         "shape": SHAPE,
-        "format": bundle.exporter.name,
+        "format": bundle.format.name,
         "version": bundle.version.label,
         "digest": bundle.version.digest,
     }
+    rows = counts.rows_kept + counts.rows_duplicate
+    values = {
+        "source": source,
+        "path": str(path),
+        "sha256": file_digest(path),
+        "bytes": path.stat().st_size,
+        "shape": SHAPE,
+        "mapping": canonical_json(mapping),
+        "columns": list(bundle.format.columns),
+        "rows_read": rows,
+        "rows_kept": counts.rows_kept,
+        "rows_duplicate": counts.rows_duplicate,
+        "rows_rejected": counts.rows_rejected,
+        "conversations": counts.conversations,
+        "warnings": "{}",
+    }
     connection.execute(
-        """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
-                                rows_duplicate, rows_rejected, conversations, warnings)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}')""",
-        [
-            *(
-                source,
-                str(path),
-                file_digest(path),
-                path.stat().st_size,
-                SHAPE,
-                canonical_json(how),
-                list(bundle.exporter.columns),
-            ),
-            *(rows, sums.rows_kept, sums.rows_duplicate, sums.rows_rejected, sums.conversations),
-        ],
+        f"INSERT INTO sources ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", list(values.values())
     )
 
 
-def _not_proved(bundle: Bundle, seen: _Seen) -> VersionError:
-    """Why the digest differs, as closely as it can be told."""
-    told = seen.differing_ids[:_SHOWN] or seen.odd
-    why = "; ".join(told) or (
-        f"every id is true and every file as exported, so {PROOF} itself was changed (digest, recipe or splits)"
+def _digest_error(bundle: Bundle, progress: _Progress) -> VersionError:
+    """The error for a wrong digest, with the differing ids or files if there are any."""
+    differences = progress.wrong_ids[:MOST_DIFFERENCES] or progress.wrong_files
+    why = "; ".join(differences) or (
+        f"all ids and files are as exported, so {VERSION_FILE} itself was changed (digest, recipe or splits)"
     )
     return VersionError(
-        f"The conversations in {bundle.folder} are not those of {bundle.version.label}: {why}.",
-        "Nothing was written. Fetch the bundle again from where it was exported.",
+        f"The conversations in {bundle.folder} are not those of {bundle.version.label}: {why}.", UNCHANGED_HINT
     )

@@ -1,8 +1,8 @@
-"""Export formats by name: one file each, and one line here."""
+"""Export formats by name: a new format is a file and a line here."""
 
 from curate.versions.formats import alpaca, messages, sharegpt
-from curate.versions.formats.format import Exporter
+from curate.versions.formats.format import ExportFormat
 
-EXPORTERS: dict[str, Exporter] = {
-    exporter.name: exporter for exporter in (sharegpt.EXPORTER, messages.EXPORTER, alpaca.EXPORTER)
+FORMATS: dict[str, ExportFormat] = {
+    export_format.name: export_format for export_format in (sharegpt.FORMAT, messages.FORMAT, alpaca.FORMAT)
 }

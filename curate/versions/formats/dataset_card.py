@@ -1,4 +1,4 @@
-"""The dataset card: a README.md that the Hugging Face hub understands, and that says how to prove the data."""
+"""A version and facts about it → its dataset card: a README.md for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "1
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What the card tells beside the version itself; rows as the store gives them."""
+    """The content of the card besides the version; rows as returned by `curate.versions.card_stats`."""
 
     files: Mapping[str, str]
     """split -> file name"""
@@ -30,48 +30,48 @@ class CardFacts:
 
 def write_card(version: Version, facts: CardFacts) -> str:
     """The text of the card."""
-    parts = [
+    sections = [
         _header(version, facts),
         _introduction(version, facts),
         _section("Left out of this export", _table(["conversations", "reason"], _left_out(facts))),
         _section("Sources", _table(_SOURCE_COLUMNS, facts.sources)),
-        _section("Rows that were refused", _table(["code", "rows", "repaired since"], facts.rejects)),
+        _section("Rejected rows", _table(["code", "rows", "repaired since"], facts.rejects)),
         _section("Scores", _table(["score", "conversations", "min", "median", "mean", "max"], facts.scores)),
         _section("Recipe", f"```json\n{_pretty(version.recipe)}\n```"),
         _section("How to verify", _verify(version, facts)),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(section for section in sections if section)
 
 
 _SOURCE_COLUMNS = ["source", "shape", "read", "kept", "duplicate", "rejected", "here", "sha256"]
 
 _DIGEST = """The digest is the SHA-256 of one line per conversation, `id split`, sorted by id, followed by the
-recipe as canonical JSON. An id is a hash of the conversation's own words."""
+recipe as canonical JSON. An id is a hash of the conversation's content."""
 
-_WHOLE = """So the files here prove themselves:
+_COMPLETE = """To verify the files, run
 
 ```
 curate restore . --store check.duckdb
 ```
 
-computes every id again and ends with {label} and the digest `{digest}`."""
+which recomputes every id and prints {label} and the digest `{digest}`."""
 
-_PART = """The files here do not hold the whole version, so they alone cannot give its
-digest; an export as `sharegpt` or `messages` can. `version.json` has the SHA-256 of each file."""
+_INCOMPLETE = """These files do not contain the complete version, so its digest cannot be recomputed from
+them; an export as `sharegpt` or `messages` can be verified. `version.json` has the SHA-256 of each file."""
 
 
-_LANGUAGES = "language:  # of at least one conversation in a hundred"
+_LANGUAGES = "language:  # of at least 1% of the conversations"
 
 
 def _header(version: Version, facts: CardFacts) -> str:
-    """The YAML that the hub reads; the licence is for the owner of the data to fill in."""
+    """The YAML metadata for the hub. The owner of the data must fill in the licence."""
     count = sum(version.counts.values())
     size = next((name for limit, name in SIZES if count < limit), "n>10M")
     data_files = [f"      - split: {split}\n        path: {name}" for split, name in facts.files.items()]
     lines = [
         "---",
         f"pretty_name: {version.name}",
-        "license: unknown  # fill in: the licence under which you may share these conversations",
+        "license: unknown  # fill in the licence of these conversations",
         *([_LANGUAGES, *(f"  - {language}" for language in facts.languages)] if facts.languages else []),
         "task_categories:\n  - text-generation",
         "tags:\n  - sft\n  - conversational\n  - curate",
@@ -85,21 +85,21 @@ def _header(version: Version, facts: CardFacts) -> str:
 
 def _introduction(version: Version, facts: CardFacts) -> str:
     counts = "\n".join(f"- `{split}`: {plural(count, 'conversation')}" for split, count in version.counts.items())
-    parent = f", made after {version.parent}" if version.parent else ""
-    alike = version.recipe.get("dedup")
-    kinds = f", nor do near-duplicates (similarity {alike['similarity']} or more)" if alike else ""
+    parent = f", parent {version.parent}" if version.parent else ""
+    dedup = version.recipe.get("dedup")
+    near_duplicates = f", near-duplicates (similarity {dedup['similarity']} or more)" if dedup else ""
     total = plural(sum(version.counts.values()), "conversation")
     return (
         f"# {version.label}\n\n{total} in the format `{facts.format}`{parent}, "
         f"frozen {version.frozen_at:%Y-%m-%d}.\n\n{counts}\n\nDigest `{version.digest}`.\n\n"
-        "Conversations with the same first question never sit on both sides of the split, nor do edits of each other"
-        f"{kinds}.\n"
+        f"Conversations with the same first question{near_duplicates} and edits of each other are always in the same "
+        "split.\n"
     )
 
 
 def _verify(version: Version, facts: CardFacts) -> str:
-    rest = _WHOLE if facts.restorable else _PART
-    return f"{_DIGEST} {rest.format(label=version.label, digest=version.digest)}"
+    how = _COMPLETE if facts.restorable else _INCOMPLETE
+    return f"{_DIGEST} {how.format(label=version.label, digest=version.digest)}"
 
 
 def _left_out(facts: CardFacts) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: object) -> str:
-    r"""A value that cannot leave its cell: no pipes, no lines, no markup.
+    r"""A value as the text of a table cell, without pipes, line breaks and markup.
 
     >>> _cell("a|b\n<b>"), _cell(1234), _cell(0.12345)
     ('a\\|b &lt;b>', '1,234', '0.1235')
@@ -131,5 +131,5 @@ def _cell(value: object) -> str:
 
 
 def _pretty(recipe: Mapping[str, Any]) -> str:
-    """The recipe, one section a line."""
+    """The recipe as JSON, one line per section."""
     return "{\n" + ",\n".join(f"  {canonical_json(key)}: {canonical_json(recipe[key])}" for key in recipe) + "\n}"

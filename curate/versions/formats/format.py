@@ -1,7 +1,7 @@
-"""What an export format is, and the JSON text that all of them are written in.
+"""The type of an export format, and conversations → JSON texts, which all formats are written as.
 
-A format turns conversations into *cells*: one column per key of its records, each cell a JSON text, null where a
-record does not have the key. JSON Lines and Parquet are both written from the cells, so they cannot differ.
+A format converts conversations to *cells*: one column per key of its records, each cell a JSON text, or null if a
+record does not have the key. JSON Lines and Parquet are both written from the cells, so their content is the same.
 """
 
 from __future__ import annotations
@@ -11,31 +11,33 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from schemas.conversation import ASSISTANT_ROLES
+
 UNFIT = {"id": pl.String, "reason": pl.String}
 
 
 @dataclass(frozen=True, slots=True)
-class Exporter:
-    """A format: what it writes, what it cannot say, and the shape under which `curate import` reads it back.
+class ExportFormat:
+    """How to write a format, which conversations it cannot represent, and the shape for `curate import`.
 
-    `cells` gets conversations (`id`, `conversations`, `tools`, and `tools_plain`: whether all tools of the version
-    are spelt as a reader of JSON hands on a list) and their turns as `schemas.conversation.unfold` gives
-    them; it returns one row per conversation, in order. `unfit` gets the same and returns `id`, `reason`. `columns`
-    are the types of the cells in a Parquet file.
+    `to_cells` takes conversations (`id`, `conversations`, `tools`, and `tools_are_canonical`: whether all tools of the
+    version are spelled as DuckDB's JSON reader returns lists) and their turns, as returned by
+    `schemas.conversation.unfold`, and returns one row per conversation, in order. `find_unfit` takes the same and
+    returns `id`, `reason`. `columns` are the types of the cells in a Parquet file.
     """
 
     name: str
     shape: str
     columns: Mapping[str, pl.DataType | type[pl.DataType]]
-    cells: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
-    unfit: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
+    to_cells: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
+    find_unfit: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
     restorable: bool = True
 
 
-def quoted(column: str | pl.Expr) -> pl.Expr:
-    r"""The texts of a column as JSON strings; null stays null.
+def json_string(column: str | pl.Expr) -> pl.Expr:
+    r"""The texts of a column as JSON strings; null for null.
 
-    >>> pl.DataFrame({"a": ['say "hi"\n', None]}).select(quoted("a")).to_series().to_list()
+    >>> pl.DataFrame({"a": ['say "hi"\n', None]}).select(json_string("a")).to_series().to_list()
     ['"say \\"hi\\"\\n"', None]
     """
     text = pl.col(column) if isinstance(column, str) else column
@@ -43,48 +45,48 @@ def quoted(column: str | pl.Expr) -> pl.Expr:
     return pl.when(text.is_not_null()).then(encoded.str.strip_prefix('{"v":').str.strip_suffix("}"))
 
 
-def member(key: str, value: pl.Expr) -> pl.Expr:
-    """`, "key": value` for an object under construction; nothing where the value is null."""
+def json_member(key: str, value: pl.Expr) -> pl.Expr:
+    """`, "key": value` as a part of an object; an empty text if the value is null."""
     return pl.when(value.is_null()).then(pl.lit("")).otherwise(pl.concat_str(pl.lit(f', "{key}": '), value))
 
 
-def joined(turns: pl.DataFrame, texts: pl.Expr, conversations: pl.DataFrame) -> pl.Series:
-    """The JSON list of `texts`, one per turn, of each conversation, in the order of `conversations`."""
-    lists = turns.select("id", texts.alias("text")).group_by("id", maintain_order=True).agg(pl.col("text"))
-    listed = pl.concat_str(pl.lit("["), pl.col("text").list.join(", "), pl.lit("]"))
-    together = conversations.select("id").join(lists, on="id", how="left", maintain_order="left")
-    return together.select(listed.fill_null("[]").alias("text")).to_series()
+def json_lists(turns: pl.DataFrame, texts: pl.Expr, conversations: pl.DataFrame) -> pl.Series:
+    """The JSON list of the `texts` of each conversation's turns, in the order of `conversations`."""
+    texts_by_id = turns.select("id", texts.alias("text")).group_by("id", maintain_order=True).agg(pl.col("text"))
+    json_list = pl.concat_str(pl.lit("["), pl.col("text").list.join(", "), pl.lit("]"))
+    ordered = conversations.select("id").join(texts_by_id, on="id", how="left", maintain_order="left")
+    return ordered.select(json_list.fill_null("[]").alias("text")).to_series()
 
 
-def as_lines(cells: pl.DataFrame) -> pl.Series:
-    """Each row of cells as one JSON object on a line; the first column is in every one of them."""
+def to_json_lines(cells: pl.DataFrame) -> pl.Series:
+    """Each row of cells as one JSON object on a line; the first column must not be null."""
     first, *others = cells.columns
-    parts = [pl.lit(f'{{"{first}": '), pl.col(first), *(member(key, pl.col(key)) for key in others), pl.lit("}")]
+    parts = [pl.lit(f'{{"{first}": '), pl.col(first), *(json_member(key, pl.col(key)) for key in others), pl.lit("}")]
     return cells.select(pl.concat_str(parts).alias("line")).to_series()
 
 
-def as_table(cells: pl.DataFrame, columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
-    """The cells as typed columns. A text column keeps a cell that is no JSON string, such as a list of tools."""
+def to_table(cells: pl.DataFrame, columns: Mapping[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    """The cells as typed columns. In a text column, JSON that is not a string, such as a list of tools, stays text."""
     return cells.select(_typed(name, columns[name]) for name in cells.columns)
 
 
-def reasons(unfit: list[pl.DataFrame]) -> pl.DataFrame:
-    """The first reason of each conversation that does not fit."""
+def first_reasons(unfit: list[pl.DataFrame]) -> pl.DataFrame:
+    """The first reason of each conversation: `id`, `reason`."""
     return pl.concat([pl.DataFrame(schema=UNFIT), *unfit]).unique("id", keep="first", maintain_order=True)
 
 
-def misfits(turns: pl.DataFrame, condition: pl.Expr, reason: str) -> pl.DataFrame:
-    """The conversations one of whose turns meets `condition`, with the reason."""
+def with_reason(turns: pl.DataFrame, condition: pl.Expr, reason: str) -> pl.DataFrame:
+    """The conversations with a turn that meets `condition`, and the reason: `id`, `reason`."""
     return turns.filter(condition).select("id", pl.lit(reason).alias("reason")).unique("id", maintain_order=True)
 
 
-def marks_nobody_reads(turns: pl.DataFrame) -> list[pl.DataFrame]:
-    """What none of the formats says: a turn of somebody else marked as not learned, a call's id outside a result."""
-    silent = ~pl.col("train") & ~pl.col("from").is_in(["gpt", "function_call"])
-    stray = pl.col("tool_call_id").is_not_null() & (pl.col("from") != "observation")
+def unsupported_flags(turns: pl.DataFrame) -> list[pl.DataFrame]:
+    """Conversations with flags that no format can represent, on turns of other roles than usual."""
+    excluded = ~pl.col("train") & ~pl.col("from").is_in(ASSISTANT_ROLES)
+    stray_id = pl.col("tool_call_id").is_not_null() & (pl.col("from") != "observation")
     return [
-        misfits(turns, silent, "a turn that is not the assistant's is marked as not learned"),
-        misfits(turns, stray, "a turn that is no tool result has a tool_call_id"),
+        with_reason(turns, excluded, "a turn of another role than assistant is excluded from the loss"),
+        with_reason(turns, stray_id, "a turn that is not a tool result has a tool_call_id"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""OpenAI messages: `messages` with `role` and `content`, tool calls inside the assistant's messages."""
+"""OpenAI messages: `messages` with `role` and `content`, tool calls as part of assistant messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import json
 import polars as pl
 
 from curate.ingest.shapes.json_cells import split_list, split_object
-from curate.versions.formats.format import Exporter, joined, marks_nobody_reads, member, quoted, reasons
+from curate.versions.formats.format import (
+    ExportFormat,
+    first_reasons,
+    json_lists,
+    json_member,
+    json_string,
+    unsupported_flags,
+)
 
 ROLES = {"system": "system", "human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 CALL = pl.Struct(
@@ -24,33 +31,33 @@ MESSAGE = pl.Struct(
 )
 
 
-def cells(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+def to_cells(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     """`id`, `messages`, `tools`.
 
-    Words directly followed by a tool call are one message. `weight: 0` marks what is not learned. Tools are a list,
-    or its JSON text where some of the version's are spelt in another way than a reader of JSON would hand on. A
-    tool call of such a spelling keeps its text too, as a message of the role `function_call`; so what is read back
-    is the same conversation.
+    A text and the tool call directly after it are one message. `weight: 0` excludes a message from the loss. Tools are
+    a list, or its JSON text if some tools of the version are not spelled as DuckDB's JSON reader returns lists. A tool
+    call with another spelling stays text, as a message with the role `function_call`, so that the conversation that is
+    read back is the same.
     """
-    messages = _merge(turns.with_columns(_calls(turns)))
+    messages = _merge_calls(turns.with_columns(_call_column(turns)))
     weight = pl.when("train").then(None).otherwise(pl.lit("0"))
     message = pl.concat_str(
-        pl.lit('{"role": '), quoted(_role()), pl.lit(', "content": '), quoted("content").fill_null("null"),
-        member("tool_calls", pl.col("calls")), member("tool_call_id", quoted("tool_call_id")),
-        member("weight", weight), pl.lit("}"),
+        pl.lit('{"role": '), json_string(_role()), pl.lit(', "content": '), json_string("content").fill_null("null"),
+        json_member("tool_calls", pl.col("calls")), json_member("tool_call_id", json_string("tool_call_id")),
+        json_member("weight", weight), pl.lit("}"),
     )  # fmt: skip
-    listed = joined(messages, message, conversations)
-    tools = pl.when("tools_plain").then("tools").otherwise(quoted("tools"))
-    return conversations.select(quoted("id").alias("id"), listed.alias("messages"), tools.alias("tools"))
+    message_lists = json_lists(messages, message, conversations)
+    tools = pl.when("tools_are_canonical").then("tools").otherwise(json_string("tools"))
+    return conversations.select(json_string("id").alias("id"), message_lists.alias("messages"), tools.alias("tools"))
 
 
-def unfit(_: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """The conversations with marks that no reader takes."""
-    return reasons(marks_nobody_reads(turns))
+def find_unfit(_: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """The conversations with flags that no format can represent."""
+    return first_reasons(unsupported_flags(turns))
 
 
 def tool_calls(value: str) -> str | None:
-    r"""OpenAI's `tool_calls` for the text of a `function_call` turn; null when they would not give that text back.
+    r"""OpenAI's `tool_calls` for the text of a `function_call` turn; None if they would not be read back as that text.
 
     >>> tool_calls('{"name": "add", "arguments": {"a": 1.0}, "id": "c1"}')
     '[{"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{\\"a\\": 1.0}"}}]'
@@ -58,66 +65,64 @@ def tool_calls(value: str) -> str | None:
     True
     """
     try:
-        many = value.startswith("[")
-        entries = [split_object(entry) for entry in (split_list(value) if many else [value])]
-        respelt = ", ".join(_spelt(entry) for entry in entries)
+        entries = [split_object(entry) for entry in (split_list(value) if value.startswith("[") else [value])]
+        imported = ", ".join(_imported_call(entry) for entry in entries)
     except (ValueError, IndexError, KeyError):
-        return None  # no JSON, or no call: then the text itself is written
-    if not entries or value != (f"[{respelt}]" if len(entries) > 1 else respelt):
+        return None  # neither JSON nor a call: the text itself is written
+    if not entries or value != (f"[{imported}]" if len(entries) > 1 else imported):
         return None
-    return f"[{', '.join(_call(entry) for entry in entries)}]"
+    return f"[{', '.join(_openai_call(entry) for entry in entries)}]"
 
 
-def _calls(turns: pl.DataFrame) -> pl.Expr:
-    """`calls`: the tool calls of the `function_call` turns. A loop: their text counts to the letter."""
-    texts = turns.filter(pl.col("from") == "function_call")["value"].unique()
-    spelt = {text: tool_calls(text) for text in texts}
+def _call_column(turns: pl.DataFrame) -> pl.Expr:
+    """`calls`: the tool calls of the `function_call` turns. A loop over texts, because their spelling matters."""
     is_call = pl.col("from") == "function_call"
-    found = pl.col("value").replace_strict(spelt, default=None, return_dtype=pl.String) if spelt else pl.lit(None)
-    return pl.when(is_call).then(found).cast(pl.String).alias("calls")
+    by_text = {text: tool_calls(text) for text in turns.filter(is_call)["value"].unique()}
+    calls = pl.col("value").replace_strict(by_text, default=None, return_dtype=pl.String) if by_text else pl.lit(None)
+    return pl.when(is_call).then(calls).cast(pl.String).alias("calls")
 
 
-def _merge(turns: pl.DataFrame) -> pl.DataFrame:
-    """The turns as messages, with `content` and `calls`: a call joins the words before it if both are learned alike."""
+def _merge_calls(turns: pl.DataFrame) -> pl.DataFrame:
+    """Turns as messages with `content` and `calls`; a call is merged into the text before it if `train` is equal."""
     same = (pl.col("id") == pl.col("id").shift(-1)) & (pl.col("train") == pl.col("train").shift(-1))
-    announces = ((pl.col("from") == "gpt") & same & pl.col("calls").shift(-1).is_not_null()).fill_null(False)
+    has_call = ((pl.col("from") == "gpt") & same & pl.col("calls").shift(-1).is_not_null()).fill_null(False)
     return turns.with_columns(
-        pl.when(announces).then(pl.col("calls").shift(-1)).otherwise("calls").alias("calls"),
+        pl.when(has_call).then(pl.col("calls").shift(-1)).otherwise("calls").alias("calls"),
         pl.when(pl.col("calls").is_null()).then("value").alias("content"),
-        announces.shift(1, fill_value=False).alias("announced"),
-    ).filter(~pl.col("announced"))
+        has_call.shift(1, fill_value=False).alias("is_merged"),
+    ).filter(~pl.col("is_merged"))
 
 
 def _role() -> pl.Expr:
-    spelt_out = (pl.col("from") == "function_call") & pl.col("calls").is_null()
-    return pl.when(spelt_out).then(pl.lit("function_call")).otherwise(pl.col("from").replace_strict(ROLES))
+    is_text_call = (pl.col("from") == "function_call") & pl.col("calls").is_null()
+    return pl.when(is_text_call).then(pl.lit("function_call")).otherwise(pl.col("from").replace_strict(ROLES))
 
 
-def _spelt(entry: dict[str, str]) -> str:
-    """A call as `curate import` writes it down from OpenAI's form."""
+def _imported_call(entry: dict[str, str]) -> str:
+    """A call as `curate import` stores it from OpenAI's format."""
     name, arguments = entry["name"], entry["arguments"]
     if not arguments.startswith("{") or not name.startswith('"'):
         raise ValueError(arguments)
-    json.loads(arguments, parse_constant=_refuse)
+    json.loads(arguments, parse_constant=_reject_constant)
     ending = f', "id": {entry["id"]}' if "id" in entry else ""
     return f'{{"name": {name}, "arguments": {arguments}{ending}}}'
 
 
-def _call(entry: dict[str, str]) -> str:
+def _openai_call(entry: dict[str, str]) -> str:
     head = f'"id": {entry["id"]}, ' if "id" in entry else ""
     arguments = json.dumps(entry["arguments"], ensure_ascii=False)
     return f'{{{head}"type": "function", "function": {{"name": {entry["name"]}, "arguments": {arguments}}}}}'
 
 
-def _refuse(constant: str) -> None:
-    """Python reads NaN and Infinity, no other reader of JSON does."""
+def _reject_constant(constant: str) -> None:
+    """Python accepts NaN and Infinity, other JSON readers do not."""
     raise ValueError(constant)
 
 
-EXPORTER = Exporter(
+FORMAT = ExportFormat(
     name="messages",
     shape="messages",
     columns={"id": pl.String, "messages": pl.List(MESSAGE), "tools": pl.String},
-    cells=cells,
-    unfit=unfit,
+    to_cells=to_cells,
+    find_unfit=find_unfit,
 )

@@ -1,36 +1,45 @@
-"""ShareGPT: `conversations` with `from` and `value`, the form that the store itself keeps. Nothing is lost in it."""
+"""ShareGPT: `conversations` with `from` and `value`, as in the store. Represents every conversation without loss."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from curate.versions.formats.format import Exporter, joined, marks_nobody_reads, member, quoted, reasons
+from curate.versions.formats.format import (
+    ExportFormat,
+    first_reasons,
+    json_lists,
+    json_member,
+    json_string,
+    unsupported_flags,
+)
 from schemas.conversation import TURN
 
 
-def cells(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """`id`, `conversations`, `tools` (a string that holds JSON, as LLaMA-Factory has it).
+def to_cells(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """`id`, `conversations`, `tools` (a string with JSON, as in LLaMA-Factory).
 
-    A turn has `train: false` where it is not learned, and `tool_call_id` where it answers a call.
+    A turn has `train: false` if it is excluded from the loss, and `tool_call_id` if it is the result of a call.
     """
     flag = pl.when("train").then(None).otherwise(pl.lit("false"))
     turn = pl.concat_str(
-        pl.lit('{"from": '), quoted("from"), pl.lit(', "value": '), quoted("value"),
-        member("train", flag), member("tool_call_id", quoted("tool_call_id")), pl.lit("}"),
+        pl.lit('{"from": '), json_string("from"), pl.lit(', "value": '), json_string("value"),
+        json_member("train", flag), json_member("tool_call_id", json_string("tool_call_id")), pl.lit("}"),
     )  # fmt: skip
-    listed = joined(turns, turn, conversations)
-    return conversations.select(quoted("id").alias("id"), listed.alias("conversations"), quoted("tools").alias("tools"))
+    turn_lists = json_lists(turns, turn, conversations)
+    return conversations.select(
+        json_string("id").alias("id"), turn_lists.alias("conversations"), json_string("tools").alias("tools")
+    )
 
 
-def unfit(_: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """The conversations with marks that no reader takes."""
-    return reasons(marks_nobody_reads(turns))
+def find_unfit(_: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """The conversations with flags that no format can represent."""
+    return first_reasons(unsupported_flags(turns))
 
 
-EXPORTER = Exporter(
+FORMAT = ExportFormat(
     name="sharegpt",
     shape="sharegpt",
     columns={"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String},
-    cells=cells,
-    unfit=unfit,
+    to_cells=to_cells,
+    find_unfit=find_unfit,
 )
