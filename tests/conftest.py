@@ -113,10 +113,10 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a copy of the trained project, with a merged model and GGUF files in 16 bits and q4_k_m."""
     from support.training import copy_project
 
-    from train.export.gguf import quantise_run
+    from train.export.gguf import export_gguf
 
     store = copy_project(trained, tmp_path_factory.mktemp("exported") / "copy")
-    quantise_run(store, "r1", ["q4_k_m"], check=False)
+    export_gguf(store, "r1", ["q4_k_m"], check=False)
     return store
 
 

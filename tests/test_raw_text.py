@@ -322,13 +322,13 @@ def test_a_run_on_texts_is_trained_proven_merged_and_repeated_bit_for_bit(tmp_pa
     assert 0 < metrics["seen_parts"] <= metrics["parts"]
     assert verify(store, "r1").proven
     merged = merge(store, "r1", rows=2)
-    assert merged.difference.largest < 0.02
+    assert merged.comparison.largest < 0.02
     saved = load_file(merged.folder / "model.safetensors")
     assert "lm_head.weight" not in saved
     own = embeddings(folder / "adapters/r1")["embed_tokens"]
     assert (saved["model.embed_tokens.weight"].float() - own).abs().max() < 1e-3
     assert check_export(store, str(merged.folder)) is None
-    with pytest.raises(ExportError, match="learned raw text"):
+    with pytest.raises(ExportError, match="was trained on raw text"):
         check_serving(store, "r1")
     again = subprocess.run(command("retrain", "r1", "--json"), cwd=folder, capture_output=True, check=False)
     assert json.loads(again.stdout)["identical"]

@@ -1,4 +1,4 @@
-"""Serving: llama.cpp behind OpenAI's protocol, on the loopback, with a key, until it is stopped."""
+"""Serving: llama.cpp with an OpenAI-compatible API, on the loopback interface, with a key, until Ctrl-C."""
 
 import json
 import signal
@@ -11,16 +11,16 @@ import pytest
 from support.training import command
 
 from schemas.errors import ExportError
-from train.export.llamacpp.server import serving
-from train.export.serve import Wish, gguf_to_serve, vllm_command
+from train.export.llamacpp.server import run_server
+from train.export.serve import ServeOptions, resolve_gguf, vllm_command
 from train.inference.openai_client import OpenAIClient, RefusedError, connect
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def started(exported):
-    """`curate serve r1` and what it printed."""
+def server(exported):
+    """The process of `curate serve r1` and the JSON that it printed."""
     arguments = command("serve", "r1", "--port", "0", "--api-key", "secret", "--json")
     with subprocess.Popen(
         arguments, cwd=exported.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -34,64 +34,69 @@ def started(exported):
         ran.send_signal(signal.SIGINT)
         assert ran.wait(30) == 0
         first, last = ran.stderr.read().splitlines()
-        assert (first, last) == ("Takes r1-q4_k_m.gguf: nothing was measured. --quant takes another: f16.", "Stopped.")
+        assert (first, last) == (
+            "Using r1-q4_k_m.gguf: nothing was measured. --quant selects another: f16.",
+            "Stopped.",
+        )
 
 
-def test_a_run_is_served_and_answers_as_openai_does(started):
-    _, told = started
-    assert told["url"].startswith("http://127.0.0.1:")
-    address = connect(told["url"], told["key"])
-    assert address.model == told["model"] == "r1-q4_k_m"
+def test_a_run_is_served_with_the_openai_api(server):
+    _, printed = server
+    assert printed["url"].startswith("http://127.0.0.1:")
+    client = connect(printed["url"], printed["key"])
+    assert client.model == printed["model"] == "r1-q4_k_m"
     body = {"messages": [{"role": "user", "content": "What about the red lamp?"}], "temperature": 0, "max_tokens": 40}
-    answer = address.post("/v1/chat/completions", body)["choices"][0]
+    answer = client.post("/v1/chat/completions", body)["choices"][0]
     assert answer["message"]["content"].startswith("Hello! The")
     assert answer["finish_reason"] == "stop"
-    streamed = [event["choices"][0]["delta"].get("content") or "" for event in stream(told, body)]
+    streamed = [event["choices"][0]["delta"].get("content") or "" for event in stream(printed, body)]
     assert "".join(streamed) == answer["message"]["content"]
     assert len(streamed) > 3
 
 
-def stream(told, body):
+def stream(printed, body):
     """The events of a streamed answer."""
-    headers = {"Authorization": f"Bearer {told['key']}"}
-    answer = httpx.post(f"{told['url']}/chat/completions", json={**body, "stream": True}, headers=headers, timeout=60)
+    headers = {"Authorization": f"Bearer {printed['key']}"}
+    answer = httpx.post(
+        f"{printed['url']}/chat/completions", json={**body, "stream": True}, headers=headers, timeout=60
+    )
     events = [line.removeprefix("data:").strip() for line in answer.text.splitlines() if line]
     return [json.loads(event) for event in events if event != "[DONE]"]
 
 
-def test_nobody_without_the_key_and_no_page_of_another_origin_gets_in(started):
-    _, told = started
+def test_requests_without_the_key_or_from_another_origin_are_refused(server):
+    _, printed = server
     with pytest.raises(RefusedError, match="Invalid API Key"):
-        OpenAIClient(told["url"].removesuffix("/v1"), "guess").post("/v1/chat/completions", {"messages": []})
-    request = urllib.request.Request(f"{told['url']}/models", headers={"Origin": "http://evil.example"})
-    request.add_header("Authorization", f"Bearer {told['key']}")
+        OpenAIClient(printed["url"].removesuffix("/v1"), "guess").post("/v1/chat/completions", {"messages": []})
+    request = urllib.request.Request(f"{printed['url']}/models", headers={"Origin": "http://evil.example"})
+    request.add_header("Authorization", f"Bearer {printed['key']}")
     with urllib.request.urlopen(request) as answer:
         assert answer.headers.get("Access-Control-Allow-Origin") not in ("*", "http://evil.example")
 
 
-def test_a_port_in_use_is_said_in_a_sentence(curate, exported):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+def test_a_port_in_use_is_an_error(curate, exported):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
         ran = curate("serve", "r1", "--port", port, cwd=exported.parent)
     assert ran.returncode == 1
     assert f"Port {port} on 127.0.0.1 cannot be used: Address already in use" in ran.stderr
 
 
-def test_a_file_that_is_no_model_is_said_in_a_sentence(tmp_path):
-    (tmp_path / "no.gguf").write_text("no model")
-    with pytest.raises(ExportError, match=r"llama.cpp cannot load"), serving(tmp_path / "no.gguf", gpu=False):
+def test_a_file_that_is_not_a_model_is_an_error(tmp_path):
+    (tmp_path / "no.gguf").write_text("not a model")
+    with pytest.raises(ExportError, match=r"llama.cpp cannot load"), run_server(tmp_path / "no.gguf", gpu=False):
         pass
 
 
-def test_what_is_not_there_is_named_with_what_brings_it(trained, exported, tmp_path, monkeypatch):
+def test_a_missing_gguf_or_vllm_is_an_error_with_the_next_command(trained, exported, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="There is no GGUF") as caught:
-        gguf_to_serve(trained / "curate.duckdb", "r1")
+        resolve_gguf(trained / "curate.duckdb", "r1")
     assert caught.value.hint == "curate gguf r1 --quant q4_k_m"
     with pytest.raises(ExportError, match="There is no file"):
-        gguf_to_serve(exported, str(tmp_path / "none.gguf"))
-    assert gguf_to_serve(exported, "r1", "f16").name == "r1-f16.gguf"
+        resolve_gguf(exported, str(tmp_path / "none.gguf"))
+    assert resolve_gguf(exported, "r1", "f16").name == "r1-f16.gguf"
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ExportError, match="vLLM is not installed"):
-        vllm_command(exported, "r1", Wish())
+        vllm_command(exported, "r1", ServeOptions())

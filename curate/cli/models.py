@@ -1,7 +1,8 @@
-"""The words of what leaves the house: options in, one call, results out. Everything heavy is imported inside."""
+"""Commands that export a run, serve it, and check that inference engines produce the training tokens."""
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +13,18 @@ from curate.cli.console import note, print_json, progress_bar
 from curate.cli.options import JsonOption, StoreOption
 
 if TYPE_CHECKING:
-    from train.checks.serving_parity import Contract
+    from train.checks.serving_parity import ParityReport
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN|FOLDER", help="A run such as r1, or an adapter's folder.", show_default=False)
+    str, typer.Argument(metavar="RUN|FOLDER", help="Run, such as r1, or the folder of an adapter.", show_default=False)
 ]
-RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Held-out conversations to compare on.")]
+RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Number of held-out conversations to compare.")]
 CheckOption = Annotated[
-    bool, typer.Option("--check/--no-check", help="Compare it with the adapter, and its tokens with the training's.")
+    bool, typer.Option("--check/--no-check", help="Compare the export's logits and tokens with those of training.")
+]
+QuantOption = Annotated[
+    str,
+    typer.Option("--quant", metavar="KIND", help="GGUF of the run to use.", show_default="recommended by gguf"),
 ]
 
 
@@ -27,17 +32,17 @@ def merge_command(
     run: RunArgument,
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="FOLDER", help="Where it goes.", show_default="merged/RUN by the store"),
+        typer.Option("--to", metavar="FOLDER", help="Output folder.", show_default="merged/RUN next to the store"),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="TYPE", help="base (as it is stored), float32, float16 or bfloat16.")
+        str, typer.Option("--dtype", metavar="TYPE", help="base (the stored type), float32, float16 or bfloat16.")
     ] = "base",
     rows: RowsOption = 8,
     check: CheckOption = True,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge an adapter into its base: a model of its own, with tokenizer, template, stop tokens and manifest.
+    """Merge an adapter into its base model: a complete model with tokenizer, chat template, stop tokens and manifest.
 
     \b
     curate merge r1
@@ -46,163 +51,166 @@ def merge_command(
     from schemas.store import store_path
     from train.export.merge import DTYPE_NAMES, merge
 
-    kind = _one_of(dtype, DTYPE_NAMES, "--dtype")
-    note(f"Reading {run} and its base …")
+    kind = _check_choice(dtype, DTYPE_NAMES, "--dtype")
+    note(f"Reading {run} and its base model …")
     with progress_bar("merging") as advance:
-        merged = merge(
-            store_path(store),
-            run,
-            to=to,
-            dtype=kind,
-            rows=rows,
-            check=check,
-            report=advance,
-        )
-    contract = _contract(store, str(merged.folder)) if check else None
+        merged = merge(store_path(store), run, to=to, dtype=kind, rows=rows, check=check, progress=advance)
+    report = _check_export(store, merged.folder) if check else None
     if as_json:
-        print_json({**merged.as_json(), "contract": contract and contract.as_json()})
+        print_json({**asdict(merged), "parity": report and report.as_json()})
     else:
         show_merged(merged)
-    _conclude(contract, as_json=as_json)
+    _finish(report, as_json=as_json)
 
 
-def _contract(store: Path | None, target: str) -> "Contract | None":
-    """What the engines make of an export that was just written; nothing where raw text was learned."""
+def _check_export(store: Path | None, path: Path) -> "ParityReport | None":
+    """The serving parity of a new export; None for a run on raw text."""
     from schemas.store import store_path
     from train.checks.serving_parity import check_export
 
-    return check_export(store_path(store), target)
+    return check_export(store_path(store), str(path))
 
 
-def _conclude(contract: "Contract | None", *, as_json: bool) -> None:
-    """Show a contract behind what was exported; an engine that differs ends the command with 1."""
-    if contract is None:
+def _finish(report: "ParityReport | None", *, as_json: bool) -> None:
+    """Print a parity report; exit code 1 if an engine failed."""
+    if report is None:
         return
     if not as_json:
-        from curate.cli.views.models import show_contract
+        from curate.cli.views.models import show_parity
 
-        show_contract(contract)
-    if not contract.kept:
+        show_parity(report)
+    if not report.passed:
         raise typer.Exit(1)
 
 
-def _one_of(value: str, names: tuple[str, ...], option: str) -> str:
-    if value not in names:
-        raise typer.BadParameter(f"{value} is none of {', '.join(names)}.", param_hint=option)
+def _check_choice(value: str, choices: tuple[str, ...], option: str) -> str:
+    if value not in choices:
+        raise typer.BadParameter(f"{value} is not one of {', '.join(choices)}.", param_hint=option)
     return value
 
 
 def gguf_command(
     run: RunArgument,
     quant: Annotated[
-        str, typer.Option("--quant", metavar="KINDS", help="Quantisations, such as q4_k_m,q8_0; none: 16 bits only.")
+        str,
+        typer.Option("--quant", metavar="KINDS", help="Quantisations, such as q4_k_m,q8_0; none for 16 bits only."),
     ] = "q4_k_m,q5_k_m,q8_0",
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FOLDER", help="Where they go.", show_default="gguf/RUN by the store")
+        Path | None,
+        typer.Option("--to", metavar="FOLDER", help="Output folder.", show_default="gguf/RUN next to the store"),
     ] = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option("--llama-cpp", metavar="DIR", help="A llama.cpp of yours.", show_default="the installed packages"),
+        typer.Option(
+            "--llama-cpp", metavar="DIR", help="Folder of a llama.cpp to use.", show_default="the installed packages"
+        ),
     ] = None,
     imatrix: Annotated[
         bool,
-        typer.Option("--imatrix", help="Round by what the version's conversations use most: better at 2 to 4 bits."),
+        typer.Option(
+            "--imatrix", help="Quantise with an importance matrix from the version; more accurate at 2 to 4 bits."
+        ),
     ] = False,
     rows: RowsOption = 8,
     check: CheckOption = True,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run as GGUF files for llama.cpp, and say what each quantisation costs and which to take.
+    """Write a run as GGUF files for llama.cpp, measure each quantisation and recommend one.
 
     \b
     curate gguf r1 --quant q4_k_m,q8_0
     """
-    from curate.cli.views.models import show_quantised
+    from curate.cli.views.models import show_gguf
     from schemas.store import store_path
-    from train.export.gguf import quantise_run
+    from train.export.gguf import export_gguf
 
     kinds = [kind.strip().lower() for kind in quant.split(",") if kind.strip() not in ("", "none")]
-    where = {"to": to, "llama_cpp": llama_cpp}
-    files = quantise_run(store_path(store), run, kinds, **where, imatrix=imatrix, rows=rows, check=check, report=note)
-    contract = _contract(store, str(files[0].path)) if check else None
+    paths = {"to": to, "llama_cpp": llama_cpp}
+    files = export_gguf(store_path(store), run, kinds, **paths, imatrix=imatrix, rows=rows, check=check, report=note)
+    report = _check_export(store, files[0].path) if check else None
     if as_json:
-        print_json({"files": [file.as_json() for file in files], "contract": contract and contract.as_json()})
+        print_json({"files": [file.as_json() for file in files], "parity": report and report.as_json()})
     else:
-        show_quantised(files)
-    _conclude(contract, as_json=as_json)
+        show_gguf(files)
+    _finish(report, as_json=as_json)
 
 
 def ollama_command(
     run: RunArgument,
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="FOLDER", help="Where it goes.", show_default="ollama/RUN by the store"),
+        typer.Option("--to", metavar="FOLDER", help="Output folder.", show_default="ollama/RUN next to the store"),
     ] = None,
-    quant: Annotated[
-        str,
-        typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="as gguf says"),
-    ] = "",
+    quant: QuantOption = "",
     check: CheckOption = True,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a Modelfile for Ollama: the template of the training told in Go, its stop tokens, the run's GGUF.
+    """Write an Ollama Modelfile with a run's chat template, stop tokens and GGUF.
 
     \b
     curate ollama r1
     """
     from curate.cli.views.models import show_ollama
     from schemas.store import store_path
-    from train.export.modelfile import write_ollama
+    from train.export.modelfile import write_modelfile
 
-    written = write_ollama(store_path(store), run, to=to, quant=quant.lower(), report=note)
-    contract = _contract(store, str(written.folder)) if check else None
+    export = write_modelfile(store_path(store), run, to=to, quant=quant.lower(), report=note)
+    report = _check_export(store, export.folder) if check else None
     if as_json:
-        print_json({**written.as_json(), "contract": contract and contract.as_json()})
+        print_json({**asdict(export), "parity": report and report.as_json()})
     else:
-        show_ollama(written)
-    _conclude(contract, as_json=as_json)
+        show_ollama(export)
+    _finish(report, as_json=as_json)
 
 
 def serve_command(
     target: Annotated[
-        str, typer.Argument(metavar="RUN|GGUF", help="A run with a GGUF, or a GGUF.", show_default=False)
+        str, typer.Argument(metavar="RUN|GGUF", help="Run with a GGUF, or a GGUF file.", show_default=False)
     ],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8080,
-    host: Annotated[str, typer.Option("--host", help="Who can reach it: only this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 uses a free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; the default allows this machine only.")
+    ] = "127.0.0.1",
     key: Annotated[
         str,
-        typer.Option("--api-key", help="What clients have to know.", envvar="CURATE_API_KEY", show_default="a new one"),
+        typer.Option(
+            "--api-key", help="API key that clients must send.", envvar="CURATE_API_KEY", show_default="a random one"
+        ),
     ] = "",
     origins: Annotated[
-        str, typer.Option("--cors", metavar="ORIGINS", help="Pages that may ask it.", show_default="its own")
-    ] = "",
-    context: Annotated[int, typer.Option("--context", min=0, help="Tokens; 0 is the model's own.")] = 0,
-    slots: Annotated[int, typer.Option("--slots", min=1, help="Conversations at the same time.")] = 1,
-    quant: Annotated[
         str,
-        typer.Option("--quant", metavar="KIND", help="Which GGUF of the run.", show_default="as gguf says"),
+        typer.Option(
+            "--cors", metavar="ORIGINS", help="Web origins that may send requests.", show_default="the server's own"
+        ),
     ] = "",
-    engine: Annotated[str, typer.Option("--engine", help="llama.cpp, or vllm for the merged model.")] = "llama.cpp",
+    context: Annotated[
+        int, typer.Option("--context", min=0, help="Context length in tokens; 0 uses the model's own.")
+    ] = 0,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Number of simultaneous requests.")] = 1,
+    quant: QuantOption = "",
+    engine: Annotated[
+        str, typer.Option("--engine", help="llama.cpp for a GGUF, vllm for the merged model.")
+    ] = "llama.cpp",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a run, or a GGUF, behind OpenAI's protocol, until Ctrl-C.
+    """Serve a run or a GGUF with an OpenAI-compatible API until Ctrl-C.
 
     \b
     curate serve r1 --port 8080
     """
-    from curate.cli.views.models import show_address
+    from curate.cli.views.models import show_server
     from schemas.store import store_path
-    from train.export.serve import ENGINES, Wish, become_vllm, serve
+    from train.export.serve import ENGINES, ServeOptions, exec_vllm, serve
 
-    wish = Wish(host, port, key, origins, context, slots, quant.lower())
-    tell = partial(show_address, as_json=as_json)
-    if _one_of(engine, ENGINES, "--engine") == "vllm":
-        become_vllm(store_path(store), target, wish, tell)
+    options = ServeOptions(host, port, key, origins, context, slots, quant.lower())
+    on_ready = partial(show_server, as_json=as_json)
+    if _check_choice(engine, ENGINES, "--engine") == "vllm":
+        exec_vllm(store_path(store), target, options, on_ready)
     try:
-        serve(store_path(store), target, wish, tell, note)
+        serve(store_path(store), target, options, on_ready, note)
     except KeyboardInterrupt:
         note("Stopped.")
 
@@ -211,19 +219,27 @@ def check_serving_command(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|FOLDER|GGUF", help="A run with all its exports, or one of them.", show_default=False
+            metavar="RUN|FOLDER|GGUF", help="Run with all its exports, or a single export.", show_default=False
         ),
     ],
     url: Annotated[
-        str, typer.Option("--url", help="An OpenAI-compatible server to ask as well.", show_default=False)
+        str, typer.Option("--url", help="OpenAI-compatible server to check as well.", show_default=False)
     ] = "",
-    key: Annotated[str, typer.Option("--api-key", help="Its key.", envvar="OPENAI_API_KEY", show_default=False)] = "",
-    model: Annotated[str, typer.Option("--model", help="Its model.", show_default="the one it serves")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Conversations of the version.")] = 500,
+    key: Annotated[
+        str, typer.Option("--api-key", help="API key of that server.", envvar="OPENAI_API_KEY", show_default=False)
+    ] = "",
+    model: Annotated[
+        str, typer.Option("--model", help="Model of that server.", show_default="the first one it serves")
+    ] = "",
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Number of conversations of the version to compare.")
+    ] = 500,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove that the engines see the tokens of the training, and stop where it taught to. Exit code 1 where not.
+    """Check that inference engines produce the training tokens and stop at the trained stop token.
+
+    Exits with code 1 if an engine differs.
 
     \b
     curate check-serving r1
@@ -231,7 +247,7 @@ def check_serving_command(
     from schemas.store import store_path
     from train.checks.serving_parity import check_serving
 
-    contract = check_serving(store_path(store), target, url=url, key=key, model=model, limit=limit)
+    report = check_serving(store_path(store), target, url=url, key=key, model=model, limit=limit)
     if as_json:
-        print_json(contract.as_json())
-    _conclude(contract, as_json=as_json)
+        print_json(report.as_json())
+    _finish(report, as_json=as_json)

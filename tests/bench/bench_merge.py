@@ -1,11 +1,11 @@
-"""How fast a merge is beside the disk's own copy, and how much memory it takes, on the shape of an 8B Llama.
+"""Speed of a merge compared with a copy on the same disk, and its peak memory, for the shape of an 8B Llama.
 
     python tests/bench/bench_merge.py [--layers 32] [--folder DIR]
 
-Makes a base of random bfloat16 weights in shards of 5 GB and an adapter of rank 16 on every linear layer, copies the
-base file by file, then merges it shard by shard, each in a process of its own. Prints both speeds, their ratio, and the
-merge's peak memory beside its limit; exit code 1 when the ratio is below 0.5 or the memory above the limit. 32 layers
-need 33 GB of disk. With PYTHONPATH=. it runs where nothing is installed but torch and this project's dependencies.
+Creates a base model with random bfloat16 weights in shards of 5 GB and an adapter of rank 16 on every linear layer,
+copies the base model file by file and merges it shard by shard, each in its own process. Prints both speeds, their
+ratio, and the merge's peak memory with its limit; exit code 1 if the ratio is below 0.5 or the memory above the limit.
+32 layers need 33 GB of disk. With PYTHONPATH=. it needs only torch and the dependencies of this project.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-LEAST = 0.5
-MOST_SHARDS = 1.5
+MIN_RATIO = 0.5
+MAX_SHARDS = 1.5
 HIDDEN, INNER, KEYS, VOCABULARY, RANK = 4096, 14336, 1024, 128256, 16
 SHARD = 5 * 10**9
 NOISE = 2**24
@@ -38,44 +38,44 @@ LINEAR = {
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")
+    parser.add_argument("--folder", type=Path, default=None, help="folder on the disk to measure")
     parser.add_argument("--only", choices=("copy", "merge"))
     arguments = parser.parse_args()
     if arguments.only:
-        print(json.dumps(measured(arguments.only, arguments.folder)))
+        print(json.dumps(measure(arguments.only, arguments.folder)))
         return 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         start = time.perf_counter()
-        make(Path(folder), arguments.layers)
-        print(f"made the base in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        copied, merged = (in_a_process(Path(folder), what) for what in ("copy", "merge"))
-    return report(copied, merged)
+        create(Path(folder), arguments.layers)
+        print(f"created the base model in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        copied, merged = (run_in_process(Path(folder), job) for job in ("copy", "merge"))
+    return print_report(copied, merged)
 
 
-def report(copied, merged):
+def print_report(copied, merged):
     ratio = copied["seconds"] / merged["seconds"]
-    limit = MOST_SHARDS * merged["largest"] + merged["adapter"] + merged["before"]
+    limit = MAX_SHARDS * merged["largest"] + merged["adapter"] + merged["before"]
     print(f"device  {merged['device']}, {os.cpu_count()} cores; {merged['bytes'] / 1e9:.1f} GB of weights")
     print(f"copy    {copied['bytes'] / copied['seconds'] / 1e9:.2f} GB/s")
     print(f"merge   {merged['bytes'] / merged['seconds'] / 1e9:.2f} GB/s")
-    print(f"ratio   {ratio:.2f}  (at least {LEAST})")
+    print(f"ratio   {ratio:.2f}  (at least {MIN_RATIO})")
     print(f"memory  {merged['peak'] / 1e9:.2f} GB, of which {merged['before'] / 1e9:.2f} before the first shard")
     print(f"on GPU  {merged['on_gpu'] / 1e9:.2f} GB")
     print(f"limit   {limit / 1e9:.2f} GB  (these, 1.5 x the largest shard, and the adapter)")
-    return int(ratio < LEAST or merged["peak"] > limit)
+    return int(ratio < MIN_RATIO or merged["peak"] > limit)
 
 
-def in_a_process(folder, what):
-    command = [sys.executable, __file__, "--only", what, "--folder", str(folder)]
+def run_in_process(folder, job):
+    command = [sys.executable, __file__, "--only", job, "--folder", str(folder)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def measured(what, folder):
-    return copy(folder) if what == "copy" else merge(folder)
+def measure(job, folder):
+    return copy(folder) if job == "copy" else merge(folder)
 
 
 def copy(folder):
-    """Each file copied as the system copies it, and on the disk before the next; both find the base in the cache."""
+    """Copy each file and flush it to disk. The base model is in the page cache, as it is for the merge."""
     shards = sorted((folder / "base").glob("*.safetensors"))
     (folder / "copied").mkdir()
     start = time.perf_counter()
@@ -117,13 +117,13 @@ def merge(folder):
 
 
 def peak_memory():
-    """The most that this process had in memory, pages of mapped files included; getrusage would add its parent's."""
+    """Peak memory of this process including mapped files; getrusage would include the parent's peak."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
-def make(folder, layers):
-    """The base in shards, and its adapter."""
+def create(folder, layers):
+    """Write the base model in shards, and its adapter."""
     import torch
     from safetensors.torch import save_file
 
@@ -132,7 +132,7 @@ def make(folder, layers):
     noise = torch.randint(-999, 999, (NOISE,), dtype=torch.int16).view(torch.bfloat16)
     shard, size, number = {}, 0, 0
     for name, shape in tensors(layers):
-        shard[name] = repeated(noise, shape)
+        shard[name] = repeat(noise, shape)
         size += shard[name].nbytes
         if size >= SHARD:
             number += 1
@@ -140,22 +140,22 @@ def make(folder, layers):
             shard, size = {}, 0
     if shard:
         save_file(shard, folder / "base" / f"model-{number + 1:05}.safetensors")
-    low = {}
+    lora = {}
     for layer in range(layers):
         for name, (out, into) in LINEAR.items():
             path = f"base_model.model.model.layers.{layer}.{name}"
-            low[f"{path}.lora_A.weight"] = torch.randn(RANK, into)
-            low[f"{path}.lora_B.weight"] = torch.randn(out, RANK)
-    save_file(low, folder / "adapter/adapter_model.safetensors")
+            lora[f"{path}.lora_A.weight"] = torch.randn(RANK, into)
+            lora[f"{path}.lora_B.weight"] = torch.randn(out, RANK)
+    save_file(lora, folder / "adapter/adapter_model.safetensors")
     (folder / "adapter/adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK})
     )
 
 
-def repeated(noise, shape):
-    """The same numbers over and over: as hard to copy as others, and made at the memory's speed."""
-    wanted = math.prod(shape)
-    return noise.repeat(-(-wanted // len(noise)))[:wanted].clone().reshape(shape)
+def repeat(noise, shape):
+    """Repeat the same numbers: they take as long to copy as others and are created faster."""
+    count = math.prod(shape)
+    return noise.repeat(-(-count // len(noise)))[:count].clone().reshape(shape)
 
 
 def tensors(layers):

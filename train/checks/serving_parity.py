@@ -1,9 +1,9 @@
-"""In: what leaves the house. Out: whether the engines that will serve it see the same tokens as the training did.
+"""An adapter and its exports → whether each inference engine produces the token ids of training and stops correctly.
 
-A template that differs by a space between training and serving costs more than any setting of the training, and
-nothing says so. Here conversations of the version, and some that are odd on purpose, go through each engine, token
-for token; the first difference is shown in its context. Then the model is made to say the token that ends an answer,
-and has to stop there.
+A template that differs by a single space between training and serving degrades every answer without an error message.
+Conversations of the version and a few constructed ones (probes) are rendered by each engine and compared token by
+token; the first mismatch is reported in context. Then the model is forced to generate its end-of-turn token and must
+stop there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,46 +21,48 @@ from typing import Any
 import polars as pl
 
 from schemas.errors import ExportError
-from train.export.gguf import MANIFEST_KEY, read_metadata, threads
-from train.export.llamacpp.server import serving
-from train.export.modelfile import MODELFILE, Ollama, gguf_of
-from train.export.source import Source, beside, find_source, members_of
+from train.export.output import ExportTarget, export_dir
+from train.export.source import Source, find_source, read_conversations
+from train.export.targets import EXPORT_TARGETS
 from train.inference.backends import Backend, Ids, LlamaCppBackend, RenderRequest, TransformersBackend, detect_backend
 from train.inference.generate import find_stop_ids
 from train.inference.openai_client import connect
 from train.tokens.labels import IGNORE_INDEX, encode_renderings
-from train.tokens.loss_mask import TEMPLATE_FAILURES
+from train.tokens.loss_mask import TEMPLATE_FAILURES, Rendering
 from train.tokens.messages import message_numbers, to_messages, to_tools
 from train.tokens.reasoning import strip_reasoning
 
-AROUND = 8
-"""Tokens shown before a difference."""
+CONTEXT_TOKENS = 8
+"""Tokens shown before a mismatch."""
 
 FRACTION = re.compile(r"-?\b\d+\.\d+(?:[eE][+-]?\d+)?")
 SIX_DIGITS = (
-    "llama.cpp writes the numbers of a tool call in six digits, which nothing here changes; vLLM and TGI write all"
+    "llama.cpp rounds the numbers in tool calls to six digits, which curate cannot change; vLLM and TGI keep all digits"
 )
 
 LIMIT = 500
-"""Conversations of the version that are compared."""
+"""Conversations of the version that are compared by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A conversation, the ids of its training, the ids up to its last answer, and what engines are asked."""
+    """A conversation with its ids in training, the ids up to its last answer, and the request to the engines.
+
+    `starts_with_prompt` is whether the ids in training start with those of the prompt and the loss starts after it.
+    """
 
     id: str
     ids: Ids
     prompt: Ids
-    asked: RenderRequest
-    prefix: bool  # whether the training's ids begin with the prompt's, and learning begins right behind
+    request: RenderRequest
+    starts_with_prompt: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The first token in which an engine differs from the training: where, and both with what stands before.
+    """The first token in which an engine differs from training, with the text before it and both versions of it.
 
-    `why` is the reason, where it is a known one of the engine's that nothing here can change.
+    `reason` explains a known difference of the engine that curate cannot change.
     """
 
     conversation: str
@@ -69,238 +71,184 @@ class Mismatch:
     before: str
     trained: str
     served: str
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
-    """What one engine made of all conversations; `stops` has what went wrong with the tokens that end an answer.
+class EngineParity:
+    """The result of one engine; `note` states what was compared if it is not the engine itself.
 
-    `first` is the first difference without a known reason; with one only where all have it. `unserved` are those that
-    the engine would refuse to its user in words, such as tools; they are not compared.
+    `first_mismatch` has a known reason only if all mismatches have one. `stop_problems` are about tokens that end an
+    answer. `skipped` conversations are those that the engine refuses, for example because of tools.
     """
 
     engine: str
     conversations: int
     equal: int
-    first: Mismatch | None
-    stops: tuple[str, ...]
-    unserved: int = 0
+    first_mismatch: Mismatch | None
+    stop_problems: tuple[str, ...]
+    skipped: int = 0
+    note: str = ""
 
     @property
-    def kept(self) -> bool:
-        """Whether the engine sees what was trained, and stops where it should."""
-        return self.equal == self.conversations and not self.stops
+    def passed(self) -> bool:
+        """Whether all tokens are equal and generation stops at the end-of-turn token."""
+        return self.equal == self.conversations and not self.stop_problems
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
-    """All engines' agreements; `absent` names what could not be asked and what would bring it."""
+class ParityReport:
+    """The results of all engines; `missing` names what could not be checked, and the command or the reason."""
 
     run: str
     version: str
     conversations: int
     unrendered: int
-    agreements: tuple[Agreement, ...]
-    absent: Mapping[str, str] = field(default_factory=dict)
+    engines: tuple[EngineParity, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
-    def kept(self) -> bool:
-        """Whether every engine that was asked agrees."""
-        return all(agreement.kept for agreement in self.agreements)
+    def passed(self) -> bool:
+        """Whether all checked engines passed."""
+        return all(engine.passed for engine in self.engines)
 
     def as_json(self) -> dict[str, Any]:
-        """Its facts by name."""
-        return {**asdict(self), "kept": self.kept}
+        """The fields and `passed`."""
+        return {**asdict(self), "passed": self.passed}
 
 
 def check_serving(
     store: Path, target: str, *, url: str = "", key: str = "", model: str = "", limit: int = LIMIT
-) -> Contract:
-    """Compare the engines that serve `target`: a run with all that was exported of it, a folder, or a GGUF.
+) -> ParityReport:
+    """Check a run with all its exports, or a single export (a folder or a GGUF), and the server at `url` if given.
 
-    `url` is asked as well. Raises `ExportError` for a target of no run, `CurateError`s where its base or version are
-    no longer there.
+    Raises `ExportError` if `target` names no run of this store, `CurateError`s if its base model or version is missing.
     """
-    begun = time.perf_counter()
-    source, places = _places(store, target)
-    _check_chat(source)
-    cases, unrendered = _cases(store, source, limit)
-    absent = _absent(places, source)
+    started = time.perf_counter()
+    source, exports = _find_exports(store, target)
+    if source.template.raw:
+        raise ExportError(
+            f"Run {source.name} was trained on raw text and has no chat template to check.",
+            f"curate chat {source.name} --prompt '…' continues a text; servers do so at /v1/completions.",
+        )
+    cases, unrendered = _build_cases(store, source, limit)
+    missing = _list_missing(exports, source)
     with ExitStack() as stack:
-        engines: list[Backend] = [
-            Trained(source),
-            TransformersBackend("transformers, model" if source.whole else "transformers, adapter", source.adapter),
-            *_folders(places),
-            *_servers(places, stack),
-            *_addressed(url, key, model, absent),
-        ]
+        label = "transformers, model" if source.is_full_finetune else "transformers, adapter"
+        backends: list[Backend] = [TrainingBackend(source), TransformersBackend(label, source.adapter)]
+        backends += [stack.enter_context(export.open_backend(path)) for export, path in exports.items()]
+        if url:
+            backend = detect_backend(url, connect(url, key, model))
+            if backend is None:
+                missing[url] = "it has neither vLLM's /tokenize nor llama.cpp's /apply-template"
+            backends += [backend] if backend else []
         stops = find_stop_ids(source.renderer)[:1]
-        agreements = tuple(_agreement(engine, cases, stops, source) for engine in engines)
-    took = time.perf_counter() - begun
-    version = source.manifest.data.version
-    return Contract(source.name, version, len(cases), unrendered, agreements, absent, round(took, 2))
+        engines = tuple(_check_backend(backend, cases, stops, source) for backend in backends)
+    seconds = round(time.perf_counter() - started, 2)
+    return ParityReport(source.name, source.manifest.data.version, len(cases), unrendered, engines, missing, seconds)
 
 
-def check_export(store: Path, target: str) -> Contract | None:
-    """`check_serving` of what was just written; None for a run of raw text, which has no chat template to compare."""
-    source, _ = _places(store, target)
+def check_export(store: Path, target: str) -> ParityReport | None:
+    """`check_serving` of a new export; None for a run on raw text, which has no chat template."""
+    source, _ = _find_exports(store, target)
     return None if source.template.raw else check_serving(store, target)
 
 
-def _check_chat(source: Source) -> None:
-    if source.template.raw:
-        raise ExportError(
-            f"Run {source.name} learned raw text: it is sent a beginning, no conversation, and has no chat template.",
-            f"curate chat {source.name} --prompt '…' goes on with a beginning; servers do so for /v1/completions.",
-        )
+# --------------------------------------------------------------------------------------------------------- exports
 
 
-# --------------------------------------------------------------------------------------------------------- places
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """What there is of a run beside its adapter."""
-
-    merged: Path | None = None
-    gguf: Path | None = None
-    ollama: Path | None = None
-
-
-def _places(store: Path, target: str) -> tuple[Source, Places]:
-    """The run of a target and what of it is to be asked: a run's exports, or the one thing that was named."""
+def _find_exports(store: Path, target: str) -> tuple[Source, dict[ExportTarget, Path]]:
+    """The run that `target` names with all its exports, or the run of the one export that it names."""
     path = Path(target).expanduser()
-    if path.suffix == ".gguf":
-        return find_source(store, _run_of(json.loads(_manifest_text(path)), store), weights=False), Places(gguf=path)
-    if (path / MODELFILE).exists():
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return find_source(store, _run_of(manifest, store), weights=False), Places(ollama=path)
-    if (path / "config.json").exists():
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return find_source(store, _run_of(manifest, store), weights=False), Places(merged=path)
+    for export in reversed(EXPORT_TARGETS):  # a Modelfile may be in the folder of a merged model
+        if export.matches(path):
+            return _find_run(store, *export.read_origin(path)), {export: path}
     source = find_source(store, target, weights=False)
-    merged = beside(store, "merged", source.name)
-    files = sorted(beside(store, "gguf", source.name).glob("*.gguf"), key=lambda file: file.stat().st_size)
-    ollama = beside(store, "ollama", source.name)
-    return source, Places(
-        merged if merged.is_dir() else None,
-        files[-1] if files else None,
-        ollama if (ollama / MODELFILE).exists() else None,
-    )
+    found = {export: export.find(export_dir(store, export.folder, source.name)) for export in EXPORT_TARGETS}
+    return source, {export: path for export, path in found.items() if path is not None}
 
 
-def _manifest_text(path: Path) -> str:
-    text = read_metadata(path).get(MANIFEST_KEY)
-    if text is None:
-        raise ExportError(f"{path} does not say which run made it.", "curate gguf RUN writes one that does.")
-    return text
-
-
-def _run_of(manifest: Mapping[str, Any], store: Path) -> str:
-    """The run of the store that a manifest names. Raises `ExportError` when the store has another under that name."""
-    source = find_source(store, str(manifest["run"]), weights=False)
-    if source.manifest.adapter_digest != manifest["adapter_digest"]:
+def _find_run(store: Path, run: str, adapter_digest: str | None) -> Source:
+    """The run of an export. Raises `ExportError` if the store has a different run with this name."""
+    source = find_source(store, run, weights=False)
+    if source.manifest.adapter_digest != adapter_digest:
         raise ExportError(
-            f"It was made of a run {source.name} of another store: the adapters' digests differ.", "Give its --store."
+            f"This export was made from run {source.name} of another store: the adapter digests differ.",
+            "Give the --store of that run.",
         )
-    return source.name
+    return source
 
 
-def _absent(places: Places, source: Source) -> dict[str, str]:
-    absent: dict[str, str] = {}
-    if places != Places() and sum(place is not None for place in (places.merged, places.gguf, places.ollama)) == 1:
-        return absent  # one thing was named, or there is one
-    if places.merged is None and places.gguf is None and not source.whole:
-        absent["merged model"] = f"curate merge {source.name}"
-    if places.gguf is None:
-        absent["llama.cpp"] = f"curate gguf {source.name}"
-    return absent
-
-
-def _folders(places: Places) -> Iterator[Backend]:
-    if places.merged is not None:
-        yield TransformersBackend("transformers, merged", places.merged)
-
-
-def _servers(places: Places, stack: ExitStack) -> Iterator[Backend]:
-    if places.gguf is not None:
-        address = stack.enter_context(serving(places.gguf, context=512, threads=threads(), gpu=False))
-        yield LlamaCppBackend(f"llama.cpp, {places.gguf.name}", address)
-    if places.ollama is not None:
-        address = stack.enter_context(serving(gguf_of(places.ollama), context=512, threads=threads(), gpu=False))
-        yield Ollama("Ollama, Modelfile", places.ollama, address)
-
-
-def _addressed(url: str, key: str, model: str, absent: dict[str, str]) -> Iterator[Backend]:
-    if not url:
-        return
-    engine = detect_backend(url, connect(url, key, model))
-    if engine is None:
-        absent[url] = "it neither renders nor reads for others: no /tokenize of vLLM, no /apply-template of llama.cpp"
-        return
-    yield engine
+def _list_missing(exports: Mapping[ExportTarget, Path], source: Source) -> dict[str, str]:
+    if len(exports) == 1:
+        return {}
+    existing = {export.folder for export in exports}
+    return {
+        export.engine: f"{export.command} {source.name}"
+        for export in EXPORT_TARGETS
+        if export not in exports and export.is_expected(source, existing)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- cases
 
 
-class Trained:
-    """The training's own rendering, asked as a server is asked: does what is learned begin where the prompt ends?"""
+class TrainingBackend:
+    """The renderer of training with a generation prompt: checks that the loss starts where the prompt ends."""
 
     name = "training, generation prompt"
+    note = ""
 
     def __init__(self, source: Source) -> None:
         self._renderer = source.renderer
 
-    def encode_prompts(self, asked: Sequence[RenderRequest]) -> list[Ids | str]:
+    def encode_prompts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
         """The ids of the messages with the template's generation prompt."""
-        texts = [self._renderer.apply_template(one.messages, one.tools, add_generation_prompt=True) for one in asked]
+        texts = [self._renderer.apply_template(one.messages, one.tools, add_generation_prompt=True) for one in requests]
         return [encoding.ids for encoding in self._renderer.tokenizer.encode(texts)]
 
-    def encode_texts(self, asked: Sequence[RenderRequest]) -> list[Ids | str]:
-        """The ids of the texts, by the library alone."""
-        return [encoding.ids for encoding in self._renderer.tokenizer.encode([one.text for one in asked])]
+    def encode_texts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
+        """The ids of the texts by the tokenizers library."""
+        return [encoding.ids for encoding in self._renderer.tokenizer.encode([one.text for one in requests])]
 
     def check_stop(self, token: int) -> str | None:  # noqa: ARG002
-        """Rendering generates nothing."""
+        """None, because nothing is generated."""
         return None
 
 
-def _cases(store: Path, source: Source, limit: int) -> tuple[list[Case], int]:
-    """The conversations of the version and the odd ones, and how many of them this template does not render."""
-    members = members_of(store, source.manifest).head(limit)
-    rows = [*members.iter_rows(named=True), *probes(source)]
-    renderings = [source.renderer.render(row) for row in rows]  # a template is a program, conversation by conversation
-    labelled = encode_renderings(pl.Series([row["id"] for row in rows]), renderings, source.tokenizer)
+def _build_cases(store: Path, source: Source, limit: int) -> tuple[list[Case], int]:
+    """The cases of the version's conversations and the probes, and how many of these the template cannot render."""
+    members = read_conversations(store, source.manifest).head(limit)
+    rows = [*members.iter_rows(named=True), *build_probes(source)]
+    renderings = [source.renderer.render(row) for row in rows]  # a template is a program and renders row by row
+    encoded = encode_renderings(pl.Series([row["id"] for row in rows]), renderings, source.tokenizer)
     cases = []
     for row, rendering, ids, labels in zip(
-        rows, renderings, labelled["input_ids"].to_list(), labelled["labels"].to_list(), strict=True
+        rows, renderings, encoded["input_ids"].to_list(), encoded["labels"].to_list(), strict=True
     ):
         if ids is not None and rendering.loss_spans:
-            case = _case(source, row, rendering.text, rendering.loss_spans[-1].turn, (ids, labels))
+            case = _build_case(source, row, rendering, ids, labels)
             cases += [case] if case else []
     return cases, len(rows) - len(cases)
 
 
-def _case(source: Source, row: Mapping[str, Any], text: str, turn: int, learned: tuple[Ids, Ids]) -> Case | None:
+def _build_case(source: Source, row: Mapping[str, Any], rendering: Rendering, ids: Ids, labels: Ids) -> Case | None:
     turns = strip_reasoning(row["conversations"]) if source.reasoning == "strip" else row["conversations"]
-    messages = to_messages(turns)[: message_numbers(turns)[turn]]
+    messages = to_messages(turns)[: message_numbers(turns)[rendering.loss_spans[-1].turn]]
     tools = to_tools(row.get("tools"))
     try:
         prompt = source.renderer.apply_template(messages, tools, add_generation_prompt=True)
     except TEMPLATE_FAILURES:
-        return None  # it refuses a conversation without an answer: nobody can serve it either
+        return None  # the template refuses a conversation without its answer, so no engine can serve it
     (encoding,) = source.tokenizer.encode([prompt])
-    ids, labels = learned
     end = len(encoding.ids)
-    prefix = ids[:end] == encoding.ids and labels[end - 1] == IGNORE_INDEX != labels[end]
-    return Case(row["id"], ids, encoding.ids, RenderRequest(messages, tools, text), prefix)
+    starts_with_prompt = ids[:end] == encoding.ids and labels[end - 1] == IGNORE_INDEX != labels[end]
+    return Case(row["id"], ids, encoding.ids, RenderRequest(messages, tools, rendering.text), starts_with_prompt)
 
 
-def probes(source: Source) -> list[dict[str, Any]]:
-    """Conversations that data may lack and users do not: white space, scripts, markers, systems, tools."""
+def build_probes(source: Source) -> list[dict[str, Any]]:
+    """Conversations with features that the data may lack: white space, scripts, special tokens, systems, tools."""
     marker = " ".join(sorted(source.tokenizer.stops)) + source.renderer.generation_prompt
     questions = {
         "white space": "  \n\tHello,  there \r\n\n ",
@@ -309,88 +257,92 @@ def probes(source: Source) -> list[dict[str, Any]]:
         "code": '```python\nprint("a\\\\b")\n```\n<xml attr="&amp;">{"a": [1, null]}</xml>',
         "length": "word " * 300 + "1234567890" * 20,
     }
-    rows = [_talk(name, [("human", text), ("gpt", f"You said: {text.strip()}")]) for name, text in questions.items()]
+    rows = [_probe(name, [("human", text), ("gpt", f"You said: {text.strip()}")]) for name, text in questions.items()]
     several = [("human", "One?"), ("gpt", "Two."), ("human", "Three?\n"), ("gpt", "Four.")]
     call = json.dumps({"name": "now", "arguments": {"zone": "Europe/Zürich", "at": 1}}, ensure_ascii=False)
-    used = [("human", "How late?"), ("function_call", call), ("observation", '{"time": "5 pm"}'), ("gpt", "5 pm.")]
+    tool_use = [("human", "How late?"), ("function_call", call), ("observation", '{"time": "5 pm"}'), ("gpt", "5 pm.")]
     tool = {"name": "now", "description": "The time <now>", "parameters": {"type": "object", "properties": {}}}
     tools = json.dumps([{"type": "function", "function": tool}])
     return [
         *rows,
-        _talk("several turns", several),
-        _talk("system", [("system", " You are brief. "), *several]),
-        _talk("tools", used, tools),
-        _talk("system and tools", [("system", "You are brief."), *used], tools),
+        _probe("several turns", several),
+        _probe("system", [("system", " You are brief. "), *several]),
+        _probe("tools", tool_use, tools),
+        _probe("system and tools", [("system", "You are brief."), *tool_use], tools),
     ]
 
 
-def _talk(name: str, turns: Sequence[tuple[str, str]], tools: str | None = None) -> dict[str, Any]:
-    return {
-        "id": f"probe: {name}",
-        "conversations": [{"from": role, "value": value} for role, value in turns],
-        "tools": tools,
-    }
+def _probe(name: str, turns: Sequence[tuple[str, str]], tools: str | None = None) -> dict[str, Any]:
+    conversation = [{"from": role, "value": value} for role, value in turns]
+    return {"id": f"probe: {name}", "conversations": conversation, "tools": tools}
 
 
-# ------------------------------------------------------------------------------------------------------ comparing
+# ------------------------------------------------------------------------------------------------------ comparison
 
 
-def _agreement(engine: Backend, cases: Sequence[Case], stops: Sequence[int], source: Source) -> Agreement:
-    asked = [case.asked for case in cases]
-    prompts, texts = engine.encode_prompts(asked), engine.encode_texts(asked)
-    problems = [
-        _mismatch(case, prompt, texts[number] if texts else case.ids, source, engine)
+def _check_backend(backend: Backend, cases: Sequence[Case], stops: Sequence[int], source: Source) -> EngineParity:
+    requests = [case.request for case in cases]
+    prompts, texts = backend.encode_prompts(requests), backend.encode_texts(requests)
+    results = [
+        _find_mismatch(case, prompt, texts[number] if texts else case.ids, source, backend)
         for number, (case, prompt) in enumerate(zip(cases, prompts, strict=True))
         if prompt is not None
     ]
-    found = [problem for problem in problems if problem is not None]
-    wrong = tuple(problem for token in stops if (problem := engine.check_stop(token)))
-    served = len(problems)
-    first = next((problem for problem in found if not problem.why), found[0] if found else None)
-    return Agreement(engine.name, served, served - len(found), first, wrong, len(cases) - served)
+    mismatches = [result for result in results if result is not None]
+    first = next((mismatch for mismatch in mismatches if not mismatch.reason), mismatches[0] if mismatches else None)
+    return EngineParity(
+        engine=backend.name,
+        conversations=len(results),
+        equal=len(results) - len(mismatches),
+        first_mismatch=first,
+        stop_problems=tuple(problem for token in stops if (problem := backend.check_stop(token))),
+        skipped=len(cases) - len(results),
+        note=backend.note,
+    )
 
 
-def _mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Source, engine: Backend) -> Mismatch | None:
-    """How an engine's ids differ from the training's; the training itself is asked where its learning begins, too."""
-    if isinstance(engine, Trained) and not case.prefix:
-        return _difference(case, "behind the prompt", case.ids, case.prompt, source)
+def _find_mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Source, backend: Backend) -> Mismatch | None:
+    """The first mismatch with training; for `TrainingBackend` also whether the loss starts after the prompt."""
+    if isinstance(backend, TrainingBackend) and not case.starts_with_prompt:
+        return _compare(case, "after the prompt", case.ids, case.prompt, source)
     if prompt != case.prompt:
-        why = _why(case, prompt, source) if isinstance(engine, LlamaCppBackend | Ollama) else ""
-        return replace(_difference(case, "prompt", case.prompt, prompt, source), why=why)
+        reason = _known_reason(case, prompt, source) if isinstance(backend, LlamaCppBackend) else ""
+        return replace(_compare(case, "prompt", case.prompt, prompt, source), reason=reason)
     if text != case.ids:
-        return _difference(case, "conversation", case.ids, text, source)
+        return _compare(case, "conversation", case.ids, text, source)
     return None
 
 
-def _difference(case: Case, where: str, trained: Ids, served: Ids | str, source: Source) -> Mismatch:
+def _compare(case: Case, where: str, trained: Ids, served: Ids | str, source: Source) -> Mismatch:
     if isinstance(served, str):
         return Mismatch(case.id, where, 0, "", "a prompt", f"refused: {served}")
     shorter = min(len(trained), len(served))
-    place = next((n for n in range(shorter) if trained[n] != served[n]), shorter)
-
-    def words(ids: Ids) -> str:
-        return source.tokenizer.backend.decode(ids, skip_special_tokens=False)
-
-    before = words(trained[max(0, place - AROUND) : place])
-    shown = (words(trained[place : place + 4]), words(served[place : place + 4]))
-    return Mismatch(case.id, where, place, before, *shown)
+    token = next((n for n in range(shorter) if trained[n] != served[n]), shorter)
+    parts = (trained[max(0, token - CONTEXT_TOKENS) : token], trained[token : token + 4], served[token : token + 4])
+    return Mismatch(case.id, where, token, *(_decode(ids, source) for ids in parts))
 
 
-def _why(case: Case, served: Ids | str, source: Source) -> str:
-    """The known reason of llama.cpp's: the prompts differ, but only by digits of numbers that stand in tool calls."""
+def _decode(ids: Ids, source: Source) -> str:
+    return str(source.tokenizer.backend.decode(ids, skip_special_tokens=False))
+
+
+def _known_reason(case: Case, served: Ids | str, source: Source) -> str:
+    """`SIX_DIGITS` if the prompts differ only in the digits of numbers in tool calls, otherwise ""."""
     if isinstance(served, str):
         return ""
-    trained, other = (source.tokenizer.backend.decode(ids, skip_special_tokens=False) for ids in (case.prompt, served))
-    lost = set(Counter(FRACTION.findall(trained)) - Counter(FRACTION.findall(other)))
-    called = json.dumps([message.get("tool_calls") for message in case.asked.messages])
-    known = lost and lost <= set(FRACTION.findall(called)) and in_six_digits(trained) == in_six_digits(other)
-    return SIX_DIGITS if known else ""
+    trained_text, served_text = _decode(case.prompt, source), _decode(served, source)
+    lost = set(Counter(FRACTION.findall(trained_text)) - Counter(FRACTION.findall(served_text)))
+    calls = json.dumps([message.get("tool_calls") for message in case.request.messages])
+    is_known = (
+        lost and lost <= set(FRACTION.findall(calls)) and to_six_digits(trained_text) == to_six_digits(served_text)
+    )
+    return SIX_DIGITS if is_known else ""
 
 
-def in_six_digits(text: str) -> str:
-    """A text with its numbers as llama.cpp's templates write those of a tool call: C++ prints six digits.
+def to_six_digits(text: str) -> str:
+    """A text with its numbers as llama.cpp writes them in a tool call: C++ prints six digits.
 
-    >>> in_six_digits('{"at": -118.2437, "price": 3.0, "id": 12345678}')
+    >>> to_six_digits('{"at": -118.2437, "price": 3.0, "id": 12345678}')
     '{"at": -118.244, "price": 3, "id": 12345678}'
     """
     return FRACTION.sub(lambda number: f"{float(number[0]):g}", text)

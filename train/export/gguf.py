@@ -1,52 +1,60 @@
-"""In: a run, or a merged model. Out: GGUF files, one in 16 bits and one per quantisation, and what each costs.
+"""A run or a merged model → GGUF files, one with 16 bits and one per quantisation, each with its measured difference.
 
-llama.cpp converts, quantises and answers; here it is decided what goes in, each file gets its name in one move, and
-all are compared on held-out conversations: the 16-bit file with the merged model, the others with the 16-bit file.
-An importance matrix is taken of the training split, so that what measures the files has not shaped them.
+llama.cpp converts, quantises and computes logits. All files are compared on held-out conversations: the 16-bit file
+with the merged model, the others with the 16-bit file. An importance matrix is computed from the training split, so
+that the conversations used for the comparison have not influenced the files.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from schemas.environment import count_cores
+from schemas.atomic import atomic_file
 from schemas.errors import ExportError
 from schemas.manifest import Manifest, read_manifest
 from schemas.text import plural
-from train.export.activations import ROWS, rows_to_weigh, weigh
+from train.export.activations import ROWS, collect_activation_stats, truncate_rows
 from train.export.llamacpp.convert import OUT_TYPES, convert
-from train.export.llamacpp.imatrix import Imatrix, by_gguf_names, write_imatrix
+from train.export.llamacpp.imatrix import Imatrix, rename_to_gguf, write_imatrix
 from train.export.llamacpp.locate import FILE_TYPES, find_converter, find_quantiser
-from train.export.llamacpp.logits import evaluator, quantise
-from train.export.logit_diff import Difference, Sample, difference, loaded, model_logits, take_sample, vocabulary_of
-from train.export.merge import merge, stored_dtype
-from train.export.quant_choice import Quantised, advise
-from train.export.source import Source, beside, explained_disk, find_source, held_out_rows, train_rows
+from train.export.llamacpp.logits import open_gguf, quantise
+from train.export.llamacpp.server import count_threads, run_cpu_server
+from train.export.logit_diff import (
+    LogitComparison,
+    compare_logits,
+    compute_logits,
+    open_model,
+    read_vocabulary_size,
+    take_sample,
+)
+from train.export.merge import merge, read_dtype
+from train.export.output import ExportTarget, explain_write_errors, export_dir
+from train.export.quant_choice import GgufFile, recommend
+from train.export.source import Source, find_source, render_held_out, render_train
+from train.inference.backends import LlamaCppBackend
 from train.inference.generate import find_stop_ids
 
 MANIFEST_KEY = "curate.manifest"
-"""The key of a GGUF's metadata with the whole manifest; others, such as `curate.version`, say its parts."""
+"""The metadata key of a GGUF with the entire manifest; others, such as `curate.version`, have parts of it."""
 
-FARTHEST_KL = 0.01
-"""Divergence of the 16-bit file from the merged model above which the conversion is refused: it is not rounding."""
+MAX_CONVERSION_KL = 0.01
+"""A 16-bit file with a larger divergence from the merged model is refused: rounding does not explain it."""
 
-PULSE = 5.0
-"""Seconds between two lines of progress."""
+PROGRESS_SECONDS = 5.0
+"""Seconds between two progress messages."""
 
 Report = Callable[[str], None]
 
 
-def quantise_run(
+def export_gguf(
     store: Path,
     target: str,
     kinds: Sequence[str],
@@ -56,67 +64,66 @@ def quantise_run(
     imatrix: bool = False,
     rows: int = 8,
     check: bool = True,
-    report: Report = lambda _words: None,
-) -> list[Quantised]:
-    """The GGUF files of `kinds` (q4_k_m …) of the run that `target` names, behind the one in 16 bits.
+    report: Report = lambda _message: None,
+) -> list[GgufFile]:
+    """Write the GGUF files of the run that `target` names: 16 bits, followed by `kinds` (q4_k_m …).
 
-    Where they are compared, those that were measured in the folder before come last.
-
-    They go to `to` (default: `gguf/RUN` by the store). A merged model in `merged/RUN` is taken, and made if there is
-    none. With `imatrix` the kinds are rounded by an importance matrix of the version's own conversations. Raises
-    `ExportError` for an unknown kind, where llama.cpp is missing or cannot, or the disk is full.
+    They are written to `to` (default: `gguf/RUN` next to the store), from the merged model in `merged/RUN`, which is
+    created if it is missing. With `imatrix` an importance matrix from the version's conversations guides rounding. With
+    `check` the files are compared on `rows` held-out conversations, and files measured earlier follow in the result.
+    Raises `ExportError` for an unknown kind, if llama.cpp is missing or fails, or if the disk is full.
     """
     check_kinds(kinds)
     converter, quantiser = find_converter(llama_cpp), find_quantiser(llama_cpp)
     source = find_source(store, target)
-    held_out = held_out_rows(store, source) if check else None
-    merged = _merged(store, source, report)
-    folder = (to or beside(store, "gguf", source.name)).resolve()
-    with explained_disk(folder):
+    held_out = render_held_out(store, source) if check else None
+    model = _find_or_merge(store, source, report)
+    folder = (to or export_dir(store, "gguf", source.name)).resolve()
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        first = _converted(converter, merged, folder, source, report)
-        matrix = _imatrix(store, merged, first, source, report) if imatrix else None
-        make = partial(quantise, quantiser, first, threads=threads(), imatrix=matrix)
+        original = _convert(converter, model, folder, source, report)
+        matrix = _compute_imatrix(store, model, original, source, report) if imatrix else None
+        run_quantiser = partial(quantise, quantiser, original, threads=count_threads(), imatrix=matrix)
         name = f"{source.name}-imatrix" if matrix else source.name
-        files = {kind: _quantised(make, folder / f"{name}-{kind}.gguf", kind, source, report) for kind in kinds}
-    measured = _measured(held_out, merged, source, {kind_of(first): first, **files}, rows=rows, report=report)
-    return advise(measured, source)
+        files = {kind: _quantise(run_quantiser, folder / f"{name}-{kind}.gguf", kind, source, report) for kind in kinds}
+    paths = {read_kind(original): original, **files}
+    return recommend(_compare_files(held_out, model, source, paths, rows=rows, report=report), source)
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise `ExportError` for a kind that is none of `FILE_TYPES`."""
+    """Raise `ExportError` for a kind that is not in `FILE_TYPES`."""
     for kind in kinds:
         if kind not in FILE_TYPES:
-            raise ExportError(f"There is no quantisation {kind}.", f"Known: {', '.join(sorted(FILE_TYPES))}.")
+            raise ExportError(f"{kind} is not a known quantisation.", f"Known: {', '.join(sorted(FILE_TYPES))}.")
 
 
-def kind_of(path: Path) -> str:
+def read_kind(path: Path) -> str:
     """The kind in a file's name.
 
-    >>> kind_of(Path("gguf/r1/r1-q4_k_m.gguf"))
+    >>> read_kind(Path("gguf/r1/r1-q4_k_m.gguf"))
     'q4_k_m'
     """
     return path.stem.rpartition("-")[2]
 
 
-def _merged(store: Path, source: Source, report: Report) -> Path:
-    """The merged model by the store, made if it is not there; a run of all weights is one itself.
+def _find_or_merge(store: Path, source: Source, report: Report) -> Path:
+    """The merged model next to the store, created if it is missing; for a full fine-tune the run's own folder.
 
-    Raises `ExportError` when what is there is of another training.
+    Raises `ExportError` if the existing one was merged from another adapter.
     """
-    if source.whole:
+    if source.is_full_finetune:
         return source.adapter
-    folder = beside(store, "merged", source.name)
+    folder = export_dir(store, "merged", source.name)
     if not folder.exists():
-        report(f"merging into {folder}")
+        report(f"Merging into {folder}")
         return merge(store, str(source.adapter), to=folder).folder
     if read_manifest(folder).adapter_digest != source.manifest.adapter_digest:
-        raise ExportError(f"{folder} was merged from another adapter.", "Move it away; curate merge makes it anew.")
+        raise ExportError(f"{folder} was merged from another adapter.", "Move it; curate merge creates a new one.")
     return folder
 
 
-def metadata_of(manifest: Manifest) -> dict[str, str]:
-    """What a GGUF says of where it comes from."""
+def build_metadata(manifest: Manifest) -> dict[str, str]:
+    """The metadata of a GGUF that names its training data."""
     return {
         "curate.version": manifest.data.version,
         "curate.digest": manifest.data.digest,
@@ -129,125 +136,139 @@ def metadata_of(manifest: Manifest) -> dict[str, str]:
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
-    """The texts in a GGUF's metadata. Raises `ExportError` for a file that is none."""
+    """The text values in a GGUF's metadata. Raises `ExportError` if the file is not a GGUF."""
     from gguf import GGUFReader, GGUFValueType
 
     try:
         fields = GGUFReader(path).fields.values()
     except (ValueError, OSError) as error:
-        raise ExportError(f"{path} is no GGUF: {error}.", "curate gguf RUN writes one.") from error
+        raise ExportError(f"{path} is not a valid GGUF: {error}.", "curate gguf RUN writes one.") from error
     return {field.name: field.contents() for field in fields if field.types == [GGUFValueType.STRING]}
 
 
-def _converted(converter: Path, merged: Path, folder: Path, source: Source, report: Report) -> Path:
-    """The GGUF in 16 bits (32, where the base has 32 and is asked for): bf16 stays bf16, anything else is f16."""
-    kind = "bf16" if OUT_TYPES.get(stored_dtype(merged)) == "bf16" else "f16"
+def _convert(converter: Path, model: Path, folder: Path, source: Source, report: Report) -> Path:
+    """The 16-bit GGUF: bf16 for a model in bf16, otherwise f16."""
+    kind = "bf16" if OUT_TYPES.get(read_dtype(model)) == "bf16" else "f16"
     path = folder / f"{source.name}-{kind}.gguf"
-    if _is_there(path, source):
-        return path
-    report(f"converting to {kind}")
-    with _named_when_whole(path) as unfinished:
+    if not _exists(path, source):
+        report(f"Converting to {kind}")
         stop = find_stop_ids(source.renderer)[0]
-        convert(converter, merged, unfinished, kind, metadata=metadata_of(source.manifest), stop=stop)
+        with atomic_file(path) as temporary:
+            convert(converter, model, temporary, kind, metadata=build_metadata(source.manifest), stop=stop)
     return path
 
 
-def _imatrix(store: Path, merged: Path, first: Path, source: Source, report: Report) -> Path:
-    """The importance matrix of the run, as llama.cpp's own programs read it, beside the files."""
-    path = first.with_name(f"{source.name}.imatrix")
-    if not _is_there(path, source):
-        rows = rows_to_weigh(train_rows(store, source, ROWS))
-        report(f"weighing by {plural(len(rows), 'conversation')} of the training split")
-        with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
-            squares = by_gguf_names(weigh(model, rows, _now_and_then(report, "weighed")), first)
-        with _named_when_whole(path) as unfinished:
-            write_imatrix(unfinished, Imatrix(squares, len(rows), sum(map(len, rows))), metadata_of(source.manifest))
+def _compute_imatrix(store: Path, model: Path, original: Path, source: Source, report: Report) -> Path:
+    """The importance matrix in llama.cpp's format, next to the GGUF files."""
+    path = original.with_name(f"{source.name}.imatrix")
+    if not _exists(path, source):
+        rows = truncate_rows(render_train(store, source, ROWS))
+        report(f"Computing the importance matrix from {plural(len(rows), 'conversation')} of the training split")
+        with open_model(model, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as loaded:
+            stats = collect_activation_stats(loaded, rows, _limit_rate(report, "Processed"))
+        matrix = Imatrix(rename_to_gguf(stats, original), len(rows), sum(map(len, rows)))
+        with atomic_file(path) as temporary:
+            write_imatrix(temporary, matrix, build_metadata(source.manifest))
     return path
 
 
-def _quantised(make: Callable[[Path, str], None], path: Path, kind: str, source: Source, report: Report) -> Path:
-    if not _is_there(path, source):
-        report(f"quantising to {kind}")
-        with _named_when_whole(path) as unfinished:
-            make(unfinished, kind)
+def _quantise(run: Callable[[Path, str], None], path: Path, kind: str, source: Source, report: Report) -> Path:
+    if not _exists(path, source):
+        report(f"Quantising to {kind}")
+        with atomic_file(path) as temporary:
+            run(temporary, kind)
     return path
 
 
-def _is_there(path: Path, source: Source) -> bool:
-    """Whether a file was made before, of this very adapter; one of another is not written over."""
+def _exists(path: Path, source: Source) -> bool:
+    """Whether a file of this adapter exists already. Raises `ExportError` for a file of another adapter."""
     if not path.exists():
         return False
     if read_metadata(path).get("curate.adapter_digest") != source.manifest.adapter_digest:
-        raise ExportError(f"{path} is already there, of another adapter.", "Give another --to FOLDER.")
+        raise ExportError(f"{path} already exists, from another adapter.", "Give another --to FOLDER.")
     return True
 
 
-@contextmanager
-def _named_when_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` in one move when the block ends well."""
-    unfinished = path.with_name(f"{path.name}.partial")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _now_and_then(report: Report, what: str) -> Callable[[int, int], None]:
-    """A progress that tells `report` every `PULSE` seconds how many are done, and how long the others will take."""
-    started = told = time.monotonic()
+def _limit_rate(report: Report, verb: str) -> Callable[[int, int], None]:
+    """A progress callback that reports the count and the time left every `PROGRESS_SECONDS`."""
+    started = reported = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal reported
         now = time.monotonic()
-        if now - told >= PULSE and done < total:
-            told = now
+        if now - reported >= PROGRESS_SECONDS and done < total:
+            reported = now
             left = timedelta(seconds=round((now - started) / done * (total - done)))
-            report(f"{what} {done:,} of {total:,}, {left} left")
+            report(f"{verb} {done:,} of {total:,}, {left} left")
 
     return progress
 
 
-def threads() -> int:
-    """Threads for llama.cpp: OMP_NUM_THREADS, else every core that this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0")) or count_cores()
+# ------------------------------------------------------------------------------------------------------ comparison
 
 
-# ------------------------------------------------------------------------------------------------------ measuring
-
-
-def _measured(
-    held_out: pl.DataFrame | None, merged: Path, source: Source, files: Mapping[str, Path], *, rows: int, report: Report
-) -> list[Quantised]:
-    """Each file with its size and its difference: the first from the merged model, the others from the first."""
+def _compare_files(
+    held_out: pl.DataFrame | None, model: Path, source: Source, paths: Mapping[str, Path], *, rows: int, report: Report
+) -> list[GgufFile]:
+    """Each file with its size and comparison: the first with the merged model, the others with the first."""
     if held_out is None:
-        return [Quantised(kind, path, path.stat().st_size, None) for kind, path in files.items()]
-    sample = take_sample(held_out, vocabulary_of(merged), rows)
-    report("comparing with the merged model")
-    with loaded(merged, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as model:
-        reference = model_logits(model, sample, _now_and_then(report, "compared"))
-    found: list[Quantised] = []
-    for kind, path in files.items():
-        report(f"measuring {kind}")
-        said = _said(path, sample)
-        apart = difference(sample, reference, said)
-        if not found:
-            _check_conversion(apart, path)
-            reference = said
-        found.append(Quantised(kind, path, path.stat().st_size, apart))
-    return found
+        return [GgufFile(kind, path, path.stat().st_size, None) for kind, path in paths.items()]
+    sample = take_sample(held_out, read_vocabulary_size(model), rows)
+    report("Computing the logits of the merged model")
+    with open_model(model, trust_remote_code=bool(source.manifest.recipe["trust_remote_code"])) as loaded:
+        reference = compute_logits(loaded, sample, _limit_rate(report, "Compared"))
+    files: list[GgufFile] = []
+    for kind, path in paths.items():
+        report(f"Measuring {kind}")
+        with open_gguf(path, sample, count_threads()) as gguf:
+            logits = gguf.logits(sample)
+        comparison = compare_logits(sample, reference, logits)
+        if not files:
+            _check_conversion(comparison, path)
+            reference = logits
+        files.append(GgufFile(kind, path, path.stat().st_size, comparison))
+    return files
 
 
-def _said(path: Path, sample: Sample) -> Any:
-    with evaluator(path, sample, threads()) as model:
-        return model.logits(sample)
-
-
-def _check_conversion(apart: Difference, path: Path) -> None:
-    if not apart.kl <= FARTHEST_KL:
+def _check_conversion(comparison: LogitComparison, path: Path) -> None:
+    if not comparison.kl <= MAX_CONVERSION_KL:
         path.unlink()
         raise ExportError(
-            f"llama.cpp answers otherwise than the merged model: {apart.kl:.3g} nats per token apart, "
-            f"{apart.largest:.3g} in a logit.",
-            "This llama.cpp does not convert or compute this model rightly: --llama-cpp DIR names a newer one.",
+            f"llama.cpp's logits differ from those of the merged model: {comparison.kl:.3g} nats per token, "
+            f"{comparison.largest:.3g} in a logit.",
+            "This llama.cpp does not support this model correctly; --llama-cpp DIR selects a newer one.",
         )
+
+
+class GgufTarget(ExportTarget):
+    """A GGUF file."""
+
+    folder = "gguf"
+    engine = "llama.cpp"
+    command = "curate gguf"
+
+    def matches(self, path: Path) -> bool:
+        """Whether the file's name ends in .gguf."""
+        return path.suffix == ".gguf"
+
+    def find(self, folder: Path) -> Path | None:
+        """The largest file of the run, which is the one with 16 bits."""
+        return max(folder.glob("*.gguf"), key=lambda file: file.stat().st_size, default=None)
+
+    def read_origin(self, path: Path) -> tuple[str, str | None]:
+        """The run and adapter digest in the metadata. Raises `ExportError` if there are none."""
+        text = read_metadata(path).get(MANIFEST_KEY)
+        if text is None:
+            raise ExportError(f"{path} does not name the run that it was made from.", "curate gguf RUN writes one.")
+        manifest = json.loads(text)
+        return manifest["run"], manifest["adapter_digest"]
+
+    @contextmanager
+    def open_backend(self, path: Path) -> Iterator[LlamaCppBackend]:
+        """A llama.cpp server for the file."""
+        with run_cpu_server(path) as client:
+            yield LlamaCppBackend(f"llama.cpp, {path.name}", client)
+
+    def is_expected(self, source: Source, existing: Collection[str]) -> bool:  # noqa: ARG002
+        """Always expected."""
+        return True

@@ -1,87 +1,142 @@
-"""In: a chat template at work. Out: the same as a Go template for Ollama.
+"""A chat template → the text that it writes around each message (its slots) → a Go template for Ollama, and back.
 
-Nothing of the Jinja is read: the template is asked. Conversations whose words are known go through it, and what it
-writes around the words is what the Go template says. So there is one source of truth, whatever it is written in. What
-Go cannot say (trimming, tools in Python's spacing of JSON) is left to the contract to find, or to Ollama to refuse.
+The slots are found by rendering chats with known texts; the Jinja source is not parsed. Whatever depends on more than
+the slots, such as trimmed messages or tools, is not in the Go template.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from schemas.errors import ExportError
 from train.tokens.loss_mask import TEMPLATE_FAILURES, ChatRenderer
 
 SYSTEM, FIRST, ANSWER, SECOND = "Qsystem1Q", "Quser1Q", "Qanswer1Q", "Quser2Q"
-"""Words that no template writes."""
+"""Texts that do not occur in any template."""
+
+OPENINGS = (
+    "%(opening)s",
+    "{{ if .System }}%(before_system)s{{ .System }}%(after_system)s{{ else }}%(opening)s{{ end }}",
+)
+"""The start of the Go template without and with a system message."""
+
+MESSAGES = (
+    "{{ range $i, $m := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    '{{ if eq .Role "user" }}{{ if $open }}{{ else }}%(before_user)s{{ end }}{{ $open = false }}'
+    "{{ .Content }}%(after_user)s{{ if $last }}%(generation_prompt)s{{ end }}"
+    '{{ else if eq .Role "assistant" }}%(before_assistant)s{{ .Content }}'
+    "{{ if $last }}{{ else }}%(after_assistant)s{{ end }}{{ end }}{{ end }}"
+)
+SKELETONS = tuple("{{ $open := true }}" + opening + MESSAGES for opening in OPENINGS)
+
+SLOT = r'(?:(?!\{\{)[\s\S]|\{\{ "\{\{" \}\})*'
+"""The text of a slot in a Go template: no action, except the one that writes two braces."""
 
 
-def to_go(renderer: ChatRenderer, beginning: str = "") -> str:
-    """The Go template of a renderer; `beginning` is left away, since the server adds it.
+@dataclass(frozen=True, slots=True)
+class TemplateSlots:
+    """The text around the messages of a chat.
 
-    Raises `ExportError` when the template writes a conversation's words more than once, or in another order.
+    `opening` precedes the first user message of a chat without a system message, `before_user` each later one. The
+    generation prompt follows `after_user` of the last message. The system slots are None if a template refuses system
+    messages.
     """
-    user, answer = {"role": "user", "content": FIRST}, {"role": "assistant", "content": ANSWER}
-    again, system = {"role": "user", "content": SECOND}, {"role": "system", "content": SYSTEM}
-    opening, behind_question = _around(renderer.apply_template([user]), FIRST)
-    prompt = renderer.apply_template([user], add_generation_prompt=True).removeprefix(renderer.apply_template([user]))
-    _, between, behind_answer = _around(renderer.apply_template([user, answer]), FIRST, ANSWER)
-    _, _, before_question, _ = _around(renderer.apply_template([user, answer, again]), FIRST, ANSWER, SECOND)
-    parts = {
-        "opening": opening.removeprefix(beginning),
-        "behind_question": behind_question,
-        "prompt": prompt,
-        "before_answer": between.removeprefix(behind_question),
-        "behind_answer": behind_answer,
-        "before_question": before_question.removeprefix(behind_answer),
-    }
-    return _written({name: _literal(text) for name, text in parts.items()}, _system(renderer, system, user, beginning))
+
+    opening: str
+    before_system: str | None
+    after_system: str | None
+    before_user: str
+    after_user: str
+    generation_prompt: str
+    before_assistant: str
+    after_assistant: str
+
+    def fill(self, system: str, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text that Go renders from `to_go(self)` with Ollama's `.System` and `.Messages`."""
+        has_system = system and self.before_system is not None
+        parts = [f"{self.before_system}{system}{self.after_system}" if has_system else self.opening]
+        is_first = True
+        for number, message in enumerate(messages, start=1):
+            is_last = number == len(messages)
+            if message["Role"] == "user":
+                parts += ["" if is_first else self.before_user, message["Content"], self.after_user]
+                parts += [self.generation_prompt] if is_last else []
+                is_first = False
+            elif message["Role"] == "assistant":
+                parts += [self.before_assistant, message["Content"], "" if is_last else self.after_assistant]
+        return "".join(parts)
 
 
-def _system(
-    renderer: ChatRenderer, system: dict[str, str], user: dict[str, str], beginning: str
-) -> tuple[str, str] | None:
-    """What stands before and behind a system message, up to the first question; nothing where it is refused."""
-    try:
-        before, behind, _ = _around(renderer.apply_template([system, user]), SYSTEM, FIRST)
-    except TEMPLATE_FAILURES:
-        return None
-    return _literal(before.removeprefix(beginning)), _literal(behind)
+def find_slots(renderer: ChatRenderer, prefix: str = "") -> TemplateSlots:
+    """The slots of a chat template, without `prefix`, which the server adds to every prompt.
+
+    Raises `ExportError` if the template writes a message more than once, or messages in a different order.
+    """
+    user, assistant = {"role": "user", "content": FIRST}, {"role": "assistant", "content": ANSWER}
+    second, system = {"role": "user", "content": SECOND}, {"role": "system", "content": SYSTEM}
+    question = renderer.apply_template([user])
+    opening, after_user = _split(question, FIRST)
+    prompt = renderer.apply_template([user], add_generation_prompt=True).removeprefix(question)
+    _, between, after_assistant = _split(renderer.apply_template([user, assistant]), FIRST, ANSWER)
+    _, _, before_second, _ = _split(renderer.apply_template([user, assistant, second]), FIRST, ANSWER, SECOND)
+    before_system = after_system = None
+    with suppress(*TEMPLATE_FAILURES):
+        before_system, after_system, _ = _split(renderer.apply_template([system, user]), SYSTEM, FIRST)
+    return TemplateSlots(
+        opening=opening.removeprefix(prefix),
+        before_system=before_system and before_system.removeprefix(prefix),
+        after_system=after_system,
+        before_user=before_second.removeprefix(after_assistant),
+        after_user=after_user,
+        generation_prompt=prompt,
+        before_assistant=between.removeprefix(after_user),
+        after_assistant=after_assistant,
+    )
 
 
-def _around(text: str, *words: str) -> list[str]:
-    """What stands around the words in a text that has each once, in this order."""
+def _split(text: str, *messages: str) -> list[str]:
+    """The text before, between and after the messages, each of which occurs once and in this order."""
     parts, rest = [], text
-    for word in words:
-        before, found, rest = rest.partition(word)
-        if not found or word in rest:
+    for message in messages:
+        before, found, rest = rest.partition(message)
+        if not found or message in rest:
             raise ExportError(
                 "The template does not write each message once and in order, so it cannot be written for Ollama.",
-                "Serve it with curate serve, vLLM or TGI, which read the template itself.",
+                "Serve the run with curate serve, vLLM or TGI, which read the template itself.",
             )
         parts.append(before)
     return [*parts, rest]
 
 
-def _written(parts: dict[str, str], system: tuple[str, str] | None) -> str:
-    opening = parts["opening"]
-    if system is not None:
-        before, behind = system
-        opening = "{{ if .System }}" + before + "{{ .System }}" + behind + "{{ else }}" + opening + "{{ end }}"
-    question = (
-        "{{ if $open }}{{ else }}%(before_question)s{{ end }}{{ $open = false }}{{ .Content }}%(behind_question)s"
+def to_go(slots: TemplateSlots) -> str:
+    """The Go template with these slots."""
+    skeleton = SKELETONS[slots.before_system is not None]
+    return skeleton % {name: _escape(text) for name, text in asdict(slots).items() if text is not None}
+
+
+def read_slots(template: str) -> TemplateSlots:
+    """The slots of a Go template. Raises `ExportError` if it is not in the form that `to_go` writes."""
+    for skeleton in reversed(SKELETONS):
+        pattern = re.sub(r"%\\\((\w+)\\\)s", lambda slot: f"(?P<{slot[1]}>{SLOT})", re.escape(skeleton))
+        found = re.fullmatch(pattern, template)
+        if found:
+            slots: dict[str, Any] = {"before_system": None, "after_system": None}
+            slots |= {name: text.replace('{{ "{{" }}', "{{") for name, text in found.groupdict().items()}
+            return TemplateSlots(**slots)
+    raise ExportError(
+        "The Modelfile's template is not in the form that curate ollama writes, so it cannot be compared.",
+        "curate ollama RUN --to FOLDER writes a new one.",
     )
-    answer = "%(before_answer)s{{ .Content }}{{ if $last }}{{ else }}%(behind_answer)s{{ end }}"
-    return (
-        "{{ $open := true }}" + opening + "{{ range $i, $m := .Messages }}"
-        "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-        '{{ if eq .Role "user" }}' + question % parts + "{{ if $last }}" + parts["prompt"] + "{{ end }}"
-        '{{ else if eq .Role "assistant" }}' + answer % parts + "{{ end }}{{ end }}"
-    )
 
 
-def _literal(text: str) -> str:
-    """Text as it stands in a Go template: braces that would open an action are written by one.
+def _escape(text: str) -> str:
+    """A literal text in a Go template, where two braces are written by an action.
 
-    >>> _literal("a {{ b")
+    >>> _escape("a {{ b")
     'a {{ "{{" }} b'
     """
     return text.replace("{{", '{{ "{{" }}')

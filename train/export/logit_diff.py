@@ -1,55 +1,57 @@
-"""In: token rows and two models. Out: how far the second is from the first, in logits, probabilities and perplexity.
+"""Rows of token ids and two models → how much the logits, probabilities and perplexity of the second differ.
 
-The rows are conversations that were held out. Logits are kept in float32 for as many tokens as fit into `BUDGET`.
+The rows are held-out conversations. The reference logits are kept in float32, for as many tokens as fit in
+`LOGITS_BYTES`.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import Field
 
 from schemas.errors import ExportError
 from train.tokens.labels import IGNORE_INDEX
 
 Logits = npt.NDArray[np.float32]
-"""One row's logits: tokens x vocabulary."""
+"""The logits of one row: tokens x vocabulary."""
 
-BUDGET = 2**29
-"""Bytes of logits that are kept of the model that others are compared with."""
+LOGITS_BYTES = 2**29
+"""Memory for the logits of the reference model."""
 
-LONGEST = 512
-"""Tokens of a row that are looked at."""
+MAX_ROW_TOKENS = 512
+"""Longer rows are truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows of token ids, and beside each id whether it was learned (-100 where not)."""
+    """Rows of token ids and their labels (-100 where a token is not trained on)."""
 
     ids: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
 
     @property
     def tokens(self) -> int:
-        """Tokens in all rows."""
+        """The number of tokens in all rows."""
         return sum(map(len, self.ids))
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """How far a model is from its reference.
+class LogitComparison:
+    """How much a model differs from a reference.
 
-    `largest` is the largest difference of a logit, `scale` the largest logit of the reference; `kl` the mean over
-    all tokens of the Kullback-Leibler divergence from the reference, in nats; `same_choice` the share of tokens for
-    which both would say the same next token; `perplexity` is over the tokens that were to be learned, exp of their
-    mean loss.
+    `largest` is the largest difference of a logit and `scale` the largest logit of the reference. `kl` is the mean over
+    all tokens of the Kullback-Leibler divergence from the reference, in nats. `top1_agreement` is the share of tokens
+    with the same most likely next token. The perplexities are exp of the mean loss over loss tokens.
     """
 
     rows: int
@@ -57,25 +59,21 @@ class Difference:
     largest: float
     scale: float
     kl: float
-    same_choice: float
+    top1_agreement: Annotated[float, Field(alias="same_choice")]  # its key in measured.json
     perplexity: float
     reference_perplexity: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Its numbers by name."""
-        return asdict(self)
-
 
 def take_sample(rendered: pl.DataFrame, vocabulary: int, rows: int) -> Sample:
-    """The first `rows` rows of a rendered frame, cut to `LONGEST` tokens, as many as fit into the budget.
+    """The first `rows` rows of a rendered frame, up to `MAX_ROW_TOKENS` tokens each and `LOGITS_BYTES` in total.
 
-    Raises `ExportError` when there is none.
+    Raises `ExportError` if there is none.
     """
-    room = max(2, BUDGET // (4 * vocabulary))
+    room = max(2, LOGITS_BYTES // (4 * vocabulary))
     ids: list[list[int]] = []
     labels: list[list[int]] = []
-    for row in rendered.head(rows).iter_rows(named=True):  # a handful of rows, each for a model
-        length = min(len(row["input_ids"]), LONGEST, room)
+    for row in rendered.head(rows).iter_rows(named=True):  # a few rows, each of which is run through two models
+        length = min(len(row["input_ids"]), MAX_ROW_TOKENS, room)
         if length < 2:
             break
         ids.append(row["input_ids"][:length])
@@ -86,60 +84,58 @@ def take_sample(rendered: pl.DataFrame, vocabulary: int, rows: int) -> Sample:
     return Sample(ids, labels)
 
 
-def difference(sample: Sample, reference: Sequence[Logits], found: Sequence[Logits]) -> Difference:
-    """How far `found` is from `reference`, each one array per row of the sample."""
-    pairs = [(_log_probabilities(one), _log_probabilities(other)) for one, other in zip(reference, found, strict=True)]
+def compare_logits(sample: Sample, reference: Sequence[Logits], logits: Sequence[Logits]) -> LogitComparison:
+    """Compare `logits` with `reference`; both have one array per row of the sample."""
+    pairs = [(_log_softmax(one), _log_softmax(other)) for one, other in zip(reference, logits, strict=True)]
     divergences = np.concatenate([(np.exp(one) * (one - other)).sum(axis=1) for one, other in pairs])
-    choices = np.concatenate([one.argmax(axis=1) == other.argmax(axis=1) for one, other in pairs])
-    return Difference(
+    agreements = np.concatenate([one.argmax(axis=1) == other.argmax(axis=1) for one, other in pairs])
+    return LogitComparison(
         rows=len(sample.ids),
         tokens=sample.tokens,
-        largest=float(max(np.abs(one - other).max() for one, other in zip(reference, found, strict=True))),
+        largest=float(max(np.abs(one - other).max() for one, other in zip(reference, logits, strict=True))),
         scale=float(max(np.abs(one).max() for one in reference)),
         kl=max(0.0, float(divergences.mean())),
-        same_choice=float(choices.mean()),
+        top1_agreement=float(agreements.mean()),
         perplexity=_perplexity(sample, [other for _, other in pairs]),
         reference_perplexity=_perplexity(sample, [one for one, _ in pairs]),
     )
 
 
-def _log_probabilities(logits: Logits) -> Logits:
+def _log_softmax(logits: Logits) -> Logits:
     shifted = logits - logits.max(axis=1, keepdims=True)
     normalised: Logits = shifted - np.log(np.exp(shifted, dtype=np.float64).sum(axis=1, keepdims=True)).astype("f4")
     return normalised
 
 
-def _perplexity(sample: Sample, rows: Sequence[Logits]) -> float:
-    """Over the learned tokens, each judged by the logits of the token before it; over all, where none is learned."""
+def _perplexity(sample: Sample, log_probabilities: Sequence[Logits]) -> float:
+    """Perplexity over the loss tokens, each predicted from the token before it; NaN if there are none."""
     losses = [
-        -said[np.arange(len(ids) - 1), ids[1:]][np.asarray(labels[1:]) != IGNORE_INDEX]
-        for said, ids, labels in zip(rows, sample.ids, sample.labels, strict=True)
+        -row[np.arange(len(ids) - 1), ids[1:]][np.asarray(labels[1:]) != IGNORE_INDEX]
+        for row, ids, labels in zip(log_probabilities, sample.ids, sample.labels, strict=True)
     ]
-    together = np.concatenate(losses)
-    if together.size == 0:
-        return float("nan")
-    return float(np.exp(together.mean(dtype=np.float64)))
+    flat = np.concatenate(losses)
+    return float(np.exp(flat.mean(dtype=np.float64))) if flat.size else float("nan")
 
 
-# ---------------------------------------------------------------------------------------------- models of PyTorch
+# ------------------------------------------------------------------------------------------------- PyTorch models
 
 
-def model_logits(model: Any, sample: Sample, progress: Callable[[int, int], None] = lambda *_: None) -> list[Logits]:
-    """The logits of a model in memory, row by row: without padding, so that nothing moves them."""
+def compute_logits(model: Any, sample: Sample, progress: Callable[[int, int], None] = lambda *_: None) -> list[Logits]:
+    """The logits of a loaded model for each row, one at a time: padding would change them."""
     import torch
 
     rows = []
     with torch.inference_mode():
         for done, ids in enumerate(sample.ids, start=1):
-            given = torch.tensor([list(ids)], device=model.device)
-            rows.append(model(input_ids=given, use_cache=False).logits[0].float().cpu().numpy())
+            input_ids = torch.tensor([list(ids)], device=model.device)
+            rows.append(model(input_ids=input_ids, use_cache=False).logits[0].float().cpu().numpy())
             progress(done, len(sample.ids))
     return rows
 
 
 @contextmanager
-def loaded(base: Path, adapter: Path | None = None, *, trust_remote_code: bool = False) -> Iterator[Any]:
-    """A model in 16 bits on a GPU and in float32 on a CPU, with an adapter on it if one is given; freed afterwards."""
+def open_model(base: Path, adapter: Path | None = None, *, trust_remote_code: bool = False) -> Iterator[Any]:
+    """A loaded model, optionally with an adapter: 16 bits on a GPU, float32 on a CPU. Freed when the block ends."""
     import torch
 
     from train.model.base_model import load_model
@@ -157,9 +153,7 @@ def loaded(base: Path, adapter: Path | None = None, *, trust_remote_code: bool =
     torch.cuda.empty_cache()
 
 
-def vocabulary_of(base: Path) -> int:
+def read_vocabulary_size(base: Path) -> int:
     """The number of logits of a model, from its config."""
-    import json
-
     config: Mapping[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)

@@ -1,6 +1,7 @@
-"""In: GGUF files of a run and what each costs. Out: which of them to take, now and by the commands that come later.
+"""GGUF files of a run and their measured differences → the recommended file, also for later commands.
 
-What was measured is kept beside the files, so `curate ollama` and `curate serve` take what `curate gguf` has said.
+The measurements are stored next to the files, so that `curate ollama` and `curate serve` use the file that
+`curate gguf` recommended.
 """
 
 from __future__ import annotations
@@ -8,121 +9,124 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from schemas.atomic import write_text
 from schemas.errors import ExportError
-from train.export.logit_diff import Difference
-from train.export.source import Source, beside
+from train.export.logit_diff import LogitComparison
+from train.export.output import export_dir
+from train.export.source import Source
 
-KL_TO_TAKE, PERPLEXITY_TO_TAKE = 0.02, 1.01
-"""The file to take is the smallest whose divergence from 16 bits is at most this (nats per token), and whose
-perplexity is at most this many times as high: what differs less is lost in the noise of another seed."""
+MAX_KL, MAX_PERPLEXITY_RATIO = 0.02, 1.01
+"""The recommended file is the smallest whose divergence from 16 bits is at most this (nats per token), and whose
+perplexity is at most this many times as high: smaller differences are within the noise of another random seed."""
 
-PREFERRED = ("q4_k_m", "q5_k_m", "q8_0", "f16", "bf16")
-"""Kinds of GGUF in the order in which they are taken, when nobody says which and none was measured."""
+DEFAULT_KINDS = ("q4_k_m", "q5_k_m", "q8_0", "f16", "bf16")
+"""The order in which kinds are used if none is requested and none was measured."""
 
-WHOLE = ("f16", "bf16")
-"""Kinds of 16 bits, which the others are compared with."""
+SIXTEEN_BIT_KINDS = ("f16", "bf16")
+"""The kinds that the others are compared with."""
 
 MEASURED_FILE = "measured.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
-    """A GGUF: its kind, where it is, its size, and how far it is from its reference (None: not asked)."""
+class GgufFile:
+    """A GGUF: its kind, path, size, and comparison with its reference (None if it was not measured).
+
+    In `MEASURED_FILE` the comparison is called `difference` and the recommendation `take`.
+    """
 
     kind: str
     path: Path
     bytes: int
-    difference: Difference | None
-    take: bool = False
+    comparison: Annotated[LogitComparison | None, Field(alias="difference")]
+    recommended: Annotated[bool, Field(alias="take")] = False
+
+    @property
+    def perplexity_increase(self) -> float | None:
+        """The relative increase in perplexity over the reference, negative if it is lower."""
+        comparison = self.comparison
+        return None if comparison is None else comparison.perplexity / comparison.reference_perplexity - 1
+
+    @property
+    def exceeded_limits(self) -> list[str]:
+        """The measures that exceed their limit, "KL" or "PPL"."""
+        comparison = self.comparison
+        if comparison is None:
+            return []
+        max_perplexity = MAX_PERPLEXITY_RATIO * comparison.reference_perplexity
+        passed = {"KL": comparison.kl <= MAX_KL, "PPL": comparison.perplexity <= max_perplexity}  # False for NaN
+        return [name for name, is_within in passed.items() if not is_within]
 
     def as_json(self) -> dict[str, Any]:
-        """Its facts by name."""
-        return asdict(self) | {"path": str(self.path), "more_perplexity": more_perplexity(self.difference)}
+        """The fields and the perplexity increase."""
+        return asdict(self) | {"perplexity_increase": self.perplexity_increase}
 
 
-class Measured(BaseModel):
-    """What is kept in `MEASURED_FILE`: the files of one adapter, the one in 16 bits first."""
+class MeasuredFiles(BaseModel):
+    """The content of `MEASURED_FILE`: the files of one adapter, the 16-bit one first."""
 
     adapter_digest: str | None
-    files: tuple[Quantised, ...]
+    files: tuple[GgufFile, ...]
 
 
-def advise(files: Sequence[Quantised], source: Source) -> list[Quantised]:
-    """The files just measured and, behind them, those measured before that are still there; one has `take`.
+def recommend(files: Sequence[GgufFile], source: Source) -> list[GgufFile]:
+    """The measured files, followed by those measured earlier that still exist; one of them is `recommended`.
 
-    It is the smallest that is as good as the one in 16 bits (`KL_TO_TAKE`); what was measured is kept.
+    It is the smallest one within the limits (`MAX_KL`). The measurements are stored in `MEASURED_FILE`.
     """
-    if files[0].difference is None:
+    if files[0].comparison is None:
         return list(files)
     folder, new = files[0].path.parent, {file.path for file in files}
-    known = [*files, *(file for file in _measured(folder, source) if file.path not in new)]
-    kept = Measured(adapter_digest=source.manifest.adapter_digest, files=tuple(map(_by_name, known)))
-    (folder / MEASURED_FILE).write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return _with_advice(known)
+    known = [*files, *(file for file in _read_measured(folder, source) if file.path not in new)]
+    relative = tuple(replace(file, path=Path(file.path.name)) for file in known)
+    measured = MeasuredFiles(adapter_digest=source.manifest.adapter_digest, files=relative)
+    write_text(folder / MEASURED_FILE, measured.model_dump_json(indent=2, by_alias=True) + "\n")
+    return _mark_recommended(known)
 
 
-def _by_name(file: Quantised) -> Quantised:
-    return replace(file, path=Path(file.path.name))
-
-
-def _measured(folder: Path, source: Source) -> list[Quantised]:
-    """What was measured of the files in a folder before, as far as they are there and as they were."""
+def _read_measured(folder: Path, source: Source) -> list[GgufFile]:
+    """The files measured earlier that still exist with the same size."""
     path = folder / MEASURED_FILE
     if not path.exists():
         return []
     try:
-        kept = Measured.model_validate_json(path.read_bytes())
+        measured = MeasuredFiles.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ExportError(f"{path} is not what curate gguf has written.", "Remove it.") from error
-    files = [replace(file, path=folder / file.path.name) for file in kept.files]
-    mine = kept.adapter_digest == source.manifest.adapter_digest
-    return [file for file in files if mine and file.path.exists() and file.path.stat().st_size == file.bytes]
-
-
-def _with_advice(files: Sequence[Quantised]) -> list[Quantised]:
-    """The files, with `take` on the smallest that is in 16 bits or as good."""
-    good = [file for file in files if file.kind in WHOLE or not failed_limits(file.difference)]
-    best = min(good, key=lambda file: file.bytes, default=None)
-    return [replace(file, take=file is best) for file in files]
-
-
-def failed_limits(found: Difference | None) -> list[str]:
-    """The limits that a file is over, by the names that the table has for them."""
-    if found is None:
+        raise ExportError(f"{path} was not written by curate gguf.", "Remove it.") from error
+    if measured.adapter_digest != source.manifest.adapter_digest:
         return []
-    most = {"KL": KL_TO_TAKE, "PPL": PERPLEXITY_TO_TAKE * found.reference_perplexity}
-    is_in = {"KL": found.kl <= most["KL"], "PPL": found.perplexity <= most["PPL"]}  # NaN is in none
-    return [name for name, kept in is_in.items() if not kept]
+    files = [replace(file, path=folder / file.path.name) for file in measured.files]
+    return [file for file in files if file.path.exists() and file.path.stat().st_size == file.bytes]
 
 
-def more_perplexity(found: Difference | None) -> float | None:
-    """By which share the perplexity is higher than the reference's; below 0 where it is lower."""
-    return None if found is None else found.perplexity / found.reference_perplexity - 1
+def _mark_recommended(files: Sequence[GgufFile]) -> list[GgufFile]:
+    """The files, of which the smallest that has 16 bits or is within the limits is marked."""
+    good = [file for file in files if file.kind in SIXTEEN_BIT_KINDS or not file.exceeded_limits]
+    best = min(good, key=lambda file: file.bytes, default=None)
+    return [replace(file, recommended=file is best) for file in files]
 
 
-def gguf_of_run(store: Path, source: Source, quant: str = "", report: Callable[[str], None] = lambda _: None) -> Path:
-    """The GGUF of a run: of the kind that is asked for, else the one that `advise` said to take, else by `PREFERRED`.
+def find_gguf(store: Path, source: Source, quant: str = "", report: Callable[[str], None] = lambda _: None) -> Path:
+    """The GGUF of a run: of the kind `quant` if given, otherwise the recommended one, otherwise by `DEFAULT_KINDS`.
 
-    `report` is told which and why. Raises `ExportError` where there is none.
+    `report` receives the chosen file and the reason. Raises `ExportError` if there is none.
     """
-    folder = beside(store, "gguf", source.name)
-    advised = [] if quant else [file.path for file in _with_advice(_measured(folder, source)) if file.take]
-    paths = [*advised, *_candidates(folder, source.name, [quant] if quant else PREFERRED)]
-    path = next((path for path in paths if path.exists()), None)
+    folder = export_dir(store, "gguf", source.name)
+    measured = [] if quant else _mark_recommended(_read_measured(folder, source))
+    recommended = [file.path for file in measured if file.recommended]
+    kinds = [quant] if quant else DEFAULT_KINDS
+    names = [f"{source.name}-{imatrix}{kind}.gguf" for kind in kinds for imatrix in ("", "imatrix-")]
+    path = next((path for path in [*recommended, *(folder / name for name in names)] if path.exists()), None)
     if path is None:
         raise ExportError(
-            f"There is no GGUF {f'of {quant} ' if quant else ''}in {folder}.",
+            f"There is no {f'{quant} ' if quant else ''}GGUF in {folder}.",
             f"curate gguf {source.name} --quant {quant or 'q4_k_m'}",
         )
-    why = "as asked" if quant else "the one to take by what was measured" if advised else "nothing was measured"
+    reason = "selected by --quant" if quant else "recommended by curate gguf" if recommended else "nothing was measured"
     others = [other.stem.removeprefix(f"{source.name}-") for other in sorted(folder.glob("*.gguf")) if other != path]
-    report(f"Takes {path.name}: {why}." + (f" --quant takes another: {', '.join(others)}." if others else ""))
+    report(f"Using {path.name}: {reason}." + (f" --quant selects another: {', '.join(others)}." if others else ""))
     return path
-
-
-def _candidates(folder: Path, name: str, kinds: Sequence[str]) -> list[Path]:
-    return [folder / f"{name}-{matrix}{kind}.gguf" for kind in kinds for matrix in ("", "imatrix-")]

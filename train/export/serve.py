@@ -1,7 +1,7 @@
-"""In: a GGUF, or a run. Out: a server that speaks OpenAI's protocol, until it is stopped.
+"""A GGUF or a run → an OpenAI-compatible server, until it is stopped.
 
-llama.cpp's own server serves a GGUF; vLLM, where it is installed, serves a merged model. Both listen on the loopback
-and ask for a key, unless they are told otherwise.
+llama.cpp's server serves a GGUF; vLLM, if installed, serves a merged model. By default both listen on the loopback
+interface and require an API key.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import ExportError
-from train.export.llamacpp.server import LOOPBACK, check_port, serving
-from train.export.quant_choice import gguf_of_run
-from train.export.source import beside, find_source
+from train.export.llamacpp.server import LOOPBACK, check_port, run_server
+from train.export.output import export_dir
+from train.export.quant_choice import find_gguf
+from train.export.source import find_source
 from train.inference.openai_client import OpenAIClient, RefusedError
 
 ENGINES = ("llama.cpp", "vllm")
-PULSE = 2.0
-"""Seconds between two looks whether the server is still there."""
+HEALTH_CHECK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How to serve: where to listen, for whom, and with how much room."""
+class ServeOptions:
+    """How to serve: address, access and limits."""
 
     host: str = LOOPBACK
     port: int = 8080
@@ -41,70 +41,71 @@ class Wish:
 def serve(
     store: Path,
     target: str,
-    wish: Wish,
-    tell: Callable[[OpenAIClient], None],
+    options: ServeOptions,
+    on_ready: Callable[[OpenAIClient], None],
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve the GGUF that `target` is, or the one of the run that it names, until Ctrl-C; `tell` is told the address.
+    """Serve a GGUF, or the GGUF of a run, until Ctrl-C. `on_ready` is called when the server listens.
 
-    `report` is told which of the run's files it is. Raises `ExportError` when there is no GGUF, the port is taken, or
-    the server ends by itself.
+    `report` receives which file of the run is used. Raises `ExportError` if there is no GGUF, the port is in use, or
+    the server stops responding.
     """
-    path = gguf_to_serve(store, target, wish.quant, report)
-    with serving(
+    path = resolve_gguf(store, target, options.quant, report)
+    with run_server(
         path,
-        port=wish.port,
-        host=wish.host,
-        key=wish.key,
-        origins=wish.origins,
-        context=wish.context,
-        slots=wish.slots,
-    ) as address:
-        tell(address)
-        _watch(address)
+        port=options.port,
+        host=options.host,
+        key=options.key,
+        origins=options.origins,
+        context=options.context,
+        slots=options.slots,
+    ) as client:
+        on_ready(client)
+        _monitor(client)
 
 
-def gguf_to_serve(store: Path, target: str, quant: str = "", report: Callable[[str], None] = lambda _: None) -> Path:
-    """The GGUF that a target is or names: of a run the kind that is asked for, else the one to take."""
+def resolve_gguf(store: Path, target: str, quant: str = "", report: Callable[[str], None] = lambda _: None) -> Path:
+    """The GGUF file that `target` names, or of a run the one of kind `quant`, or else the recommended one."""
     path = Path(target).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ExportError(f"There is no file {path}.", "curate gguf RUN writes one.")
         return path
-    return gguf_of_run(store, find_source(store, target, weights=False), quant, report)
+    return find_gguf(store, find_source(store, target, weights=False), quant, report)
 
 
-def vllm_command(store: Path, target: str, wish: Wish) -> list[str]:
+def vllm_command(store: Path, target: str, options: ServeOptions) -> list[str]:
     """The command that serves a run's merged model with vLLM.
 
-    Raises `ExportError` where vLLM is not installed, nothing is merged, or the port is taken.
+    Raises `ExportError` if vLLM is not installed, the run is not merged, or the port is in use.
     """
     program = shutil.which("vllm")
     if program is None:
         raise ExportError("vLLM is not installed.", "pip install vllm, on a machine with a GPU; or --engine llama.cpp.")
     source = find_source(store, target, weights=False)
-    folder = source.adapter if source.whole else beside(store, "merged", source.name)
+    folder = source.adapter if source.is_full_finetune else export_dir(store, "merged", source.name)
     if not folder.is_dir():
         raise ExportError(f"Run {source.name} is not merged.", f"curate merge {source.name}")
-    check_port(wish.host, wish.port)
-    room = ["--max-model-len", str(wish.context)] if wish.context else []
-    where = ["--host", wish.host, "--port", str(wish.port)]
-    return [program, "serve", str(folder), "--served-model-name", source.name, *where, *room]
+    check_port(options.host, options.port)
+    context = ["--max-model-len", str(options.context)] if options.context else []
+    address = ["--host", options.host, "--port", str(options.port)]
+    return [program, "serve", str(folder), "--served-model-name", source.name, *address, *context]
 
 
-def become_vllm(store: Path, target: str, wish: Wish, tell: Callable[[OpenAIClient], None]) -> None:
-    """Go on as vLLM's server, in place of this process; the key goes along where no list of processes shows it."""
-    command = vllm_command(store, target, wish)
-    key = wish.key or secrets.token_urlsafe(24)
+def exec_vllm(store: Path, target: str, options: ServeOptions, on_ready: Callable[[OpenAIClient], None]) -> None:
+    """Replace this process with vLLM's server. The API key is passed in the environment, not in the process list."""
+    command = vllm_command(store, target, options)
+    key = options.key or secrets.token_urlsafe(24)
     os.environ["VLLM_API_KEY"] = key
-    tell(OpenAIClient(f"http://{wish.host}:{wish.port}", key, command[command.index("--served-model-name") + 1]))
+    model = command[command.index("--served-model-name") + 1]
+    on_ready(OpenAIClient(f"http://{options.host}:{options.port}", key, model))
     os.execv(command[0], command)
 
 
-def _watch(address: OpenAIClient) -> None:
+def _monitor(client: OpenAIClient) -> None:
     while True:
-        time.sleep(PULSE)
+        time.sleep(HEALTH_CHECK_SECONDS)
         try:
-            address.models()
+            client.models()
         except RefusedError as error:
-            raise ExportError(f"The server at {address.url} is not well: {error}.") from error
+            raise ExportError(f"The server at {client.url} reports an error: {error}.") from error

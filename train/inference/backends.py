@@ -35,6 +35,8 @@ class Backend(Protocol):
     """An engine that renders and tokenizes: for each request the ids, or the reason why there are none."""
 
     name: str
+    note: str
+    """What is compared, if it is not the engine itself; otherwise empty."""
 
     def encode_prompts(self, requests: Sequence[RenderRequest]) -> Sequence[Ids | str | None]:
         """The ids of the messages with the generation prompt; None for a request that the engine does not support."""
@@ -48,6 +50,8 @@ class Backend(Protocol):
 
 class TransformersBackend:
     """The folder of a model or an adapter as loaded by transformers, and therefore by vLLM and TGI."""
+
+    note = ""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -87,11 +91,13 @@ class TransformersBackend:
 class LlamaCppBackend:
     """A llama.cpp server: `/apply-template`, then `/tokenize`."""
 
+    note = ""
+
     def __init__(self, name: str, client: OpenAIClient) -> None:
         self.name = name
         self._client = client
 
-    def encode_prompts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
+    def encode_prompts(self, requests: Sequence[RenderRequest]) -> Sequence[Ids | str | None]:
         """The ids of the rendered messages, with the beginning-of-sequence token if the GGUF requires one."""
         return map_requests(self._encode, requests)
 
@@ -119,6 +125,8 @@ class LlamaCppBackend:
 
 class VllmBackend:
     """A vLLM server: `/tokenize` renders messages and tokenizes texts."""
+
+    note = ""
 
     def __init__(self, name: str, client: OpenAIClient) -> None:
         self.name = name

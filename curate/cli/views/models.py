@@ -1,4 +1,4 @@
-"""In: a merged model, quantised files, a contract. Out: what a person sees of them in the terminal."""
+"""A merged model, GGUF files, a server, a Modelfile or a parity report → text in the terminal."""
 
 from __future__ import annotations
 
@@ -10,127 +10,133 @@ from curate.cli.console import note, print_fields, print_json, print_line, print
 from schemas.text import plural
 
 if TYPE_CHECKING:
-    from train.checks.serving_parity import Agreement, Contract
-    from train.export.merge import Merged
-    from train.export.modelfile import ForOllama
-    from train.export.quant_choice import Quantised
+    from train.checks.serving_parity import EngineParity, ParityReport
+    from train.export.merge import MergedModel
+    from train.export.modelfile import OllamaExport
+    from train.export.quant_choice import GgufFile
     from train.inference.openai_client import OpenAIClient
 
 
-def show_merged(merged: Merged) -> None:
-    """Print where the model lies, how large it is, and how far from the adapter."""
-    found = merged.difference
-    facts = {
+def show_merged(merged: MergedModel) -> None:
+    """Print the folder and size of a merged model and its difference from the adapter."""
+    comparison = merged.comparison
+    fields = {
         "model": str(merged.folder),
-        "size": f"{_size(merged.bytes)} in {merged.dtype}, {merged.shards} {'file' if merged.shards == 1 else 'files'}",
+        "size": f"{_format_size(merged.bytes)} in {merged.dtype}, {plural(merged.shards, 'file')}",
     }
-    if merged.already:
-        facts["written"] = "nothing: it was there already, its papers and the length of its weights as they should be"
-    if found is None:
-        facts["compared"] = "no: --no-check"
+    if merged.already_exists:
+        fields["merge"] = "skipped: an identical merged model exists (metadata and file sizes match)"
+    if comparison is None:
+        fields["comparison"] = "skipped: --no-check"
     else:
-        facts |= {
-            "compared": f"{plural(found.rows, 'held-out conversation')}, {found.tokens:,} tokens",
-            "largest difference of a logit": f"{found.largest:.3g}",
-            "same next token": f"{found.same_choice:.2%}",
-            "perplexity": f"{found.perplexity:.4g}, the adapter's {found.reference_perplexity:.4g}",
+        fields |= {
+            "comparison": f"{plural(comparison.rows, 'held-out conversation')}, {plural(comparison.tokens, 'token')}",
+            "largest logit difference": f"{comparison.largest:.3g}",
+            "top-1 agreement": f"{comparison.top1_agreement:.2%}",
+            "perplexity": f"{comparison.perplexity:.4g}, with the adapter {comparison.reference_perplexity:.4g}",
         }
-    print_fields(facts, f"Run {merged.run}, merged")
+    print_fields(fields, f"Run {merged.run}, merged")
     note(f"Next: curate gguf {merged.run} · curate serve {merged.run} · curate ollama {merged.run}")
 
 
-def show_quantised(files: Sequence[Quantised]) -> None:
-    """Print each file with its size and what it costs, and which to take by what rule."""
-    from train.export.quant_choice import KL_TO_TAKE, PERPLEXITY_TO_TAKE
+def show_gguf(files: Sequence[GgufFile]) -> None:
+    """Print each file with its size and measurements, and the rule of the recommendation."""
+    from train.export.quant_choice import MAX_KL, MAX_PERPLEXITY_RATIO
 
-    columns = ["file", "size", "PPL", "more", "KL", "same token", "take"]
-    print_table((_file_row(file, place) for place, file in enumerate(files)), columns, title=str(files[0].path.parent))
-    if files[0].difference is None:
+    columns = ["file", "size", "PPL", "increase", "KL", "top-1", "pick"]
+    rows = (_gguf_row(file, is_reference=number == 0) for number, file in enumerate(files))
+    print_table(rows, columns, title=str(files[0].path.parent))
+    reference = files[0]
+    if reference.comparison is None:
         note("Not measured: --no-check.")
         return
-    note(f"{files[0].kind} is compared with the merged model, the others with {files[0].kind}.")
+    note(f"{reference.kind} is compared with the merged model, the others with {reference.kind}.")
     note(
-        f"Take the smallest with a divergence (KL) of at most {KL_TO_TAKE} nats per token and at most "
-        f"{PERPLEXITY_TO_TAKE - 1:.0%} more perplexity (PPL), named where a file is over; "
-        f"measured on {files[0].difference.tokens:,} held-out tokens."
+        f"← marks the recommended file: the smallest with a divergence (KL) of at most {MAX_KL} nats per token and a "
+        f"perplexity (PPL) increase of at most {MAX_PERPLEXITY_RATIO - 1:.0%}; exceeded limits are listed instead. "
+        f"Measured on {reference.comparison.tokens:,} held-out tokens."
     )
 
 
-def _file_row(file: Quantised, place: int) -> dict[str, Any]:
-    """As narrow as it can be said: names that are to be typed stay whole in 80 columns."""
-    from train.export.quant_choice import failed_limits, more_perplexity
-
-    found, more = file.difference, more_perplexity(file.difference)
-    numbers = {
-        "PPL": found and f"{found.perplexity:.4g}",
-        "more": found and (f"{more:+.2%}" if place else f"({more:+.2%})"),
-        "KL": found and (f"{found.kl:.2g}" if place else f"({found.kl:.2g})"),
-        "same token": found and f"{found.same_choice:.1%}",
+def _gguf_row(file: GgufFile, *, is_reference: bool) -> dict[str, Any]:
+    """One table row; the numbers of the reference, which no limit applies to, are in brackets."""
+    comparison, increase = file.comparison, file.perplexity_increase
+    brackets = "({})" if is_reference else "{}"
+    return {
+        "file": file.path.name,
+        "size": _format_size(file.bytes),
+        "PPL": comparison and f"{comparison.perplexity:.4g}",
+        "increase": comparison and brackets.format(f"{increase:+.2%}"),
+        "KL": comparison and brackets.format(f"{comparison.kl:.2g}"),
+        "top-1": comparison and f"{comparison.top1_agreement:.1%}",
+        "pick": "←" if file.recommended else "" if is_reference else ", ".join(file.exceeded_limits),
     }
-    over = ", ".join(failed_limits(found)) if place else ""
-    return {"file": file.path.name, "size": _size(file.bytes), **numbers, "take": "←" if file.take else over}
 
 
-def show_address(address: OpenAIClient, *, as_json: bool) -> None:
-    """Print where a server listens and its key, as soon as it does."""
+def show_server(client: OpenAIClient, *, as_json: bool) -> None:
+    """Print the URL, API key and model of a server that has just started."""
+    fields = {"url": f"{client.url}/v1", "key": client.key, "model": client.model}
     if as_json:
-        print_json({"url": f"{address.url}/v1", "key": address.key, "model": address.model})
+        print_json(fields)
     else:
-        print_fields({"url": f"{address.url}/v1", "key": address.key, "model": address.model}, "Serving")
-        note("Ctrl-C stops it.")
+        print_fields(fields, "Serving")
+        note("Press Ctrl-C to stop.")
     sys.stdout.flush()
 
 
-def show_ollama(written: ForOllama) -> None:
-    """Print where the Modelfile lies, and what to type."""
-    print_fields({"Modelfile": str(written.folder / "Modelfile"), "weights": str(written.gguf)}, "For Ollama")
-    note(f"Next: ollama create {written.name} -f {written.folder / 'Modelfile'} && ollama run {written.name}")
+def show_ollama(export: OllamaExport) -> None:
+    """Print the paths of a Modelfile and its GGUF, and the commands that use it."""
+    modelfile = export.folder / "Modelfile"
+    print_fields({"Modelfile": str(modelfile), "weights": str(export.gguf)}, "Ollama")
+    note(f"Next: ollama create {export.name} -f {modelfile} && ollama run {export.name}")
 
 
-def show_contract(contract: Contract) -> None:
-    """Print what each engine made of the conversations, the first difference of each, and the verdict."""
-    print_table((_engine_row(found) for found in contract.agreements), ["engine", "equal", "stops", "verdict"])
-    for found in contract.agreements:
-        for line in _difference_lines(found):
+def show_parity(report: ParityReport) -> None:
+    """Print the result of each engine, its first mismatch, and the overall result."""
+    print_table(map(_engine_row, report.engines), ["engine", "equal", "stops", "result"])
+    for engine in report.engines:
+        for line in _mismatch_lines(engine):
             print_line(line)
-    for what, why in contract.absent.items():
-        note(f"Not asked: {what} ({why}).")
-    if contract.unrendered:
-        note(f"{contract.unrendered} conversations or probes are none that the template renders; nobody is asked them.")
-    verdict = "the same tokens" if contract.kept else "NOT the same tokens"
-    engines, conversations = len(contract.agreements), plural(contract.conversations, "conversation")
+        if engine.note:
+            note(f"{engine.engine}: {engine.note}.")
+    for name, how in report.missing.items():
+        note(f"Not checked: {name} ({how}).")
+    if report.unrendered:
+        note(f"Skipped {plural(report.unrendered, 'conversation')} that the template cannot render.")
+    result = "token ids equal training" if report.passed else "token ids DIFFER from training"
     print_line(
-        f"Run {contract.run}: {verdict} in {plural(engines, 'engine')}, over {conversations} of "
-        f"{contract.version} and odd ones, in {contract.seconds:.1f} s."
+        f"Run {report.run}: {result} in {plural(len(report.engines), 'engine')}, on "
+        f"{plural(report.conversations, 'conversation')} of {report.version} and probes, in {report.seconds:.1f} s."
     )
 
 
-def _engine_row(found: Agreement) -> dict[str, Any]:
+def _engine_row(engine: EngineParity) -> dict[str, Any]:
+    skipped = f", {engine.skipped} skipped" if engine.skipped else ""
     return {
-        "engine": found.engine,
-        "equal": f"{found.equal} of {found.conversations}" + (f", refuses {found.unserved}" if found.unserved else ""),
-        "stops": "✗" if found.stops else "✓",
-        "verdict": "✓" if found.kept else "✗ differs",
+        "engine": engine.engine,
+        "equal": f"{engine.equal} of {engine.conversations}{skipped}",
+        "stops": "✗" if engine.stop_problems else "✓",
+        "result": "✓" if engine.passed else "✗ differs",
     }
 
 
-def _difference_lines(found: Agreement) -> Iterator[str]:
-    first = found.first
-    if first is not None:
-        yield f"{found.engine}, {first.conversation}, {first.where}, token {first.token}:"
-        yield f"  behind  {first.before!r}"
-        yield f"  trained {first.trained!r}"
-        yield f"  served  {first.served!r}"
-        if first.why:
-            yield f"  since   {first.why}"
-    for problem in found.stops:
-        yield f"{found.engine} does not stop: {problem}"
+def _mismatch_lines(engine: EngineParity) -> Iterator[str]:
+    mismatch = engine.first_mismatch
+    if mismatch is not None:
+        yield f"{engine.engine}, {mismatch.conversation}, {mismatch.where}, token {mismatch.token}:"
+        yield f"  after   {mismatch.before!r}"
+        yield f"  trained {mismatch.trained!r}"
+        yield f"  served  {mismatch.served!r}"
+        if mismatch.reason:
+            yield f"  reason  {mismatch.reason}"
+    for problem in engine.stop_problems:
+        yield f"{engine.engine} does not stop: {problem}"
 
 
-def _size(size: int) -> str:
-    """Bytes as people say them.
+def _format_size(size: int) -> str:
+    """Bytes as megabytes or gigabytes.
 
-    >>> _size(3_543_640), _size(16_060_000_000)
+    >>> _format_size(3_543_640), _format_size(16_060_000_000)
     ('3.5 MB', '16.1 GB')
     """
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,1 +1,1 @@
-"""Where llama.cpp is met: its converter, its quantiser, its logits and its server, as installed packages bring them."""
+"""llama.cpp as installed packages provide it: converter, quantiser, logits and server."""

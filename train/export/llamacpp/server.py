@@ -1,8 +1,8 @@
-"""In: a GGUF. Out: llama.cpp's own server for it, and what it answers. Through the package xllamacpp.
+"""A GGUF → llama.cpp's server for it, in a child process. Uses the package xllamacpp.
 
-The server runs in a process of its own, which ends with the one that started it: a server that could not start leaves
-threads behind, and a second one in the same process then waits for ever (xllamacpp 2026.10). It listens on the
-loopback, asks for a key, and lets no page of another origin in, unless it is told otherwise.
+The server needs its own process: after a failed start it leaves threads running, and a second server in the same
+process then waits forever (xllamacpp 2026.10). The process ends with its parent. By default the server listens on the
+loopback interface, requires an API key, and allows no web page of another origin.
 """
 
 from __future__ import annotations
@@ -14,23 +14,33 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from schemas.environment import install_command
+from schemas.environment import count_cores, install_command
 from schemas.errors import ExportError
 from train.inference.openai_client import OpenAIClient
 
 LOOPBACK = "127.0.0.1"
 SILENT = -1
 PLAIN_TEMPLATE = "{{ messages[0]['content'] }}"
-"""A template that every release reads: with it a server starts whose model's own template is the fault."""
+"""A template that every release can parse: a server that starts with it fails because of the model's own template."""
+
+
+def run_cpu_server(path: Path) -> AbstractContextManager[OpenAIClient]:
+    """A server without GPU and with a context of 512 tokens, enough to render and tokenize."""
+    return run_server(path, context=512, threads=count_threads(), gpu=False)
+
+
+def count_threads() -> int:
+    """Threads for llama.cpp: OMP_NUM_THREADS, otherwise all cores that this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or count_cores()
 
 
 @contextmanager
-def serving(
+def run_server(
     path: Path,
     *,
     port: int = 0,
@@ -42,24 +52,25 @@ def serving(
     threads: int = 0,
     gpu: bool = True,
 ) -> Iterator[OpenAIClient]:
-    """The address of a server for the GGUF at `path`, while the block runs; port 0 takes a free one.
+    """Serve the GGUF at `path` while the block runs; port 0 uses a free port.
 
-    `context` is in tokens, 0 for what the model was made for; `origins` are the pages that may ask it, by default its
-    own. Raises `ExportError` when the port is taken, or llama.cpp cannot load the model or read its template.
+    `context` is in tokens, 0 for the model's own. `origins` are the web origins that may send requests, by default the
+    server's own. Raises `ExportError` if the port is in use, or llama.cpp cannot load the model or its template.
     """
     check_port(host, port)
-    _check_installed()
+    if find_spec("xllamacpp") is None:
+        raise ExportError("llama.cpp's server, the package xllamacpp, is not installed.", install_command("gguf"))
     key = key or secrets.token_urlsafe(24)
-    order = {"path": str(path), "port": port, "host": host, "key": key, "origins": origins, "gpu": gpu}
-    order |= {"context": context, "slots": slots, "threads": threads}
-    with _child(order) as url:
+    job = {"path": str(path), "port": port, "host": host, "key": key, "origins": origins, "gpu": gpu}
+    job |= {"context": context, "slots": slots, "threads": threads}
+    with _start(job) as url:
         if not url:
-            raise _explained(order, path)
+            raise _explain(job, path)
         yield OpenAIClient(url, key, path.stem)
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise `ExportError` when another program listens there."""
+    """Raise `ExportError` if the port is in use."""
     if port == 0:
         return
     with socket.socket() as probe:
@@ -68,23 +79,18 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ExportError(
-                f"Port {port} on {host} cannot be used: {error.strerror}.", "Give another --port; 0 takes a free one."
+                f"Port {port} on {host} cannot be used: {error.strerror}.", "Give another --port; 0 uses a free one."
             ) from error
 
 
-def _check_installed() -> None:
-    if find_spec("xllamacpp") is None:
-        raise ExportError("llama.cpp's server, the package xllamacpp, is not installed.", install_command("gguf"))
-
-
 @contextmanager
-def _child(order: Mapping[str, Any]) -> Iterator[str]:
-    """A process with the server that `order` asks for: its address, or "" when it could not start."""
-    command = [sys.executable, "-P", "-c", "from train.export.llamacpp.server import work; work()"]
+def _start(job: Mapping[str, Any]) -> Iterator[str]:
+    """Start a child process with the server; its URL, or "" if it could not start."""
+    command = [sys.executable, "-P", "-c", "from train.export.llamacpp.server import run_job; run_job()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         try:
             yield process.stdout.readline().strip()
@@ -92,9 +98,9 @@ def _child(order: Mapping[str, Any]) -> Iterator[str]:
             process.kill()
 
 
-def _explained(order: Mapping[str, Any], path: Path) -> ExportError:
-    """What llama.cpp does not say: whether it is the model or its template. Asked by starting it with another."""
-    with _child({**order, "port": 0, "template": PLAIN_TEMPLATE}) as url:
+def _explain(job: Mapping[str, Any], path: Path) -> ExportError:
+    """llama.cpp does not report whether the model or its template is the cause; a start with another template does."""
+    with _start({**job, "port": 0, "template": PLAIN_TEMPLATE}) as url:
         starts = bool(url)
     if not starts:
         return ExportError(
@@ -102,41 +108,42 @@ def _explained(order: Mapping[str, Any], path: Path) -> ExportError:
         )
     return ExportError(
         f"llama.cpp cannot read the chat template in {path}.",
-        "Serve it with vLLM or TGI, which read it as training did; or train with a simpler --template.",
+        "Serve the run with vLLM or TGI, which read it as training did; or train with a simpler --template.",
     )
 
 
-# --------------------------------------------------------------------------------------------- in its own process
+# ----------------------------------------------------------------------------------------------- the child process
 
 
-def work() -> None:
-    """Start the server that the JSON on stdin asks for, print its address, and end when stdin does."""
+def run_job() -> None:
+    """Start the server described by the JSON on stdin, print its URL, and end when stdin is closed."""
     import xllamacpp
 
-    order = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline())
     try:
-        server = xllamacpp.Server(_parameters(xllamacpp, order))
+        server = xllamacpp.Server(_parameters(xllamacpp, job))
     except RuntimeError:
         print(flush=True)
-        os._exit(1)  # not waiting for the threads that a server leaves which could not start
+        os._exit(1)  # do not wait for the threads of a server that failed to start
     print(server.listening_address, flush=True)
     sys.stdin.read()
     os._exit(0)
 
 
-def _parameters(llama: Any, order: Mapping[str, Any]) -> Any:
-    wanted = llama.CommonParams()
-    wanted.model.path = order["path"]
-    wanted.port, wanted.hostnames = order["port"], [order["host"]]
-    wanted.api_keys = [order["key"]]
-    wanted.cors_origins = order["origins"] or f"http://{order['host']}" + (f":{order['port']}" if order["port"] else "")
-    wanted.n_ctx, wanted.n_parallel = order["context"], order["slots"]
-    wanted.model_alias = {Path(order["path"]).stem}  # else it tells its clients the path
-    wanted.use_jinja, wanted.warmup, wanted.verbosity = True, False, SILENT
-    if order["threads"]:
-        wanted.cpuparams.n_threads = order["threads"]
-    if not order["gpu"]:
-        wanted.n_gpu_layers = 0
-    if "template" in order:
-        wanted.chat_template = order["template"]
-    return wanted
+def _parameters(llama: Any, job: Mapping[str, Any]) -> Any:
+    parameters = llama.CommonParams()
+    parameters.model.path = job["path"]
+    parameters.port, parameters.hostnames = job["port"], [job["host"]]
+    parameters.api_keys = [job["key"]]
+    own_origin = f"http://{job['host']}" + (f":{job['port']}" if job["port"] else "")
+    parameters.cors_origins = job["origins"] or own_origin
+    parameters.n_ctx, parameters.n_parallel = job["context"], job["slots"]
+    parameters.model_alias = {Path(job["path"]).stem}  # the default name is the path
+    parameters.use_jinja, parameters.warmup, parameters.verbosity = True, False, SILENT
+    if job["threads"]:
+        parameters.cpuparams.n_threads = job["threads"]
+    if not job["gpu"]:
+        parameters.n_gpu_layers = 0
+    if "template" in job:
+        parameters.chat_template = job["template"]
+    return parameters
