@@ -257,7 +257,7 @@ def test_the_commands_print_what_a_person_and_a_program_can_read(curate, store, 
     planned = curate("plan", "chats@1", *options)
     assert planned.returncode == 1
     assert "11 kept, 0 truncated, 2 dropped" in planned.stdout
-    assert "curate train would refuse: 1 of 13" in planned.stdout
+    assert "curate train would refuse to start: 1 of 13" in planned.stdout
     refused = curate("plan", "chats@1", *options, "--json")
     assert (refused.returncode, json.loads(refused.stdout)["outcomes"]["dropped"]) == (1, 2)
     assert curate("plan", "chats@1", *options, "--set=train.long=drop", "--set=train.max_dropped=0.2").returncode == 0

@@ -128,7 +128,7 @@ def test_a_plan_counts_texts_and_the_parts_of_long_ones(store, capsys):
     assert planned.outcomes["kept"] + longer == len(TEXTS)
     assert [problem["conversations"] for problem in planned.problems] == [longer]
     show_plan(planned)
-    assert f"{longer} split into {parts.height} parts" in " ".join(capsys.readouterr().out.split())
+    assert f"{longer} split into {parts.height} windows" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_part_is_a_single_token_without_loss(store):

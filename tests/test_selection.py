@@ -350,7 +350,7 @@ def test_the_command_prints_counts_examples_and_the_next_command(store):
     assert result.exit_code == 0, result.output
     assert "not refusal and meta.rating > 3" in result.stdout
     assert "Do it" in result.stdout
-    assert "A freeze takes 1" in result.stdout
+    assert "The next freeze includes 1" in result.stdout
     assert "NULL" in result.stderr
     assert "Nothing was written" in result.stderr
     report = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
@@ -360,7 +360,7 @@ def test_the_command_prints_counts_examples_and_the_next_command(store):
 def test_the_command_reports_that_there_are_no_rules(store):
     shown = CliRunner().invoke(app, ["select", "--set", "select.rules={}", "--store", str(store)])
     assert shown.exit_code == 0, shown.output
-    assert "There is no rule" in shown.stderr
+    assert "There are no rules" in shown.stderr
     assert shown.stdout.startswith("Rules keep 3 of 3")
 
 

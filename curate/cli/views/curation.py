@@ -1,12 +1,10 @@
-"""Presenting: what scores, a selection and versions look like to a person. Light, for commands that import no files."""
+"""Near-duplicates and selections → text for people."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
-
-import typer
 
 from curate.cli.console import note, print_line, print_table, truncate
 from schemas.text import plural
@@ -15,58 +13,61 @@ if TYPE_CHECKING:
     from curate.dedup.clusters import DedupReport
     from curate.selection import SelectionReport
 
+SHORT_ID = 12
+"""Digits of an id in front of a prompt."""
 
-def show_duplicates(found: DedupReport) -> None:
-    """Print how many near-duplicates there are, and those that are closest to being none."""
-    print_line(
-        f"{found.near_duplicates:,} of {plural(found.conversations, 'conversation')} are near-duplicates of one that"
-        f" stays, {found.exact:,} of them in the very same words. With those they resemble they make"
-        f" {plural(found.clusters, 'cluster')}, the largest of {found.largest:,}."
-        if found.clusters
-        else f"None of {plural(found.conversations, 'conversation')} resembles another by {found.similarity}."
-    )
+
+def show_duplicates(report: DedupReport) -> None:
+    """Print the number of near-duplicates and clusters, and the least similar pairs."""
+    among = f"among {plural(report.conversations, 'conversation')}"
+    if report.clusters:
+        print_line(
+            f"Found {plural(report.near_duplicates, 'near-duplicate')} ({report.exact:,} exact) in "
+            f"{plural(report.clusters, 'cluster')} {among}; largest cluster: {report.largest:,}."
+        )
+    else:
+        print_line(f"Found no near-duplicates {among} at a similarity of {report.similarity}.")
     rows = [
         {
-            "similarity": f"{one['similarity']:.3f}",
-            "near-duplicate": f"{str(one['conversation'])[:12]} {one['prompt']}",
-            "stays": f"{str(one['nearest'])[:12]} {one['nearest_prompt']}",
+            "similarity": f"{pair['similarity']:.3f}",
+            "near-duplicate": f"{str(pair['conversation'])[:SHORT_ID]} {pair['prompt']}",
+            "kept": f"{str(pair['nearest'])[:SHORT_ID]} {pair['nearest_prompt']}",
         }
-        for one in found.examples
+        for pair in report.examples
     ]
     if rows:
-        print_table(rows, list(rows[0]), "The least alike of them")
-    if not found.written:
-        note("Nothing was written. Next: curate dedup, without --dry-run.")
-    elif found.clusters:
-        note('Next: a rule "not near_duplicate" and curate select; curate sql "FROM clusters" lists all.')
+        print_table(rows, list(rows[0]), "Least similar pairs")
+    if not report.written:
+        note("Nothing was written. Next: curate dedup without --dry-run.")
+    elif report.clusters:
+        note(
+            'Next: add the rule "not near_duplicate" and run curate select; curate sql "FROM clusters" lists clusters.'
+        )
 
 
-def show_selection(selection: SelectionReport, *, dry_run: bool) -> None:
-    """Print rule by rule how many leave, with examples, and what a freeze takes."""
-    steps = [asdict(step) for step in selection.rules]
-    if not steps:
-        note("There is no rule: all conversations stay. [select.rules] in the recipe, or --where, says which leave.")
+def show_selection(report: SelectionReport, *, dry_run: bool) -> None:
+    """Print how many conversations each rule drops, with examples, and the number for the next freeze."""
+    if report.rules:
+        columns = ["name", "rule", "before", "dropped", "unknown", "after"]
+        print_table(map(asdict, report.rules), columns)
     else:
-        print_table(steps, ["name", "rule", "before", "dropped", "unknown", "after"])
-    for step in steps:
-        for example in step["examples"]:
-            typer.echo(truncate(f"{step['name']:12} {example['id'][:12]}  {example['prompt']}", sys.stdout))
+        note("There are no rules, so all conversations are kept. Add rules to [select.rules], or use --where.")
+    for rule in report.rules:
+        for example in rule.examples:
+            print_line(truncate(f"{rule.name:12} {example['id'][:SHORT_ID]}  {example['prompt']}", sys.stdout))
     print_line(
-        f"Rules keep {selection.kept_by_rules:,} of {selection.conversations:,}; people keep"
-        f" {selection.kept_by_humans:,} more and drop {selection.dropped_by_humans:,}."
-        f" A freeze takes {selection.kept:,}."
+        f"Rules keep {report.kept_by_rules:,} of {plural(report.conversations, 'conversation')}; human verdicts keep "
+        f"{report.kept_by_humans:,} more and drop {report.dropped_by_humans:,}. The next freeze includes {report.kept:,}."
     )
-    for name in selection.shadowed:
-        note(f"In rules {name} is curate's own; the column {name} of a source is meta.{name}.")
-    for step in steps:
-        if step["before"] and not step["after"]:
-            note(
-                f"The rule {step['name']} keeps none of {plural(step['before'], 'conversation')}: is it what you mean?"
-            )
-    unknown = sum(step["unknown"] for step in steps)
+    for name in report.shadowed:
+        note(f"In rules, {name} is a built-in name; write meta.{name} for the source column.")
+    for rule in report.rules:
+        if rule.before and not rule.after:
+            note(f"The rule {rule.name} keeps none of {plural(rule.before, 'conversation')}. Check its expression.")
+    unknown = sum(rule.unknown for rule in report.rules)
     if unknown:
-        note(f"A rule gave NULL, neither true nor false, for {plural(unknown, 'conversation')}: not kept.")
+        note(f"A rule evaluated to NULL for {plural(unknown, 'conversation')}, which counts as failed.")
     if dry_run:
-        note("Nothing was written. Next: curate select, without --dry-run.")
+        note("Nothing was written. Next: curate select without --dry-run.")
     else:
-        note(f"{plural(selection.verdicts, 'verdict')} changed. Next: curate freeze NAME.")
+        note(f"{plural(report.verdicts, 'verdict')} changed. Next: curate freeze NAME.")

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import typer
-
+from curate.cli.console import print_line
 from curate.versions.lineage import Lineage, RejectedRow
 from schemas.text import printable
 
@@ -21,7 +20,7 @@ def show_lineages(lineages: Iterable[Lineage | RejectedRow]) -> None:
     """Print each lineage, a fact per line."""
     for lineage in lineages:
         for line in lineage_lines(lineage):
-            typer.echo(printable(line))
+            print_line(line)
 
 
 def lineage_lines(lineage: Lineage | RejectedRow) -> Iterator[str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from curate.cli.console import note, print_table
+from curate.cli.console import note, print_line, print_table
 from schemas.digest import canonical_json
-from schemas.text import plural, printable
+from schemas.text import plural
 
 if TYPE_CHECKING:  # the commands import only what they run
     from curate.versions.bundle import ExportResult
@@ -28,13 +26,13 @@ def show_freeze(result: FreezeResult) -> None:
     splits = ", ".join(
         f"{count:,} {split} ({plural(result.groups[split], 'group')})" for split, count in version.counts.items()
     )
-    typer.echo(f"{version.label} {state}: {plural(sum(version.counts.values()), 'conversation')} = {splits}")
-    typer.echo(f"digest {version.digest}")
-    typer.echo(f"parent {version.parent or 'none'}")
+    print_line(f"{version.label} {state}: {plural(sum(version.counts.values()), 'conversation')} = {splits}")
+    print_line(f"digest {version.digest}")
+    print_line(f"parent {version.parent or 'none'}")
     if result.moved:
-        typer.echo(f"In the other split than in {version.parent}: {plural(result.moved, 'conversation')}.")
+        print_line(f"In the other split than in {version.parent}: {plural(result.moved, 'conversation')}.")
     if not version.counts["held_out"]:
-        typer.echo("held_out is empty: a small share of few groups may select none. Try --held-out 20%.")
+        print_line("held_out is empty: a small share of few groups may select none. Try --held-out 20%.")
 
 
 def note_disputes(count: int) -> None:
@@ -65,10 +63,10 @@ def show_versions(versions: Sequence[Mapping[str, Any]]) -> None:
 def show_diff(diff: VersionDiff, changes: Sequence[Mapping[str, Any]]) -> None:
     """Print the counts, recipe changes and reasons of a diff, and the conversations in `changes`."""
     before, after = sum(diff.before.counts.values()), sum(diff.after.counts.values())
-    typer.echo(f"{diff.before.label}: {plural(before, 'conversation')}; {diff.after.label}: {after:,}")
-    typer.echo(", ".join(f"{count:,} {change}" for change, count in diff.counts.items()))
+    print_line(f"{diff.before.label}: {plural(before, 'conversation')}; {diff.after.label}: {after:,}")
+    print_line(", ".join(f"{count:,} {change}" for change, count in diff.counts.items()))
     for key in diff.recipe:
-        typer.echo(printable(f"recipe {key.key}: {canonical_json(key.before)} → {canonical_json(key.after)}"))
+        print_line(f"recipe {key.key}: {canonical_json(key.before)} → {canonical_json(key.after)}")
     if diff.changes.height:
         print_table(diff.reasons.to_dicts(), ["change", "conversations", "reason"])
     for change in changes:
@@ -80,20 +78,20 @@ def show_diff(diff: VersionDiff, changes: Sequence[Mapping[str, Any]]) -> None:
 def _show_change(change: Mapping[str, Any]) -> None:
     ids = " → ".join(change[end][:SHORT_DIGEST] for end in ("before", "after") if change[end])
     splits = " → ".join(dict.fromkeys(change[end] for end in ("split_before", "split_after") if change[end]))
-    typer.echo(printable(f"{change['change']:8} {ids} ({splits}) {change['origin'] or ''} {change['reason']}"))
+    print_line(f"{change['change']:8} {ids} ({splits}) {change['origin'] or ''} {change['reason']}")
     for turn in change.get("turns", []):
-        typer.echo(printable(f"    turn {turn['position'] + 1}, {turn['role']}"))
+        print_line(f"    turn {turn['position'] + 1}, {turn['role']}")
         for line in turn["lines"]:
-            typer.echo(printable(f"    {line}"))
+            print_line(f"    {line}")
 
 
 def show_export(result: ExportResult) -> None:
     """Print the files of an export, and how many conversations were left out and why."""
-    typer.echo(f"{result.version.label} written to {result.to} as {result.format}, read back and compared")
+    print_line(f"{result.version.label} written to {result.to} as {result.format}, read back and compared")
     for name, file in result.files.items():
-        typer.echo(f"  {name}: {plural(file.conversations, 'conversation')} ({file.split})")
+        print_line(f"  {name}: {plural(file.conversations, 'conversation')} ({file.split})")
     for reason, count in result.reasons.items():
-        typer.echo(f"  left out: {count:,}, {reason}")
+        print_line(f"  left out: {count:,}, {reason}")
 
 
 def show_restore(result: RestoreResult) -> None:
@@ -101,5 +99,5 @@ def show_restore(result: RestoreResult) -> None:
     version = result.version
     state = "restored" if result.new else "already exists, its members were written again"
     total = plural(sum(version.counts.values()), "conversation")
-    typer.echo(f"{version.label} {state}: {total}, {result.conversations:,} of them new to the store")
-    typer.echo(f"digest {version.digest}, recomputed from the conversations")
+    print_line(f"{version.label} {state}: {total}, {result.conversations:,} of them new to the store")
+    print_line(f"digest {version.digest}, recomputed from the conversations")
