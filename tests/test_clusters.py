@@ -181,7 +181,9 @@ def test_the_command_prints_counts_and_the_next_command(curate, tmp_path, sample
     done = curate("dedup", "--json")
     assert (done.returncode, json.loads(done.stdout)["near_duplicates"]) == (0, 10)
     shown = curate("dedup")
-    assert "10 of 380 conversations are near-duplicates" in " ".join(shown.stdout.split())
+    assert "Found 10 near-duplicates (10 exact) in 10 clusters among 380 conversations" in " ".join(
+        shown.stdout.split()
+    )
     assert "not near_duplicate" in shown.stderr
     ((one, other),) = [row[:2] for row in clusters(tmp_path / "curate.duckdb") if row[2]][:1]
     assert f"one of 2 in cluster {other}, near-duplicate of {other}, similarity 1.000" in curate("trace", one).stdout

@@ -392,5 +392,5 @@ def test_a_column_that_clashes_with_a_built_in_name_is_reported(tmp_path):
     selection = select_store(store, Recipe(), "source = 'web'")
     assert (selection.kept, selection.shadowed) == (0, ["source"])
     shown = CliRunner().invoke(app, ["select", "--store", str(store), "--where", "source = 'web'", "--dry-run"])
-    assert "the column source of a source is meta.source" in " ".join(shown.stderr.split())
+    assert "write meta.source for the source column" in " ".join(shown.stderr.split())
     assert "The rule --where keeps none of 1 conversation" in " ".join(shown.stderr.split())

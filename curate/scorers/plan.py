@@ -7,6 +7,7 @@ A scorer with default parameters fills the column of its name, with other parame
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -207,6 +208,6 @@ def describe_scorers() -> list[dict[str, str]]:
 
 def _describe_scorer(name: str, function: Scorer) -> dict[str, str]:
     defaults = _parameter_model(name, function)().model_dump(mode="json")
-    parameters = ", ".join(f"{key} = {canonical_json(value)}" for key, value in defaults.items())
+    parameters = ", ".join(f"{key} = {json.dumps(value, sort_keys=True)}" for key, value in defaults.items())
     description = (inspect.getdoc(function) or "").partition("\n")[0]
     return {"scorer": name, "parameters": parameters, "description": description}

@@ -40,9 +40,7 @@ def show_duplicates(report: DedupReport) -> None:
     if not report.written:
         note("Nothing was written. Next: curate dedup without --dry-run.")
     elif report.clusters:
-        note(
-            'Next: add the rule "not near_duplicate" and run curate select; curate sql "FROM clusters" lists clusters.'
-        )
+        note('Next: curate select with a rule "not near_duplicate"; curate sql "FROM clusters" lists the clusters.')
 
 
 def show_selection(report: SelectionReport, *, dry_run: bool) -> None:
@@ -57,7 +55,8 @@ def show_selection(report: SelectionReport, *, dry_run: bool) -> None:
             print_line(truncate(f"{rule.name:12} {example['id'][:SHORT_ID]}  {example['prompt']}", sys.stdout))
     print_line(
         f"Rules keep {report.kept_by_rules:,} of {plural(report.conversations, 'conversation')}; human verdicts keep "
-        f"{report.kept_by_humans:,} more and drop {report.dropped_by_humans:,}. The next freeze includes {report.kept:,}."
+        f"{report.kept_by_humans:,} more and drop {report.dropped_by_humans:,}. "
+        f"The next freeze includes {report.kept:,}."
     )
     for name in report.shadowed:
         note(f"In rules, {name} is a built-in name; write meta.{name} for the source column.")
