@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +51,14 @@ def train(job: Job, loaded: Loaded) -> Fit:
     measurements = autotune(job, loaded, lambda config, rows: make_trainer(job, loaded, config, rows)[0])
     batch_config = job.batch_config or (pick_fastest(measurements) if measurements else configured)
     job.on_size_chosen(batch_config, None, [measurement.as_json() for measurement in measurements])
-    while isinstance(outcome := _run(job, loaded, batch_config), _OutOfMemory):
-        gc.collect()
-        torch.cuda.empty_cache()
-        error = outcome.error
-        if error.smaller is None:
-            raise error
-        logger.info("%s", error.sentence)
-        batch_config = error.smaller
-        job = replace(job, resume=outcome.checkpoint or job.resume, evaluations=outcome.evaluations)
-        step_down = {"step": error.step, "batch": batch_config.batch, "accumulate": batch_config.accumulate}
-        job.on_size_chosen(batch_config, step_down, ())
-    facts = _facts(job, loaded, outcome, batch_config)
-    metrics = _save_best(job, outcome, base_loss)
-    steps = int(metrics.get("best_step", outcome.trainer.state.global_step))
-    per_step = batch_config.batch * batch_config.accumulate * world_size()
-    sequences = outcome.trainer.train_dataset.select(range(outcome.sequences)).to_polars()  # without filler
+    finished = _run_until_finished(job, loaded, batch_config)
+    facts = _facts(job, loaded, finished)
+    metrics = _save_best(job, finished, base_loss)
+    steps = int(metrics.get("best_step", finished.trainer.state.global_step))
+    per_step = finished.batch_config.batch * finished.batch_config.accumulate * world_size()
+    sequences = finished.trainer.train_dataset.select(range(finished.sequences)).to_polars()  # without filler
     epoch_counts = count_epochs(job.rows, sequences, per_step, steps, job.recipe.seed)
-    epochs = steps / steps_per_epoch(outcome.sequences, per_step)
+    epochs = steps / steps_per_epoch(finished.sequences, per_step)
     return Fit(metrics | {"epochs": epochs}, facts, epoch_counts.to_list())
 
 
@@ -88,6 +78,26 @@ class _Finished:
     trainer: SFTTrainer
     callback: TrainingCallback
     sequences: int
+    batch_config: BatchConfig
+
+
+def _run_until_finished(job: Job, loaded: Loaded, batch_config: BatchConfig) -> _Finished:
+    """Train, and resume with a smaller batch size whenever the GPU runs out of memory.
+
+    Raises `OutOfGpuMemoryError` if there is no smaller one.
+    """
+    while isinstance(outcome := _run(job, loaded, batch_config), _OutOfMemory):
+        gc.collect()
+        torch.cuda.empty_cache()
+        error = outcome.error
+        if error.smaller is None:
+            raise error
+        logger.info("%s", error.sentence)
+        batch_config = error.smaller
+        job = replace(job, resume=outcome.checkpoint or job.resume, evaluations=outcome.evaluations)
+        step_down = {"step": error.step, "batch": batch_config.batch, "accumulate": batch_config.accumulate}
+        job.on_size_chosen(batch_config, step_down, ())
+    return outcome
 
 
 def _run(job: Job, loaded: Loaded, batch_config: BatchConfig) -> _Finished | _OutOfMemory:
@@ -108,7 +118,7 @@ def _run(job: Job, loaded: Loaded, batch_config: BatchConfig) -> _Finished | _Ou
     else:
         if callback.stopped:
             raise KeyboardInterrupt
-        return _Finished(trainer, callback, sequences)
+        return _Finished(trainer, callback, sequences, batch_config)
     return _OutOfMemory(out_of_memory, _save_last_step(trainer, job), callback.evaluations)
 
 
@@ -180,7 +190,7 @@ def _save_best(job: Job, finished: _Finished, base_loss: float | None) -> dict[s
     return losses | {"eval_loss": loss, "best_step": float(step), "last_eval_loss": losses["eval_loss"]}
 
 
-def _facts(job: Job, loaded: Loaded, finished: _Finished, batch_config: BatchConfig) -> dict[str, Any]:
+def _facts(job: Job, loaded: Loaded, finished: _Finished) -> dict[str, Any]:
     """The settings that were really used, where the recipe leaves them open or the engine overrides them."""
     trainer = finished.trainer
     trained = [(name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
@@ -196,9 +206,7 @@ def _facts(job: Job, loaded: Loaded, finished: _Finished, batch_config: BatchCon
         "optimizer": str(trainer.args.optim).rsplit(".", 1)[-1].lower(),
         "schedule": str(trainer.args.lr_scheduler_type).rsplit(".", 1)[-1].lower(),
         "target_modules": [] if job.method == "full" else sorted(trainer.model.peft_config["default"].target_modules),
-        "batch": batch_config.batch,
-        "accumulate": batch_config.accumulate,
-        "checkpointing": batch_config.checkpointing,
+        **asdict(finished.batch_config),
         **embedding,
         **loaded.facts,
         "gpus": world_size(),
