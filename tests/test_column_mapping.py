@@ -6,7 +6,8 @@ import shlex
 import polars as pl
 import pytest
 
-from curate.ingest.column_mapping import ColumnMapping, extend_mapping, find_mapping, merge_mappings, metadata_json
+from curate.ingest.column_mapping import extend_mapping, find_mapping, merge_mappings, metadata_json
+from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
 from schemas.recipe import ImportSection
 
@@ -127,22 +128,22 @@ def test_a_shape_that_is_asked_for_decides_between_two():
 @pytest.mark.parametrize(
     ("wanted", "what"),
     [
-        ({"map": {"questoin": "a"}}, "questoin is no known field, did you mean question?"),
-        ({"map": {"question": "bodytext"}}, "bodytext is no known column, did you mean body_text?"),
-        ({"shape": "sharegtp"}, "sharegtp is no known shape, did you mean sharegpt?"),
-        ({"shape": "pairs", "map": {"output": "a"}}, "output is no known field of pairs."),
-        ({"role": "autor"}, "autor is no known column, did you mean author?"),
+        ({"map": {"questoin": "a"}}, "questoin is not a known field, did you mean question?"),
+        ({"map": {"question": "bodytext"}}, "bodytext is not a known column, did you mean body_text?"),
+        ({"shape": "sharegtp"}, "sharegtp is not a known shape, did you mean sharegpt?"),
+        ({"shape": "pairs", "map": {"output": "a"}}, "output is not a known field of pairs."),
+        ({"role": "autor"}, "autor is not a known column, did you mean author?"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(wanted, what):
     error = refused(table(body_text="Hi", author="Ada"), **wanted)
     assert error.what == what
-    assert error.hint.startswith("There are: ")
+    assert error.hint.startswith("Known names: ")
 
 
 def test_what_is_missing_beside_a_map_is_named():
     error = refused(table(body_text="Hi", best="Hello"), map={"question": "body_text"})
-    assert error.what == "For pairs, no column is found for answer; the columns are body_text, best."
+    assert error.what == "pairs needs a column for answer; the columns are body_text, best."
     assert error.hint == "Add --map answer=COLUMN"
 
 
@@ -207,7 +208,7 @@ def test_rows_of_two_shapes_are_named_with_their_numbers():
 )
 def test_preferences_are_explained_with_the_way_to_take_one_side(columns, hint):
     error = refused(table(**columns))
-    assert error.what.startswith("These are preferences")
+    assert error.what.startswith("This is preference data")
     assert error.hint.endswith(hint)
     assert found(table(**columns), **options_of(hint))[1]
 
@@ -228,12 +229,12 @@ def test_of_very_many_columns_the_first_are_listed_and_the_others_counted():
     first = ", ".join(f"c{number}" for number in range(20)) + " and 100 more"
     assert refused(frame).what == f"No shape fits these columns: {first}."
     assert refused(frame, map={"question": "c7"}).what.endswith(f"the columns are {first}.")
-    assert refused(frame, map={"question": "c777"}).hint == f"There are: {first}."
+    assert refused(frame, map={"question": "c777"}).hint == f"Known names: {first}."
 
 
 def test_of_very_many_readings_the_first_are_listed_and_the_others_counted():
     error = refused(table(question="a", query="b", prompt="c", answer="d", response="e", completion="f"))
-    assert error.what.startswith("The columns can be read in 9 ways: ")
+    assert error.what.startswith("The columns fit 9 mappings: ")
     *readings, last = error.hint.split("\n")[1:]
     assert (len(readings), last) == (6, "    and 3 more")
 
@@ -268,7 +269,7 @@ def test_two_mappings_of_one_source_are_merged_or_refused():
         merge_mappings(pairs, ColumnMapping("pairs", {"question": "q", "answer": "a", "system": "s"})).fields["system"]
         == "s"
     )
-    with pytest.raises(SourceError, match="begins as pairs \\(q, a\\) and goes on as pairs \\(p, a\\)"):
+    with pytest.raises(SourceError, match="from pairs \\(q, a\\) to pairs \\(p, a\\)"):
         merge_mappings(pairs, ColumnMapping("pairs", {"question": "p", "answer": "a"}))
 
 

@@ -70,18 +70,18 @@ def test_a_ragged_row_is_rejected_with_its_line_number(tmp_path):
     assert batch.table.rows() == [("x\ny", "1"), ("5", "6")]
     assert batch.row.to_list() == [1, 4]
     assert batch.rejects.rows() == [
-        (2, 4, "ragged-row", "It has 1 cell and the header 2: nothing for 'a'.", "2"),
-        (3, 5, "ragged-row", "It has 4 cells and the header 2: too many by 'five', 'six'.", "3,4,five,six"),
+        (2, 4, "ragged-row", "The record has 1 cell, the header 2; missing: 'a'.", "2"),
+        (3, 5, "ragged-row", "The record has 4 cells, the header 2; surplus: 'five', 'six'.", "3,4,five,six"),
     ]
 
 
 def test_of_many_cells_that_are_missing_or_too_many_the_first_are_named_and_the_others_counted(tmp_path):
     batch = only(written(tmp_path / "a.csv", "a,b,c,d,e,f,g,h\n1\n1,2\n1,2,3,4,5,6,7,8,9\n" + "1," * 15 + "\n"))
     assert batch.rejects["reason"].to_list() == [
-        "It has 1 cell and the header 8: nothing for 'b', 'c', 'd', 'e', 'f' and 2 more.",
-        "It has 2 cells and the header 8: nothing for 'c', 'd', 'e', 'f', 'g', 'h'.",
-        "It has 9 cells and the header 8: too many by '9'.",
-        "It has 16 cells and the header 8: too many by '1', '1', '1', '1', '1' and 3 more.",
+        "The record has 1 cell, the header 8; missing: 'b', 'c', 'd', 'e', 'f' and 2 more.",
+        "The record has 2 cells, the header 8; missing: 'c', 'd', 'e', 'f', 'g', 'h'.",
+        "The record has 9 cells, the header 8; surplus: '9'.",
+        "The record has 16 cells, the header 8; surplus: '1', '1', '1', '1', '1' and 3 more.",
     ]
 
 
@@ -142,7 +142,7 @@ def test_quotes_that_are_not_doubled_cost_their_own_record_only(tmp_path):
 @pytest.mark.parametrize("few", [1, 4, 256])
 def test_rows_between_many_faults_are_all_found_with_their_lines(tmp_path, monkeypatch, few):
     """Behind a fault the search goes on in steps; a step may end within a record, and a record fill several."""
-    monkeypatch.setattr(csv_scanner, "FEW", few)
+    monkeypatch.setattr(csv_scanner, "FIRST_STEP", few)
     blocks = [
         f'{n},"he said "no" to me"\n' + f'{n},fine\n{n},"on\ntwo\n\nlines"\n' * (n % 7) + f"{n}\n" * (n % 3)
         for n in range(200)
@@ -195,7 +195,7 @@ def test_a_header_may_have_newlines_doubles_and_gaps(tmp_path):
 
 
 def test_a_header_whose_quote_is_not_closed_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="header's quotes"):
+    with pytest.raises(SourceError, match="quotes of the header are unbalanced"):
         read(written(tmp_path / "a.csv", 'q,"a\n1,2\n3,4\n5,6\n'))
 
 
@@ -203,7 +203,7 @@ def test_a_header_in_another_encoding_is_refused_also_above_rows_of_ascii(tmp_pa
     path = written(tmp_path / "a.csv", '\n"question\nde vous",réponse\n1,2\n'.encode("cp1252"))
     with pytest.raises(SourceError, match=r"a\.csv, line 3: byte 0xe9 is not UTF-8; .* like cp1252") as error:
         read(path)
-    assert error.value.hint == "Say so: --encoding cp1252"
+    assert error.value.hint == "Add --encoding cp1252"
     assert only(path, encoding="cp1252").table.columns == ["question\nde vous", "réponse"]
 
 
@@ -264,15 +264,17 @@ def test_well_formed_csv_is_read_as_the_standard_library_reads_it(tmp_path, smal
 
 
 def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path):
-    with pytest.raises(SourceError, match="carriage returns alone"):
+    with pytest.raises(SourceError, match="carriage returns without newlines"):
         read(written(tmp_path / "a.csv", "q,a\r1,2\r3,4\r"))
 
 
 @pytest.mark.parametrize("line", ["sep=;\r\n", '"sep=,"\n', "SEP=\t\n"])
 def test_a_note_to_excel_about_the_delimiter_is_no_header_and_is_named(tmp_path, line):
-    with pytest.raises(SourceError, match=r"The first line of .*a\.csv, (?i:sep)=., is a note to Excel") as caught:
+    with pytest.raises(
+        SourceError, match=r"The first line of .*a\.csv, (?i:sep)=., is a delimiter hint for Excel"
+    ) as caught:
         read(written(tmp_path / "a.csv", f"{line}question;answer\r\nq;a\r\n"))
-    assert caught.value.hint == "Leave it out: tail -n +2 FILE"
+    assert caught.value.hint == "Remove it: tail -n +2 FILE"
 
 
 def test_a_column_whose_name_only_begins_as_a_note_to_excel_is_a_column(tmp_path):

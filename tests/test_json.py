@@ -63,20 +63,20 @@ def test_blank_lines_are_no_rows_and_shift_no_line_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("line", "code", "reason"),
     [
-        ('{"a": "x", ', "broken-json", "It is no valid JSON: it ends too early."),
-        ('{"a": "x" "b": 1}', "broken-json", "It is no valid JSON: expecting ',' delimiter at character 11."),
-        ('{"a": "x', "broken-json", "It is no valid JSON: the string that starts at character 7 has no end."),
-        ('{"a": 1}{"a": 2}', "broken-json", "It is no valid JSON: more text follows it, at character 9."),
-        ('["a"]', "not-an-object", "It is a list, and an object was expected."),
-        ("null", "not-an-object", "It is null, and an object was expected."),
-        ('{"a": "1", "a": "2"}', "duplicate-key", "A key stands in it twice."),
-        ('{"a": "\\ud800"}', "broken-json", r"A string in it holds half of a surrogate pair, such as \ud800."),
+        ('{"a": "x", ', "broken-json", "Invalid JSON: the text ends too early."),
+        ('{"a": "x" "b": 1}', "broken-json", "Invalid JSON: expecting ',' delimiter at character 11."),
+        ('{"a": "x', "broken-json", "Invalid JSON: the string that starts at character 7 is not closed."),
+        ('{"a": 1}{"a": 2}', "broken-json", "Invalid JSON: more text follows the value, at character 9."),
+        ('["a"]', "not-an-object", "Expected an object, found a list."),
+        ("null", "not-an-object", "Expected an object, found null."),
+        ('{"a": "1", "a": "2"}', "duplicate-key", "A key occurs twice."),
+        ('{"a": "\\ud800"}', "broken-json", r"A string contains half of a surrogate pair, such as \ud800."),
         (
             '{"a": NaN}',
             "broken-json",
-            "It is no valid JSON: NaN is no JSON value; null is what says that there is none.",
+            "Invalid JSON: NaN is not a JSON value; write null for a missing value.",
         ),
-        ('{"a": "tab\there"}', "broken-json", "It is no valid JSON: invalid control character at character 11."),
+        ('{"a": "tab\there"}', "broken-json", "Invalid JSON: invalid control character at character 11."),
     ],
 )
 def test_a_line_that_is_no_object_is_a_reject_with_its_line_and_a_reason(tmp_path, line, code, reason):
@@ -137,7 +137,7 @@ def test_a_damaged_line_among_utf8_is_a_reject(tmp_path):
 
 def test_an_object_with_ids_for_keys_is_refused(tmp_path):
     path = written(tmp_path / "a.jsonl", json.dumps({str(number): number for number in range(6000)}))
-    with pytest.raises(SourceError, match="more than 5,000 different keys"):
+    with pytest.raises(SourceError, match="more than 5,000 distinct keys"):
         read(path)
 
 

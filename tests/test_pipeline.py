@@ -220,9 +220,9 @@ def test_a_command_imports_all_of_its_files_or_none(store: Path, tmp_path: Path)
     ("second", "options", "said"),
     [
         ([{"colour": "red", "size": 3}], {}, "No shape fits these columns: colour, size."),
-        ([{"text": "a", "code": "b", "n": 1}], {}, "What these columns mean is not certain: text, code, n."),
-        ([{"question": "a", "answer": "b"}], {"map": {"answer": "output"}}, "output is no known column."),
-        ([alpaca(1)] * 99 + [{"instruction": "a", "response": "b"}], {}, "The columns can be read in 2 ways: "),
+        ([{"text": "a", "code": "b", "n": 1}], {}, "The meaning of these columns is not certain: text, code, n."),
+        ([{"question": "a", "answer": "b"}], {"map": {"answer": "output"}}, "output is not a known column."),
+        ([alpaca(1)] * 99 + [{"instruction": "a", "response": "b"}], {}, "The columns fit 2 mappings: "),
     ],
 )
 def test_what_is_wrong_with_the_columns_of_one_of_several_files_is_said_with_its_name(
@@ -302,7 +302,7 @@ def test_compressed_files_folders_and_globs_are_read(store: Path, tmp_path: Path
 
 def test_a_file_that_goes_away_while_it_is_read_is_told_and_nothing_of_it_stays(store: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "gone.jsonl", map(alpaca, range(10)))
-    with pytest.raises(SourceError, match=r"gone\.jsonl was changed while it was read"):
+    with pytest.raises(SourceError, match=r"gone\.jsonl was changed during the import"):
         import_files(store, [str(path)], ImportSection(), progress=lambda *_: path.unlink(missing_ok=True))
     assert ask(store, "SELECT count(*) FROM origins") == [(0,)]
 

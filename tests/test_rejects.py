@@ -270,7 +270,7 @@ def test_an_export_to_a_full_disk_says_to_free_some_space(
 
 def test_an_export_is_never_written_over_by_itself(store: Path, tickets: Path, tmp_path: Path) -> None:
     export(store, tmp_path / "fix.csv")
-    with pytest.raises(ExportError, match="there already"):
+    with pytest.raises(ExportError, match="already exists"):
         export(store, tmp_path / "fix.csv")
     with pytest.raises(ExportError, match=r"\.csv"):
         export(store, tmp_path / "fix.xlsx")
@@ -307,7 +307,7 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
     ("row", "code", "excerpt"),
     [
         ('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}], "id": "x"}',
-         "empty-answer", "human: Hi · gpt: (nothing)"),
+         "empty-answer", "human: Hi · gpt: (empty)"),
         ('{"messages": [{"role": "user", "content": "Hi"}, {"role": "boss", "content": "No"}]}',
          "unknown-role", 'turn 1: {"role": "user", "content": "Hi"} · turn 2: {"role": "boss", "content": "No"}'),
         ('{"id": "' + "x" * 200 + '", "messages": [{"role" "user"}]}', "broken-json", '"messages": [{"role" "user"}]}'),
@@ -348,6 +348,6 @@ def test_a_row_that_is_one_turn_is_shown_by_itself_whatever_other_files_hold(sto
 def test_the_command_shows_codes_whole_and_the_fault_also_in_a_narrow_terminal(tickets: Path, curate) -> None:
     shown = curate("rejects", COLUMNS="70").stdout
     assert "tickets.csv  empty-answer  2     line 3, 4" in shown
-    assert "tickets.csv, line 3: empty-answer. Turn 2 (gpt) is empty.\n    human: When? · gpt: (nothing)" in shown
+    assert "tickets.csv, line 3: empty-answer. Turn 2 (gpt) is empty.\n    human: When? · gpt: (empty)" in shown
     listed = curate("rejects", "--list", "--code", "ragged-row").stdout
     assert listed.splitlines()[1] == "    4,How?,So.,too,many,cells"

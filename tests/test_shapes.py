@@ -5,8 +5,8 @@ import json
 import polars as pl
 import pytest
 
-from curate.ingest.column_mapping import ColumnMapping, ParsedTable, parse_table
-from curate.ingest.shapes.shape import PARSE_RULES
+from curate.ingest.column_mapping import parse_table
+from curate.ingest.shapes.shape import PARSE_RULES, ColumnMapping, ParsedTable
 from schemas.errors import SourceError
 
 CALL = '{"name": "add", "arguments": {"a": 1.0}}'
@@ -111,7 +111,7 @@ def test_the_names_of_roles_that_exports_use(name, role):
 def test_a_role_that_is_not_known_is_named_with_its_turn():
     found = sharegpt(("human", "Hi"), ("narrator", "Enter Ada."))
     assert problems(found) == [(0, "unknown-role")]
-    assert found.problems["reason"][0] == "Turn 2 is by narrator, which is no role that is known."
+    assert found.problems["reason"][0] == "Turn 2 has an unknown role: narrator"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_turn_with_a_key_twice_is_a_problem_of_its_row_alone(shape, turn):
     fine = answer.replace("gpt", "human").replace("assistant", "user")
     found = read(shape, {name: [f"[{turn}, {answer}]", f"[{fine}, {answer}]", f"[{fine}, {answer}, {turn}]"]})
     assert problems(found) == [(0, "duplicate-key"), (2, "duplicate-key")]
-    assert found.problems["reason"].to_list() == ["Turn 1 has a key twice.", "Turn 3 has a key twice."]
+    assert found.problems["reason"].to_list() == ["Turn 1 has a duplicate key.", "Turn 3 has a duplicate key."]
     assert len(talk(found, 1)) == 2
 
 
@@ -167,7 +167,7 @@ def test_what_is_no_number_is_no_answer():
 
 def test_python_s_way_of_writing_a_list_is_named():
     found = read("sharegpt", {"conversations": ["[{'from': 'human', 'value': 'Hi'}]"]})
-    assert found.problems["reason"][0].startswith("This is how Python prints a list, not JSON")
+    assert found.problems["reason"][0].startswith("A list as printed by Python, not JSON")
 
 
 def test_a_table_of_unreadable_cells_has_no_turns():
@@ -304,7 +304,7 @@ def test_text_parts_are_joined_and_images_are_a_problem():
         USER, ANSWER, {"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": "x"}}]}
     )
     assert problems(found) == [(0, "non-text-content")]
-    assert found.problems["reason"][0] == "Turn 3 is not text: it has image_url."
+    assert found.problems["reason"][0] == "Turn 3 is not text: it contains image_url."
 
 
 def test_a_text_that_looks_like_json_stays_text():

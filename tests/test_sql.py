@@ -135,7 +135,7 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["import", ""], "The name of a file is empty."),
+        (["import", ""], "A file name is empty."),
         (["status", "--store", ""], "The path of the store is empty."),
         (["status", "--store", "nowhere/x.db"], "The folder nowhere for the store does not exist."),
         (["score", "--why", ""], "The id is empty."),
@@ -145,7 +145,7 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
                 "rows.jsonl",
                 *["--group-by", "prompt", "--order-by", "response", "--role", "prompt", "--text", "prompt"],
             ],
-            "rows.jsonl: The columns prompt, response cannot be read as long",
+            "rows.jsonl: The columns prompt, response do not fit long",
         ),
         (["select", "--where", "left(prompt, 99999999999) = 'x'"], ""),
         (["select", "--where", " or ".join(f"words = {n}" for n in range(3000))], ""),

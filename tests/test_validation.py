@@ -80,8 +80,8 @@ def test_every_rule_that_refuses_has_a_case():
 def test_a_finding_says_which_turn_and_what_was_found():
     found = validate(turns(SOUND[0], REFUSED["not-ending-with-assistant"], REFUSED["broken-tool-call"]))
     assert found.filter(pl.col("severity") == "reject")["reason"].to_list() == [
-        "Turn 3 (human) is the last, and not the assistant's.",
-        'Turn 2 (function_call) is no valid tool call: {"name": "add", "arguments": "a=1"}',
+        "Turn 3 (human) is the last turn, but not an assistant turn.",
+        'Turn 2 (function_call) is not a valid tool call: {"name": "add", "arguments": "a=1"}',
     ]
 
 
@@ -103,12 +103,12 @@ def test_warnings_are_told_all_and_refuse_nothing():
     found = validate(turns(talk))
     assert found["code"].to_list() == ["control-token-text", "unreadable-character", "outer-white-space"]
     assert set(found["severity"]) == {"warning"}
-    assert found["reason"][0] == "Turn 1 (human) holds <|im_end|>."
+    assert found["reason"][0] == "Turn 1 (human) contains <|im_end|>."
 
 
 @pytest.mark.parametrize("value", ["5", "-1.5e3", '["a"]', '{"a": 1}', "[]", " true\n", "[[1],\n[2]]"])
 def test_a_text_that_is_no_words_is_warned_of_where_nobody_asks(value):
-    assert (0, "no-words") in codes([("gpt", value)], asked=False)
+    assert (0, "no-words") in codes([("gpt", value)], has_questions=False)
     assert (0, "no-words") not in codes([("human", "How many?"), ("gpt", value)])
 
 
@@ -116,7 +116,7 @@ def test_a_text_that_is_no_words_is_warned_of_where_nobody_asks(value):
     "text", ["5 apples", "[Verse 1] La la [end]", "{curly} words}", "nullify", "In 1984", "a: [1]"]
 )
 def test_words_with_numbers_and_brackets_are_words(text):
-    assert codes([("gpt", text)], asked=False) == []
+    assert codes([("gpt", text)], has_questions=False) == []
 
 
 def test_control_tokens_begin_alike_so_that_looking_for_them_is_quick():

@@ -1,1 +1,1 @@
-"""A file of rows → conversations, origins and rejects in the store."""
+"""Source files → conversations, origins and rejects in the store."""

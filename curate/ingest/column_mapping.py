@@ -1,13 +1,13 @@
-"""Mapping: which column is what. From the columns and cells of a source to a shape and its fields.
+"""The columns and cells of a source → a shape and the column of each of its fields.
 
-Names decide first; cells decide where names say nothing, and whether a named column holds what its name promises.
-Where two readings are possible nothing is guessed: the error lists them, each with the options that ask for it.
+Column names are considered first. Cells decide if names are not sufficient, and verify that a named column has the
+expected content. If several mappings are possible, the error lists them with the options that select each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import polars as pl
@@ -18,68 +18,61 @@ from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
 from schemas.text import join_names, plural
 
-__all__ = [
-    "ColumnMapping",
-    "ParsedTable",
-    "extend_mapping",
-    "find_mapping",
-    "merge_mappings",
-    "metadata_json",
-    "parse_table",
-]
+_SAMPLE = 100
+"""Cells that are inspected before all others: one fitting cell is enough, and it is nearly always among these."""
 
-_GLANCE = 100
-"""Cells that are looked at before all of them: one that fits is enough, and it is nearly always among these."""
+_MAX_LISTED = 6
+"""Mappings that an error lists."""
 
-_LISTED = 6
-"""Readings that an error lists; more would not be read."""
-
-_NAMES = 20
-"""Names of columns that an error lists; some exports have hundreds."""
+_MAX_NAMES = 20
+"""Column names that an error lists; some exports have hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """A mapping that is possible. Not `sure`: it rests on weak names, or has to be asked for."""
+class Candidate:
+    """A possible mapping. If it is not `sure`, it is based on weak names, or must be requested by options."""
 
     mapping: ColumnMapping
     sure: bool
 
 
-def find_mapping(table: pl.DataFrame, wanted: ImportSection) -> ColumnMapping:
-    """The mapping that the columns and cells of `table` ask for, under what the recipe or the options say.
+def find_mapping(table: pl.DataFrame, section: ImportSection) -> ColumnMapping:
+    """The mapping of the columns and cells of `table`, subject to the options in `section`.
 
-    Raises `SourceError` for a field or column that is not known, for preference data, when no shape fits, when
-    two readings are possible and when rows of two shapes are mixed.
+    Raises `SourceError` for an unknown field or column, for preference data, if no shape fits, if several mappings are
+    possible, and if the rows have different shapes.
     """
-    asked = _asked(table, wanted)
-    readings = _readings(table, wanted.shape, asked)
-    sure = _largest([reading.mapping for reading in readings if reading.sure])
-    if not sure:
-        raise _nothing_found(table, wanted.shape, asked, [reading.mapping for reading in readings])
-    if len(sure) > 1:
-        raise _mixed(table, sure) or _ambiguous(sure)
-    return sure[0]
+    options = _check_options(table, section)
+    candidates = _candidates(table, section.shape, options)
+    mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
+    if not mappings:
+        raise _no_mapping_error(table, section.shape, options, [candidate.mapping for candidate in candidates])
+    if len(mappings) > 1:
+        raise _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
+    return mappings[0]
 
 
-def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, wanted: ImportSection) -> ColumnMapping:
-    """The mapping after one more batch of the same source: what `find_mapping` says of it, merged.
+def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, section: ImportSection) -> ColumnMapping:
+    """The mapping of a source, merged with that of one more batch.
 
-    A batch in which no shape can be found, such as one of broken cells, leaves the mapping as it is: its rows
-    become rejects. Raises `SourceError` when the batch contradicts the mapping.
+    A batch without a mapping, for example with broken cells only, does not change the mapping: its rows become
+    rejects. Raises `SourceError` if the batch contradicts the mapping.
     """
-    asked = {name: column for name, column in _options(wanted).items() if not column or column in table.columns}
-    sure = _largest([reading.mapping for reading in _readings(table, wanted.shape, asked) if reading.sure])
-    sure = [found for found in sure if found.shape == mapping.shape or not SHAPES[found.shape].last]
-    if len(sure) > 1:
-        raise _mixed(table, sure) or _ambiguous(sure)
-    return merge_mappings(mapping, sure[0]) if sure else mapping
+    options = {
+        name: column for name, column in _field_options(section).items() if not column or column in table.columns
+    }
+    candidates = _candidates(table, section.shape, options)
+    mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
+    mappings = [found for found in mappings if found.shape == mapping.shape or not SHAPES[found.shape].fallback]
+    if len(mappings) > 1:
+        raise _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
+    return merge_mappings(mapping, mappings[0]) if mappings else mapping
 
 
 def merge_mappings(first: ColumnMapping, following: ColumnMapping) -> ColumnMapping:
     """One mapping for two batches of a source; the later one may have more optional columns.
 
-    Raises `SourceError` when they contradict each other.
+    Raises `SourceError` if they contradict each other.
 
     >>> first, following = ColumnMapping("pairs", {"question": "q"}), ColumnMapping("pairs", {"system": "s"})
     >>> merge_mappings(first, following).fields
@@ -89,18 +82,18 @@ def merge_mappings(first: ColumnMapping, following: ColumnMapping) -> ColumnMapp
     if first.shape == following.shape and same:
         return ColumnMapping(first.shape, {**first.fields, **following.fields})
     raise SourceError(
-        f"The source changes on the way: it begins as {_described(first)} and goes on as {_described(following)}.",
-        _choose([first, following]),
+        f"The columns change within the source, from {_describe(first)} to {_describe(following)}.",
+        _list_options([first, following]),
     )
 
 
 def parse_table(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
-    """The conversations of a table: every row ends in turns or in a problem."""
-    return SHAPES[mapping.shape].read(table, mapping)
+    """The conversations of a table: every row becomes turns or a problem."""
+    return SHAPES[mapping.shape].parse(table, mapping)
 
 
 def metadata_json(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
-    """JSON text per row of the columns that are no part of the conversation; null where a row has none.
+    """JSON text per row of the columns that the mapping does not use; null for a row without values.
 
     >>> table = pl.DataFrame({"q": ["Hi"], "a": ["Ho"], "id": ["7"]})
     >>> metadata_json(table, ColumnMapping("pairs", {"question": "q", "answer": "a"}))[0]
@@ -111,100 +104,112 @@ def metadata_json(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
     if not rest.width:
         return pl.Series("metadata", [None], dtype=pl.String).new_from_index(0, table.height)
     text = rest.to_struct("metadata").struct.json_encode()
-    some = rest.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
-    return pl.select(pl.when(some).then(text).alias("metadata")).to_series()
+    has_value = rest.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
+    return pl.select(pl.when(has_value).then(text).alias("metadata")).to_series()
 
 
-# --- what was asked for
+# ------------------------------------------------------------------------------------------------------------- options
 
 
-def _options(wanted: ImportSection) -> dict[str, str]:
-    """Field -> column as the options say; an empty column leaves the field out."""
-    long = {"group_by": wanted.group_by, "order_by": wanted.order_by, "role": wanted.role, "text": wanted.text}
-    return {**wanted.map, **{name: column for name, column in long.items() if column is not None}}
+def _field_options(section: ImportSection) -> dict[str, str]:
+    """Field → column from the options; an empty column excludes the field."""
+    long = {"group_by": section.group_by, "order_by": section.order_by, "role": section.role, "text": section.text}
+    return {**section.map, **{name: column for name, column in long.items() if column is not None}}
 
 
-def _asked(table: pl.DataFrame, wanted: ImportSection) -> dict[str, str]:
-    """The options, after a check that every name in them is known."""
-    asked = _options(wanted)
-    if wanted.shape is not None and wanted.shape not in SHAPES:
-        raise _unknown("shape", wanted.shape, SHAPES)
-    shapes = list(SHAPES.values()) if wanted.shape is None else [SHAPES[wanted.shape]]
+def _check_options(table: pl.DataFrame, section: ImportSection) -> dict[str, str]:
+    """The field options. Raises `SourceError` for an unknown shape, field or column."""
+    options = _field_options(section)
+    if section.shape is not None and section.shape not in SHAPES:
+        raise _unknown_name("shape", section.shape, SHAPES)
+    shapes = list(SHAPES.values()) if section.shape is None else [SHAPES[section.shape]]
     fields = list(dict.fromkeys(name for shape in shapes for name in shape.fields))
-    for name, column in asked.items():
+    for name, column in options.items():
         if name not in fields:
-            raise _unknown(f"field of {wanted.shape}" if wanted.shape else "field", name, fields)
+            raise _unknown_name(f"field of {section.shape}" if section.shape else "field", name, fields)
         if column and column not in table.columns:
-            raise _unknown("column", column, table.columns)
-    return asked
+            raise _unknown_name("column", column, table.columns)
+    return options
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> SourceError:
+def _unknown_name(kind: str, name: str, known: Iterable[str]) -> SourceError:
     names = list(known)
-    return SourceError(f"{name} is no known {kind}{nearest(name, names)}", f"There are: {join_names(names, _NAMES)}.")
+    what = f"{name} is not a known {kind}{nearest(name, names)}"
+    return SourceError(what, f"Known names: {join_names(names, _MAX_NAMES)}.")
 
 
-# --- what is possible
+# ---------------------------------------------------------------------------------------------------------- candidates
 
 
-def _readings(table: pl.DataFrame, shape: str | None, asked: dict[str, str]) -> list[_Reading]:
-    """All readings of a table; those of a shape that stands last are sure where they are asked for, or all there is."""
-    shapes = [shape] if shape else [name for name, known in SHAPES.items() if set(asked) <= set(known.fields)]
-    if shape is not None or asked:
-        return _readings_among(table, shapes, shape, asked)
-    readings = _readings_among(table, [name for name in shapes if not SHAPES[name].last], shape, asked)
-    last = [reading for name in shapes if SHAPES[name].last for reading in _readings_as(table, name, asked, False)]
-    alone = not readings and len(table.columns) == 1  # `text` beside `label` may as well be a pair
-    return [*readings, *(_Reading(reading.mapping, reading.sure and alone) for reading in last)]
+def _candidates(table: pl.DataFrame, shape: str | None, options: dict[str, str]) -> list[Candidate]:
+    """All possible mappings. Those of a fallback shape are sure if requested, or if there is only one column."""
+    shapes = [shape] if shape else _shapes_with(options)
+    if shape is not None or options:
+        return _candidates_among(table, shapes, shape, options)
+    candidates = _candidates_among(table, [name for name in shapes if not SHAPES[name].fallback], shape, options)
+    fallbacks = [
+        candidate
+        for name in shapes
+        if SHAPES[name].fallback
+        for candidate in _candidates_of(table, name, options, any_name=False)
+    ]
+    alone = not candidates and len(table.columns) == 1  # `text` and `label` may be a pair
+    return [*candidates, *(replace(candidate, sure=candidate.sure and alone) for candidate in fallbacks)]
 
 
-def _readings_among(
-    table: pl.DataFrame, shapes: Sequence[str], shape: str | None, asked: dict[str, str]
-) -> list[_Reading]:
-    """The readings as some shapes: by names, or by cells where no reading by names is sure."""
-    by_name = [reading for name in shapes for reading in _readings_as(table, name, asked, anywhere=False)]
-    if shape is not None or asked:
-        by_name = [_Reading(reading.mapping, sure=True) for reading in by_name]
+def _shapes_with(fields: Iterable[str]) -> list[str]:
+    return [name for name, shape in SHAPES.items() if set(fields) <= set(shape.fields)]
+
+
+def _candidates_among(
+    table: pl.DataFrame, shapes: Sequence[str], shape: str | None, options: dict[str, str]
+) -> list[Candidate]:
+    """The candidates of some shapes: by names; also by cells if none by names is sure."""
+    by_name = [found for name in shapes for found in _candidates_of(table, name, options, any_name=False)]
+    if shape is not None or options:
+        by_name = [replace(candidate, sure=True) for candidate in by_name]
     else:
-        _refuse_preference_data(table)
-    if any(reading.sure for reading in by_name):
+        _check_preference_data(table)
+    if any(candidate.sure for candidate in by_name):
         return by_name
-    by_cells = [reading for name in shapes for reading in _readings_as(table, name, asked, anywhere=True)]
-    return by_name + [reading for reading in by_cells if reading not in by_name]
+    by_cells = [found for name in shapes for found in _candidates_of(table, name, options, any_name=True)]
+    return by_name + [candidate for candidate in by_cells if candidate not in by_name]
 
 
-def _readings_as(table: pl.DataFrame, name: str, asked: dict[str, str], anywhere: bool) -> list[_Reading]:
-    """The ways to fill the fields of one shape, each column used once."""
+def _candidates_of(table: pl.DataFrame, name: str, options: dict[str, str], *, any_name: bool) -> list[Candidate]:
+    """The ways to assign columns to the fields of one shape, each column once."""
     shape = SHAPES[name]
-    free = {column: _cells(table, column) for column in table.columns if column not in asked.values()}
+    free = {column: _cells(table, column) for column in table.columns if column not in options.values()}
     choices: dict[str, list[str]] = {}
     for field_name, field in shape.fields.items():
-        given = asked.get(field_name)
-        choices[field_name] = _candidates(field, free, anywhere) if given is None else [given] if given else []
+        given = options.get(field_name)
+        choices[field_name] = _matching_columns(field, free, any_name) if given is None else [given] if given else []
         if field.required and not choices[field_name]:
             return []
     combinations = product(*(columns or [""] for columns in choices.values()))
-    found = {_fields(shape, dict(zip(choices, columns, strict=True))): None for columns in combinations}
-    return [_Reading(ColumnMapping(name, dict(fields)), _is_sure(shape, dict(fields))) for fields in found if fields]
+    assignments = {_assign(shape, dict(zip(choices, columns, strict=True))): None for columns in combinations}
+    return [
+        Candidate(ColumnMapping(name, dict(fields)), _is_sure(shape, dict(fields))) for fields in assignments if fields
+    ]
 
 
 def _cells(table: pl.DataFrame, column: str) -> pl.Series:
-    """A column under a name that Polars takes for no pattern, as it takes `*` and `^a.*$`."""
+    """A column under a fixed name: Polars interprets names such as `*` and `^a.*$` as patterns."""
     return table[column].rename("cells")
 
 
-def _candidates(field: Field, free: dict[str, pl.Series], anywhere: bool) -> list[str]:
-    """The columns that can be a field: by name, by cells (`anywhere`), by a weak name; the first that gives any."""
-    named = [column for column in _named(field.names, free) if _can_be(field, free[column])]
+def _matching_columns(field: Field, free: dict[str, pl.Series], any_name: bool) -> list[str]:
+    """The columns that can be a field, by name, by cells (`any_name`) or by a weak name: the first that gives any."""
+    named = [column for column in _find_named(field.names, free) if _can_be(field, free[column])]
     if named:
         return named
-    if anywhere and field.anywhere:
-        return [column for column, cells in free.items() if _mostly_is(field, cells)]
-    return [column for column in _named(field.weak, free) if _can_be(field, free[column])]
+    if any_name and field.any_name:
+        return [column for column, cells in free.items() if _mostly_fits(field, cells)]
+    return [column for column in _find_named(field.weak_names, free) if _can_be(field, free[column])]
 
 
-def _named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
-    """The columns that are called one of `names`; `System Prompt` is `system_prompt` unless that is there too."""
+def _find_named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
+    """The columns with one of `names`; `System Prompt` matches `system_prompt`, unless that exists too."""
     columns = list(columns)
     for name in names:
         yield from [name] if name in columns else [column for column in columns if _plain(column) == _plain(name)]
@@ -215,53 +220,53 @@ def _plain(name: str) -> str:
 
 
 def _can_be(field: Field, cells: pl.Series) -> bool:
-    """Whether some cell can be the field; of a column without any cell only a field of plain words can be sure."""
+    """Whether some cell fits the field; a column without cells fits only a field of plain text."""
     if field.fits is None:
         return True
     if cells.null_count() == cells.len():
-        return not field.anywhere
-    return bool(field.fits(cells.head(_GLANCE)).any() or field.fits(cells).any())
+        return not field.any_name
+    return bool(field.fits(cells.head(_SAMPLE)).any() or field.fits(cells).any())
 
 
-def _mostly_is(field: Field, cells: pl.Series) -> bool:
-    """Whether at least half of the cells that hold something are the field."""
-    held = cells.len() - cells.null_count()
-    return field.fits is not None and held > 0 and int(field.fits(cells).sum()) * 2 >= held
+def _mostly_fits(field: Field, cells: pl.Series) -> bool:
+    """Whether at least half of the cells that are not null fit the field."""
+    filled = cells.len() - cells.null_count()
+    return field.fits is not None and filled > 0 and int(field.fits(cells).sum()) * 2 >= filled
 
 
-def _fields(shape: Shape, chosen: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """The fields that are filled, no column twice: nothing when two required fields want the same column."""
+def _assign(shape: Shape, chosen: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """The assigned fields, each column once; empty if two required fields have the same column."""
     required = [chosen[name] for name, field in shape.fields.items() if field.required]
     if len(set(required)) < len(required):
         return ()
-    filled: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     for name in sorted(chosen, key=lambda name: not shape.fields[name].required):
-        if chosen[name] and chosen[name] not in filled.values():
-            filled[name] = chosen[name]
-    return tuple((name, filled[name]) for name in shape.fields if name in filled)
+        if chosen[name] and chosen[name] not in assigned.values():
+            assigned[name] = chosen[name]
+    return tuple((name, assigned[name]) for name in shape.fields if name in assigned)
 
 
 def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
-    """Whether a reading may be chosen without being asked for: at most one field has it by a weak name."""
-    weak = [name for name, column in fields.items() if column in _named(shape.fields[name].weak, [column])]
+    """Whether a mapping may be used without a request: at most one field has a weak name."""
+    weak = [name for name, column in fields.items() if column in _find_named(shape.fields[name].weak_names, [column])]
     return shape.detected and len(weak) <= 1
 
 
-def _largest(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
-    """The mappings whose columns are not all in another: instruction, input, output is more than input, output."""
+def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
+    """The mappings whose columns are not a subset of another's: instruction, input, output beats input, output."""
     columns = [set(mapping.fields.values()) for mapping in mappings]
     return [
         mapping for mapping, own in zip(mappings, columns, strict=True) if not any(own < other for other in columns)
     ]
 
 
-def _refuse_preference_data(table: pl.DataFrame) -> None:
-    """Raise `SourceError` for rows that hold a better and a worse answer, or good and bad answers under a label."""
+def _check_preference_data(table: pl.DataFrame) -> None:
+    """Raise `SourceError` for rows with a chosen and a rejected answer, or with answers labelled as good or bad."""
     if {"chosen", "rejected"} <= set(table.columns):
         raise SourceError(
-            "These are preferences (columns chosen and rejected): a better and a worse answer to each question, "
+            "This is preference data (columns chosen and rejected): a better and a worse answer to each question, "
             "not conversations.",
-            _chosen_only(table),
+            _chosen_only_hint(table),
         )
     answers = {"completion", "response", "answer", "output"} & set(table.columns)
     if (
@@ -270,70 +275,70 @@ def _refuse_preference_data(table: pl.DataFrame) -> None:
         and set(table["label"].drop_nulls().str.to_lowercase()) == {"true", "false"}
     ):
         raise SourceError(
-            "These are preferences (column label): good answers are marked true, bad ones false.",
+            "This is preference data (column label): good answers are marked true, bad ones false.",
             "Keep the rows with label true, or import all of them with --shape and --map.",
         )
 
 
-def _chosen_only(table: pl.DataFrame) -> str:
+def _chosen_only_hint(table: pl.DataFrame) -> str:
     for shape, name in (("messages", "messages"), ("sharegpt", "conversations"), ("transcript", "transcript")):
-        if _mostly_is(SHAPES[shape].fields[name], table["chosen"]):
-            return f"To import the chosen side alone: {ColumnMapping(shape, {name: 'chosen'}).as_options()}"
+        if _mostly_fits(SHAPES[shape].fields[name], table["chosen"]):
+            return f"Import only the chosen conversations: {ColumnMapping(shape, {name: 'chosen'}).as_options()}"
     names = ("instruction", *SHAPES["pairs"].fields["question"].names)
-    question = next(_named(names, table.columns), None)
+    question = next(_find_named(names, table.columns), None)
     if question is None or not _can_be(SHAPES["pairs"].fields["question"], table[question]):
         return "Write each conversation with its chosen answer into one column first."
     mapping = ColumnMapping("pairs", {"question": question, "answer": "chosen"})
-    return f"To import the chosen answers alone: {mapping.as_options()}"
+    return f"Import only the chosen answers: {mapping.as_options()}"
 
 
-# --- what to say
+# -------------------------------------------------------------------------------------------------------------- errors
 
 
-def _nothing_found(
-    table: pl.DataFrame, shape: str | None, asked: dict[str, str], unsure: list[ColumnMapping]
+def _no_mapping_error(
+    table: pl.DataFrame, shape: str | None, options: dict[str, str], unsure: list[ColumnMapping]
 ) -> SourceError:
-    columns = join_names(table.columns, _NAMES) or "none"
+    columns = join_names(table.columns, _MAX_NAMES) or "none"
     if unsure:
-        choice = "Ask for it" if len(unsure) == 1 else "Ask for one of them"
-        return SourceError(f"What these columns mean is not certain: {columns}.", _choose(unsure, choice))
-    if shape is None and not asked:
+        choice = "Confirm it with" if len(unsure) == 1 else "Choose one with"
+        return SourceError(f"The meaning of these columns is not certain: {columns}.", _list_options(unsure, choice))
+    if shape is None and not options:
         example = ColumnMapping(
             "pairs", dict(zip(("question", "answer"), (*table.columns, "COLUMN", "COLUMN"), strict=False))
         )
-        return SourceError(
-            f"No shape fits these columns: {columns}.", f"Say which is what, such as {example.as_options()}"
-        )
-    shapes = [shape] if shape else [name for name, known in SHAPES.items() if set(asked) <= set(known.fields)]
+        return SourceError(f"No shape fits these columns: {columns}.", f"Map them, for example: {example.as_options()}")
+    shapes = [shape] if shape else _shapes_with(options)
     if not shapes:
-        return SourceError(f"No shape has all of the fields {', '.join(asked)}.", "Leave one of them out.")
-    missing = [name for name, field in SHAPES[shapes[0]].fields.items() if field.required and not asked.get(name)]
+        return SourceError(f"No shape has all of the fields {', '.join(options)}.", "Omit one of them.")
+    missing = [name for name, field in SHAPES[shapes[0]].fields.items() if field.required and not options.get(name)]
     if not missing:
-        what = f"The columns {columns} cannot be read as {shapes[0]}: one stands for two fields, or does not fit."
-        return SourceError(what, "Give each field a column of its own.")
+        what = f"The columns {columns} do not fit {shapes[0]}: a column is used for two fields, or has other content."
+        return SourceError(what, "Map each field to a column of its own.")
     return SourceError(
-        f"For {shapes[0]}, no column is found for {' and '.join(missing)}; the columns are {columns}.",
+        f"{shapes[0]} needs a column for {' and '.join(missing)}; the columns are {columns}.",
         "Add " + " ".join(f"--map {name}=COLUMN" for name in missing),
     )
 
 
-def _mixed(table: pl.DataFrame, mappings: list[ColumnMapping]) -> SourceError | None:
-    """The error for rows of which each fits one of the shapes alone; None when some row fits two."""
-    filled = [_filled(table, mapping) for mapping in mappings]
-    together = pl.DataFrame([mask.alias(str(number)) for number, mask in enumerate(filled)])
-    overlap = together.select(pl.sum_horizontal(pl.all().cast(pl.Int64)).max()).item()
-    if overlap > 1 or not all(mask.any() for mask in filled):
+def _mixed_shapes_error(table: pl.DataFrame, mappings: list[ColumnMapping]) -> SourceError | None:
+    """The error for rows that each fit exactly one of the mappings; None if a row fits two."""
+    fitting = [_fits(table, mapping) for mapping in mappings]
+    masks = pl.DataFrame([mask.alias(str(number)) for number, mask in enumerate(fitting)])
+    overlap = masks.select(pl.sum_horizontal(pl.all().cast(pl.Int64)).max()).item()
+    if overlap > 1 or not all(mask.any() for mask in fitting):
         return None
     counts = " and ".join(
-        f"{plural(rows, 'row')} {'is' if rows == 1 else 'are'} {_described(mapping)}"
-        for mask, mapping in zip(filled, mappings, strict=True)
+        f"{plural(rows, 'row')} {'is' if rows == 1 else 'are'} {_describe(mapping)}"
+        for mask, mapping in zip(fitting, mappings, strict=True)
         for rows in [int(mask.sum())]
     )
-    return SourceError(f"The source mixes shapes: {counts}.", _choose(mappings, "Split it, or take one kind of row"))
+    return SourceError(
+        f"The source mixes shapes: {counts}.", _list_options(mappings, "Split it, or import one kind of row with")
+    )
 
 
-def _filled(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
-    """Which rows hold something in every required field, of the kind that the field wants."""
+def _fits(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
+    """Whether each row has a fitting value in every required field."""
     masks = []
     for name, field in SHAPES[mapping.shape].fields.items():
         if field.required:
@@ -347,15 +352,15 @@ def _filled(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
     )
 
 
-def _ambiguous(mappings: list[ColumnMapping]) -> SourceError:
-    described = " or ".join(_described(mapping) for mapping in mappings[:_LISTED])
-    return SourceError(f"The columns can be read in {len(mappings)} ways: {described}.", _choose(mappings))
+def _ambiguity_error(mappings: list[ColumnMapping]) -> SourceError:
+    described = " or ".join(_describe(mapping) for mapping in mappings[:_MAX_LISTED])
+    return SourceError(f"The columns fit {len(mappings)} mappings: {described}.", _list_options(mappings))
 
 
-def _described(mapping: ColumnMapping) -> str:
+def _describe(mapping: ColumnMapping) -> str:
     return f"{mapping.shape} ({', '.join(mapping.fields.values())})"
 
 
-def _choose(mappings: list[ColumnMapping], choice: str = "Ask for one of them") -> str:
-    more = [f"\n    and {len(mappings) - _LISTED:,} more"] if len(mappings) > _LISTED else []
-    return f"{choice}:" + "".join([*(f"\n    {mapping.as_options()}" for mapping in mappings[:_LISTED]), *more])
+def _list_options(mappings: list[ColumnMapping], choice: str = "Choose one with") -> str:
+    more = [f"\n    and {len(mappings) - _MAX_LISTED:,} more"] if len(mappings) > _MAX_LISTED else []
+    return f"{choice}:" + "".join([*(f"\n    {mapping.as_options()}" for mapping in mappings[:_MAX_LISTED]), *more])

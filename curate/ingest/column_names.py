@@ -1,4 +1,4 @@
-"""Naming: the names of columns come in as they were given, each goes out once, so that none hides another."""
+"""Column names → unique column names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from itertools import count
 
 
 def make_unique(names: Iterable[str]) -> list[str]:
-    """The names, each once: a second `name` becomes `name_2`, an empty one in third place `column_3`.
+    """The names with suffixes for duplicates and names for empty ones.
 
     >>> make_unique(["id", "text", "id", ""])
     ['id', 'text', 'id_2', 'column_4']
     """
-    taken: dict[str, None] = {}
-    for place, name in enumerate(names, 1):
-        wanted = name or f"column_{place}"
-        free = (wanted if number == 1 else f"{wanted}_{number}" for number in count(1))
-        taken[next(one for one in free if one not in taken)] = None
-    return list(taken)
+    unique: dict[str, None] = {}
+    for position, name in enumerate(names, 1):
+        base = name or f"column_{position}"
+        candidates = (base if number == 1 else f"{base}_{number}" for number in count(1))
+        unique[next(candidate for candidate in candidates if candidate not in unique)] = None
+    return list(unique)

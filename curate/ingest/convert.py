@@ -1,6 +1,6 @@
-"""Converting: batches of a source come in as they were read, parcels of conversations and rejects go out.
+"""Batches of records → import batches: columns to turns, repairs, validation, rejects.
 
-Nothing here touches the store. Every row of a batch is in its parcel exactly once.
+This module does not access the store. Every row of a batch is in its import batch exactly once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from curate.ingest.column_mapping import ColumnMapping, extend_mapping, metadata_json, parse_table
+from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_table
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
+from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.validation import validate
 from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
@@ -24,48 +25,44 @@ from schemas.errors import SourceError
 from schemas.recipe import ImportSection
 
 EXPORT_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
-"""What `curate rejects --export` writes beside a source's own columns. The first names the reject that is repaired."""
-
+"""Columns that `curate rejects --export` adds to those of the source. The first identifies the corrected reject."""
 
 EXAMPLES = 3
-"""Conversations that a dry run shows."""
+"""Conversations shown by a dry run."""
 
 
 @dataclass(slots=True)
 class Conversion:
-    """How one source becomes conversations, and what has been seen of it so far."""
+    """The conversion of one source to conversations, and its results so far."""
 
     path: str
     mapping: ColumnMapping
-    """grows with the optional columns that later batches bring"""
+    """extended by the optional columns of later batches"""
     section: ImportSection
     columns: tuple[str, ...] = ()
     rows: int = 0
     warnings: Counter[str] = field(default_factory=Counter)
-    """code -> conversations"""
+    """code → conversations"""
     examples: list[dict[str, Any]] = field(default_factory=list)
     """the first conversations"""
 
-    def parcels(self, batches: Iterable[Batch]) -> Iterator[ImportBatch]:
-        """One parcel per batch. Raises `SourceError` when a batch contradicts the mapping."""
+    def convert_all(self, batches: Iterable[Batch]) -> Iterator[ImportBatch]:
+        """One import batch per batch. Raises `SourceError` if a batch contradicts the mapping."""
         for batch in batches:
             self.rows += batch.table.height + batch.rejects.height
             with prefix_errors(self.path):
                 if batch.table.height:
-                    self._learn(batch.table)
-                parcel, warnings = convert(batch, self.mapping, self.section)
+                    self.mapping = extend_mapping(self.mapping, drop_export_columns(batch.table), self.section)
+                    self.columns = tuple(dict.fromkeys([*self.columns, *batch.table.columns]))
+                converted, warnings = convert(batch, self.mapping, self.section)
             self.warnings.update(warnings)
-            self.examples = self.examples or _first_different(parcel.conversations)
-            yield parcel
-
-    def _learn(self, table: pl.DataFrame) -> None:
-        self.mapping = extend_mapping(self.mapping, drop_export_columns(table), self.section)
-        self.columns = tuple(dict.fromkeys([*self.columns, *table.columns]))
+            self.examples = self.examples or _first_distinct(converted.conversations)
+            yield converted
 
 
 @contextmanager
 def prefix_errors(path: str) -> Iterator[None]:
-    """Put the source's path in front of what is said of its columns: one command may read many files."""
+    """Add the path of the source to the messages of `SourceError`, because a command may import many files."""
     try:
         yield
     except SourceError as error:
@@ -73,25 +70,25 @@ def prefix_errors(path: str) -> Iterator[None]:
 
 
 def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tuple[ImportBatch, dict[str, int]]:
-    """Parse, repair, validate and fold the rows of one batch; and the count of each warning."""
+    """Parse, repair, validate and fold the rows of one batch; also the number of conversations per warning."""
     table = drop_export_columns(batch.table)
-    read = parse_table(table, mapping)
-    turns, repaired = repair(read.turns, section.repair)
-    findings = validate(turns, read.tools, asked=SHAPES[mapping.shape].asked)
-    refused = _refused(read.problems, findings)
-    folded = _folded(turns, read.tools, refused)
-    members = read.members if read.members.height else None
-    parcel = ImportBatch(
+    parsed = parse_table(table, mapping)
+    turns, repaired = repair(parsed.turns, section.repair)
+    findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
+    rejected = _rejected(parsed.problems, findings)
+    folded = _fold_accepted(turns, parsed.tools, rejected)
+    members = parsed.members if parsed.members.height else None
+    converted = ImportBatch(
         conversations=folded.select(pl.Series("key", batch.row.gather(folded["row"])), "id", "conversations", "tools"),
         origins=_origins(batch, metadata_json(table, mapping), folded["row"], members, repaired),
-        rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, refused, members)]).sort("row"),
+        rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, rejected, members)]).sort("row"),
         corrections=_corrections(batch),
     )
-    return parcel, _warnings(findings, refused)
+    return converted, _count_warnings(findings, rejected)
 
 
 def drop_export_columns(table: pl.DataFrame) -> pl.DataFrame:
-    """The table without the columns that an export of rejects added."""
+    """The table without the columns added by an export of rejects."""
     return table.drop(EXPORT_COLUMNS, strict=False)
 
 
@@ -117,16 +114,16 @@ def join_batches(batches: Iterable[Batch]) -> Batch:
     )
 
 
-def _refused(problems: pl.DataFrame, findings: pl.DataFrame) -> pl.DataFrame:
-    """Row, code, reason of every conversation that is not taken: what could not be read, then what breaks a rule."""
-    broken = findings.filter(pl.col("severity") == "reject").select("row", "code", "reason")
-    return pl.concat([problems, broken]).unique("row", keep="first", maintain_order=True)
+def _rejected(problems: pl.DataFrame, findings: pl.DataFrame) -> pl.DataFrame:
+    """Row, code and reason of every rejected conversation: parse problems first, then violated rules."""
+    violations = findings.filter(pl.col("severity") == "reject").select("row", "code", "reason")
+    return pl.concat([problems, violations]).unique("row", keep="first", maintain_order=True)
 
 
-def _folded(turns: pl.DataFrame, tools: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
-    """The conversations of the rows that are taken."""
-    if refused.height:
-        turns = turns.filter(~pl.col("row").is_in(refused["row"].implode()))
+def _fold_accepted(turns: pl.DataFrame, tools: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
+    """The conversations of the rows that are not rejected."""
+    if rejected.height:
+        turns = turns.filter(~pl.col("row").is_in(rejected["row"].implode()))
     if tools.is_empty():
         return fold(turns)
     rows = turns.select(pl.col("row").unique(maintain_order=True))
@@ -134,62 +131,63 @@ def _folded(turns: pl.DataFrame, tools: pl.DataFrame, refused: pl.DataFrame) -> 
 
 
 def _origins(
-    batch: Batch, metadata: pl.Series, taken: pl.Series, members: pl.DataFrame | None, repaired: pl.DataFrame
+    batch: Batch, metadata: pl.Series, accepted: pl.Series, members: pl.DataFrame | None, repaired: pl.DataFrame
 ) -> pl.DataFrame:
-    """Where the taken conversations came from: one line per row of the source."""
-    places = pl.DataFrame({"position": taken, "owner": taken})
+    """The origins of the accepted conversations, one per row of the source."""
+    owners = pl.DataFrame({"position": accepted, "owner": accepted})
     if members is not None:
-        places = members.select("position", owner="row").filter(pl.col("owner").is_in(taken.implode())).sort("position")
-    position = places["position"]
+        is_accepted = pl.col("owner").is_in(accepted.implode())
+        owners = members.select("position", owner="row").filter(is_accepted).sort("position")
+    position = owners["position"]
     origins = pl.DataFrame(
         {
             "row": batch.row.gather(position),
             "line": batch.line.gather(position),
-            "key": batch.row.gather(places["owner"]),
+            "key": batch.row.gather(owners["owner"]),
             "metadata": metadata.gather(position),
         }
     )
     if repaired.is_empty():
         return origins.with_columns(repairs=pl.lit(None, pl.List(pl.String)), raw=pl.lit(None, pl.String))
-    repairs = places.join(repaired, left_on="owner", right_on="row", how="left", maintain_order="left")["repairs"]
-    kept_raw = position.filter(repairs.is_not_null())
-    raws = pl.DataFrame({"row": batch.row.gather(kept_raw), "raw": batch.raw(kept_raw)})
-    return origins.with_columns(repairs=repairs).join(raws, on="row", how="left", maintain_order="left")
+    repairs = owners.join(repaired, left_on="owner", right_on="row", how="left", maintain_order="left")["repairs"]
+    changed = position.filter(repairs.is_not_null())
+    raw = pl.DataFrame({"row": batch.row.gather(changed), "raw": batch.raw(changed)})
+    return origins.with_columns(repairs=repairs).join(raw, on="row", how="left", maintain_order="left")
 
 
-def _rejects(batch: Batch, refused: pl.DataFrame, members: pl.DataFrame | None) -> pl.DataFrame:
-    """The rows of conversations that are not taken, as they were read."""
-    if refused.is_empty():
+def _rejects(batch: Batch, rejected: pl.DataFrame, members: pl.DataFrame | None) -> pl.DataFrame:
+    """The rows of rejected conversations with their original text."""
+    if rejected.is_empty():
         return pl.DataFrame(schema=REJECTS)
-    places = refused.with_columns(position="row")
+    rows = rejected.with_columns(position="row")
     if members is not None:
-        places = members.join(refused, on="row", how="inner")
-    places = places.sort("position")
-    position = places["position"]
+        rows = members.join(rejected, on="row", how="inner")
+    rows = rows.sort("position")
+    position = rows["position"]
     return pl.DataFrame(
         {
             "row": batch.row.gather(position),
             "line": batch.line.gather(position),
-            "code": places["code"],
-            "reason": places["reason"],
+            "code": rows["code"],
+            "reason": rows["reason"],
             "raw": batch.raw(position),
         }
     )
 
 
-def _warnings(findings: pl.DataFrame, refused: pl.DataFrame) -> dict[str, int]:
-    """How many taken conversations break each rule that only warns."""
-    warnings = findings.filter(pl.col("severity") == "warning").join(refused, on="row", how="anti")
+def _count_warnings(findings: pl.DataFrame, rejected: pl.DataFrame) -> dict[str, int]:
+    """Number of accepted conversations per warning."""
+    warnings = findings.filter(pl.col("severity") == "warning").join(rejected, on="row", how="anti")
     return dict(warnings.group_by("code").agg(pl.col("row").n_unique()).iter_rows())
 
 
-def _first_different(conversations: pl.DataFrame) -> list[dict[str, Any]]:
+def _first_distinct(conversations: pl.DataFrame) -> list[dict[str, Any]]:
     first = conversations.head(100 * EXAMPLES).drop("key").unique("id", keep="first", maintain_order=True)
     return first.head(EXAMPLES).to_dicts()
 
 
 def _corrections(batch: Batch) -> pl.DataFrame:
-    """The rejects that the rows of a batch correct, from the first of `EXPORT_COLUMNS`; `by` is the correcting row."""
+    """The rejects that rows correct, from the column `_curate_reject` (`source:row`); `by` is the correcting row."""
     column = EXPORT_COLUMNS[0]
     if column not in batch.table.columns:
         return pl.DataFrame(schema=CORRECTIONS)

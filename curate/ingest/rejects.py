@@ -1,7 +1,7 @@
-"""Rejecting: the rows that no import could take, grouped, listed, and written back in their own columns to be repaired.
+"""Rejects in the store → groups, lists, and files in the columns of the source, for correction and import.
 
-A repaired file is imported like any other; the column `_curate_reject` says which reject a row brings back, and the
-import closes it.
+A corrected file is imported like any other file; its column `_curate_reject` identifies the reject of each row, which
+the import closes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.ingest.column_mapping import ColumnMapping
 from curate.ingest.convert import EXPORT_COLUMNS
-from curate.ingest.reject_rows import Row, excerpts, split
+from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
+from curate.ingest.shapes.shape import ColumnMapping
 from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
 
-FORMATS = (".csv", ".jsonl")
+EXPORT_SUFFIXES = (".csv", ".jsonl")
 FORMULA_STARTS = ("=", "+", "-", "@")
-"""What a spreadsheet takes for the start of a formula."""
+"""First characters of a cell that a spreadsheet interprets as a formula."""
 
 
 @dataclass(frozen=True, slots=True)
 class RejectFilter:
-    """Which rejects: of a source (its id, the start of it, or its path), of a code; closed ones too."""
+    """Selects rejects by source (its id, the start of its id, or its path), by code, and whether they are closed."""
 
     source: str | None = None
     code: str | None = None
@@ -39,84 +39,88 @@ class RejectFilter:
 
 @dataclass(frozen=True, slots=True)
 class ExportedRejects:
-    """What an export of rejects wrote."""
+    """The result of an export of rejects."""
 
     path: str
     rows: int
     raw_only: int
-    """rows that stand whole in `_curate_raw`"""
+    """rows with their whole text in `_curate_raw`"""
     formulas: int
-    """cells of a CSV file that a spreadsheet would take for formulas"""
+    """cells of a CSV file that a spreadsheet would interpret as formulas"""
     options: str
-    """the options of `curate import` that read the file as its source was read"""
+    """options of `curate import` that read the file like its source"""
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
         return asdict(self)
 
 
-def group_rejects(connection: DuckDBPyConnection, wanted: RejectFilter) -> list[dict[str, Any]]:
-    """Rejects by source and code, most frequent first: path, code, rows, the first places.
+def group_rejects(connection: DuckDBPyConnection, reject_filter: RejectFilter) -> list[dict[str, Any]]:
+    """Rejects by source and code, most frequent first: path, code, number of rows, the first rows and lines.
 
-    Of the first of them reason, raw text, and `excerpt`, the place in it that the reason speaks of.
+    `reason`, `raw` and `excerpt` (the place of the error) are those of the first reject.
     """
-    _check(connection, wanted)
-    groups = _selected(
+    _check_filter(connection, reject_filter)
+    groups = _select(
         connection,
-        wanted,
+        reject_filter,
         """SELECT path, source, code, count(*) AS rows, list("row" ORDER BY "row")[:5] AS first_rows,
                   list(line ORDER BY "row")[:5] AS first_lines, arg_min(reason, "row") AS reason,
                   arg_min(raw, "row") AS raw, count(closed_by) AS closed, mapping, columns, min("row") AS "row"
-           FROM wanted GROUP BY path, source, code, mapping, columns ORDER BY rows DESC, path, code""",
+           FROM selected GROUP BY path, source, code, mapping, columns ORDER BY rows DESC, path, code""",
     )
     return _with_excerpts(groups)
 
 
-def list_rejects(connection: DuckDBPyConnection, wanted: RejectFilter, limit: int | None) -> list[dict[str, Any]]:
+def list_rejects(
+    connection: DuckDBPyConnection, reject_filter: RejectFilter, limit: int | None
+) -> list[dict[str, Any]]:
     """Single rejects in the order of the files: path, row, line, code, reason, raw, closed_by, excerpt."""
-    _check(connection, wanted)
-    end = "" if limit is None else f"LIMIT {limit}"
-    query = f"""SELECT path, source, "row", line, code, reason, raw, closed_by, mapping, columns FROM wanted
-                ORDER BY imported_at, path, "row" {end}"""
-    return _with_excerpts(_selected(connection, wanted, query))
+    _check_filter(connection, reject_filter)
+    query = f"""SELECT path, source, "row", line, code, reason, raw, closed_by, mapping, columns FROM selected
+                ORDER BY imported_at, path, "row" {"" if limit is None else f"LIMIT {limit}"}"""
+    return _with_excerpts(_select(connection, reject_filter, query))
 
 
 def export_rejects(
-    connection: DuckDBPyConnection, wanted: RejectFilter, path: Path, *, replace: bool = False
+    connection: DuckDBPyConnection, reject_filter: RejectFilter, path: Path, *, replace: bool = False
 ) -> ExportedRejects:
-    """Write rejects to `path`, CSV or JSONL, in their source's own columns, with `EXPORT_COLUMNS` behind them.
+    """Write rejects to a CSV or JSONL file, in the columns of their source followed by `EXPORT_COLUMNS`.
 
-    A row that cannot be split into its columns stands whole in `_curate_raw`. A JSON object goes into a JSONL file
-    as the text it was, with two keys more. Cells are exact: what begins with `=` stays so. Raises `ExportError`
-    when there is nothing to write, the suffix is another one, the sources were read in several ways (one file has
-    one way back), or the file is there and `replace` is not said.
+    A row that cannot be split into columns is written to `_curate_raw`. A JSON object is written to a JSONL file in
+    its original text, with two more keys. Cells are exact, including a leading `=`. Raises `ExportError` if no reject
+    matches, the suffix is unknown, the sources have different mappings (one file can have only one), or the file
+    exists and `replace` is false.
     """
-    _check(connection, wanted)
-    if path.suffix not in FORMATS:
-        raise ExportError(f"{path} ends neither in .csv nor in .jsonl.", "Give one of these: --export fix.csv")
-    if _is_there(path) and not replace:
-        raise ExportError(f"{path} is there already; it may hold your corrections.", "Another name, or --replace.")
-    rejects = _selected(
+    _check_filter(connection, reject_filter)
+    if path.suffix not in EXPORT_SUFFIXES:
+        raise ExportError(f"{path} has neither the suffix .csv nor .jsonl.", "For example: --export fix.csv")
+    if _exists(path) and not replace:
+        raise ExportError(f"{path} already exists and may contain corrections.", "Use another name, or --replace.")
+    rejects = _select(
         connection,
-        wanted,
-        'SELECT path, source, "row", reason, raw, columns, mapping FROM wanted ORDER BY imported_at, "row"',
+        reject_filter,
+        'SELECT path, source, "row", reason, raw, columns, mapping FROM selected ORDER BY imported_at, "row"',
     )
     if rejects.is_empty():
-        raise ExportError("There are no such rejects.", "curate rejects shows those there are.")
-    _check_alike(rejects, path)
-    rows = [split(reject) for reject in rejects.iter_rows(named=True)]  # each by itself: one may be broken
+        raise ExportError("No reject matches.", "List all rejects with curate rejects.")
+    _check_same_mapping(rejects, path)
+    rows = [parse_reject(reject) for reject in rejects.iter_rows(named=True)]  # one by one: each may be broken
     as_csv = path.suffix == ".csv"
-    _write(path, _as_csv(rows) if as_csv else _as_jsonl(rows))
+    try:
+        write_text(path, _to_csv(rows) if as_csv else "".join(f"{_to_json(row)}\n" for row in rows))
+    except OSError as error:
+        raise _write_error(path, error) from error
     return ExportedRejects(
         str(path),
         len(rows),
         raw_only=sum(row.cells is None for row in rows),
-        formulas=sum(map(_formulas, rows)) if as_csv else 0,
-        options=_options(rows, rejects["mapping"][0]),
+        formulas=sum(map(_count_formulas, rows)) if as_csv else 0,
+        options=_import_options(rows, rejects["mapping"][0]),
     )
 
 
-_SQL = """WITH wanted AS (
+_SQL = """WITH selected AS (
     SELECT rejects.*, sources.path, sources.columns, sources.mapping, sources.imported_at
     FROM rejects JOIN sources USING (source)
     WHERE ($closed OR closed_by IS NULL) AND ($code IS NULL OR code = $code) AND ($source IS NULL OR $source = path
@@ -124,36 +128,34 @@ _SQL = """WITH wanted AS (
 ) """
 
 
-def _selected(connection: DuckDBPyConnection, wanted: RejectFilter, query: str) -> pl.DataFrame:
-    parameters = {"source": wanted.source, "code": wanted.code, "closed": wanted.closed}
-    frame: pl.DataFrame = connection.sql(_SQL + query, params=parameters).pl()
+def _select(connection: DuckDBPyConnection, reject_filter: RejectFilter, query: str) -> pl.DataFrame:
+    frame: pl.DataFrame = connection.sql(_SQL + query, params=asdict(reject_filter)).pl()
     return frame
 
 
 def _with_excerpts(rejects: pl.DataFrame) -> list[dict[str, Any]]:
-    told = rejects.with_columns(pl.Series("excerpt", excerpts(rejects), dtype=pl.String))
-    return told.drop("mapping", "columns").to_dicts()
+    excerpts = pl.Series("excerpt", build_excerpts(rejects), dtype=pl.String)
+    return rejects.with_columns(excerpts).drop("mapping", "columns").to_dicts()
 
 
-def _check(connection: DuckDBPyConnection, wanted: RejectFilter) -> None:
-    """Refuse a source or a code that the store has not heard of, and say which there are."""
-    if wanted.source is not None:
+def _check_filter(connection: DuckDBPyConnection, reject_filter: RejectFilter) -> None:
+    """Raise `SourceError` for an unknown source or code."""
+    if (name := reject_filter.source) is not None:
         known = connection.execute("SELECT path, source FROM sources ORDER BY imported_at").fetchall()
-        named = (path == wanted.source or path.endswith(f"/{wanted.source}") for path, _ in known)
-        if not any(named) and not any(source.startswith(wanted.source) for _, source in known):
-            there = ", ".join(path for path, _ in known) or "none"
-            raise SourceError(f"There is no source {wanted.source}.", f"There are: {there}.")
-    if wanted.code is not None:
+        if not any(path == name or path.endswith(f"/{name}") or source.startswith(name) for path, source in known):
+            paths = ", ".join(path for path, _ in known) or "none"
+            raise SourceError(f"Unknown source {name}.", f"Imported sources: {paths}.")
+    if reject_filter.code is not None:
         codes = [code for (code,) in connection.execute("SELECT DISTINCT code FROM rejects ORDER BY code").fetchall()]
-        if wanted.code not in codes:
-            there = ", ".join(codes) or "none"
-            raise SourceError(f"No row was rejected for {wanted.code}.", f"There are: {there}.")
+        if reject_filter.code not in codes:
+            raise SourceError(f"No reject has the code {reject_filter.code}.", f"Codes: {', '.join(codes) or 'none'}.")
 
 
-def _check_alike(rejects: pl.DataFrame, path: Path) -> None:
-    """Refuse to lay rows that were read in several ways into one file, and say the command for each source."""
+def _check_same_mapping(rejects: pl.DataFrame, path: Path) -> None:
+    """Raise `ExportError` for sources with different mappings, with an export command for each source."""
     sources = rejects.unique("source", maintain_order=True).select("path", "source", "mapping").rows()
-    if len({_way(mapping) for _, _, mapping in sources}) == 1:
+    mappings = [json.loads(mapping) for _, _, mapping in sources]
+    if len({json.dumps([mapping["shape"], mapping["fields"]], sort_keys=True) for mapping in mappings}) == 1:
         return
     paths = [source_path for source_path, _, _ in sources]
     names = [source if paths.count(source_path) > 1 else source_path for source_path, source, _ in sources]
@@ -162,34 +164,24 @@ def _check_alike(rejects: pl.DataFrame, path: Path) -> None:
         for number, name in enumerate(names, 1)
     ]
     raise ExportError(
-        f"The rows are of {len(lines)} sources that were read in different ways; one file is read in one way.",
-        "One file a source:\n    " + "\n    ".join(lines),
+        f"The rejects are from {len(lines)} sources with different mappings; a file can have only one mapping.",
+        "Export one file per source:\n    " + "\n    ".join(lines),
     )
 
 
-def _way(mapping: str) -> str:
-    """The shape and the fields of a source's mapping."""
-    stored = json.loads(mapping)
-    return json.dumps([stored["shape"], stored["fields"]], sort_keys=True)
-
-
-def _as_jsonl(rows: list[Row]) -> str:
-    return "".join(f"{_json_line(row)}\n" for row in rows)
-
-
-def _json_line(row: Row) -> str:
-    """The object as it was with our keys behind its own, or a new object of the cells."""
+def _to_json(row: RejectRow) -> str:
+    """The original object with additional keys at its end, or a new object of the cells."""
     if row.cells is None:
-        return json.dumps({EXPORT_COLUMNS[2]: row.raw, **row.own}, ensure_ascii=False)
+        return json.dumps({EXPORT_COLUMNS[2]: row.raw, **row.export_columns}, ensure_ascii=False)
     if not row.is_json or set(EXPORT_COLUMNS) & set(json.loads(row.raw)):
-        return json.dumps({**row.cells, **row.own}, ensure_ascii=False)
+        return json.dumps({**row.cells, **row.export_columns}, ensure_ascii=False)
     body = row.raw.strip().removesuffix("}").rstrip().replace("\n", " ")
-    own = json.dumps(row.own, ensure_ascii=False).removeprefix("{")
-    return f"{body}{', ' if row.cells else ''}{own}"
+    added = json.dumps(row.export_columns, ensure_ascii=False).removeprefix("{")
+    return f"{body}{', ' if row.cells else ''}{added}"
 
 
-def _as_csv(rows: list[Row]) -> str:
-    """All rows under the union of their columns."""
+def _to_csv(rows: list[RejectRow]) -> str:
+    """All rows, under the union of their columns."""
     columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
     if any(row.cells is None for row in rows):
         columns.append(EXPORT_COLUMNS[2])
@@ -197,35 +189,28 @@ def _as_csv(rows: list[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**(row.cells or {EXPORT_COLUMNS[2]: row.raw}), **row.own} for row in rows)
+    writer.writerows({**(row.cells or {EXPORT_COLUMNS[2]: row.raw}), **row.export_columns} for row in rows)
     return text.getvalue()
 
 
-def _formulas(row: Row) -> int:
+def _count_formulas(row: RejectRow) -> int:
     return sum((cell or "").startswith(FORMULA_STARTS) for cell in (row.cells or {"": row.raw}).values())
 
 
-def _options(rows: list[Row], mapping: str) -> str:
-    """The options that read the exported rows as their source was read."""
+def _import_options(rows: list[RejectRow], mapping: str) -> str:
+    """The options that read the exported rows like their source."""
     stored = json.loads(mapping)
     columns = {column for row in rows for column in row.cells or {}}
-    return ColumnMapping(stored["shape"], {k: v for k, v in stored["fields"].items() if v in columns}).as_options()
+    fields = {name: column for name, column in stored["fields"].items() if column in columns}
+    return ColumnMapping(stored["shape"], fields).as_options()
 
 
-def _write(path: Path, text: str) -> None:
-    """Write the whole text, or leave no file."""
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError as error:  # of a name that is too long
-        raise _unwritable(path, error) from error
+    except OSError as error:  # the name is too long
+        raise _write_error(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> ExportError:
+def _write_error(path: Path, error: OSError) -> ExportError:
     return ExportError(f"{path} cannot be written: {error.strerror}.", write_hint(error, path))

@@ -1,8 +1,8 @@
-"""Validating: turns come in, findings go out: which conversation breaks which rule, and what was found.
+"""Turns → findings: the rules that each conversation violates, with the reason.
 
-A rule is an expression over a turns frame, evaluated for all turns at once; neighbours are reached by shifting, so
-nothing is grouped and only what breaks a rule is looked at again. A rule that rejects is told once per conversation,
-the first in the order of `RULES`; every warning is told.
+A rule is an expression over a turns frame, evaluated for all turns at once. Neighbouring turns are accessed by
+shifting, so the frame is not grouped, and only turns that violate a rule are processed further. Of the rules that
+reject, only the first violated one is reported per conversation, in the order of `RULES`; all warnings are reported.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Literal
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import query_frames, unreadable
-from curate.ingest.shapes.shape import cut
+from curate.ingest.shapes.json_cells import is_nonstandard, query_frames
+from curate.ingest.shapes.shape import shorten_expr
 from schemas.control_tokens import CONTROL_TOKENS
 from schemas.conversation import ASSISTANT_ROLES, ROLES
 
@@ -25,10 +25,10 @@ FINDINGS = {"row": pl.Int64, "code": pl.String, "severity": pl.String, "reason":
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is too large to be a conversation.
+    """Maximum size of a conversation.
 
-    A million characters are about 250,000 tokens at four characters a token, and 1,000 turns are a day of typing:
-    beyond either, a file was read in the wrong shape rather than a long talk.
+    A million characters are about 250,000 tokens at four characters per token, and 1,000 turns are a day of typing:
+    larger conversations indicate that the file was parsed with the wrong shape.
     """
 
     turns: int = 1_000
@@ -37,44 +37,45 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One demand on a conversation: which turns break it, and how that is said.
+    """One requirement for a conversation.
 
-    `breaks` is an expression over the columns of `_seen`; `found` says what was found in such a turn. `description`
-    explains the rule itself. `repair` names what `curate import --repair` can do about it.
+    `description` states the rule. `breaks` is an expression over the columns of `_add_context`: which turns violate
+    it. `reason` is the message for such a turn. `repair` is the name of a repair for `curate import --repair`.
     """
 
     description: str
     breaks: Callable[[Limits], pl.Expr]
-    found: Callable[[Limits], pl.Expr]
+    reason: Callable[[Limits], pl.Expr]
     severity: Literal["reject", "warning"] = "reject"
     repair: str | None = None
 
 
 def validate(
-    turns: pl.DataFrame, tools: pl.DataFrame | None = None, limits: Limits | None = None, *, asked: bool = True
+    turns: pl.DataFrame, tools: pl.DataFrame | None = None, limits: Limits | None = None, *, has_questions: bool = True
 ) -> pl.DataFrame:
     """The findings of `turns`: columns `row`, `code`, `severity`, `reason`, sorted by row, in the order of the rules.
 
-    `turns` has `row`, `from`, `value`, `tool_call_id`; the turns of a row stand together, in order. `tools` (`row`,
-    `tools`) is judged too: it has to be a JSON list. Per row at most one finding rejects. Where nobody asks (`asked` is
-    off: raw text) no question is missed, and a text that is a number or JSON is warned of: an answer may be one.
+    `turns` has `row`, `from`, `value`, `tool_call_id`; the turns of a row are consecutive and in order. `tools` (`row`,
+    `tools`) must be JSON lists. At most one finding per row rejects. With `has_questions=False` (raw text), no user
+    turn is required, and a text that is a number or JSON is a warning, while an answer may be one.
     """
     limits = limits or Limits()
     if turns.is_empty():
         return pl.DataFrame(schema=FINDINGS)
-    seen = _seen(turns)
-    rules = {code: rule for code, rule in RULES.items() if code != (NO_WORDS if asked else MISSED_QUESTION)}
-    broken = seen.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items())
-    hit = [code for code in rules if broken[code].any()]
-    found = [_findings(code, seen.filter(broken[code]), limits) for code in hit]
-    found += [_findings(code, rows, limits) for code, rows in (_bad_calls(seen) | _bad_tools(tools)).items()]
-    return _first_reject(found)
+    context = _add_context(turns)
+    rules = {code: rule for code, rule in RULES.items() if code != (NO_WORDS if has_questions else NO_QUESTION_FIRST)}
+    broken = context.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items())
+    codes = [code for code in rules if broken[code].any()]
+    findings = [_findings(code, context.filter(broken[code]), limits) for code in codes]
+    others = _check_calls(context) | _check_tools(tools)
+    findings += [_findings(code, rows, limits) for code, rows in others.items()]
+    return _keep_first_reject(findings)
 
 
-def _seen(turns: pl.DataFrame) -> pl.DataFrame:
-    """The turns with what the rules look at: neighbours, emptiness, sizes, and the number of the turn from 1.
+def _add_context(turns: pl.DataFrame) -> pl.DataFrame:
+    """The turns with the columns that the rules use: neighbours, emptiness, sizes, the number of the turn from 1.
 
-    `role` is `from` as an enum, null where it is not known: comparing numbers takes a fifth of comparing texts.
+    `role` is `from` as an enum, null if unknown: comparing enums takes a fifth of the time of comparing texts.
     """
     first = (pl.col("row") != pl.col("row").shift(1)).fill_null(True)
     last = (pl.col("row") != pl.col("row").shift(-1)).fill_null(True)
@@ -108,170 +109,174 @@ def _seen(turns: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- the rules
+# ------------------------------------------------------------------------------------------------------------- rules
 
 ROLE, BEFORE = pl.col("role"), pl.col("before")
-OPENS = pl.col("first") | ((BEFORE == "system") & (pl.col("turn") == 2))
-MISSED_QUESTION = "not-starting-with-user"
+IS_OPENING = pl.col("first") | ((BEFORE == "system") & (pl.col("turn") == 2))
+NO_QUESTION_FIRST = "not-starting-with-user"
 NO_WORDS = "no-words"
 JSON_VALUE = (
     r"""(?s)^\s*(?:\[\s*(?:["\[{\d-].*)?\]|\{\s*(?:".*)?\}|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\s*$"""
 )
-"""A number, a truth value, or what begins and ends as a list or an object of JSON does."""
-ANSWERS_MAY_FOLLOW = ("human", "observation")
+"""A number, a boolean, null, or text that starts and ends like a JSON list or object."""
 
 
-def _this_turn(text: str) -> Callable[[Limits], pl.Expr]:
+def _turn(text: str) -> Callable[[Limits], pl.Expr]:
     return lambda _: pl.format(f"Turn {{}} ({{}}) {text}.", "turn", "from")
 
 
-def _beside(text: str) -> Callable[[Limits], pl.Expr]:
+def _turn_after(text: str) -> Callable[[Limits], pl.Expr]:
     return lambda _: pl.format(
         f"Turn {{}} ({{}}) {text} (turn {{}}, {{}}).", "turn", "from", pl.col("turn") - 1, BEFORE.cast(pl.String)
     )
 
 
-def _says(text: str) -> Callable[[Limits], pl.Expr]:
-    return lambda _: pl.format(f"Turn {{}} ({{}}) {text}: {{}}", "turn", "from", cut(pl.col("value")))
+def _turn_quoting(text: str) -> Callable[[Limits], pl.Expr]:
+    return lambda _: pl.format(f"Turn {{}} ({{}}) {text}: {{}}", "turn", "from", shorten_expr(pl.col("value")))
 
 
-def _control_token() -> pl.Expr:
-    return pl.col("value").str.extract_many(list(CONTROL_TOKENS)).list.first()
-
-
-def _wrong_order() -> pl.Expr:
-    """What neither repeats a role nor opens, and does not follow from the turn before."""
+def _is_wrong_order() -> pl.Expr:
+    """Turns that neither repeat a role nor open the conversation, after a turn that they must not follow."""
+    questions = ("human", "observation")
     allowed = {
         "human": ("gpt",),
-        "gpt": ANSWERS_MAY_FOLLOW,
-        "function_call": (*ANSWERS_MAY_FOLLOW, "gpt"),
+        "gpt": questions,
+        "function_call": (*questions, "gpt"),
         "observation": ("function_call", "observation"),
     }
     follows = reduce(or_, ((ROLE == role) & BEFORE.is_in(list(before)) for role, before in allowed.items()))  # noqa: SIM300
-    return ~OPENS & ROLE.is_in(list(allowed)) & (ROLE != BEFORE) & ~follows
+    return ~IS_OPENING & ROLE.is_in(list(allowed)) & (ROLE != BEFORE) & ~follows
+
+
+def _join_ids(column: str) -> pl.Expr:
+    names = pl.col(column).list.join(", ")
+    return shorten_expr(pl.when(names == "").then(pl.lit("none")).otherwise(names))
 
 
 RULES: dict[str, Rule] = {
     "unknown-role": Rule(
-        f"Every turn is said by one of {', '.join(ROLES)}.",
-        lambda _: ROLE.is_null(),
-        _this_turn("is said by nobody that is known"),
+        f"The role of every turn is one of {', '.join(ROLES)}.", lambda _: ROLE.is_null(), _turn("has an unknown role")
     ),
     "empty-question": Rule(
-        "A question has words.", lambda _: pl.col("empty") & (ROLE == "human"), _this_turn("is empty")
+        "A question is not empty.", lambda _: pl.col("empty") & (ROLE == "human"), _turn("is empty")
     ),
     "empty-answer": Rule(
-        "An answer has words.",
+        "An answer is not empty.",
         lambda _: pl.col("empty") & ROLE.is_in(list(ASSISTANT_ROLES)),
-        _this_turn("is empty"),
+        _turn("is empty"),
     ),
     "empty-turn": Rule(
-        "A system prompt and a tool's result have words.",
+        "A system prompt or tool result is not empty.",
         lambda _: pl.col("empty") & ROLE.is_in(["system", "observation"]),
-        _this_turn("is empty"),
+        _turn("is empty"),
     ),
     "not-ending-with-assistant": Rule(
-        "A conversation ends with the assistant: there is nothing to learn behind its last answer.",
+        "A conversation ends with an assistant turn; later turns would not be trained on.",
         lambda _: pl.col("last") & ~ROLE.is_in(list(ASSISTANT_ROLES)),
-        _this_turn("is the last, and not the assistant's"),
+        _turn("is the last turn, but not an assistant turn"),
         repair="trailing-user",
     ),
     "misplaced-system": Rule(
-        "A system prompt stands at the beginning, once.",
+        "A system prompt is the first turn; there is at most one.",
         lambda _: (ROLE == "system") & ~pl.col("first"),
-        _this_turn("is not the first"),
+        _turn("is not the first turn"),
     ),
-    MISSED_QUESTION: Rule(
-        "A conversation begins with the user, behind the system prompt where there is one.",
-        lambda _: OPENS & ~ROLE.is_in(["human", "system"]),
-        _this_turn("comes before any question"),
+    NO_QUESTION_FIRST: Rule(
+        "A conversation starts with a user turn, after an optional system prompt.",
+        lambda _: IS_OPENING & ~ROLE.is_in(["human", "system"]),
+        _turn("precedes the first user turn"),
         repair="leading-assistant",
     ),
     "same-role-twice": Rule(
-        "User and assistant take turns.",
+        "User and assistant turns alternate.",
         lambda _: (ROLE == BEFORE) & ROLE.is_in(["human", "gpt", "function_call"]),
-        _beside("follows its like"),
+        _turn_after("repeats the role of the previous turn"),
         repair="merge-consecutive",
     ),
     "unanswered-tool-call": Rule(
-        "What calls a tool is followed by the tool's result.",
+        "A tool call is followed by its result.",
         lambda _: (BEFORE == "function_call") & ROLE.is_in(["human", "gpt"]),
-        _beside("follows a tool call that has no result"),
+        _turn_after("follows a tool call without a result"),
     ),
     "result-without-call": Rule(
-        "A tool's result follows what called the tool.",
+        "A tool result follows a tool call.",
         lambda _: (ROLE == "observation") & BEFORE.is_in(["human", "gpt"]),
-        _beside("is the result of no call"),
+        _turn_after("has no matching tool call"),
     ),
     "wrong-order": Rule(
-        "Answers follow questions or results, questions follow answers.",
-        lambda _: _wrong_order(),
-        _beside("cannot stand behind what comes before"),
+        "Answers follow questions or tool results, questions follow answers.",
+        lambda _: _is_wrong_order(),
+        _turn_after("must not follow the previous turn"),
     ),
     "too-many-turns": Rule(
         "A conversation has at most 1,000 turns.",
         lambda limits: pl.col("last") & (pl.col("turn") > limits.turns),
-        lambda limits: pl.format("It has {} turns, {} are allowed.", "turn", pl.lit(limits.turns)),
+        lambda limits: pl.format("The conversation has {} turns; the maximum is {}.", "turn", pl.lit(limits.turns)),
     ),
     "too-long": Rule(
         "A conversation has at most 1,000,000 characters.",
         lambda limits: pl.col("last") & (pl.col("size") > limits.characters),
-        lambda limits: pl.format("It has {} characters, {} are allowed.", "size", pl.lit(limits.characters)),
+        lambda limits: pl.format(
+            "The conversation has {} characters; the maximum is {}.", "size", pl.lit(limits.characters)
+        ),
     ),
     "broken-tool-call": Rule(
-        "A tool call is JSON: an object with a name and arguments that are an object, or a list of such objects.",
-        lambda _: pl.lit(False),  # judged by `_bad_calls`, for the few turns that call
-        _says("is no valid tool call"),
+        "A tool call is JSON: an object with a name and an arguments object, or a list of such objects.",
+        lambda _: pl.lit(False),  # checked by `_check_calls`, only for turns with tool calls
+        _turn_quoting("is not a valid tool call"),
     ),
     "mismatched-results": Rule(
-        "A tool call has as many results as calls, and under their ids where both name them.",
-        lambda _: pl.lit(False),  # judged by `_bad_calls`
+        "A tool call has as many results as calls, with equal ids if both have ids.",
+        lambda _: pl.lit(False),  # checked by `_check_calls`
         lambda _: pl.format(
-            "Turn {} ({}) makes {} calls, {} results follow; ids asked: {}; ids answered: {}.",
-            *("turn", "from", "calls", "results", _listed("ids"), _listed("answered")),
+            "Turn {} ({}) makes {} calls, {} results follow; ids of the calls: {}; ids of the results: {}.",
+            *("turn", "from", "calls", "results", _join_ids("ids"), _join_ids("result_ids")),
         ),
     ),
     "broken-tools": Rule(
         "The tools of a conversation are a JSON list of objects.",
-        lambda _: pl.lit(False),  # judged by `_bad_tools`
-        lambda _: pl.format("Its tools are no JSON list of objects: {}", cut(pl.col("value"))),
+        lambda _: pl.lit(False),  # checked by `_check_tools`
+        lambda _: pl.format("The tools are not a JSON list of objects: {}", shorten_expr(pl.col("value"))),
     ),
     "open-tool-call": Rule(
-        "It ends with a tool call that has no result; the call itself is what is learned.",
+        "The conversation ends with a tool call without a result; the call itself is trained on.",
         lambda _: pl.col("last") & (ROLE == "function_call"),
-        _this_turn("calls a tool, and there the conversation ends"),
+        _turn("is a tool call at the end of the conversation"),
         severity="warning",
     ),
     "control-token-text": Rule(
-        "It holds the text of a control token of a chat template; a tokenizer may read it as the token.",
+        "A turn contains the text of a control token of a chat template; a tokenizer may encode it as the token.",
         lambda _: pl.col("value").str.contains_any(list(CONTROL_TOKENS)),
-        lambda _: pl.format("Turn {} ({}) holds {}.", "turn", "from", _control_token()),
+        lambda _: pl.format(
+            "Turn {} ({}) contains {}.",
+            *("turn", "from", pl.col("value").str.extract_many(list(CONTROL_TOKENS)).list.first()),
+        ),
         severity="warning",
     ),
     "unreadable-character": Rule(
-        "It holds a character that stands for a lost one (U+FFFD), or a NUL: it was decoded wrongly somewhere.",
+        "A turn contains U+FFFD, the replacement for an undecodable character, or NUL: it was decoded incorrectly.",
         lambda _: pl.col("value").str.contains_any(["\ufffd", "\x00"]),
-        _this_turn("holds a character that was lost"),
+        _turn("contains U+FFFD or NUL"),
         severity="warning",
     ),
     "outer-white-space": Rule(
-        "A turn begins or ends with white space, which most templates keep.",
+        "A turn starts or ends with white space, which most chat templates keep.",
         lambda _: pl.col("padded"),
-        _this_turn("begins or ends with white space"),
+        _turn("starts or ends with white space"),
         severity="warning",
         repair="strip",
     ),
     NO_WORDS: Rule(
-        "A text is a number, a list or an object, as if another column were meant; it is learned as it stands.",
+        "A text is a number, a list or an object, which may be the wrong column; it is trained on unchanged.",
         lambda _: pl.col("value").str.contains(JSON_VALUE),
-        _says("is JSON in place of words"),
+        _turn_quoting("is JSON instead of text"),
         severity="warning",
     ),
 }
-"""Every rule by its code, in the order in which they are told."""
+"""Code → rule, in the order in which findings are reported."""
 
 
-# ----------------------------------------------------------------------------------------------- tools and findings
+# -------------------------------------------------------------------------------------------- tool calls and findings
 
 _CALLS = """
     SELECT * EXCLUDE (entries), len(entries) AS calls,
@@ -285,66 +290,62 @@ _CALLS = """
             WHEN NOT json_valid(value) THEN []
             WHEN json_type(value::JSON) = 'ARRAY' THEN CAST(value::JSON AS JSON[])
             ELSE [value::JSON] END AS entries
-        FROM calling
+        FROM call_turns
     )
 """
 
 
-def _bad_calls(seen: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The turns whose tool calls cannot be read, and those whose results are not theirs."""
-    calling = seen.filter(ROLE == "function_call")
-    if calling.is_empty():
+def _check_calls(context: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The turns with invalid tool calls, and those whose results do not match the calls, by code."""
+    call_turns = context.filter(ROLE == "function_call")
+    if call_turns.is_empty():
         return {}
-    judged = query_frames(_CALLS, calling=calling)
-    judged = judged.with_columns(broken=judged["broken"] | unreadable(judged["value"]))
-    call = pl.when(ROLE == "function_call").then("index").forward_fill()
-    results = seen.select("row", "role", "tool_call_id", call.alias("index")).filter(ROLE == "observation")
-    follow = results.group_by("row", "index").agg(results=pl.len(), answered=pl.col("tool_call_id").drop_nulls())
-    answered = judged.filter(~pl.col("broken")).join(follow, on=["row", "index"]).filter(_mismatched()).sort("index")
-    return {"broken-tool-call": judged.filter("broken"), "mismatched-results": answered}
+    calls = query_frames(_CALLS, call_turns=call_turns)
+    calls = calls.with_columns(broken=calls["broken"] | is_nonstandard(calls["value"]))
+    call_index = pl.when(ROLE == "function_call").then("index").forward_fill()
+    results = context.select("row", "role", "tool_call_id", call_index.alias("index")).filter(ROLE == "observation")
+    by_call = results.group_by("row", "index").agg(results=pl.len(), result_ids=pl.col("tool_call_id").drop_nulls())
+    mismatched = calls.filter(~pl.col("broken")).join(by_call, on=["row", "index"]).filter(_is_mismatched())
+    return {"broken-tool-call": calls.filter("broken"), "mismatched-results": mismatched.sort("index")}
 
 
-def _mismatched() -> pl.Expr:
-    """Whether the results that follow a call are not its own.
+def _is_mismatched() -> pl.Expr:
+    """Whether the results that follow a tool call do not match it.
 
-    Several calls without ids may be answered by one result that holds all of them, as ShareGPT files have it.
+    Several calls without ids may have one result that contains all of theirs, as in ShareGPT files.
     """
-    ids, answered = pl.col("ids").list.len(), pl.col("answered").list.len()
-    all_named = (ids == pl.col("calls")) & (answered == pl.col("results"))
-    others = pl.col("ids").list.set_symmetric_difference("answered").list.len() > 0
-    in_one = (pl.col("results") == 1) & (ids + answered == 0)
-    return ((pl.col("results") != pl.col("calls")) & ~in_one) | (all_named & others)
+    ids, result_ids = pl.col("ids").list.len(), pl.col("result_ids").list.len()
+    all_have_ids = (ids == pl.col("calls")) & (result_ids == pl.col("results"))
+    others = pl.col("ids").list.set_symmetric_difference("result_ids").list.len() > 0
+    in_one = (pl.col("results") == 1) & (ids + result_ids == 0)
+    return ((pl.col("results") != pl.col("calls")) & ~in_one) | (all_have_ids & others)
 
 
-def _listed(column: str) -> pl.Expr:
-    names = pl.col(column).list.join(", ")
-    return cut(pl.when(names == "").then(pl.lit("none")).otherwise(names))
-
-
-def _bad_tools(tools: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
+def _check_tools(tools: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
+    """The rows whose tools are not a JSON list of objects, by code."""
     if tools is None or tools.is_empty():
         return {}
-    judged = tools.with_columns(unreadable=unreadable(tools["tools"]))
+    cells = tools.with_columns(nonstandard=is_nonstandard(tools["tools"]))
     query = """
-        SELECT row, tools AS value FROM judged
-        WHERE unreadable OR NOT json_valid(tools) OR json_type(tools::JSON) <> 'ARRAY'
+        SELECT row, tools AS value FROM cells
+        WHERE nonstandard OR NOT json_valid(tools) OR json_type(tools::JSON) <> 'ARRAY'
             OR list_bool_or([json_type(t) <> 'OBJECT' FOR t IN CAST(tools::JSON AS JSON[])])
     """
-    return {"broken-tools": query_frames(query, judged=judged)}
+    return {"broken-tools": query_frames(query, cells=cells)}
 
 
-def _findings(code: str, broken: pl.DataFrame, limits: Limits) -> pl.DataFrame:
-    """One finding per conversation: the first of its turns that breaks the rule."""
+def _findings(code: str, turns: pl.DataFrame, limits: Limits) -> pl.DataFrame:
+    """One finding per conversation, for the first of `turns`, which violate the rule."""
     rule = RULES[code]
-    first = broken.unique("row", keep="first", maintain_order=True)
+    first = turns.unique("row", keep="first", maintain_order=True)
     return first.select(
-        "row", pl.lit(code).alias("code"), pl.lit(rule.severity).alias("severity"), rule.found(limits).alias("reason")
+        "row", pl.lit(code).alias("code"), pl.lit(rule.severity).alias("severity"), rule.reason(limits).alias("reason")
     )
 
 
-def _first_reject(found: list[pl.DataFrame]) -> pl.DataFrame:
-    together = pl.concat([pl.DataFrame(schema=FINDINGS), *found])
+def _keep_first_reject(findings: list[pl.DataFrame]) -> pl.DataFrame:
+    """All warnings, and the first finding of each row that rejects."""
     order = pl.col("code").replace_strict({code: n for n, code in enumerate(RULES)}, return_dtype=pl.Int64)
-    sorted_ = together.sort(pl.col("row"), order)
-    rejects = sorted_.filter(pl.col("severity") == "reject").unique("row", keep="first", maintain_order=True)
-    return pl.concat([rejects, sorted_.filter(pl.col("severity") == "warning")]).sort("row", maintain_order=True)
+    in_order = pl.concat([pl.DataFrame(schema=FINDINGS), *findings]).sort(pl.col("row"), order)
+    rejects = in_order.filter(pl.col("severity") == "reject").unique("row", keep="first", maintain_order=True)
+    return pl.concat([rejects, in_order.filter(pl.col("severity") == "warning")]).sort("row", maintain_order=True)

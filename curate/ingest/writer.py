@@ -1,7 +1,7 @@
-"""Landing: what became of some rows of a source goes into the store's tables, and the sums are proved there.
+"""Import batches → rows in the tables `conversations`, `origins` and `rejects`, and the counts of a source.
 
-A *parcel* holds every row of its part of the source exactly once: as an origin of a conversation, or as a reject.
-Which origins are duplicates is decided here, where all earlier conversations are known.
+An import batch contains every row of a part of the source exactly once: as an origin of a conversation, or as a
+reject. Duplicates are determined here, where all earlier conversations are known.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 BATCH_ROWS = 100_000
-"""Rows that land together. Every landing looks for known ids among all conversations, so ten of them for a million
-rows cost 0.3 s and forty 0.8 s; more rows at once only cost memory."""
+"""Rows written together. Every write searches all conversations for known ids: ten writes for a million rows took
+0.3 s, forty took 0.8 s; more rows at once need more memory."""
 
 BATCH_BYTES = 64 << 20
-"""Text that lands together, where rows are long: a hundred thousand long chats would be gigabytes."""
+"""Bytes written together if rows are long: a hundred thousand long conversations would be gigabytes."""
 
 ORIGINS = {
     "row": pl.Int64,
@@ -34,31 +34,31 @@ CORRECTIONS = {"source": pl.String, "row": pl.Int64, "by": pl.Int64}
 
 @dataclass(frozen=True, slots=True)
 class ImportBatch:
-    """What became of some consecutive rows of a source."""
+    """Consecutive rows of a source as conversations and rejects."""
 
     conversations: pl.DataFrame
-    """`key` (number of its first row), `id`, `conversations`, `tools`; in the order of the rows, copies included."""
+    """`key` (number of its first row), `id`, `conversations`, `tools`; in row order, with duplicates."""
     origins: pl.DataFrame
-    """`ORIGINS`: one line per row that is part of a conversation, `key` says of which."""
+    """`ORIGINS`: one per row of a conversation, which `key` identifies."""
     rejects: pl.DataFrame
-    """`REJECTS` of curate/ingest/readers/batch.py: one line per row that is not."""
+    """`REJECTS` of curate/ingest/readers/batch.py: one per rejected row."""
     corrections: pl.DataFrame
-    """`CORRECTIONS`: the rejects of an earlier import that these rows, by their numbers, bring back."""
+    """`CORRECTIONS`: the reject of an earlier import (`source`, `row`) that the row number `by` corrects."""
 
     @property
     def rows(self) -> int:
-        """How many rows of the source it speaks for."""
+        """Number of source rows."""
         return self.origins.height + self.rejects.height
 
     @property
     def bytes(self) -> int:
-        """About how much memory it takes."""
+        """Approximate size in memory."""
         return int(sum(part.estimated_size() for part in (self.conversations, self.origins, self.rejects)))
 
 
 @dataclass(frozen=True, slots=True)
 class SourceCounts:
-    """How many rows of a source went where, and how many new conversations they made."""
+    """Numbers of rows of a source by outcome, and of the conversations that the source added."""
 
     rows_kept: int
     rows_duplicate: int
@@ -67,12 +67,12 @@ class SourceCounts:
 
 
 def configure_bulk_load(connection: DuckDBPyConnection) -> None:
-    """Set a connection up for taking in many rows.
+    """Configure a connection for writing many rows.
 
-    Text is stored as it is: DuckDB's choice of compression for it took three quarters of the insert's time (128 MB:
-    1.5 s against 0.3 s) to halve the file. One thread inserts, while others read and convert: with two, the row
-    groups of a million rows were written twice, and the file was twice as large. The limit and the buffer keep what
-    is not yet committed on disk instead of in memory, and leave the commit 45 MB to write instead of 184.
+    Text is stored uncompressed: DuckDB's default compression took three quarters of the insert time (128 MB: 1.5 s
+    instead of 0.3 s) and halved the file size. One thread inserts while others read and convert: with two, the row
+    groups of a million rows were written twice, and the file was twice as large. The memory limit and the buffer keep
+    uncommitted data on disk, and leave 45 MB instead of 184 MB to write at the commit.
     """
     connection.execute("SET disabled_compression_methods = 'dict_fsst,fsst,dictionary'")
     connection.execute("SET threads = 1")
@@ -80,42 +80,43 @@ def configure_bulk_load(connection: DuckDBPyConnection) -> None:
     connection.execute("SET write_buffer_row_group_count = 1")
 
 
-def rebatch(parcels: Iterable[ImportBatch]) -> Iterator[ImportBatch]:
-    """The same rows in fewer parcels, of about `BATCH_ROWS` rows or `BATCH_BYTES` each; the first goes on at once."""
-    parcels = iter(parcels)
-    yield from itertools.islice(parcels, 1)
+def rebatch(batches: Iterable[ImportBatch]) -> Iterator[ImportBatch]:
+    """The same rows in fewer batches of about `BATCH_ROWS` rows or `BATCH_BYTES`; the first batch is not delayed."""
+    batches = iter(batches)
+    yield from itertools.islice(batches, 1)
     waiting: list[ImportBatch] = []
-    for parcel in parcels:
-        waiting.append(parcel)
-        if sum(each.rows for each in waiting) >= BATCH_ROWS or sum(each.bytes for each in waiting) >= BATCH_BYTES:
-            yield _joined(waiting)
+    for batch in batches:
+        waiting.append(batch)
+        if sum(part.rows for part in waiting) >= BATCH_ROWS or sum(part.bytes for part in waiting) >= BATCH_BYTES:
+            yield _concat(waiting)
             waiting = []
     if waiting:
-        yield _joined(waiting)
+        yield _concat(waiting)
 
 
-def write_batch(connection: DuckDBPyConnection, source: str, parcel: ImportBatch) -> None:
-    """Insert a parcel: its new conversations, the origin of every row, the rejects, and what they close."""
-    fresh = _fresh(connection, parcel.conversations)
-    new = _as_views(parcel.conversations.filter(fresh))  # noqa: F841  DuckDB reads tables by their names here
-    if fresh.any():
+def write_batch(connection: DuckDBPyConnection, source: str, batch: ImportBatch) -> None:
+    """Insert the new conversations, origins and rejects of a batch, and close the rejects that it corrects."""
+    is_new = _find_new(connection, batch.conversations)
+    if is_new.any():
+        new = _to_arrow(batch.conversations.filter(is_new))  # noqa: F841  DuckDB finds the variable by its name
         connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM new")
-    if parcel.origins.height:
-        placed = _as_views(_origins(parcel, fresh))  # noqa: F841
+    if batch.origins.height:
+        identified = _to_arrow(_identify(batch, is_new))  # noqa: F841
         connection.execute(
-            """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, repairs, raw FROM placed""", [source]
+            """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, repairs, raw FROM identified""",
+            [source],
         )
-    if parcel.rejects.height:
-        refused = _as_views(parcel.rejects)  # noqa: F841
+    if batch.rejects.height:
+        rejected = _to_arrow(batch.rejects)  # noqa: F841
         connection.execute(
-            """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM refused""", [source]
+            """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM rejected""", [source]
         )
-    if parcel.corrections.height:
-        _close(connection, source, parcel)
+    if batch.corrections.height:
+        _close_rejects(connection, source, batch)
 
 
 def count_source(connection: DuckDBPyConnection, source: str, conversations_before: int) -> SourceCounts:
-    """The sums of a source, counted in the tables themselves."""
+    """The counts of a source, from the tables."""
     ((kept, duplicate, rejected),) = connection.execute(
         """SELECT count(*) FILTER (NOT duplicate), count(*) FILTER (duplicate),
                   (SELECT count(*) FROM rejects WHERE source = $source)
@@ -126,13 +127,13 @@ def count_source(connection: DuckDBPyConnection, source: str, conversations_befo
 
 
 def count_conversations(connection: DuckDBPyConnection) -> int:
-    """How many conversations the store has."""
+    """Number of conversations in the store."""
     ((number,),) = connection.execute("SELECT count(*) FROM conversations").fetchall()
     return int(number)
 
 
 def supersede_rejects(connection: DuckDBPyConnection, source: str, sha256: str) -> None:
-    """Close the open rejects of earlier readings of the same bytes: all of their rows are in this one again."""
+    """Close the open rejects of earlier imports of the same bytes: `source` contains all of their rows again."""
     connection.execute(
         """UPDATE rejects SET closed_by = ? WHERE closed_by IS NULL
            AND source IN (SELECT source FROM sources WHERE sha256 = ?)""",
@@ -141,50 +142,50 @@ def supersede_rejects(connection: DuckDBPyConnection, source: str, sha256: str) 
 
 
 def rename_source(connection: DuckDBPyConnection, source: str, to: str) -> None:
-    """Give what has landed under the id `source` the id `to`."""
+    """Replace the source id of written rows."""
     connection.execute("UPDATE origins SET source = ? WHERE source = ?", [to, source])
     connection.execute("UPDATE rejects SET source = ? WHERE source = ?", [to, source])
     connection.execute("UPDATE rejects SET closed_by = ? WHERE closed_by = ?", [to, source])
 
 
 def delete_source(connection: DuckDBPyConnection, source: str) -> None:
-    """Take out again what has landed under the id `source` and brought no conversation that was not there."""
+    """Delete the origins and rejects of a source that added no conversations."""
     connection.execute("DELETE FROM origins WHERE source = ?", [source])
     connection.execute("DELETE FROM rejects WHERE source = ?", [source])
 
 
-def _fresh(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> pl.Series:
-    """Which of them the store does not have, each only where it comes first."""
+def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> pl.Series:
+    """Whether each conversation is not in the store; of equal ones, only the first."""
     if conversations.is_empty():
-        return pl.Series("fresh", [], pl.Boolean)
+        return pl.Series("new", [], pl.Boolean)
     ids = conversations.select("id")
     known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
-    fresh = ids["id"].is_first_distinct()
-    return fresh & ~ids["id"].is_in(known.implode()) if known.len() else fresh
+    is_first = ids["id"].is_first_distinct()
+    return is_first & ~ids["id"].is_in(known.implode()) if known.len() else is_first
 
 
-def _as_views(frame: pl.DataFrame) -> pa.Table:
-    """The frame as DuckDB can read it where it lies; asked for a frame, it has Polars copy every text first."""
+def _to_arrow(frame: pl.DataFrame) -> pa.Table:
+    """The frame as Arrow string views, which DuckDB reads in place; from a frame, it has Polars copy every text."""
     return frame.to_arrow(compat_level=pl.CompatLevel.newest())
 
 
-def _origins(parcel: ImportBatch, fresh: pl.Series) -> pl.DataFrame:
-    """The origins with the id of their conversation, and whether it was there before."""
-    named = parcel.conversations.select("key", "id", duplicate=~fresh)
-    if parcel.origins["key"].equals(named["key"]):  # one row, one conversation: nothing to look up
-        return pl.concat([parcel.origins, named.drop("key")], how="horizontal")
-    return parcel.origins.join(named, on="key", how="left", maintain_order="left")
+def _identify(batch: ImportBatch, is_new: pl.Series) -> pl.DataFrame:
+    """The origins with the id of their conversation, and whether it is a duplicate."""
+    ids = batch.conversations.select("key", "id", duplicate=~is_new)
+    if batch.origins["key"].equals(ids["key"]):  # one conversation per row: no join needed
+        return pl.concat([batch.origins, ids.drop("key")], how="horizontal")
+    return batch.origins.join(ids, on="key", how="left", maintain_order="left")
 
 
-def _close(connection: DuckDBPyConnection, source: str, parcel: ImportBatch) -> None:
-    """Close the rejects whose rows were taken now; of a row that was refused again, the first reject stays open."""
-    taken = parcel.corrections.join(parcel.origins, left_on="by", right_on="row", how="semi")  # noqa: F841
+def _close_rejects(connection: DuckDBPyConnection, source: str, batch: ImportBatch) -> None:
+    """Close the rejects whose corrected rows were accepted; of a row rejected again, the first reject stays open."""
+    accepted = batch.corrections.join(batch.origins, left_on="by", right_on="row", how="semi")  # noqa: F841
     connection.execute(
-        """UPDATE rejects SET closed_by = ? FROM taken
-           WHERE rejects.source = taken.source AND rejects."row" = taken."row" AND closed_by IS NULL""",
+        """UPDATE rejects SET closed_by = ? FROM accepted
+           WHERE rejects.source = accepted.source AND rejects."row" = accepted."row" AND closed_by IS NULL""",
         [source],
     )
-    again = parcel.corrections.join(parcel.rejects, left_on="by", right_on="row", how="semi")  # noqa: F841
+    again = batch.corrections.join(batch.rejects, left_on="by", right_on="row", how="semi")  # noqa: F841
     connection.execute(
         """UPDATE rejects SET closed_by = first.source
            FROM (SELECT r.source, again."by" FROM again JOIN rejects r USING (source, "row")
@@ -194,12 +195,12 @@ def _close(connection: DuckDBPyConnection, source: str, parcel: ImportBatch) -> 
     )
 
 
-def _joined(parcels: list[ImportBatch]) -> ImportBatch:
-    if len(parcels) == 1:
-        return parcels[0]
+def _concat(batches: list[ImportBatch]) -> ImportBatch:
+    if len(batches) == 1:
+        return batches[0]
     return ImportBatch(
-        pl.concat([parcel.conversations for parcel in parcels]),
-        pl.concat([parcel.origins for parcel in parcels]),
-        pl.concat([parcel.rejects for parcel in parcels]),
-        pl.concat([parcel.corrections for parcel in parcels]),
+        pl.concat([batch.conversations for batch in batches]),
+        pl.concat([batch.origins for batch in batches]),
+        pl.concat([batch.rejects for batch in batches]),
+        pl.concat([batch.corrections for batch in batches]),
     )

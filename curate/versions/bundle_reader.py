@@ -10,8 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from curate.ingest.column_mapping import ColumnMapping, parse_table
+from curate.ingest.column_mapping import parse_table
 from curate.ingest.readers import Batch, open_source
+from curate.ingest.shapes.shape import ColumnMapping
 from curate.versions.formats.format import ExportFormat
 from schemas.conversation import fold
 

@@ -10,7 +10,7 @@ from typing import Any
 from curate.cli.console import file_names, note, print_line, print_table
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.pipeline import ImportResult
-from curate.ingest.readers.paths import passed_over
+from curate.ingest.readers.paths import find_skipped
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS
 from curate.ingest.shapes.shape import PARSE_RULES
@@ -46,7 +46,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
 
 def note_skipped(paths: Sequence[str]) -> None:
     """Note the files of folders and patterns that are not data by their names, and names without a file."""
-    skipped = passed_over(paths)
+    skipped = find_skipped(paths)
     _note_names("not data by name", "file", [path for path in skipped if Path(path).is_file()])
     _note_names("no such file", "name", [path for path in skipped if not Path(path).is_file()])
 

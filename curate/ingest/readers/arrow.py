@@ -1,4 +1,4 @@
-"""Arrow tables to batches of text: the part that Parquet files and datasets share. DuckDB writes the values."""
+"""Arrow record batches → batches of text, for Parquet files and datasets. DuckDB formats the values."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from curate.ingest.column_names import make_unique
 from curate.ingest.readers.batch import Batch, rejects_frame
 from schemas.errors import SourceError
 
+ROWS = 50_000
+"""Maximum number of rows of a batch: a Parquet row group may contain the whole file."""
+
 
 def read_rows(tables: Iterable[pa.RecordBatch], path: str) -> Iterator[Batch]:
-    """A batch for each table: nested values as JSON text, anything else as SQL writes it, not-a-number as null.
+    """One batch per record batch: nested values as JSON text, other values as DuckDB casts them to text, NaN as null.
 
-    `raw` gives a row as a JSON object. Raises `SourceError` for a column that is damaged or that DuckDB cannot read.
+    `raw` returns a row as a JSON object. Raises `SourceError` for a damaged column or an unsupported type.
     """
     connection = duckdb.connect()
     row = 1
     for rows in tables:
         if rows.num_rows:
-            _refuse_damaged(path, rows, row)
+            _check_columns(path, rows, row)
             try:
-                batch = _batch(connection, _readable(rows), row)
+                batch = _convert(connection, _to_table(rows), row)
             except duckdb.NotImplementedException as error:
-                raise _unknown(path, rows.schema) from error
+                raise _unsupported_type(path, rows.schema) from error
             yield batch
             row += rows.num_rows
 
 
-def _refuse_damaged(path: str, rows: pa.RecordBatch, first: int) -> None:
-    """Raise `SourceError` where a text is not UTF-8: Polars and DuckDB take the word of Arrow's type for it."""
+def _check_columns(path: str, rows: pa.RecordBatch, first: int) -> None:
+    """Raise `SourceError` for invalid UTF-8: Polars and DuckDB trust the type that Arrow declares."""
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         try:
             column.validate(full=True)
@@ -42,26 +45,26 @@ def _refuse_damaged(path: str, rows: pa.RecordBatch, first: int) -> None:
             raise SourceError(f"{where}: the column {name} is damaged: {error}.", "Write the file again.") from error
 
 
-def _readable(rows: pa.RecordBatch) -> pa.Table:
-    """The rows under distinct names, and numbers in types that DuckDB has."""
-    return pa.table([_known(column) for column in rows.columns], names=make_unique(rows.schema.names))
+def _to_table(rows: pa.RecordBatch) -> pa.Table:
+    """The rows with unique column names, and numbers in types that DuckDB supports."""
+    return pa.table([_cast(column) for column in rows.columns], names=make_unique(rows.schema.names))
 
 
-def _known(column: pa.Array) -> pa.Array:
+def _cast(column: pa.Array) -> pa.Array:
     if pa.types.is_float16(column.type):
         return column.cast(pa.float32())
     return column.cast(pa.string()) if pa.types.is_decimal256(column.type) else column
 
 
-def _batch(connection: duckdb.DuckDBPyConnection, rows: pa.Table, first: int) -> Batch:
+def _convert(connection: duckdb.DuckDBPyConnection, rows: pa.Table, first: int) -> Batch:
     numbered = rows.rename_columns([f"c{at}" for at in range(rows.num_columns)])
     connection.register("numbered", numbered)
-    cells = ", ".join(_as_text(field) for field in numbered.schema)
+    cells = ", ".join(_text_sql(field) for field in numbered.schema)
     table: pl.DataFrame = connection.sql(f"SELECT {cells} FROM numbered").pl()
     table.columns = rows.column_names
 
     def raw(positions: pl.Series) -> pl.Series:
-        return _as_json(rows.take(positions.to_arrow()))
+        return _rows_as_json(rows.take(positions.to_arrow()))
 
     return Batch(
         table,
@@ -72,22 +75,24 @@ def _batch(connection: duckdb.DuckDBPyConnection, rows: pa.Table, first: int) ->
     )
 
 
-def _unknown(path: str, schema: pa.Schema) -> SourceError:
-    """The error for the first column whose type DuckDB does not have."""
-    field = next(field for field in schema if not _is_known(field.type))
-    what = f"{path}: the column {field.name} has the type {field.type}, which DuckDB does not have."
-    return SourceError(what, "Write it in another type, or leave it out.")
+def _unsupported_type(path: str, schema: pa.Schema) -> SourceError:
+    """The error for the first column with a type that DuckDB does not support."""
+    field = next(field for field in schema if not _is_supported(field.type))
+    return SourceError(
+        f"{path}: the column {field.name} has the type {field.type}, which DuckDB does not support.",
+        "Write it with another type, or omit it.",
+    )
 
 
-def _is_known(type: pa.DataType) -> bool:
+def _is_supported(type: pa.DataType) -> bool:
     try:
-        duckdb.from_arrow(_readable(pa.record_batch([pa.array([], type)], ["cells"])))
+        duckdb.from_arrow(_to_table(pa.record_batch([pa.array([], type)], ["cells"])))
     except duckdb.NotImplementedException:
         return False
     return True
 
 
-def _as_text(field: pa.Field) -> str:
+def _text_sql(field: pa.Field) -> str:
     if pa.types.is_nested(field.type):
         return f"to_json({field.name})::VARCHAR AS {field.name}"
     if pa.types.is_floating(field.type):
@@ -95,8 +100,8 @@ def _as_text(field: pa.Field) -> str:
     return f"{field.name}::VARCHAR AS {field.name}"
 
 
-def _as_json(rows: pa.Table) -> pl.Series:
+def _rows_as_json(rows: pa.Table) -> pl.Series:
     with duckdb.connect() as connection:
         connection.register("rows", rows)
-        found: pl.DataFrame = connection.sql("SELECT to_json(rows)::VARCHAR AS raw FROM rows").pl()
-        return found["raw"]
+        frame: pl.DataFrame = connection.sql("SELECT to_json(rows)::VARCHAR AS raw FROM rows").pl()
+        return frame["raw"]

@@ -1,4 +1,4 @@
-"""What a reader hands on: some consecutive records of a source as a table of text, and those it could not read."""
+"""The output of a reader: consecutive records of a source as a table of text, and the records it could not read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REJECTS = {"row": pl.Int64, "line": pl.Int64, "code": pl.String, "reason": pl.St
 
 
 class Reject(NamedTuple):
-    """One record that could not be read; `code` is the rule, `reason` a sentence, `raw` the record as it stood."""
+    """A record that cannot be read: `code` names the violated rule, `reason` is a sentence, `raw` the original text."""
 
     row: int
     line: int | None
@@ -23,20 +23,20 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some consecutive records of a source, as they were read."""
+    """Consecutive records of a source."""
 
     table: pl.DataFrame
-    """The source's own columns; every cell is text or null, a nested JSON value is its JSON text."""
+    """The columns of the source; every cell is text or null, a nested value is JSON text."""
     row: pl.Series
     """Int64, number of the record in the source, from 1; as long as `table`."""
     line: pl.Series
-    """Int64, physical line where the record starts, from 1; null where there are no lines."""
+    """Int64, line of the file on which the record starts, from 1; null for formats without lines."""
     rejects: pl.DataFrame
-    """Columns `REJECTS`: records that could not be read at all. Their numbers are missing in `row`."""
+    """Columns `REJECTS`: records that cannot be read. `row` does not contain their numbers."""
     raw: Callable[[pl.Series], pl.Series]
-    """Positions in `table`, from 0, to the records as they stood in the file."""
+    """Positions in `table`, from 0 → the original text of these records."""
 
 
 def rejects_frame(rejects: Sequence[Reject]) -> pl.DataFrame:
-    """The rejects as a frame with the columns `REJECTS`, in the order of their rows."""
+    """The rejects as a frame with the columns `REJECTS`, sorted by row."""
     return pl.DataFrame(sorted(rejects), schema=REJECTS, orient="row")

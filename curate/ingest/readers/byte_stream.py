@@ -1,8 +1,8 @@
-"""The bytes of one file, as UTF-8 and in chunks of whole records: opened, hashed, decompressed and decoded on the way.
+"""A file → its bytes as UTF-8, in chunks of complete records; hashed, decompressed and decoded while it is read.
 
-A stack of layers does it, each with the one method `readinto`: file, hash, gzip or zstd, encoding. A plain UTF-8
-file is read into the chunk's own buffer and hardly copied. The next chunk is read in a thread while the last one
-is parsed: reading, hashing and searching all let other threads run.
+Each step is a layer with the method `readinto`: file, hash, gzip or zstd, encoding. A plain UTF-8 file is read
+directly into the buffer of a chunk. A thread reads the next chunk while the current one is parsed: reading, hashing
+and searching release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -17,133 +17,136 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from curate.ingest.readers.compression import Hashed, Pushed, Readable, Zstd, read
-from curate.ingest.readers.encoding import Recoded, refuse_binary, refuse_wide_encoding
+from curate.ingest.readers.compression import ObservedReader, PushbackReader, Readable, ZstdReader, read_bytes
+from curate.ingest.readers.encoding import TranscodingReader, check_not_binary, check_not_utf16
 from schemas.errors import SourceError
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
 
 CHUNK = 32 << 20
-"""Bytes per chunk: each goes through some fifty Polars queries, so 16 MB take 3 to 7 % longer; 64 only cost memory."""
+"""Bytes per chunk. About fifty Polars queries run per chunk: 16 MB take 3 to 7 % longer, 64 MB only more memory."""
 
-FIRST = 4 << 20
-"""Bytes of the first chunk: small, so that what comes behind reading starts early, and enough to see columns by."""
+FIRST_CHUNK = 4 << 20
+"""Bytes of the first chunk: few, so that the stages after reading start early, but enough to detect the columns."""
 
 HEAD = 1 << 20
-"""Bytes that are looked at before the format is known."""
+"""Bytes from which the format is detected."""
 
-PARQUET = b"PAR1"
-"""A Parquet file starts and ends with it."""
+SKIPPABLE_FRAME, SKIPPABLE_FIRST_BYTE = b"\x2a\x4d\x18", bytes(range(0x50, 0x60))
+"""A Zstandard file may start with a frame of other data: the first byte is one of sixteen (RFC 8878, 3.1.2)."""
 
-SKIPPED, SKIPPED_FIRST = b"\x2a\x4d\x18", bytes(range(0x50, 0x60))
-"""A Zstandard file may begin with a frame of other data: the first byte is one of sixteen (RFC 8878, 3.1.2)."""
-
-BLOCK = 1 << 19
-"""Bytes searched at a time: the mask of a block stays in the processor's cache, twice as fast as a chunk at once."""
+SEARCH_BLOCK = 1 << 19
+"""Bytes searched at a time: the mask of a block fits into the processor cache, twice as fast as a chunk at once."""
 
 T = TypeVar("T")
 
 
 class Chunk(NamedTuple, Generic[T]):
-    """Consecutive bytes of a file that start and end with a record."""
+    """Consecutive bytes of a file: complete records."""
 
     data: Bytes
     parts: T
-    """What the splitter found in them."""
+    """Further output of the splitter."""
     newlines: Positions
     """Positions of the newlines in `data`."""
     first_line: int
-    """Number of the line that `data` starts with, from 1."""
+    """Line number of the start of `data`, from 1."""
 
     def line_at(self, positions: Positions) -> Positions:
-        """Number of the line that each of `positions` stands in."""
+        """Line number of each of `positions`."""
         return self.first_line + np.searchsorted(self.newlines, positions)
 
 
 Splitter = Callable[[Bytes, Positions, bool], tuple[int, T]]
-"""Takes bytes that start with a record, the positions of their newlines, and whether the file ends with them.
-Says how many bytes at the front are whole records, 0 for none yet, and where those are."""
+"""Bytes that start with a record, positions of their newlines, whether the file ends with them → the number of bytes
+at the start that are complete records (0: none), and a description of these records."""
 
 
 class ByteStream:
-    """One file, or standard input as `-`, read once from the front. Digest and size are those of the file on disk."""
+    """A file, or standard input (`-`), read once from start to end. Digest and size are those of the file on disk."""
 
-    def __init__(self, path: str, encoding: str | None = None, *, hashed: bool = True) -> None:
-        """`hashed=False` leaves the digest to the caller; then `sha256` means nothing."""
+    def __init__(
+        self, path: str, encoding: str | None = None, *, hashed: bool = True, binary: tuple[bytes, ...] = ()
+    ) -> None:
+        """`hashed=False` leaves the digest to the caller; `sha256` is then invalid.
+
+        `binary`: first bytes of the formats that are not decoded as text.
+        """
         self.path = path
         self.encoding = encoding
         self._hashed = hashed
+        self._binary = binary
         self._digest = hashlib.sha256()
         self._size = 0
         self._layers = ExitStack()
         self._top: Readable | None = None
         self._head = b""
-        self._unpacked = True
+        self._is_plain = True
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the bytes read so far: of the file, after the last chunk."""
+        """Hex digest of the bytes read so far; of the file after the last chunk."""
         return self._digest.hexdigest()
 
     @property
     def size(self) -> int:
-        """Number of bytes read so far: of the file, after the last chunk."""
+        """Number of bytes read so far; of the file after the last chunk."""
         return self._size
 
     def head(self) -> bytes:
         """The first bytes, up to `HEAD`, decompressed and as UTF-8 without a byte order mark."""
         if self._top is None:
-            with self._explained():
+            with self._wrapped_errors():
                 self._top = self._open()
-                self._head = read(self._top, HEAD)
+                self._head = read_bytes(self._top, HEAD)
         return self._head
 
     def chunks(self, split: Splitter[T]) -> Iterator[Chunk[T]]:
-        """The file in chunks of whole records, as `split` cuts them.
+        """The file in chunks of complete records, as determined by `split`.
 
-        Where it finds none, the buffer grows, so that a record may be longer than a chunk.
+        The buffer grows until it contains a complete record, so a record may be longer than a chunk.
         """
         self.head()
-        with self._explained(), self._layers:
+        with self._wrapped_errors(), self._layers:
             yield from prefetch(self._split(split))
 
     def seekable(self) -> Path | io.BytesIO:
-        """The whole content as something that can be read at any place: the file, or a copy where it is packed.
+        """The content with random access: the path, or a copy in memory of compressed files and standard input.
 
-        Digest and size are known afterwards.
+        Digest and size are final afterwards.
         """
         copy = io.BytesIO(self.head())
-        packed = self.path == "-" or not self._unpacked
+        needs_copy = self.path == "-" or not self._is_plain
         copy.seek(0, io.SEEK_END)
-        with self._explained(), self._layers:
+        with self._wrapped_errors(), self._layers:
             assert self._top is not None
-            while block := read(self._top, HEAD):
-                if packed:
+            while block := read_bytes(self._top, HEAD):
+                if needs_copy:
                     copy.write(block)
-        return copy if packed else Path(self.path)
+        return copy if needs_copy else Path(self.path)
 
     def _split(self, split: Splitter[T]) -> Iterator[Chunk[T]]:
         rest: Bytes = np.frombuffer(self._head, np.uint8)
-        size, line, last = min(FIRST, CHUNK), 1, False
+        size, line, last = min(FIRST_CHUNK, CHUNK), 1, False
         while not last:
             data, last = self._fill(rest, size)
-            newlines = find(data, ord("\n"))
-            whole, parts = split(data, newlines, last)
-            rest, size = data[whole:], CHUNK if whole else 2 * size
-            if whole:
-                newlines = newlines[: np.searchsorted(newlines, whole)]
-                yield Chunk(data[:whole], parts, newlines, line)
+            newlines = find_byte(data, ord("\n"))
+            end, parts = split(data, newlines, last)
+            rest, size = data[end:], CHUNK if end else 2 * size
+            if end:
+                newlines = newlines[: np.searchsorted(newlines, end)]
+                yield Chunk(data[:end], parts, newlines, line)
                 line += len(newlines)
 
     def _fill(self, rest: Bytes, size: int) -> tuple[Bytes, bool]:
-        """`rest` and what comes behind it, `size` bytes together, and whether the file ends there."""
+        """`rest` and the bytes after it, `size` bytes in total, and whether the file ends there."""
         assert self._top is not None
         buffer = np.empty(max(size, len(rest) + HEAD), np.uint8)
         buffer[: len(rest)] = rest
@@ -156,28 +159,28 @@ class ByteStream:
         return buffer, False
 
     def _open(self) -> Readable:
-        file = Hashed(self._layers.enter_context(_opened(self.path)), self.seen)
-        start = read(file, HEAD)
-        refuse_binary(self.path, start)
-        unpacked = Pushed(start, file)
-        plain = _decompressed(unpacked, start)
-        self._unpacked = plain is unpacked
-        first = read(plain, HEAD)
-        if first.startswith(PARQUET):
-            return Pushed(first, plain)
+        observed = ObservedReader(self._layers.enter_context(_open_file(self.path)), self.update_digest)
+        start = read_bytes(observed, HEAD)
+        check_not_binary(self.path, start)
+        file = PushbackReader(start, observed)
+        plain = _decompress(file, start)
+        self._is_plain = plain is file
+        first = read_bytes(plain, HEAD)
+        if first.startswith(self._binary):
+            return PushbackReader(first, plain)
         if self.encoding is not None:
-            return Recoded(Pushed(first, plain), self.path, self.encoding)
-        refuse_wide_encoding(self.path, first)
-        return Pushed(first.removeprefix(codecs.BOM_UTF8), plain)
+            return TranscodingReader(PushbackReader(first, plain), self.path, self.encoding)
+        check_not_utf16(self.path, first)
+        return PushbackReader(first.removeprefix(codecs.BOM_UTF8), plain)
 
-    def seen(self, data: memoryview | bytes) -> None:
-        """Count `data` into digest and size."""
+    def update_digest(self, data: memoryview | bytes) -> None:
+        """Add `data` to digest and size."""
         if self._hashed:
             self._digest.update(data)
         self._size += len(data)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _wrapped_errors(self) -> Iterator[None]:
         try:
             yield
         except SourceError:
@@ -186,65 +189,70 @@ class ByteStream:
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             self._layers.close()
             raise SourceError(
-                f"{self.path} is compressed, and damaged or cut off ({error}).", "Copy or export it again."
+                f"{self.path} is compressed, and damaged or truncated ({error}).", "Copy or export it again."
             ) from error
         except OSError as error:
             self._layers.close()
             raise SourceError(
-                f"{self.path} cannot be read to its end: {error.strerror or error}.", "Check the disk or the network."
+                f"{self.path} cannot be read completely: {error.strerror or error}.", "Check the disk or the network."
             ) from error
 
 
 def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items, each made in a thread while the one before it is used; the first is begun at once."""
+    """The same items, each computed in a thread while the previous one is used; the first is started at once."""
     thread = ThreadPoolExecutor(1)
-    return _in_turn(thread, items, thread.submit(next, items, None))
+    return _prefetched(thread, items, thread.submit(next, items, None))
 
 
-def _in_turn(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[T | None]) -> Generator[T, None, None]:
+def _prefetched(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[T | None]) -> Generator[T, None, None]:
     try:
         while (item := pending.result()) is not None:
             pending = thread.submit(next, items, None)
             yield item
     finally:
-        # Not waited for: what a failed import leaves is finalised in the midst of anything, such as the start of
-        # another thread, and the lock that is held there is the one that waiting for a thread needs.
+        # Do not wait: the generator of a failed import may be finalised at any point, for example while another
+        # thread is started, which holds the lock that waiting for a thread needs.
         thread.shutdown(wait=False, cancel_futures=True)
 
 
-def find(data: Bytes, byte: int) -> Positions:
+def find_byte(data: Bytes, byte: int) -> Positions:
     """Positions of `byte` in `data`."""
-    blocks = [np.flatnonzero(data[at : at + BLOCK] == byte) + at for at in range(0, len(data), BLOCK)]
+    return find_bytes(data, lambda block: block == byte)
+
+
+def find_bytes(data: Bytes, mask: Callable[[Bytes], npt.NDArray[Any]]) -> Positions:
+    """Positions of the bytes in `data` for which `mask` is true (not 0)."""
+    blocks = [np.flatnonzero(mask(data[at : at + SEARCH_BLOCK])) + at for at in range(0, len(data), SEARCH_BLOCK)]
     return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
 
 
 def split_lines(data: Bytes, newlines: Positions, last: bool) -> tuple[int, None]:
-    """The splitter of formats with one record a line."""
+    """The splitter of formats with one record per line."""
     if last:
         return len(data), None
     return (int(newlines[-1]) + 1 if len(newlines) else 0), None
 
 
-def _opened(path: str) -> AbstractContextManager[Readable]:
+def _open_file(path: str) -> AbstractContextManager[Readable]:
     if path == "-" and sys.stdin is None:
-        raise SourceError("Standard input is closed.", "Send something into it, or give a file.")
+        raise SourceError("Standard input is closed.", "Pipe data into the command, or give a file.")
     if path == "-":
         return nullcontext(cast(Readable, sys.stdin.buffer))
     try:
         return Path(path).open("rb", buffering=0)
     except FileNotFoundError as error:
         raise SourceError(
-            f"There is no file {path}.", "Check the path; a pattern needs quotes in some shells."
+            f"There is no file {path}.", "Check the path; some shells require quotes around a pattern."
         ) from error
     except OSError as error:
         raise SourceError(
-            f"{path} cannot be opened: {error.strerror}.", "Check what it is and who may read it."
+            f"{path} cannot be opened: {error.strerror}.", "Check its type and its permissions."
         ) from error
 
 
-def _decompressed(file: Pushed, start: bytes) -> Readable:
-    """By the first bytes and not by the name: browsers unpack a download and leave its name."""
+def _decompress(file: PushbackReader, start: bytes) -> Readable:
+    """Detect the compression by the first bytes, not the name: browsers decompress downloads and keep the name."""
     if start.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=io.BufferedReader(file, HEAD))  # a Pushed is a raw file
-    is_zstd = start.startswith(zstandard.FRAME_HEADER) or (start[1:4] == SKIPPED and start[:1] in SKIPPED_FIRST)
-    return Zstd(file) if is_zstd else file
+        return gzip.GzipFile(fileobj=io.BufferedReader(file, HEAD))  # a PushbackReader is a raw file
+    has_skippable_frame = start[1:4] == SKIPPABLE_FRAME and start[:1] in SKIPPABLE_FIRST_BYTE
+    return ZstdReader(file) if has_skippable_frame or start.startswith(zstandard.FRAME_HEADER) else file

@@ -1,58 +1,72 @@
-"""The layers between a file and its text: each takes bytes from the one below and offers `readinto`."""
+"""The layers between a file and its decoded text: each reads bytes from the layer below and provides `readinto`."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import zstandard
 
+COMPRESSED = (".gz", ".zst")
+"""Suffixes of compressed files."""
+
 BLOCK = 1 << 20
-"""Bytes that a layer takes at a time from the one below."""
+"""Bytes that a layer reads at a time from the layer below."""
+
+
+def data_suffix(path: str) -> str:
+    """The lower-case suffix of a file name, without that of a compression.
+
+    >>> data_suffix("tickets.CSV.gz")
+    '.csv'
+    """
+    name = Path(path.lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
 
 
 class Readable(Protocol):
-    """Fills the buffer from its front and says how many bytes it wrote; 0 is the end."""
+    """Fills a buffer from its start and returns the number of bytes written; 0 at the end."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...  # noqa: D102
 
 
-def read(file: Readable, size: int) -> bytes:
-    """The next `size` bytes of `file`, fewer only at its end."""
+def read_bytes(file: Readable, size: int) -> bytes:
+    """The next `size` bytes of `file`; fewer only at its end."""
     buffer, filled = bytearray(size), 0
     while filled < size and (count := file.readinto(memoryview(buffer)[filled:])):
         filled += count
     return bytes(buffer[:filled])
 
 
-class Hashed:
-    """Shows every byte that passes to `seen`."""
+class ObservedReader:
+    """Passes all bytes read from a file to the function `observe`."""
 
-    def __init__(self, file: Readable, seen: Callable[[memoryview], None]) -> None:
+    def __init__(self, file: Readable, observe: Callable[[memoryview], None]) -> None:
         self._file = file
-        self._seen = seen
+        self._observe = observe
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill `buffer` from the file."""
         count = self._file.readinto(buffer) or 0
-        self._seen(buffer[:count])
+        self._observe(buffer[:count])
         return count
 
 
-class Pushed(io.RawIOBase):
-    """Bytes that were looked at already, and then the rest of the file."""
+class PushbackReader(io.RawIOBase):
+    """Bytes that were already read from a file, followed by the rest of the file."""
 
     def __init__(self, start: bytes, file: Readable) -> None:
         self._start = memoryview(start)
         self._file = file
 
     def readable(self) -> bool:
-        """Always: `io.BufferedReader` asks."""
+        """Always true; required by `io.BufferedReader`."""
         return True
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
-        """Fill `buffer` with what was pushed back, or from the file."""
+        """Fill `buffer` from the start, then from the file."""
         if not self._start:
             return self._file.readinto(buffer)
         count = min(len(buffer), len(self._start))
@@ -60,46 +74,46 @@ class Pushed(io.RawIOBase):
         return count
 
 
-class Produced:
-    """A layer that makes its bytes block by block in `produce`, empty at the end."""
+class BlockReader:
+    """A layer whose subclass computes the bytes block by block in `next_block`."""
 
     def __init__(self, file: Readable) -> None:
         self._file = file
-        self._ready = memoryview(b"")
+        self._block = memoryview(b"")
 
-    def produce(self) -> bytes | None:
-        """The next bytes, perhaps none yet; None at the end."""
+    def next_block(self) -> bytes | None:
+        """The next bytes, possibly empty; None at the end."""
         raise NotImplementedError
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill `buffer` from the produced bytes."""
-        while not self._ready:
-            produced = self.produce()
-            if produced is None:
+        """Fill `buffer` from the blocks."""
+        while not self._block:
+            block = self.next_block()
+            if block is None:
                 return 0
-            self._ready = memoryview(produced)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+            self._block = memoryview(block)
+        count = min(len(buffer), len(self._block))
+        buffer[:count], self._block = self._block[:count], self._block[count:]
         return count
 
 
-class Zstd(Produced):
-    """Decompressed Zstandard, one frame after the other. Unlike the library's reader it notices a cut-off file."""
+class ZstdReader(BlockReader):
+    """Decompresses all frames of a Zstandard file. Unlike the library's reader it detects a truncated file."""
 
     def __init__(self, file: Readable) -> None:
         super().__init__(file)
         self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._packed = b""
+        self._compressed = b""
 
-    def produce(self) -> bytes | None:
-        """The next block's content. Raises `EOFError` where the file ends within a frame."""
-        packed = self._packed or read(self._file, BLOCK)
-        if not packed:
+    def next_block(self) -> bytes | None:
+        """The next decompressed bytes. Raises `EOFError` if the file ends within a frame."""
+        compressed = self._compressed or read_bytes(self._file, BLOCK)
+        if not compressed:
             if not self._frame.eof:
                 raise EOFError("it ends within a Zstandard frame")
             return None
         if self._frame.eof:
             self._frame = zstandard.ZstdDecompressor().decompressobj()
-        plain = self._frame.decompress(packed)
-        self._packed = self._frame.unused_data
+        plain = self._frame.decompress(compressed)
+        self._compressed = self._frame.unused_data
         return plain

@@ -1,4 +1,4 @@
-"""CSV and TSV to batches: the first record names the columns, every cell is text, an empty cell is empty text."""
+"""CSV and TSV → batches: the first record is the header, every cell is text, an empty cell is the empty string."""
 
 from __future__ import annotations
 
@@ -12,72 +12,75 @@ import pyarrow as pa
 
 from curate.ingest.column_names import make_unique
 from curate.ingest.readers.batch import Batch
-from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, find
+from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, find_byte
 from curate.ingest.readers.csv_scanner import NEWLINE, QUOTE, RETURN, Fault, Mask, Records, RecordSplitter
-from curate.ingest.readers.encoding import foreign_encoding
+from curate.ingest.readers.encoding import encoding_error
 from curate.ingest.readers.text_arrays import (
-    Numbers,
     Problem,
-    as_bytes,
-    as_text,
-    batch_of,
-    not_utf8,
-    refuse_foreign,
-    texts_of,
+    RecordNumbers,
+    build_batch,
+    check_utf8,
+    decode_texts,
+    slice_texts,
+    text_bytes,
+    utf8_problem,
 )
 from schemas.errors import SourceError
 from schemas.text import join_names, plural
 
 DELIMITERS = ",;\t|"
 
-SNIFFED = 1 << 16
-"""As many bytes are looked at to find the delimiter."""
+SNIFF_BYTES = 1 << 16
+"""Bytes from which the delimiter is detected."""
 
-NAMED = 5
-"""Cells that are too many or missing which a reject names."""
+MAX_NAMED_CELLS = 5
+"""Missing or surplus cells that the reason of a reject lists."""
 
 
 def read_csv(stream: ByteStream) -> Iterator[Batch]:
-    """The records of a CSV file, in order, some ten thousand at a time; its delimiter is found.
+    """The records of a CSV file in order, one batch per chunk; the delimiter is detected.
 
-    A file with nothing but a header gives one empty batch. Raises `SourceError` where there is no header, or the
-    file is in another encoding than UTF-8.
+    A file with only a header gives one empty batch. Raises `SourceError` if there is no valid header, or the file is
+    not UTF-8.
     """
-    return _read(stream, delimiter_of(stream.head(), "csv"))
+    return _read(stream, find_csv_delimiter(stream.head()))
 
 
 def read_tsv(stream: ByteStream) -> Iterator[Batch]:
-    """The same for a TSV file: tabs are the delimiter where there is one in the header."""
-    return _read(stream, delimiter_of(stream.head(), "tsv"))
-
-
-def delimiter_of(head: bytes, format: str) -> str:
-    """What separates the cells of a file in format `csv` or `tsv` that begins with `head`."""
-    if format == "tsv":
-        return find_delimiter(head, "\t") or find_delimiter(head) or "\t"
-    return find_delimiter(head) or ","
+    """The records of a TSV file, like `read_csv`; a tab is preferred as the delimiter."""
+    return _read(stream, find_tsv_delimiter(stream.head()))
 
 
 def _read(stream: ByteStream, delimiter: str) -> Iterator[Batch]:
     names = find_header(stream, delimiter)
-    reader = _Reader(stream.path, names)
+    reader = _BatchReader(stream.path, names)
     for chunk in stream.chunks(RecordSplitter(delimiter, len(names))):
         yield reader.batch(chunk)
 
 
+def find_csv_delimiter(head: bytes) -> str:
+    """The delimiter of a CSV file that starts with `head`: a comma if there is only one column."""
+    return find_delimiter(head) or ","
+
+
+def find_tsv_delimiter(head: bytes) -> str:
+    """The delimiter of a TSV file that starts with `head`: a tab, unless only another one splits the header."""
+    return find_delimiter(head, "\t") or find_delimiter(head) or "\t"
+
+
 def find_delimiter(head: bytes, among: str = DELIMITERS) -> str:
-    r"""The delimiter with which most of the first records are as wide as the header; empty where none splits it.
+    r"""The delimiter for which most of the first records are as wide as the header; empty if none splits the header.
 
     >>> find_delimiter(b"question;answer\nWhy, then?;So.\n")
     ';'
     """
-    start = np.frombuffer(head[:SNIFFED], np.uint8)
-    share, _, delimiter = max((*_fit(start, sign), sign) for sign in among)
+    start = np.frombuffer(head[:SNIFF_BYTES], np.uint8)
+    share, _, delimiter = max((*_agreement(start, candidate), candidate) for candidate in among)
     return delimiter if share else ""
 
 
-def _fit(start: Bytes, delimiter: str) -> tuple[float, int]:
-    """Share of the records that are as wide as the header, and its width; no share where that is one cell."""
+def _agreement(start: Bytes, delimiter: str) -> tuple[float, int]:
+    """The share of records that are as wide as the header, and the header's width; share 0 for a single column."""
     layout = _first_records(start, delimiter)
     widths = layout.widths[~layout.blank]
     widths = widths[:-1] if len(widths) > 2 else widths
@@ -85,159 +88,158 @@ def _fit(start: Bytes, delimiter: str) -> tuple[float, int]:
 
 
 def find_header(stream: ByteStream, delimiter: str) -> list[str]:
-    """The names of the columns: the cells of the first record, made distinct; a nameless one is named by its place.
+    """The column names: the cells of the first record, made unique; an empty one is named by its position.
 
-    Raises `SourceError` where there is none, its quotes do not close, or it is not UTF-8: a row can be left out with
-    a reason, a header cannot.
+    Raises `SourceError` if there is no header, its quotes are unbalanced, or it is not UTF-8.
     """
     if not stream.head().strip():
-        raise SourceError(f"{stream.path} is empty.", "Leave it out, or export it again.")
+        raise SourceError(f"{stream.path} is empty.", "Omit it, or export it again.")
     if b"\r" in stream.head() and b"\n" not in _QUOTED.sub(b"", stream.head()):
-        what = f"The lines of {stream.path} end in carriage returns alone, as on old Macs."
+        what = f"The lines of {stream.path} end in carriage returns without newlines, as in old Mac files."
         raise SourceError(what, "Convert them: tr '\\r' '\\n' < FILE")
-    if note := _NOTE_TO_EXCEL.match(stream.head()):
-        what = f"The first line of {stream.path}, {note[1].decode()}, is a note to Excel and no header."
-        raise SourceError(what, "Leave it out: tail -n +2 FILE")
+    if hint := _EXCEL_HINT.match(stream.head()):
+        what = f"The first line of {stream.path}, {hint[1].decode()}, is a delimiter hint for Excel, not a header."
+        raise SourceError(what, "Remove it: tail -n +2 FILE")
     data = np.frombuffer(stream.head(), np.uint8)
     layout = _first_records(data, delimiter)
     record = int(np.argmin(layout.blank))
     if record in layout.faults:
         raise SourceError(
-            f"{stream.path}: the header's quotes make no sense.", "Close them; double a quote within a quoted cell."
+            f"{stream.path}: the quotes of the header are unbalanced.", "Close them; double a quote in a quoted cell."
         )
     start, stop = layout.starts[layout.first[record]], layout.stops[layout.first[record] + layout.widths[record] - 1]
-    _refuse_foreign_header(stream.path, data[start:stop].tobytes(), 1 + len(find(data[:start], NEWLINE)))
+    _check_header_encoding(stream.path, data[start:stop].tobytes(), 1 + len(find_byte(data[:start], NEWLINE)))
     return make_unique(cell.decode() for cell in layout.cells_of(data, record))
 
 
 _QUOTED = re.compile(rb'"[^"]*"')
-"""What may hold a newline that ends no record."""
+"""Quoted text, in which a newline does not end a record."""
 
-_NOTE_TO_EXCEL = re.compile(rb'"?(sep=[\t -~])"?\r?(?:\n|$)', re.IGNORECASE)
-"""Which delimiter Excel shall take, where the list separator of its country is another one."""
+_EXCEL_HINT = re.compile(rb'"?(sep=[\t -~])"?\r?(?:\n|$)', re.IGNORECASE)
+"""A first line that sets the delimiter for Excel, where the regional list separator is another one."""
 
 
-def _refuse_foreign_header(path: str, header: bytes, line: int) -> None:
-    """Raise `SourceError` where the header, which begins on `line`, is not UTF-8."""
+def _check_header_encoding(path: str, header: bytes, line: int) -> None:
+    """Raise `SourceError` if the header, which starts on `line`, is not UTF-8."""
     try:
         header.decode()
     except UnicodeDecodeError as error:
-        raise foreign_encoding(path, header, line + header.count(b"\n", 0, error.start)) from error
+        raise encoding_error(path, header, line + header.count(b"\n", 0, error.start)) from error
 
 
 def _first_records(start: Bytes, delimiter: str) -> _Layout:
-    return _Layout.of(start, RecordSplitter(delimiter, 0)(start, find(start, NEWLINE), last=True)[1])
+    return _Layout.of(start, RecordSplitter(delimiter, 0)(start, find_byte(start, NEWLINE), last=True)[1])
 
 
 class _Layout(NamedTuple):
-    """Where records and cells lie in the data."""
+    """Positions of records and cells in the data."""
 
     starts: Positions
     stops: Positions
-    """Start and end of each cell, with its quotes and without a line end."""
+    """Start and end of each cell, including quotes, without the line end."""
     quotes: Positions
-    """How many quotes each cell has."""
+    """Number of quotes in each cell."""
     first: Positions
-    """Number of each record's first cell."""
+    """Index of the first cell of each record."""
     widths: Positions
-    """How many cells each record has."""
+    """Number of cells of each record."""
     blank: Mask
-    """Which records are empty lines."""
+    """Whether a record is an empty line."""
     faults: dict[int, Fault]
-    """Why a record cannot be read."""
+    """Record → why it cannot be read."""
 
     @classmethod
     def of(cls, data: Bytes, records: Records) -> _Layout:
-        """The layout of the records that a splitter found in `data`."""
+        """The layout of the records of a splitter in `data`."""
         starts = np.append(0, records.separators + 1)[:-1]
         last = np.flatnonzero(records.ends)
         stops = records.separators.copy()
         stops[last] -= (stops[last] > starts[last]) & (data[stops[last] - 1] == RETURN)
         first = np.append(0, last + 1)[:-1]
         widths = last - first + 1
-        at_fault = np.searchsorted(records.separators[last], list(records.faults)).tolist()
-        faults = dict(zip(at_fault, records.faults.values(), strict=True))
+        faulty = np.searchsorted(records.separators[last], list(records.faults)).tolist()
+        faults = dict(zip(faulty, records.faults.values(), strict=True))
         return cls(starts, stops, records.quotes, first, widths, (widths == 1) & (stops == starts)[last], faults)
 
     def cells_of(self, data: Bytes, record: int) -> Iterator[bytes]:
-        """The cells of one record, without their quotes."""
+        """The cells of one record, unquoted."""
         for cell in range(self.first[record], self.first[record] + self.widths[record]):
             text = data[self.starts[cell] : self.stops[cell]].tobytes()
             yield text[1:-1].replace(b'""', b'"') if text.startswith(b'"') else text
 
 
-class _Reader:
-    """Turns the records of one file into batches, counting its rows."""
+class _BatchReader:
+    """Converts the chunks of one file to batches and counts its rows."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
         self._path = path
         self._names = names
         self._rows = 0
-        self._header_is_next = True
+        self._header_pending = True
 
     def batch(self, chunk: Chunk[Records]) -> Batch:
         """The next records of the file."""
         layout = _Layout.of(chunk.data, chunk.parts)
         starts = layout.starts[layout.first]
-        texts, line = texts_of(chunk.data, starts), chunk.line_at(starts)
-        row = self._number(layout.blank)
+        texts, line = slice_texts(chunk.data, starts), chunk.line_at(starts)
+        row = self._number_rows(layout.blank)
         problems = [problem for problem in self._problems(chunk.data, layout, texts) if row[problem.position]]
-        refuse_foreign(self._path, texts, problems, line)
+        check_utf8(self._path, texts, problems, line)
         row_is_good = row > 0
         row_is_good[[problem.position for problem in problems]] = False
         good = np.flatnonzero(row_is_good)
-        return batch_of(self._table(chunk.data, layout, good), texts, good, problems, Numbers(row, line))
+        return build_batch(self._table(chunk.data, layout, good), texts, good, problems, RecordNumbers(row, line))
 
-    def _number(self, blank: Mask) -> Positions:
-        """The row number of each record; 0 for blank ones and the header, which are no rows."""
+    def _number_rows(self, blank: Mask) -> Positions:
+        """The row number of each record; 0 for blank lines and the header."""
         counts = ~blank
-        if self._header_is_next and counts.any():
+        if self._header_pending and counts.any():
             counts[np.argmax(counts)] = False
-            self._header_is_next = False
+            self._header_pending = False
         row = np.where(counts, self._rows + np.cumsum(counts), 0)
         self._rows += int(counts.sum())
         return row
 
     def _problems(self, data: Bytes, layout: _Layout, texts: pa.LargeStringArray) -> list[Problem]:
-        """What is wrong with the records, one problem for each that has any."""
+        """The first problem of every invalid record, sorted by position."""
         ragged = np.flatnonzero(layout.widths != len(self._names))
-        foreign = as_text(texts).is_null().arg_true()
+        not_utf8 = decode_texts(texts).is_null().arg_true()
         nul = (
-            np.unique(np.searchsorted(layout.starts[layout.first], find(data, 0), "right") - 1)
+            np.unique(np.searchsorted(layout.starts[layout.first], find_byte(data, 0), "right") - 1)
             if not data.all()
             else ()
         )
-        found = {at: Problem(at, "ragged-row", self._ragged(data, layout, at)) for at in ragged.tolist()}
-        found |= {int(at): Problem(int(at), "nul-byte", "It holds a NUL byte, which no text has.") for at in nul}
-        found |= {at: Problem(at, *fault) for at, fault in layout.faults.items()}
-        found |= {at: not_utf8(at, as_bytes(texts, at)) for at in foreign}
-        return [found[at] for at in sorted(found)]
+        problems = {at: Problem(at, "ragged-row", self._ragged_reason(data, layout, at)) for at in ragged.tolist()}
+        problems |= {int(at): Problem(int(at), "nul-byte", "The record contains a NUL byte.") for at in nul}
+        problems |= {at: Problem(at, *fault) for at, fault in layout.faults.items()}
+        problems |= {at: utf8_problem(at, text_bytes(texts, at)) for at in not_utf8}
+        return [problems[at] for at in sorted(problems)]
 
-    def _ragged(self, data: Bytes, layout: _Layout, record: int) -> str:
+    def _ragged_reason(self, data: Bytes, layout: _Layout, record: int) -> str:
         cells = [cell.decode(errors="replace") for cell in layout.cells_of(data, record)]
-        wide = len(self._names)
-        found = f"It has {plural(len(cells), 'cell')} and the header {wide:,}"
-        if len(cells) < wide:
-            return f"{found}: nothing for {join_names(map(repr, self._names[len(cells) :]), NAMED)}."
-        return f"{found}: too many by {join_names(map(repr, cells[wide:]), NAMED)}."
+        width = len(self._names)
+        counts = f"The record has {plural(len(cells), 'cell')}, the header {width:,}"
+        if len(cells) < width:
+            return f"{counts}; missing: {join_names(map(repr, self._names[len(cells) :]), MAX_NAMED_CELLS)}."
+        return f"{counts}; surplus: {join_names(map(repr, cells[width:]), MAX_NAMED_CELLS)}."
 
     def _table(self, data: Bytes, layout: _Layout, good: Positions) -> pl.DataFrame:
-        """The cells of the good records: laid over the data, copied only where a doubled quote has to go."""
-        wide = len(self._names)
-        cells = (layout.first[good, None] + np.arange(wide)).ravel()
+        """The cells of the valid records; they share the memory of `data`, except cells with doubled quotes."""
+        width = len(self._names)
+        cells = (layout.first[good, None] + np.arange(width)).ravel()
         starts, stops = layout.starts[cells], layout.stops[cells]
         quoted = (stops > starts) & (data[np.minimum(starts, len(data) - 1)] == QUOTE)
-        text = _between(data, starts + quoted, stops - quoted)
+        text = _slice_cells(data, starts + quoted, stops - quoted)
         doubled = np.flatnonzero(quoted & (layout.quotes[cells] > 2))
         if len(doubled):
             text = text.scatter(doubled, text.gather(doubled).str.replace_all('""', '"', literal=True))
-        return pl.DataFrame([text.gather_every(wide, at).alias(name) for at, name in enumerate(self._names)])
+        return pl.DataFrame([text.gather_every(width, at).alias(name) for at, name in enumerate(self._names)])
 
 
-def _between(data: Bytes, starts: Positions, stops: Positions) -> pl.Series:
-    """The texts between `starts` and `stops`, which alternate in order; what lies between two texts is passed over."""
+def _slice_cells(data: Bytes, starts: Positions, stops: Positions) -> pl.Series:
+    """The texts from `starts` to `stops`, which alternate in ascending order."""
     offsets = np.empty(2 * len(starts) + 1, np.int64)
     offsets[0:-1:2], offsets[1::2], offsets[-1] = starts, stops, len(data)
-    series = pl.from_arrow(texts_of(data, offsets[:-1]))
+    series = pl.from_arrow(slice_texts(data, offsets[:-1]))
     assert isinstance(series, pl.Series)
     return series.gather_every(2)

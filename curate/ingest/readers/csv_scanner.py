@@ -1,10 +1,9 @@
-"""Where the records and cells of CSV lie in a chunk of bytes: all quotes, newlines and delimiters at once.
+"""A chunk of CSV bytes → positions of its records and cells, computed for all quotes, newlines and delimiters at once.
 
-A newline or a delimiter counts where an even number of quotes stands between it and the start of its record.
-That holds as long as quotes stand where CSV has them: one that opens stands behind a delimiter or newline, one that
-closes before one, and a quote within a quoted cell is doubled. Where the first quote does not, that record alone is
-read cell by cell: a quote in an unquoted cell is text; a quoted cell without a proper end makes the record a bad
-one, and reading goes on behind it.
+A newline or delimiter separates cells if the number of quotes between the start of the record and it is even. This
+holds while quotes are well placed: an opening quote follows a delimiter or newline, a closing quote precedes one, and
+a quote in a quoted cell is doubled. A record with a misplaced quote is parsed cell by cell: a quote in an unquoted
+cell is text; a quoted cell without a proper end makes the record a reject, and scanning continues after it.
 """
 
 from __future__ import annotations
@@ -17,49 +16,49 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curate.ingest.readers.byte_stream import BLOCK, CHUNK, Bytes, Positions, find
+from curate.ingest.readers.byte_stream import CHUNK, Bytes, Positions, find_byte, find_bytes
 
 NEWLINE, RETURN, QUOTE = 10, 13, 34
 
 LOOK_AHEAD = 3
-"""As many whole records behind a line show that its quote was not closed, and not that its cell goes on."""
+"""Number of complete records that must follow a line to conclude that its quote is unclosed."""
 
 LONGEST_FAULT = 1 << 20
-"""Bytes within which a record with a stray quote has to end; otherwise it is taken to end with its line."""
+"""Maximum bytes of a record with a stray quote; a longer one is assumed to end with its line."""
 
-FEW = 256
-"""Separators looked at behind a faulty record, and then twice as many each time, as long as all is well."""
+FIRST_STEP = 256
+"""Separators examined after a faulty record; doubled with every step, as long as no fault follows."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 class Fault(NamedTuple):
-    """Why the quotes of a record make no sense: the rule's name and a sentence."""
+    """Why the quotes of a record are invalid: the code of the violated rule, and a sentence."""
 
     code: str
     reason: str
 
 
-UNCLOSED = Fault("unclosed-quote", "A quote opens a cell in this line and is not closed.")
-STRAY = Fault("stray-quote", "A quote stands within a quoted cell and is not doubled.")
+UNCLOSED = Fault("unclosed-quote", "A quote in this line opens a cell and is not closed.")
+STRAY = Fault("stray-quote", "A quote in a quoted cell is not doubled.")
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The cells of consecutive records. A cell reaches from behind one separator to the next."""
+    """The cells of consecutive records. A cell starts after a separator and ends before the next."""
 
     separators: Positions
-    """Positions of the delimiters and newlines between cells; the last may stand behind the data."""
+    """Positions of the delimiters and newlines between cells; the last may be the end of the data."""
     ends: Mask
-    """Which of the separators end a record."""
+    """Whether a separator ends a record."""
     quotes: Positions
-    """How many quotes stand in each cell."""
+    """Number of quotes in each cell."""
     faults: dict[int, Fault]
-    """Why a record cannot be read, by the position of the separator that ends it. It counts as one cell."""
+    """Position of the separator that ends an invalid record → its fault. The record counts as one cell."""
 
 
 class RecordSplitter:
-    """Cuts chunks of CSV behind whole records, given the delimiter and how many cells a record has: 0 is unknown."""
+    """Splits chunks of CSV after complete records. `width` is the number of cells of a record; 0 if unknown."""
 
     def __init__(self, delimiter: str, width: int) -> None:
         self.delimiter = ord(delimiter)
@@ -67,23 +66,23 @@ class RecordSplitter:
         self.cell = cell_pattern(delimiter)
 
     def __call__(self, data: Bytes, newlines: Positions, last: bool) -> tuple[int, Records]:
-        """How many bytes of `data` are whole records, and these records."""
+        """The number of bytes of `data` that are complete records, and these records."""
         chunk = _Chunk(self, data, newlines, last=last)
-        kept: list[Positions] = [np.empty(0, np.int64)]
+        parts: list[Positions] = [np.empty(0, np.int64)]
         faults: dict[int, Fault] = {}
         at = 0
         while at < len(data):
-            well = chunk.well_formed(at)
-            kept.append(well)
-            at = chunk.behind(well, at)
-            if at >= len(data) or (found := chunk.odd(at)) is None:
+            separators = chunk.well_formed(at)
+            parts.append(separators)
+            at = chunk.end_of(separators, at)
+            if at >= len(data) or (irregular := chunk.parse_irregular(at)) is None:
                 break
-            separators, fault = found
-            kept.append(separators)
-            at = chunk.behind(separators, at)
+            separators, fault = irregular
+            parts.append(separators)
+            at = chunk.end_of(separators, at)
             if fault:
                 faults[at - 1] = fault
-        return min(at, len(data)), chunk.records(np.concatenate(kept), faults)
+        return min(at, len(data)), chunk.records(np.concatenate(parts), faults)
 
 
 def cell_pattern(delimiter: str) -> re.Pattern[bytes]:
@@ -93,7 +92,7 @@ def cell_pattern(delimiter: str) -> re.Pattern[bytes]:
 
 
 class _Chunk:
-    """One chunk while it is split. Separators are named by their place among all delimiters and newlines."""
+    """One chunk while it is split. Separators are given as indices into all delimiters and newlines of the chunk."""
 
     def __init__(self, splitter: RecordSplitter, data: Bytes, newlines: Positions, *, last: bool) -> None:
         self._data = data
@@ -102,75 +101,75 @@ class _Chunk:
         self._last = last
         self._width = splitter.width
         self._cell = splitter.cell
-        self._quotes = find(data, QUOTE)
-        self._separators = _find_either(data, NEWLINE, splitter.delimiter)
+        self._quotes = find_byte(data, QUOTE)
+        self._separators = find_bytes(data, lambda block: (block == NEWLINE) | (block == splitter.delimiter))
         self._ends = data[self._separators] == NEWLINE
         if last and len(data) and data[-1] != NEWLINE:
             self._separators, self._ends = np.append(self._separators, len(data)), np.append(self._ends, True)
-        self._before = np.searchsorted(self._quotes, self._separators)
-        self._odd_quotes = _odd_quotes(data, self._quotes, splitter.delimiter)
-        self._reach = len(self._separators)
+        self._quote_counts = np.searchsorted(self._quotes, self._separators)
+        self._misplaced = _misplaced_quotes(data, self._quotes, splitter.delimiter)
+        self._step = len(self._separators)
 
-    def records(self, kept: Positions, faults: dict[int, Fault]) -> Records:
-        """The records that the separators `kept` make."""
-        quotes = np.diff(self._before[kept], prepend=0)
-        return Records(self._separators[kept], self._ends[kept], quotes, faults)
+    def records(self, separators: Positions, faults: dict[int, Fault]) -> Records:
+        """The records that end at some of `separators`."""
+        quotes = np.diff(self._quote_counts[separators], prepend=0)
+        return Records(self._separators[separators], self._ends[separators], quotes, faults)
 
-    def behind(self, separators: Positions, at: int) -> int:
-        """The position behind the last of `separators`; `at` where there is none."""
+    def end_of(self, separators: Positions, at: int) -> int:
+        """The position after the last of `separators`; `at` if there are none."""
         return int(self._separators[separators[-1]]) + 1 if len(separators) else at
 
     def well_formed(self, at: int) -> Positions:
-        """The separators of the records from `at` on, as far as their quotes stand where they should.
+        """The separators of the records from `at` on, up to the first record with a misplaced quote.
 
-        All of a chunk at once, until something is wrong: then step by step, so that many faults cost no more than
-        as many records.
+        Scans the chunk at once, up to the first fault, and then in growing steps, so that the cost of many faults is
+        proportional to their number.
         """
-        odd_quote = self._next_odd_quote(self._quotes_before(at))
-        if odd_quote < self._line_end(at):
+        misplaced = self._next_misplaced(self._quotes_before(at))
+        if misplaced < self._line_end(at):
             return self._separators[:0]
-        high = int(self._separators.searchsorted(odd_quote))
-        kept, is_well = [self._separators[:0]], True
-        while is_well:
+        high = int(self._separators.searchsorted(misplaced))
+        parts, all_well = [self._separators[:0]], True
+        while all_well:
             low = int(self._separators.searchsorted(at))
-            stop = min(low + self._reach, high)
-            whole, is_well = self._whole(at, low, stop)
-            kept.append(whole)
-            at = self.behind(whole, at)
-            is_well = is_well and stop < high
-            self._reach = 2 * self._reach if is_well else FEW
-        return np.concatenate(kept)
+            stop = min(low + self._step, high)
+            complete, all_well = self._complete_records(at, low, stop)
+            parts.append(complete)
+            at = self.end_of(complete, at)
+            all_well = all_well and stop < high
+            self._step = 2 * self._step if all_well else FIRST_STEP
+        return np.concatenate(parts)
 
-    def _whole(self, at: int, low: int, high: int) -> tuple[Positions, bool]:
-        """The separators from `low` to `high` that make whole records, the first at `at`; and whether all are well.
+    def _complete_records(self, at: int, low: int, high: int) -> tuple[Positions, bool]:
+        """The separators from `low` to `high` of complete records, the first at `at`; whether all are well-formed.
 
-        They end before a record that is too narrow or too wide since it swallows lines.
+        They end before a record of the wrong width that spans lines because of an unclosed quote.
         """
-        run = low + np.flatnonzero((self._before[low:high] - self._quotes_before(at)) % 2 == 0)
+        run = low + np.flatnonzero((self._quote_counts[low:high] - self._quotes_before(at)) % 2 == 0)
         ends = np.flatnonzero(self._ends[run])
         starts = np.append(at, self._separators[run[ends]] + 1)
         wrong = np.flatnonzero(np.diff(ends, prepend=-1) != self._width) if self._width else ends[:0]
-        swallowing = (record for record in wrong if self._swallows(int(starts[record]), int(starts[record + 1]) - 1))
-        whole = next(swallowing, len(ends))
-        return run[: ends[whole - 1] + 1 if whole else 0], whole == len(ends)
+        unclosed = (n for n in wrong if self._spans_unclosed_quote(int(starts[n]), int(starts[n + 1]) - 1))
+        count = next(unclosed, len(ends))
+        return run[: ends[count - 1] + 1 if count else 0], count == len(ends)
 
-    def odd(self, at: int) -> tuple[Positions, Fault | None] | None:
-        """The separators of the record at `at`, read cell by cell, and its fault; None where its end is to come."""
-        walk = self._walk(at)
-        if walk.open and not self._last and len(self._data) - at <= CHUNK:
+    def parse_irregular(self, at: int) -> tuple[Positions, Fault | None] | None:
+        """The separators of the record at `at`, parsed cell by cell, and its fault; None if more data is needed."""
+        record = self._parse_record(at)
+        if record.open and not self._last and len(self._data) - at <= CHUNK:
             return None
-        wrong = self._width and len(walk.ends) != self._width
-        if not walk.whole or (wrong and self._swallows(at, walk.ends[-1])):
+        wrong = self._width and len(record.ends) != self._width
+        if not record.complete or (wrong and self._spans_unclosed_quote(at, record.ends[-1])):
             return self._faulty(at)
-        return np.searchsorted(self._separators, walk.ends), None
+        return np.searchsorted(self._separators, record.ends), None
 
-    def _next_odd_quote(self, first: int) -> int:
-        """Position of the first quote that stands wrong in records which start with the quote number `first`."""
-        odd = self._odd_quotes[first % 2]
-        place = odd.searchsorted(first)
-        return int(self._quotes[odd[place]]) if place < len(odd) else len(self._data) + 1
+    def _next_misplaced(self, first: int) -> int:
+        """Position of the first misplaced quote in records that start with the quote number `first`."""
+        misplaced = self._misplaced[first % 2]
+        index = misplaced.searchsorted(first)
+        return int(self._quotes[misplaced[index]]) if index < len(misplaced) else len(self._data) + 1
 
-    def _walk(self, at: int) -> _Walk:
+    def _parse_record(self, at: int) -> _Record:
         ends: list[int] = []
         while cell := self._cell.match(self._bytes, at):
             end = cell.end()
@@ -178,54 +177,55 @@ class _Chunk:
                 end += 1
             ends.append(end)
             if end >= len(self._data) or self._bytes[end] == NEWLINE:
-                return _Walk(ends, whole=end < len(self._data) or self._last, open=end >= len(self._data))
+                return _Record(ends, complete=end < len(self._data) or self._last, open=end >= len(self._data))
             at = end + 1
-        return _Walk(ends, whole=False, open=_OPEN.match(self._bytes, at) is not None)
+        return _Record(ends, complete=False, open=_OPEN.match(self._bytes, at) is not None)
 
-    def _swallows(self, start: int, end: int) -> bool:
-        """Whether a record with too few or too many cells goes over several lines because a quote is not closed."""
+    def _spans_unclosed_quote(self, start: int, end: int) -> bool:
+        """Whether a record of the wrong width spans several lines because a quote is unclosed."""
         return self._line_end(start) < end and self._is_unclosed(start)
 
     def _is_unclosed(self, at: int) -> bool:
-        """Whether whole records follow the line at `at`, so that an open quote in it cannot reach further."""
+        """Whether complete records follow the line at `at`, so that an open quote cannot extend beyond it."""
         for _ in range(LOOK_AHEAD):
             at = self._line_end(at) + 1
             if at >= len(self._data):
                 return True
-            walk = self._walk(at)
-            odd_quote = self._next_odd_quote(self._quotes_before(at))
-            if not walk.whole or len(walk.ends) != self._width or odd_quote < walk.ends[-1]:
-                return walk.open and not self._last
-            at = walk.ends[-1]
+            record = self._parse_record(at)
+            misplaced = self._next_misplaced(self._quotes_before(at))
+            if not record.complete or len(record.ends) != self._width or misplaced < record.ends[-1]:
+                return record.open and not self._last
+            at = record.ends[-1]
         return True
 
     def _faulty(self, at: int) -> tuple[Positions, Fault] | None:
-        """The end of a record with a quote that makes no sense: where records are well again."""
+        """The end of a record with invalid quotes, where well-formed records continue, and its fault."""
         end = self._line_end(at)
         fault = UNCLOSED
         if not self._is_unclosed(at):
-            end, fault = self._even_end(at) or end, STRAY
+            end, fault = self._paired_end(at) or end, STRAY
         if end >= len(self._data) and not self._last:
             return None
         return np.searchsorted(self._separators, [end]), fault
 
     def _line_end(self, at: int) -> int:
-        """Position of the next newline, or behind the data."""
-        place = self._newlines.searchsorted(at)
-        return int(self._newlines[place]) if place < len(self._newlines) else len(self._data)
+        """Position of the next newline; the end of the data if there is none."""
+        index = self._newlines.searchsorted(at)
+        return int(self._newlines[index]) if index < len(self._newlines) else len(self._data)
 
-    def _even_end(self, at: int) -> int | None:
-        """The newline that ends the record at `at` if its stray quotes come in pairs; None where they seem not to."""
-        newlines = self._newlines_by_quotes[self._quotes_before(at) % 2]
-        place = newlines.searchsorted(at)
-        if place == len(newlines) or newlines[place] >= at + LONGEST_FAULT:
+    def _paired_end(self, at: int) -> int | None:
+        """The newline that ends the record at `at` if its stray quotes come in pairs; None if they seem not to."""
+        newlines = self._newlines_by_parity[self._quotes_before(at) % 2]
+        index = newlines.searchsorted(at)
+        if index == len(newlines) or newlines[index] >= at + LONGEST_FAULT:
             return None
-        end = int(newlines[place])
-        return end if end + 1 >= len(self._data) or len(self._walk(end + 1).ends) == self._width else None
+        end = int(newlines[index])
+        is_end = end + 1 >= len(self._data) or len(self._parse_record(end + 1).ends) == self._width
+        return end if is_end else None
 
     @cached_property
-    def _newlines_by_quotes(self) -> tuple[Positions, Positions]:
-        """The newlines with an even number of quotes before them in the chunk, and those with an odd one."""
+    def _newlines_by_parity(self) -> tuple[Positions, Positions]:
+        """The newlines after an even number of quotes in the chunk, and those after an odd number."""
         odd = self._quotes.searchsorted(self._newlines) % 2 == 1
         return self._newlines[~odd], self._newlines[odd]
 
@@ -233,24 +233,24 @@ class _Chunk:
         return int(self._quotes.searchsorted(at))
 
 
-class _Walk(NamedTuple):
-    """A record read cell by cell."""
+class _Record(NamedTuple):
+    """A record parsed cell by cell."""
 
     ends: list[int]
-    """Where its cells end."""
-    whole: bool
-    """Its end was found."""
+    """Position of the end of each cell."""
+    complete: bool
+    """Whether the end of the record was found."""
     open: bool
-    """The data ended before it."""
+    """Whether the data ends before the end of the record."""
 
 
 _OPEN = re.compile(rb'"[^"]*+(?:""[^"]*+)*+\Z')
 
 
-def _odd_quotes(data: Bytes, quotes: Positions, delimiter: int) -> tuple[Positions, Positions]:
-    """Which quotes stand wrong, in records that start with an even quote, and with an odd one.
+def _misplaced_quotes(data: Bytes, quotes: Positions, delimiter: int) -> tuple[Positions, Positions]:
+    """Indices of the misplaced quotes, for records that start with an even-numbered quote and with an odd-numbered one.
 
-    In turns one quote opens and one closes; a doubled quote is a cell that closes and opens again.
+    Quotes alternate between opening and closing; a doubled quote closes a cell and opens it again.
     """
     if not len(quotes):
         return quotes, quotes
@@ -264,12 +264,3 @@ def _odd_quotes(data: Bytes, quotes: Positions, delimiter: int) -> tuple[Positio
     even, odd = cannot_open.copy(), cannot_close.copy()
     even[1::2], odd[1::2] = cannot_close[1::2], cannot_open[1::2]
     return np.flatnonzero(even), np.flatnonzero(odd)
-
-
-def _find_either(data: Bytes, one: int, other: int) -> Positions:
-    """Positions of the two bytes in `data`."""
-    blocks = []
-    for at in range(0, len(data), BLOCK):
-        block = data[at : at + BLOCK]
-        blocks.append(np.flatnonzero((block == one) | (block == other)) + at)
-    return np.concatenate(blocks) if blocks else np.empty(0, np.int64)

@@ -1,31 +1,31 @@
-"""Text encodings: UTF-8 is read, another one is named and asked for, a given one is decoded strictly."""
+"""Bytes in another encoding → UTF-8, and the errors for files that are binary or not UTF-8."""
 
 from __future__ import annotations
 
 import codecs
 
-from curate.ingest.readers.compression import BLOCK, Produced, Readable, read
+from curate.ingest.readers.compression import BLOCK, BlockReader, Readable, read_bytes
 from schemas.errors import SourceError
 
 BINARY = {
     b"%PDF": ("a PDF document", "Export its tables as CSV."),
     b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "Save it as CSV (UTF-8)."),
     b"SQLite format 3\0": ("an SQLite database", "Export a table as CSV."),
-    b"ARROW1": ("an Arrow file", "Write it as Parquet, or give the dataset folder that it stands in."),
+    b"ARROW1": ("an Arrow file", "Write it as Parquet, or import the dataset folder that contains it."),
     b"ORC": ("an ORC file", "Write it as Parquet."),
     b"Obj\x01": ("an Avro file", "Write it as Parquet or JSONL."),
-    b"BZh": ("compressed with bzip2", "Unpack it, or pack it with gzip or zstd."),
-    b"\xfd7zXZ": ("compressed with xz", "Unpack it, or pack it with gzip or zstd."),
-    b"7z\xbc\xaf": ("a 7-Zip archive", "Unpack it and give the files inside."),
-    b"Rar!": ("a RAR archive", "Unpack it and give the files inside."),
-    b"\x89PNG": ("an image", "Only text can be read."),
-    b"\xff\xd8\xff": ("an image", "Only text can be read."),
-    b"GGUF": ("a GGUF model", "Give data, not a model."),
+    b"BZh": ("compressed with bzip2", "Decompress it, or compress it with gzip or zstd."),
+    b"\xfd7zXZ": ("compressed with xz", "Decompress it, or compress it with gzip or zstd."),
+    b"7z\xbc\xaf": ("a 7-Zip archive", "Extract it and import the files."),
+    b"Rar!": ("a RAR archive", "Extract it and import the files."),
+    b"\x89PNG": ("an image", "Import text files only."),
+    b"\xff\xd8\xff": ("an image", "Import text files only."),
+    b"GGUF": ("a GGUF model", "Import data, not a model."),
 }
-"""First bytes of files that hold no text, what each is, and what to do with it."""
+"""First bytes of binary files → kind of file, hint."""
 
 CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
-"""Bytes that hardly stand in text."""
+"""Bytes that rarely occur in text."""
 
 WIDE = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -33,36 +33,36 @@ WIDE = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte order marks; UTF-32's little-endian one starts with UTF-16's, so it stands first."""
+"""Byte order mark → encoding. UTF-32 comes first, because its little-endian mark starts with that of UTF-16."""
 
 
-def refuse_binary(path: str, start: bytes) -> None:
-    """Raise `SourceError` where `start`, a file's first bytes, belongs to a format that holds no text."""
-    kind = _archive(start) or next((BINARY[magic] for magic in BINARY if start.startswith(magic)), None)
+def check_not_binary(path: str, start: bytes) -> None:
+    """Raise `SourceError` if `start`, the first bytes of a file, belongs to a known binary format."""
+    kind = _detect_archive(start) or next((BINARY[magic] for magic in BINARY if start.startswith(magic)), None)
     if kind is not None:
-        raise SourceError(f"{path} is no text: it seems to be {kind[0]}.", kind[1])
+        raise SourceError(f"{path} is not a text file: it seems to be {kind[0]}.", kind[1])
 
 
-def _archive(start: bytes) -> tuple[str, str] | None:
+def _detect_archive(start: bytes) -> tuple[str, str] | None:
     if start.startswith(b"PK\x03\x04"):
         if b"xl/" in start or b"[Content_Types]" in start:
             return "an Excel workbook", "Save each sheet as CSV (UTF-8)."
-        return "a zip archive", "Unpack it and give the files inside."
+        return "a zip archive", "Extract it and import the files."
     tar = start[257:262] == b"ustar"
-    return ("a tar archive", "Unpack it and give the files inside.") if tar else None
+    return ("a tar archive", "Extract it and import the files.") if tar else None
 
 
-def refuse_wide_encoding(path: str, start: bytes) -> None:
-    """Raise `SourceError` where `start` is UTF-16 or UTF-32, by its mark or by its NUL bytes, or no text at all."""
-    wide = next((WIDE[mark] for mark in WIDE if start.startswith(mark)), None) or _wide_by_nul_bytes(start[:1000])
+def check_not_utf16(path: str, start: bytes) -> None:
+    """Raise `SourceError` if `start` is UTF-16 or UTF-32 (by byte order mark or NUL bytes), or not text."""
+    wide = next((WIDE[mark] for mark in WIDE if start.startswith(mark)), None) or _detect_utf16(start[:1000])
     if wide is not None:
-        raise SourceError(f"{path} is encoded as {wide.upper()}, not UTF-8.", f"Say so: --encoding {wide}")
+        raise SourceError(f"{path} is encoded as {wide.upper()}, not UTF-8.", f"Add --encoding {wide}")
     if len(start[:1000]) - len(start[:1000].translate(None, CONTROL)) > 20:
-        raise SourceError(f"{path} is no text: it is full of control bytes.", "Give CSV, TSV, JSON, JSONL or Parquet.")
+        raise SourceError(f"{path} is not a text file: it is full of control bytes.", "Export it as CSV or JSONL.")
 
 
-def _wide_by_nul_bytes(start: bytes) -> str | None:
-    """UTF-16 without a mark, in which mostly Latin text has a NUL in every other byte."""
+def _detect_utf16(start: bytes) -> str | None:
+    """The byte order of UTF-16 without a mark: in mostly Latin text every other byte is NUL."""
     half = len(start) // 2
     if half and start[1::2].count(0) > 0.4 * half and not start[::2].count(0):
         return "utf-16-le"
@@ -71,53 +71,46 @@ def _wide_by_nul_bytes(start: bytes) -> str | None:
     return None
 
 
-def foreign_encoding(path: str, sample: bytes, line: int) -> SourceError:
-    """The error for a file that is not UTF-8: where the first wrong byte of `sample` stands, and what it looks like.
-
-    `line` is the line of that byte. Detection by charset-normalizer.
-    """
+def encoding_error(path: str, sample: bytes, line: int) -> SourceError:
+    """The error for a file that is not UTF-8, with its likely encoding. `line` is that of the first invalid byte."""
     try:
         sample.decode()
-        found = "a byte"
+        invalid = "a byte"
     except UnicodeDecodeError as error:
-        found = f"byte 0x{sample[error.start]:02x}"
-    guess = likely_encoding(sample)
-    what = f"{path}, line {line}: {found} is not UTF-8"
+        invalid = f"byte 0x{sample[error.start]:02x}"
+    guess = guess_encoding(sample)
+    what = f"{path}, line {line}: {invalid} is not UTF-8"
     if guess is None:
-        return SourceError(
-            f"{what}, and no known encoding fits.", "Say which it is with --encoding, or export as UTF-8."
-        )
-    return SourceError(f"{what}; the text looks like {guess}.", f"Say so: --encoding {guess}")
+        return SourceError(f"{what}, and no known encoding fits.", "Set it with --encoding, or export as UTF-8.")
+    return SourceError(f"{what}; the text looks like {guess}.", f"Add --encoding {guess}")
 
 
-def likely_encoding(sample: bytes) -> str | None:
-    """Name of the encoding that `sample` is most likely in, as Python spells it; None where none fits.
+def guess_encoding(sample: bytes) -> str | None:
+    """The most likely encoding of `sample` as a Python codec name, by charset-normalizer; None if none fits.
 
-    Of those that fit equally well, which a short text cannot tell apart, the one that Windows writes in the West.
+    A short text may fit several encodings equally well; then cp1252 is preferred, the default of Western Windows.
     """
-    from charset_normalizer import from_bytes  # 30 ms that a UTF-8 file does not need
+    from charset_normalizer import from_bytes  # takes 30 ms, not needed for UTF-8
 
-    found = from_bytes(sample)
-    best = found.best()
+    matches = from_bytes(sample)
+    best = matches.best()
     if best is None:
         return None
-    equal = (one for one in found if (one.chaos, one.coherence) == (best.chaos, best.coherence))
-    names = {name for one in equal for name in one.could_be_from_charset}
+    equal = (match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence))
+    names = {name for match in equal for name in match.could_be_from_charset}
     return "cp1252" if "cp1252" in names else best.encoding.replace("_", "-")
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise `SourceError` where Python knows no text encoding of that name."""
+    """Raise `SourceError` if Python has no text encoding of that name."""
     try:
-        b"\n".decode(encoding, "ignore")  # `idna` and `undefined` ignore nothing: they are for no text of many lines
+        b"\n".decode(encoding, "ignore")  # `idna` and `undefined` raise: they cannot decode text of several lines
     except (LookupError, ValueError) as error:
-        raise SourceError(
-            f"There is no encoding {encoding!r}.", "Use a name such as cp1252, latin-1 or utf-16."
-        ) from error
+        raise SourceError(f"Unknown encoding {encoding!r}.", "Use a name such as cp1252, latin-1 or utf-16.") from error
 
 
-class Recoded(Produced):
-    """Text in another encoding as UTF-8, decoded strictly."""
+class TranscodingReader(BlockReader):
+    """Decodes text strictly from another encoding and encodes it as UTF-8."""
 
     def __init__(self, file: Readable, path: str, encoding: str) -> None:
         super().__init__(file)
@@ -128,11 +121,11 @@ class Recoded(Produced):
         self._line = 1
         self._started = self._ended = False
 
-    def produce(self) -> bytes | None:
-        """The next block's text. Raises `SourceError` at the first byte that the encoding does not have."""
+    def next_block(self) -> bytes | None:
+        """The next block as UTF-8. Raises `SourceError` at the first byte that is invalid in the encoding."""
         if self._ended:
             return None
-        block = read(self._file, BLOCK)
+        block = read_bytes(self._file, BLOCK)
         self._ended = not block
         text = self._decode(block)
         if not self._started and text:
@@ -146,19 +139,18 @@ class Recoded(Produced):
             return self._decoder.decode(block, final=self._ended)
         except UnicodeDecodeError as error:
             before = codecs.decode(error.object[: error.start], self._encoding, "ignore")
-            raise self._refusal(before, f"byte 0x{error.object[error.start]:02x} is not {self._encoding}") from error
-        except ValueError as error:  # UTF-16 without a mark, and codecs that are written in Python
-            raise self._refusal("", f"the text is not {self._encoding}: {error}") from error
+            raise self._error(before, f"byte 0x{error.object[error.start]:02x} is not {self._encoding}") from error
+        except ValueError as error:  # UTF-16 without a byte order mark, and codecs written in Python
+            raise self._error("", f"the text is not {self._encoding}: {error}") from error
 
     def _encode(self, text: str) -> bytes:
         try:
             return text.encode()
         except UnicodeEncodeError as error:
-            what = f"half of a surrogate pair is no character, also in {self._encoding}"
-            raise self._refusal(text[: error.start], what) from error
+            what = f"half of a surrogate pair is not a valid character in {self._encoding}"
+            raise self._error(text[: error.start], what) from error
 
-    def _refusal(self, before: str, what: str) -> SourceError:
-        """The error for what stands in this block behind the text `before`."""
+    def _error(self, before: str, what: str) -> SourceError:
+        """The error for a position in this block, after the text `before`."""
         line = self._line + before.count("\n")
-        hint = "Leave --encoding out, and the encoding is looked for."
-        return SourceError(f"{self._path}, line {line}: {what}.", hint)
+        return SourceError(f"{self._path}, line {line}: {what}.", "Omit --encoding to detect the encoding.")

@@ -1,8 +1,8 @@
-"""A JSON list of objects to batches, however large: its elements are found by their brackets, all at once.
+"""A JSON list of objects of any size → batches; elements are located by their brackets, for a whole chunk at once.
 
-A list may be wrapped in an object, `{"data": […]}`, or have no brackets at all, one object behind the other as
-`jq` writes them. An element that is broken may take others along, as far as brackets and quotes can tell; its text
-is then cut wherever an object starts with the first key of the first element.
+The list may be a value in an object (`{"data": […]}`), or have no brackets: consecutive objects, as `jq` writes them.
+A broken element may include others after it, as far as brackets and quotes show; its text is then split at every
+object that starts with the first key of the first element.
 """
 
 from __future__ import annotations
@@ -11,72 +11,94 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from curate.ingest.readers.batch import Batch
-from curate.ingest.readers.byte_stream import BLOCK, CHUNK, Bytes, ByteStream, Positions, find
-from curate.ingest.readers.detect import holds_objects, holds_turns
+from curate.ingest.readers.byte_stream import CHUNK, Bytes, ByteStream, Positions, find_byte, find_bytes
 from curate.ingest.readers.json_objects import ObjectReader
-from curate.ingest.readers.text_arrays import texts_of
+from curate.ingest.readers.text_arrays import slice_texts
+from curate.ingest.shapes.json_cells import skip_space
 from schemas.errors import SourceError
 
 QUOTE, BACKSLASH, SPACE = b'"\\ '
 CLOSING = ord("]")
 BETWEEN = np.frombuffer(b" \t\r\n,", np.uint8)
-"""What may stand between two elements."""
+"""Bytes allowed between two elements."""
 
 DEPTH = np.zeros(256, np.int8)
 DEPTH[list(b"{[")], DEPTH[list(b"}]")] = 1, -1
-"""What a byte outside of strings adds to the depth."""
+"""Change of the nesting depth by a byte outside of strings."""
 
 LONGEST = CHUNK // 2
-"""Bytes after which an element that has not ended is cut where others seem to start in it."""
+"""Bytes after which an element without an end is split where other elements seem to start in it."""
 
-NO_ROWS = ("tools", "functions")
-"""Keys whose lists of objects belong to one row."""
+ROW_LISTS = ("tools", "functions")
+"""Keys whose lists of objects are part of a row, not rows themselves."""
+
+
+def is_wrapper(value: dict[str, Any]) -> bool:
+    """Whether an object is not a row but contains a list of rows.
+
+    >>> is_wrapper({"count": 1, "data": [{"question": "Why?"}]})
+    True
+    >>> is_wrapper({"messages": [{"role": "user", "content": "Why?"}]})
+    False
+    """
+    lists = [element for element in value.values() if is_object_list(element)]
+    return bool(lists) and not any(map(has_turns, lists))
+
+
+def is_object_list(value: object) -> bool:
+    """Whether a value is a list of objects, by its first element."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def has_turns(objects: list[dict[str, Any]]) -> bool:
+    """Whether the objects of a list are turns of a conversation, by the first."""
+    return "role" in objects[0] or "from" in objects[0]
 
 
 class Frame(NamedTuple):
-    """What stands around the elements."""
+    """The text around the elements."""
 
     opening: int
-    """Bytes before the place of the first element."""
+    """Number of bytes before the first element."""
     brackets: bool
-    """The list has brackets."""
+    """Whether the list has brackets."""
     wrapped: bool
-    """The list is a value in an object."""
+    """Whether the list is a value in an object."""
 
 
 def read_json(stream: ByteStream) -> Iterator[Batch]:
-    """The elements of a JSON list, in order; a record's line is the one that its element starts in.
+    """The elements of a JSON list, in order; the line of a record is the line on which its element starts.
 
-    A list that is not closed gives a last reject. Raises `SourceError` where an object wraps several lists.
+    An unclosed list adds a reject at the end. Raises `SourceError` if an object contains several lists.
     """
     splitter = ElementSplitter(find_frame(stream.head()))
     objects = ObjectReader(stream.path)
-    line, open_end = 1, False
+    line, ends_open = 1, False
     for chunk in stream.chunks(splitter):
-        starts, texts = chunk.parts, texts_of(chunk.data, chunk.parts)
-        found = objects.read(texts)
-        broken = [problem.position for problem in found.problems if problem.code == "broken-json"]
-        open_end = broken[-1:] == [len(starts) - 1]
+        starts, texts = chunk.parts, slice_texts(chunk.data, chunk.parts)
+        parsed = objects.parse(texts)
+        broken = [problem.position for problem in parsed.problems if problem.code == "broken-json"]
+        ends_open = broken[-1:] == [len(starts) - 1]
         if broken:
-            starts = splitter.cut(chunk.data, starts, broken)
-            texts = texts_of(chunk.data, starts)
-            found = objects.read(texts)
-        yield objects.batch(texts, chunk.line_at(starts), found)
+            starts = splitter.split_broken(chunk.data, starts, broken)
+            texts = slice_texts(chunk.data, starts)
+            parsed = objects.parse(texts)
+        yield objects.batch(texts, chunk.line_at(starts), parsed)
         line = chunk.first_line + len(chunk.newlines)
     _check_rest(stream.path, splitter.rest)
-    if not splitter.closed and not open_end:
-        yield objects.refusal(line, "not-closed", "The list has no closing bracket: the file may be cut off here.")
+    if not splitter.closed and not ends_open:
+        yield objects.final_reject(line, "not-closed", "The list has no closing bracket: the file may be truncated.")
 
 
 def find_frame(head: bytes) -> Frame:
-    """Where the elements start, and what closes them, by the first bytes of a JSON file."""
-    text = head.decode("latin-1")  # a character a byte: what is sought is ASCII
-    start = _skip(text, 0)
+    """The frame of the elements, from the first bytes of a JSON file."""
+    text = head.decode("latin-1")  # one character per byte: the searched characters are ASCII
+    start = skip_space(text, 0)
     if text.startswith("[", start):
         return Frame(start + 1, brackets=True, wrapped=False)
     wrapped = _find_wrapped(text, start + 1) if text.startswith("{", start) else None
@@ -84,83 +106,78 @@ def find_frame(head: bytes) -> Frame:
 
 
 def _find_wrapped(text: str, at: int) -> int | None:
-    """Position behind the bracket that opens the list of rows among the values of an object; None: it has none."""
+    """Position after the opening bracket of the list of rows among the values of an object; None if there is none."""
     decoder = json.JSONDecoder()
     try:
-        while text.startswith('"', at := _skip(text, at)):
+        while text.startswith('"', at := skip_space(text, at)):
             key, at = scanstring(text, at + 1)
-            at = _skip(text, text.index(":", at) + 1)
-            if key not in NO_ROWS and re.compile(r"\[\s*\{").match(text, at):
-                return None if _are_turns(text, text.index("{", at)) else at + 1
+            at = skip_space(text, text.index(":", at) + 1)
+            if key not in ROW_LISTS and re.compile(r"\[\s*\{").match(text, at):
+                return None if _starts_with_turn(text, text.index("{", at)) else at + 1
             _, at = decoder.raw_decode(text, at)
-            at = _skip(text, at) + 1
+            at = skip_space(text, at) + 1
     except ValueError:
-        pass  # the value goes on behind the bytes that were looked at, or is broken: a row itself
+        pass  # the value extends beyond the head, or is broken: the object is a row
     return None
 
 
-def _are_turns(text: str, at: int) -> bool:
+def _starts_with_turn(text: str, at: int) -> bool:
     try:
-        return holds_turns([json.JSONDecoder().raw_decode(text, at)[0]])
+        return has_turns([json.JSONDecoder().raw_decode(text, at)[0]])
     except ValueError:
         return False
 
 
-def _skip(text: str, at: int) -> int:
-    white = re.compile(r"[ \t\r\n]*").match(text, at)
-    return white.end() if white else at
-
-
 class ElementSplitter:
-    """Cuts chunks behind whole elements; the parts are the positions where elements start.
+    """Splits chunks after complete elements; the parts are the start positions of the elements.
 
-    What stands between two elements and is neither white space nor a comma counts as an element as well, so that
-    it ends among the rejects. The bytes between elements are overwritten with spaces.
+    Text between two elements that is neither white space nor a comma counts as an element, so that it becomes a
+    reject. The bytes between elements are overwritten with spaces.
     """
 
     def __init__(self, frame: Frame) -> None:
         self.closed = not frame.brackets
         self.rest: bytes | None = None
-        """What follows the closing bracket of a wrapped list."""
+        """The text after the closing bracket of a wrapped list."""
         self._frame = frame
         self._opening = frame.opening
         self._start: re.Pattern[bytes] | None = None
 
     def __call__(self, data: Bytes, newlines: Positions, last: bool) -> tuple[int, Positions]:  # noqa: ARG002
-        """How many bytes of `data` are whole elements, and where these start."""
+        """The number of bytes of `data` that are complete elements, and the start positions of these."""
         data[: self._opening] = SPACE
         self._opening = 0
         if self.rest is not None:
             self.rest += data.tobytes()
             return len(data), np.empty(0, np.int64)
-        starts, stops, surplus = elements(data)
+        starts, stops, surplus = find_elements(data)
         end = self._find_end(data, surplus, last=last)
         starts, stops = starts[starts < end], stops[stops <= end]
-        self._learn_start(data, starts)
+        self._set_start_pattern(data, starts)
         if len(starts) > len(stops):
             stops = self._stop_open(data, starts, stops, end, last=last)
             starts = starts[: len(stops)]
-        whole = len(data) if last or end < len(data) else int(stops[-1]) if len(stops) else 0
-        return whole, _clear_between(data, starts, stops, min(whole, end))
+        size = len(data) if last or end < len(data) else int(stops[-1]) if len(stops) else 0
+        return size, _clear_between(data, starts, stops, min(size, end))
 
-    def cut(self, data: Bytes, starts: Positions, broken: Sequence[int]) -> Positions:
-        """The starts, with those that are found within the broken elements; what separates them is overwritten.
+    def split_broken(self, data: Bytes, starts: Positions, broken: Sequence[int]) -> Positions:
+        """The starts, including those found in the broken elements; the separators in these are overwritten.
 
-        A broken element at the end of the data may have taken the list's closing bracket along.
+        A broken element at the end of the data may include the closing bracket of the list.
         """
-        found = [starts]
+        all_starts = [starts]
         bounds = np.append(starts, len(data))
         for start, stop in zip(bounds[broken].tolist(), bounds[np.add(broken, 1)].tolist(), strict=True):
             within = self._starts_within(data[:stop], start)
-            found.append(np.array(within, np.int64))
+            all_starts.append(np.array(within, np.int64))
             for begin, end in zip([start, *within], [*within, stop], strict=True):
                 piece = data[begin:end].tobytes()
-                kept = (_LIST_END if end == len(data) else _COMMA).sub(b"", piece)
-                data[begin + len(kept) : end] = SPACE
-        return np.sort(np.concatenate(found))
+                element = (_LIST_END if end == len(data) else _COMMA).sub(b"", piece)
+                data[begin + len(element) : end] = SPACE
+        return np.sort(np.concatenate(all_starts))
 
     def _find_end(self, data: Bytes, surplus: Positions, *, last: bool) -> int:
-        """Where the list is closed, by one of the surplus closing brackets; behind the data where it is not."""
+        """Position of the surplus closing bracket that closes the list; the end of the data if there is none."""
         if self._frame.wrapped and len(surplus):
             end = int(surplus[0])
             self.rest = data[end + 1 :].tobytes()
@@ -172,13 +189,14 @@ class ElementSplitter:
         data[end:] = SPACE
         return end
 
-    def _learn_start(self, data: Bytes, starts: Positions) -> None:
+    def _set_start_pattern(self, data: Bytes, starts: Positions) -> None:
+        """From the first key of the first element, the pattern that finds further elements in a broken one."""
         if self._start is None and len(starts):
             key = re.compile(rb'\{\s*("[^"]*"\s*:)').match(memoryview(data.data), int(starts[0]))
             self._start = key and re.compile(rb"\{\s*" + re.escape(key[1]))
 
     def _stop_open(self, data: Bytes, starts: Positions, stops: Positions, end: int, *, last: bool) -> Positions:
-        """The stops, with one for the last element, which has none: at the end, or where the next seems to start."""
+        """The stops, with one for the last, open element: the end, or where another element seems to start in it."""
         if last or end < len(data):
             return np.append(stops, end)
         if self._start and end - starts[-1] > LONGEST:
@@ -186,7 +204,7 @@ class ElementSplitter:
         return stops
 
     def _starts_within(self, data: Bytes, start: int) -> list[int]:
-        """Where elements seem to start behind the one at `start`."""
+        """Positions after `start` where elements seem to start."""
         return (
             [match.start() for match in self._start.finditer(memoryview(data.data), start + 1)] if self._start else []
         )
@@ -196,13 +214,13 @@ _COMMA = re.compile(rb"[ \t\r\n,]+\Z")
 _LIST_END = re.compile(rb"[ \t\r\n,]+\Z|(?<=\})[ \t\r\n,]*\][ \t\r\n]*\Z")
 
 
-def elements(data: Bytes) -> tuple[Positions, Positions, Positions]:
-    """Where the outermost lists and objects start and stop, and the closing brackets that close nothing.
+def find_elements(data: Bytes) -> tuple[Positions, Positions, Positions]:
+    """Start and stop positions of the outermost lists and objects, and the unmatched closing brackets.
 
-    The last of them may have no stop.
+    The last element may have no stop.
     """
-    quotes = _unescaped(data, find(data, QUOTE))
-    brackets = _find_brackets(data)
+    quotes = _unescaped(data, find_byte(data, QUOTE))
+    brackets = find_bytes(data, lambda block: DEPTH[block])
     brackets = brackets[np.searchsorted(quotes, brackets) % 2 == 0]
     step = DEPTH[data[brackets]].astype(np.int64)
     depth = np.cumsum(step)
@@ -213,48 +231,43 @@ def elements(data: Bytes) -> tuple[Positions, Positions, Positions]:
 
 
 def _unescaped(data: Bytes, quotes: Positions) -> Positions:
-    """The quotes that stand behind an even number of backslashes."""
-    behind = np.flatnonzero((quotes > 0) & (data[np.maximum(quotes - 1, 0)] == BACKSLASH))
-    if not len(behind):
+    """The quotes that follow an even number of backslashes."""
+    escaped = np.flatnonzero((quotes > 0) & (data[np.maximum(quotes - 1, 0)] == BACKSLASH))
+    if not len(escaped):
         return quotes
-    slashes = find(data, BACKSLASH)
-    begins = np.flatnonzero(np.diff(slashes, prepend=-2) > 1)  # of runs
-    last = slashes.searchsorted(quotes[behind] - 1)
-    run = begins[begins.searchsorted(last, "right") - 1]
-    return np.delete(quotes, behind[(last - run) % 2 == 0])
-
-
-def _find_brackets(data: Bytes) -> Positions:
-    blocks = [np.flatnonzero(DEPTH[data[at : at + BLOCK]]) + at for at in range(0, len(data), BLOCK)]
-    return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
+    slashes = find_byte(data, BACKSLASH)
+    run_starts = np.flatnonzero(np.diff(slashes, prepend=-2) > 1)
+    last = slashes.searchsorted(quotes[escaped] - 1)
+    run = run_starts[run_starts.searchsorted(last, "right") - 1]
+    return np.delete(quotes, escaped[(last - run) % 2 == 0])
 
 
 def _clear_between(data: Bytes, starts: Positions, stops: Positions, end: int) -> Positions:
-    """Overwrite what stands between the elements; the starts, with one for anything that should not stand there."""
+    """Overwrite the bytes between the elements; return the starts, with one for any unexpected text found there."""
     gaps = np.append(0, stops), np.append(starts, end)
     lengths = gaps[1] - gaps[0]
     between = np.repeat(gaps[0] - np.append(0, np.cumsum(lengths)[:-1]), lengths) + np.arange(lengths.sum())
-    strange = between[~np.isin(data[between], BETWEEN)]
-    if not len(strange):
+    unexpected = between[~np.isin(data[between], BETWEEN)]
+    if not len(unexpected):
         data[between] = SPACE
         return starts
-    gap = np.searchsorted(gaps[0], strange, "right") - 1
+    gap = np.searchsorted(gaps[0], unexpected, "right") - 1
     _, first = np.unique(gap, return_index=True)
-    last = np.append(first[1:], len(strange)) - 1
-    inside = np.searchsorted(strange[first], between, "right") - 1
-    inside = (inside >= 0) & (between <= strange[last][np.maximum(inside, 0)])
+    last = np.append(first[1:], len(unexpected)) - 1
+    inside = np.searchsorted(unexpected[first], between, "right") - 1
+    inside = (inside >= 0) & (between <= unexpected[last][np.maximum(inside, 0)])
     data[between[~inside]] = SPACE
-    return np.sort(np.append(starts, strange[first]))
+    return np.sort(np.append(starts, unexpected[first]))
 
 
 def _check_rest(path: str, rest: bytes | None) -> None:
-    """Raise `SourceError` where something else than single values follows the list that was read."""
+    """Raise `SourceError` if lists of objects, or invalid JSON, follow the list that was read."""
     if rest is None or not rest.strip():
         return
     try:
-        more = any(map(holds_objects, json.loads(b"{" + rest.strip(b" \t\r\n,")).values()))
+        more = any(map(is_object_list, json.loads(b"{" + rest.strip(b" \t\r\n,")).values()))
     except ValueError:
         more = True
     if more:
-        what = f"{path} is an object around a list, and more lists or objects follow behind it."
-        raise SourceError(what, "Write one object a line, or one list a file.")
+        what = f"{path} is an object that contains a list, and more lists or objects follow."
+        raise SourceError(what, "Write one object per line, or one list per file.")

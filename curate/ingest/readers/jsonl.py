@@ -1,4 +1,4 @@
-"""JSON lines to batches: one object per line. Blank lines are no records, and count as lines."""
+"""JSON lines → batches: one object per line. Blank lines are skipped, but count as lines."""
 
 from __future__ import annotations
 
@@ -11,34 +11,31 @@ import pyarrow as pa
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, split_lines
 from curate.ingest.readers.json_objects import ObjectReader
-from curate.ingest.readers.text_arrays import as_arrow, as_text, texts_of
+from curate.ingest.readers.text_arrays import decode_texts, slice_texts, to_arrow
 
 
 def read_jsonl(stream: ByteStream) -> Iterator[Batch]:
-    """The records of a file with one JSON object per line, in order, some ten thousand at a time.
-
-    Raises `SourceError` where the file is in another encoding than UTF-8.
-    """
+    """The records of a JSON lines file in order, one batch per chunk. Raises `SourceError` if it is not UTF-8."""
     objects = ObjectReader(stream.path)
     for chunk in stream.chunks(split_lines):
-        texts, line = _records(chunk)
+        texts, line = _split_records(chunk)
         if len(texts):
             yield objects.batch(texts, line)
 
 
-def _records(chunk: Chunk[None]) -> tuple[pa.LargeStringArray, Positions]:
-    """The lines of a chunk that are not blank, each with its newline, and their numbers."""
+def _split_records(chunk: Chunk[None]) -> tuple[pa.LargeStringArray, Positions]:
+    """The lines of a chunk that are not blank, each with its newline, and their line numbers."""
     starts = np.concatenate([[0], chunk.newlines + 1])
     starts = starts[starts < len(chunk.data)]
-    texts = texts_of(chunk.data, starts)
+    texts = slice_texts(chunk.data, starts)
     line = chunk.first_line + np.arange(len(starts))
-    blank = _blank(texts, chunk.data[starts])
-    return (texts.filter(as_arrow(~blank)), line[~blank]) if blank.any() else (texts, line)
+    blank = _is_blank(texts, chunk.data[starts])
+    return (texts.filter(to_arrow(~blank)), line[~blank]) if blank.any() else (texts, line)
 
 
-def _blank(texts: pa.LargeStringArray, first: Bytes) -> npt.NDArray[np.bool_]:
-    """Which of the texts are white space, given the first byte of each: few start with white space."""
+def _is_blank(texts: pa.LargeStringArray, first: Bytes) -> npt.NDArray[np.bool_]:
+    """Which texts are white space. Only the few that start with white space (`first` byte) are decoded."""
     blank = np.isin(first, np.frombuffer(b" \t\r\n", np.uint8))
     if blank.any():
-        blank[blank] = as_text(texts.filter(as_arrow(blank))).str.contains(r"^[ \t\r\n]*$").fill_null(False)
+        blank[blank] = decode_texts(texts.filter(to_arrow(blank))).str.contains(r"^[ \t\r\n]*$").fill_null(False)
     return blank

@@ -1,95 +1,98 @@
-"""What a person typed to single sources: folders and patterns become their files, in the order of their names."""
+"""Command-line paths → single sources: folders and patterns become their files, sorted by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from curate.ingest.readers.detect import SUFFIXES, data_suffix, is_dataset
+from curate.ingest.readers.compression import COMPRESSED, data_suffix
+from curate.ingest.readers.formats import SUFFIXES, match_path
 from schemas.errors import SourceError, nearest_name
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
-"""Files that lie beside data and describe it: a folder and a pattern pass them over, by its own name each is read."""
+"""Files that describe a dataset. Folders and patterns skip them; each can be imported by its own name."""
 
 
 def expand(paths: Sequence[str]) -> list[str]:
-    """The sources that `paths` name, each once: files, the files of folders and patterns, datasets, `-`.
+    """The distinct sources that `paths` name: files, the files of folders and patterns, datasets, `-`.
 
-    A folder is searched to its bottom, behind links too, for files with a known ending; what starts with a dot is
-    passed over.
-    Raises `SourceError` for a path that names nothing.
+    Folders are searched recursively, including linked ones, for files with a known suffix. Hidden files are skipped.
+    Raises `SourceError` for a path that matches nothing.
     """
-    return list(dict.fromkeys(source for path in paths for source in _named_by(path)))
+    return list(dict.fromkeys(source for path in paths for source in _sources(path)))
 
 
-def passed_over(paths: Sequence[str]) -> list[str]:
-    """What `expand` leaves out of the folders and patterns among `paths`; without what a dot hides."""
-    return [file for path in paths for file in _passed_over(path) if file not in paths]
+def find_skipped(paths: Sequence[str]) -> list[str]:
+    """The files of the folders and patterns in `paths` that `expand` skips, except hidden ones."""
+    return [file for path in paths for file in _skipped(path) if file not in paths]
 
 
-def _passed_over(path: str) -> list[str]:
-    if not path or is_dataset(path) or Path(path).is_file():
+def _skipped(path: str) -> list[str]:
+    if not path or match_path(path) or Path(path).is_file():
         return []
     if Path(path).is_dir():
         return [str(entry) for entry in _entries(Path(path)) if not _is_data(entry)]
     return [str(file) for file in _matches(path) if file.name in DESCRIPTIONS] if _is_pattern(path) else []
 
 
-def _named_by(path: str) -> list[str]:
-    try:
-        return _sources(path)
-    except OSError as error:
-        what = f"{path} cannot be looked for: {error.strerror}."
-        raise SourceError(what, "Check the path, and who may read it.") from error
-
-
 def _sources(path: str) -> list[str]:
+    try:
+        return _resolve(path)
+    except OSError as error:
+        raise SourceError(
+            f"{path} cannot be accessed: {error.strerror}.", "Check the path and its permissions."
+        ) from error
+
+
+def _resolve(path: str) -> list[str]:
     if not path:
-        raise SourceError("The name of a file is empty.", "An unset variable may stand in its place.")
-    if path == "-" or is_dataset(path) or Path(path).is_file():
+        raise SourceError("A file name is empty.", "Check for an unset shell variable.")
+    if path == "-" or match_path(path) or Path(path).is_file():
         return [path]
     if Path(path).is_dir():
         return _files_of(path)
     if _is_pattern(path):
-        return _matching(path)
+        return _matching_files(path)
     if Path(path).exists():
         return [path]
     if Path(path).is_symlink():
-        raise SourceError(f"{path} is a link to something that is not there, or to itself.", "ls -l shows where to.")
-    raise SourceError(f"There is no file or folder {path}.", _nearest(Path(path)))
+        raise SourceError(f"{path} is a link to itself or to a missing file.", "Show its target with ls -l.")
+    raise SourceError(f"There is no file or folder {path}.", _suggest(Path(path)))
 
 
 def _files_of(folder: str) -> list[str]:
     files = [str(entry) for entry in _entries(Path(folder)) if _is_data(entry)]
     if not files:
         raise SourceError(
-            f"The folder {folder} holds no data.", f"Known endings: {', '.join(SUFFIXES)}, and .gz, .zst."
+            f"The folder {folder} contains no data files.",
+            f"Known suffixes: {', '.join(SUFFIXES)}, each also with {' or '.join(COMPRESSED)}.",
         )
     return files
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder and in those below it, in order, without what a dot hides.
+    """The files of a folder and its subfolders, sorted, without hidden ones.
 
-    Linked folders come last and none is entered twice: a link may lead back, or to where another one leads.
+    Linked folders are searched last and no folder is searched twice: a link may point to a parent folder, or to the
+    target of another link.
     """
-    found: list[Path] = []
-    waiting, entered = [folder], set[Path]()
+    entries: list[Path] = []
+    waiting, visited = [folder], set[Path]()
     while waiting:
-        at = waiting.pop()
-        if at.resolve() in entered:
+        current = waiting.pop()
+        if current.resolve() in visited:
             continue
-        entered.add(at.resolve())
+        visited.add(current.resolve())
         try:
-            entries = sorted(entry for entry in at.iterdir() if not entry.name.startswith("."))
-        except OSError:  # it may not be entered: then it is left out, and said to be
-            found.append(at)
+            children = sorted(child for child in current.iterdir() if not child.name.startswith("."))
+        except OSError:  # not readable: listed as an entry, so that it is reported as skipped
+            entries.append(current)
             continue
-        found += [entry for entry in entries if not entry.is_dir()]
-        folders = [entry for entry in reversed(entries) if entry.is_dir()]
-        linked = [entry for entry in folders if entry.is_symlink()]
-        waiting = [*linked, *waiting, *(entry for entry in folders if entry not in linked)]
-    return sorted(found)
+        entries += [child for child in children if not child.is_dir()]
+        folders = [child for child in reversed(children) if child.is_dir()]
+        linked = [child for child in folders if child.is_symlink()]
+        waiting = [*linked, *waiting, *(child for child in folders if child not in linked)]
+    return sorted(entries)
 
 
 def _is_data(entry: Path) -> bool:
@@ -97,31 +100,33 @@ def _is_data(entry: Path) -> bool:
 
 
 def _is_pattern(path: str) -> bool:
-    return any(sign in path for sign in "*?[")
+    return any(wildcard in path for wildcard in "*?[")
 
 
-def _matching(pattern: str) -> list[str]:
+def _matching_files(pattern: str) -> list[str]:
     matches = _matches(pattern)
     files = [str(file) for file in matches if file.name not in DESCRIPTIONS]
     if matches and not files:
-        what = f"{pattern} matches nothing but {matches[0]}, which describes data by its name."
-        raise SourceError(what, "Name it without a pattern if it is data.")
+        raise SourceError(
+            f"{pattern} matches only {matches[0]}, which by its name describes a dataset.",
+            "If it is data, give its name without a pattern.",
+        )
     if not files:
-        raise SourceError(f"No file matches {pattern}.", "Check the pattern; ** reaches into folders.")
+        raise SourceError(f"No file matches {pattern}.", "Check the pattern; ** matches subfolders.")
     return files
 
 
 def _matches(pattern: str) -> list[Path]:
     root = Path(pattern).anchor
     try:
-        found = list(Path(root).glob(str(Path(pattern).relative_to(root))))
+        paths = list(Path(root).glob(str(Path(pattern).relative_to(root))))
     except ValueError as error:
-        hint = "** stands for folders, between slashes alone: 'data/**/*.csv'"
-        raise SourceError(f"{pattern} is no pattern that can be followed.", hint) from error
-    return sorted((file for file in found if file.is_file()), key=str)
+        hint = "** matches folders and must be a path component of its own: 'data/**/*.csv'"
+        raise SourceError(f"{pattern} is not a valid pattern.", hint) from error
+    return sorted((path for path in paths if path.is_file()), key=str)
 
 
-def _nearest(path: Path) -> str:
+def _suggest(path: Path) -> str:
     names = [file.name for file in path.parent.iterdir() if file.exists()] if path.parent.is_dir() else []
     near = nearest_name(path.name, names)
     return f"Did you mean {path.parent / near}?" if near else "Check the path."

@@ -1,4 +1,4 @@
-"""Texts laid over a chunk's bytes: the records as they stood in the file, without a copy of them."""
+"""Byte positions in a chunk → Arrow texts that share its memory, and batches of them with their rejects."""
 
 from __future__ import annotations
 
@@ -12,62 +12,62 @@ import pyarrow as pa
 
 from curate.ingest.readers.batch import Batch, Reject, rejects_frame
 from curate.ingest.readers.byte_stream import Bytes, Positions
-from curate.ingest.readers.encoding import foreign_encoding
+from curate.ingest.readers.encoding import encoding_error
 
 SAMPLE = 200
-"""As many texts are looked at to name the encoding of a file."""
+"""Number of invalid texts from which the encoding of a file is guessed."""
 
 
 class Problem(NamedTuple):
-    """Why the text at `position` was refused: the rule's name and a sentence."""
+    """Why the text at `position` is rejected: the code of the violated rule, and a sentence."""
 
     position: int
     code: str
     reason: str
 
 
-class Numbers(NamedTuple):
-    """Where each of some texts stands in its source."""
+class RecordNumbers(NamedTuple):
+    """Row number and first line of each text in its source."""
 
     row: Positions
     line: Positions
 
 
-def texts_of(data: Bytes, starts: Positions) -> pa.LargeStringArray:
-    """The texts that start at `starts`, each up to the next; they need not be valid UTF-8."""
+def slice_texts(data: Bytes, starts: Positions) -> pa.LargeStringArray:
+    """The texts that start at `starts`, each up to the next start. They may contain invalid UTF-8."""
     offsets = np.append(starts, len(data)).astype(np.int64)
     return pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
-def as_arrow(values: npt.NDArray[Any]) -> pa.Array:
-    """Numbers or truth values as Arrow has them; `pyarrow.array` would import pandas first, a quarter of a second."""
+def to_arrow(values: npt.NDArray[Any]) -> pa.Array:
+    """Numbers or booleans as an Arrow array; `pyarrow.array` would import pandas, which takes a quarter of a second."""
     return pl.Series(values).to_arrow()
 
 
-def as_text(texts: pa.LargeStringArray) -> pl.Series:
-    """The texts as a series, null where one is not valid UTF-8."""
+def decode_texts(texts: pa.LargeStringArray) -> pl.Series:
+    """The texts as a series, with null for invalid UTF-8."""
     series = pl.from_arrow(texts.cast(pa.large_binary()))
     assert isinstance(series, pl.Series)
     try:
         return series.cast(pl.String)
-    except pl.exceptions.ComputeError:  # only then one by one
-        return pl.Series([_decoded(text) for text in series], dtype=pl.String)
+    except pl.exceptions.ComputeError:  # some text is invalid: decode them one by one
+        return pl.Series([_decode(text) for text in series], dtype=pl.String)
 
 
-def _decoded(text: bytes) -> str | None:
+def _decode(text: bytes) -> str | None:
     try:
         return text.decode()
     except UnicodeDecodeError:
         return None
 
 
-def as_bytes(texts: pa.LargeStringArray, position: int) -> bytes:
+def text_bytes(texts: pa.LargeStringArray, position: int) -> bytes:
     """The bytes of one text."""
     return bytes(texts[position].as_buffer())
 
 
-def not_utf8(position: int, text: bytes) -> Problem:
-    """The problem of a text that is not valid UTF-8; raises `ValueError` where it is."""
+def utf8_problem(position: int, text: bytes) -> Problem:
+    """The problem of a text that is not valid UTF-8. Raises `ValueError` if it is."""
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -76,26 +76,26 @@ def not_utf8(position: int, text: bytes) -> Problem:
     raise ValueError(text)
 
 
-def refuse_foreign(path: str, texts: pa.LargeStringArray, problems: Sequence[Problem], line: Positions) -> None:
-    """Raise `SourceError` where most texts with other characters than ASCII are not UTF-8: then the file is not.
+def check_utf8(path: str, texts: pa.LargeStringArray, problems: Sequence[Problem], line: Positions) -> None:
+    """Raise `SourceError` if most texts with non-ASCII characters are not UTF-8: the file has another encoding.
 
-    A few such texts among others that are UTF-8 are damaged; they stay rejects.
+    If fewer are invalid, these texts are damaged and remain rejects.
     """
-    foreign = [problem.position for problem in problems if problem.code == "not-utf8"]
-    if foreign:
-        text = as_text(texts)
-        if len(foreign) >= (text.str.len_chars() != text.str.len_bytes()).sum():
-            sample = b"".join(as_bytes(texts, position) for position in foreign[:SAMPLE])
-            raise foreign_encoding(path, sample, int(line[foreign[0]]))
+    invalid = [problem.position for problem in problems if problem.code == "not-utf8"]
+    if invalid:
+        text = decode_texts(texts)
+        if len(invalid) >= (text.str.len_chars() != text.str.len_bytes()).sum():
+            sample = b"".join(text_bytes(texts, position) for position in invalid[:SAMPLE])
+            raise encoding_error(path, sample, int(line[invalid[0]]))
 
 
-def batch_of(
-    table: pl.DataFrame, texts: pa.LargeStringArray, good: Positions, problems: Sequence[Problem], at: Numbers
+def build_batch(
+    table: pl.DataFrame, texts: pa.LargeStringArray, good: Positions, problems: Sequence[Problem], at: RecordNumbers
 ) -> Batch:
-    """The batch of `texts`: `table` holds those at the positions `good`, `problems` are about others."""
+    """The batch of `texts`: `table` contains those at the positions `good`, `problems` describe the others."""
     row, line = at
     rejects = [
-        Reject(int(row[position]), int(line[position]), code, reason, _as_it_stood(texts, position))
+        Reject(int(row[position]), int(line[position]), code, reason, _original_text(texts, position))
         for position, code, reason in problems
     ]
     return Batch(
@@ -107,12 +107,12 @@ def batch_of(
     )
 
 
-def _as_it_stood(texts: pa.LargeStringArray, position: int) -> str:
-    return as_bytes(texts, position).strip(b"\r\n").decode(errors="backslashreplace")
+def _original_text(texts: pa.LargeStringArray, position: int) -> str:
+    return text_bytes(texts, position).strip(b"\r\n").decode(errors="backslashreplace")
 
 
 def _raw(texts: pa.LargeStringArray, good: Positions) -> Callable[[pl.Series], pl.Series]:
     def raw(positions: pl.Series) -> pl.Series:
-        return as_text(texts.take(as_arrow(good[positions.to_numpy()]))).str.strip_chars("\r\n").alias("raw")
+        return decode_texts(texts.take(to_arrow(good[positions.to_numpy()]))).str.strip_chars("\r\n").alias("raw")
 
     return raw

@@ -1,4 +1,7 @@
-"""The shapes that rows come in. A new one is a file with `FIELDS` and `read`, and a line here."""
+"""The registry of shapes: the ways in which rows contain conversations.
+
+A new shape is a module with `FIELDS` and `parse`, and one line here.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from curate.ingest.shapes import alpaca, messages, pairs, raw_text, sharegpt, tr
 from curate.ingest.shapes.shape import Shape
 
 SHAPES: dict[str, Shape] = {
-    "sharegpt": Shape("a list of turns with from and value", sharegpt.FIELDS, sharegpt.read),
-    "messages": Shape("a list of messages with role and content", messages.FIELDS, messages.read),
-    "alpaca": Shape("instruction, input and output", alpaca.FIELDS, alpaca.read),
-    "pairs": Shape("a question and its answer", pairs.FIELDS, pairs.read),
-    "transcript": Shape("one text, Human: … Assistant: …", transcript.FIELDS, transcript.read),
-    "long": Shape("one turn a row, put together by a column", turn_per_row.FIELDS, turn_per_row.read, detected=False),
-    "text": Shape("raw text, to go on pretraining with", raw_text.FIELDS, raw_text.read, last=True, asked=False),
+    "sharegpt": Shape(sharegpt.FIELDS, sharegpt.parse),
+    "messages": Shape(messages.FIELDS, messages.parse),
+    "alpaca": Shape(alpaca.FIELDS, alpaca.parse),
+    "pairs": Shape(pairs.FIELDS, pairs.parse),
+    "transcript": Shape(transcript.FIELDS, transcript.parse),
+    "long": Shape(turn_per_row.FIELDS, turn_per_row.parse, detected=False),
+    "text": Shape(raw_text.FIELDS, raw_text.parse, fallback=True, has_questions=False),
 }
-"""Name -> shape, in the order in which readings are listed."""
+"""Name → shape, in the order in which candidates are listed."""

@@ -1,7 +1,7 @@
-"""JSON in cells: asked of DuckDB for all rows at once, and read letter by letter where a value's own text counts.
+"""JSON in cells → parsed columns by DuckDB, for all rows at once, and values in their original text by a Python parser.
 
-DuckDB and Polars both write numbers anew (`1e5` becomes `100000.0`, long integers lose digits), so `split_object` and
-`split_list` cut the text of a nested value out of the cell, as it stands there.
+DuckDB and Polars both reformat numbers (`1e5` becomes `100000.0`, long integers lose digits), so `split_object` and
+`split_list` copy the text of nested values unchanged from the cell.
 """
 
 from __future__ import annotations
@@ -15,104 +15,105 @@ from typing import NoReturn
 import duckdb
 import polars as pl
 
-from curate.ingest.shapes.shape import PROBLEMS, cut, problem
+from curate.ingest.shapes.shape import PROBLEMS, problem_rows, shorten_expr
 
-_DECODER = json.JSONDecoder(parse_int=str)  # as a number it may have 4,300 digits, and here its text counts
-_BLANK = " \t\n\r"
+_DECODER = json.JSONDecoder(parse_int=str)  # integers of more than 4,300 digits raise; only their text is needed
 
 DEEPEST = 500
-"""Lists and objects inside each other. Python's reader gives up at 1,000, and so would all that comes after."""
+"""Maximum nesting of lists and objects. Python's parser, used by later steps, fails at 1,000."""
+
+KEY_END = r'"\s*:'
+"""The end of every key of an object matches; not every match is the end of a key."""
 
 NOT_JSON = r"(?i)[:,\[ \t\r\n-](?:nan|inf|infinity)[ \t\r\n]*[,}\]]"
-"""What DuckDB takes for numbers and JSON does not have, as JSON writers or as C spell it; a string may hold it too."""
+"""Numbers that DuckDB accepts and JSON does not define, as written by JSON libraries or by C; strings may match too."""
 
 _LONG = "[0-9]{4301}"
-"""More digits than Python reads as a number: `sys.get_int_max_str_digits`."""
+"""More digits than Python parses as an integer: `sys.get_int_max_str_digits`."""
 
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def query_frames(query: str, **frames: pl.DataFrame) -> pl.DataFrame:
-    """The answer of an in-memory DuckDB to `query`, which may name the frames.
+    """The result of `query` in an in-memory DuckDB; the query may name the frames.
 
-    A cursor sees nothing of the others and costs nothing; the database beneath them takes 11 ms to open.
+    Every call uses a cursor with its own tables, which costs nothing; opening a database takes 11 ms.
     """
     with _database().cursor() as connection:
         for name, frame in frames.items():
             connection.register(name, frame)
-        answer: pl.DataFrame = connection.sql(query).pl()
-    return answer
+        result: pl.DataFrame = connection.sql(query).pl()
+    return result
 
 
 @cache
 def _database() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
-    connection.execute("SET GLOBAL TimeZone = 'UTC'")  # a time without a zone means the same on every machine
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")  # times without a zone are the same on every machine
     return connection
 
 
-def given(cells: pl.Series) -> pl.DataFrame:
-    """The cells that hold something: `row` (from 0), `cell`."""
+def filled_cells(cells: pl.Series) -> pl.DataFrame:
+    """The cells that are not blank or `null`: `row` (from 0), `cell`."""
     frame = pl.DataFrame({"cell": cells}).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
-    held = frame.with_columns(pl.col("cell").str.strip_chars()).filter(~pl.col("cell").is_in(["", "null"]))
-    return frame.head(0) if cells.null_count() == cells.len() else held
+    filled = frame.with_columns(pl.col("cell").str.strip_chars()).filter(~pl.col("cell").is_in(["", "null"]))
+    return frame.head(0) if cells.null_count() == cells.len() else filled
 
 
-def lists(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The cells that hold a JSON list (`row`, `cell`), and the problems of those that hold something else."""
-    held = given(cells)
-    if held.is_empty():
-        return held, pl.DataFrame(schema=PROBLEMS)
-    broken = query_frames("SELECT row FROM held WHERE NOT json_valid(cell)", held=held)
-    valid = held.join(broken, on="row", how="anti", maintain_order="left") if broken.height else held
-    deep = too_deep(valid["cell"])
+def list_cells(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The cells that contain a JSON list (`row`, `cell`), and the problems of the other cells that are not blank."""
+    filled = filled_cells(cells)
+    if filled.is_empty():
+        return filled, pl.DataFrame(schema=PROBLEMS)
+    broken = query_frames("SELECT row FROM filled WHERE NOT json_valid(cell)", filled=filled)
+    valid = filled.join(broken, on="row", how="anti", maintain_order="left") if broken.height else filled
+    deep = is_too_deep(valid["cell"])
     sound = valid.filter(~deep)
     is_list = pl.col("cell").str.starts_with("[")
-    expected = pl.format("A list of turns is expected, found: {}", cut(pl.col("cell")))
+    not_a_list = pl.format("Expected a list of turns, found: {}", shorten_expr(pl.col("cell")))
     return sound.filter(is_list), pl.concat(
         [
-            problem(held.join(broken, on="row", how="semi"), "broken-json", _why_broken()),
-            problem(
-                valid.filter(deep), "too-deep", f"Lists and objects stand inside each other more than {DEEPEST} times."
-            ),
-            problem(sound.filter(~is_list), "not-a-list", expected),
+            problem_rows(filled.join(broken, on="row", how="semi"), "broken-json", _explain_broken()),
+            problem_rows(valid.filter(deep), "too-deep", f"Lists and objects are nested more than {DEEPEST} levels."),
+            problem_rows(sound.filter(~is_list), "not-a-list", not_a_list),
         ]
     )
 
 
-def too_deep(texts: pl.Series) -> pl.Series:
-    """Which JSON texts nest more than `DEEPEST` lists and objects.
+def is_too_deep(texts: pl.Series) -> pl.Series:
+    """Whether each JSON text nests more than `DEEPEST` lists and objects.
 
-    A loop over the few texts that have so many brackets at all: depth cannot be told by a pattern.
+    A regular expression cannot count nesting, so Python loops over the few texts that have enough brackets.
     """
     brackets = texts.str.count_matches("[", literal=True) + texts.str.count_matches("{", literal=True)
-    suspects = (brackets > DEEPEST).fill_null(False)
-    if not suspects.any():
-        return suspects
-    return pl.Series([many and _depth(text) > DEEPEST for many, text in zip(suspects, texts, strict=True)])
+    doubtful = (brackets > DEEPEST).fill_null(False)
+    if not doubtful.any():
+        return doubtful
+    return pl.Series([many and _depth(text) > DEEPEST for many, text in zip(doubtful, texts, strict=True)])
 
 
-def unreadable(texts: pl.Series) -> pl.Series:
-    """Which of the JSON texts DuckDB alone reads: too deep, with NaN or an infinity, or a number of 4,301 digits.
+def is_nonstandard(texts: pl.Series) -> pl.Series:
+    """Whether only DuckDB accepts a JSON text: too deep, NaN or an infinity, or an integer of over 4,300 digits.
 
-    A loop over the few texts that may be so: a pattern cannot tell a string from what stands outside of it.
+    A regular expression cannot distinguish strings from values, so Python loops over the few texts that match.
     """
-    deep = too_deep(texts)
+    deep = is_too_deep(texts)
     doubtful = ((texts.str.contains(NOT_JSON) | texts.str.contains(_LONG)) & ~deep).fill_null(False)
     if not doubtful.any():
         return deep
-    return deep | pl.Series([may_be and not _is_read(text) for may_be, text in zip(doubtful, texts, strict=True)])
+    return deep | pl.Series([may_be and not _is_standard(text) for may_be, text in zip(doubtful, texts, strict=True)])
 
 
-def _is_read(text: str) -> bool:
+def _is_standard(text: str) -> bool:
     try:
-        json.loads(text, parse_constant=_refuse)
+        json.loads(text, parse_constant=_reject_constant)
     except ValueError:
         return False
     return True
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
@@ -125,12 +126,12 @@ def _depth(text: str) -> int:
 
 
 def split_list(text: str) -> Iterator[str]:
-    """The text of each element of a JSON list, as it stands.
+    """The original text of each element of a JSON list.
 
     >>> list(split_list('[1.0, {"a":  1e5}]'))
     ['1.0', '{"a":  1e5}']
     """
-    at = _skip(text, _skip(text, 0) + 1)
+    at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "]":
         _, end = _DECODER.raw_decode(text, at)
         yield text[at:end]
@@ -138,34 +139,35 @@ def split_list(text: str) -> Iterator[str]:
 
 
 def split_object(text: str) -> dict[str, str]:
-    """The text of each value of a JSON object, as it stands, by key.
+    """The original text of each value of a JSON object, by key.
 
     >>> split_object('{"name": "add", "arguments": {"a": 1.0}}')
     {'name': '"add"', 'arguments': '{"a": 1.0}'}
     """
-    found = {}
-    at = _skip(text, _skip(text, 0) + 1)
+    values = {}
+    at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "}":
         key, end = _DECODER.raw_decode(text, at)
-        at = _skip(text, _skip(text, end) + 1)
+        at = skip_space(text, skip_space(text, end) + 1)
         _, end = _DECODER.raw_decode(text, at)
-        found[key] = text[at:end]
+        values[key] = text[at:end]
         at = _after_comma(text, end)
-    return found
+    return values
 
 
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _BLANK:
-        at += 1
-    return at
+def skip_space(text: str, at: int) -> int:
+    """The position of the first character from `at` on that is not white space."""
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
 
 
 def _after_comma(text: str, at: int) -> int:
-    at = _skip(text, at)
-    return _skip(text, at + 1) if text[at] == "," else at
+    at = skip_space(text, at)
+    return skip_space(text, at + 1) if text[at] == "," else at
 
 
-def _why_broken() -> pl.Expr:
-    python = pl.format("This is how Python prints a list, not JSON (json.dumps writes it): {}", cut(pl.col("cell")))
-    other = pl.format("This is no valid JSON: {}", cut(pl.col("cell")))
-    return pl.when(pl.col("cell").str.contains(r"^[\[{]\s*\{?\s*'")).then(python).otherwise(other)
+def _explain_broken() -> pl.Expr:
+    cell = shorten_expr(pl.col("cell"))
+    python = pl.format("A list as printed by Python, not JSON (json.dumps writes JSON): {}", cell)
+    is_python = pl.col("cell").str.contains(r"^[\[{]\s*\{?\s*'")
+    return pl.when(is_python).then(python).otherwise(pl.format("Invalid JSON: {}", cell))

@@ -1,7 +1,7 @@
-"""OpenAI messages: a list with `role` and `content`, tool calls inside the assistant's messages.
+"""OpenAI messages, a list with `role` and `content` per row → turns.
 
-In: one row per conversation. Out: its turns. An assistant message with words and tool calls becomes a `gpt` turn
-directly followed by a `function_call` turn; a tool's message becomes an `observation` that keeps its call's id.
+An assistant message with content and tool calls becomes a `gpt` turn followed by a `function_call` turn; a tool
+message becomes an `observation` turn with the id of its call.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ NAMES = ("messages", "conversation", "conversations", "chat", "dialog", "dialogu
 
 
 def fits(cells: pl.Series) -> pl.Series:
-    """Which cells hold a list of messages."""
+    """Whether each cell contains a list of messages."""
     return turn_lists.is_family(cells, turn_lists.MESSAGES)
 
 
 FIELDS = {
-    "messages": Field(NAMES, required=True, fits=fits, anywhere=True),
+    "messages": Field(NAMES, required=True, fits=fits, any_name=True),
     "completion": Field(("completion",), fits=fits),
     "system": SYSTEM,
     "tools": turn_lists.TOOLS_FIELD,
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
-    """The conversations of a table with a column of message lists, or with a list of prompts and one of completions."""
-    return turn_lists.read(table, mapping, "messages")
+def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of a column of message lists, or of a column of prompts and one of completions."""
+    return turn_lists.parse(table, mapping, "messages")

@@ -1,6 +1,6 @@
-"""A question and its answer in two columns, with context, system text and earlier turns beside them.
+"""A question and its answer in two columns, with context, system prompt and earlier turns in others → turns.
 
-In: one row per question. Out: the turns (system,) (history,) human, gpt.
+The turns of a row are (system,) (history,) human, gpt.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from curate.ingest.shapes.history import read_history
-from curate.ingest.shapes.shape import TOOLS, ColumnMapping, Field, ParsedTable, is_plain, without_problems
+from curate.ingest.shapes.history import parse_history
+from curate.ingest.shapes.shape import TOOLS, ColumnMapping, Field, ParsedTable, drop_problem_rows, is_plain_text
 
 SYSTEM = Field(("system", "system_prompt", "system_message"))
 HISTORY = Field(("history",))
@@ -25,70 +25,65 @@ ANSWER_NAMES = (
 )
 WEAK_QUESTION_NAMES = ("content", "text", "title")
 WEAK_ANSWER_NAMES = ("target", "text", "summary", "code")
-"""Names that real column maps use for a question or an answer, and that mean something else as often."""
+"""Names that public datasets use for a question or an answer, and as often for other content."""
 
 FIELDS = {
-    "question": Field(QUESTION_NAMES, required=True, weak=WEAK_QUESTION_NAMES, fits=is_plain),
-    "answer": Field(ANSWER_NAMES, required=True, weak=WEAK_ANSWER_NAMES, fits=is_plain),
+    "question": Field(QUESTION_NAMES, required=True, weak_names=WEAK_QUESTION_NAMES, fits=is_plain_text),
+    "answer": Field(ANSWER_NAMES, required=True, weak_names=WEAK_ANSWER_NAMES, fits=is_plain_text),
     "context": Field(("context",)),
     "system": SYSTEM,
     "history": HISTORY,
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
-    """The conversations of a table of questions and answers. An absent cell is an empty turn, for rules to judge."""
-    column = mapping.column
-    return dialogue(
-        question=joined(column(table, "question"), column(table, "context")),
-        answer=column(table, "answer").fill_null(""),
-        system=column(table, "system") if "system" in mapping.fields else None,
-        history=column(table, "history") if "history" in mapping.fields else None,
-    )
+def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of a table of questions and answers. A missing cell becomes an empty turn."""
+    return parse_pairs(table, mapping, question="question", context="context", answer="answer")
 
 
-def joined(question: pl.Series, extra: pl.Series) -> pl.Series:
-    r"""The question, a blank line and the extra text; the question alone where there is no extra text.
+def parse_pairs(
+    table: pl.DataFrame, mapping: ColumnMapping, *, question: str, context: str, answer: str
+) -> ParsedTable:
+    """One conversation per row from the named fields and, where they are mapped, `system` and `history`."""
+    cells = {
+        "human": append_context(mapping.column(table, question), mapping.column(table, context)),
+        "gpt": mapping.column(table, answer).fill_null(""),
+    }
+    if "system" in mapping.fields:
+        system = pl.DataFrame({"system": mapping.column(table, "system")})
+        blank = pl.col("system").str.strip_chars() == ""
+        cells = {"system": system.select(pl.when(~blank).then("system")).to_series(), **cells}
+    turns = interleave(cells)
+    if "history" not in mapping.fields:
+        return ParsedTable(turns)
+    earlier, problems = parse_history(mapping.column(table, "history"))
+    return drop_problem_rows(_insert_history(turns, earlier), pl.DataFrame(schema=TOOLS), [problems])
 
-    >>> joined(pl.Series(["Sum up.", "Hi"]), pl.Series(["A text.", " "])).to_list()
+
+def append_context(question: pl.Series, context: pl.Series) -> pl.Series:
+    r"""The question, a blank line and the context; the question alone if there is no context.
+
+    >>> append_context(pl.Series(["Sum up.", "Hi"]), pl.Series(["A text.", " "])).to_list()
     ['Sum up.\n\nA text.', 'Hi']
     """
     question = question.fill_null("")
-    if extra.null_count() == extra.len():
+    if context.null_count() == context.len():
         return question
-    pair = pl.DataFrame({"question": question, "extra": extra})
-    has_extra = pl.col("extra").str.strip_chars().str.len_bytes() > 0
-    text = pl.when(has_extra).then(pl.concat_str("question", pl.lit("\n\n"), "extra")).otherwise("question")
+    pair = pl.DataFrame({"question": question, "context": context})
+    has_context = pl.col("context").str.strip_chars().str.len_bytes() > 0
+    text = pl.when(has_context).then(pl.concat_str("question", pl.lit("\n\n"), "context")).otherwise("question")
     return pair.select(text.alias("question")).to_series()
 
 
-def dialogue(
-    question: pl.Series, answer: pl.Series, system: pl.Series | None, history: pl.Series | None
-) -> ParsedTable:
-    """One conversation a row from columns of texts: laid side by side, then read row by row."""
-    spoken = {"human": question, "gpt": answer}
-    if system is not None:
-        blank = pl.col("system").str.strip_chars() == ""
-        spoken = {
-            "system": pl.DataFrame({"system": system}).select(pl.when(~blank).then("system")).to_series(),
-            **spoken,
-        }
-    turns = interleave(spoken)
-    if history is None:
-        return ParsedTable(turns)
-    earlier, problems = read_history(history)
-    return without_problems(_insert(turns, earlier), pl.DataFrame(schema=TOOLS), [problems])
+def interleave(cells: dict[str, pl.Series]) -> pl.DataFrame:
+    """Turns in row order from one series of texts per role, all of equal length; a null is not a turn.
 
-
-def interleave(spoken: dict[str, pl.Series]) -> pl.DataFrame:
-    """Turns from one series of texts per role, all of one height; a null is no turn.
-
-    The texts are not copied: one gather over views puts them into row order.
+    One gather of string views orders the texts without copying them.
     """
-    roles = list(spoken)
-    height, width = spoken[roles[0]].len(), len(roles)
+    roles = list(cells)
+    height, width = cells[roles[0]].len(), len(roles)
     order = np.arange(height * width, dtype=np.uint32).reshape(width, height).T.ravel()
-    value = pl.concat([texts.alias("value") for texts in spoken.values()]).gather(pl.Series(order))
+    value = pl.concat([texts.alias("value") for texts in cells.values()]).gather(pl.Series(order))
     turns = pl.DataFrame(
         {
             "row": pl.Series(np.repeat(np.arange(height, dtype=np.int64), width)),
@@ -99,8 +94,8 @@ def interleave(spoken: dict[str, pl.Series]) -> pl.DataFrame:
     return turns.filter(pl.col("value").is_not_null()) if value.null_count() else turns
 
 
-def _insert(turns: pl.DataFrame, earlier: pl.DataFrame) -> pl.DataFrame:
-    """The turns with the earlier ones behind the system text and before the question."""
+def _insert_history(turns: pl.DataFrame, earlier: pl.DataFrame) -> pl.DataFrame:
+    """The turns with the earlier ones after the system prompt and before the question."""
     if earlier.is_empty():
         return turns
     ranked = turns.with_columns(rank=pl.when(pl.col("from") == "system").then(0).otherwise(2))

@@ -1,62 +1,28 @@
-"""Who speaks: the names that exports give to roles, and the role that each of them means."""
+"""The role names used by exports → the roles of a conversation."""
 
 from __future__ import annotations
 
 import polars as pl
 
-ROLE_NAMES: dict[str, str] = {
-    **dict.fromkeys(("system", "developer", "system_prompt"), "system"),
-    **dict.fromkeys(
-        (
-            "human",
-            "user",
-            "prompter",
-            "customer",
-            "client",
-            "visitor",
-            "student",
-            "patient",
-            "questioner",
-            "instruction",
-        ),
-        "human",
-    ),
-    **dict.fromkeys(
-        (
-            *(
-                "gpt",
-                "assistant",
-                "chatgpt",
-                "bing",
-                "bard",
-                "bot",
-                "chatbot",
-                "ai",
-                "model",
-                "claude",
-                "gemini",
-                "llama",
-            ),
-            *("vicuna", "agent", "support", "operator", "advisor", "teacher", "doctor", "output", "gpt_4", "gpt4"),
-        ),
-        "gpt",
-    ),
-    **dict.fromkeys(("function_call", "functioncall", "tool_call", "tool_calls", "call"), "function_call"),
-    **dict.fromkeys(
-        (
-            *("observation", "tool", "function", "function_response", "function_result", "function_output"),
-            *("tool_response", "tool_result", "tool_results", "tool_output", "ipython", "environment"),
-        ),
-        "observation",
-    ),
+_NAMES_BY_ROLE = {
+    "system": "system developer system_prompt",
+    "human": "human user prompter customer client visitor student patient questioner instruction",
+    "gpt": "gpt assistant chatgpt bing bard bot chatbot ai model claude gemini llama vicuna agent support operator "
+    "advisor teacher doctor output gpt_4 gpt4",
+    "function_call": "function_call functioncall tool_call tool_calls call",
+    "observation": "observation tool function function_response function_result function_output tool_response "
+    "tool_result tool_results tool_output ipython environment",
 }
-"""Name -> role. Names are compared in lower case, with `_` for spaces and hyphens."""
+
+ROLE_NAMES: dict[str, str] = {name: role for role, names in _NAMES_BY_ROLE.items() for name in names.split()}
+"""Name → role. Names are compared in lower case, with `_` for spaces and hyphens."""
 
 
-def role(name: pl.Expr) -> pl.Expr:
-    """The role that a name means; null for a name that is not known.
+def to_role(name: pl.Expr) -> pl.Expr:
+    """The role of a name; null for an unknown name.
 
-    >>> pl.DataFrame({"who": ["User", " Function-Call", "narrator"]}).select(role(pl.col("who"))).to_series().to_list()
+    >>> names = pl.DataFrame({"who": ["User", " Function-Call", "narrator"]})
+    >>> names.select(to_role(pl.col("who"))).to_series().to_list()
     ['human', 'function_call', None]
     """
     plain = name.str.strip_chars().str.to_lowercase().str.replace_all(r"[\s-]", "_")

@@ -1,7 +1,4 @@
-"""What a shape is: which columns it looks for, and what reading rows of that shape gives back.
-
-In: a table whose cells are all text (nested JSON as JSON text). Out: a `ParsedTable`, turns and problems.
-"""
+"""The interface of a shape: the columns it looks for, and the result of parsing a table of that shape."""
 
 from __future__ import annotations
 
@@ -20,40 +17,40 @@ MEMBERS = {"row": pl.Int64, "position": pl.Int64}
 PARSE_RULES = {
     "missing-conversation": "The cell with the conversation is not empty.",
     "broken-json": "A cell with turns is valid JSON.",
-    "too-deep": "Lists and objects stand inside each other at most 500 times.",
-    "not-a-list": "A cell with turns holds a list.",
+    "too-deep": "Lists and objects are nested at most 500 levels.",
+    "not-a-list": "A cell with turns contains a list.",
     "empty-conversation": "A conversation has turns.",
-    "duplicate-key": "No key stands in an object twice.",
-    "missing-role": "Every turn says who speaks.",
-    "unknown-role": "Every turn is by somebody whose role is known.",
+    "duplicate-key": "An object has no key twice.",
+    "missing-role": "Every turn has a role.",
+    "unknown-role": "Every turn has a known role.",
     "broken-tool-call": "Tool calls are a list of objects.",
-    "non-text-content": "Every turn is text, without images or sound.",
-    "odd-train-flag": "Whether a turn is learned is said by true, false, 1 or 0.",
+    "non-text-content": "Every turn is text, without images or audio.",
+    "odd-train-flag": "The training flag of a turn is true, false, 1 or 0.",
     "two-system-texts": "The system column and the first turn do not contradict each other.",
     "broken-tools": "The tools of a conversation are a JSON list of objects.",
-    "broken-history": "A history is a list of pairs of question and answer.",
+    "broken-history": "A history is a list of question and answer pairs.",
     "no-speaker": "A transcript names its speakers.",
-    "text-before-speaker": "A transcript begins with a speaker.",
-    "reserved-character": "A transcript holds no U+FDD0 or U+FDD1, which are no characters.",
-    "missing-group": "In long format every row names its conversation.",
-    "missing-order": "In long format every row says where in its conversation it stands.",
+    "text-before-speaker": "A transcript starts with a speaker.",
+    "reserved-character": "A transcript does not contain the noncharacters U+FDD0 and U+FDD1.",
+    "missing-group": "In long format, every row has a conversation id.",
+    "missing-order": "In long format, every row has a value in the order column.",
 }
-"""What a row must be to be read at all, by the code of the problem that says it is not."""
+"""Code of a problem → the rule that a row must satisfy to be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnMapping:
-    """How the columns of a source become conversations: a shape, and the column of each of its fields."""
+    """A shape, and the source column of each of its fields."""
 
     shape: str
     fields: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """The mapping as plain JSON, for the store and for `--json`."""
+        """The mapping as plain values, for the store and for `--json`."""
         return {"shape": self.shape, "fields": dict(self.fields)}
 
     def as_options(self) -> str:
-        """The command-line options that ask for this mapping and no other.
+        """The command-line options that select exactly this mapping.
 
         >>> ColumnMapping("pairs", {"question": "title", "answer": "best reply"}).as_options()
         "--shape pairs --map question=title --map 'answer=best reply'"
@@ -61,7 +58,7 @@ class ColumnMapping:
         return " ".join([f"--shape {self.shape}", *(_option(name, column) for name, column in self.fields.items())])
 
     def column(self, table: pl.DataFrame, name: str) -> pl.Series:
-        """The cells of a field; nulls when the field is not mapped or this table lacks its column."""
+        """The cells of a field; nulls if the field is not mapped or its column is missing in this table."""
         column = self.fields.get(name)
         if column is None or column not in table.columns:
             return pl.Series(name, [None], dtype=pl.String).new_from_index(0, table.height)
@@ -70,13 +67,13 @@ class ColumnMapping:
 
 @dataclass(frozen=True, slots=True)
 class ParsedTable:
-    """What reading a table gave: every row ends in `turns` or in `problems`, never in both.
+    """The result of parsing a table: every row is in `turns` or in `problems`, never in both.
 
     `turns`: row (position in the table, from 0), from, value, train, tool_call_id; sorted by row, turns in order.
-    `tools`: row, tools (JSON text of a list), only rows that have tools.
+    `tools`: row, tools (JSON text of a list); only rows with tools.
     `problems`: row, code, reason; one per row.
-    `members`: row, position; only where several rows of the table make one conversation (long format): every
-    position of the table with the `row` that its conversation or problem is found under. Empty for other shapes.
+    `members`: row, position; only if several rows of the table form one conversation (long format): every position
+    of the table with the `row` of its conversation or problem. Empty for other shapes.
     """
 
     turns: pl.DataFrame
@@ -89,57 +86,56 @@ class ParsedTable:
 class Field:
     """A column that a shape looks for.
 
-    `names` say what the column is; `weak` names could be anything else too, so two of them are not enough to
-    choose a shape without asking. `fits` tells for each cell whether it can be this field: a named column needs
-    one such cell. With `anywhere`, a column of any name will do when half of its cells fit and names found nothing.
+    `names` identify the column. `weak_names` are ambiguous: a shape with two of them is not detected. `fits` returns
+    for each cell whether it can be a value of the field; a named column needs one such cell. With `any_name`, if no
+    column is found by name, any column matches in which at least half of the cells fit.
     """
 
     names: tuple[str, ...]
     required: bool = False
-    weak: tuple[str, ...] = ()
+    weak_names: tuple[str, ...] = ()
     fits: Callable[[pl.Series], pl.Series] | None = None
-    anywhere: bool = False
+    any_name: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A way to write conversations into rows: a sentence, its fields, and the function that reads it."""
+    """A way to write conversations as rows: its fields, and the function that parses a table."""
 
-    summary: str
     fields: Mapping[str, Field]
-    read: Callable[[pl.DataFrame, ColumnMapping], ParsedTable]
+    parse: Callable[[pl.DataFrame, ColumnMapping], ParsedTable]
     detected: bool = True
-    """Whether it is chosen without being asked for; if not, it is only proposed."""
-    last: bool = False
-    """Whether it is chosen without being asked for only where no other shape fits."""
-    asked: bool = True
-    """Whether somebody asks in it; if not, its conversations are one turn of the assistant's."""
+    """Whether it is used without `--shape`; otherwise it is only suggested."""
+    fallback: bool = False
+    """Whether it is detected only if no other shape fits."""
+    has_questions: bool = True
+    """Whether its conversations have user turns; otherwise they are a single assistant turn."""
 
 
-def is_plain(cells: pl.Series) -> pl.Series:
-    """Which cells are words, not a JSON list of objects."""
+def is_plain_text(cells: pl.Series) -> pl.Series:
+    """Whether each cell is text other than a JSON list of objects."""
     return ~cells.str.contains(r"^\s*\[\s*\{").fill_null(False)
 
 
-def without_problems(turns: pl.DataFrame, tools: pl.DataFrame, problems: Sequence[pl.DataFrame]) -> ParsedTable:
-    """A `ParsedTable` in which rows with a problem have no turns, and only their first problem is told."""
-    found = pl.concat([pl.DataFrame(schema=PROBLEMS), *problems]).unique("row", keep="first", maintain_order=True)
-    if found.is_empty():
+def drop_problem_rows(turns: pl.DataFrame, tools: pl.DataFrame, problems: Sequence[pl.DataFrame]) -> ParsedTable:
+    """The parsed table with the first problem of each row, and without the turns and tools of these rows."""
+    first = pl.concat([pl.DataFrame(schema=PROBLEMS), *problems]).unique("row", keep="first", maintain_order=True)
+    if first.is_empty():
         return ParsedTable(turns, tools)
-    found = found.sort("row")
+    first = first.sort("row")
     return ParsedTable(
-        turns.join(found, on="row", how="anti", maintain_order="left"), tools.join(found, on="row", how="anti"), found
+        turns.join(first, on="row", how="anti", maintain_order="left"), tools.join(first, on="row", how="anti"), first
     )
 
 
-def cut(text: pl.Expr, length: int = 60) -> pl.Expr:
-    """At most `length` characters of a text, for a sentence that quotes it."""
+def shorten_expr(text: pl.Expr, most: int = 60) -> pl.Expr:
+    """`schemas.text.shorten` for a column; null becomes the empty string."""
     text = text.fill_null("")
-    return pl.when(text.str.len_chars() > length).then(text.str.head(length) + "…").otherwise(text)
+    return pl.when(text.str.len_chars() > most).then(text.str.head(most) + "…").otherwise(text)
 
 
-def problem(rows: pl.DataFrame, code: str, reason: str | pl.Expr) -> pl.DataFrame:
-    """Problems for `rows`, which have a column `row` and the columns that the expression `reason` needs."""
+def problem_rows(rows: pl.DataFrame, code: str, reason: str | pl.Expr) -> pl.DataFrame:
+    """Problems for `rows`, which have a column `row` and the columns used by the expression `reason`."""
     assert code in PARSE_RULES, code
     sentence = pl.lit(reason) if isinstance(reason, str) else reason
     return rows.select(pl.col("row").cast(pl.Int64), pl.lit(code).alias("code"), sentence.alias("reason"))

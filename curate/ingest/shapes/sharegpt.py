@@ -1,6 +1,6 @@
-"""ShareGPT: a list of turns with `from` and `value`, with tools and a system text beside it.
+"""ShareGPT, a list of turns with `from` and `value` per row, with tools and a system prompt in other columns → turns.
 
-In: one row per conversation. Out: its turns; a tool call is a turn `function_call`, its result `observation`.
+A tool call is a `function_call` turn, its result an `observation` turn.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ NAMES = ("conversations", "conversation", "turns", "dialog", "dialogue", "dialog
 
 
 def fits(cells: pl.Series) -> pl.Series:
-    """Which cells hold a list of turns in ShareGPT's keys."""
+    """Whether each cell contains a list of ShareGPT turns."""
     return turn_lists.is_family(cells, turn_lists.SHAREGPT)
 
 
 FIELDS = {
-    "conversations": Field(NAMES, required=True, fits=fits, anywhere=True),
+    "conversations": Field(NAMES, required=True, fits=fits, any_name=True),
     "system": SYSTEM,
     "tools": turn_lists.TOOLS_FIELD,
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
-    """The conversations of a table with a column of ShareGPT lists."""
-    return turn_lists.read(table, mapping, "conversations")
+def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of a column of ShareGPT lists."""
+    return turn_lists.parse(table, mapping, "conversations")

@@ -1,6 +1,6 @@
-"""Transcripts: a whole conversation as one text, with a speaker's name and a colon before each turn.
+"""A transcript per row, one text with a speaker's name and a colon before each turn → turns without outer white space.
 
-In: one row per conversation, `Human: … Assistant: …`. Out: its turns, without the white space around them.
+Example: `Human: … Assistant: …`.
 """
 
 from __future__ import annotations
@@ -8,61 +8,70 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes.pairs import SYSTEM
-from curate.ingest.shapes.roles import role
-from curate.ingest.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, ParsedTable, cut, problem, without_problems
-from curate.ingest.shapes.system_prompt import with_system
+from curate.ingest.shapes.roles import to_role
+from curate.ingest.shapes.shape import (
+    TOOLS,
+    TURNS,
+    ColumnMapping,
+    Field,
+    ParsedTable,
+    drop_problem_rows,
+    problem_rows,
+    shorten_expr,
+)
+from curate.ingest.shapes.system_prompt import add_system_turns
 
-_ASKS = ("Human", "User", "Customer", "Client", "Prompter")
-_ANSWERS = ("Assistant", "ChatGPT", "GPT", "AI", "Bot", "Chatbot", "Model", "Agent", "Support")
+_USERS = ("Human", "User", "Customer", "Client", "Prompter")
+_ASSISTANTS = ("Assistant", "ChatGPT", "GPT", "AI", "Bot", "Chatbot", "Model", "Agent", "Support")
 
 
 def _speaker(*names: str) -> str:
-    spelt = "|".join((*names, *(name.upper() for name in names)))
-    return rf"(?:#{{1,4}} *|\*\*)?({spelt})(?:\*\*)?[ \t]*:(?:\*\*)?"
+    alternatives = "|".join((*names, *(name.upper() for name in names)))
+    return rf"(?:#{{1,4}} *|\*\*)?({alternatives})(?:\*\*)?[ \t]*:(?:\*\*)?"
 
 
-_ANYBODY = _speaker(*_ASKS, *_ANSWERS, "System")
-_STARTS = rf"^\s*{_ANYBODY}"
-_ANSWER_LINE = rf"(?m)^[ \t]*{_speaker(*_ANSWERS)}"
-_ANSWER_INLINE = rf"\s{_speaker(*_ANSWERS)}"
-_LINES = rf"(?m)^[ \t]*{_ANYBODY}"
-_INLINE = rf"(?:^|\s+){_ANYBODY}"
+_ANY_SPEAKER = _speaker(*_USERS, *_ASSISTANTS, "System")
+_START = rf"^\s*{_ANY_SPEAKER}"
+_ASSISTANT_LINE = rf"(?m)^[ \t]*{_speaker(*_ASSISTANTS)}"
+_ASSISTANT_INLINE = rf"\s{_speaker(*_ASSISTANTS)}"
+_LINES = rf"(?m)^[ \t]*{_ANY_SPEAKER}"
+_INLINE = rf"(?:^|\s+){_ANY_SPEAKER}"
 
 _TURN, _NAME_END = "\ufdd0", "\ufdd1"
-"""Noncharacters: Unicode keeps them for use inside a program, so no text has a claim to them."""
+"""Unicode noncharacters, reserved for internal use by programs."""
 
 
 def fits(cells: pl.Series) -> pl.Series:
-    """Which cells begin with somebody's name and a colon and have an assistant's later on."""
+    """Whether each cell starts with a speaker and contains an assistant's turn."""
     text = pl.col("cell")
-    found = text.str.contains(_STARTS) & text.str.contains(rf"{_ANSWER_LINE}|{_ANSWER_INLINE}")
-    return pl.DataFrame({"cell": cells}).select(found.fill_null(False)).to_series()
+    is_transcript = text.str.contains(_START) & text.str.contains(rf"{_ASSISTANT_LINE}|{_ASSISTANT_INLINE}")
+    return pl.DataFrame({"cell": cells}).select(is_transcript.fill_null(False)).to_series()
 
 
 NAMES = ("transcript", "conversation", "dialogue", "dialog", "chat", "text")
 
 FIELDS = {
-    "transcript": Field(NAMES, required=True, fits=fits, anywhere=True),
+    "transcript": Field(NAMES, required=True, fits=fits, any_name=True),
     "system": SYSTEM,
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a column of transcripts."""
     cells = pl.DataFrame({"cell": mapping.column(table, "transcript")}).with_row_index("row")
     cells = cells.with_columns(pl.col("row").cast(pl.Int64), pl.col("cell").fill_null(""))
     pieces = cells.with_columns(_marked().str.split(_TURN).alias("piece"))
-    turns, doubled = with_system(_turns(pieces), mapping.column(table, "system"))
-    return without_problems(turns, pl.DataFrame(schema=TOOLS), [*_problems(pieces), doubled])
+    turns, contradicting = add_system_turns(_turns(pieces), mapping.column(table, "system"))
+    return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [*_problems(pieces), contradicting])
 
 
 def _marked() -> pl.Expr:
-    """The text with a mark before each speaker's name and one behind it.
+    """The text with a mark before and after each speaker's name.
 
-    Names count at the start of a line; where no assistant speaks at the start of a line, anywhere after a space.
+    Names are recognised at the start of a line; if no line starts with an assistant's name, after any white space.
     """
     text, marks = pl.col("cell"), f"{_TURN}${{1}}{_NAME_END}"
-    by_line = text.str.contains(_ANSWER_LINE)
+    by_line = text.str.contains(_ASSISTANT_LINE)
     return pl.when(by_line).then(text.str.replace_all(_LINES, marks)).otherwise(text.str.replace_all(_INLINE, marks))
 
 
@@ -73,7 +82,7 @@ def _turns(pieces: pl.DataFrame) -> pl.DataFrame:
         named.unnest("piece")
         .select(
             "row",
-            role(pl.col("name")).alias("from"),
+            to_role(pl.col("name")).alias("from"),
             pl.col("text").fill_null("").str.strip_chars().alias("value"),
             train=pl.lit(True),
             tool_call_id=pl.lit(None, pl.String),
@@ -84,17 +93,13 @@ def _turns(pieces: pl.DataFrame) -> pl.DataFrame:
 
 def _problems(pieces: pl.DataFrame) -> list[pl.DataFrame]:
     before = pl.col("piece").list.first().str.strip_chars()
-    alone = pl.col("piece").list.len() == 1
-    blank = pl.col("cell").str.strip_chars() == ""
-    reserved = pl.col("cell").str.contains_any([_TURN, _NAME_END])
-    told = pl.format("Before the first speaker stands: {}", cut(before))
+    blank = pieces.filter(pl.col("cell").str.strip_chars() == "")
+    reserved = pieces.filter(pl.col("cell").str.contains_any([_TURN, _NAME_END]))
+    no_speaker = pl.format("No speaker is named: {}", shorten_expr(pl.col("cell")))
+    text_before = pl.format("Text precedes the first speaker: {}", shorten_expr(before))
     return [
-        problem(pieces.filter(blank), "missing-conversation", "The column with the transcript is empty here."),
-        problem(
-            pieces.filter(reserved), "reserved-character", "The text holds U+FDD0 or U+FDD1, which are no characters."
-        ),
-        problem(
-            pieces.filter(alone), "no-speaker", pl.format("Nobody is named as the speaker: {}", cut(pl.col("cell")))
-        ),
-        problem(pieces.filter(before != ""), "text-before-speaker", told),
+        problem_rows(blank, "missing-conversation", "The transcript column is empty in this row."),
+        problem_rows(reserved, "reserved-character", "The text contains a noncharacter, U+FDD0 or U+FDD1."),
+        problem_rows(pieces.filter(pl.col("piece").list.len() == 1), "no-speaker", no_speaker),
+        problem_rows(pieces.filter(before != ""), "text-before-speaker", text_before),
     ]

@@ -1,7 +1,6 @@
-"""Conversations as a list of turns in one cell: what ShareGPT and OpenAI messages have in common.
+"""Cells with a JSON list of turns → turns and problems; shared by ShareGPT and OpenAI messages.
 
-In: cells with JSON lists of objects. Out: turns and problems. The two families differ in the keys they use
-(`from` and `value`, `role` and `content`); every other key means the same in both.
+The two families use different keys (`from` and `value`, `role` and `content`); all other keys mean the same in both.
 """
 
 from __future__ import annotations
@@ -12,8 +11,16 @@ from collections.abc import Iterator
 import polars as pl
 
 from curate.ingest.shapes import tool_calls
-from curate.ingest.shapes.json_cells import given, lists, query_frames, split_list, split_object, too_deep
-from curate.ingest.shapes.roles import role
+from curate.ingest.shapes.json_cells import (
+    KEY_END,
+    filled_cells,
+    is_too_deep,
+    list_cells,
+    query_frames,
+    split_list,
+    split_object,
+)
+from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
     PROBLEMS,
     TOOLS,
@@ -21,55 +28,53 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
-    cut,
-    problem,
-    without_problems,
+    drop_problem_rows,
+    problem_rows,
+    shorten_expr,
 )
-from curate.ingest.shapes.system_prompt import with_system
+from curate.ingest.shapes.system_prompt import add_system_turns
 from schemas.conversation import ASSISTANT_ROLES
 
 ROLE_KEYS = ("from", "role", "speaker", "author")
 TEXT_KEYS = ("value", "content", "text", "message")
 TRAIN_KEYS = ("train", "weight", "loss", "trainable")
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-KEY = r'"\s*:'
-"""Every key of an object ends in a match; not every match ends a key."""
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of a content part that are words; any other part (image_url, input_audio …) cannot be trained on here."""
+"""Types of a content part that are text; other parts (image_url, input_audio …) are not supported."""
 
 TOOLS_FIELD = Field(("tools", "functions", "available_tools"))
 _TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 
 _ELEMENT = {
-    **dict.fromkeys((*ROLE_KEYS, *TRAIN_KEYS, *THOUGHT_KEYS, "tool_call_id"), "VARCHAR"),
+    **dict.fromkeys((*ROLE_KEYS, *TRAIN_KEYS, *REASONING_KEYS, "tool_call_id"), "VARCHAR"),
     **dict.fromkeys((*TEXT_KEYS, "tool_calls", "function_call"), "JSON"),
 }
 
 
-def _either(keys: tuple[str, ...]) -> str:
+def _first_of(keys: tuple[str, ...]) -> str:
     return "coalesce(" + ", ".join(f'e."{key}"' for key in keys) + ")"
 
 
-_SPOKEN = f"""
-    SELECT row, position, name, left(content, 1) AS kind, content ->> '$' AS text, tool_call_id, trains, thought,
+_ELEMENTS = f"""
+    SELECT row, position, name, left(content, 1) AS kind, content ->> '$' AS text, tool_call_id, trains, reasoning,
         CASE WHEN kind IN ('[', '{{') THEN content END AS nested,
         CASE
             WHEN left(tool_calls, 2) <> '[]' THEN tool_calls
             WHEN function_call IS NOT NULL THEN '[' || function_call || ']'
         END AS calls
     FROM (
-        SELECT row, position, {_either(ROLE_KEYS)} AS name, {_either(TEXT_KEYS)} AS content,
-            {_either(TRAIN_KEYS)} AS trains, {_either(THOUGHT_KEYS)} AS thought,
+        SELECT row, position, {_first_of(ROLE_KEYS)} AS name, {_first_of(TEXT_KEYS)} AS content,
+            {_first_of(TRAIN_KEYS)} AS trains, {_first_of(REASONING_KEYS)} AS reasoning,
             e.tool_call_id AS tool_call_id, e.tool_calls AS tool_calls, e.function_call AS function_call
         FROM (
             SELECT row, unnest(turns) AS e, generate_subscripts(turns, 1) AS position
-            FROM (SELECT row, from_json(cell, '[{json.dumps(_ELEMENT)}]') AS turns FROM found)
+            FROM (SELECT row, from_json(cell, '[{json.dumps(_ELEMENT)}]') AS turns FROM lists)
         )
     )
 """
 _PARTS = f"""
-    SELECT row, position, string_agg(part.text, '' ORDER BY n) AS words,
-        bool_and(part.text IS NOT NULL AND coalesce(part.type, 'text') IN {TEXT_PARTS}) AS all_words,
+    SELECT row, position, string_agg(part.text, '' ORDER BY n) AS joined,
+        bool_and(part.text IS NOT NULL AND coalesce(part.type, 'text') IN {TEXT_PARTS}) AS all_text,
         first(part.type) FILTER (WHERE part.type NOT IN {TEXT_PARTS}) AS other
     FROM (
         SELECT row, position, unnest(parts) AS part, generate_subscripts(parts, 1) AS n
@@ -87,9 +92,10 @@ _FIRST_KEYS = {"from": SHAREGPT, "value": SHAREGPT, "speaker": SHAREGPT, "role":
 
 
 def is_family(cells: pl.Series, name: str) -> pl.Series:
-    """Which cells hold a list of turns in the keys of `SHAREGPT` or `MESSAGES`: the first key decides, or any later.
+    """Whether each cell contains a list of turns of the family `SHAREGPT` or `MESSAGES`.
 
-    Quotes inside a text are escaped in JSON, so a key that a text merely quotes is not found.
+    The first key decides, or a later one if the first is unknown. Quotes in a text are escaped in JSON, so a key that
+    occurs in a text is not mistaken for one.
     """
     cells = cells.str.strip_chars_start()
     if not cells.str.starts_with("[").any():
@@ -97,39 +103,40 @@ def is_family(cells: pl.Series, name: str) -> pl.Series:
     key = pl.col("cell").str.extract(r'^\[\s*\{\s*"([^"]*)"')
     later = pl.when(_has_key("role")).then(pl.lit(MESSAGES)).when(_has_key("from")).then(pl.lit(SHAREGPT))
     first = key.replace_strict(_FIRST_KEYS, default=None, return_dtype=pl.String)
-    found = pl.when(key.is_not_null()).then(pl.coalesce(first, later)).eq(name).fill_null(False)
-    return pl.DataFrame({"cell": cells}).select(found).to_series()
+    is_named = pl.when(key.is_not_null()).then(pl.coalesce(first, later)).eq(name).fill_null(False)
+    return pl.DataFrame({"cell": cells}).select(is_named).to_series()
 
 
 def _has_key(key: str) -> pl.Expr:
     return pl.col("cell").str.contains(rf'"{key}"\s*:\s*"')
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable:
-    """The conversations in the column of the field `name`, with the columns `system` and `tools` beside it."""
-    cells = _continued(mapping.column(table, name), mapping.column(table, "completion"))
-    found, unreadable = lists(cells)
-    spoken = _spoken(found)
-    turns, doubled = with_system(_turns(spoken, found), mapping.column(table, "system"))
-    tools, broken_tools = read_tools(mapping.column(table, "tools"))
-    problems = [unreadable, _missing(cells, spoken), _twice(spoken, found), *_problems(spoken), doubled, broken_tools]
-    return without_problems(turns, tools, problems)
+def parse(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable:
+    """The conversations in the column of the field `name`, with the columns of the fields `system` and `tools`."""
+    cells = _append_completion(mapping.column(table, name), mapping.column(table, "completion"))
+    lists, invalid = list_cells(cells)
+    elements = _elements(lists)
+    turns, contradicting = add_system_turns(_turns(elements, lists), mapping.column(table, "system"))
+    tools, broken_tools = parse_tools(mapping.column(table, "tools"))
+    empty, duplicates = _empty_rows(cells, elements), _duplicate_keys(elements, lists)
+    problems = [invalid, empty, duplicates, *_problems(elements), contradicting, broken_tools]
+    return drop_problem_rows(turns, tools, problems)
 
 
-def read_tools(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The tools (`row`, `tools`): a JSON list of objects, in its own text; and the problems of cells without one."""
-    held = given(cells).filter(~pl.col("cell").is_in(["[]", "{}"]))
-    if held.is_empty():
+def parse_tools(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The tools (`row`, `tools`), a JSON list of objects in its original text, and the problems of other cells."""
+    filled = filled_cells(cells).filter(~pl.col("cell").is_in(["[]", "{}"]))
+    if filled.is_empty():
         return pl.DataFrame(schema=TOOLS), pl.DataFrame(schema=PROBLEMS)
-    valid = query_frames("SELECT row FROM held WHERE json_valid(cell)", held=held)
+    valid = query_frames("SELECT row FROM filled WHERE json_valid(cell)", filled=filled)
     is_sound = pl.col("row").is_in(valid["row"].implode()) & pl.col("cell").str.contains(r"^\[?\s*\{")
-    reason = pl.format("The tools are no JSON list of objects: {}", cut(pl.col("cell")))
-    sound = held.filter(is_sound).select("row", tool_calls.as_list(pl.col("cell")).alias("tools"))
-    return sound, problem(held.filter(~is_sound), "broken-tools", reason)
+    reason = pl.format("The tools are not a JSON list of objects: {}", shorten_expr(pl.col("cell")))
+    sound = filled.filter(is_sound).select("row", tool_calls.wrap_in_list(pl.col("cell")).alias("tools"))
+    return sound, problem_rows(filled.filter(~is_sound), "broken-tools", reason)
 
 
-def _continued(cells: pl.Series, completion: pl.Series) -> pl.Series:
-    """The lists, each with the list of its completion behind it."""
+def _append_completion(cells: pl.Series, completion: pl.Series) -> pl.Series:
+    """Each list concatenated with the list of its completion."""
     if completion.null_count() == completion.len():
         return cells
     pair = pl.DataFrame({"cell": cells.str.strip_chars(), "completion": completion.str.strip_chars()})
@@ -138,58 +145,59 @@ def _continued(cells: pl.Series, completion: pl.Series) -> pl.Series:
     return pair.select(pl.when(both_lists).then(text).otherwise("cell")).to_series()
 
 
-def _missing(cells: pl.Series, spoken: pl.DataFrame) -> pl.DataFrame:
-    """Problems of rows that have nothing to read: a blank cell, or a list without turns."""
+def _empty_rows(cells: pl.Series, elements: pl.DataFrame) -> pl.DataFrame:
+    """Problems of rows without turns: a blank cell, or an empty list."""
     rows = pl.DataFrame({"cell": cells.fill_null("").str.strip_chars()}).with_row_index("row")
-    silent = rows.with_columns(pl.col("row").cast(pl.Int64)).join(spoken, on="row", how="anti", maintain_order="left")
+    rows = rows.with_columns(pl.col("row").cast(pl.Int64))
+    empty = rows.join(elements, on="row", how="anti", maintain_order="left")
     blank = pl.col("cell").is_in(["", "null"])
     return pl.concat(
         [
-            problem(silent.filter(blank), "missing-conversation", "The column with the turns is empty here."),
-            problem(silent.filter(~blank), "empty-conversation", "The list has no turns."),
+            problem_rows(empty.filter(blank), "missing-conversation", "The column with the turns is empty."),
+            problem_rows(empty.filter(~blank), "empty-conversation", "The list has no turns."),
         ]
     )
 
 
-def _spoken(found: pl.DataFrame) -> pl.DataFrame:
-    """One line per element of the lists: who, what, and everything that hangs on it."""
-    no_number = (pl.col("kind") != '"') & pl.col("text").is_in(["NaN", "Infinity", "-Infinity"])
-    spoken = query_frames(_SPOKEN, found=found).with_columns(
-        role(pl.col("name")).alias("from"), pl.when(~no_number).then("text").alias("text")
+def _elements(lists: pl.DataFrame) -> pl.DataFrame:
+    """One row per element of the lists: role, text, and all other known keys."""
+    is_nan = (pl.col("kind") != '"') & pl.col("text").is_in(["NaN", "Infinity", "-Infinity"])
+    elements = query_frames(_ELEMENTS, lists=lists).with_columns(
+        to_role(pl.col("name")).alias("from"), pl.when(~is_nan).then("text").alias("text")
     )
-    nested = spoken.filter(pl.col("nested").is_not_null()).select("row", "position", "from", "nested")
+    nested = elements.filter(pl.col("nested").is_not_null()).select("row", "position", "from", "nested")
     if nested.is_empty():
-        return spoken.with_columns(all_words=pl.lit(None, pl.Boolean), other=pl.lit(None, pl.String))
-    spoken = spoken.join(query_frames(_PARTS, nested=nested), on=["row", "position"], how="left", maintain_order="left")
-    spoken = spoken.join(_own_texts(nested, found), on=["row", "position"], how="left", maintain_order="left")
-    is_words = pl.col("all_words") & (pl.col("from") != "function_call")
-    text = pl.when(is_words).then("words").when(pl.col("nested") == "[]").then(pl.lit("")).otherwise("own")
-    return spoken.with_columns(pl.when(pl.col("nested").is_null()).then("text").otherwise(text).alias("text"))
+        return elements.with_columns(all_text=pl.lit(None, pl.Boolean), other=pl.lit(None, pl.String))
+    for columns in (query_frames(_PARTS, nested=nested), _original_texts(nested, lists)):
+        elements = elements.join(columns, on=["row", "position"], how="left", maintain_order="left")
+    is_text = pl.col("all_text") & (pl.col("from") != "function_call")
+    text = pl.when(is_text).then("joined").when(pl.col("nested") == "[]").then(pl.lit("")).otherwise("original")
+    return elements.with_columns(pl.when(pl.col("nested").is_null()).then("text").otherwise(text).alias("text"))
 
 
-def _own_texts(nested: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """The text of tool calls and results that are lists or objects, as it stands in the cell: `row`, `position`, `own`.
+def _original_texts(nested: pl.DataFrame, lists: pl.DataFrame) -> pl.DataFrame:
+    """The original text of tool calls and results that are lists or objects: `row`, `position`, `original`.
 
-    A loop over turns: only letter by letter does `1e5` stay `1e5`, and most files have texts here.
+    Python loops over these turns, because DuckDB would rewrite `1e5`; most files have strings here.
     """
-    wanted = nested.filter(pl.col("from").is_in(["function_call", "observation"])).select("row", "position")
-    own = [
+    selected = nested.filter(pl.col("from").is_in(["function_call", "observation"])).select("row", "position")
+    originals = [
         (row, position, next((element[key] for key in TEXT_KEYS if key in element), None))
-        for row, position, element in _elements(wanted, found)
+        for row, position, element in _original_elements(selected, lists)
     ]
-    return pl.DataFrame(own, schema={**wanted.schema, "own": pl.String}, orient="row")
+    return pl.DataFrame(originals, schema={**selected.schema, "original": pl.String}, orient="row")
 
 
-def _elements(wanted: pl.DataFrame, found: pl.DataFrame) -> Iterator[tuple[int, int, dict[str, str]]]:
-    """The keys of each wanted element with the text of their values; `wanted` has `row` and `position`."""
-    together = wanted.group_by("row", maintain_order=True).agg("position").join(found, on="row")
-    for row, positions, cell in together.select("row", "position", "cell").iter_rows():
+def _original_elements(selected: pl.DataFrame, lists: pl.DataFrame) -> Iterator[tuple[int, int, dict[str, str]]]:
+    """For each selected element `row`, `position` and its keys with the original text of their values."""
+    by_row = selected.group_by("row", maintain_order=True).agg("position").join(lists, on="row")
+    for row, positions, cell in by_row.select("row", "position", "cell").iter_rows():
         elements = list(split_list(cell))
         for position in positions:
             yield row, position, split_object(elements[position - 1])
 
 
-_TWICE = """
+_DUPLICATE_KEYS = """
     SELECT row, position FROM (
         SELECT row, generate_subscripts(turns, 1) AS position, json_keys(unnest(turns)) AS keys
         FROM (SELECT row, from_json(cell, '["JSON"]') AS turns FROM doubtful)
@@ -198,114 +206,107 @@ _TWICE = """
 """
 
 
-def _twice(spoken: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """Problems of turns with a key twice: which of its texts is meant nobody can tell.
+def _duplicate_keys(elements: pl.DataFrame, lists: pl.DataFrame) -> pl.DataFrame:
+    """Problems of turns in which a key occurs twice, so that its value is ambiguous.
 
-    A list with as many ends of keys as its turns have roles and texts has no others; only the rest is looked at.
+    A list with as many ends of keys as its turns have roles and texts has no other keys; only other lists are checked.
     """
-    said = pl.col("name").is_not_null().cast(pl.Int64) + pl.col("kind").is_not_null().cast(pl.Int64)
-    known = spoken.group_by("row").agg(said.sum().alias("known"))
-    ends = pl.col("cell").str.count_matches(KEY)
-    doubtful = found.join(known, on="row", how="left", maintain_order="left").filter(ends > pl.col("known"))
-    twice = query_frames(_TWICE, doubtful=doubtful) if doubtful.height else doubtful.select("row", position="row")
-    return problem(twice, "duplicate-key", pl.format("Turn {} has a key twice.", "position"))
+    count = pl.col("name").is_not_null().cast(pl.Int64) + pl.col("kind").is_not_null().cast(pl.Int64)
+    known = elements.group_by("row").agg(count.sum().alias("known"))
+    ends = pl.col("cell").str.count_matches(KEY_END)
+    doubtful = lists.join(known, on="row", how="left", maintain_order="left").filter(ends > pl.col("known"))
+    if doubtful.is_empty():
+        return pl.DataFrame(schema=PROBLEMS)
+    turns = query_frames(_DUPLICATE_KEYS, doubtful=doubtful)
+    return problem_rows(turns, "duplicate-key", pl.format("Turn {} has a duplicate key.", "position"))
 
 
-def _problems(spoken: pl.DataFrame) -> list[pl.DataFrame]:
-    """What is wrong with single elements, in the order in which it is told."""
-    no_role = spoken.filter(pl.col("name").is_null())
-    unknown = spoken.filter(pl.col("name").is_not_null() & pl.col("from").is_null())
-    silent = pl.col("nested").is_not_null() & pl.col("text").is_null()
-    odd_flag = ~pl.col("trains").str.to_lowercase().is_in([*_TRUE, *_FALSE])
+def _problems(elements: pl.DataFrame) -> list[pl.DataFrame]:
+    """The problems of single elements, in the order of precedence."""
+    no_role = elements.filter(pl.col("name").is_null())
+    unknown = elements.filter(pl.col("name").is_not_null() & pl.col("from").is_null())
+    no_list = elements.filter(~pl.col("calls").str.starts_with("["))
+    no_text = elements.filter(pl.col("nested").is_not_null() & pl.col("text").is_null())
+    odd_flag = elements.filter(~pl.col("trains").str.to_lowercase().is_in([*_TRUE, *_FALSE]))
+
+    def reason(text: str, *columns: str | pl.Expr) -> pl.Expr:
+        return pl.format(f"Turn {{}} {text}", "position", *columns)
+
+    name, calls, trains = (shorten_expr(pl.col(column)) for column in ("name", "calls", "trains"))
     part = pl.col("other").fill_null("a structure without text")
-    keys = ", ".join(ROLE_KEYS)
     return [
-        problem(no_role, "missing-role", pl.format(f"Turn {{}} has no role (none of {keys}).", "position")),
-        problem(
-            unknown,
-            "unknown-role",
-            pl.format("Turn {} is by {}, which is no role that is known.", "position", cut(pl.col("name"))),
-        ),
-        problem(
-            spoken.filter(~pl.col("calls").str.starts_with("[")),
-            "broken-tool-call",
-            pl.format("Turn {} has tool calls that are no list: {}", "position", cut(pl.col("calls"))),
-        ),
-        problem(
-            spoken.filter(silent), "non-text-content", pl.format("Turn {} is not text: it has {}.", "position", part)
-        ),
-        problem(
-            spoken.filter(odd_flag),
-            "odd-train-flag",
-            pl.format("Turn {} says {} where true, false, 1 or 0 is expected.", "position", cut(pl.col("trains"))),
-        ),
+        problem_rows(no_role, "missing-role", reason(f"has no role (none of {', '.join(ROLE_KEYS)}).")),
+        problem_rows(unknown, "unknown-role", reason("has an unknown role: {}", name)),
+        problem_rows(no_list, "broken-tool-call", reason("has tool calls that are not a list: {}", calls)),
+        problem_rows(no_text, "non-text-content", reason("is not text: it contains {}.", part)),
+        problem_rows(odd_flag, "odd-train-flag", reason("has the training flag {}, not true, false, 1 or 0.", trains)),
     ]
 
 
-def _turns(spoken: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """The turns of all elements. An assistant's tool calls become a turn of their own, behind its words."""
-    silent = pl.col("trains").str.to_lowercase().is_in(_FALSE).fill_null(False)
-    learned = pl.col("from").is_in(ASSISTANT_ROLES)
-    turns = spoken.select(
+def _turns(elements: pl.DataFrame, lists: pl.DataFrame) -> pl.DataFrame:
+    """The turns of all elements. The tool calls of an assistant become a separate turn after its text."""
+    excluded = pl.col("trains").str.to_lowercase().is_in(_FALSE).fill_null(False)
+    turns = elements.select(
         "row",
         "position",
         pl.col("from"),
-        _with_thought().alias("value"),
-        (~(silent & learned)).alias("train"),
+        _text_with_reasoning().alias("value"),
+        (~(excluded & pl.col("from").is_in(ASSISTANT_ROLES))).alias("train"),
         pl.when(pl.col("from") == "observation").then("tool_call_id").alias("tool_call_id"),
     )
-    turns = _with_calls(turns, _called(spoken, found))
-    return _without_empty_announcements(_normalised(turns)).select(*TURNS)
+    turns = _add_call_turns(turns, _tool_calls(elements, lists))
+    return _drop_empty_announcements(_normalise_calls(turns)).select(*TURNS)
 
 
-def _with_thought() -> pl.Expr:
-    """The text of a turn; reasoning that stands beside it goes in front, marked as open reasoning models write it.
+def _text_with_reasoning() -> pl.Expr:
+    """The text of a turn, preceded by its reasoning in the notation of open reasoning models.
 
-    `<think>…</think>` is what the templates of Qwen3 and DeepSeek-R1 split off again when they render.
+    The chat templates of Qwen3 and DeepSeek-R1 extract `<think>…</think>` from the text again.
     """
-    text, thought = pl.col("text").fill_null(""), pl.col("thought")
-    has_thought = (thought.str.strip_chars() != "") & (pl.col("from") == "gpt")
-    return pl.when(has_thought).then(pl.format("<think>\n{}\n</think>\n\n{}", thought, text)).otherwise(text)
+    text, reasoning = pl.col("text").fill_null(""), pl.col("reasoning")
+    has_reasoning = (reasoning.str.strip_chars() != "") & (pl.col("from") == "gpt")
+    return pl.when(has_reasoning).then(pl.format("<think>\n{}\n</think>\n\n{}", reasoning, text)).otherwise(text)
 
 
-def _called(spoken: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
-    """The assistant elements that call tools: `row`, `position`, `calls` with arguments in their own text."""
-    called = spoken.filter(pl.col("calls").is_not_null() & (pl.col("from") == "gpt")).select("row", "position", "calls")
-    objects = called.filter(tool_calls.has_object_arguments(pl.col("calls"))).select("row", "position")
+def _tool_calls(elements: pl.DataFrame, lists: pl.DataFrame) -> pl.DataFrame:
+    """The assistant elements with tool calls: `row`, `position`, `calls` with arguments in their original text."""
+    has_calls = pl.col("calls").is_not_null() & (pl.col("from") == "gpt")
+    calls = elements.filter(has_calls).select("row", "position", "calls")
+    objects = calls.filter(tool_calls.has_object_arguments(pl.col("calls"))).select("row", "position")
     if objects.is_empty():
-        return called
-    own = [
+        return calls
+    originals = [
         (row, position, element.get("tool_calls") or f"[{element['function_call']}]")
-        for row, position, element in _elements(objects, found)
+        for row, position, element in _original_elements(objects, lists)
     ]
-    frame = pl.DataFrame(own, schema={**objects.schema, "own": pl.String}, orient="row")
-    joined = called.join(frame, on=["row", "position"], how="left", maintain_order="left")
-    return joined.select("row", "position", pl.coalesce("own", "calls").alias("calls"))
+    frame = pl.DataFrame(originals, schema={**objects.schema, "original": pl.String}, orient="row")
+    joined = calls.join(frame, on=["row", "position"], how="left", maintain_order="left")
+    return joined.select("row", "position", pl.coalesce("original", "calls").alias("calls"))
 
 
-def _with_calls(turns: pl.DataFrame, called: pl.DataFrame) -> pl.DataFrame:
-    """The turns with a `function_call` turn behind each element that calls tools; an element without words goes."""
-    if called.is_empty():
+def _add_call_turns(turns: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+    """The turns with a `function_call` turn after each element with tool calls; its own turn is dropped if empty."""
+    if calls.is_empty():
         return turns
-    both = turns.join(
-        tool_calls.written(called), on=["row", "position"], how="left", suffix="_call", maintain_order="left"
-    )
-    said = both.filter(pl.col("value_call").is_null() | (pl.col("value").str.strip_chars() != ""))
-    asked = both.filter(pl.col("value_call").is_not_null()).with_columns(
+    texts = tool_calls.format_calls(calls)
+    both = turns.join(texts, on=["row", "position"], how="left", suffix="_call", maintain_order="left")
+    own_turns = both.filter(pl.col("value_call").is_null() | (pl.col("value").str.strip_chars() != ""))
+    call_turns = both.filter(pl.col("value_call").is_not_null()).with_columns(
         pl.lit("function_call").alias("from"), pl.col("value_call").alias("value")
     )
-    together = pl.concat([said.with_columns(rank=0), asked.with_columns(rank=1)])
-    return together.sort("row", "position", "rank").drop("value_call", "rank")
+    ranked = pl.concat([own_turns.with_columns(rank=0), call_turns.with_columns(rank=1)])
+    return ranked.sort("row", "position", "rank").drop("value_call", "rank")
 
 
-def _normalised(turns: pl.DataFrame) -> pl.DataFrame:
-    """The turns with every `function_call` text spelt one way; what cannot be read stays, for the rules to judge."""
-    odd = turns.filter((pl.col("from") == "function_call") & tool_calls.in_other_spelling(pl.col("value")))
-    if odd.is_empty():
+def _normalise_calls(turns: pl.DataFrame) -> pl.DataFrame:
+    """The turns with all `function_call` texts in one notation; invalid ones stay and are left to validation."""
+    other = turns.filter((pl.col("from") == "function_call") & tool_calls.is_other_notation(pl.col("value")))
+    if other.is_empty():
         return turns
-    valid = query_frames("SELECT row, position, value FROM odd WHERE json_valid(value)", odd=odd)
-    valid = valid.filter(~too_deep(valid["value"]))
-    texts = tool_calls.written(valid.select("row", "position", tool_calls.as_list(pl.col("value")).alias("calls")))
+    valid = query_frames("SELECT row, position, value FROM other WHERE json_valid(value)", other=other)
+    valid = valid.filter(~is_too_deep(valid["value"]))
+    calls = valid.select("row", "position", tool_calls.wrap_in_list(pl.col("value")).alias("calls"))
+    texts = tool_calls.format_calls(calls)
     joined = turns.join(texts, on=["row", "position"], how="left", suffix="_call", maintain_order="left")
     is_call = pl.col("from") == "function_call"
     return joined.with_columns(
@@ -313,8 +314,8 @@ def _normalised(turns: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _without_empty_announcements(turns: pl.DataFrame) -> pl.DataFrame:
-    """The turns without empty assistant texts directly before a tool call: they are one message, and say nothing."""
+def _drop_empty_announcements(turns: pl.DataFrame) -> pl.DataFrame:
+    """The turns without empty assistant texts directly before a tool call: both are one message."""
     if not (turns["from"] == "function_call").any():
         return turns
     calls_next = (pl.col("from").shift(-1) == "function_call") & (pl.col("row").shift(-1) == pl.col("row"))

@@ -1,7 +1,6 @@
-"""Long format: one turn a row, as ticket systems and chat logs export it.
+"""Long format, one turn per row as exported by ticket systems and chat logs → one conversation per conversation id.
 
-In: rows with a column that names the conversation, one that says who speaks, one with the words and perhaps one
-that orders them. Out: one conversation per name, found under the position of its first row.
+A conversation has the position of its first row.
 """
 
 from __future__ import annotations
@@ -9,24 +8,25 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes.json_cells import query_frames
-from curate.ingest.shapes.roles import role
-from curate.ingest.shapes.shape import TOOLS, TURNS, ColumnMapping, Field, ParsedTable, cut, problem, without_problems
+from curate.ingest.shapes.roles import to_role
+from curate.ingest.shapes.shape import (
+    TOOLS,
+    TURNS,
+    ColumnMapping,
+    Field,
+    ParsedTable,
+    drop_problem_rows,
+    problem_rows,
+    shorten_expr,
+)
 from schemas.errors import SourceError
 
 FIELDS = {
     "group_by": Field(
         (
-            *(
-                "conversation_id",
-                "conversation",
-                "ticket_id",
-                "ticket",
-                "thread_id",
-                "thread",
-                "dialogue_id",
-                "dialog_id",
-            ),
-            *("session_id", "session", "chat_id", "chat", "case_id", "case", "conv_id", "message_tree_id"),
+            *("conversation_id", "conversation", "ticket_id", "ticket", "thread_id", "thread"),
+            *("dialogue_id", "dialog_id", "session_id", "session", "chat_id", "chat", "case_id", "case"),
+            *("conv_id", "message_tree_id"),
         ),
         required=True,
     ),
@@ -39,32 +39,32 @@ FIELDS = {
     "role": Field(
         ("role", "author", "speaker", "from", "sender", "author_role", "sender_type", "speaker_role"),
         required=True,
-        fits=lambda cells: pl.DataFrame({"cell": cells}).select(role(pl.col("cell")).is_not_null()).to_series(),
+        fits=lambda cells: pl.DataFrame({"cell": cells}).select(to_role(pl.col("cell")).is_not_null()).to_series(),
     ),
     "text": Field(("text", "body", "content", "message", "value", "utterance"), required=True),
 }
 
 
-def read(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
-    """The conversations of a table with one turn a row. All rows of a conversation must be in this table.
+def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of a table with one turn per row. The table must contain all rows of a conversation.
 
-    Raises `SourceError` when the order column has values that are neither numbers nor dates.
+    Raises `SourceError` if the order column has values that are neither numbers nor dates.
     """
     rows = _rows(table, mapping)
-    lost = rows.filter(pl.col("group").is_null())
+    ungrouped = rows.filter(pl.col("group").is_null())
     grouped = rows.filter(pl.col("group").is_not_null())
     grouped = grouped.with_columns(pl.col("position").first().over("group").alias("row"))
     turns = grouped.sort("row", "order", "position").select(
         "row",
-        role(pl.col("name")).alias("from"),
+        to_role(pl.col("name")).alias("from"),
         pl.col("value").fill_null(""),
         train=pl.lit(True),
         tool_call_id=pl.lit(None, pl.String),
     )
-    lost = lost.with_columns(pl.col("position").alias("row"))
-    members = pl.concat([grouped, lost]).select("row", "position").sort("position")
-    found = without_problems(turns.select(*TURNS), pl.DataFrame(schema=TOOLS), _problems(lost, grouped))
-    return ParsedTable(found.turns, found.tools, found.problems, members)
+    ungrouped = ungrouped.with_columns(pl.col("position").alias("row"))
+    members = pl.concat([grouped, ungrouped]).select("row", "position").sort("position")
+    parsed = drop_problem_rows(turns.select(*TURNS), pl.DataFrame(schema=TOOLS), _problems(ungrouped, grouped))
+    return ParsedTable(parsed.turns, parsed.tools, parsed.problems, members)
 
 
 def _rows(table: pl.DataFrame, mapping: ColumnMapping) -> pl.DataFrame:
@@ -74,40 +74,41 @@ def _rows(table: pl.DataFrame, mapping: ColumnMapping) -> pl.DataFrame:
     stripped = pl.col("group", "order", "name").str.strip_chars()
     rows = rows.with_columns(pl.when(stripped != "").then(stripped).name.keep()).with_row_index("position")
     ordered = "order_by" in mapping.fields
-    order = _order(rows["order"], mapping.fields["order_by"]) if ordered else rows["position"].cast(pl.Float64)
+    order = _to_sort_keys(rows["order"], mapping.fields["order_by"]) if ordered else rows["position"].cast(pl.Float64)
     return rows.with_columns(pl.col("position").cast(pl.Int64), order.alias("order"))
 
 
-def _order(cells: pl.Series, column: str) -> pl.Series:
-    """The cells as numbers that sort as they mean: numbers as they are, dates as seconds, in UTC unless they say.
+def _to_sort_keys(cells: pl.Series, column: str) -> pl.Series:
+    """The cells as numbers: numbers unchanged, dates as seconds since the epoch, in UTC unless they have a zone.
 
-    Not-a-number and infinities are no places: null, like an empty cell.
+    NaN and infinities are null, like empty cells.
     """
     numbers = cells.cast(pl.Float64, strict=False)
-    nowhere = ~numbers.is_finite()
-    cells, numbers = cells.set(nowhere, None), numbers.set(nowhere, None)
+    not_finite = ~numbers.is_finite()
+    cells, numbers = cells.set(not_finite, None), numbers.set(not_finite, None)
     if numbers.null_count() == cells.null_count():
         return numbers
     dates = query_frames(
         "SELECT epoch(TRY_CAST(cell AS TIMESTAMPTZ)) AS date FROM given", given=pl.DataFrame({"cell": cells})
     )
-    unreadable = cells.filter(cells.is_not_null() & dates["date"].is_null())
-    if unreadable.len():
+    invalid = cells.filter(cells.is_not_null() & dates["date"].is_null())
+    if invalid.len():
         raise SourceError(
-            f"The turns cannot be ordered by {column}: {unreadable[0]!r} is neither a number nor a date like "
+            f"The turns cannot be ordered by {column}: {invalid[0]!r} is neither a number nor a date like "
             "2026-11-21 09:30.",
-            f"Write {column} as ISO 8601, or leave --order-by out when the rows already stand in order.",
+            f"Write {column} as ISO 8601, or omit --order-by if the rows are already in order.",
         )
     return dates["date"].cast(pl.Float64)
 
 
-def _problems(lost: pl.DataFrame, grouped: pl.DataFrame) -> list[pl.DataFrame]:
-    unknown = pl.col("name").is_not_null() & role(pl.col("name")).is_null()
-    who = pl.format("The row by {} has no role that is known.", cut(pl.col("name")))
+def _problems(ungrouped: pl.DataFrame, grouped: pl.DataFrame) -> list[pl.DataFrame]:
+    unnamed = grouped.filter(pl.col("name").is_null())
+    unknown = grouped.filter(pl.col("name").is_not_null() & to_role(pl.col("name")).is_null())
+    unknown_role = pl.format("The role of a row is unknown: {}", shorten_expr(pl.col("name")))
     unordered = grouped.filter(pl.col("order").is_null())
     return [
-        problem(lost, "missing-group", "The column that names the conversation is empty here."),
-        problem(grouped.filter(pl.col("name").is_null()), "missing-role", "A row does not say who speaks."),
-        problem(grouped.filter(unknown), "unknown-role", who),
-        problem(unordered, "missing-order", "A row says no place in the column that orders the turns."),
+        problem_rows(ungrouped, "missing-group", "The column with the conversation id is empty in this row."),
+        problem_rows(unnamed, "missing-role", "The role of a row is empty."),
+        problem_rows(unknown, "unknown-role", unknown_role),
+        problem_rows(unordered, "missing-order", "The order column of a row is empty, or is not a finite number."),
     ]

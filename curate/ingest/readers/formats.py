@@ -1,0 +1,50 @@
+"""The registry of source formats: how each is read and recognised. A new format is a reader and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from curate.ingest.readers.batch import Batch
+from curate.ingest.readers.byte_stream import ByteStream
+from curate.ingest.readers.csv import find_csv_delimiter, find_tsv_delimiter, read_csv, read_tsv
+from curate.ingest.readers.hf_datasets import is_dataset, read_dataset
+from curate.ingest.readers.json_array import read_json
+from curate.ingest.readers.jsonl import read_jsonl
+from curate.ingest.readers.parquet import read_parquet
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A source format: a function that reads the records in order, and the marks that identify the format."""
+
+    read: Callable[[ByteStream], Iterator[Batch]]
+    suffixes: tuple[str, ...] = ()
+    """File suffixes, without that of a compression."""
+    suffix_decides: bool = True
+    """Whether a suffix identifies the format; otherwise the content is inspected too."""
+    magic: bytes = b""
+    """The first bytes of a binary file, which is not decoded as text."""
+    matches_path: Callable[[str], bool] | None = None
+    """For sources that are not a single file: whether a path names one."""
+    find_delimiter: Callable[[bytes], str] | None = None
+    """For delimited text: the delimiter of a file that starts with these bytes."""
+
+
+FORMATS = {
+    "jsonl": Format(read_jsonl, (".jsonl", ".ndjson"), suffix_decides=False),
+    "json": Format(read_json, (".json",), suffix_decides=False),
+    "csv": Format(read_csv, (".csv",), find_delimiter=find_csv_delimiter),
+    "tsv": Format(read_tsv, (".tsv", ".tab"), find_delimiter=find_tsv_delimiter),
+    "parquet": Format(read_parquet, (".parquet", ".pq"), magic=b"PAR1"),
+    "hub": Format(read_dataset, matches_path=is_dataset),
+}
+
+SUFFIXES = {suffix: name for name, format in FORMATS.items() for suffix in format.suffixes}
+"""File suffix → format."""
+
+
+def match_path(path: str) -> str | None:
+    """The format whose sources are named by paths such as `path`; None for the path of a file."""
+    named = (name for name, format in FORMATS.items() if format.matches_path and format.matches_path(path))
+    return next(named, None)
