@@ -9,6 +9,10 @@ from support.project import CLI, LAYERS, ROOT, imported_modules, imported_packag
 
 ABOVE = {"schemas": {"curate", "train"}, "curate": {"train"}, "train": {"curate"}}
 TERMINAL = {"typer", "rich"}
+ORDER = {
+    "curate": ("ingest", "scorers", "rule_columns", "dedup", "selection", "versions", "review"),
+    "train": ("tokens", "model", "engines", "plan", "runs", "inference", "export", "checks"),
+}
 PROGRAMS = ("curate/review/argilla/server/", "train/export/llamacpp/server.py")  # child processes that report on stdout
 
 
@@ -43,6 +47,23 @@ def test_only_the_entry_point_imports_the_command_line(layer):
         if any(f"{name}.".startswith("curate.cli.") for name in imported_modules(path))
     }
     assert users <= {"curate/__main__.py"}
+
+
+@pytest.mark.parametrize("layer", ORDER)
+def test_a_folder_imports_only_folders_below_it(layer):
+    upward = [
+        f"{relative(path)} imports {name}"
+        for path in libraries(layer)
+        for name in imported_modules(path)
+        if name.startswith(f"{layer}.") and rank(layer, ".".join(path.relative_to(ROOT).parts)) < rank(layer, name)
+    ]
+    assert upward == []
+
+
+def rank(layer, module):
+    """Position of a module's folder in the import order; modules outside of it, such as `demo`, are at the top."""
+    folder = module.split(".")[1]
+    return ORDER[layer].index(folder) if folder in ORDER[layer] else len(ORDER[layer])
 
 
 @pytest.mark.parametrize("layer", LAYERS)
