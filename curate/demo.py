@@ -1,8 +1,4 @@
-"""Walks the whole way on the sample: a fresh folder comes in, real commands run in it, one after the other.
-
-Each step is the command that a person would type, printed before it runs, in a process of its own; so the
-folder that is left behind can be worked on with the same commands.
-"""
+"""The sample in a new folder → a frozen version and a trained adapter, made by real commands, one process each."""
 
 from __future__ import annotations
 
@@ -16,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from curate.doctor import missing_of
+from curate.doctor import missing_packages
 from schemas.atomic import write_text
 from schemas.environment import install_command, installed_version
 from schemas.errors import CurateError, SourceError
 
-MARK = ".curate-demo"
-"""A file in each folder that this made: only such a folder makes room for a new demo."""
+MARKER = ".curate-demo"
+"""A file in each demo folder: only folders with this file are renamed for a new demo."""
 
 SAMPLE = ("support_tickets.csv", "chats.jsonl", "curate.toml")
 TINY = "tiny"
@@ -30,116 +26,114 @@ TINY = "tiny"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of the way, and why it is there."""
+    """A command and its purpose."""
 
-    why: str
+    purpose: str
     command: str
 
 
 STEPS = (
     Step(
-        "Read two exports of a support desk: every row ends as a conversation, a duplicate or a reject.",
+        "Import two exports of a support desk: every row becomes a conversation, a duplicate or a reject.",
         "import support_tickets.csv chats.jsonl",
     ),
-    Step("Why rows were refused, and where they stand.", "rejects"),
-    Step("Measure every conversation.", "score"),
-    Step("Keep the good ones by the rules in curate.toml; who leaves, leaves at a rule.", "select"),
-    Step("Freeze what is kept: the digest stands for exactly this data.", "freeze support"),
-    Step("What will be learned, in brackets; the rest is only seen.", "preview support@1 --limit 1"),
-    Step("How much that is, before anything is loaded.", "plan support@1"),
-    Step("Train an adapter on exactly that version. The base is a toy of 1.8 million parameters.", "train support@1"),
+    Step("List the rejected rows with reasons and lines.", "rejects"),
+    Step("Score every conversation.", "score"),
+    Step("Apply the rules in curate.toml: a conversation is dropped by the first rule it fails.", "select"),
+    Step("Freeze the kept conversations: the same data always has the same digest.", "freeze support"),
+    Step("Inspect the loss mask: tokens in brackets contribute to the loss.", "preview support@1 --limit 1"),
+    Step("Count tokens, packs and steps before anything is loaded.", "plan support@1"),
+    Step("Train an adapter on this version. The base is a tiny model with 1.8 million parameters.", "train support@1"),
     Step(
-        "The same questions before and after. A toy learns the voice of the house, not its facts.",
+        "Chat without and with the adapter. The tiny model learns the style of the answers, not their facts.",
         "chat r1 --compare --max-tokens 60"
         " --prompt 'How long is the warranty?' --prompt 'What does the Gannet cost at the moment?'",
     ),
-    Step("Prove that the adapter is made of what its manifest says.", "verify r1"),
+    Step("Verify the adapter against its manifest.", "verify r1"),
 )
 
 NEXT = """\
-Everything lies in {folder}:
-  curate.toml      the recipe: change a rule, and the commands above make support@2
+Files in {folder}:
+  curate.toml      the recipe: change a rule and run the commands again to make support@2
   curate.duckdb    the store: every row, score, verdict, version and run
-  adapters/r1      the adapter, with its manifest and its card
+  adapters/r1      the adapter, with its manifest and model card
 
 Next, in that folder:
-  curate trace support_tickets.csv:2       what became of a line
-  curate import YOUR.csv --dry-run         how your rows would be read, and what would be refused
-  curate init mine.toml                    a full recipe, with every key explained
+  curate trace support_tickets.csv:2       trace a line to its conversation, version and run
+  curate import YOUR.csv --dry-run         show the detected columns and rejects of your file
+  curate init mine.toml                    write a recipe with every key explained
 """
 
 
-def demonstrate(folder: Path, show: Callable[[str], None]) -> None:
-    """Lay the sample into `folder` and run `STEPS` there; `show` gets every line that is ours.
+def run_demo(folder: Path, report: Callable[[str], None]) -> None:
+    """Copy the sample into `folder` and run `STEPS` there; `report` is called with each line between the commands.
 
-    Raises `SourceError` when `folder` is not ours to fill, `CurateError` when what trains is not installed, before
-    anything is done, and when a step fails.
+    Raises `CurateError` if packages for training are missing, before anything is written, and if a step fails; raises
+    `SourceError` if `folder` is neither new, empty nor from an earlier demo.
     """
-    _check_training()
-    kept = lay_out(folder)
-    if kept is not None:
-        show(f"The earlier demo is kept, with all that is in it: {kept}")
-    if installed_version("unsloth") is None:
-        _without_unsloth(folder / "curate.toml")
-        show('Unsloth is not installed: TRL and PEFT train, engine = "transformers" in the recipe.')
-    for number, step in enumerate(STEPS, start=1):
-        show(f"\n{number}/{len(STEPS)}  {step.why}\n$ curate {step.command}")
-        _run(step.command, folder)
-    show("\n" + NEXT.format(folder=folder))
-    if shutil.which("curate") is None:
-        show(f"To type curate alone: source {Path(sys.executable).parent / 'activate'}")
-
-
-def _check_training() -> None:
-    missing = missing_of("train")
+    missing = missing_packages("train")
     if missing:
-        what = f"The demo trains a model, and for that are missing: {', '.join(missing)}."
-        raise CurateError(what, f"{install_command('train')}; without it: curate import FILE.")
+        raise CurateError(
+            f"The demo trains a model, and these packages are missing: {', '.join(missing)}.",
+            f"{install_command('train')}; without training: curate import FILE",
+        )
+    earlier = copy_sample(folder)
+    if earlier is not None:
+        report(f"The earlier demo was renamed to {earlier}.")
+    if installed_version("unsloth") is None:
+        _set_transformers_engine(folder / "curate.toml")
+        report('Unsloth is not installed, so TRL and PEFT train: engine = "transformers" in the recipe.')
+    for number, step in enumerate(STEPS, start=1):
+        report(f"\n{number}/{len(STEPS)}  {step.purpose}\n$ curate {step.command}")
+        _run(step.command, folder)
+    report("\n" + NEXT.format(folder=folder))
+    if shutil.which("curate") is None:
+        report(f"To run curate without a path: source {Path(sys.executable).parent / 'activate'}")
 
 
-def _without_unsloth(recipe: Path) -> None:
-    """Let the other engine train."""
+def _set_transformers_engine(recipe: Path) -> None:
     text = recipe.read_text(encoding="utf-8")
     write_text(recipe, text.replace("[train]\n", '[train]\nengine = "transformers"\n'))
 
 
 def sample_folder() -> Path:
-    """Where the sample lies: inside an installed `curate`, or beside it in a checkout."""
+    """The folder of the sample: inside an installed `curate`, or next to it in a checkout."""
     package = Path(__file__).parent
     installed, checkout = package / "data", package.parent / "data"
     return installed if installed.is_dir() else checkout
 
 
-def lay_out(folder: Path) -> Path | None:
-    """A fresh `folder` with the sample in it; where an earlier demo was, the folder that now keeps it.
+def copy_sample(folder: Path) -> Path | None:
+    """Copy the sample into a new `folder`; returns the new name of an earlier demo, or None.
 
-    Raises `SourceError` when `folder` holds anything else.
+    Raises `SourceError` if `folder` contains anything else.
     """
-    kept = None
-    if (folder / MARK).is_file():
-        kept = next(path for n in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
-        folder.rename(kept)
+    earlier = None
+    if (folder / MARKER).is_file():
+        names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+        earlier = next(path for path in names if not path.exists())
+        folder.rename(earlier)
     elif folder.exists() and any(folder.iterdir()):
         raise SourceError(
-            f"{folder} is not empty and was not made by a demo.", "Give a new folder: curate demo --to NAME"
+            f"{folder} is not empty and was not made by a demo.", "Choose a new folder: curate demo --to NAME"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).touch()
+    (folder / MARKER).touch()
     for name in SAMPLE:
         shutil.copy(sample_folder() / name, folder / name)
     shutil.copytree(sample_folder() / TINY, folder / TINY)
-    return kept
+    return earlier
 
 
 def _run(command: str, folder: Path) -> None:
-    """Run `curate command` in `folder`, with the store there whatever CURATE_STORE says."""
+    """Run `curate command` in `folder`, with the store in that folder even if CURATE_STORE is set."""
     environment = {name: value for name, value in os.environ.items() if name != "CURATE_STORE"}
     arguments = [sys.executable, "-P", "-m", "curate", *shlex.split(command)]
-    done = subprocess.run(arguments, cwd=folder, env=environment, check=False)
-    if done.returncode == 130:
+    process = subprocess.run(arguments, cwd=folder, env=environment, check=False)
+    if process.returncode == 130:
         raise KeyboardInterrupt
-    if done.returncode:
+    if process.returncode:
         raise CurateError(
-            f"The step `curate {command}` ended with exit code {done.returncode}; its own message stands above.",
-            f"cd {shlex.quote(str(folder))} and run it there; curate doctor says what is missing.",
+            f"The step `curate {command}` ended with exit code {process.returncode}; see its message above.",
+            f"cd {shlex.quote(str(folder))} and run it there; curate doctor checks the installation.",
         )

@@ -1,7 +1,4 @@
-"""Writes a recipe: a path comes in, a full `curate.toml` goes out, every key with its default and what it means.
-
-The text is made from the recipe's own models, so a key that is added there is explained here.
-"""
+"""The models of the recipe → a complete `curate.toml`: every key with its default and its meaning."""
 
 from __future__ import annotations
 
@@ -17,16 +14,16 @@ from schemas.errors import RecipeError
 from schemas.recipe import Recipe, Section
 
 TITLE = """\
-# The recipe: everything that a person decides between a file of rows and a tuned model.
-# A value that stands here is the default; a line right behind a # is an example to take over.
-# One key for one command: --set section.key=value
+# The recipe: all settings from source files to a fine-tuned model.
+# The values are the defaults. Lines directly after a # are examples: remove the # to use them.
+# To override a key in a single command: --set section.key=value
 """
 
 
 def write_recipe(path: Path, *, replace: bool = False) -> None:
-    """Write the full recipe to `path`. Raises `RecipeError` when there is a file already, unless `replace`."""
+    """Write the complete recipe to `path`. Raises `RecipeError` if the file exists and `replace` is not set."""
     if path.exists() and not replace:
-        raise RecipeError(f"{path} is there already and stays as it is.", "Give another name, or --replace.")
+        raise RecipeError(f"{path} already exists.", "Give another name, or use --replace.")
     try:
         write_text(path, recipe_text())
     except OSError as error:
@@ -34,12 +31,12 @@ def write_recipe(path: Path, *, replace: bool = False) -> None:
 
 
 def recipe_text() -> str:
-    """The full recipe as TOML; read back, it is the default recipe."""
-    return TITLE + "".join(_part(field.alias or name, field) for name, field in Recipe.model_fields.items())
+    """The complete recipe as TOML, which is read back as the default recipe."""
+    return TITLE + "".join(_section(field.alias or name, field) for name, field in Recipe.model_fields.items())
 
 
-def _part(name: str, field: FieldInfo) -> str:
-    """One `[section]` of the recipe."""
+def _section(name: str, field: FieldInfo) -> str:
+    """A `[section]` of the recipe."""
     section = field.annotation
     if not (isinstance(section, type) and issubclass(section, Section)):
         return _table(name, field)
@@ -51,7 +48,7 @@ def _part(name: str, field: FieldInfo) -> str:
 
 
 def _line(key: str, field: FieldInfo) -> str:
-    """`key = value  # what it means`; a key without a default stands as an example behind a #."""
+    """`key = value  # meaning`; a key without a default is a commented example."""
     meaning = f"  # {field.description}" if field.description else ""
     if field.default is None:
         return f"#{key} = {_toml(_example(field))}{meaning}\n"
@@ -59,7 +56,7 @@ def _line(key: str, field: FieldInfo) -> str:
 
 
 def _table(name: str, field: FieldInfo) -> str:
-    """A table whose keys a person chooses: empty, with the examples behind a #."""
+    """A table with arbitrary keys: empty, with commented examples."""
     return f"\n# {field.description}\n[{name}]\n" + "".join(f"#{line}\n" for line in _entries(_example(field)))
 
 

@@ -1,4 +1,4 @@
-"""Querying: an SQL question to the store comes in, rows go out. Nothing can be changed that way."""
+"""A read-only SQL query → rows of the store."""
 
 from __future__ import annotations
 
@@ -15,84 +15,85 @@ from duckdb import DuckDBPyConnection, StatementType
 from curate.ingest.column_names import make_unique
 from schemas.errors import StoreError
 
-SLICE = 10_000
-"""Rows that are fetched at a time, so that a large answer is printed without holding it."""
+FETCH_ROWS = 10_000
+"""Rows that are fetched at a time, so that a large result is not held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Column names, each once, and the rows as they are fetched; the store must stay open meanwhile."""
+class QueryResult:
+    """Unique column names, and the rows, which are fetched while they are read; the connection must stay open."""
 
     columns: list[str]
     rows: Iterator[tuple[Any, ...]]
 
     def first(self, limit: int | None = None) -> Iterator[tuple[Any, ...]]:
-        """At most `limit` rows; they are fetched as they are taken."""
+        """The first `limit` rows, or all."""
         return itertools.islice(self.rows, limit)
 
     def as_json(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """At most `limit` rows as dictionaries."""
+        """The first `limit` rows, or all, as dictionaries."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.first(limit)]
 
 
-def ask(connection: DuckDBPyConnection, query: str) -> Answer:
-    """The answer to one SELECT (also DESCRIBE, SUMMARIZE, SHOW TABLES).
+def run_query(connection: DuckDBPyConnection, query: str) -> QueryResult:
+    """The result of one SELECT, DESCRIBE, SUMMARIZE or SHOW TABLES statement.
 
-    Raises `StoreError` for anything that is no question, and for one that DuckDB cannot answer; the rows raise it too,
-    where it shows only behind the first of them.
+    Raises `StoreError` for other statements, and for a query that DuckDB cannot run. Iterating over the rows raises it
+    if the error occurs after the first rows.
     """
-    with _explained(connection, query):
-        connection.execute("SET python_enable_replacements = false")  # else a table may be a variable of this module
+    with _wrap_errors(connection, query):
+        connection.execute("SET python_enable_replacements = false")  # or a table name could be a Python variable
         statements = connection.extract_statements(query)
         if len(statements) != 1 or statements[0].type != StatementType.SELECT:
             raise StoreError(
-                "curate sql only reads: give it one SELECT.", "Import, select and freeze change the store."
+                "curate sql accepts one read-only statement, such as SELECT.",
+                "curate import, select and freeze modify the store.",
             )
-        asked = connection.sql(query)  # bound, not yet run
-        cells = ", ".join(_cell(number, str(type)) for number, type in enumerate(asked.types, 1))
-        connection.register(_ASKED, asked)
-        result = connection.execute(f'SELECT {cells} FROM "{_ASKED}"')
-        columns = make_unique(column[0] for column in asked.description)
-    return Answer(columns, _fetched(connection, query, result))
+        relation = connection.sql(query)  # bound, but not run yet
+        cells = ", ".join(_cell_sql(number, str(type)) for number, type in enumerate(relation.types, 1))
+        connection.register(_VIEW, relation)
+        result = connection.execute(f'SELECT {cells} FROM "{_VIEW}"')
+        columns = make_unique(column[0] for column in relation.description)
+    return QueryResult(columns, _fetch(connection, query, result))
 
 
-def _cell(number: int, type: str) -> str:
-    """A column by its place, with what Python cannot hold as text.
+def _cell_sql(number: int, type: str) -> str:
+    """A column by its number, cast to text if its type has no Python equivalent.
 
-    For times that have a zone DuckDB would want another package, and a span of months or of many years is no timedelta.
+    DuckDB needs another package for times with a zone, and an interval of months or of many years is not a timedelta.
     """
-    as_text = _TYPES.sub(lambda found: found[0] if found[0][0] in "'\"" else "VARCHAR", type)
+    as_text = _TYPES.sub(lambda match: match[0] if match[0][0] in "'\"" else "VARCHAR", type)
     return f"#{number}" if as_text == type else f"CAST(#{number} AS {as_text})"
 
 
-_ASKED = "what was asked"
-"""The view of the question: no table of a store is called so."""
+_VIEW = "curate sql query"
+"""The view of the query: not the name of a table in a store."""
 
 _TYPES = re.compile(r"""TIMESTAMP WITH TIME ZONE|\bINTERVAL\b(?! )|"(?:[^"]|"")*"|'(?:[^']|'')*'""")
-"""Such a type, or a name in quotes that may only look like it."""
+"""A type without Python equivalent, or a quoted name, which may contain its words."""
 
 
-def _fetched(connection: DuckDBPyConnection, query: str, result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
-    with _explained(connection, query):
-        while rows := result.fetchmany(SLICE):
+def _fetch(connection: DuckDBPyConnection, query: str, result: DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    with _wrap_errors(connection, query):
+        while rows := result.fetchmany(FETCH_ROWS):
             yield from rows
 
 
 @contextmanager
-def _explained(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
-    """Tell what DuckDB finds wrong with the question, and what shows the names that it may use."""
+def _wrap_errors(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
+    """Raise `StoreError` with DuckDB's message, and a command that lists valid names."""
     try:
         yield
-    except duckdb.BinderException as error:  # the tables are there, a column or a type is not what was thought
+    except duckdb.BinderException as error:  # the tables exist, a column or type does not
         tables: list[str] = []
-        with suppress(duckdb.Error):  # where a join uses a column that is not there, they are not told either
+        with suppress(duckdb.Error):  # fails too if a join uses an unknown column
             tables = sorted(connection.get_table_names(query))
-        shown = ", ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)
-        said = str(error).strip().replace("bindings: : ", "bindings: ")  # DuckDB's slip where the table is named
+        commands = ", ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)
+        message = str(error).strip().replace("bindings: : ", "bindings: ")  # corrects a slip of DuckDB
         lists = "lists the columns" if len(tables) == 1 else "list the columns of each"
-        raise StoreError(said, f"{shown} {lists}." if shown else _TABLES) from error
+        raise StoreError(message, f"{commands} {lists}." if commands else _TABLES_HINT) from error
     except duckdb.Error as error:
-        raise StoreError(str(error).strip(), _TABLES) from error
+        raise StoreError(str(error).strip(), _TABLES_HINT) from error
 
 
-_TABLES = "curate sql 'SHOW TABLES' lists the tables, curate sql 'DESCRIBE sources' the columns of one."
+_TABLES_HINT = "curate sql 'SHOW TABLES' lists the tables, curate sql 'DESCRIBE sources' the columns of one."

@@ -8,7 +8,7 @@ import sys
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from support.stores import add, chat, questions, say
+from support.stores import add, add_verdict, chat, questions
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -566,7 +566,7 @@ def test_an_edit_is_counted_for_the_source_of_its_original(tmp_path):
     store = tmp_path / "x.duckdb"
     ids = add(store, questions(2))
     (edited,) = add(store, [chat("What is question 0?", "Better.")], parent=ids[0])
-    say(store, ids[0], "edit", by_whom="ada", edited_to=edited)
+    add_verdict(store, ids[0], "edit", by_whom="ada", edited_to=edited)
     with writing(store) as connection:
         freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
     export(store, tmp_path / "bundle")

@@ -4,7 +4,7 @@ import json
 
 import polars as pl
 import pytest
-from support.stores import add, chat, questions, say
+from support.stores import add, add_verdict, chat, questions
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -35,7 +35,7 @@ def diff_store(store, before="support@1", after="support@2"):
 
 def edit(store, talk, new, by_whom="ada", reason="wrong number"):
     (edited,) = add(store, [new], parent=talk.id)
-    say(store, talk.id, "edit", by_whom=by_whom, reason=reason, edited_to=edited)
+    add_verdict(store, talk.id, "edit", by_whom=by_whom, reason=reason, edited_to=edited)
     return edited
 
 
@@ -52,13 +52,13 @@ def test_added_removed_and_edited_conversations_have_reasons(store):
     talks = questions(30)
     add(store, talks)
     freeze_store(store)
-    say(store, talks[0].id, "drop", by_whom="rule", reason="quality >= 0.6")
+    add_verdict(store, talks[0].id, "drop", by_whom="rule", reason="quality >= 0.6")
     for talk in talks[1:]:
-        say(store, talk.id, "keep", reason="no rules")
-    say(store, talks[1].id, "drop", by_whom="ada", reason="names a customer")
+        add_verdict(store, talk.id, "keep", reason="no rules")
+    add_verdict(store, talks[1].id, "drop", by_whom="ada", reason="names a customer")
     new = edit(store, talks[2], chat("What is question 2?", "A better answer."))
     (late,) = add(store, [chat("New?", "Yes.")], source="more.csv")
-    say(store, late, "keep", by_whom="ada", reason="good")
+    add_verdict(store, late, "keep", by_whom="ada", reason="good")
     with writing(store) as connection:
         connection.execute("UPDATE sources SET imported_at = now() WHERE path = 'more.csv'")
     freeze_store(store)
@@ -119,7 +119,7 @@ def test_a_withdrawn_edit_is_a_removal_and_an_addition(store):
     add(store, talks)
     edited = edit(store, talks[0], chat("What is question 0?", "Changed."))
     freeze_store(store)
-    say(store, talks[0].id, "keep", by_whom="ada", reason="was right")
+    add_verdict(store, talks[0].id, "keep", by_whom="ada", reason="was right")
     freeze_store(store)
     diff = diff_store(store)
     assert counts_add_up(diff)
@@ -180,7 +180,7 @@ def test_the_command_prints_counts_reasons_and_the_text_of_edits(store, tmp_path
     add(store, talks)
     freeze_store(store)
     edit(store, talks[0], chat("What is question 0?", "Better \x1b[31manswer."))
-    say(store, talks[1].id, "drop", by_whom="ada", reason="too short")
+    add_verdict(store, talks[1].id, "drop", by_whom="ada", reason="too short")
     freeze_store(store)
     run, where = CliRunner(), ["--store", str(store)]
     shown = run.invoke(app, ["diff", "support@1", "support@2", "--list", *where])

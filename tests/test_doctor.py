@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 
-def test_doctor_reports_json_and_exits_with_0_if_nothing_clashes(curate):
+def test_doctor_reports_json_and_exits_with_0_without_conflicts(curate):
     ran = curate("doctor", "--json")
     findings = json.loads(ran.stdout)
-    assert {"Python", "packages", "GPU", "store", "machine"} <= {finding["about"] for finding in findings}
-    clashes = [finding for finding in findings if finding["state"] == "clash"]
-    assert (ran.returncode, clashes) == (0, [])
+    assert {"Python", "packages", "GPU", "store", "machine"} <= {finding["topic"] for finding in findings}
+    conflicts = [finding for finding in findings if finding["state"] == "conflict"]
+    assert (ran.returncode, conflicts) == (0, [])
 
 
 def test_doctor_names_an_incompatible_version_and_the_command_that_replaces_it(monkeypatch):
@@ -20,9 +20,10 @@ def test_doctor_names_an_incompatible_version_and_the_command_that_replaces_it(m
 
     installed = doctor.installed_version
     monkeypatch.setattr(doctor, "installed_version", lambda name: "1.15.0" if name == "trl" else installed(name))
-    clashes = {finding.about: finding for finding in doctor.diagnose(Path("none.duckdb")) if finding.state == "clash"}
-    assert "cannot train without a Triton device" in clashes["trl"].found
-    assert clashes["trl"].advice.startswith("pip install 'trl")
+    findings = doctor.run_checks(Path("none.duckdb"))
+    conflicts = {finding.topic: finding for finding in findings if finding.state == "conflict"}
+    assert "cannot train without a Triton device" in conflicts["trl"].value
+    assert conflicts["trl"].advice.startswith("pip install 'trl")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_doctor_reports_whether_a_pack_takes_one_attention_call(capability, stat
     tool.write_text(f"#!/bin/sh\ncase $1 in *compute_cap*) echo {capability};; *) echo 'A card, 1 MiB, 580';; esac\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (finding,) = (finding for finding in doctor.diagnose(Path("none.duckdb")) if finding.about == "attention")
+    (finding,) = (finding for finding in doctor.run_checks(Path("none.duckdb")) if finding.topic == "attention")
     assert finding.state == state
     assert finding.advice.startswith(advice)
 

@@ -5,7 +5,7 @@ from datetime import date
 
 import polars as pl
 import pytest
-from support.stores import add, chat, questions, say
+from support.stores import add, add_verdict, chat, questions
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -112,7 +112,7 @@ def test_an_edit_is_in_the_split_of_the_original(store):
     old = read_splits(store)
     for n, talk in enumerate(before):
         (edited,) = add(store, [chat(f"Rewritten entirely {n}", "Better.")], parent=talk.id)
-        say(store, talk.id, "edit", by_whom="ada", edited_to=edited)
+        add_verdict(store, talk.id, "edit", by_whom="ada", edited_to=edited)
     new = read_splits(store)
     assert not set(old) & set(new)
     with reading(store) as connection:
@@ -126,7 +126,7 @@ def test_a_conversation_stays_in_its_split_when_others_are_imported_or_dropped(s
     before = read_splits(store)
     add(store, questions(200, start=200), source="more.csv")
     for id_ in ids[::2]:
-        say(store, id_, "drop", by_whom="ada")
+        add_verdict(store, id_, "drop", by_whom="ada")
     after = read_splits(store)
     assert len(after) == 300
     assert all(before[one] == after[one] for one in set(before) & set(after))
@@ -160,7 +160,7 @@ def test_each_conversation_without_a_question_is_a_group(store):
 
 def test_only_kept_conversations_are_frozen(store):
     ids = add(store, questions(10))
-    say(store, ids[0], "drop", by_whom="ada")
+    add_verdict(store, ids[0], "drop", by_whom="ada")
     version = freeze_store(store).version
     with reading(store) as connection:
         assert set(read_members(connection, version)["id"]) == set(ids[1:])
@@ -171,7 +171,7 @@ def test_an_empty_selection_and_an_empty_store_are_errors_with_the_next_command(
         freeze_store(store)
     assert "curate import" in empty.value.hint
     (only,) = add(store, questions(1))
-    say(store, only, "drop", by_whom="ada")
+    add_verdict(store, only, "drop", by_whom="ada")
     with pytest.raises(VersionError, match="None of the 1 ") as dropped:
         freeze_store(store)
     assert "curate select" in dropped.value.hint
@@ -244,7 +244,7 @@ def test_a_version_states_the_rules_of_the_latest_selection(store):
 def test_a_rule_added_after_the_selection_is_an_error_even_if_it_dropped_everything(store):
     ids = add(store, questions(5))
     select(store, {"none": "turns > 99"})
-    say(store, ids[0], "keep", by_whom="ada")
+    add_verdict(store, ids[0], "keep", by_whom="ada")
     wider = {"select": {"rules": {"none": "turns > 99", "more": "turns > 1"}}}
     with pytest.raises(VersionError, match=r"differ from those of the latest selection: more is new \(turns > 1\)\.$"):
         freeze_store(store, recipe=check_recipe(wider, "the test"))
@@ -265,7 +265,7 @@ def test_an_error_lists_only_the_rules_that_differ_from_the_selection(store):
 def test_a_where_rule_that_drops_everything_is_stated(store):
     ids = add(store, questions(5))
     select(store, {}, where="turns > 5")
-    say(store, ids[0], "keep", by_whom="ada")
+    add_verdict(store, ids[0], "keep", by_whom="ada")
     assert freeze_store(store).version.recipe["select"]["rules"] == {"--where": "turns > 5"}
 
 
@@ -307,7 +307,7 @@ def test_a_human_verdict_keeps_a_conversation_that_every_rule_drops(store):
     ids = add(store, questions(5))
     rules = {"none": "turns > 99"}
     select(store, rules)
-    say(store, ids[0], "keep", by_whom="ada")
+    add_verdict(store, ids[0], "keep", by_whom="ada")
     version = freeze_store(store, recipe=check_recipe({"select": {"rules": rules}}, "the test")).version
     assert sum(version.counts.values()) == 1
 

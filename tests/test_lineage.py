@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pytest
-from support.stores import add, chat, questions, say
+from support.stores import add, add_verdict, chat, questions
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -140,7 +140,7 @@ def test_a_line_with_many_records_is_an_error_that_suggests_a_row(store):
 def test_edits_scores_verdicts_reviews_and_clusters_are_listed(store):
     talk, other = questions(2)
     (edited,) = add(store, [chat("What is question 0?", "Better.")], parent=talk.id)
-    say(store, talk.id, "edit", by_whom="ada", reason="wrong", edited_to=edited)
+    add_verdict(store, talk.id, "edit", by_whom="ada", reason="wrong", edited_to=edited)
     with writing(store) as connection:
         connection.execute("ALTER TABLE scores ADD COLUMN quality DOUBLE")
         connection.execute("INSERT INTO scores VALUES (?, 0.75)", [talk.id])

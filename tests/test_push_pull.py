@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 from support.argilla_server import RefusedError
-from support.stores import add, chat, questions, say
+from support.stores import add, add_verdict, chat, questions
 from support.training import TINY
 
 from curate.review import push as pushing
@@ -147,7 +147,7 @@ def test_a_later_push_changes_nothing_about_what_earlier_answers_were_suggested(
     recipe = check_recipe({"review": {"blind": 0.5}}, "the test")
     ids = [talk.id for talk in (LONG, HOSTILE, TOOLS, *questions(5))]
     for one in ids:
-        say(store, one, "keep")
+        add_verdict(store, one, "keep")
     push(store, recipe, server, name, Wanted())
     desk = Desk(argilla_server, name)
     for one in ids[:-1]:
@@ -156,7 +156,7 @@ def test_a_later_push_changes_nothing_about_what_earlier_answers_were_suggested(
     assert anchoring(store, name) == {"decision": (1.0, 1.0)}
     desk.answer("ann", ids[-1], decision="keep")  # pulled after the next push only
     for one in ids:
-        say(store, one, "drop")
+        add_verdict(store, one, "drop")
     push(store, recipe, server, name, Wanted())
     assert set(suggested_by(desk, "rules").values()) == {"drop", None}
     pull(store, recipe.review, server, name)
@@ -166,7 +166,7 @@ def test_a_later_push_changes_nothing_about_what_earlier_answers_were_suggested(
 def test_what_is_suggested_no_more_is_taken_away_where_nobody_has_answered(store, server, argilla_server, name):
     recipe = check_recipe({"review": {"blind": 0, "overlap": 2}}, "the test")
     for talk in (LONG, HOSTILE):
-        say(store, talk.id, "keep")
+        add_verdict(store, talk.id, "keep")
     push(store, recipe, server, name, Wanted())
     desk = Desk(argilla_server, name)
     desk.answer("ann", LONG.id, decision="drop")

@@ -14,7 +14,7 @@ def test_init_writes_a_recipe_with_all_defaults_and_overwrites_only_with_replace
     assert load_recipe(tmp_path / "curate.toml") == Recipe()
     again = curate("init")
     assert again.returncode == 1
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
     assert curate("init", "--replace").returncode == 0
 
 

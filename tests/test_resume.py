@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from support.training import SETTINGS, command, copy_project, make_project, section, train
 
-from curate.status import survey
+from curate.status import read_status
 from schemas.errors import TrainError
 from schemas.run import read_runs
 from schemas.store import reading, writing
@@ -178,11 +178,11 @@ def test_two_processes_cannot_train_the_same_run(project, monkeypatch):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert [run.status for run in runs_of(project)] == ["running"]
         with reading(project) as connection:
-            assert [run["status"] for run in survey(connection)["runs"]] == ["running"]
+            assert [run["status"] for run in read_status(connection)["runs"]] == ["running"]
         with pytest.raises(TrainError, match="being trained by another process"):
             train_version(project, "support@1", section())
     with reading(project) as connection:
-        assert [run["status"] for run in survey(connection)["runs"]] == ["interrupted"]
+        assert [run["status"] for run in read_status(connection)["runs"]] == ["interrupted"]
 
 
 def test_an_interrupted_run_is_resumed_after_its_project_was_moved_or_copied(project, monkeypatch, tmp_path):

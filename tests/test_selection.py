@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.stores import add, chat, questions, say
+from support.stores import add, add_verdict, chat, questions
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -327,10 +327,10 @@ def test_human_verdicts_override_rules_in_the_counts(store):
         ids = {
             text: id_ for id_, text in connection.sql("SELECT id, conversations[1].value FROM conversations").fetchall()
         }
-    say(store, ids["Do it"], "keep", by_whom="ann")
-    say(store, ids["Where is it?"], "drop", by_whom="ann")
+    add_verdict(store, ids["Do it"], "keep", by_whom="ann")
+    add_verdict(store, ids["Where is it?"], "drop", by_whom="ann")
     (edited,) = add(store, [chat("Why so late?", "A storm.")], parent=ids["Why so late?"])
-    say(store, ids["Why so late?"], "edit", by_whom="ann", edited_to=edited)
+    add_verdict(store, ids["Why so late?"], "edit", by_whom="ann", edited_to=edited)
     for dry_run in (True, False):
         selection = select_store(store, rules(polite="not refusal"), dry_run=dry_run)
         assert selection.kept_by_rules == 2

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from support.stores import add, chat, questions, say
+from support.stores import add, add_verdict, chat, questions
 from support.training import TINY
 
 from curate.review.queue import Wanted
@@ -100,13 +100,13 @@ def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
     assert "3 unchanged, 0 added, 1 removed, 2 edited, 0 moved" in compared
     assert "ann: review (majority): drop 1" in compared
     assert "+A better answer." in compared
-    assert "+(gpt) (not learned)" in compared
+    assert "+(gpt) (no loss)" in compared
     traced = curate("trace", one).stdout
     assert "ann in desk: " in traced
     assert "nobody says that" in traced
     assert "current verdict: not kept, ann: review (majority): drop 1" in traced
     status = json.loads(curate("status", "--json").stdout)
-    assert status["counts"]["judged_by_people"] == 3
+    assert status["counts"]["with_human_verdict"] == 3
     shown = curate("status").stdout
     assert "3 by people" in shown
     assert "3 of 6 conversations answered in desk by ann; verdicts: 1 drop, 2 edit" in shown
@@ -262,10 +262,10 @@ def test_a_sample_is_the_same_each_time_and_a_larger_one_adds_to_it(tmp_path, st
 
 def test_what_rules_dropped_or_a_person_judged_is_left_out_unless_it_is_asked_for(tmp_path, store):
     kept, ruled_out, judged = (talk.id for talk in questions(3))
-    say(store, kept, "keep")
-    say(store, ruled_out, "drop")
-    say(store, judged, "keep")
-    say(store, judged, "keep", by_whom="ann")
+    add_verdict(store, kept, "keep")
+    add_verdict(store, ruled_out, "drop")
+    add_verdict(store, judged, "keep")
+    add_verdict(store, judged, "keep", by_whom="ann")
     export(store, tmp_path / "a.csv")
     assert chosen(tmp_path / "a.csv") == [kept]
     export(store, tmp_path / "b.csv", name="both", also_dropped=True)

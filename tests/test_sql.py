@@ -1,4 +1,4 @@
-"""Questions to the store: answered as table, JSON or CSV, and nothing is changed by asking."""
+"""`curate sql` and `curate status`: read-only queries as table, JSON or CSV, and the next command."""
 
 import csv
 import io
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.stores import add, questions, say
+from support.stores import add, add_verdict, questions
 
-from curate.status import survey
+from curate.status import read_status
 from schemas.store import writing
 
 ROWS = [{"prompt": f"Question {n}?", "response": f"Answer {n}."} for n in range(60)]
@@ -27,7 +27,7 @@ def filled(tmp_path: Path, curate: Callable[..., Any]) -> Path:
     return tmp_path
 
 
-def test_a_question_is_answered_as_a_table_json_or_csv(filled: Path, curate: Callable[..., Any]) -> None:
+def test_a_query_result_is_a_table_json_or_csv(filled: Path, curate: Callable[..., Any]) -> None:
     query = "SELECT id, conversations[1] AS turn FROM conversations ORDER BY id"
     table = curate("sql", query)
     assert "40 rows are shown" in table.stderr
@@ -49,17 +49,17 @@ def test_a_question_is_answered_as_a_table_json_or_csv(filled: Path, curate: Cal
         "",
     ],
 )
-def test_nothing_can_be_changed_by_a_question(filled: Path, curate: Callable[..., Any], query: str) -> None:
+def test_a_query_cannot_modify_anything(filled: Path, curate: Callable[..., Any], query: str) -> None:
     files = sorted(filled.iterdir())
     ran = curate("sql", query)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith("Error: curate sql only reads")
+    assert ran.stderr.startswith("Error: curate sql accepts one read-only statement")
     assert len(ran.stderr.splitlines()) == 2
     assert sorted(filled.iterdir()) == files
 
 
-def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate: Callable[..., Any]) -> None:
-    for query, wrong, hint in (
+def test_an_invalid_query_is_an_error_with_the_message_of_duckdb(filled: Path, curate: Callable[..., Any]) -> None:
+    for query, name, hint in (
         ("SELECT nothing FROM conversations c", "nothing", "curate sql 'DESCRIBE conversations' lists the columns."),
         (
             "SELECT o.nothing FROM origins o, sources",
@@ -71,14 +71,14 @@ def test_a_wrong_question_is_answered_with_what_duckdb_says(filled: Path, curate
     ):
         ran = curate("sql", query)
         assert ran.returncode == 1
-        assert wrong in ran.stderr
+        assert name in ran.stderr
         assert "bindings: :" not in ran.stderr
         assert f"  → {hint}" in ran.stderr
         assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("sign", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\u2066"])
-def test_no_output_turns_around_or_obeys_what_stands_in_the_data(
+def test_control_characters_in_data_have_no_effect_on_the_terminal(
     filled: Path, curate: Callable[..., Any], sign: str
 ) -> None:
     query = f"SELECT '{sign}evil' AS cell"
@@ -86,13 +86,13 @@ def test_no_output_turns_around_or_obeys_what_stands_in_the_data(
     as_json = curate("sql", query, "--json").stdout
     assert sign not in as_json
     assert json.loads(as_json) == [{"cell": f"{sign}evil"}]
-    for wrong in (["rejects", "--source", sign], ["trace", f"{sign}:1"], ["export", f"{sign}@1", "--to", "x"]):
-        ran = curate(*wrong)
+    for command in (["rejects", "--source", sign], ["trace", f"{sign}:1"], ["export", f"{sign}@1", "--to", "x"]):
+        ran = curate(*command)
         assert ran.returncode == 1
         assert sign not in ran.stderr
 
 
-def test_a_terminal_without_our_characters_shows_their_numbers(filled: Path, curate: Callable[..., Any]) -> None:
+def test_a_terminal_with_another_encoding_shows_escapes(filled: Path, curate: Callable[..., Any]) -> None:
     ran = curate("sql", "SELECT 'ü…' AS cell", PYTHONIOENCODING="ascii")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "\\xfc\\u2026" in ran.stdout
@@ -111,7 +111,7 @@ def test_a_terminal_without_our_characters_shows_their_numbers(filled: Path, cur
     ],
     ids=ascii,
 )
-def test_words_that_are_not_utf_8_are_refused_before_anything_is_done(
+def test_arguments_that_are_not_utf_8_are_an_error_before_anything_is_written(
     filled: Path, curate: Callable[..., Any], command: list[str]
 ) -> None:
     (filled / "\udcff.csv").write_text("question,answer\nWhy?,Because.\n")
@@ -124,7 +124,7 @@ def test_words_that_are_not_utf_8_are_refused_before_anything_is_done(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None:
+def test_output_to_a_full_disk_is_an_error(filled: Path) -> None:
     command = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()", "status"]
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(command, cwd=filled, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -133,7 +133,7 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (["import", ""], "A file name is empty."),
         (["status", "--store", ""], "The path of the store is empty."),
@@ -150,22 +150,22 @@ def test_a_disk_that_takes_no_output_is_said_in_a_sentence(filled: Path) -> None
         (["select", "--where", "left(prompt, 99999999999) = 'x'"], ""),
         (["select", "--where", " or ".join(f"words = {n}" for n in range(3000))], ""),
     ],
-    ids=lambda given: str(given)[:40],
+    ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_meant_is_said_in_two_short_lines(
-    filled: Path, curate: Callable[..., Any], command: list[str], said: str
+def test_an_invalid_argument_is_an_error_of_two_short_lines(
+    filled: Path, curate: Callable[..., Any], command: list[str], message: str
 ) -> None:
     if command[0] == "score":
         assert curate("score").returncode == 0
     ran = curate(*command)
     assert ran.returncode == 1
-    assert ran.stderr.startswith(f"Error: {said}")
+    assert ran.stderr.startswith(f"Error: {message}")
     assert len(ran.stderr.splitlines()) == 2
     assert len(ran.stderr) < 1000
     assert "try_cast" not in ran.stderr
 
 
-def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[..., Any]) -> None:
+def test_two_columns_with_the_same_name_are_both_shown(filled: Path, curate: Callable[..., Any]) -> None:
     query = "SELECT x.i AS id, y.i AS id FROM range(2) x(i), range(5, 6) y(i) ORDER BY ALL"
     assert json.loads(curate("sql", query, "--json").stdout) == [{"id": 0, "id_2": 5}, {"id": 1, "id_2": 5}]
     assert curate("sql", query, "--csv").stdout.splitlines() == ["id,id_2", "0,5", "1,5"]
@@ -173,7 +173,7 @@ def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[.
     assert [row for row in table if row in (["id", "id_2"], ["0", "5"])] == [["id", "id_2"], ["0", "5"]]
 
 
-@pytest.mark.parametrize("how", [(), ("--json",), ("--csv",)], ids=str)
+@pytest.mark.parametrize("output", [(), ("--json",), ("--csv",)], ids=str)
 @pytest.mark.parametrize(
     ("query", "shown"),
     [
@@ -185,15 +185,15 @@ def test_two_columns_of_one_name_are_both_shown(filled: Path, curate: Callable[.
         ("SUMMARIZE versions", "frozen_at"),
     ],
 )
-def test_a_time_is_shown(
-    filled: Path, curate: Callable[..., Any], query: str, shown: str, how: tuple[str, ...]
+def test_a_timestamp_with_a_zone_is_shown(
+    filled: Path, curate: Callable[..., Any], query: str, shown: str, output: tuple[str, ...]
 ) -> None:
-    ran = curate("sql", query, *how, TZ="UTC", COLUMNS="200")
+    ran = curate("sql", query, *output, TZ="UTC", COLUMNS="200")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert shown in ran.stdout
 
 
-@pytest.mark.parametrize("how", [(), ("--json",), ("--csv",)], ids=str)
+@pytest.mark.parametrize("output", [(), ("--json",), ("--csv",)], ids=str)
 @pytest.mark.parametrize(
     ("query", "shown"),
     [
@@ -202,43 +202,43 @@ def test_a_time_is_shown(
         ("SELECT MAP {INTERVAL 1 YEAR: 2} AS span", "1 year"),
     ],
 )
-def test_a_span_of_time_is_shown_however_long(
-    filled: Path, curate: Callable[..., Any], query: str, shown: str, how: tuple[str, ...]
+def test_an_interval_of_any_length_is_shown(
+    filled: Path, curate: Callable[..., Any], query: str, shown: str, output: tuple[str, ...]
 ) -> None:
-    ran = curate("sql", query, *how)
+    ran = curate("sql", query, *output)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert shown in ran.stdout
 
 
-@pytest.mark.parametrize("name", ["statements", "connection", "asked", "query", "duckdb"])
-def test_a_question_reads_tables_and_no_variables_of_ours(filled: Path, curate: Callable[..., Any], name: str) -> None:
+@pytest.mark.parametrize("name", ["statements", "connection", "relation", "query", "duckdb"])
+def test_a_query_reads_tables_and_not_python_variables(filled: Path, curate: Callable[..., Any], name: str) -> None:
     ran = curate("sql", f"FROM {name}")
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"Error: Catalog Error: Table with name {name} does not exist!")
 
 
-@pytest.mark.parametrize("how", ["--json", "--csv"])
-def test_a_question_that_fails_behind_the_first_rows_is_explained(
-    filled: Path, curate: Callable[..., Any], how: str
+@pytest.mark.parametrize("output", ["--json", "--csv"])
+def test_a_query_that_fails_after_the_first_rows_is_an_error(
+    filled: Path, curate: Callable[..., Any], output: str
 ) -> None:
     late = "SELECT CAST(if(i < 90000, '1', 'one') AS INTEGER) AS n FROM range(100000) t(i)"
-    ran = curate("sql", late, how)
+    ran = curate("sql", late, output)
     assert ran.returncode == 1
     assert ran.stderr.startswith("Error: Conversion Error: Could not convert string 'one'")
     assert "Traceback" not in ran.stderr
 
 
-def test_the_status_says_what_there_is_and_what_comes_next(filled: Path, curate: Callable[..., Any]) -> None:
+def test_the_status_shows_contents_and_the_next_command(filled: Path, curate: Callable[..., Any]) -> None:
     shown = curate("status").stdout
     assert "60 conversations from 1 file" in shown
     assert "Next: curate score" in shown
-    found = json.loads(curate("status", "--json").stdout)
-    assert found["counts"]["kept"] == 60
-    assert found["sources"][0]["rows_read"] == 60
+    status = json.loads(curate("status", "--json").stdout)
+    assert status["counts"]["kept"] == 60
+    assert status["sources"][0]["rows_read"] == 60
 
 
 @pytest.mark.parametrize(
-    ("runs", "following"),
+    ("runs", "next_command"),
     [
         ([], "curate train desk@2"),
         ([("desk@2", "running"), ("desk@2", "failed"), ("desk@1", "done")], "curate train desk@2"),
@@ -246,56 +246,54 @@ def test_the_status_says_what_there_is_and_what_comes_next(filled: Path, curate:
         ([("desk@2", "done"), ("desk@2", "done"), ("desk@2", "failed")], "curate verify r2"),
     ],
 )
-def test_the_status_leads_to_the_latest_run_that_is_done(
-    tmp_path: Path, runs: list[tuple[str, str]], following: str
+def test_the_next_command_verifies_the_latest_finished_run(
+    tmp_path: Path, runs: list[tuple[str, str]], next_command: str
 ) -> None:
     (talk,) = add(tmp_path / "x.duckdb", questions(1))
-    say(tmp_path / "x.duckdb", talk, "keep")
+    add_verdict(tmp_path / "x.duckdb", talk, "keep")
     with writing(tmp_path / "x.duckdb") as connection:
         connection.execute("INSERT INTO scores SELECT id FROM conversations")
         for number in (1, 2):
-            made = "INSERT INTO versions VALUES ('desk@' || $1, 'desk', $1, 'd', NULL, '{}', '{}', to_timestamp($1))"
-            connection.execute(made, [number])
+            insert = "INSERT INTO versions VALUES ('desk@' || $1, 'desk', $1, 'd', NULL, '{}', '{}', to_timestamp($1))"
+            connection.execute(insert, [number])
             connection.execute("INSERT INTO members VALUES ('desk@' || $1, $2, 'train')", [number, talk])
         for number, (version, status) in enumerate(runs, 1):
             row = "('r' || $1, $2, 'd', 'adapters/r' || $1, NULL, $3, '{}', '{}', to_timestamp($1), NULL)"
             connection.execute(f"INSERT INTO runs VALUES {row}", [number, version, status])
-        assert survey(connection)["next"] == following
+        assert read_status(connection)["next"] == next_command
 
 
-def test_the_status_names_the_folder_that_an_interrupted_run_has(tmp_path: Path) -> None:
-    there = tmp_path / "adapters" / "r1"
+def test_the_status_shows_the_partial_folder_of_an_interrupted_run(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapters" / "r1"
     (tmp_path / "adapters" / "r1.partial").mkdir(parents=True)
     with writing(tmp_path / "x.duckdb") as connection:
         row = "('r1', 'desk@1', 'd', ?, NULL, 'interrupted', '{}', '{}', now(), NULL)"
-        connection.execute(f"INSERT INTO runs VALUES {row}", [str(there)])
-        assert survey(connection)["runs"][0]["adapter"] == f"{there}.partial"
+        connection.execute(f"INSERT INTO runs VALUES {row}", [str(adapter)])
+        assert read_status(connection)["runs"][0]["adapter"] == f"{adapter}.partial"
 
 
-def test_the_status_leads_back_to_select_and_freeze_when_what_is_kept_has_changed(
-    filled: Path, curate: Callable[..., Any]
-) -> None:
-    def follows(*arguments: str) -> str:
+def test_the_next_command_is_select_or_freeze_after_a_change(filled: Path, curate: Callable[..., Any]) -> None:
+    def next_after(*arguments: str) -> str:
         ran = curate(*arguments)
         assert ran.returncode == 0, ran.stderr
         return str(json.loads(curate("status", "--json").stdout)["next"])
 
     short = "--set=select.rules.short=answer_words < 9"
     curate("score")
-    assert follows("select", short) == "curate freeze NAME"
-    assert follows("freeze", "desk", short) == "curate train desk@1"
-    assert follows("select", short, "--set=select.rules.long=answer_words < 99") == "curate freeze desk"
-    assert follows("select", short) == "curate train desk@1"
+    assert next_after("select", short) == "curate freeze NAME"
+    assert next_after("freeze", "desk", short) == "curate train desk@1"
+    assert next_after("select", short, "--set=select.rules.long=answer_words < 99") == "curate freeze desk"
+    assert next_after("select", short) == "curate train desk@1"
     with writing(filled / "curate.duckdb") as connection:
         ((one,),) = connection.execute("SELECT min(id) FROM conversations").fetchall()
-    say(filled / "curate.duckdb", one, "drop")
-    assert follows("status") == "curate freeze desk"
+    add_verdict(filled / "curate.duckdb", one, "drop")
+    assert next_after("status") == "curate freeze desk"
     (filled / "more.jsonl").write_text(json.dumps({"prompt": "New?", "response": "Yes."}) + "\n", encoding="utf-8")
-    assert follows("import", "more.jsonl") == "curate score"
-    assert follows("score") == "curate select"
+    assert next_after("import", "more.jsonl") == "curate score"
+    assert next_after("score") == "curate select"
 
 
-def test_without_a_store_the_status_says_how_to_make_one(curate: Callable[..., Any]) -> None:
+def test_the_status_of_a_missing_store_is_an_error(curate: Callable[..., Any]) -> None:
     ran = curate("status")
     assert ran.returncode == 1
     assert "curate import" in ran.stderr

@@ -325,9 +325,9 @@ def test_the_verdict_of_an_answer_that_is_taken_back_is_taken_back_too(store, ba
 
 
 def test_a_correction_whose_author_takes_it_back_leaves_and_the_rules_decide_again(store):
-    from support.stores import say
+    from support.stores import add_verdict
 
-    say(store, TALK.id, "drop")
+    add_verdict(store, TALK.id, "drop")
     ask(store, [TALK.id], overlap=2)
     present = {f"record of {TALK.id}": TALK.id}
     take(store, said("ann", answer="Tuesday.", **FIX), said("bob", answer="Tuesday.", **FIX), present=present)

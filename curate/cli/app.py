@@ -171,10 +171,10 @@ def _note_error(error: CurateError) -> None:
 
 def _explain_missing(error: ModuleNotFoundError) -> CurateError | None:
     """The command that installs a missing package of one of our extras; None for any other package."""
-    from curate.doctor import extra_of
+    from curate.doctor import find_extra
     from schemas.environment import install_command
 
-    extra = extra_of(error.name or "")
+    extra = find_extra(error.name or "")
     if extra is None:
         return None
     return CurateError(f"This needs {error.name}, which is not installed.", install_command(extra))

@@ -35,16 +35,16 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """
     from dataclasses import asdict
 
-    from curate.doctor import diagnose
+    from curate.cli.views.doctor import show_findings
+    from curate.doctor import run_checks
     from schemas.store import store_path
 
-    findings = diagnose(store_path(store))
+    findings = run_checks(store_path(store))
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        for finding in findings:
-            print_line(finding.as_text())
-    if any(finding.state == "clash" for finding in findings):
+        show_findings(findings)
+    if any(finding.state == "conflict" for finding in findings):
         raise typer.Exit(1)
 
 
@@ -58,6 +58,6 @@ def demo(
     \b
     curate demo --to demo
     """
-    from curate.demo import demonstrate
+    from curate.demo import run_demo
 
-    demonstrate(to, print_line)
+    run_demo(to, print_line)

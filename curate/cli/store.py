@@ -17,12 +17,12 @@ def status(store: StoreOption = None, as_json: JsonOption = False) -> None:
     curate status
     """
     from curate.cli.views.store import show_status
-    from curate.status import survey
+    from curate.status import read_status
     from schemas.store import reading, store_path
 
     path = store_path(store)
     with reading(path) as connection:
-        contents = survey(connection)
+        contents = read_status(connection)
     print_json(contents) if as_json else show_status(path, contents)
 
 
@@ -43,18 +43,18 @@ def sql(
     \b
     curate sql "SELECT path, rows_read, rows_rejected FROM sources"
     """
-    from curate.cli.views.store import print_csv, show_answer
-    from curate.sql import ask
+    from curate.cli.views.store import print_csv, show_rows
+    from curate.sql import run_query
     from schemas.store import reading, store_path
 
     with reading(store_path(store)) as connection:
-        answer = ask(connection, query)
+        result = run_query(connection, query)
         if as_csv:
-            print_csv(answer, limit)
+            print_csv(result, limit)
         elif as_json:
-            print_json(answer.as_json(limit))
+            print_json(result.as_json(limit))
         else:
-            show_answer(answer, limit or 40)
+            show_rows(result, limit or 40)
 
 
 def trace(

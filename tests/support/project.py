@@ -56,6 +56,6 @@ def demo_project(folder, steps):
     """Copy the demo's sample and recipe to `folder`, with `train.steps` set to `steps`."""
     from curate import demo
 
-    demo.lay_out(folder)
+    demo.copy_sample(folder)
     recipe = folder / "curate.toml"
     recipe.write_text(re.sub(r"^steps = \d+", f"steps = {steps}", recipe.read_text(), flags=re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Small real stores for tests: conversations written as an import would leave them."""
+"""Small stores for tests: conversations as an import writes them."""
 
 import json
 
@@ -8,12 +8,12 @@ from schemas.conversation import Conversation, Turn, fold
 from schemas.store import writing
 
 
-def chat(*words, system=None, tools=None, **marks):
-    """Turns that alternate human, gpt; `marks` go to the last turn."""
+def chat(*texts, system=None, tools=None, **fields):
+    """A conversation of alternating human and gpt turns; `fields` are set on the last turn."""
     turns = [Turn("system", system)] if system is not None else []
-    turns += [Turn("human" if n % 2 == 0 else "gpt", text) for n, text in enumerate(words)]
-    if marks:
-        turns[-1] = Turn(turns[-1].role, turns[-1].value, **marks)
+    turns += [Turn("human" if n % 2 == 0 else "gpt", text) for n, text in enumerate(texts)]
+    if fields:
+        turns[-1] = Turn(turns[-1].role, turns[-1].value, **fields)
     return Conversation(tuple(turns), tools)
 
 
@@ -22,7 +22,7 @@ def questions(count, start=0):
 
 
 def add(store, conversations, source="data.csv", parent=None, metadata=None):
-    """Write conversations and their origins, one row each from row 1 on; line = row + 1, as under a CSV header."""
+    """Write conversations and their origins, from row 1; line = row + 1, as in a CSV file with a header."""
     turns = pl.DataFrame(
         [{"row": row, **turn.as_row()} for row, talk in enumerate(conversations, 1) for turn in talk.turns],
         schema_overrides={"tool_call_id": pl.String},
@@ -48,7 +48,7 @@ def add(store, conversations, source="data.csv", parent=None, metadata=None):
     return folded["id"].to_list()
 
 
-def say(store, conversation, verdict, *, by_whom="rule", reason="because", edited_to=None):
+def add_verdict(store, conversation, verdict, *, by_whom="rule", reason="because", edited_to=None):
     with writing(store) as connection:
         connection.execute(
             """INSERT INTO verdicts (conversation, verdict, reason, by_whom, edited_to, selection)

@@ -1,4 +1,4 @@
-"""The contents of the store and answers of SQL queries → text for people."""
+"""The contents of the store and results of SQL queries → text for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from curate.cli.console import file_names, note, print_line, print_table
 from schemas.text import plural
 
 if TYPE_CHECKING:
-    from curate.sql import Answer
+    from curate.sql import QueryResult
 
 CELL_CHARACTERS, NAME_CHARACTERS = 80, 320
 """Characters of a cell in a table of `curate sql`: of a text, and of a text without spaces."""
@@ -62,10 +62,10 @@ def show_status(store: Path, status: Mapping[str, Any]) -> None:
             print_table(rows, list(rows[0]))
     unscored = f", {plural(counts['unscored'], 'conversation')} without scores" if counts["unscored"] else ""
     print_line(f"Scores    {plural(counts['scorers'], 'scorer') if counts['scorers'] else 'none'}{unscored}")
-    human = f", {counts['judged_by_people']:,} by people" if counts["judged_by_people"] else ""
-    print_line(f"Verdicts  {plural(counts['judged'], 'conversation')} judged{human}; kept: {counts['kept']:,}")
-    if status["people"]["sets"]:
-        print_line(f"Reviews   {_review_line(status['people'])}")
+    human = f", {counts['with_human_verdict']:,} by people" if counts["with_human_verdict"] else ""
+    print_line(f"Verdicts  {plural(counts['with_verdict'], 'conversation')} judged{human}; kept: {counts['kept']:,}")
+    if status["reviews"]["sets"]:
+        print_line(f"Reviews   {_review_line(status['reviews'])}")
     print_line(f"Rejects   {_reject_line(counts)}")
     print_line(f"Next: {status['next']}")
 
@@ -81,25 +81,25 @@ def _review_line(reviews: Mapping[str, Any]) -> str:
     """Answered conversations of all review sets, the reviewers, and their current verdicts."""
     sets = ", ".join(reviews["sets"])
     if not reviews["answers"]:
-        return f"no answers yet for {plural(reviews['asked'], 'conversation')} in {sets}"
-    answered = f"{reviews['answered']:,} of {plural(reviews['asked'], 'conversation')} answered in {sets}"
+        return f"no answers yet for {plural(reviews['conversations'], 'conversation')} in {sets}"
+    answered = f"{reviews['answered']:,} of {plural(reviews['conversations'], 'conversation')} answered in {sets}"
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in reviews["verdicts"].items()) or "none"
-    return f"{answered} by {', '.join(reviews['people'])}; verdicts: {verdicts}"
+    return f"{answered} by {', '.join(reviews['reviewers'])}; verdicts: {verdicts}"
 
 
-def show_answer(answer: Answer, limit: int) -> None:
-    """Print at most `limit` rows of an answer as a table, with long texts shortened."""
-    rows = [dict(zip(answer.columns, map(_cell, row), strict=True)) for row in answer.first(limit + 1)]
-    print_table(rows[:limit], answer.columns)
+def show_rows(result: QueryResult, limit: int) -> None:
+    """Print at most `limit` rows of a query result as a table, with long texts shortened."""
+    rows = [dict(zip(result.columns, map(_cell, row), strict=True)) for row in result.first(limit + 1)]
+    print_table(rows[:limit], result.columns)
     if len(rows) > limit:
         note(f"Only the first {limit:,} rows are shown; --limit shows more, --json and --csv show all.")
 
 
-def print_csv(answer: Answer, limit: int | None) -> None:
-    """Print an answer as CSV; lists and structs as JSON."""
+def print_csv(result: QueryResult, limit: int | None) -> None:
+    """Print a query result as CSV; lists and structs as JSON."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(answer.columns)
-    writer.writerows([_as_json(cell) for cell in row] for row in answer.first(limit))
+    writer.writerow(result.columns)
+    writer.writerows([_as_json(cell) for cell in row] for row in result.first(limit))
 
 
 def _as_json(cell: object) -> object:
