@@ -1,4 +1,4 @@
-"""Values → short plain text for messages: counts, lists of names, beginnings, control characters made visible."""
+"""Values → plain text for messages and cells: counts, names, beginnings, visible control characters, no formulas."""
 
 from __future__ import annotations
 
@@ -51,8 +51,38 @@ def printable(value: object) -> str:
     return str(value).translate(_VISIBLE)
 
 
+def is_formula(cell: str) -> bool:
+    """Whether a spreadsheet would run the text of a CSV cell as a formula.
+
+    >>> is_formula("=1+1"), is_formula("'=1+1"), is_formula("1+1")
+    (True, False, False)
+    """
+    return cell.startswith(_FORMULA_STARTS)
+
+
+def escape_formula(cell: str) -> str:
+    """The text with an apostrophe before it if a spreadsheet would run it as a formula.
+
+    >>> [escape_formula(cell) for cell in ("=1+1", "'=1", "-5", "'tis")]
+    ["'=1+1", "''=1", "'-5", "'tis"]
+    """
+    return f"'{cell}" if is_formula(cell.lstrip("'")) else cell
+
+
+def unescape_formula(cell: str) -> str:
+    """The text before `escape_formula`.
+
+    >>> [unescape_formula(cell) for cell in ("'=1+1", "''=1", "-5", "'tis")]
+    ['=1+1', "'=1", '-5', "'tis"]
+    """
+    return cell[1:] if cell.startswith("'") and is_formula(cell.lstrip("'")) else cell
+
+
 BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 """Characters that reverse the direction of the text after them."""
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""As listed by OWASP, CSV injection: https://owasp.org/www-community/attacks/CSV_Injection"""
 
 _VISIBLE = {
     **dict.fromkeys(BIDI, 0xFFFD),

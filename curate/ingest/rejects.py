@@ -22,10 +22,9 @@ from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
+from schemas.text import is_formula
 
 EXPORT_SUFFIXES = (".csv", ".jsonl")
-FORMULA_STARTS = ("=", "+", "-", "@")
-"""First characters of a cell that a spreadsheet interprets as a formula."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +193,7 @@ def _to_csv(rows: list[RejectRow]) -> str:
 
 
 def _count_formulas(row: RejectRow) -> int:
-    return sum((cell or "").startswith(FORMULA_STARTS) for cell in (row.cells or {"": row.raw}).values())
+    return sum(is_formula(cell or "") for cell in (row.cells or {"": row.raw}).values())
 
 
 def _import_options(rows: list[RejectRow], mapping: str) -> str:
