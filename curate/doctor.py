@@ -235,8 +235,8 @@ def _check_store(path: Path) -> Finding:
 
 
 def _check_labelling_server() -> Finding:
-    if process.is_made():
-        return Finding("labelling server", "ok", f"installed in {process.environment()}")
+    if process.is_installed():
+        return Finding("labelling server", "ok", f"installed in {process.environment_dir()}")
     return Finding("labelling server", "note", "not installed", "curate review serve installs it in about a minute")
 
 

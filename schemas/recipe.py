@@ -148,11 +148,11 @@ class ReviewSection(Section):
     @field_validator("policy")
     @classmethod
     def _check_policy(cls, text: str) -> str:
-        return str(Policy.read(text))
+        return str(Policy.parse(text))
 
     @model_validator(mode="after")
     def _check_questions(self) -> ReviewSection:
-        needed = QUALITY if Policy.read(self.policy).name == "mean" else DECISION
+        needed = QUALITY if Policy.parse(self.policy).name == "mean" else DECISION
         if needed not in self.questions:
             raise ValueError(f"the policy {self.policy} requires the question {needed}")
         if self.policy == "expert" and not self.experts:

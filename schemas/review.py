@@ -1,7 +1,6 @@
-"""A review: what people are asked about a conversation, what they answer, and the narrow door to a labelling server.
+"""Types of a review: questions, tasks, answers, the policies that resolve answers, and the labelling server's protocol.
 
-Nothing here knows which server it is. `curate/review/argilla/client.py` is one `ReviewServer`; another one would stand
-beside it and nothing else would change.
+The types are independent of the labelling tool. `curate/review/argilla/client.py` implements `ReviewServer`.
 """
 
 from __future__ import annotations
@@ -13,21 +12,23 @@ from typing import Any, Literal, Protocol
 
 import polars as pl
 
-Kind = Literal["rating", "choice", "labels", "text"]
-MetadataKind = Literal["text", "whole", "number"]
+KindName = Literal["rating", "choice", "labels", "text"]
+"""The names of `curate.review.question_kinds.KINDS`."""
+
+MetadataType = Literal["text", "integer", "float"]
 
 StandardQuestion = Literal["quality", "decision", "issues", "turns", "answer", "note"]
 STANDARD_QUESTIONS: tuple[StandardQuestion, ...] = ("quality", "decision", "issues", "turns", "answer", "note")
 QUALITY, DECISION, ISSUES, TURNS, ANSWER, NOTE = STANDARD_QUESTIONS
-"""The questions that this project gives a meaning; a recipe can leave some out and add others of its own."""
+"""Questions with a defined effect. A recipe can omit some and add others."""
 
 KEEP, FIX, DROP = "keep", "fix", "drop"
 DECISIONS = (KEEP, FIX, DROP)
 
 SUBMITTED, DISCARDED, DRAFT, WITHDRAWN = "submitted", "discarded", "draft", "withdrawn"
-"""What an answer can be. Only a submitted one counts; `withdrawn` was there at an earlier pull and is no more."""
+"""The status of an answer. Only submitted answers count. `withdrawn`: deleted on the server since an earlier pull."""
 
-ANSWERS: dict[str, Any] = {
+ANSWER_SCHEMA: dict[str, Any] = {
     "record": pl.String,
     "conversation": pl.String,
     "reviewer": pl.String,
@@ -36,28 +37,28 @@ ANSWERS: dict[str, Any] = {
     "answered_at": pl.Datetime("us", "UTC"),
     "answers": pl.String,
 }
-"""Columns of an answers frame: one row per person and conversation; `answers` is JSON, question -> value."""
+"""Columns of an answers frame: one row per annotator and conversation; `answers` is JSON, question -> value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. `options` are the whole numbers of a rating or the texts of a choice and of labels."""
+    """One question. `options` are the integers of a rating, or the texts of a choice or of labels."""
 
     name: str
-    kind: Kind
+    kind: KindName
     title: str
     options: tuple[int | str, ...] = ()
     required: bool = False
     help: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The question as plain values."""
+        """The question as JSON values, as stored in `review_sets.questions`."""
         return {**asdict(self), "options": list(self.options)}
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """What somebody who is no person would answer: `agent` says who, `score` how high it came out, from 0 to 1."""
+    """A suggested answer: `agent` is the score or rule that made it, `score` its confidence from 0 to 1."""
 
     question: str
     value: int | str | tuple[str, ...]
@@ -65,13 +66,16 @@ class Suggestion:
     score: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The suggestion as plain values."""
+        """The suggestion as JSON values, as stored in `review_records.suggestions`."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A conversation as it is put before people: who speaks and the text of each turn, numbered from 1."""
+    """A conversation as shown to annotators: (role, text) of each turn, assistant turns numbered from 1.
+
+    The names of these fields are part of the digest by which a push recognises unchanged tasks.
+    """
 
     conversation: str
     messages: tuple[tuple[str, str], ...]
@@ -81,34 +85,35 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class SetPlan:
-    """How a review set is to be: what it asks, how many answers it waits for, what can be filtered by.
+    """The settings of a review set: questions, answers per conversation, guidelines, metadata to filter by.
 
-    `metadata` says of each key to filter by whether it is a text, a whole number or a number; `hidden` are those that
-    reviewers do not see, since a score beside a blind task would be a suggestion. Other keys of tasks they never see.
+    `metadata` gives the type of each key that the server can filter by. Keys in `hidden` are not visible to annotators:
+    a score shown with a blind task would be a suggestion. Annotators never see the tasks' other metadata.
     """
 
     questions: tuple[Question, ...]
     overlap: int
     guidelines: str
-    metadata: Mapping[str, MetadataKind]
+    metadata: Mapping[str, MetadataType]
     hidden: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """What became of a task: the server's record id, or the reason why it was not taken.
+class SendResult:
+    """The record id of a sent task, or the reason why the server rejected it.
 
-    `left` are suggestions of an earlier send that are no longer made and still stand there: somebody has answered.
+    `stale_suggestions` are suggestions of an earlier send that are no longer made but remain, because the record has an
+    answer.
     """
 
     record: str | None
     reason: str = ""
-    left: tuple[Suggestion, ...] = ()
+    stale_suggestions: tuple[Suggestion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteSet:
-    """A review set as a server knows it: its id there, what it asks, how many answers it waits for."""
+    """A review set on a server: its id there, its questions and the answers per conversation."""
 
     id: str
     name: str
@@ -118,46 +123,46 @@ class RemoteSet:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of a set's records: server's record id -> conversation, and the answers to them."""
+    """Some records of a set: record id -> conversation, and the answers to them."""
 
     records: dict[str, str]
     answers: pl.DataFrame
 
 
 class ReviewServer(Protocol):
-    """A labelling server, as narrow as pushing and pulling need it. Every method raises `ReviewError`."""
+    """The operations of a labelling server that push and pull require. Every method raises `ReviewError`."""
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The server's address."""
 
     def find_set(self, name: str) -> RemoteSet | None:
-        """The set of this name, null when the server has none."""
+        """The set with this name, or None."""
 
-    def make_set(self, name: str, plan: SetPlan) -> RemoteSet:
-        """A new set as it is planned."""
+    def create_set(self, name: str, plan: SetPlan) -> RemoteSet:
+        """Create a set."""
 
-    def unfit(self, task: Task) -> str | None:
-        """Why the server cannot take this task, as a sentence; null when it can."""
+    def rejection_reason(self, task: Task) -> str | None:
+        """The reason why the server would reject this task, or None."""
 
-    def send(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[Sent]:
-        """Write tasks, new or known by their conversation, keeping their answers; what became of each, in order.
+    def send(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[SendResult]:
+        """Create or update the record of each task, by conversation, and keep existing answers; results in order.
 
-        What an earlier send suggested and this one does not is taken away where nobody has answered.
+        Suggestions that are no longer made are removed from records without answers.
         """
 
     @property
     def batch_size(self) -> int:
-        """How many tasks go into one `send`."""
+        """The number of tasks per `send`."""
 
     def count(self, remote: RemoteSet) -> int:
-        """How many records the set has."""
+        """The number of records in the set."""
 
     def activity(self, remote: RemoteSet) -> str:
-        """A mark that changes whenever somebody answers."""
+        """A text that changes with every answer."""
 
     def pages(self, remote: RemoteSet) -> Iterator[Page]:
-        """All records of the set and their answers."""
+        """All records of the set with their answers."""
 
 
 _MEAN = re.compile(r"mean\s*>=\s*(?P<least>\d+(?:\.\d+)?)")
@@ -165,30 +170,32 @@ _MEAN = re.compile(r"mean\s*>=\s*(?P<least>\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How several people's answers become one verdict. `least` is the mean quality that `mean` asks for."""
+    """The rule that resolves several answers to one verdict. `min_mean`: the lowest mean rating that `mean` keeps."""
 
     name: Literal["any-drop", "majority", "mean", "expert"]
-    least: float = 0.0
+    min_mean: float = 0.0
 
     @classmethod
-    def read(cls, text: str) -> Policy:
-        """The policy that `text` names. Raises `ValueError` for another one.
+    def parse(cls, text: str) -> Policy:
+        """The policy named by `text`. Raises `ValueError` if there is none.
 
-        >>> Policy.read("mean >= 3.5")
-        Policy(name='mean', least=3.5)
+        >>> Policy.parse("mean >= 3.5")
+        Policy(name='mean', min_mean=3.5)
         """
-        written = text.strip()
-        if written in ("any-drop", "majority", "expert"):
-            return cls(written)  # type: ignore[arg-type]
-        mean = _MEAN.fullmatch(written)
+        name = text.strip()
+        if name in ("any-drop", "majority", "expert"):
+            return cls(name)  # type: ignore[arg-type]
+        mean = _MEAN.fullmatch(name)
         if mean is None:
-            raise ValueError(f"{text!r} is no policy: any-drop, majority, expert, or a mean such as 'mean >= 3.5'")
+            raise ValueError(
+                f"{text!r} is not a policy; use any-drop, majority, expert or a mean such as 'mean >= 3.5'"
+            )
         return cls("mean", float(mean["least"]))
 
     def __str__(self) -> str:
-        """The policy as it is written.
+        """The policy as written in a recipe.
 
         >>> str(Policy("mean", 3.5)), str(Policy("majority"))
         ('mean >= 3.5', 'majority')
         """
-        return f"mean >= {self.least:g}" if self.name == "mean" else self.name
+        return f"mean >= {self.min_mean:g}" if self.name == "mean" else self.name

@@ -1,4 +1,4 @@
-"""The labelling server: its accounts, its headers, what survives, what a second one is told."""
+"""The labelling server: accounts, headers, restarts, crashes, backups, background jobs."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ import yaml
 from support.argilla_server import LabellingServer, RefusedError
 
 
-def test_every_answer_forbids_scripts_that_are_not_the_servers_own(argilla_server):
+def test_every_response_forbids_scripts_from_elsewhere(argilla_server):
     for path in ("/", "/sign-in", "/api/v1/version"):
         with urlopen(argilla_server.url + path) as answer:
             rules = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
@@ -30,7 +30,7 @@ def test_every_answer_forbids_scripts_that_are_not_the_servers_own(argilla_serve
         assert (rules["connect-src"], rules["object-src"], rules["frame-ancestors"]) == ("'self'", "'none'", "'none'")
 
 
-def test_the_compose_file_has_the_headers_that_the_server_sends(argilla_server, curate):
+def test_the_compose_file_has_the_same_headers_as_the_server(argilla_server, curate):
     with urlopen(argilla_server.url) as answer:
         sent = {name: answer.headers[name] for name in ("Content-Security-Policy", "X-Content-Type-Options")}
     printed = curate("review", "compose").stdout
@@ -40,7 +40,7 @@ def test_the_compose_file_has_the_headers_that_the_server_sends(argilla_server, 
     assert services["worker"]["image"] == services["server"]["image"] == "argilla/argilla-server:v2.8.0"
 
 
-def test_an_annotator_is_made_once_and_sees_no_others_keys(argilla_server):
+def test_an_annotator_cannot_list_accounts_and_their_keys(argilla_server):
     name, password, key = argilla_server.annotator("ann")
     assert argilla_server.ask("GET", "me", key=key)["username"] == name == "ann"
     assert len(password) >= 12
@@ -48,7 +48,7 @@ def test_an_annotator_is_made_once_and_sees_no_others_keys(argilla_server):
         argilla_server.ask("GET", "users", key=key)
 
 
-def test_the_home_names_its_server_and_its_owner_is_nobody_by_default(argilla_server):
+def test_the_home_has_the_address_of_the_server_and_no_default_owner_key(argilla_server):
     state = json.loads((argilla_server.home / "server.json").read_text())
     assert state["url"].startswith("http://127.0.0.1:")
     assert argilla_server.ask("GET", "me")["role"] == "owner"
@@ -56,21 +56,21 @@ def test_the_home_names_its_server_and_its_owner_is_nobody_by_default(argilla_se
         argilla_server.ask("GET", "me", key="argilla.apikey")
 
 
-def test_a_second_server_on_the_same_home_is_told_so(argilla_server, curate):
+def test_a_second_server_in_the_same_home_is_an_error(argilla_server, curate):
     ran = curate("review", "serve", "--home", str(argilla_server.home), "--port", "0")
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-2:] == [
-        f"Error: A server runs on {argilla_server.home} already.",
-        "  → Stop it, or give another folder: --home DIR",
+        f"Error: A server already runs in {argilla_server.home}.",
+        "  → Stop it, or use another folder: --home DIR",
     ]
 
 
-# homes of their own: what is stopped, killed, copied ------------------------------------------------------------
+# a server that is stopped, killed and backed up -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A server that these tests stop, kill and start again."""
+    """A server that these tests stop, kill and restart."""
     server = LabellingServer(tmp_path_factory.mktemp("own") / "home")
     server.start()
     yield server
@@ -94,8 +94,8 @@ def works(server, token):
         return json.loads(answer.read())["username"]
 
 
-def test_the_owners_password_is_shown_at_the_first_start_alone_and_kept_as_a_digest(own):
-    password = password_in(own.said.read_text())
+def test_the_owners_password_is_printed_once_and_stored_as_a_digest(own):
+    password = password_in(own.log.read_text())
     assert works(own, sign_in(own, "owner", password)) == "owner"
     assert all(password.encode() not in path.read_bytes() for path in own.home.rglob("*") if path.is_file())
     with closing(sqlite3.connect(own.home / "argilla.db")) as connection:
@@ -103,23 +103,23 @@ def test_the_owners_password_is_shown_at_the_first_start_alone_and_kept_as_a_dig
     assert digest.startswith("$2b$")
 
 
-def test_the_home_is_nobody_elses(own):
+def test_other_users_cannot_read_the_home(own):
     assert own.home.stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in own.home.iterdir())
 
 
-def test_a_stopped_server_leaves_no_temporary_files_and_lets_people_stay_signed_in(own):
-    token = sign_in(own, "owner", password_in(own.said.read_text()))
+def test_a_restart_removes_temporary_files_and_keeps_sessions(own):
+    token = sign_in(own, "owner", password_in(own.log.read_text()))
     (own.home / "tmp" / "left").touch()
     assert own.stop() == 0
     assert not (own.home / "tmp").exists()
     assert not (own.home / "server.json").exists()
     own.start()
     assert works(own, token) == "owner"
-    assert own.said.read_text().count("with the password") == 1
+    assert own.log.read_text().count("with the password") == 1
 
 
-def test_a_server_that_is_killed_in_a_bulk_push_comes_back_whole_and_searchable(own):
+def test_a_server_killed_during_a_bulk_write_restarts_consistent_and_searchable(own):
     made = dataset(own, "killed")
     thread = threading.Thread(target=push_until_it_ends, args=(own, made))
     thread.start()
@@ -131,11 +131,11 @@ def test_a_server_that_is_killed_in_a_bulk_push_comes_back_whole_and_searchable(
     (own.home / "tmp" / "left").touch()
     own.start()
     written = records(own)
-    assert written % BULK == 0, "a bulk is written whole or not at all"
+    assert written % BULK == 0, "a bulk is written completely or not at all"
     found = own.ask("POST", f"datasets/{made}/records/search?limit=1", {"query": {"text": {"q": "word"}}})
     assert found["total"] == own.ask("GET", f"datasets/{made}/progress")["total"] == written
-    assert "Repaired after the last end" in own.said.read_text()
-    assert list((own.home / "tmp").iterdir()) == [], "what the killed one left is gone"
+    assert "Repaired after the last end" in own.log.read_text()
+    assert list((own.home / "tmp").iterdir()) == [], "temporary files of the killed server are removed"
 
 
 BULK = 50
@@ -170,13 +170,13 @@ def records(server):
 
 
 def lose_an_index_row(server):
-    """What a database has that was written to without this release, such as by a stock server."""
+    """Change the database as a server without this search index would."""
     with closing(sqlite3.connect(server.home / "argilla.db", isolation_level=None)) as connection:
         connection.execute("DELETE FROM curate_words WHERE rowid >> 8 = 1")
         connection.execute("DELETE FROM curate_documents WHERE doc = 1")
 
 
-def test_a_copy_is_taken_while_people_work_and_laid_into_another_home(own, curate, tmp_path):
+def test_a_backup_of_a_running_server_is_restored_to_another_home(own, curate, tmp_path):
     made = dataset(own, "copied")
     own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "precious"}}]})
     [one] = own.ask("GET", f"datasets/{made}/records")["items"]
@@ -191,45 +191,45 @@ def test_a_copy_is_taken_while_people_work_and_laid_into_another_home(own, curat
     try:
         found = other.ask("POST", f"datasets/{made}/records/search", {"query": {"text": {"q": "precious"}}})
         assert [item["record"]["id"] for item in found["items"]] == [one["id"]]
-        assert works(other, sign_in(other, "owner", password_in(own.said.read_text()))) == "owner"
+        assert works(other, sign_in(other, "owner", password_in(own.log.read_text()))) == "owner"
         refused = curate("review", "restore", "copy.db", "--home", "other", "--replace")
-        assert "A labelling server runs on other." in refused.stderr
+        assert "A labelling server runs in other." in refused.stderr
     finally:
         other.stop()
     refused = curate("review", "restore", "copy.db", "--home", "other")
-    assert "other holds data already." in refused.stderr
+    assert "other has data already." in refused.stderr
     assert curate("review", "restore", "copy.db", "--home", "other", "--replace").returncode == 0
     assert (tmp_path / "other" / "argilla.db.before-restore").exists()
 
 
-def test_a_file_that_is_no_copy_is_refused_and_nothing_is_touched(curate, tmp_path):
+def test_a_file_that_is_not_a_backup_is_an_error_and_nothing_changes(curate, tmp_path):
     (tmp_path / "notes.txt").write_text("buy milk")
     with closing(sqlite3.connect(tmp_path / "mine.db")) as connection:
         connection.execute("CREATE TABLE songs (name)")
-    for file, said in (("notes.txt", "is no copy"), ("mine.db", "is no copy"), ("none.db", "There is no none.db.")):
+    for file, error in (("notes.txt", "is not a backup"), ("mine.db", "is not a backup"), ("none.db", "no none.db")):
         ran = curate("review", "restore", file, "--home", "home")
-        assert (ran.returncode, said in ran.stderr) == (1, True), ran.stderr
+        assert (ran.returncode, error in ran.stderr) == (1, True), ran.stderr
     assert not (tmp_path / "home").exists()
 
 
-def test_a_persons_own_environment_is_not_touched(curate, tmp_path):
+def test_a_folder_that_is_not_our_environment_is_left_unchanged(curate, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "pyvenv.cfg").write_text("home = /usr/bin")
     (mine / "notes.txt").write_text("all my work")
     ran = curate("review", "serve", "--only-set-up", CURATE_REVIEW_ENVIRONMENT=str(mine))
-    assert (ran.returncode, "is no environment of this server, and is not touched" in ran.stderr) == (1, True)
+    assert (ran.returncode, "is not an environment of this server; it was left unchanged" in ran.stderr) == (1, True)
     assert (mine / "notes.txt").read_text() == "all my work"
 
 
-def a_copy(path):
-    """A file that passes for a copy of a server's data."""
+def make_backup(path):
+    """Write a file that is accepted as a backup."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("CREATE TABLE alembic_version (version_num); CREATE TABLE responses (id);")
 
 
-def test_a_copy_takes_the_place_of_damaged_data_which_are_kept(curate, tmp_path):
-    a_copy(tmp_path / "good.db")
+def test_a_backup_replaces_damaged_data_which_are_renamed(curate, tmp_path):
+    make_backup(tmp_path / "good.db")
     home = tmp_path / "home"
     home.mkdir()
     for name in ("argilla.db", "argilla.db-wal", "argilla.db-shm"):
@@ -243,10 +243,10 @@ def test_a_copy_takes_the_place_of_damaged_data_which_are_kept(curate, tmp_path)
     assert (home / "argilla.db").stat().st_mode & 0o077 == 0
 
 
-def test_a_backup_that_cannot_be_made_is_a_sentence_and_leaves_nothing(curate, tmp_path):
+def test_a_failed_backup_is_explained_and_leaves_no_file(curate, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    a_copy(home / "argilla.db")
+    make_backup(home / "argilla.db")
     ran = curate("review", "backup", "none/copy.db", "--home", "home")
     assert (ran.returncode, "Traceback" in ran.stderr) == (1, False), ran.stderr
     (home / "argilla.db").write_bytes(b"garbage" * 1000)
@@ -258,41 +258,41 @@ def test_a_backup_that_cannot_be_made_is_a_sentence_and_leaves_nothing(curate, t
 # accounts --------------------------------------------------------------------------------------------------------
 
 
-def test_accounts_are_made_listed_and_given_new_passwords_by_command(own, curate):
+def test_accounts_are_added_listed_and_given_new_passwords(own, curate):
     home = ("--home", str(own.home))
     made = json.loads(curate("review", "users", "add", "eve", *home, "--json").stdout)
     assert works(own, sign_in(own, "eve", made["password"])) == "eve"
     assert own.ask("GET", "me/workspaces", key=made["api_key"])["items"][0]["name"] == "curate"
     again = curate("review", "users", "add", "eve", *home)
-    assert (again.returncode, "There is an account eve already." in again.stderr) == (1, True)
+    assert (again.returncode, "The account eve exists already." in again.stderr) == (1, True)
     new = json.loads(curate("review", "users", "password", "eve", *home, "--json").stdout)["password"]
     assert works(own, sign_in(own, "eve", new)) == "eve"
     with pytest.raises(HTTPError, match="401"):
         sign_in(own, "eve", made["password"])
-    listed = json.loads(curate("review", "users", "list", *home, "--json").stdout)
-    assert [(one["name"], one["role"]) for one in listed] == [("owner", "owner"), ("eve", "annotator")]
+    accounts = json.loads(curate("review", "users", "list", *home, "--json").stdout)
+    assert [(one["name"], one["role"]) for one in accounts] == [("owner", "owner"), ("eve", "annotator")]
 
 
-def test_a_server_of_ones_own_is_named_by_address_with_its_key_in_the_environment(own, curate):
+def test_another_server_is_used_by_url_with_its_key_in_the_environment(own, curate):
     listed = curate("review", "users", "list", "--url", own.url, "--json", ARGILLA_API_KEY=own.api_key)
     assert json.loads(listed.stdout)[0]["name"] == "owner"
     keyless = curate("review", "users", "list", "--url", own.url, ARGILLA_API_KEY="")
     assert f"There is no key for {own.url}." in keyless.stderr
     wrong = curate("review", "users", "list", "--url", own.url, ARGILLA_API_KEY="wrong")
-    assert "does not let the key in." in wrong.stderr
+    assert "does not accept the key." in wrong.stderr
     body = {"first_name": "a", "username": "an-admin", "role": "admin", "password": "12345678"}
     admin = curate(
         "review", "users", "add", "x", "--url", own.url, ARGILLA_API_KEY=own.ask("POST", "users", body)["api_key"]
     )
-    assert "does not let this key do that." in admin.stderr
+    assert "does not permit this with this key." in admin.stderr
     away = curate("review", "users", "list", "--url", "http://127.0.0.1:9", ARGILLA_API_KEY="any")
     assert "http://127.0.0.1:9 does not answer" in away.stderr
     nowhere = curate("review", "users", "list", "--home", "nowhere")
-    assert "No labelling server runs on nowhere." in nowhere.stderr
+    assert "No labelling server runs in nowhere." in nowhere.stderr
 
 
-class Elsewhere(BaseHTTPRequestHandler):
-    """Sends everybody to another path, and notes with what they come there."""
+class Redirect(BaseHTTPRequestHandler):
+    """Redirects to another path, and records the keys received."""
 
     keys: ClassVar[list] = []
 
@@ -306,34 +306,34 @@ class Elsewhere(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_key_does_not_go_along_where_a_server_sends_one_elsewhere(curate):
-    listener = HTTPServer(("127.0.0.1", 0), Elsewhere)
+def test_a_redirect_does_not_receive_the_key(curate):
+    listener = HTTPServer(("127.0.0.1", 0), Redirect)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     ran = curate("review", "users", "list", "--url", f"http://127.0.0.1:{listener.server_port}", ARGILLA_API_KEY="k")
     listener.shutdown()
     assert (ran.returncode, "answered 302" in ran.stderr) == (1, True), ran.stderr
-    assert Elsewhere.keys == [("/api/v1/users", "k")]
+    assert Redirect.keys == [("/api/v1/users", "k")]
 
 
-def test_a_port_that_is_taken_is_named(own, curate):
+def test_a_port_in_use_is_an_error(own, curate):
     port = own.url.rpartition(":")[2]
     ran = curate("review", "serve", "--home", "mine", "--port", port)
     assert (ran.returncode, f"cannot listen on 127.0.0.1:{port}" in ran.stderr) == (1, True)
 
 
-def test_the_environment_is_made_once_and_a_failure_is_told(curate, tmp_path):
+def test_the_environment_is_installed_once_and_a_failure_is_explained(curate, tmp_path):
     broken = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
     folder = tmp_path / "environment"
     ran = curate("review", "serve", "--only-set-up", CURATE_REVIEW_ENVIRONMENT=str(folder), **broken)
     assert ran.returncode == 1
-    assert "The labelling server's environment could not be made" in ran.stderr
+    assert "The labelling server's environment could not be installed" in ran.stderr
     assert not (folder / "ready").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all my work")
     ran = curate("review", "serve", "--only-set-up", CURATE_REVIEW_ENVIRONMENT=str(tmp_path / "mine"))
-    assert (ran.returncode, "is no environment of this server, and is not touched" in ran.stderr) == (1, True)
+    assert (ran.returncode, "is not an environment of this server; it was left unchanged" in ran.stderr) == (1, True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all my work"
-    ran = curate("review", "serve", "--only-set-up", **broken)  # it is there: nothing is fetched
+    ran = curate("review", "serve", "--only-set-up", **broken)  # installed: nothing is fetched
     assert ran.returncode == 0
 
 
@@ -341,12 +341,12 @@ def test_the_environment_is_made_once_and_a_failure_is_told(curate, tmp_path):
 
 
 class Listener(BaseHTTPRequestHandler):
-    """Takes what a webhook sends."""
+    """Records the events of a webhook."""
 
-    heard: ClassVar[list] = []
+    events: ClassVar[list] = []
 
     def do_POST(self):
-        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.events.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(204)
         self.end_headers()
 
@@ -354,40 +354,43 @@ class Listener(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_webhook_hears_of_records_from_the_moment_that_it_is_there(own):
+def test_a_webhook_receives_events_from_its_creation_to_its_deletion(own):
     listener = HTTPServer(("127.0.0.1", 0), Listener)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
-    made = dataset(own, "heard")
+    made = dataset(own, "webhook")
     own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "before"}}]})
     url = f"http://127.0.0.1:{listener.server_port}/"
     webhook = own.ask("POST", "webhooks", {"url": url, "events": ["record.created"], "description": "test"})
     own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "after"}}]})
-    wait_until(lambda: Listener.heard)
+    wait_until(lambda: Listener.events)
     own.ask("DELETE", f"webhooks/{webhook['id']}")
     own.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "too late"}}]})
     time.sleep(1.5)
     listener.shutdown()
-    assert [event["data"]["fields"] for event in Listener.heard] == [{"text": "after"}]
+    assert [event["data"]["fields"] for event in Listener.events] == [{"text": "after"}]
 
 
-def test_jobs_can_wait_in_a_redis_of_ones_own_that_goes_away_and_comes_back(tmp_path):
+def test_jobs_survive_a_restart_of_an_external_redis(tmp_path):
     server, port = LabellingServer(tmp_path / "home"), free_port()
     redis = start_redis(port)
     try:
         server.start("--redis", f"redis://127.0.0.1:{port}/0")
-        listed = Path(f"/proc/{server.pid}/cmdline").read_bytes()
-        assert (b"server.launcher" in listed, b"redis://" in listed) == (True, False)  # there can be a password in it
+        arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        assert (b"server.launcher" in arguments, b"redis://" in arguments) == (
+            True,
+            False,
+        )  # the address can contain a password
         made = dataset(server, "queued")
         server.ask("POST", f"datasets/{made}/records/bulk", {"items": [{"fields": {"text": "one"}}]})
         [one] = server.ask("GET", f"datasets/{made}/records")["items"]
         answer = {"values": {"quality": {"value": 4}}, "status": "submitted"}
         server.ask("POST", f"records/{one['id']}/responses", answer)
-        a_job_sets_the_status_right(server, made)
+        wait_for_status_job(server, made)
         redis.kill()
-        wait_until(lambda: "Redis does not answer" in server.said.read_text())
+        wait_until(lambda: "Redis does not answer" in server.log.read_text())
         redis.wait()
         redis = start_redis(port)
-        a_job_sets_the_status_right(server, made)
+        wait_for_status_job(server, made)
     finally:
         assert server.stop() == 0
         redis.kill()
@@ -395,23 +398,23 @@ def test_jobs_can_wait_in_a_redis_of_ones_own_that_goes_away_and_comes_back(tmp_
 
 
 def start_redis(port):
-    from curate.review.argilla.process import make_environment
+    from curate.review.argilla.process import install_environment
 
     script = f"from fakeredis import TcpFakeServer; TcpFakeServer(('127.0.0.1', {port})).serve_forever()"
-    redis = subprocess.Popen([str(make_environment(lambda *_: None)), "-c", script], stderr=subprocess.DEVNULL)
+    redis = subprocess.Popen([str(install_environment(lambda *_: None)), "-c", script], stderr=subprocess.DEVNULL)
     wait_until(lambda: listens(port))
     return redis
 
 
-def a_job_sets_the_status_right(server, made):
+def wait_for_status_job(server, made):
     with closing(sqlite3.connect(server.home / "argilla.db", isolation_level=None)) as connection:
         connection.execute("UPDATE records SET status = 'pending'")
-    wait_until(lambda: is_taken(server, made))
+    wait_until(lambda: change_guidelines(server, made))
     wait_until(lambda: server.ask("GET", f"datasets/{made}/progress")["completed"] == 1)
 
 
-def is_taken(server, made):
-    """Whether the server took a change that sends a job; a connection that Redis has closed fails once."""
+def change_guidelines(server, made):
+    """Make a change that queues a job; False if the connection was closed by Redis, which happens once."""
     try:
         server.ask("PATCH", f"datasets/{made}", {"guidelines": "Be kind."})
     except RefusedError as error:
@@ -432,8 +435,8 @@ def listens(port):
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until(true, seconds=60):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.05)

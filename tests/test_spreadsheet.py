@@ -1,4 +1,4 @@
-"""The questions in a spreadsheet: out, filled, in again, and what a training then sees."""
+"""Review sets as spreadsheets: exported, filled in, imported, and shown by preview."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import pytest
 from support.stores import add, add_verdict, chat, questions
 from support.training import TINY
 
-from curate.review.queue import Wanted
+from curate.review.queue import QueueQuery
 from curate.review.spreadsheet import export_sheet, import_sheet
 from curate.scorers.runner import score_store
 from schemas.errors import ExportError, RecipeError, ReviewError, SourceError
@@ -25,8 +25,8 @@ def store(tmp_path):
     return path
 
 
-def export(store, file, recipe=None, name="desk", replace=False, **wanted):
-    return export_sheet(store, recipe or Recipe(), file, name, Wanted(**wanted), replace=replace)
+def export(store, file, recipe=None, name="desk", replace=False, **query):
+    return export_sheet(store, recipe or Recipe(), file, name, QueueQuery(**query), replace=replace)
 
 
 def rows_of(file):
@@ -41,15 +41,15 @@ def write(file, rows, delimiter=",", encoding="utf-8"):
         writer.writerows(rows)
 
 
-def fill(file, answers, **how):
-    """Write answers (conversation -> cells) into a sheet, as a person would."""
-    write(file, [row | answers.get(row["conversation"], {}) for row in rows_of(file)], **how)
+def fill(file, answers, **options):
+    """Write answers (conversation -> cells) into a spreadsheet, as an annotator does."""
+    write(file, [row | answers.get(row["conversation"], {}) for row in rows_of(file)], **options)
 
 
-# there and back ------------------------------------------------------------------------------------------------
+# export and import
 
 
-def test_a_sheet_goes_out_is_filled_and_the_preview_of_the_version_shows_the_turn_masked(curate, tmp_path, store):
+def test_preview_of_a_version_shows_the_answers_of_an_imported_spreadsheet(curate, tmp_path, store):
     shutil.copytree(TINY, tmp_path / "tiny")
     one, two, three = (talk.id for talk in questions(3))
     assert curate("review", "export", "desk.csv").returncode == 0
@@ -62,7 +62,7 @@ def test_a_sheet_goes_out_is_filled_and_the_preview_of_the_version_shows_the_tur
     })  # fmt: skip
     taken = curate("review", "import", "desk.csv", "--reviewer", "ann")
     assert taken.returncode == 0, taken.stderr
-    assert "4 rows with answers, 2 still empty, 0 refused" in taken.stdout
+    assert "4 rows with answers, 2 empty, 0 rejected" in taken.stdout
     assert curate("freeze", "desk", "--held-out", "0").returncode == 0
     shown = curate("preview", "desk@1", "--limit", "9", "--set", "train.model=tiny").stdout
     assert "⟦Since Monday." in shown
@@ -73,19 +73,19 @@ def test_a_sheet_goes_out_is_filled_and_the_preview_of_the_version_shows_the_tur
     assert "ann: keep 1" not in shown
 
 
-def test_a_sheet_that_nobody_signed_fails_and_says_so_once(curate, tmp_path, store):
+def test_a_spreadsheet_without_annotator_names_is_rejected_with_one_message(curate, tmp_path, store):
     curate("review", "export", "desk.csv")
     fill(tmp_path / "desk.csv", {talk.id: {"decision": "keep"} for talk in questions(3)})
     ran = curate("review", "import", "desk.csv")
     assert ran.returncode == 1
-    assert ran.stdout.count("nobody says so") == 1
-    assert " and 2 more rows: nobody says so: fill the column reviewer" in ran.stdout
+    assert ran.stdout.count("the annotator is missing") == 1
+    assert " and 2 more rows: the annotator is missing: fill the column reviewer" in ran.stdout
     taken = curate("review", "import", "desk.csv", "--reviewer", "ann")
     assert taken.returncode == 0
-    assert "The conversations of desk with answers come to, with those of all other sets:" in taken.stdout
+    assert "Verdicts for desk, combined with all other review sets:" in taken.stdout
 
 
-def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
+def test_status_trace_and_diff_show_answers_and_verdicts(curate, tmp_path, store):
     assert curate("freeze", "desk", "--held-out", "0").returncode == 0
     one, two, _ = (talk.id for talk in questions(3))
     curate("review", "export", "desk.csv")
@@ -112,8 +112,8 @@ def test_status_trace_and_diff_say_what_people_said(curate, tmp_path, store):
     assert "3 of 6 conversations answered in desk by ann; verdicts: 1 drop, 2 edit" in shown
 
 
-def test_a_sheet_of_a_set_that_numbers_turns_is_read_by_turns(tmp_path, store):
-    """As sets do that were made before answers were numbered."""
+def test_a_spreadsheet_of_a_set_with_turn_numbers_is_read_by_turns(tmp_path, store):
+    """Sets of earlier releases offer the numbers of turns."""
     export(store, tmp_path / "s.csv")
     with writing(store) as connection:
         old = connection.sql("SELECT replace(questions::VARCHAR, '\"answer ', '\"') FROM review_sets").fetchall()[0][0]
@@ -121,12 +121,12 @@ def test_a_sheet_of_a_set_that_numbers_turns_is_read_by_turns(tmp_path, store):
     export(store, tmp_path / "t.csv")
     assert "[4 assistant]" in next(row["text"] for row in rows_of(tmp_path / "t.csv") if "Monday" in row["text"])
     fill(tmp_path / "t.csv", {LONG.id: {"decision": "keep", "turns": "4"}})
-    assert import_sheet(store, ReviewSection(), tmp_path / "t.csv", "ann").refused == []
+    assert import_sheet(store, ReviewSection(), tmp_path / "t.csv", "ann").rejected == []
     with reading(store) as connection:
         assert connection.sql("SELECT answers ->> 'turns' FROM reviews").fetchall() == [("[4]",)]
 
 
-def test_a_formula_is_no_formula_in_the_sheet_and_itself_again_on_the_way_back(tmp_path, store):
+def test_formulas_are_escaped_in_the_file_and_restored_on_import(tmp_path, store):
     export(store, tmp_path / "s.csv")
     row = next(row for row in rows_of(tmp_path / "s.csv") if row["conversation"] == LONG.id)
     assert "=On its way." in row["text"]
@@ -136,85 +136,85 @@ def test_a_formula_is_no_formula_in_the_sheet_and_itself_again_on_the_way_back(t
     (row,) = rows_of(tmp_path / "f.csv")
     assert row["answer"] == "'=1+1"
     fill(tmp_path / "f.csv", {talk.id: {"decision": "keep"}})
-    (taken,) = import_sheet(store, ReviewSection(), tmp_path / "f.csv", "ann").pulled
-    assert taken.outcomes["keep"] == 1  # and no edit: the answer is the one it was
+    (taken,) = import_sheet(store, ReviewSection(), tmp_path / "f.csv", "ann").sets
+    assert taken.outcomes["keep"] == 1  # not edit: the answer is unchanged
 
 
-def test_a_sheet_that_excel_saved_with_semicolons_is_read(tmp_path, store):
+def test_a_spreadsheet_saved_with_semicolons_is_read(tmp_path, store):
     export(store, tmp_path / "s.csv")
     fill(tmp_path / "s.csv", {LONG.id: {"decision": "Keep", "quality": "4.0"}}, delimiter=";", encoding="utf-8-sig")
     assert import_sheet(store, ReviewSection(), tmp_path / "s.csv", "ann").answered == 1
 
 
-def test_the_same_sheet_twice_adds_nothing_and_a_changed_cell_is_a_new_answer(tmp_path, store):
+def test_importing_a_spreadsheet_again_adds_only_changed_cells(tmp_path, store):
     file = tmp_path / "s.csv"
     export(store, file)
     fill(file, {LONG.id: {"decision": "keep"}})
     import_sheet(store, ReviewSection(), file, "ann")
-    (again,) = import_sheet(store, ReviewSection(), file, "ann").pulled
+    (again,) = import_sheet(store, ReviewSection(), file, "ann").sets
     assert (again.answers["submitted"], again.verdicts) == (0, 0)
     fill(file, {LONG.id: {"decision": "drop"}})
-    (changed,) = import_sheet(store, ReviewSection(), file, "ann").pulled
+    (changed,) = import_sheet(store, ReviewSection(), file, "ann").sets
     assert (changed.answers["submitted"], changed.verdicts) == (1, 1)
 
 
-def test_a_row_left_as_it_was_stays_as_old_as_it_is_when_its_sheet_comes_in_again(tmp_path, store):
+def test_an_unchanged_row_keeps_its_time_when_the_spreadsheet_is_imported_again(tmp_path, store):
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
     export(store, first, name="a")
     export(store, second, name="b")
     fill(first, {LONG.id: {"decision": "keep", "reviewer": "ann"}})
     import_sheet(store, ReviewSection(), first)
     fill(second, {LONG.id: {"decision": "drop", "reviewer": "ann"}})
-    assert import_sheet(store, ReviewSection(), second).pulled[0].outcomes["drop"] == 1
+    assert import_sheet(store, ReviewSection(), second).sets[0].outcomes["drop"] == 1
     fill(first, {questions(1)[0].id: {"decision": "keep", "reviewer": "ann"}})
-    (again,) = import_sheet(store, ReviewSection(), first).pulled
+    (again,) = import_sheet(store, ReviewSection(), first).sets
     assert (again.answers["submitted"], again.outcomes["keep"], again.outcomes["drop"]) == (1, 1, 1)
     with reading(store) as connection:
         rows = connection.execute("SELECT count(*) FROM reviews WHERE conversation = ?", [LONG.id]).fetchall()
     assert rows == [(2,)]
 
 
-def test_two_people_fill_a_copy_each_and_the_policy_counts_both(tmp_path, store):
+def test_answers_from_two_copies_of_a_spreadsheet_both_count(tmp_path, store):
     recipe = check_recipe({"review": {"overlap": 2, "policy": "any-drop"}}, "the test")
     export(store, tmp_path / "s.csv", recipe)
     fill(tmp_path / "s.csv", {LONG.id: {"decision": "keep", "reviewer": "ann"}})
-    (first,) = import_sheet(store, recipe.review, tmp_path / "s.csv").pulled
+    (first,) = import_sheet(store, recipe.review, tmp_path / "s.csv").sets
     fill(tmp_path / "s.csv", {LONG.id: {"decision": "drop", "reviewer": "bob"}})
-    (second,) = import_sheet(store, recipe.review, tmp_path / "s.csv").pulled
+    (second,) = import_sheet(store, recipe.review, tmp_path / "s.csv").sets
     assert (first.outcomes["waiting"], second.outcomes["drop"]) == (1, 1)
 
 
-# rows that make no sense ---------------------------------------------------------------------------------------
+# invalid rows and files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("cells", "reason"),
     [
-        ({"decision": "keep"}, "nobody says so: fill the column reviewer, or give --reviewer NAME"),
+        ({"decision": "keep"}, "the annotator is missing: fill the column reviewer, or add --reviewer NAME"),
         ({"reviewer": "ann", "quality": "3"}, "decision is empty"),
         ({"reviewer": "ann", "decision": "maybe"}, "decision is 'maybe', not one of keep, fix, drop"),
         ({"reviewer": "ann", "decision": "keep", "quality": "6"}, "quality is '6', not one of 1, 2, 3, 4, 5"),
         (
             {"reviewer": "ann", "decision": "keep", "turns": "3"},
-            "turns has '3', and the conversation has the answers 1",
+            "turns has '3', but the conversation has the answers 1",
         ),
         ({"reviewer": "ann", "decision": "keep", "issues": "rude"}, "issues is 'rude', not one of wrong, unfinished"),
         ({"reviewer": "ann", "decision": "keep", "conversation": "f00"}, "the set desk has no conversation 'f00'"),
     ],
 )
-def test_a_row_that_makes_no_sense_is_refused_with_its_line_and_the_others_count(tmp_path, store, cells, reason):
+def test_an_invalid_row_is_rejected_with_its_line_and_the_others_count(tmp_path, store, cells, reason):
     file = tmp_path / "s.csv"
     export(store, file, sample=3, order="turns desc")
     other = rows_of(file)[1]["conversation"]
     fill(file, {LONG.id: cells, other: {"decision": "keep", "reviewer": "ann"}})
     done = import_sheet(store, ReviewSection(), file)
-    (refused,) = done.refused
-    assert refused["line"] == 2
-    assert refused["reason"].startswith(reason)
+    (rejected,) = done.rejected
+    assert rejected["line"] == 2
+    assert rejected["reason"].startswith(reason)
     assert (done.answered, done.empty) == (1, 1)
 
 
-def test_a_file_that_is_no_sheet_is_told_in_a_sentence(tmp_path, store):
+def test_a_file_that_is_not_a_review_spreadsheet_is_an_error(tmp_path, store):
     (tmp_path / "x.csv").write_text("question,answer\nq,a\n")
     with pytest.raises(SourceError, match="has no column set and no column conversation"):
         import_sheet(store, ReviewSection(), tmp_path / "x.csv")
@@ -224,31 +224,31 @@ def test_a_file_that_is_no_sheet_is_told_in_a_sentence(tmp_path, store):
     with pytest.raises(SourceError, match="There is no file"):
         import_sheet(store, ReviewSection(), tmp_path / "none.csv")
     (tmp_path / "other.csv").write_text("set,conversation\nelse,x\n")
-    with pytest.raises(ReviewError, match="of the review set 'else', which this store does not know"):
+    with pytest.raises(ReviewError, match="belongs to the review set 'else', which this store does not have"):
         import_sheet(store, ReviewSection(), tmp_path / "other.csv")
 
 
-def test_a_text_that_no_cell_holds_is_listed_and_stays_out(tmp_path, store):
+def test_a_text_longer_than_a_cell_is_rejected_with_the_reason(tmp_path, store):
     (long,) = add(store, [chat("Q", "word " * 7000)], source="long.csv")
     done = export(store, tmp_path / "s.csv")
-    assert done.unfit == [{"conversation": long, "reason": "35,021 characters; a spreadsheet's cell keeps 32,767"}]
+    assert done.rejected == [{"conversation": long, "reason": "35,021 characters, but a spreadsheet cell holds 32,767"}]
     assert done.rows == 6
 
 
-def test_a_filled_sheet_is_not_written_over(tmp_path, store):
+def test_an_existing_file_is_not_overwritten(tmp_path, store):
     export(store, tmp_path / "s.csv")
-    with pytest.raises(ExportError, match="it may hold answers"):
+    with pytest.raises(ExportError, match="may contain answers"):
         export(store, tmp_path / "s.csv")
 
 
-# which conversations -------------------------------------------------------------------------------------------
+# members of a set ----------------------------------------------------------------------------------------------
 
 
 def chosen(file):
     return [row["conversation"] for row in rows_of(file)]
 
 
-def test_a_sample_is_the_same_each_time_and_a_larger_one_adds_to_it(tmp_path, store):
+def test_a_sample_is_reproducible_and_a_larger_one_adds_to_it(tmp_path, store):
     export(store, tmp_path / "a.csv", sample=2)
     export(store, tmp_path / "b.csv", sample=2)
     export(store, tmp_path / "c.csv", sample=4)
@@ -257,10 +257,10 @@ def test_a_sample_is_the_same_each_time_and_a_larger_one_adds_to_it(tmp_path, st
     assert chosen(tmp_path / "b.csv") == two
     assert len(set(four)) == 4
     assert set(two) < set(four)
-    assert set(chosen(tmp_path / "d.csv")) == set(four)  # the name alone: the set as it is
+    assert set(chosen(tmp_path / "d.csv")) == set(four)  # the name alone means the set as it is
 
 
-def test_what_rules_dropped_or_a_person_judged_is_left_out_unless_it_is_asked_for(tmp_path, store):
+def test_dropped_conversations_are_included_on_request_and_reviewed_ones_never(tmp_path, store):
     kept, ruled_out, judged = (talk.id for talk in questions(3))
     add_verdict(store, kept, "keep")
     add_verdict(store, ruled_out, "drop")
@@ -273,7 +273,7 @@ def test_what_rules_dropped_or_a_person_judged_is_left_out_unless_it_is_asked_fo
     assert judged not in chosen(tmp_path / "b.csv")
 
 
-def test_uncertain_ones_come_from_both_sides_of_where_the_rule_cuts(tmp_path):
+def test_the_queue_uncertain_selects_from_both_sides_of_the_threshold(tmp_path):
     store = tmp_path / "u.duckdb"
     talks = [chat(f"Please explain {n}?", "I'm sorry, but I can't." if n % 2 else "A long and fine answer, in full.")
              for n in range(6)]  # fmt: skip
@@ -292,7 +292,7 @@ STORY = (
 )
 
 
-def test_near_duplicates_stand_together_the_largest_cluster_first_and_nobody_else(tmp_path, store):
+def test_near_duplicates_come_cluster_by_cluster_the_largest_first(tmp_path, store):
     def told(*changes):
         return chat(*(text for change in changes for text in (change(STORY), "Dry it for a day, then oil it.")))
 
@@ -324,16 +324,16 @@ def test_versions_of_one_text_are_one_cluster(tmp_path):
     ],
     ids=["Chinese", "Japanese", "Thai"],
 )
-def test_texts_without_spaces_have_near_duplicates_too(tmp_path, text):
+def test_texts_without_spaces_have_near_duplicates(tmp_path, text):
     ids = add(tmp_path / "z.duckdb", [chat("?", text), chat("?", text[:-1]), chat("?", text[::-1])])
     export(tmp_path / "z.duckdb", tmp_path / "n.csv", queue="near-duplicates")
     assert set(chosen(tmp_path / "n.csv")) == set(ids[:2])
 
 
-def test_without_near_duplicates_their_queue_says_so(tmp_path, store):
-    with pytest.raises(ReviewError, match=r"No two conversations .* are near-duplicates"):
+def test_the_queue_near_duplicates_without_any_is_an_error(tmp_path, store):
+    with pytest.raises(ReviewError, match=r"No near-duplicates among the conversations that are"):
         export(store, tmp_path / "n.csv", queue="near-duplicates")
-    with pytest.raises(ReviewError, match=r"No two conversations .* are near-duplicates"):
+    with pytest.raises(ReviewError, match=r"No near-duplicates among the conversations that are"):
         export(store, tmp_path / "n.csv", queue="near-duplicates", where="turns > 90")
     with pytest.raises(ReviewError) as refused:
         export(store, tmp_path / "n.csv", queue="near-duplicates", where="turns > 90", also_dropped=True)
@@ -341,7 +341,7 @@ def test_without_near_duplicates_their_queue_says_so(tmp_path, store):
     assert refused.value.hint == "Loosen --where."
 
 
-def test_the_near_duplicates_of_the_sample_are_the_ten_tickets_that_came_twice(curate, tmp_path, sample):
+def test_the_near_duplicates_of_the_sample_are_its_ten_repeated_tickets(curate, tmp_path, sample):
     assert curate("import", str(sample / "support_tickets.csv")).returncode == 0
     export(tmp_path / "curate.duckdb", tmp_path / "n.csv", queue="near-duplicates")
     asked = [row["text"].lower().partition("[answer 1]") for row in rows_of(tmp_path / "n.csv")]
@@ -349,9 +349,9 @@ def test_the_near_duplicates_of_the_sample_are_the_ten_tickets_that_came_twice(c
     assert all(first[2] == second[2] for first, second in zip(asked[::2], asked[1::2], strict=True))
 
 
-def test_people_who_differ_send_a_conversation_to_the_queue_disagreement(tmp_path, store):
+def test_the_queue_disagreement_selects_disputed_conversations(tmp_path, store):
     recipe = check_recipe({"review": {"overlap": 2}}, "the test")
-    with pytest.raises(ReviewError, match="no conversation on which people differ"):
+    with pytest.raises(ReviewError, match="No conversation is disputed"):
         export(store, tmp_path / "d.csv", recipe, name="third", queue="disagreement")
     export(store, tmp_path / "s.csv", recipe)
     for name, decision in (("ann", "keep"), ("bob", "drop")):
@@ -361,16 +361,16 @@ def test_people_who_differ_send_a_conversation_to_the_queue_disagreement(tmp_pat
     assert chosen(tmp_path / "d.csv") == [LONG.id]
 
 
-def test_unknown_names_and_queues_are_refused(tmp_path, store):
+def test_unknown_names_and_queues_are_errors(tmp_path, store):
     with pytest.raises(RecipeError, match="did you mean turns"):
         export(store, tmp_path / "s.csv", where="turn > 2")
-    with pytest.raises(ReviewError, match="There is no queue best"):
+    with pytest.raises(ReviewError, match="Unknown queue best"):
         export(store, tmp_path / "s.csv", queue="best")
-    with pytest.raises(ReviewError, match="None of the 6 conversations fits"):
+    with pytest.raises(ReviewError, match="none of 6 is kept, unreviewed and selected by --where"):
         export(store, tmp_path / "s.csv", where="turns > 20")
 
 
-def test_the_blind_share_shows_no_suggestion_and_stays_blind(tmp_path, store):
+def test_blind_conversations_have_no_suggestions_and_stay_blind(tmp_path, store):
     recipe = check_recipe({"review": {"blind": 0.5}}, "the test")
     score_store(store, recipe)
     export(store, tmp_path / "a.csv", recipe)
@@ -388,7 +388,7 @@ def test_a_set_keeps_its_questions(tmp_path, store):
         export(store, tmp_path / "b.csv", other)
 
 
-def test_a_question_of_ones_own_is_asked_and_its_answers_are_kept(tmp_path, store):
+def test_an_additional_question_is_asked_and_its_answers_are_stored(tmp_path, store):
     tone = {"kind": "choice", "title": "How does it sound?", "options": ["warm", "cold"]}
     recipe = check_recipe({"review": {"more": {"tone": tone}}}, "the test")
     export(store, tmp_path / "a.csv", recipe)
@@ -398,7 +398,7 @@ def test_a_question_of_ones_own_is_asked_and_its_answers_are_kept(tmp_path, stor
         assert connection.sql("SELECT answers->>'tone' FROM current_answers").fetchall() == [("warm",)]
 
 
-def test_scores_with_parameters_of_the_recipe_are_the_ones_that_suggest(tmp_path, store):
+def test_suggestions_come_from_scores_with_the_recipes_parameters(tmp_path, store):
     strict = check_recipe({"score": {"quality": {"penalties": {"words": {"fine": 100, "worst": 0, "weight": 1}}}},
                            "review": {"blind": 0}}, "the test")  # fmt: skip
     score_store(store, strict)

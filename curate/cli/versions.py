@@ -35,7 +35,7 @@ def freeze(
     curate freeze support --held-out 5%
     """
     from curate.cli.views.versions import note_disputes, show_freeze
-    from curate.review.verdicts import disputes
+    from curate.review.verdicts import find_disputed
     from curate.versions import freeze as freezing
     from schemas.recipe import load_recipe, parse_share
     from schemas.store import reading, store_path, writing
@@ -44,7 +44,7 @@ def freeze(
     settings = load_recipe(recipe, [*(set_ or []), *share])
     with (reading if dry_run else writing)(store_path(store)) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
-        disputed = disputes(connection, settings.review, only_kept=True)
+        disputed = find_disputed(connection, settings.review, only_kept=True)
     if as_json:
         return print_json(frozen.as_json())
     show_freeze(frozen)

@@ -1,36 +1,36 @@
-"""Agreeing: people's answers come in; how far they are, how well they agree and what suggestions do to them go out.
+"""Annotators' answers in the store → progress, inter-annotator agreement and suggestion bias.
 
-Agreement is Krippendorff's alpha (Krippendorff, Content Analysis, 2004), 1 when all say the same, 0 when they agree
-as often as chance would have it; a rating counts as ordinal, a choice as nominal. Since a page that shows
-suggestions makes people agree with them, it is told for the blind share too.
+Agreement is Krippendorff's alpha (Krippendorff, Content Analysis, 2004): 1 if all answers are equal, 0 if they agree as
+often as by chance. Ratings are ordinal, choices nominal. Visible suggestions increase agreement, so alpha is also
+computed for the blind share alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.review.sets import read_questions
-from curate.review.verdicts import DISPUTED, judge
+from curate.review.question_kinds import KINDS, Level
+from curate.review.sets import parse_questions
+from curate.review.verdicts import DISPUTED, resolve_answers
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
-from schemas.review import DECISION, DECISIONS, DISCARDED, DRAFT, SUBMITTED, Kind, Question
+from schemas.review import DECISION, DECISIONS, DISCARDED, DRAFT, SUBMITTED, KindName, Question
 
-PAUSE = 30 * 60
-"""Seconds after which somebody who answers again is thought to have been away: such gaps do not count as work."""
+MAX_GAP = 30 * 60
+"""Seconds between two answers of an annotator; longer gaps are breaks and do not count for the pace."""
 
 Rows = list[dict[str, Any]]
-Level = Literal["ordinal", "nominal"]
 
 SPREADSHEET = "spreadsheet"
-"""The server of a set that is on none."""
+"""The server of a set that was only exported."""
 
-RULES, PEOPLE = "rules (rows) and people (columns)", "two people, by name (rows, columns)"
-"""The tables of decisions against decisions."""
+RULES, ANNOTATORS = "rules_by_annotators", "annotators_by_annotators"
+"""Keys of the confusion tables, rows by columns; annotators by name."""
 
 SETS_SQL = f"""
     WITH counted AS (
@@ -38,82 +38,81 @@ SETS_SQL = f"""
             count(l.reviewer) FILTER (l.status = 'submitted') AS answers
         FROM review_records r
         LEFT JOIN latest_reviews l ON l.dataset = r.review_set AND l.conversation = r.conversation
-        WHERE r.review_set IN (SELECT name FROM wanted) GROUP BY ALL
+        WHERE r.review_set IN (SELECT name FROM requested) GROUP BY ALL
         HAVING answers > 0 OR bool_or(r.record IS NOT NULL) OR r.review_set IN (
             SELECT o.review_set FROM review_sets o WHERE server IS NULL)
     )
     SELECT s.review_set AS "set", coalesce(s.server, '{SPREADSHEET}') AS server, s.overlap, count(*) AS conversations,
         count(*) FILTER (answers >= s.overlap) AS done,
-        count(*) FILTER (answers > 0 AND answers < s.overlap) AS begun,
-        count(*) FILTER (answers = 0) AS untouched, count(*) FILTER (blind) AS blind, count(*) FILTER (gone) AS gone
+        count(*) FILTER (answers > 0 AND answers < s.overlap) AS partial,
+        count(*) FILTER (answers = 0) AS unanswered, count(*) FILTER (blind) AS blind, count(*) FILTER (gone) AS deleted
     FROM counted JOIN review_sets s USING (review_set) GROUP BY ALL ORDER BY 1
 """
-PEOPLE_SQL = """
+ANNOTATORS_SQL = """
     SELECT dataset, reviewer, status, answered_at FROM latest_reviews
-    WHERE dataset IN (SELECT name FROM wanted) AND status <> 'withdrawn'
+    WHERE dataset IN (SELECT name FROM requested) AND status <> 'withdrawn'
 """
 VALUES_SQL = """
     SELECT l.dataset, l.conversation, l.reviewer, l.blind, q.name AS question, q.kind,
         l.answers ->> ('$."' || replace(q.name, '"', '\\"') || '"') AS value,
         list_filter(from_json(l.suggestions, '[{"question": "VARCHAR", "value": "VARCHAR"}]'),
-            lambda each: each.question = q.name)[1].value AS hint
+            lambda each: each.question = q.name)[1].value AS suggestion
     FROM latest_reviews l JOIN questions q USING (dataset)
     WHERE l.status = 'submitted' AND value IS NOT NULL
     ORDER BY l.dataset, l.conversation, l.reviewer
 """
-"""One row per answered rating or choice; `hint` is what was suggested then, or would have been."""
+"""One row per answered rating or choice; `suggestion` is the one shown, or the hidden one of a blind task."""
 
-SAID_SQL = """
+DISPUTED_SQL = """
     SELECT conversation, string_agg(reviewer || ': ' || coalesce(answers ->> 'decision', answers::VARCHAR), '; '
-        ORDER BY reviewer) AS said
-    FROM current_answers WHERE conversation IN (SELECT conversation FROM differing)
+        ORDER BY reviewer) AS answers
+    FROM current_answers WHERE conversation IN (SELECT conversation FROM disputed)
     GROUP BY conversation ORDER BY conversation
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How reviewing stands: a row per set, per person and per question, and the conversations on which people differ.
+class ReviewStats:
+    """One row per set, annotator and question, and the disputed conversations with their answers.
 
-    `agreement` has alpha over all answers and over the blind ones; `anchoring` says how often people answer what is
-    suggested when they see it and when they do not; `confusions` are tables of decisions against decisions.
+    `agreement` has alpha over all answers and over the blind ones, `suggestion_bias` how often answers equal the
+    suggestion with and without seeing it. `confusions` are tables of decisions by decisions.
     """
 
     sets: Rows
-    people: Rows
+    annotators: Rows
     agreement: Rows
-    anchoring: Rows
+    suggestion_bias: Rows
     confusions: dict[str, Rows]
     disputed: Rows
 
     def as_json(self) -> dict[str, Any]:
-        """The standing as plain values."""
+        """The statistics as JSON values."""
         return asdict(self)
 
 
-def survey_reviews(connection: DuckDBPyConnection, section: ReviewSection, name: str | None = None) -> Standing:
-    """How reviewing stands, in all sets or in the one called `name`. Raises `ReviewError` for an unknown one."""
-    names = _names(connection, name)
-    connection.register("wanted", pl.DataFrame({"name": names}, schema={"name": pl.String}))
-    asked = _asked(connection)
-    questions = _merged(question for _, question in asked)
-    values = _values(connection, asked)
-    standing = Standing(
+def review_stats(connection: DuckDBPyConnection, section: ReviewSection, name: str | None = None) -> ReviewStats:
+    """The statistics of all sets, or of the set `name`. Raises `ReviewError` for an unknown set."""
+    connection.register("requested", pl.DataFrame({"name": _set_names(connection, name)}, schema={"name": pl.String}))
+    measured = _measured_questions(connection)
+    questions = _merge_questions(question for _, question in measured)
+    values = _read_values(connection, measured)
+    stats = ReviewStats(
         sets=connection.sql(SETS_SQL).pl().to_dicts(),
-        people=_people(connection.sql(PEOPLE_SQL).pl()),
-        agreement=[row for question in questions if (row := _agreement(question, values))["people"]],
-        anchoring=_anchoring(values, questions),
+        annotators=_annotators(connection.sql(ANNOTATORS_SQL).pl()),
+        agreement=[row for question in questions if (row := _agreement(question, values))["annotators"]],
+        suggestion_bias=_suggestion_bias(values, questions),
         confusions=_confusions(values),
         disputed=_disputed(connection, section),
     )
-    connection.unregister("wanted")
-    return standing
+    connection.unregister("requested")
+    return stats
 
 
-def alpha(values: pl.DataFrame, level: Level, domain: Sequence[int | str]) -> float | None:
-    """Krippendorff's alpha of `values` (`conversation`, `reviewer`, `value`), rounded; null where it is undefined.
+def krippendorff_alpha(values: pl.DataFrame, level: Level, domain: Sequence[int | str]) -> float | None:
+    """Krippendorff's alpha of `values` (`conversation`, `reviewer`, `value`), rounded to 4 digits.
 
-    It is where nobody shares a conversation with anybody, and where all answers are the same one.
+    None if it is undefined: no conversation has two answers, or all answers are equal.
     """
     import krippendorff
 
@@ -121,48 +120,46 @@ def alpha(values: pl.DataFrame, level: Level, domain: Sequence[int | str]) -> fl
     if pairs.is_empty() or pairs["value"].n_unique() < 2:
         return None
     places = {option: place for place, option in enumerate(domain)}
-    counted = pairs.with_columns(place=pl.col("value").replace_strict(places, return_dtype=pl.Int64))
-    wide = counted.pivot("place", index="conversation", values="reviewer", aggregate_function="len").fill_null(0)
-    table = wide.select(pl.col(str(place)) if str(place) in wide.columns else pl.lit(0).alias(str(place))
-                        for place in places.values())  # fmt: skip
-    found = krippendorff.alpha(
-        value_counts=table.to_numpy(), value_domain=list(places.values()), level_of_measurement=level
+    placed = pairs.with_columns(place=pl.col("value").replace_strict(places, return_dtype=pl.Int64))
+    wide = placed.pivot("place", index="conversation", values="reviewer", aggregate_function="len").fill_null(0)
+    counts = wide.select(pl.col(str(place)) if str(place) in wide.columns else pl.lit(0).alias(str(place))
+                         for place in places.values())  # fmt: skip
+    alpha = krippendorff.alpha(
+        value_counts=counts.to_numpy(), value_domain=list(places.values()), level_of_measurement=level
     )
-    return round(float(found), 4)
+    return round(float(alpha), 4)
 
 
-def _names(connection: DuckDBPyConnection, name: str | None) -> list[str]:
+def _set_names(connection: DuckDBPyConnection, name: str | None) -> list[str]:
     names = [one for (one,) in connection.execute("SELECT review_set FROM review_sets ORDER BY 1").fetchall()]
     if not names:
-        raise ReviewError(
-            "Nothing was given to people yet.", "curate review push NAME, or curate review export FILE.csv"
-        )
+        raise ReviewError("There is no review set.", "curate review push NAME, or curate review export FILE.csv")
     if name is not None and name not in names:
-        raise ReviewError(f"The store knows no review set {name}.", f"It knows {', '.join(names)}.")
+        raise ReviewError(f"The store has no review set {name}.", f"Known sets: {', '.join(names)}.")
     return [name] if name else names
 
 
-def _asked(connection: DuckDBPyConnection) -> list[tuple[str, Question]]:
-    """The ratings and choices that the wanted sets ask, each with its set."""
-    texts = connection.sql(
-        "SELECT review_set, questions FROM review_sets WHERE review_set IN (SELECT name FROM wanted) ORDER BY ALL"
+def _measured_questions(connection: DuckDBPyConnection) -> list[tuple[str, Question]]:
+    """The ratings and choices of the requested sets: set and question."""
+    rows = connection.sql(
+        "SELECT review_set, questions FROM review_sets WHERE review_set IN (SELECT name FROM requested) ORDER BY ALL"
     ).fetchall()
-    return [(name, each) for name, text in texts for each in read_questions(text) if each.kind in ("rating", "choice")]
+    return [(name, each) for name, text in rows for each in parse_questions(text) if KINDS[each.kind].level]
 
 
-def _merged(questions: Iterable[Question]) -> list[Question]:
-    """Each question once, with the options of all sets; a rating and a choice of one name are two questions."""
-    merged: dict[tuple[str, Kind], Question] = {}
+def _merge_questions(questions: Iterable[Question]) -> list[Question]:
+    """Each question once, with the options of all sets. A rating and a choice with the same name are two questions."""
+    merged: dict[tuple[str, KindName], Question] = {}
     for question in questions:
-        before = merged.setdefault((question.name, question.kind), question)
-        options = tuple(dict.fromkeys((*before.options, *question.options)))
-        merged[question.name, question.kind] = replace(before, options=options)
+        first = merged.setdefault((question.name, question.kind), question)
+        options = tuple(dict.fromkeys((*first.options, *question.options)))
+        merged[question.name, question.kind] = replace(first, options=options)
     return list(merged.values())
 
 
-def _values(connection: DuckDBPyConnection, asked: Sequence[tuple[str, Question]]) -> pl.DataFrame:
+def _read_values(connection: DuckDBPyConnection, measured: Sequence[tuple[str, Question]]) -> pl.DataFrame:
     """The rows of `VALUES_SQL`. Values are texts, so that ratings and choices share a column."""
-    rows = [(name, question.name, question.kind) for name, question in asked]
+    rows = [(name, question.name, question.kind) for name, question in measured]
     columns = dict.fromkeys(("dataset", "name", "kind"), pl.String)
     connection.register("questions", pl.DataFrame(rows, schema=columns, orient="row"))
     values: pl.DataFrame = connection.sql(VALUES_SQL).pl()
@@ -170,19 +167,17 @@ def _values(connection: DuckDBPyConnection, asked: Sequence[tuple[str, Question]
     return values
 
 
-def _of(question: Question) -> pl.Expr:
-    """The rows that answer it."""
+def _is_answer_to(question: Question) -> pl.Expr:
     return (pl.col("question") == question.name) & (pl.col("kind") == question.kind)
 
 
-def _people(answers: pl.DataFrame) -> Rows:
-    """A row per person: answers by status, how fast, since when."""
+def _annotators(answers: pl.DataFrame) -> Rows:
+    """One row per annotator: answers by status, median seconds per answer, times of the first and last answer."""
     counts = {status: (pl.col("status") == status).sum().cast(pl.Int64) for status in (SUBMITTED, DISCARDED, DRAFT)}
     gaps = pl.col("answered_at").sort().diff().dt.total_seconds()
-    pace = gaps.filter((gaps > 0) & (gaps <= PAUSE)).median()
     grouped = answers.group_by("reviewer").agg(
         **counts,
-        seconds_each=pace,
+        seconds_each=gaps.filter((gaps > 0) & (gaps <= MAX_GAP)).median(),
         first=pl.col("answered_at").min().dt.strftime("%Y-%m-%d %H:%M"),
         last=pl.col("answered_at").max().dt.strftime("%Y-%m-%d %H:%M"),
     )
@@ -190,72 +185,71 @@ def _people(answers: pl.DataFrame) -> Rows:
 
 
 def _agreement(question: Question, values: pl.DataFrame) -> dict[str, Any]:
-    """How well people agree on a question, in all answers and in the blind ones."""
-    level: Level = "ordinal" if question.kind == "rating" else "nominal"
-    domain = [str(option) for option in (sorted(question.options) if question.kind == "rating" else question.options)]
-    mine = values.filter(_of(question)).unique(["conversation", "reviewer"], keep="last")
-    shared = mine.filter(pl.len().over("conversation") > 1)
+    """Alpha of one question, over all answers and over the blind ones."""
+    level = KINDS[question.kind].level or "nominal"
+    options = sorted(question.options) if level == "ordinal" else question.options
+    domain = [str(option) for option in options]
+    answers = values.filter(_is_answer_to(question)).unique(["conversation", "reviewer"], keep="last")
+    shared = answers.filter(pl.len().over("conversation") > 1)
     return {
         "question": question.name,
         "level": level,
-        "alpha": alpha(mine, level, domain),
-        "alpha_blind": alpha(mine.filter("blind"), level, domain),
-        "people": mine["reviewer"].n_unique(),
-        "answered_by_several": shared["conversation"].n_unique(),
+        "alpha": krippendorff_alpha(answers, level, domain),
+        "alpha_blind": krippendorff_alpha(answers.filter("blind"), level, domain),
+        "annotators": answers["reviewer"].n_unique(),
+        "shared": shared["conversation"].n_unique(),
     }
 
 
-def _anchoring(values: pl.DataFrame, questions: Sequence[Question]) -> Rows:
-    """Per question: how often the answer is the suggestion, where it was seen and where it was not."""
+def _suggestion_bias(values: pl.DataFrame, questions: Sequence[Question]) -> Rows:
+    """Per question: the share of answers equal to the suggestion, where it was visible and where it was hidden."""
     rows = []
     for question in questions:
-        hinted = values.filter(_of(question) & pl.col("hint").is_not_null())
-        same = hinted.with_columns(same=pl.col("value") == pl.col("hint"))
-        seen, unseen = same.filter(~pl.col("blind"))["same"], same.filter("blind")["same"]
-        if not len(seen) or not len(unseen):
+        suggested = values.filter(_is_answer_to(question) & pl.col("suggestion").is_not_null())
+        same = suggested.with_columns(same=pl.col("value") == pl.col("suggestion"))
+        visible, hidden = same.filter(~pl.col("blind"))["same"], same.filter("blind")["same"]
+        if not len(visible) or not len(hidden):
             continue
-        shares = [float(part.sum()) / len(part) for part in (seen, unseen)]
-        spread = sum(share * (1 - share) / len(part) for share, part in zip(shares, (seen, unseen), strict=True))
+        shares = [float(part.sum()) / len(part) for part in (visible, hidden)]
+        variance = sum(share * (1 - share) / len(part) for share, part in zip(shares, (visible, hidden), strict=True))
         rows.append(
             {
                 "question": question.name,
-                "seen": len(seen),
-                "as_suggested": round(shares[0], 4),
-                "blind": len(unseen),
-                "as_would_be_suggested": round(shares[1], 4),
+                "shown": len(visible),
+                "equal_if_shown": round(shares[0], 4),
+                "blind": len(hidden),
+                "equal_if_blind": round(shares[1], 4),
                 "difference": round(shares[0] - shares[1], 4),
-                "plus_minus": round(1.96 * spread**0.5, 4),  # 95 %, by the normal approximation
+                "margin": round(1.96 * variance**0.5, 4),  # 95 % confidence, normal approximation
             }
         )
     return rows
 
 
 def _confusions(values: pl.DataFrame) -> dict[str, Rows]:
-    """Decisions against decisions: of the rules and people, and of each two people."""
-    said = values.filter(pl.col("question") == DECISION).unique(["conversation", "reviewer"], keep="last")
-    hinted = said.filter(pl.col("hint").is_not_null()).select(row="hint", column="value")
-    pairs = said.join(said, on="conversation", suffix="_other").filter(pl.col("reviewer") < pl.col("reviewer_other"))
-    found = {
-        RULES: hinted,
-        PEOPLE: pairs.select(row="value", column="value_other"),
-    }
-    return {title: _table(frame) for title, frame in found.items() if frame.height}
+    """Decisions by decisions: of rules and annotators, and of each pair of annotators."""
+    decisions = values.filter(pl.col("question") == DECISION).unique(["conversation", "reviewer"], keep="last")
+    by_rules = decisions.filter(pl.col("suggestion").is_not_null()).select(row="suggestion", column="value")
+    pairs = decisions.join(decisions, on="conversation", suffix="_other")
+    by_others = pairs.filter(pl.col("reviewer") < pl.col("reviewer_other")).select(row="value", column="value_other")
+    frames = {RULES: by_rules, ANNOTATORS: by_others}
+    return {key: _confusion_table(frame) for key, frame in frames.items() if frame.height}
 
 
-def _table(pairs: pl.DataFrame) -> Rows:
-    """How often each pair of decisions, as the rows of a table."""
+def _confusion_table(pairs: pl.DataFrame) -> Rows:
+    """How often each pair of decisions occurs, one row per decision."""
     counts = {(row, column): count for row, column, count in pairs.group_by("row", "column").len().iter_rows()}
     return [{"": row, **{column: counts.get((row, column), 0) for column in DECISIONS}} for row in DECISIONS]
 
 
 def _disputed(connection: DuckDBPyConnection, section: ReviewSection) -> Rows:
-    """The conversations of the wanted sets on which people differ, and who says what."""
-    asked = connection.sql(
+    """The disputed conversations of the requested sets with their answers."""
+    answered = connection.sql(
         """SELECT DISTINCT conversation FROM current_answers WHERE conversation IN (
-               SELECT conversation FROM review_records WHERE review_set IN (SELECT name FROM wanted))"""
+               SELECT conversation FROM review_records WHERE review_set IN (SELECT name FROM requested))"""
     ).pl()["conversation"]
-    differing = judge(connection, section, asked.to_list()).of(DISPUTED)
-    connection.register("differing", pl.DataFrame({"conversation": differing}, schema={"conversation": pl.String}))
-    rows: Rows = connection.sql(SAID_SQL).pl().to_dicts()
-    connection.unregister("differing")
+    disputed = resolve_answers(connection, section, answered.to_list()).with_outcome(DISPUTED)
+    connection.register("disputed", pl.DataFrame({"conversation": disputed}, schema={"conversation": pl.String}))
+    rows: Rows = connection.sql(DISPUTED_SQL).pl().to_dicts()
+    connection.unregister("disputed")
     return rows

@@ -1,7 +1,7 @@
-"""Pushing: what is wanted and a server come in; a review set with its tasks goes out, there and in the store.
+"""A prepared review set → records on the labelling server, and their ids in the store.
 
-The store says what shall be in the set and is closed; the tasks travel; one short write says what arrived. So the same
-command goes on where it was cut off, whether the server went away or this process did.
+The members are recorded before tasks are sent, the sent records afterwards. The same command therefore resumes a push
+that was interrupted on either side.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curate.review.questions import beyond_marks, offered_marks
-from curate.review.queue import Wanted
+from curate.review.questions import mark_limit, too_many_answers
+from curate.review.queue import QueueQuery
 from curate.review.sets import (
-    Entry,
-    Place,
-    Prepared,
+    PreparedSet,
     Progress,
-    check_same_place,
+    RemoteRef,
+    ReviewTask,
     check_same_questions,
-    forget_members,
-    note_members,
-    note_records,
-    note_set,
-    prepare,
+    check_same_server,
+    prepare_set,
+    remove_rejected,
+    save_members,
+    save_records,
+    save_set,
 )
 from schemas.errors import CurateError, ReviewError
 from schemas.recipe import Recipe
@@ -34,8 +34,8 @@ from schemas.text import plural
 
 
 @dataclass(slots=True)
-class Pushed:
-    """What a push did. `unfit` lists what the server cannot take: conversation and reason."""
+class PushResult:
+    """The counts of a push. `rejected_by_server` lists conversation and reason."""
 
     review_set: str
     server: str
@@ -44,10 +44,10 @@ class Pushed:
     blind: int
     sent: int = 0
     unchanged: int = 0
-    unfit: list[dict[str, str]] = field(default_factory=list)
+    rejected_by_server: list[dict[str, str]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The result as plain values."""
+        """The result as JSON values."""
         return asdict(self)
 
 
@@ -56,81 +56,85 @@ def push(
     recipe: Recipe,
     server: ReviewServer,
     name: str,
-    wanted: Wanted,
+    query: QueueQuery,
     *,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> Pushed:
-    """Bring the set `name` to the server: what is new or shows something else is sent, answers there stay.
+) -> PushResult:
+    """Send new and changed members of the set `name` to the server; existing answers stay.
 
-    Raises `RecipeError` for rules that cannot be applied and `ReviewError` for a set of other questions, an empty
-    choice, or a server that fails; what had arrived by then is written down.
+    Raises `RecipeError` for rules that cannot be applied, and `ReviewError` for a set with other questions, an empty
+    selection or a server failure; the records sent before a failure are recorded.
     """
     remote = server.find_set(name)
-    prepared = prepare(store, recipe, name, wanted, unfit=server.unfit, remote=remote)
-    check_same_place(name, prepared.at, server, remote)
+    prepared = prepare_set(store, recipe, name, query, rejection_reason=server.rejection_reason, remote=remote)
+    check_same_server(name, prepared.ref, server, remote)
     if remote is not None:
         check_same_questions(prepared.plan.questions, remote.questions, f"The set {name} on {server.url}")
-    done = Pushed(name, server.url, len(prepared.entries), prepared.plan.overlap, 0, unfit=prepared.unfit)
-    waiting = _waiting(prepared, server, remote, done)
+    result = PushResult(name, server.url, 0, prepared.plan.overlap, 0, rejected_by_server=prepared.rejected)
+    unsent = _find_unsent(prepared, server, remote, result)
     if dry_run:
-        return done
-    remote = remote or server.make_set(name, prepared.plan)
+        return result
+    remote = remote or server.create_set(name, prepared.plan)
     with writing(store) as connection:
-        note_set(connection, prepared, Place(server.url, remote.id))
-        note_members(connection, name, prepared.entries)
-    arrived: list[tuple[Entry, str | None]] = []
+        save_set(connection, prepared, RemoteRef(server.url, remote.id))
+        save_members(connection, name, prepared.tasks)
+    sent: list[tuple[ReviewTask, str | None]] = []
     try:
-        _send(server, remote, waiting, arrived, done.unfit, progress=progress)
+        _send(server, remote, unsent, sent, result.rejected_by_server, progress=progress)
     except CurateError as error:
         raise ReviewError(
-            f"{error.what} {len(arrived):,} of {plural(len(waiting), 'conversation')} had arrived.",
-            f"{error.hint} The same command goes on from there.".strip(),
+            f"{error.what} Sent {len(sent):,} of {plural(len(unsent), 'conversation')}.",
+            f"{error.hint} Run the same command again to resume.".strip(),
         ) from error
     finally:
         with writing(store) as connection:
-            note_records(connection, name, arrived)
-            forget_members(connection, name, done.unfit)
-    done.sent = len(arrived)
-    return done
+            save_records(connection, name, sent)
+            remove_rejected(connection, name, result.rejected_by_server)
+    result.sent = len(sent)
+    return result
 
 
-def _waiting(prepared: Prepared, server: ReviewServer, remote: RemoteSet | None, done: Pushed) -> list[Entry]:
-    """What has to be sent: all that the server can take and does not have just so."""
-    same = remote is not None and remote.id == prepared.at.remote and server.count(remote) >= len(prepared.sent)
-    there = prepared.sent if same else {}
-    waiting = []
-    offered = offered_marks(prepared.plan.questions)
-    for entry in prepared.entries:  # one by one: each is a request's JSON already
-        reason = server.unfit(entry.task) or beyond_marks(entry.task, offered)
+def _find_unsent(
+    prepared: PreparedSet, server: ReviewServer, remote: RemoteSet | None, result: PushResult
+) -> list[ReviewTask]:
+    """The tasks that the server accepts and does not have in this form; counts all of them in `result`."""
+    is_same = remote is not None and remote.id == prepared.ref.id and server.count(remote) >= len(prepared.sent)
+    on_server = prepared.sent if is_same else {}
+    limit = mark_limit(prepared.plan.questions)
+    unsent = []
+    for each in prepared.tasks:  # one by one: each is the JSON of a request already
+        conversation = each.task.conversation
+        reason = server.rejection_reason(each.task) or too_many_answers(each.task, limit)
         if reason is not None:
-            done.unfit.append({"conversation": entry.task.conversation, "reason": reason})
-        elif there.get(entry.task.conversation) == entry.digest:
-            done.unchanged += 1
+            result.rejected_by_server.append({"conversation": conversation, "reason": reason})
+            continue
+        result.conversations += 1
+        result.blind += each.blind
+        if on_server.get(conversation) == each.digest:
+            result.unchanged += 1
         else:
-            waiting.append(entry)
-    unfit = {row["conversation"] for row in done.unfit}
-    shown = [entry for entry in prepared.entries if entry.task.conversation not in unfit]
-    done.conversations, done.blind = len(shown), sum(entry.blind for entry in shown)
-    return waiting
+            unsent.append(each)
+    return unsent
 
 
 def _send(
     server: ReviewServer,
     remote: RemoteSet,
-    waiting: Sequence[Entry],
-    arrived: list[tuple[Entry, str | None]],
-    unfit: list[dict[str, str]],
+    unsent: Sequence[ReviewTask],
+    sent: list[tuple[ReviewTask, str | None]],
+    rejected: list[dict[str, str]],
     *,
     progress: Progress | None,
 ) -> None:
-    """Send in batches; `arrived` grows with each that the server took, so that nothing is forgotten if one fails."""
-    for start in range(0, len(waiting), server.batch_size):
-        batch = waiting[start : start + server.batch_size]
-        for entry, sent in zip(batch, server.send(remote, [entry.task for entry in batch]), strict=True):
-            if sent.record is not None:
-                arrived.append((replace(entry, guesses=entry.guesses + sent.left), sent.record))
+    """Send tasks in batches. `sent` and `rejected` grow with every batch, so they are complete if one fails."""
+    for start in range(0, len(unsent), server.batch_size):
+        batch = unsent[start : start + server.batch_size]
+        for each, result in zip(batch, server.send(remote, [each.task for each in batch]), strict=True):
+            if result.record is not None:
+                shown = replace(each, suggestions=each.suggestions + result.stale_suggestions)
+                sent.append((shown, result.record))
             else:
-                unfit.append({"conversation": entry.task.conversation, "reason": sent.reason})
+                rejected.append({"conversation": each.task.conversation, "reason": result.reason})
         if progress:
-            progress(start + len(batch), len(waiting))
+            progress(start + len(batch), len(unsent))

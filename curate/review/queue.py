@@ -1,8 +1,8 @@
-"""Queueing: what is wanted comes in, the conversations that people should look at go out, in order, with all they show.
+"""A queue query and the store → the members of a review set, in order, with everything that their tasks show.
 
-A set only grows: what is in it stays, and `sample` says how large it may become. So the same command again chooses
-the same, a larger sample adds to it, and the name alone means the set as it is. Nothing is drawn at random: a hash of
-the set's name and the id decides.
+A set only grows: members stay, and `sample` is the size to grow to. Repeating a command therefore selects the same
+members, a larger sample adds some, and the name alone means the set as it is. Random order is a hash of the set's name
+and the conversation id, so it is reproducible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curate.scorers.runner import stored_columns
 from curate.selection import RULE
 from schemas.errors import ReviewError
 from schemas.recipe import Recipe
-from schemas.review import QUALITY, MetadataKind, Task
+from schemas.review import QUALITY, MetadataType, Task
 from schemas.rule import Expression
 
 RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES, ORDERED = (
@@ -33,25 +33,26 @@ RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES, ORDERED = (
     "order",
 )
 QUEUES = (RANDOM, UNCERTAIN, DISAGREEMENT, NEAR_DUPLICATES)
-"""Why a conversation is looked at: drawn by lot, close to where a rule cuts, people differ, or it has near-duplicates
-among those that could be looked at."""
+"""Reasons to review a conversation: at random, quality close to a rule's threshold, annotators disagree, has
+near-duplicates among the candidates."""
 
-CUT = re.compile(rf"\b{QUALITY}\s*>=?\s*(\d*\.?\d+)")
-AT_ONCE = 1000
-"""Conversations that are read at once to see whether they can be shown: a sample needs few of those in its queue."""
+QUALITY_THRESHOLD = re.compile(rf"\b{QUALITY}\s*>=?\s*(\d*\.?\d+)")
+DEFAULT_THRESHOLD = 0.5
+"""The quality from which `uncertain` measures if no rule has a threshold."""
 
-SHOWN_SQL = """
-    SELECT conversation, conversations, tools FROM part JOIN conversations ON id = conversation ORDER BY place
+READ_BATCH = 1000
+"""Conversations read at once to check whether they can be shown. A sample needs only the first of its queue."""
+
+CONVERSATIONS_SQL = """
+    SELECT conversation, conversations, tools FROM batch JOIN conversations ON id = conversation ORDER BY place
 """
-MIDDLE = 0.5
-"""Where `quality` is most uncertain when no rule says where it cuts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which conversations go into a set. `also_dropped`: those too that the rules dropped.
+class QueueQuery:
+    """Which conversations become members. `also_dropped` includes those that rules dropped.
 
-    `overlap` is what was said of it in so many words, to be held against a set that is there.
+    `overlap` is the value of the option, None without it; it must equal that of an existing set.
     """
 
     where: str | None = None
@@ -62,234 +63,235 @@ class Wanted:
     overlap: int | None = None
 
     @property
-    def nothing(self) -> bool:
-        """Whether nothing was said: then a set that is there stays as it is."""
-        return replace(self, overlap=None) == Wanted()
+    def is_empty(self) -> bool:
+        """Whether no option was given: an existing set then stays as it is."""
+        return replace(self, overlap=None) == QueueQuery()
 
     @property
-    def why(self) -> str:
-        """The queue, also where it was not named."""
+    def queue_name(self) -> str:
+        """The queue, also if none was named."""
         return self.queue or (ORDERED if self.order else RANDOM)
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A set's members, those of before first, and whom it would have taken and cannot show.
+class QueueSelection:
+    """The members of a set, existing ones first, and the candidates that cannot be shown.
 
-    `members` has `conversation`, `queue`, `blind`, and `since` when it is in the set, null for newcomers; `unfit` has
-    conversation and reason.
+    `members` has `conversation`, `queue`, `blind` and `since`: the time it was added, null for new members. `rejected`
+    has conversation and reason.
     """
 
     members: pl.DataFrame
-    unfit: list[dict[str, str]]
+    rejected: list[dict[str, str]]
 
 
-Show = Callable[[Mapping[str, Any]], Task]
-"""A row with `conversation`, `conversations` and `tools` as it would be put before people."""
+RenderTask = Callable[[Mapping[str, Any]], Task]
+"""A row with `conversation`, `conversations` and `tools` → the task as annotators would see it."""
 
-Unfit = Callable[[Task], str | None]
-"""Why a task cannot be shown, as a sentence; null when it can."""
+RejectionReason = Callable[[Task], str | None]
+"""A task → the reason why it cannot be shown, or None."""
 
 
-def choose(
+def select_members(
     connection: DuckDBPyConnection,
     recipe: Recipe,
     name: str,
-    wanted: Wanted,
+    query: QueueQuery,
     disputed: Sequence[str] = (),
     *,
-    show: Show,
-    unfit: Unfit,
-) -> Chosen:
-    """The members of the set `name`, and the conversations that are left out since they cannot be shown.
+    render: RenderTask,
+    rejection_reason: RejectionReason,
+) -> QueueSelection:
+    """The members of the set `name`, and the candidates that were left out because they cannot be shown.
 
-    New ones come from what a freeze would take and no person has judged; `disputed` are the conversations on which
-    people differ, the queue `disagreement`. Raises `RecipeError` for a rule that cannot be applied, and
-    `ReviewError` for a queue that is unknown or has nothing to go by.
+    Candidates are conversations that a freeze would include and that have no human verdict; for the queue
+    `disagreement` they are those in `disputed`. Raises `RecipeError` for a rule that cannot be applied, and
+    `ReviewError` for an unknown queue or one whose score is missing.
     """
-    if wanted.why not in (*QUEUES, ORDERED):
-        raise ReviewError(f"There is no queue {wanted.queue}.", f"There are {', '.join(QUEUES)}.")
-    before: pl.DataFrame = connection.sql(
+    if query.queue_name not in (*QUEUES, ORDERED):
+        raise ReviewError(f"Unknown queue {query.queue}.", f"Use one of {', '.join(QUEUES)}.")
+    existing: pl.DataFrame = connection.sql(
         """SELECT conversation, queue, blind, pushed_at AS since FROM review_records WHERE review_set = ?
            ORDER BY pushed_at, conversation""",
         params=[name],
     ).pl()
-    if wanted.nothing and before.height:
-        return Chosen(before, [])
-    found = _ranked(connection, recipe, name, wanted, disputed).join(
-        before, on="conversation", how="anti", maintain_order="left"
+    if query.is_empty and existing.height:
+        return QueueSelection(existing, [])
+    candidates = _rank_candidates(connection, recipe, name, query, disputed).join(
+        existing, on="conversation", how="anti", maintain_order="left"
     )
-    room = found.height if wanted.sample is None else max(0, wanted.sample - before.height)
-    chosen, left_out = _fitting(_shown(connection, found, show), room, unfit)
-    hidden = round(recipe.review.blind * (before.height + chosen.height)) - int(before["blind"].sum())
-    blind = _fractions(connection, chosen, f"blind {name}").rank("ordinal") <= hidden
-    fresh = chosen.select(
-        "conversation", queue=pl.lit(wanted.why), blind=blind, since=pl.lit(None, before.schema["since"])
+    room = candidates.height if query.sample is None else max(0, query.sample - existing.height)
+    added, rejected = _take_showable(_render_tasks(connection, candidates, render), room, rejection_reason)
+    blind_needed = round(recipe.review.blind * (existing.height + added.height)) - int(existing["blind"].sum())
+    blind = _hash_fractions(connection, added, f"blind {name}").rank("ordinal") <= blind_needed
+    new = added.select(
+        "conversation", queue=pl.lit(query.queue_name), blind=blind, since=pl.lit(None, existing.schema["since"])
     )
-    return Chosen(pl.concat([before, fresh]), left_out)
+    return QueueSelection(pl.concat([existing, new]), rejected)
 
 
-def _ranked(
-    connection: DuckDBPyConnection, recipe: Recipe, name: str, wanted: Wanted, disputed: Sequence[str]
+def _rank_candidates(
+    connection: DuckDBPyConnection, recipe: Recipe, name: str, query: QueueQuery, disputed: Sequence[str]
 ) -> pl.DataFrame:
-    """Whom the queue takes, first ones first: one column `conversation`."""
-    connection.register("matching", find_matching(connection, recipe, wanted.where, wanted.order).pl())
+    """The candidates of the queue in its order: one column `conversation`."""
+    connection.register("matching", find_matching(connection, recipe, query.where, query.order).pl())
     connection.register("disputed", pl.DataFrame({"conversation": disputed}, schema={"conversation": pl.String}))
     columns = score_columns(connection, recipe)
-    dropped_too = wanted.also_dropped or wanted.why == UNCERTAIN
+    include_dropped = query.also_dropped or query.queue_name == UNCERTAIN
     pool = f"""SELECT conversation, place FROM matching JOIN current_verdicts USING (conversation)
-               WHERE (kept OR {dropped_too}) AND coalesce(by_whom, '{RULE}') = '{RULE}'"""
+               WHERE (kept OR {include_dropped}) AND coalesce(by_whom, '{RULE}') = '{RULE}'"""
     queries = {
         ORDERED: f"SELECT conversation FROM ({pool}) ORDER BY place",
         RANDOM: f"SELECT conversation FROM ({pool}) ORDER BY sha256(? || conversation)",
-        UNCERTAIN: _uncertain(recipe, pool, columns.get(QUALITY, "NULL")),
+        UNCERTAIN: _uncertain_query(recipe, pool, columns.get(QUALITY, "NULL")),
         DISAGREEMENT: "SELECT conversation FROM matching JOIN disputed USING (conversation) ORDER BY place",
         NEAR_DUPLICATES: f"SELECT conversation FROM ({pool}) ORDER BY place",
     }
-    if wanted.why == UNCERTAIN and QUALITY not in columns:
-        raise ReviewError("The queue uncertain goes by the score quality, which is not computed.", "curate score")
-    parameters = [name] if wanted.why == RANDOM else []
-    found: pl.DataFrame = connection.sql(queries[wanted.why], params=parameters).pl()
-    if wanted.why == NEAR_DUPLICATES:
-        found = _clustered(connection, found)
+    if query.queue_name == UNCERTAIN and QUALITY not in columns:
+        raise ReviewError("The queue uncertain requires the score quality, which is not computed.", "curate score")
+    parameters = [name] if query.queue_name == RANDOM else []
+    candidates: pl.DataFrame = connection.sql(queries[query.queue_name], params=parameters).pl()
+    if query.queue_name == NEAR_DUPLICATES:
+        candidates = _sort_by_cluster(connection, candidates)
     connection.unregister("matching")
     connection.unregister("disputed")
-    return found
+    return candidates
 
 
-def _clustered(connection: DuckDBPyConnection, found: pl.DataFrame) -> pl.DataFrame:
-    """Those with near-duplicates among them, cluster by cluster, the largest first."""
-    clusters = find_near_duplicates(connection, found)
-    members = found.join(clusters, on="conversation", maintain_order="left")
+def _uncertain_query(recipe: Recipe, pool: str, quality: str) -> str:
+    """The conversations on both sides of the first rule's threshold, the closest first."""
+    thresholds = [float(each) for rule in recipe.select.rules.values() for each in QUALITY_THRESHOLD.findall(rule)]
+    threshold = thresholds[0] if thresholds else DEFAULT_THRESHOLD
+    return f"""SELECT conversation FROM ({pool}) JOIN scores USING (conversation)
+               WHERE {quality} IS NOT NULL ORDER BY abs({quality} - {threshold}), conversation"""
+
+
+def _sort_by_cluster(connection: DuckDBPyConnection, candidates: pl.DataFrame) -> pl.DataFrame:
+    """The candidates with near-duplicates among the candidates, cluster by cluster, the largest first."""
+    clusters = find_near_duplicates(connection, candidates)
+    members = candidates.join(clusters, on="conversation", maintain_order="left")
     size = pl.len().over("cluster")
     return members.sort(size, "cluster", descending=[True, False], maintain_order=True).select("conversation")
 
 
-def _fitting(tasks: Iterator[Task], room: int, unfit: Unfit) -> tuple[pl.DataFrame, list[dict[str, str]]]:
-    """The first tasks that can be shown, as many as there is room for, and why those among them cannot."""
-    taken: list[str] = []
-    left_out: list[dict[str, str]] = []
-    while len(taken) < room and (task := next(tasks, None)):  # one by one: each may be unfit in a way of its own
-        reason = unfit(task)
+def _render_tasks(connection: DuckDBPyConnection, candidates: pl.DataFrame, render: RenderTask) -> Iterator[Task]:
+    """The candidates' tasks in order, read in batches."""
+    for batch in candidates.iter_slices(READ_BATCH):
+        connection.register("batch", batch.with_row_index("place"))
+        rows: list[dict[str, Any]] = connection.sql(CONVERSATIONS_SQL).pl().to_dicts()
+        connection.unregister("batch")
+        yield from map(render, rows)
+
+
+def _take_showable(
+    tasks: Iterator[Task], room: int, rejection_reason: RejectionReason
+) -> tuple[pl.DataFrame, list[dict[str, str]]]:
+    """The first `room` tasks that can be shown, and the tasks rejected before them with their reasons."""
+    accepted: list[str] = []
+    rejected: list[dict[str, str]] = []
+    while len(accepted) < room and (task := next(tasks, None)):  # one by one: the server's limits are per message
+        reason = rejection_reason(task)
         if reason is None:
-            taken.append(task.conversation)
+            accepted.append(task.conversation)
         else:
-            left_out.append({"conversation": task.conversation, "reason": reason})
-    return pl.DataFrame({"conversation": taken}, schema={"conversation": pl.String}), left_out
+            rejected.append({"conversation": task.conversation, "reason": reason})
+    return pl.DataFrame({"conversation": accepted}, schema={"conversation": pl.String}), rejected
 
 
-def _shown(connection: DuckDBPyConnection, found: pl.DataFrame, show: Show) -> Iterator[Task]:
-    """The conversations as they would be put before people, in their order, a few read at a time."""
-    for part in found.iter_slices(AT_ONCE):
-        connection.register("part", part.with_row_index("place"))
-        rows: list[dict[str, Any]] = connection.sql(SHOWN_SQL).pl().to_dicts()
-        connection.unregister("part")
-        yield from map(show, rows)
-
-
-def _uncertain(recipe: Recipe, pool: str, quality: str) -> str:
-    """Those whose quality is closest to where a rule cuts, on both sides of it."""
-    cuts = [float(cut) for rule in recipe.select.rules.values() for cut in CUT.findall(rule)]
-    cut = cuts[0] if cuts else MIDDLE
-    return f"""SELECT conversation FROM ({pool}) JOIN scores USING (conversation)
-               WHERE {quality} IS NOT NULL ORDER BY abs({quality} - {cut}), conversation"""
+def _hash_fractions(connection: DuckDBPyConnection, conversations: pl.DataFrame, salt: str) -> pl.Series:
+    """A number from 0 to 1 per conversation, determined by `salt` and its id."""
+    connection.register("hashed", conversations)
+    rows: pl.DataFrame = connection.sql(
+        "SELECT ('0x' || sha256(? || conversation)[:8])::UBIGINT / 4294967296.0 AS fraction FROM hashed", params=[salt]
+    ).pl()
+    connection.unregister("hashed")
+    return rows["fraction"].cast(pl.Float64)
 
 
 def score_columns(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
-    """Score -> its column, quoted, with the parameters that the recipe gives it; those that are computed."""
+    """Score -> its quoted column for the recipe's parameters; computed scores only."""
     stored = stored_columns(connection)
     return {each.name: f'"{each.column}"' for each in plan_scorers(recipe.score) if each.column in stored}
 
 
-def _fractions(connection: DuckDBPyConnection, chosen: pl.DataFrame, salt: str) -> pl.Series:
-    """A number from 0 to 1 for each conversation, always the same for the same salt."""
-    connection.register("chosen", chosen)
-    rows: pl.DataFrame = connection.sql(
-        "SELECT ('0x' || sha256(? || conversation)[:8])::UBIGINT / 4294967296.0 AS fraction FROM chosen", params=[salt]
-    ).pl()
-    connection.unregister("chosen")
-    return rows["fraction"].cast(pl.Float64)
-
-
-FACTS_SQL = """
-    SELECT chosen.*, c.conversations, c.tools, o.source, o.line, k.cluster, v.version, r.ruled{scores}
-    FROM chosen
-    JOIN conversations c ON c.id = chosen.conversation
+MEMBERS_SQL = """
+    SELECT members_of_set.*, c.conversations, c.tools, o.source, o.line, k.cluster, v.version, r.rules_keep{scores}
+    FROM members_of_set
+    JOIN conversations c ON c.id = members_of_set.conversation
     LEFT JOIN (
         SELECT conversation, arg_min(parse_filename(path), row) AS source, arg_min(coalesce(line, row), row) AS line
         FROM origins JOIN sources USING (source) WHERE NOT duplicate GROUP BY conversation
-    ) o ON o.conversation = chosen.conversation
-    LEFT JOIN near k ON k.conversation = chosen.conversation
+    ) o ON o.conversation = members_of_set.conversation
+    LEFT JOIN near k ON k.conversation = members_of_set.conversation
     LEFT JOIN (
         SELECT conversation, arg_max(version, frozen_at) AS version FROM members JOIN versions USING (version)
         GROUP BY conversation
-    ) v ON v.conversation = chosen.conversation
+    ) v ON v.conversation = members_of_set.conversation
     LEFT JOIN (
-        SELECT conversation, arg_max(verdict = 'keep', (decided_at, rowid)) AS ruled FROM verdicts
+        SELECT conversation, arg_max(verdict = 'keep', (decided_at, rowid)) AS rules_keep FROM verdicts
         WHERE by_whom = 'rule' GROUP BY conversation
-    ) r ON r.conversation = chosen.conversation
-    LEFT JOIN scores s ON s.conversation = chosen.conversation
+    ) r ON r.conversation = members_of_set.conversation
+    LEFT JOIN scores s ON s.conversation = members_of_set.conversation
     ORDER BY place
 """
 
-FACT_KINDS: dict[str, MetadataKind] = {
+FACT_TYPES: dict[str, MetadataType] = {
     "source": "text",
-    "line": "whole",
+    "line": "integer",
     "queue": "text",
     "cluster": "text",
     "version": "text",
 }
 
 
-def metadata_kinds(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataKind]:
-    """What tasks carry beside the conversation: where it came from, its cluster and version, and every score."""
-    kinds: dict[str, MetadataKind] = {"BIGINT": "whole", "DOUBLE": "number"}
+def metadata_types(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataType]:
+    """Name -> type of the metadata in a task: origin, queue, cluster, version and every score."""
+    types: dict[str, MetadataType] = {"BIGINT": "integer", "DOUBLE": "float"}
     stored = stored_columns(connection)
     columns = score_columns(connection, recipe)
-    return FACT_KINDS | {name: kinds.get(stored[column.strip('"')], "text") for name, column in columns.items()}
+    return FACT_TYPES | {name: types.get(stored[column.strip('"')], "text") for name, column in columns.items()}
 
 
-def filters(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataKind]:
-    """The part of it by which a server filters and sorts: the facts, `quality`, and the scores that rules read.
+def filterable_metadata(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataType]:
+    """The metadata that the server can filter and sort by: the facts, `quality`, and scores used by rules.
 
-    Argilla checks every value of these one by one: with all scores a push takes half as long again.
+    Argilla validates each of these values separately: with all scores a push takes half as long again.
     """
     rules = [Expression.read(rule, name) for name, rule in recipe.select.rules.items()]
-    read = {".".join(parts) for rule in rules for parts in rule.names}
-    return {
-        key: kind for key, kind in metadata_kinds(connection, recipe).items() if key in {*FACT_KINDS, QUALITY, *read}
-    }
+    used = {".".join(parts) for rule in rules for parts in rule.names}
+    keys = {*FACT_TYPES, QUALITY, *used}
+    return {key: kind for key, kind in metadata_types(connection, recipe).items() if key in keys}
 
 
-def read_tasks(connection: DuckDBPyConnection, recipe: Recipe, chosen: pl.DataFrame) -> list[dict[str, Any]]:
-    """What `asking.task_of` takes, a row per chosen conversation, in their order."""
+def read_members(connection: DuckDBPyConnection, recipe: Recipe, members: pl.DataFrame) -> list[dict[str, Any]]:
+    """One row per member, in order, as `questions.build_task` requires it."""
     scores = score_columns(connection, recipe)
-    named = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())
-    connection.register("near", _named_by_first(find_near_duplicates(connection, chosen), chosen))
-    connection.register("chosen", chosen.with_row_index("place"))
-    rows: list[dict[str, Any]] = connection.sql(FACTS_SQL.format(scores=named)).pl().to_dicts()
-    connection.unregister("chosen")
+    columns = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())
+    connection.register("near", _name_clusters(find_near_duplicates(connection, members), members))
+    connection.register("members_of_set", members.with_row_index("place"))
+    rows: list[dict[str, Any]] = connection.sql(MEMBERS_SQL.format(scores=columns)).pl().to_dicts()
+    connection.unregister("members_of_set")
     connection.unregister("near")
-    kinds = metadata_kinds(connection, recipe)
-    return [  # one by one: each becomes a request's JSON
+    types = metadata_types(connection, recipe)
+    return [  # one by one: each becomes the JSON of a request
         {
-            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "ruled")},
-            "metadata": _metadata(row, kinds),
+            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "rules_keep")},
+            "metadata": _metadata(row, types),
             "scores": {score: row[score] for score in scores},
         }
         for row in rows
     ]
 
 
-def _named_by_first(clusters: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
-    """The clusters, named by whoever was in the set first: a newcomer changes nothing that the others show."""
-    ordered = chosen.select("conversation", "since").sort("since", "conversation", nulls_last=True)
+def _name_clusters(clusters: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
+    """Clusters named by their oldest member in the set, so that new members do not change existing tasks."""
+    ordered = members.select("conversation", "since").sort("since", "conversation", nulls_last=True)
     return ordered.join(clusters, on="conversation", maintain_order="left").with_columns(
         cluster=pl.col("conversation").first().over("cluster")
     )
 
 
-def _metadata(row: Mapping[str, Any], kinds: Mapping[str, MetadataKind]) -> dict[str, Any]:
-    """The values that are there; truths as yes and no, since a filter offers texts."""
-    values = {key: row[key] for key in kinds if row[key] is not None}
+def _metadata(row: Mapping[str, Any], types: Mapping[str, MetadataType]) -> dict[str, Any]:
+    """The values that are not null; booleans as "yes" and "no", because a server filters by texts."""
+    values = {key: row[key] for key in types if row[key] is not None}
     return {key: ("yes" if value else "no") if isinstance(value, bool) else value for key, value in values.items()}

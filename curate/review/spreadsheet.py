@@ -1,14 +1,14 @@
-"""Sheets: the same questions in a spreadsheet. A set goes out as a CSV file, people fill it, and it comes back in.
+"""A review set → a CSV file for a spreadsheet program; the filled file → answers in the store.
 
-One row a conversation; a column for the text, one per question, and the reviewer's name. Cells that a spreadsheet
-would take for formulas get an apostrophe in front and lose it on the way back.
+One row per conversation, with its text, the suggestions, one column per question and the annotator's name. Cells that a
+spreadsheet would run as formulas are escaped in the file and unescaped on import.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,134 +17,123 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.review.pull import Pulled, take_answers
-from curate.review.questions import MARK, last_answer, learned_turns, numbers_turns
-from curate.review.queue import Wanted
-from curate.review.sets import Entry, Place, Prepared, note_members, note_set, note_shown, prepare, read_questions
+from curate.review.pull import PullResult, store_answers
+from curate.review.question_kinds import KINDS, split_labels
+from curate.review.questions import MARK, last_answer, markable_turns, uses_turn_numbers
+from curate.review.queue import QueueQuery
+from curate.review.sets import (
+    PreparedSet,
+    RemoteRef,
+    ReviewTask,
+    parse_questions,
+    prepare_set,
+    save_members,
+    save_set,
+    save_suggestions,
+)
 from schemas.atomic import write_hint, write_text
 from schemas.digest import canonical_json
 from schemas.errors import ExportError, ReviewError, SourceError
 from schemas.recipe import Recipe, ReviewSection
-from schemas.review import ANSWER, ANSWERS, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question, Task
+from schemas.review import ANSWER, ANSWER_SCHEMA, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question, Task
 from schemas.store import writing
+from schemas.text import escape_formula, unescape_formula
 
 SET, CONVERSATION, REVIEWER, TEXT = "set", "conversation", "reviewer", "text"
 OWN_COLUMNS = (SET, CONVERSATION, "source", "line", TEXT)
-"""What stands before the questions; a person reads these and leaves them as they are."""
+"""The columns before the questions, which annotators leave unchanged."""
 
 SUGGESTED = "suggested "
-"""In front of a question's name: the column with what the scores would answer, empty where the row is blind."""
+"""Prefix of the columns with suggested answers, which are empty for blind tasks."""
 
-GUESSED = (QUALITY, DECISION, ISSUES)
-"""The questions that scores and rules have an opinion on."""
+SUGGESTIBLE = (QUALITY, DECISION, ISSUES)
+"""The questions that scores and rules suggest answers to."""
 
 CELL_LIMIT = 32_767
-"""Characters that Excel keeps of a cell; it cuts the rest without a word."""
-
-FORMULA = r"^('*[=+\-@\t\r])"
-BACK = r"^'('*[=+\-@\t\r])"
-"""A cell that a spreadsheet takes for a formula, also behind apostrophes, and the same one apostrophe later."""
+"""Characters in a cell of Excel, which cuts longer texts without a warning."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """What an export wrote. `unfit` lists what does not fit into a cell: conversation and reason."""
+class SheetExport:
+    """The result of an export. `rejected` lists conversations that do not fit into a cell: conversation and reason."""
 
     path: str
     review_set: str
     rows: int
     blind: int
-    unfit: list[dict[str, str]]
+    rejected: list[dict[str, str]]
 
     def as_json(self) -> dict[str, Any]:
-        """The result as plain values."""
+        """The result as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
-    """What an import took: rows with answers, rows still empty, rows refused (line and reason), and what came of it."""
+class SheetImport:
+    """The result of an import: rows with answers, empty rows, rejected rows (line and reason), results of sets."""
 
     path: str
     answered: int
     empty: int
-    refused: list[dict[str, Any]]
-    pulled: list[Pulled]
+    rejected: list[dict[str, Any]]
+    sets: list[PullResult]
 
     def as_json(self) -> dict[str, Any]:
-        """The result as plain values."""
+        """The result as JSON values."""
         return asdict(self)
 
 
-def export_sheet(store: Path, recipe: Recipe, path: Path, name: str, wanted: Wanted, *, replace: bool = False) -> Sheet:
-    """Write the set `name` to the CSV file `path`. Raises `ExportError` when it is there and `replace` is not said."""
+def export_sheet(
+    store: Path, recipe: Recipe, path: Path, name: str, query: QueueQuery, *, replace: bool = False
+) -> SheetExport:
+    """Write the set `name` to the CSV file `path`. Raises `ExportError` if it exists, unless `replace`."""
     if path.exists() and not replace:
-        raise ExportError(f"{path} is there already; it may hold answers.", "Another name, or --replace.")
-    prepared = prepare(store, recipe, name, wanted, unfit=_too_long)
-    fitting, unfit = _fitting(prepared)
-    rows = [_row(name, entry, prepared.plan.questions) for entry in fitting]  # few: a person reads them all
-    columns = _columns(prepared.plan.questions)
-    _write(path, pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String)))
+        raise ExportError(f"{path} exists and may contain answers.", "Choose another name, or add --replace.")
+    prepared = prepare_set(store, recipe, name, query, rejection_reason=_too_long)
+    tasks, rejected = _split_too_long(prepared)
+    rows = [_row(name, each, prepared.plan.questions) for each in tasks]  # one by one: annotators read them all
+    _write(path, pl.DataFrame(rows, schema=dict.fromkeys(_columns(prepared.plan.questions), pl.String)))
     with writing(store) as connection:
-        note_set(connection, prepared, Place())
-        note_members(connection, name, fitting)
-        note_shown(connection, name, fitting)
-    return Sheet(str(path), name, len(rows), sum(entry.blind for entry in fitting), unfit)
+        save_set(connection, prepared, RemoteRef())
+        save_members(connection, name, tasks)
+        save_suggestions(connection, name, tasks)
+    return SheetExport(str(path), name, len(rows), sum(each.blind for each in tasks), rejected)
 
 
 def import_sheet(
     store: Path, section: ReviewSection, path: Path, reviewer: str | None = None, *, partial: bool = False
-) -> Filled:
-    """Take the answers of a filled sheet and judge by the recipe's policy, as `pull` does.
+) -> SheetImport:
+    """Store the answers of a filled spreadsheet and resolve them by the recipe's policy, as `pull` does.
 
-    A row whose cells make no sense is refused, with its line and a reason; the others count. Raises `SourceError`
-    for a file that is no such sheet.
+    Rows with invalid cells are rejected with their line and a reason; the others count. Raises `SourceError` if the
+    file is not a review spreadsheet.
     """
     frame = _read(path)
     with writing(store) as connection:
-        asked = _questions(connection, frame, path)
-        known = _known(connection, frame)
-        rows, refused, empty = _answers(frame, asked, known, reviewer)
-        taken = [
-            take_answers(connection, section, name, _frame([answer for one, answer in rows if one == name]),
-                         partial=partial)
-            for name in dict.fromkeys(name for name, _ in rows)
-        ]  # fmt: skip
-    return Filled(str(path), len(rows), empty, refused, taken)
+        questions = _load_questions(connection, frame, path)
+        conversations = _load_conversations(connection, frame)
+        answers, rejected, empty = _parse_rows(frame, questions, conversations, reviewer)
+        results = [
+            store_answers(connection, section, name, pl.DataFrame(rows, schema=ANSWER_SCHEMA), partial=partial)
+            for name, rows in answers.items()
+        ]
+    return SheetImport(str(path), sum(map(len, answers.values())), empty, rejected, results)
 
 
-def neutralise(cells: pl.Expr) -> pl.Expr:
-    """Cells that no spreadsheet takes for formulas.
-
-    >>> pl.Series(["=1+1", "'=1", "-5", "plain"]).to_frame("c").select(neutralise(pl.col("c")))["c"].to_list()
-    ["'=1+1", "''=1", "'-5", 'plain']
-    """
-    return cells.str.replace(FORMULA, "'$1")
+# --- export ---
 
 
-def restore_cells(cells: pl.Expr) -> pl.Expr:
-    """Cells as they were before `neutralise`.
-
-    >>> pl.Series(["'=1+1", "''=1", "-5", "'tis"]).to_frame("c").select(restore_cells(pl.col("c")))["c"].to_list()
-    ['=1+1', "'=1", '-5', "'tis"]
-    """
-    return cells.str.replace(BACK, "$1")
-
-
-# --- out ---
-
-
-def _fitting(prepared: Prepared) -> tuple[list[Entry], list[dict[str, str]]]:
-    """The entries whose text fits into a cell, and why the others do not: those that were pushed may be longer."""
-    reasons = {entry.task.conversation: _too_long(entry.task) for entry in prepared.entries}
-    fitting = [entry for entry in prepared.entries if reasons[entry.task.conversation] is None]
-    pushed = [{"conversation": one, "reason": reason} for one, reason in reasons.items() if reason is not None]
-    return fitting, [*prepared.unfit, *pushed]
+def _split_too_long(prepared: PreparedSet) -> tuple[list[ReviewTask], list[dict[str, str]]]:
+    """The tasks whose text fits into a cell, and the rejected ones: members of a pushed set can be longer."""
+    reasons = {each.task.conversation: _too_long(each.task) for each in prepared.tasks}
+    fitting = [each for each in prepared.tasks if reasons[each.task.conversation] is None]
+    too_long = [{"conversation": one, "reason": reason} for one, reason in reasons.items() if reason is not None]
+    return fitting, [*prepared.rejected, *too_long]
 
 
 def _too_long(task: Task) -> str | None:
     length = len(_text(task))
-    return None if length < CELL_LIMIT else f"{length:,} characters; a spreadsheet's cell keeps {CELL_LIMIT:,}"
+    return None if length < CELL_LIMIT else f"{length:,} characters, but a spreadsheet cell holds {CELL_LIMIT:,}"
 
 
 def _text(task: Task) -> str:
@@ -152,47 +141,47 @@ def _text(task: Task) -> str:
 
 
 def _columns(questions: Sequence[Question]) -> list[str]:
-    suggested = [f"{SUGGESTED}{question.name}" for question in questions if question.name in GUESSED]
+    suggested = [f"{SUGGESTED}{question.name}" for question in questions if question.name in SUGGESTIBLE]
     return [*OWN_COLUMNS, *suggested, *(question.name for question in questions), REVIEWER]
 
 
-def _row(name: str, entry: Entry, questions: Sequence[Question]) -> dict[str, str]:
-    """The cells of one conversation; the last answer stands in its question's cell, to be changed."""
-    suggested = {each.question: each.value for each in entry.task.suggestions}
-    metadata = entry.task.metadata
-    row = {SET: name, CONVERSATION: entry.task.conversation, TEXT: _text(entry.task)}
+def _row(name: str, each: ReviewTask, questions: Sequence[Question]) -> dict[str, str]:
+    """The cells of one conversation; the last answer prefills its question."""
+    metadata = each.task.metadata
+    row = {SET: name, CONVERSATION: each.task.conversation, TEXT: _text(each.task)}
     row |= {key: str(metadata[key]) for key in ("source", "line") if key in metadata}
+    suggested = {suggestion.question: suggestion.value for suggestion in each.task.suggestions}
     for question in questions:
-        value = suggested.get(question.name)
-        cell = "" if value is None else ", ".join(value) if isinstance(value, tuple) else str(value)
-        if question.name == ANSWER or question.name in GUESSED:
-            row[question.name if question.name == ANSWER else f"{SUGGESTED}{question.name}"] = cell
-    return row
+        if question.name == ANSWER or question.name in SUGGESTIBLE:
+            value = suggested.get(question.name, "")
+            column = question.name if question.name == ANSWER else f"{SUGGESTED}{question.name}"
+            row[column] = ", ".join(value) if isinstance(value, tuple) else str(value)
+    return {column: escape_formula(cell) for column, cell in row.items()}
 
 
 def _write(path: Path, frame: pl.DataFrame) -> None:
-    """Write the whole file, or none; with the mark by which Excel knows UTF-8."""
+    """Write the file, with the byte order mark by which Excel recognises UTF-8."""
     try:
-        write_text(path, "\ufeff" + frame.with_columns(neutralise(pl.all())).write_csv())
+        write_text(path, "\ufeff" + frame.write_csv())
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error}.", write_hint(error, path)) from error
 
 
-# --- in ---
+# --- import ---
 
 
 def _read(path: Path) -> pl.DataFrame:
-    """The sheet's cells as texts, with the column `at`: the line on which a row starts.
+    """The cells as texts, with the column `at`: the line on which the row starts.
 
-    Excel writes semicolons in half of the world; the header tells. The records are read by Python's csv: a sheet
-    holds what people fill in by hand.
+    The delimiter is detected from the header: Excel writes semicolons in many locales. Rows are read by Python's csv
+    module, since annotators fill in the file by hand.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise SourceError(f"There is no file {path}.", "curate review export FILE.csv writes one.") from error
+        raise SourceError(f"There is no file {path}.", "Create one: curate review export FILE.csv") from error
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8.", "Save it as CSV UTF-8, as Excel calls it.") from error
+        raise SourceError(f"{path} is not UTF-8.", "In Excel, save it as CSV UTF-8.") from error
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     csv.field_size_limit(2**31 - 1)
@@ -201,46 +190,45 @@ def _read(path: Path) -> pl.DataFrame:
     missing = [column for column in (SET, CONVERSATION) if column not in columns]
     if missing:
         raise SourceError(
-            f"{path} has no column {' and no column '.join(missing)}, so it is no sheet of a review.",
-            "curate review export FILE.csv writes one; leave its columns in place.",
+            f"{path} is not a review spreadsheet: it has no column {' and no column '.join(missing)}.",
+            "Create one with curate review export FILE.csv, and keep its columns.",
         )
     rows, at = [], reader.line_num + 1
     for cells in reader:
         if any(cells):
-            rows.append({**dict(zip(columns, cells, strict=False)), "at": str(at)})
+            rows.append({**dict(zip(columns, map(unescape_formula, cells), strict=False)), "at": str(at)})
         at = reader.line_num + 1
-    frame = pl.DataFrame(rows, schema=dict.fromkeys([*columns, "at"], pl.String))
-    return frame.with_columns(restore_cells(pl.all()).fill_null(""))
+    return pl.DataFrame(rows, schema=dict.fromkeys([*columns, "at"], pl.String)).fill_null("")
 
 
-def _questions(connection: DuckDBPyConnection, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Question, ...]]:
-    """What each set of the sheet asks. Raises `ReviewError` for a set that the store does not know."""
+def _load_questions(connection: DuckDBPyConnection, frame: pl.DataFrame, path: Path) -> dict[str, tuple[Question, ...]]:
+    """The questions of each set in the file. Raises `ReviewError` for a set that the store does not have."""
     known = dict(connection.execute("SELECT review_set, questions FROM review_sets").fetchall())
     names = frame[SET].unique().to_list()
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ReviewError(
-            f"{path} is of the review set {unknown[0]!r}, which this store does not know.",
-            f"The store knows {', '.join(sorted(known)) or 'none'}; --store names another store.",
+            f"{path} belongs to the review set {unknown[0]!r}, which this store does not have.",
+            f"Known sets: {', '.join(sorted(known)) or 'none'}. Use --store for another store.",
         )
-    asked = {name: read_questions(known[name]) for name in names}
-    for name, questions in asked.items():
-        missing = [question.name for question in questions if question.name not in frame.columns]
+    questions = {name: parse_questions(known[name]) for name in names}
+    for name in names:
+        missing = [question.name for question in questions[name] if question.name not in frame.columns]
         if missing:
-            raise SourceError(f"{path} lacks the column {missing[0]} of the set {name}.", "Give it its name back.")
-    return asked
+            raise SourceError(f"{path} lacks the column {missing[0]} of the set {name}.", "Add it again.")
+    return questions
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What a row is held against: which turns of the conversation can be marked, and its last answer."""
+class _Conversation:
+    """The turns of a conversation that can be marked, and its last answer."""
 
     turns: frozenset[int]
     answer: str
 
 
-def _known(connection: DuckDBPyConnection, frame: pl.DataFrame) -> dict[str, _Known]:
-    """The sheet's conversations; those that are not in their set are missing here."""
+def _load_conversations(connection: DuckDBPyConnection, frame: pl.DataFrame) -> dict[str, _Conversation]:
+    """The conversations in the file that are members of their set."""
     connection.register("sheet", frame.select(SET, CONVERSATION).unique())
     rows = connection.sql(
         """SELECT s.conversation, c.conversations AS turns FROM sheet s JOIN conversations c ON c.id = s.conversation
@@ -248,122 +236,89 @@ def _known(connection: DuckDBPyConnection, frame: pl.DataFrame) -> dict[str, _Kn
     ).pl()
     connection.unregister("sheet")
     return {
-        row["conversation"]: _Known(frozenset(learned_turns(row["turns"])), last_answer(row["turns"]) or "")
+        row["conversation"]: _Conversation(frozenset(markable_turns(row["turns"])), last_answer(row["turns"]) or "")
         for row in rows.iter_rows(named=True)
     }
 
 
-def _answers(
+def _parse_rows(
     frame: pl.DataFrame,
-    asked: Mapping[str, Sequence[Question]],
-    known: Mapping[str, _Known],
+    questions: Mapping[str, Sequence[Question]],
+    conversations: Mapping[str, _Conversation],
     reviewer: str | None,
-) -> tuple[list[tuple[str, dict[str, Any]]], list[dict[str, Any]], int]:
-    """The rows with answers (set, row of an answers frame), the refused ones, and how many are still empty."""
-    taken: list[tuple[str, dict[str, Any]]] = []
-    refused: list[dict[str, Any]] = []
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]], int]:
+    """Set -> rows of an answers frame; the rejected rows; the number of empty rows."""
+    answers: dict[str, list[dict[str, Any]]] = {}
+    rejected: list[dict[str, Any]] = []
     empty = 0
-    for row in frame.iter_rows(named=True):  # one by one: each may be wrong in a way of its own
-        if _is_empty(row, asked[row[SET]], known):
+    for row in frame.iter_rows(named=True):  # one by one: each can be invalid for another reason
+        name, conversation = row[SET], row[CONVERSATION]
+        if _is_empty(row, questions[name], conversations.get(conversation)):
             empty += 1
             continue
         try:
-            taken.append((row[SET], _answer(row, asked[row[SET]], known, reviewer)))
+            answer = _parse_row(row, questions[name], conversations, reviewer)
         except ValueError as error:
-            refused.append({"line": int(row["at"]), "conversation": row[CONVERSATION], "reason": str(error)})
-    return taken, refused, empty
+            rejected.append({"line": int(row["at"]), "conversation": conversation, "reason": str(error)})
+        else:
+            answers.setdefault(name, []).append(answer)
+    return answers, rejected, empty
 
 
-def _is_empty(row: Mapping[str, str], questions: Sequence[Question], known: Mapping[str, _Known]) -> bool:
-    """Whether nobody has filled the row yet: no cell but the last answer, and that as it was."""
-    before = known.get(row[CONVERSATION], _Known(frozenset(), "")).answer
-    left = {"", "\n".join(before.splitlines()).strip()}
+def _is_empty(row: Mapping[str, str], questions: Sequence[Question], conversation: _Conversation | None) -> bool:
+    """Whether no cell is filled, except for an unchanged last answer."""
+    original = "\n".join(conversation.answer.splitlines()).strip() if conversation else ""
     return all(
         not row[question.name].strip()
-        or (question.name == ANSWER and "\n".join(row[ANSWER].splitlines()).strip() in left)
+        or (question.name == ANSWER and "\n".join(row[ANSWER].splitlines()).strip() == original)
         for question in questions
     )
 
 
-def _answer(
+def _parse_row(
     row: Mapping[str, str],
     questions: Sequence[Question],
-    known: Mapping[str, _Known],
+    conversations: Mapping[str, _Conversation],
     reviewer: str | None,
 ) -> dict[str, Any]:
-    """A row of an answers frame. Raises `ValueError` with what is wrong about it."""
-    conversation, who = row[CONVERSATION], row.get(REVIEWER, "").strip() or reviewer
-    if conversation not in known:
+    """A row of an answers frame. Raises `ValueError` with the reason if a cell is invalid."""
+    conversation, annotator = row[CONVERSATION], row.get(REVIEWER, "").strip() or reviewer
+    if conversation not in conversations:
         raise ValueError(f"the set {row[SET]} has no conversation {conversation!r}")
-    if not who:
-        raise ValueError("nobody says so: fill the column reviewer, or give --reviewer NAME")
-    values = {}
+    if not annotator:
+        raise ValueError("the annotator is missing: fill the column reviewer, or add --reviewer NAME")
+    values: dict[str, Any] = {}
     for question in questions:
-        cell = row[question.name] if question.kind == "text" else row[question.name].strip()
+        cell = row[question.name]
         if cell.strip():
-            values[question.name] = READERS[question.kind](cell, question, known[conversation].turns)
+            if question.name == TURNS:
+                parse = _parse_turn if uses_turn_numbers([question]) else _parse_mark
+                values[TURNS] = [parse(mark, conversations[conversation].turns) for mark in split_labels(cell)]
+            else:
+                values[question.name] = KINDS[question.kind].parse_cell(cell, question)
         elif question.required:
             raise ValueError(f"{question.name} is empty")
     return {
         "record": None,
         "conversation": conversation,
-        "reviewer": who,
-        "response": f"{row[SET]}:{conversation}:{who}",
+        "reviewer": annotator,
+        "response": f"{row[SET]}:{conversation}:{annotator}",
         "status": SUBMITTED,
         "answered_at": datetime.now(UTC),
         "answers": canonical_json(values),
     }
 
 
-def _read_rating(cell: str, question: Question, _: frozenset[int]) -> int:
-    number = cell.removesuffix(".0")  # as spreadsheets write whole numbers at times
-    if number not in map(str, question.options):
-        raise ValueError(f"{question.name} is {cell!r}, not one of {', '.join(map(str, question.options))}")
-    return int(number)
-
-
-def _read_choice(cell: str, question: Question, _: frozenset[int]) -> str:
-    found = {str(option).lower(): str(option) for option in question.options}.get(cell.lower())
-    if found is None:
-        raise ValueError(f"{question.name} is {cell!r}, not one of {', '.join(map(str, question.options))}")
-    return found
-
-
-def _read_labels(cell: str, question: Question, turns: frozenset[int]) -> list[Any]:
-    parts = [part.strip() for part in cell.replace(";", ",").split(",") if part.strip()]
-    if question.name == TURNS:
-        read = _read_turn if numbers_turns([question]) else _read_mark
-        return [read(part, turns) for part in parts]
-    return [_read_choice(part, question, turns) for part in parts]
-
-
-def _read_turn(text: str, turns: frozenset[int]) -> int:
+def _parse_turn(text: str, turns: frozenset[int]) -> int:
     number = text.removesuffix(".0")
     if not number.isdecimal() or int(number) not in turns:
-        said = ", ".join(map(str, sorted(turns)))
-        raise ValueError(f"turns has {text!r}, and the assistant's turns are {said}")
+        raise ValueError(f"turns has {text!r}, but the assistant's turns are {', '.join(map(str, sorted(turns)))}")
     return int(number)
 
 
-def _read_mark(text: str, turns: frozenset[int]) -> int:
-    """The turn's number of an answer's, written as `answer 2` or `2`."""
+def _parse_mark(text: str, turns: frozenset[int]) -> int:
+    """The number of the turn that `answer 2`, or `2`, refers to."""
     number = text.lower().removeprefix(MARK).strip().removesuffix(".0")
     if not number.isdecimal() or not 0 < int(number) <= len(turns):
-        raise ValueError(f"turns has {text!r}, and the conversation has the answers 1 to {len(turns)}")
+        raise ValueError(f"turns has {text!r}, but the conversation has the answers 1 to {len(turns)}")
     return sorted(turns)[int(number) - 1]
-
-
-def _read_text(cell: str, _: Question, __: frozenset[int]) -> str:
-    return cell
-
-
-READERS: dict[str, Callable[[str, Question, frozenset[int]], Any]] = {
-    "rating": _read_rating,
-    "choice": _read_choice,
-    "labels": _read_labels,
-    "text": _read_text,
-}
-
-
-def _frame(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema=ANSWERS)

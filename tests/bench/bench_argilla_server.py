@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.argilla_server import LabellingServer
 
-from curate.review.argilla.process import make_environment
+from curate.review.argilla.process import install_environment
 
 START_LIMIT, QUERY_LIMIT, SUBMIT_LIMIT = 1.5, 0.5, 1.5
 BULK, PAGE, PEOPLE, PAUSE = 100, 10, 6, 0.5
@@ -61,7 +61,7 @@ def load() -> str:
 
 def starts(folder: Path, rounds: int) -> list[str]:
     """Import, first start and later start in turn, so that what else the machine does meets all three."""
-    python = make_environment(lambda *_: None)
+    python = install_environment(lambda *_: None)
     seconds: dict[str, list[float]] = {"import argilla_server": [], "first start": [], "later start": []}
     home = folder / "imported"
     home.mkdir()

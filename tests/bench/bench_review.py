@@ -27,7 +27,7 @@ from support.stores import add, chat
 from curate.review.argilla.client import connect
 from curate.review.pull import pull
 from curate.review.push import push
-from curate.review.queue import Wanted
+from curate.review.queue import QueueQuery
 from curate.scorers.runner import score_store
 from curate.selection import select_store
 from schemas.recipe import Recipe, check_recipe
@@ -96,9 +96,9 @@ def measured(folder: Path, server: LabellingServer, count: int) -> dict[str, tup
         def rate(work):
             return measure(server.pid, count, work)
 
-        rates["push, two suggestions"] = rate(lambda: push(store, two, argilla, "two", Wanted()).sent)
-        rates["push, three suggestions"] = rate(lambda: push(store, all_, argilla, "three", Wanted()).sent)
-        rates["push again, nothing changed"] = rate(lambda: push(store, two, argilla, "two", Wanted()).unchanged)
+        rates["push, two suggestions"] = rate(lambda: push(store, two, argilla, "two", QueueQuery()).sent)
+        rates["push, three suggestions"] = rate(lambda: push(store, all_, argilla, "three", QueueQuery()).sent)
+        rates["push again, nothing changed"] = rate(lambda: push(store, two, argilla, "two", QueueQuery()).unchanged)
         answer(server, "two", people=2)
         rates["pull, two answers each"] = rate(
             lambda: pull(store, two.review, argilla, "two").answers["submitted"] // 2

@@ -1,4 +1,4 @@
-"""The real labelling server for tests, as `curate review serve` starts it, and its API over plain HTTP."""
+"""A real labelling server for tests, started by `curate review serve`, and requests to its API."""
 
 import json
 import signal
@@ -10,41 +10,41 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-START_SECONDS = 600  # the first start of all makes the server's environment
+START_SECONDS = 600  # the first start installs the server's environment
 
 
 class RefusedError(Exception):
-    """The server answered with an error."""
+    """An error response of the server."""
 
-    def __init__(self, status, said):
-        super().__init__(f"{status}: {said}")
+    def __init__(self, status, message):
+        super().__init__(f"{status}: {message}")
         self.status = status
 
 
 class LabellingServer:
-    """A home folder with a server that can be started, killed and started again."""
+    """A home folder with a server that can be started, stopped and killed."""
 
     def __init__(self, home: Path):
         self.home = home
-        self.said = home.with_name(f"{home.name}.log")
+        self.log = home.with_name(f"{home.name}.log")
         self._process = None
         self._annotators = {}
 
     def start(self, *options):
         command = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()"]
-        with self.said.open("a") as log:
+        with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [*command, "review", "serve", "--home", str(self.home), "--port", "0", *options],
                 stdout=log, stderr=log, cwd=self.home.parent,
             )  # fmt: skip
         end = time.monotonic() + START_SECONDS
         while not (self.home / "server.json").exists() or self._state["pid"] != self._process.pid:
-            assert self._process.poll() is None, self.said.read_text()
-            assert time.monotonic() < end, self.said.read_text()
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.05)
 
     def stop(self):
-        """Ask it to end, and wait; its exit code."""
+        """Terminate the server; its exit code."""
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(30)
 
@@ -66,18 +66,18 @@ class LabellingServer:
 
     @cached_property
     def api_key(self):
-        """The owner's."""
-        from curate.review.argilla.process import server_of
+        """The owner's key."""
+        from curate.review.argilla.process import running_server
 
-        return server_of(self.home)[1]
+        return running_server(self.home)[1]
 
     @property
     def workspace(self):
-        """The id of the workspace that the first start makes."""
+        """The id of the workspace created by the first start."""
         return self.ask("GET", "me/workspaces")["items"][0]["id"]
 
     def annotator(self, name):
-        """An annotator's name, password and API key; the account is made once."""
+        """Name, password and API key of an annotator, who is created by the first call."""
         from curate.review.argilla.accounts import add_account
 
         if name not in self._annotators:
@@ -86,7 +86,7 @@ class LabellingServer:
         return self._annotators[name]
 
     def ask(self, method, path, body=None, key=None):
-        """What the API answers to a request under /api/v1, by the owner or with another key."""
+        """The JSON response to a request under /api/v1 with the owner's or another key."""
         headers = {"X-Argilla-Api-Key": key or self.api_key, "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.url}/api/v1/{path}", data=data, headers=headers, method=method)

@@ -1,7 +1,4 @@
-"""Telling: how reviewing stands comes in; tables with titles, in the words of people who review, go out.
-
-Each fits a terminal of 80 columns. What is left out of them, such as times of day, stands in `--json`.
-"""
+"""Results of the review commands → text and tables of at most 80 columns. `--json` has all fields."""
 
 from __future__ import annotations
 
@@ -9,100 +6,176 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from curate.review.agreement import PEOPLE, RULES, SPREADSHEET, Rows, Standing
+import typer
 
-NOTHING = "-"
-"""In the place of a figure that cannot be computed yet."""
+from curate.cli.console import note, print_line, print_table
+from curate.review.agreement import ANNOTATORS, RULES, SPREADSHEET, ReviewStats, Rows
+from curate.review.pull import PullResult
+from curate.review.push import PushResult
+from curate.review.spreadsheet import SheetExport, SheetImport
+from schemas.text import plural
+
+NO_VALUE = "-"
+"""Printed for a figure that cannot be computed yet."""
+
+
+def show_push(result: PushResult, *, dry_run: bool) -> None:
+    """Print how many conversations were sent, and why some were rejected."""
+    conversations, answers = plural(result.conversations, "conversation"), plural(result.overlap, "answer")
+    print_line(f"{result.review_set} on {result.server}: {conversations}, {result.blind:,} blind, {answers} each.")
+    print_line("Nothing was sent (dry run)." if dry_run else f"{result.sent:,} sent, {result.unchanged:,} unchanged.")
+    _print_rejected(result.rejected_by_server)
+    note(f"Next: annotators answer on {result.server}, then curate review pull {result.review_set}.")
+
+
+def show_export(result: SheetExport) -> None:
+    """Print how many conversations were written, and why some were rejected."""
+    conversations = plural(result.rows, "conversation")
+    print_line(f"{result.path}: {conversations} of the review set {result.review_set}, {result.blind:,} blind.")
+    _print_rejected(result.rejected)
+    note(f"Fill in the question columns and `reviewer`. Next: curate review import {result.path}")
+
+
+def _print_rejected(rejected: list[dict[str, str]]) -> None:
+    if rejected:
+        print_line(f"{len(rejected):,} cannot be shown and were left out:")
+        for row in rejected:
+            print_line(f"  {row['conversation'][:12]}  {row['reason']}")
+
+
+def show_import(result: SheetImport) -> None:
+    """Print the rows with answers, each reason of rejected rows once, and the verdicts of each set."""
+    rows = plural(result.answered, "row")
+    print_line(f"{result.path}: {rows} with answers, {result.empty:,} empty, {len(result.rejected):,} rejected.")
+    lines: dict[str, list[int]] = {}
+    for row in result.rejected:  # few: filled in by hand
+        lines.setdefault(row["reason"], []).append(row["line"])
+    for reason, (first, *others) in lines.items():
+        more = f" and {plural(len(others), 'more row')}" if others else ""
+        print_line(f"  line {first}{more}: {reason}")
+    for each in result.sets:
+        show_pull(each)
+
+
+def show_pull(result: PullResult) -> None:
+    """Print the new answers of a set, and the outcomes of all its answers."""
+    if result.unchanged:
+        print_line(f"{result.review_set}: no new answers since the latest pull.")
+    else:
+        counts = ", ".join(f"{count:,} {status}" for status, count in result.answers.items() if count)
+        print_line(f"{result.review_set}: new answers: {counts or 'none'}.")
+    outcomes: dict[str, Any] = {outcome: count for outcome, count in result.outcomes.items() if count}
+    if outcomes:
+        print_line(f"Verdicts for {result.review_set}, combined with all other review sets:")
+        print_table([outcomes], list(outcomes))
+    print_line(f"{plural(result.verdicts, 'new verdict')}.")
+    if result.uncorrected:
+        conversations = plural(result.uncorrected, "conversation")
+        note(f'{conversations} marked "fix" without a correction, excluded until one is submitted.')
+    if result.deleted:
+        records = plural(result.deleted, "record")
+        note(f"{records} deleted on the server. Pulled answers are kept; a push creates the records again.")
+    if result.unknown:
+        note(f"Ignored {plural(result.unknown, 'answer')} to records that this store did not push.")
+    if outcomes.get("undecided"):
+        note("Undecided: the answer was withdrawn. Rules decide until there is another answer.")
+    if outcomes.get("disputed"):
+        note("Disputed: curate review push NAME --queue disagreement asks another annotator.")
+    note("Next: curate review status, then curate freeze NAME.")
+
+
+def show_stats(stats: ReviewStats, *, list_disputed: bool) -> None:
+    """Print the tables of `review_tables`, and the disputed conversations."""
+    for table in review_tables(stats):
+        print_table(table.rows, list(table.rows[0]), table.title)
+        for line in table.notes:
+            print_line(line)
+        typer.echo()
+    if not stats.annotators:
+        note("There are no answers yet.")
+    if stats.disputed:
+        disputed = plural(len(stats.disputed), "conversation")
+        print_line(f"{disputed} disputed: curate review push NAME --queue disagreement")
+        for row in stats.disputed if list_disputed else []:
+            print_line(f"  {row['conversation'][:12]}  {row['answers']}")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A table with its title, and what explains it below; either can be empty."""
+class TableView:
+    """A table with its title and the notes below it."""
 
     title: str
     rows: Rows
-    below: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def tell(found: Standing) -> list[Told]:
-    """The tables of a standing that have anything to show."""
+def review_tables(stats: ReviewStats) -> list[TableView]:
+    """The tables of the statistics that have rows."""
     tables = [
-        Told("Review sets: how many conversations are done", _told(found.sets, SETS), _places(found.sets)),
-        Told("People: what each has answered", _told(found.people, REVIEWERS), (PACE,) if found.people else ()),
-        Told("Agreement: 1 is always the same answer, 0 as often as by chance", _told(found.agreement, AGREEMENT),
-             SHARED),
-        Told("Suggestions: how often people answer what is suggested", _told(found.anchoring, ANCHORING), (SWAYED,)),
-        *_confusions(found.confusions),
-    ]  # fmt: skip
+        TableView("Review sets", _rows(stats.sets, SETS), tuple(_set_notes(stats.sets))),
+        TableView("Annotators", _rows(stats.annotators, ANNOTATOR), (PACE_NOTE,)),
+        TableView("Inter-annotator agreement", _rows(stats.agreement, AGREEMENT), AGREEMENT_NOTES),
+        TableView("Suggestion bias: answers equal to the suggestion", _rows(stats.suggestion_bias, BIAS), (BIAS_NOTE,)),
+        *(TableView(CONFUSIONS[key], rows) for key, rows in stats.confusions.items()),
+    ]
     return [table for table in tables if table.rows]
 
 
-PACE = "pace: half of the answers took less. More than half an hour is a break."
-SHARED = (
-    "It is Krippendorff's alpha, over the shared ones: several people answered them.",
-    "among hidden: where suggestions were hidden.",
+PACE_NOTE = "pace: median time between answers, without gaps of more than 30 minutes."
+AGREEMENT_NOTES = (
+    "alpha: Krippendorff's, 1 if all answers are equal, 0 if they agree by chance.",
+    "blind alpha: of the answers given without suggestions.",
+    "shared: conversations with several answers.",
 )
-SWAYED = "difference: percentage points more where seen; give or take: 95 % confidence."
+BIAS_NOTE = "difference: in percentage points, with its 95 % confidence interval."
 
 Columns = Mapping[str, Callable[[Mapping[str, Any]], object]]
-"""Heading -> its cell of a row."""
+"""Heading -> the cell of a row."""
 
 SETS: Columns = {
     "set": lambda row: row["set"],
     "conversations": lambda row: row["conversations"],
     "done": lambda row: row["done"],
-    "begun": lambda row: row["begun"],
-    "untouched": lambda row: row["untouched"],
-    "hidden": lambda row: row["blind"],
-    "deleted": lambda row: row["gone"],
+    "partial": lambda row: row["partial"],
+    "unanswered": lambda row: row["unanswered"],
+    "blind": lambda row: row["blind"],
+    "deleted": lambda row: row["deleted"],
 }
-REVIEWERS: Columns = {
-    "name": lambda row: row["reviewer"],
+ANNOTATOR: Columns = {
+    "annotator": lambda row: row["reviewer"],
     "submitted": lambda row: row["submitted"],
     "discarded": lambda row: row["discarded"],
     "drafts": lambda row: row["draft"],
-    "pace": lambda row: NOTHING if row["seconds_each"] is None else f"{row['seconds_each']:,.0f} s",
+    "pace": lambda row: NO_VALUE if row["seconds_each"] is None else f"{row['seconds_each']:,.0f} s",
     "first": lambda row: row["first"][:10],
     "latest": lambda row: row["last"][:10],
 }
 AGREEMENT: Columns = {
     "question": lambda row: row["question"],
-    "kind": lambda row: {"ordinal": "rating", "nominal": "choice"}[row["level"]],
-    "agreement": lambda row: _figure(row["alpha"]),
-    "among hidden": lambda row: _figure(row["alpha_blind"]),
-    "people": lambda row: row["people"],
-    "shared": lambda row: row["answered_by_several"],
+    "scale": lambda row: row["level"],
+    "alpha": lambda row: NO_VALUE if row["alpha"] is None else f"{row['alpha']:.2f}",
+    "blind alpha": lambda row: NO_VALUE if row["alpha_blind"] is None else f"{row['alpha_blind']:.2f}",
+    "annotators": lambda row: row["annotators"],
+    "shared": lambda row: row["shared"],
 }
-ANCHORING: Columns = {
+BIAS: Columns = {
     "question": lambda row: row["question"],
-    "where seen": lambda row: f"{row['as_suggested']:.0%} of {row['seen']:,}",
-    "where hidden": lambda row: f"{row['as_would_be_suggested']:.0%} of {row['blind']:,}",
-    "difference": lambda row: f"{100 * row['difference']:+.0f}, give or take {100 * row['plus_minus']:.0f}",
+    "shown": lambda row: f"{row['equal_if_shown']:.0%} of {row['shown']:,}",
+    "blind": lambda row: f"{row['equal_if_blind']:.0%} of {row['blind']:,}",
+    "difference": lambda row: f"{100 * row['difference']:+.0f} ± {100 * row['margin']:.0f}",
 }
 CONFUSIONS = {
-    RULES: "Decisions: what the rules say (down) and what people say (across)",
-    PEOPLE: "Decisions: two people, the first by name (down) and the other (across)",
+    RULES: "Decisions: rules (rows) by annotators (columns)",
+    ANNOTATORS: "Decisions: pairs of annotators, the first by name (rows) by the other (columns)",
 }
 
 
-def _told(rows: Rows, columns: Columns) -> Rows:
+def _rows(rows: Rows, columns: Columns) -> Rows:
     return [{heading: cell(row) for heading, cell in columns.items()} for row in rows]
 
 
-def _figure(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def _places(sets: Rows) -> tuple[str, ...]:
-    """Where each set is and how many answers it waits for, a line each."""
-    lines = []
+def _set_notes(sets: Rows) -> Iterator[str]:
+    """The place of each set and its answers per conversation."""
     for row in sets:
         place = "in a spreadsheet" if row["server"] == SPREADSHEET else f"on {row['server']}"
-        answers = "one answer" if row["overlap"] == 1 else f"{row['overlap']} answers"
-        lines.append(f"{row['set']} is {place} and waits for {answers} each.")
-    return tuple(lines)
-
-
-def _confusions(found: Mapping[str, Rows]) -> Iterator[Told]:
-    for title, rows in found.items():
-        yield Told(CONFUSIONS[title], rows)
+        yield f"{row['set']}: {place}, {plural(row['overlap'], 'answer')} per conversation."

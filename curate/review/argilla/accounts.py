@@ -1,4 +1,4 @@
-"""The accounts of a running Argilla: who may sign in."""
+"""Names and roles → accounts of a running Argilla."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person's account, with the password that is known this once."""
+    """An account with its new password, which is not stored."""
 
     name: str
     role: str
@@ -26,51 +26,46 @@ class Account:
 
 
 def add_account(url: str, api_key: str, name: str, *, role: str, workspace: str) -> Account:
-    """Make an account with a new password, in a workspace, which is made where it is missing.
+    """Create an account with a random password in a workspace, which is created if it does not exist.
 
-    Raises `ReviewError` when the server cannot be reached, refuses the key, or has the name.
+    Raises `ReviewError` if the server does not answer or does not accept the key, or if the account exists.
     """
     if not _NAME.fullmatch(name):
-        raise ReviewError(f"{name} is no name for an account.", "Letters, digits, - and _ can stand in it.")
+        raise ReviewError(f"{name} is not a valid account name.", "Use letters, digits, - and _.")
     if role not in ROLES:
-        raise ReviewError(f"There is no role {role}.", f"One of: {', '.join(ROLES)}.")
+        raise ReviewError(f"Unknown role {role}.", f"Use one of: {', '.join(ROLES)}.")
     password = secrets.token_urlsafe(12)
-    wanted = {"first_name": name, "username": name, "role": role, "password": password}
+    body = {"first_name": name, "username": name, "role": role, "password": password}
     with open_api(url, api_key) as api:
-        if name in _by_name(api.ask("GET", "users"), "username"):
+        if name in _list_by(api, "users", "username"):
             raise ReviewError(
-                f"There is an account {name} already.", f"curate review users password {name} sets a new one."
+                f"The account {name} exists already.", f"Set a new password: curate review users password {name}"
             )
-        made = api.ask("POST", "users", wanted)
-        place = _workspace(api, workspace)
+        account = api.request("POST", "users", body)
+        existing = _list_by(api, "me/workspaces", "name").get(workspace)
+        workspace_id = (existing or api.request("POST", "workspaces", {"name": workspace}))["id"]
         if role != "owner":  # owners see every workspace
-            api.ask("POST", f"workspaces/{place}/users", {"user_id": made["id"]})
-    return Account(name, role, workspace, password, str(made["api_key"]))
+            api.request("POST", f"workspaces/{workspace_id}/users", {"user_id": account["id"]})
+    return Account(name, role, workspace, password, str(account["api_key"]))
 
 
 def set_password(url: str, api_key: str, name: str) -> str:
-    """A new password for an account. Raises `ReviewError` when there is no such account."""
+    """Set a new random password. Raises `ReviewError` if there is no such account."""
     password = secrets.token_urlsafe(12)
     with open_api(url, api_key) as api:
-        users = _by_name(api.ask("GET", "users"), "username")
+        users = _list_by(api, "users", "username")
         if name not in users:
-            raise ReviewError(f"There is no account {name}.", f"These are: {', '.join(sorted(users))}.")
-        api.ask("PATCH", f"users/{users[name]['id']}", {"password": password})
+            raise ReviewError(f"There is no account {name}.", f"Accounts: {', '.join(sorted(users))}.")
+        api.request("PATCH", f"users/{users[name]['id']}", {"password": password})
     return password
 
 
 def list_accounts(url: str, api_key: str) -> list[dict[str, str]]:
-    """Who may sign in, and as what."""
+    """Name, role and creation date of each account."""
     with open_api(url, api_key) as api:
-        users = _by_name(api.ask("GET", "users"), "username")
+        users = _list_by(api, "users", "username")
     return [{"name": name, "role": user["role"], "since": user["inserted_at"][:10]} for name, user in users.items()]
 
 
-def _workspace(api: Api, name: str) -> str:
-    there = _by_name(api.ask("GET", "me/workspaces"), "name")
-    made = there.get(name) or api.ask("POST", "workspaces", {"name": name})
-    return str(made["id"])
-
-
-def _by_name(answer: dict[str, Any], key: str) -> dict[str, Any]:
-    return {one[key]: one for one in answer["items"]}
+def _list_by(api: Api, path: str, key: str) -> dict[str, Any]:
+    return {item[key]: item for item in api.request("GET", path)["items"]}

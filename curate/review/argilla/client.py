@@ -1,8 +1,7 @@
-"""A running Argilla over its HTTP API: a `ReviewServer` that pushing and pulling talk to.
+"""Review sets → datasets of a running Argilla, through its HTTP API; their records and responses → answers frames.
 
-The API itself and not Argilla's SDK: that one fails on an answer that somebody discarded without filling anything
-in, when it reads and when it writes. Texts are escaped on their way into the chat field, which the page inserts as
-HTML; the text box of a correction shows and gives back plain text, so nothing of an answer is changed.
+Argilla's SDK is not used: it fails to read and to write a response that was discarded without values. The page inserts
+the text of the chat field as HTML, so it is escaped. The text box of a correction holds plain text, which is unchanged.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from typing import Any
 import polars as pl
 
 from curate.review.argilla.http_api import Api, InvalidError, open_api
-from curate.review.argilla.process import KEY_VARIABLE, meant_server
-from curate.review.questions import marked_turns, numbers_turns
+from curate.review.argilla.process import KEY_VARIABLE, resolve_server
+from curate.review.question_kinds import KINDS
+from curate.review.questions import map_marks
 from schemas.digest import canonical_json
 from schemas.errors import ReviewError
 from schemas.review import (
-    ANSWERS,
+    ANSWER_SCHEMA,
     TURNS,
-    Kind,
-    MetadataKind,
+    KindName,
     Page,
     Question,
     RemoteSet,
-    Sent,
+    SendResult,
     SetPlan,
     Suggestion,
     Task,
@@ -39,59 +38,49 @@ from schemas.review import (
 NEW_WORKSPACE = "curate"
 FIELD = "conversation"
 
-MESSAGES, CHARACTERS = 500, 20_000
-"""What Argilla takes of a chat by default: so many messages, so many characters in each after escaping."""
+MAX_MESSAGES, MAX_CHARACTERS = 500, 20_000
+"""Argilla's default limits of a chat field: messages, and characters per message after escaping."""
 
 BATCH, PAGE = 100, 1000
-"""Records in one request: 500 may be written and 1,000 read. A request that writes keeps people's answers waiting while
-it does, and 100 a time cost the server no more than 400 do: 1.7 ms of CPU each, at 25 a time 2.2."""
+"""Records per request; Argilla accepts 500 for writing and 1,000 for reading. Annotators' responses wait while records
+are written. The server's CPU time per record is 1.7 ms with 100 records, as with 400; with 25 it is 2.2 ms."""
 
-MOST_REFUSED = 10
-"""Records of one batch that may be refused before it is taken for a failure of the whole."""
-
-VISIBLE_OPTIONS = 20
-
-KINDS: dict[Kind, str] = {
-    "rating": "rating",
-    "choice": "label_selection",
-    "labels": "multi_label_selection",
-    "text": "text",
-}
-METADATA: dict[MetadataKind, str] = {"text": "terms", "whole": "integer", "number": "float"}
+MAX_REJECTED = 10
+"""Records of one batch that may be rejected before the whole batch counts as failed."""
 
 
 @contextmanager
 def connect(url: str | None, home: Path | None, workspace: str | None = None) -> Iterator[Argilla]:
-    """The server at `url` with the key in `ARGILLA_API_KEY`, or else the one that runs on `home`.
+    """The server at `url` with the key in `ARGILLA_API_KEY`, or without `url` the one running in `home`.
 
-    Raises `ReviewError` when it does not answer, is no Argilla, or does not let the key in.
+    Raises `ReviewError` if it does not answer, is not Argilla, or does not accept the key.
     """
-    address, key = meant_server(url, home)
+    address, key = resolve_server(url, home)
     with open_api(address, key) as api:
-        me = api.ask("GET", "me")
+        me = api.request("GET", "me")
         if me.get("role") not in ("owner", "admin"):
             raise ReviewError(
-                f"{address} knows the key as {me.get('username')}, who is {me.get('role')}: too little for this.",
-                f"Give the key of an owner or an admin in {KEY_VARIABLE}.",
+                f"The key belongs to {me.get('username')} with the role {me.get('role')}, which is not sufficient.",
+                f"Set {KEY_VARIABLE} to the key of an owner or admin of {address}.",
             )
-        yield Argilla(api, _workspace(api, workspace), workspace or NEW_WORKSPACE, me["role"])
+        yield Argilla(api, _find_workspace(api, workspace), workspace or NEW_WORKSPACE, me["role"])
 
 
-def _workspace(api: Api, name: str | None) -> str | None:
-    """The id of the workspace: the one named, or the only one; null where there is none yet."""
-    there = {one["name"]: one["id"] for one in api.ask("GET", "me/workspaces")["items"]}
-    if name is None and len(there) == 1:
-        return str(next(iter(there.values())))
-    if name in there:
-        return str(there[name])
-    if not there:
+def _find_workspace(api: Api, name: str | None) -> str | None:
+    """The id of the workspace `name`, or without a name of the only one; None if there is none."""
+    ids = {each["name"]: str(each["id"]) for each in api.request("GET", "me/workspaces")["items"]}
+    if name is None and len(ids) == 1:
+        return next(iter(ids.values()))
+    if name in ids:
+        return ids[name]
+    if not ids:
         return None
-    what = f"no workspace {name}" if name else f"{len(there)} workspaces"
-    raise ReviewError(f"{api.url} has {what}.", f"--workspace with one of: {', '.join(sorted(there))}")
+    problem = f"no workspace {name}" if name else f"{len(ids)} workspaces"
+    raise ReviewError(f"{api.url} has {problem}.", f"Use --workspace with one of: {', '.join(sorted(ids))}")
 
 
 class Argilla:
-    """A `ReviewServer`: one workspace of a running Argilla, made with the first set where it has none."""
+    """A `ReviewServer`: one workspace of a running Argilla, created with the first set if there is none."""
 
     def __init__(self, api: Api, workspace: str | None, new_workspace: str, role: str) -> None:
         self._api = api
@@ -102,165 +91,163 @@ class Argilla:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The server's address."""
         return self._api.url
 
     @property
     def batch_size(self) -> int:
-        """How many tasks go into one request."""
+        """The number of tasks per request."""
         return BATCH
 
     def find_set(self, name: str) -> RemoteSet | None:
-        """The set of this name, null when there is none that was published."""
-        found = self._dataset(name)
-        if found is None or found["status"] != "ready":
+        """The published dataset with this name, or None."""
+        dataset = self._find_dataset(name)
+        if dataset is None or dataset["status"] != "ready":
             return None
-        overlap = int(found["distribution"]["min_submitted"])
-        return RemoteSet(found["id"], name, self._questions(found["id"]), overlap)
+        overlap = int(dataset["distribution"]["min_submitted"])
+        return RemoteSet(dataset["id"], name, self._read_questions(dataset["id"]), overlap)
 
-    def make_set(self, name: str, plan: SetPlan) -> RemoteSet:
-        """A new dataset as it is planned; one that an earlier push left half made is taken away first.
+    def create_set(self, name: str, plan: SetPlan) -> RemoteSet:
+        """Create and publish a dataset; a draft left by an interrupted push is deleted first.
 
-        Raises `ReviewError` for a draft of that name that no push of these questions began.
+        Raises `ReviewError` if there is a draft of that name with other questions.
         """
         if self._workspace is None:
-            self._workspace = str(self._api.ask("POST", "workspaces", {"name": self._new_workspace})["id"])
-        self._take_away_unfinished(name, plan.questions)
-        made = self._api.ask("POST", "datasets", self._dataset_body(name, plan))
-        path = f"datasets/{made['id']}"
-        settings = {"type": "chat", "use_markdown": False}
-        self._api.ask("POST", f"{path}/fields", {"name": FIELD, "title": "Conversation", "required": True,
-                                                 "settings": settings})  # fmt: skip
-        for question in plan.questions:
-            self._api.ask("POST", f"{path}/questions", _question_body(question))
-        for key, kind in plan.metadata.items():
-            body = {"name": key, "title": key, "settings": {"type": METADATA[kind]}}
-            self._api.ask(
-                "POST", f"{path}/metadata-properties", body | {"visible_for_annotators": key not in plan.hidden}
-            )
-        self._api.ask("PUT", f"{path}/publish")
-        remote = self.find_set(name)
-        assert remote is not None, "it was published just now"
-        return remote
-
-    def _take_away_unfinished(self, name: str, questions: Sequence[Question]) -> None:
-        """Delete a draft whose questions are a beginning of these: a push was cut off there, and nobody saw it."""
-        draft = self._dataset(name)
-        if draft is None:
-            return
-        there = {(each.name, each.kind) for each in self._questions(draft["id"])}
-        if there != {(each.name, each.kind) for each in questions[: len(there)]}:
-            names = ", ".join(sorted(name for name, _ in there))
-            raise ReviewError(
-                f"{self.url} has a draft {name} that asks {names}: no push of this recipe began it.",
-                "Delete it in the page, or push under another name.",
-            )
-        self._api.ask("DELETE", f"datasets/{draft['id']}")
-
-    def _questions(self, dataset: str) -> tuple[Question, ...]:
-        """What a dataset asks; the questions' ids are remembered."""
-        items = self._api.ask("GET", f"datasets/{dataset}/questions")["items"]
-        self._question_ids[dataset] = {question["name"]: question["id"] for question in items}
-        return tuple(map(_question, items))
-
-    def _dataset(self, name: str) -> dict[str, Any] | None:
-        if self._workspace is None:
-            return None
-        sets = self._api.ask("GET", "me/datasets", workspace_id=self._workspace)["items"]
-        return next((one for one in sets if one["name"] == name), None)
-
-    def _dataset_body(self, name: str, plan: SetPlan) -> dict[str, Any]:
-        return {
+            self._workspace = str(self._api.request("POST", "workspaces", {"name": self._new_workspace})["id"])
+        self._delete_draft(name, plan.questions)
+        body = {
             "name": name,
             "workspace_id": self._workspace,
             "guidelines": plan.guidelines or None,
             "allow_extra_metadata": True,
             "distribution": {"strategy": "overlap", "min_submitted": plan.overlap},
         }
+        path = f"datasets/{self._api.request('POST', 'datasets', body)['id']}"
+        settings = {"type": "chat", "use_markdown": False}
+        field = {"name": FIELD, "title": "Conversation", "required": True, "settings": settings}
+        self._api.request("POST", f"{path}/fields", field)
+        for question in plan.questions:
+            self._api.request("POST", f"{path}/questions", _question_body(question))
+        for key, kind in plan.metadata.items():
+            settings = {"type": "terms" if kind == "text" else kind}
+            visible = {"visible_for_annotators": key not in plan.hidden}
+            metadata = {"name": key, "title": key, "settings": settings} | visible
+            self._api.request("POST", f"{path}/metadata-properties", metadata)
+        self._api.request("PUT", f"{path}/publish")
+        remote = self.find_set(name)
+        assert remote is not None, "it was just published"
+        return remote
 
-    def unfit(self, task: Task) -> str | None:
-        """Why the chat field cannot take this task, as a sentence; null when it can."""
-        if len(task.messages) > MESSAGES:
-            return f"it has {len(task.messages):,} messages; Argilla takes {MESSAGES}"
+    def _delete_draft(self, name: str, questions: Sequence[Question]) -> None:
+        """Delete the draft of an interrupted push: its questions are the first of these."""
+        draft = self._find_dataset(name)
+        if draft is None:
+            return
+        existing = {(each.name, each.kind) for each in self._read_questions(draft["id"])}
+        if existing != {(each.name, each.kind) for each in questions[: len(existing)]}:
+            names = ", ".join(sorted(name for name, _ in existing))
+            raise ReviewError(
+                f"{self.url} has a draft {name} with the questions {names}, which no push of this recipe created.",
+                "Delete it on the page, or push under another name.",
+            )
+        self._api.request("DELETE", f"datasets/{draft['id']}")
+
+    def _read_questions(self, dataset: str) -> tuple[Question, ...]:
+        """The questions of a dataset; their ids are kept for sending."""
+        items = self._api.request("GET", f"datasets/{dataset}/questions")["items"]
+        self._question_ids[dataset] = {question["name"]: question["id"] for question in items}
+        return tuple(map(_parse_question, items))
+
+    def _find_dataset(self, name: str) -> dict[str, Any] | None:
+        if self._workspace is None:
+            return None
+        datasets = self._api.request("GET", "me/datasets", workspace_id=self._workspace)["items"]
+        return next((dataset for dataset in datasets if dataset["name"] == name), None)
+
+    def rejection_reason(self, task: Task) -> str | None:
+        """The reason why the chat field cannot hold this task, or None."""
+        if len(task.messages) > MAX_MESSAGES:
+            return f"it has {len(task.messages):,} messages, but Argilla accepts {MAX_MESSAGES}"
         for role, text in task.messages:
             if not text:
-                return f"the message of {role} is empty; Argilla wants a character at least"
+                return f"the message of {role} is empty, but Argilla requires text"
             length = len(escape(text))
-            if length > CHARACTERS:
-                return f"the message of {role} has {length:,} characters; Argilla takes {CHARACTERS:,}"
+            if length > MAX_CHARACTERS:
+                return f"the message of {role} has {length:,} characters, but Argilla accepts {MAX_CHARACTERS:,}"
         return None
 
-    def send(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[Sent]:
-        """Write tasks as records whose external id is the conversation's; answers that are there stay.
+    def send(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[SendResult]:
+        """Write tasks as records with the conversation as external id; existing responses stay.
 
-        One bad record makes Argilla refuse the whole request: then each half is sent by itself, until it is found.
-        Raises `ReviewError` where more than `MOST_REFUSED` of them are, which is no matter of single records.
+        Argilla rejects a whole request for one invalid record, so it is sent again in halves until the record is found.
+        Raises `ReviewError` if more than `MAX_REJECTED` are invalid, since the cause is then not in single records.
         """
-        refused: list[str] = []
+        rejected: list[str] = []
 
-        def attempt(some: Sequence[Task]) -> list[Sent]:
+        def attempt(some: Sequence[Task]) -> list[SendResult]:
             try:
                 return self._write(remote, some)
             except InvalidError as error:
                 if len(some) > 1:
                     middle = len(some) // 2
                     return attempt(some[:middle]) + attempt(some[middle:])
-                refused.append(error.what)
-                if len(refused) > MOST_REFUSED:
+                rejected.append(error.what)
+                if len(rejected) > MAX_REJECTED:
                     raise
-                return [Sent(None, error.what)]
+                return [SendResult(None, error.what)]
 
         return attempt(tasks)
 
-    def _write(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[Sent]:
+    def _write(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[SendResult]:
         ids = self._question_ids[remote.id]
         body = {"items": [_record_body(task, ids) for task in tasks]}
-        made = self._api.ask("PUT", f"datasets/{remote.id}/records/bulk", body)["items"]
-        records = {record["external_id"]: record for record in made}
-        return [self._sent(records[task.conversation], task, ids) for task in tasks]
+        items = self._api.request("PUT", f"datasets/{remote.id}/records/bulk", body)["items"]
+        records = {record["external_id"]: record for record in items}
+        return [self._remove_stale(records[task.conversation], task, ids) for task in tasks]
 
-    def _sent(self, record: Mapping[str, Any], task: Task, questions: Mapping[str, str]) -> Sent:
-        """What became of a task. Argilla adds and changes suggestions; those no longer made have to be taken away."""
-        made = {questions[suggestion.question] for suggestion in task.suggestions}
-        stale = [each for each in record["suggestions"] if each["question_id"] not in made]
+    def _remove_stale(self, record: Mapping[str, Any], task: Task, questions: Mapping[str, str]) -> SendResult:
+        """Delete a record's suggestions that are no longer made, which Argilla keeps, unless it has responses."""
+        current = {questions[suggestion.question] for suggestion in task.suggestions}
+        stale = [each for each in record["suggestions"] if each["question_id"] not in current]
         if stale and not record["responses"]:
-            self._api.ask("DELETE", f"records/{record['id']}/suggestions", ids=",".join(each["id"] for each in stale))
+            ids = ",".join(each["id"] for each in stale)
+            self._api.request("DELETE", f"records/{record['id']}/suggestions", ids=ids)
             stale = []
         names = {identifier: name for name, identifier in questions.items()}
-        return Sent(record["id"], left=tuple(_suggestion(each, names) for each in stale))
+        return SendResult(record["id"], stale_suggestions=tuple(_parse_suggestion(each, names) for each in stale))
 
     def count(self, remote: RemoteSet) -> int:
-        """How many records the dataset has."""
-        return int(self._api.ask("GET", f"datasets/{remote.id}/records", limit=1)["total"])
+        """The number of records in the dataset."""
+        return int(self._api.request("GET", f"datasets/{remote.id}/records", limit=1)["total"])
 
     def activity(self, remote: RemoteSet) -> str:
-        """When somebody last answered, as Argilla writes it."""
-        return str(self._api.ask("GET", f"datasets/{remote.id}")["last_activity_at"])
+        """The time of the latest response, as Argilla writes it."""
+        return str(self._api.request("GET", f"datasets/{remote.id}")["last_activity_at"])
 
     def pages(self, remote: RemoteSet) -> Iterator[Page]:
-        """All records and their answers; the next page is on its way while one is read."""
-        people = self._people()
+        """All records and their responses; the next page is requested while one is processed."""
+        users = self._read_users()
 
         def fetch(offset: int) -> list[dict[str, Any]]:
             path = f"datasets/{remote.id}/records"
-            items = self._api.ask("GET", path, include="responses", limit=PAGE, offset=offset)["items"]
+            items = self._api.request("GET", path, include="responses", limit=PAGE, offset=offset)["items"]
             return list(items)
 
-        with ThreadPoolExecutor(1) as ahead:
-            offset, coming = 0, ahead.submit(fetch, 0)
-            while items := coming.result():
+        with ThreadPoolExecutor(1) as executor:
+            offset, future = 0, executor.submit(fetch, 0)
+            while items := future.result():
                 offset += PAGE
-                coming = ahead.submit(fetch, offset)
-                yield _page(items, people)
+                future = executor.submit(fetch, offset)
+                yield _parse_page(items, users)
 
-    def _people(self) -> dict[str, str]:
-        """User id -> name. The server sends every account's key along; nothing but the names is kept."""
+    def _read_users(self) -> dict[str, str]:
+        """User id -> name. The response contains the API key of every account; only names are kept."""
         path = "users" if self._role == "owner" else f"workspaces/{self._workspace}/users"
-        return {user["id"]: user["username"] for user in self._api.ask("GET", path)["items"]}
+        return {user["id"]: user["username"] for user in self._api.request("GET", path)["items"]}
 
 
 def escape(text: str) -> str:
-    """`text` so that the page shows it as it is, tags and `<think>` too, and executes nothing.
+    """`text` with HTML escaped, so that the page shows tags such as `<think>` and executes nothing.
 
     >>> escape("<think>a & b</think>")
     '&lt;think&gt;a &amp; b&lt;/think&gt;'
@@ -269,32 +256,20 @@ def escape(text: str) -> str:
 
 
 def _question_body(question: Question) -> dict[str, Any]:
-    """A question as Argilla takes it."""
-    settings: dict[str, Any] = {"type": KINDS[question.kind]}
-    if question.kind == "text":
-        settings["use_markdown"] = False
-    elif question.kind == "rating":
-        settings["options"] = [{"value": option} for option in question.options]
-    else:
-        # A bare number, as in older sets, looks like the page's own short-cut beside it.
-        before = "turn " if numbers_turns([question]) else ""
-        settings["options"] = [{"value": str(option), "text": f"{before}{option}"} for option in question.options]
-        if len(question.options) > VISIBLE_OPTIONS:
-            settings["visible_options"] = VISIBLE_OPTIONS
+    kind = KINDS[question.kind]
+    settings = {"type": kind.argilla_type} | kind.argilla_settings(question)
     body = {"name": question.name, "title": question.title, "required": question.required, "settings": settings}
     return body | ({"description": question.help} if question.help else {})
 
 
-def _question(given: Mapping[str, Any]) -> Question:
-    """A question as Argilla gives it back."""
-    settings = given["settings"]
-    kind: Kind = next((kind for kind, name in KINDS.items() if name == settings["type"]), "text")
+def _parse_question(item: Mapping[str, Any]) -> Question:
+    settings = item["settings"]
+    kind: KindName = next((name for name, each in KINDS.items() if each.argilla_type == settings["type"]), "text")
     options = tuple(option["value"] for option in settings.get("options") or ())
-    return Question(given["name"], kind, given["title"], options, given["required"], given.get("description") or "")
+    return Question(item["name"], kind, item["title"], options, item["required"], item.get("description") or "")
 
 
 def _record_body(task: Task, questions: Mapping[str, str]) -> dict[str, Any]:
-    """A task as Argilla takes it."""
     return {
         "external_id": task.conversation,
         "fields": {FIELD: [{"role": role, "content": escape(text)} for role, text in task.messages]},
@@ -309,30 +284,30 @@ def _suggestion_body(suggestion: Suggestion, questions: Mapping[str, str]) -> di
     return body if suggestion.score is None else body | {"score": suggestion.score}
 
 
-def _suggestion(given: Mapping[str, Any], questions: Mapping[str, str]) -> Suggestion:
-    """A suggestion as Argilla gives it back; `questions` is id -> name."""
-    value = tuple(given["value"]) if isinstance(given["value"], list) else given["value"]
-    return Suggestion(questions[given["question_id"]], value, given["agent"] or "", given["score"])
+def _parse_suggestion(item: Mapping[str, Any], questions: Mapping[str, str]) -> Suggestion:
+    """A suggestion; `questions` maps ids to names."""
+    value = tuple(item["value"]) if isinstance(item["value"], list) else item["value"]
+    return Suggestion(questions[item["question_id"]], value, item["agent"] or "", item["score"])
 
 
-def _page(items: Sequence[Mapping[str, Any]], people: Mapping[str, str]) -> Page:
-    """A page of records; those that this project did not push have no external id, or one of their own."""
+def _parse_page(items: Sequence[Mapping[str, Any]], users: Mapping[str, str]) -> Page:
+    """A page of records. Records that were not pushed by a store may have no external id."""
     rows = [
-        _answer(record, response, people)
-        for record in items  # one by one: JSON of any depth becomes rows
+        _parse_response(record, response, users)
+        for record in items  # one by one: nested JSON becomes rows
         for response in record.get("responses") or ()
     ]
     records = {record["id"]: record["external_id"] or "" for record in items}
-    return Page(records, pl.DataFrame(rows, schema=ANSWERS))
+    return Page(records, pl.DataFrame(rows, schema=ANSWER_SCHEMA))
 
 
-def _answer(record: Mapping[str, Any], response: Mapping[str, Any], people: Mapping[str, str]) -> dict[str, Any]:
-    marks = marked_turns([message["role"] for message in record["fields"].get(FIELD) or ()])
-    values = {name: _value(name, each["value"], marks) for name, each in (response["values"] or {}).items()}
+def _parse_response(record: Mapping[str, Any], response: Mapping[str, Any], users: Mapping[str, str]) -> dict[str, Any]:
+    marks = map_marks([message["role"] for message in record["fields"].get(FIELD) or ()])
+    values = {name: _parse_value(name, each["value"], marks) for name, each in (response["values"] or {}).items()}
     return {
         "record": record["id"],
         "conversation": record["external_id"] or "",
-        "reviewer": people.get(response["user_id"], response["user_id"]),
+        "reviewer": users.get(response["user_id"], response["user_id"]),
         "response": response["id"],
         "status": response["status"],
         "answered_at": datetime.fromisoformat(response["updated_at"]).replace(tzinfo=UTC),
@@ -340,8 +315,8 @@ def _answer(record: Mapping[str, Any], response: Mapping[str, Any], people: Mapp
     }
 
 
-def _value(name: str, value: Any, marks: Mapping[str, int]) -> Any:
-    """An answer's value as this project writes it: turns are numbers; marks of answers that are not there are none."""
+def _parse_value(name: str, value: Any, marks: Mapping[str, int]) -> Any:
+    """The value of an answer; marks become numbers of turns, except those of answers that do not exist."""
     if name != TURNS:
         return value
     return [marks.get(mark) or int(mark) for mark in value if mark in marks or mark.isdecimal()]

@@ -1,7 +1,7 @@
-"""curate review serve: a labelling server with its accounts, its environment, its copies; one home folder holds it all.
+"""A home folder → a running labelling server, its installed environment, its address and key, and its backups.
 
-The server is the real argilla-server. It pins packages that curate needs in other versions, so it runs in a virtual
-environment of its own, made on first use from `curate/argilla/constraints.txt` and used again without a network.
+The server is the unmodified argilla-server package. It pins packages that curate needs in other versions, so it has its
+own virtual environment, installed once from `constraints.txt` and then used offline.
 """
 
 from __future__ import annotations
@@ -19,103 +19,102 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from schemas.atomic import atomic_file
 from schemas.errors import ReviewError
 
 DEFAULT_HOME = Path("curate-review")
 DATABASE, STATE, LOCK = "argilla.db", "server.json", "lock"
 ENVIRONMENT_VARIABLE = "CURATE_REVIEW_ENVIRONMENT"
-"""Names the folder of the server's environment, where the user's cache is not the place for it."""
+"""Names the folder of the server's environment; without it, it is in the user's cache."""
 
 KEY_VARIABLE = "ARGILLA_API_KEY"
-"""Holds the key of a server that is named by its address: never a recipe, never the store."""
+"""Holds the API key of a server given by --url. Keys are never in the recipe or the store."""
 
 REDIS_VARIABLE = "CURATE_REVIEW_REDIS"
-"""The address of a Redis, which `--redis` gives too."""
+"""The address of a Redis, as an alternative to `--redis`."""
 
 _ARGILLA = Path(__file__).parent
 _CONSTRAINTS = _ARGILLA / "constraints.txt"
 COMPOSE = _ARGILLA / "compose.yaml"
-_REQUIRED = ("argilla-server", "fakeredis")
+_PACKAGES = ("argilla-server", "fakeredis")
 _READY, _PAGES = "ready", "pages"
-_OURS = "curate-review"
-"""The file by which an environment is known for one of ours, which may be removed and made anew."""
-_LAYOUT = b"2"
-"""Counted up when an environment is made in another way from the same constraints."""
+_MARKER = "curate-review"
+"""A file that marks an environment as created by curate, so that it may be removed."""
+_REVISION = b"2"
+"""Increase to reinstall environments with unchanged constraints."""
 _BASE_URL = "@@baseUrl@@"
-_PYTHONS = {(3, 11), (3, 12), (3, 13)}  # its pydantic has no build for a later one
+_PYTHONS = {(3, 11), (3, 12), (3, 13)}  # its pydantic has no build for later versions
 _SHOWN_LINES = 3
-_AT_ONCE = 1000
-"""Pages of the database that are copied at once: others may write in between."""
+_COPIED_PAGES = 1000
+"""Database pages copied per step of a backup; other processes can write between steps."""
 
 Progress = Callable[[int, int, str], None]
+"""Called with finished packages, all packages and the current step."""
 
 
 def serve(home: Path, host: str, port: int, redis: str | None, progress: Progress) -> NoReturn:
-    """Become the server. Returns never: this process is replaced, so that signals and its exit code are the server's.
+    """Replace this process by the server, which then receives signals and sets the exit code.
 
-    Raises `ReviewError` when its environment cannot be made.
+    Raises `ReviewError` if the environment cannot be installed.
     """
-    python = make_environment(progress)
+    python = install_environment(progress)
     options = ["--home", str(home), "--host", host, "--port", str(port)]
-    # In the environment, which others cannot read: an address may hold a password, and everybody reads the arguments.
-    surroundings = _surroundings() | ({} if redis is None else {REDIS_VARIABLE: redis})
-    os.execve(python, [str(python), "-P", "-m", "server.launcher", *options], surroundings)
+    # The address can contain a password. Other users can read arguments, but not the environment.
+    environ = _environ() | ({} if redis is None else {REDIS_VARIABLE: redis})
+    os.execve(python, [str(python), "-P", "-m", "server.launcher", *options], environ)
 
 
-# the environment
+# --- environment ---
 
 
-def make_environment(progress: Progress) -> Path:
-    """The Python of the server's environment, made if it is not there; then nothing is fetched.
-
-    `progress(done, total, what)` counts packages. Raises `ReviewError` when it cannot be made.
-    """
-    folder = environment()
+def install_environment(progress: Progress) -> Path:
+    """The Python of the server's environment, which is installed if necessary; raises `ReviewError` if it cannot be."""
+    folder = environment_dir()
     python = folder / "bin" / "python"
-    with _alone(folder):
-        if not is_made():
-            _clear(folder)
-            _make(folder, python, progress)
-            _lay_out_pages(folder)
+    with _lock_environment(folder):
+        if not is_installed():
+            _remove_old(folder)
+            _install(folder, python, progress)
+            _extract_pages(folder)
             _run([str(python), "-P", "-m", "server.repair"], lambda _line: None, "Delete it and try again.")
-            (folder / _READY).write_text(_wanted(), encoding="utf-8")
+            (folder / _READY).write_text(_fingerprint(), encoding="utf-8")
     return python
 
 
-def is_made() -> bool:
-    """Whether the environment is there, whole, and made from these constraints."""
-    ready = environment() / _READY
-    return ready.exists() and ready.read_text(encoding="utf-8") == _wanted()
+def is_installed() -> bool:
+    """Whether the environment is complete and up to date."""
+    ready = environment_dir() / _READY
+    return ready.exists() and ready.read_text(encoding="utf-8") == _fingerprint()
 
 
-def environment() -> Path:
-    """Where the environment lies: one folder for each set of constraints and each Python."""
+def environment_dir() -> Path:
+    """The folder of the environment: one per content of `constraints.txt` and Python version."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
         return Path(named).absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "curate" / f"argilla-server-{_wanted()}"
+    return cache / "curate" / f"argilla-server-{_fingerprint()}"
 
 
-def _wanted() -> str:
-    """What an environment is made from, in twelve letters."""
-    return hashlib.sha256(_LAYOUT + _CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
+def _fingerprint() -> str:
+    """12 hex digits of the digest of everything that the environment depends on."""
+    return hashlib.sha256(_REVISION + _CONSTRAINTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
 
 
-def _clear(folder: Path) -> None:
-    """Remove an environment that is older or half made. Raises `ReviewError` when the folder is something else."""
-    named = os.environ.get(ENVIRONMENT_VARIABLE)  # a folder of the cache is ours by its name
-    if named and folder.exists() and any(folder.iterdir()) and not (folder / _OURS).exists():
+def _remove_old(folder: Path) -> None:
+    """Remove an outdated or incomplete environment. Raises `ReviewError` if the folder is something else."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)  # folders in the cache are recognised by their name
+    if named and folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
         raise ReviewError(
-            f"{folder} is no environment of this server, and is not touched.",
-            f"Give {ENVIRONMENT_VARIABLE} another folder, or delete this one.",
+            f"{folder} is not an environment of this server; it was left unchanged.",
+            f"Set {ENVIRONMENT_VARIABLE} to another folder, or delete this one.",
         )
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """While no other process makes the same environment."""
+def _lock_environment(folder: Path) -> Iterator[None]:
+    """Wait for other processes that install the same environment."""
     import fcntl
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -124,32 +123,32 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make(folder: Path, python: Path, progress: Progress) -> None:
+def _install(folder: Path, python: Path, progress: Progress) -> None:
     total = sum("==" in line for line in _CONSTRAINTS.read_text(encoding="utf-8").splitlines())
-    progress(0, total, "making the labelling server's environment")
+    progress(0, total, "creating the environment")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _OURS).touch()
+    (folder / _MARKER).touch()
     _run([str(_base_python()), "-m", "venv", str(folder)], lambda _line: None, "sudo apt install python3-venv")
-    done = 0
+    fetched = 0
 
     def follow(line: str) -> None:
-        nonlocal done
-        done += line.startswith("Collecting ")
-        what = line.split()[1].partition("==")[0].partition(">")[0] if line.startswith("Collecting ") else ""
-        if line.startswith("Installing "):
+        nonlocal fetched
+        if line.startswith("Collecting "):
+            fetched += 1
+            package = line.split()[1].partition("==")[0].partition(">")[0]
+            progress(min(fetched, total), total, f"fetching {package}")
+        elif line.startswith("Installing "):
             progress(total, total, "installing, half a minute")
-        elif what:
-            progress(min(done, total), total, f"fetching {what}")
 
     install = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
-    _run([*install, *_REQUIRED, "-c", str(_CONSTRAINTS)], follow, "Try again with a network; it is needed this once.")
+    _run([*install, *_PACKAGES, "-c", str(_CONSTRAINTS)], follow, "Network access is required once: try again with it.")
 
 
-def _lay_out_pages(folder: Path) -> None:
-    """Move the web page out of the package, with the address that it is served under filled in.
+def _extract_pages(folder: Path) -> None:
+    """Move the web page out of the package, with its base address filled in.
 
-    argilla_server would do that at each start, in a copy of 14 MB that it leaves behind; without the folder it serves
-    no page, and `launching` serves this one.
+    argilla_server does this at every start, in a copy of 14 MB that it does not remove. Without the folder it serves no
+    page, and `server.app` serves this one.
     """
     [static] = folder.glob("lib/python*/site-packages/argilla_server/static")
     for file in static.rglob("*"):
@@ -162,43 +161,68 @@ def _lay_out_pages(folder: Path) -> None:
 
 
 def _base_python() -> Path:
-    """A Python that the server runs on: this one, or an older one beside it."""
+    """A Python that the server supports: this one, or another on the path."""
     if sys.version_info[:2] in _PYTHONS:
         return Path(sys.executable)
     for major, minor in sorted(_PYTHONS, reverse=True):
-        found = shutil.which(f"python{major}.{minor}")
-        if found is not None:
-            return Path(found)
+        path = shutil.which(f"python{major}.{minor}")
+        if path is not None:
+            return Path(path)
     raise ReviewError(
-        f"The labelling server runs on Python 3.11 to 3.13; this is {sys.version.split()[0]} and no other was found.",
-        "Install one of them, such as: sudo apt install python3.13-venv",
+        f"The labelling server requires Python 3.11 to 3.13; this is {sys.version.split()[0]}, and there is no other.",
+        "Install one of them, for example: sudo apt install python3.13-venv",
     )
 
 
 def _run(command: list[str], follow: Callable[[str], None], hint: str) -> None:
-    """Run a command and hand on its lines. Raises `ReviewError` with its last lines when it fails."""
-    surroundings = _surroundings()
+    """Run a command and pass each line of its output to `follow`. Raises `ReviewError` with the last lines."""
     with subprocess.Popen(
-        command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         lines = []
         for line in process.stdout or ():
             lines.append(line.strip())
             follow(line)
     if process.returncode:
-        said = " ".join(lines[-_SHOWN_LINES:])
-        raise ReviewError(f"The labelling server's environment could not be made: {said}", hint)
+        output = " ".join(lines[-_SHOWN_LINES:])
+        raise ReviewError(f"The labelling server's environment could not be installed: {output}", hint)
 
 
-def _surroundings() -> dict[str, str]:
+def _environ() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(_ARGILLA), "PYTHONNOUSERSITE": "1"}
 
 
-# a home
+# --- address and key ---
 
 
-def running(home: Path) -> dict[str, Any] | None:
-    """What the server of this home says of itself (url, pid); None when none runs there."""
+def resolve_server(url: str | None, home: Path | None) -> tuple[str, str]:
+    """The address and API key of the server at `url`, or without it of the one running in `home`.
+
+    Raises `ReviewError` if none runs there, or if `ARGILLA_API_KEY` has no valid key.
+    """
+    if url is None:
+        return running_server(home or DEFAULT_HOME)
+    address, key = _check_address(url), os.environ.get(KEY_VARIABLE)
+    if not key:
+        raise ReviewError(f"There is no key for {url}.", f"Set {KEY_VARIABLE} to the API key of an owner or admin.")
+    if not (key.isascii() and key.isprintable()) or " " in key:  # httpx would print it in a traceback
+        raise ReviewError(
+            f"The key in {KEY_VARIABLE} has a space, a line break or a character that is not allowed in keys.",
+            "A line break often comes from reading a file. The key itself is not shown here.",
+        )
+    return address, key
+
+
+def running_server(home: Path) -> tuple[str, str]:
+    """The address of the server running in this home and its owner's API key; raises `ReviewError` if none runs."""
+    state = read_state(home)
+    if state is None:
+        raise ReviewError(f"No labelling server runs in {home}.", f"curate review serve --home {home}")
+    return str(state["url"]), _owner_key(home)
+
+
+def read_state(home: Path) -> dict[str, Any] | None:
+    """The state of the server running in this home (url, pid); None if none runs or it is still starting."""
     import fcntl
 
     try:
@@ -207,152 +231,107 @@ def running(home: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        state = home / STATE  # not there while it starts
+        state = home / STATE
         return dict(json.loads(state.read_text(encoding="utf-8"))) if state.exists() else None
     return None
 
 
-def server_of(home: Path) -> tuple[str, str]:
-    """The address of the server that runs on this home, and its owner's API key.
-
-    Raises `ReviewError` when none runs there.
-    """
-    state = running(home)
-    if state is None:
-        raise ReviewError(f"No labelling server runs on {home}.", f"curate review serve --home {home}")
-    return str(state["url"]), _owner_key(home)
-
-
-def meant_server(url: str | None, home: Path | None) -> tuple[str, str]:
-    """The address and the key of the server that is meant: one's own by address, or the one that runs on a home.
-
-    Raises `ReviewError` when none runs there, or there is no key in `ARGILLA_API_KEY`, or one that cannot be.
-    """
-    if url is None:
-        return server_of(home or DEFAULT_HOME)
-    address, key = plain_address(url), os.environ.get(KEY_VARIABLE)
-    if not key:
-        raise ReviewError(
-            f"There is no key for {url}.", f"Put the API key of an owner or an admin into the variable {KEY_VARIABLE}."
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:  # httpx would print it, or end in a traceback
-        raise ReviewError(
-            f"The key in {KEY_VARIABLE} has a space, a line end or a letter in it that no key has.",
-            "A line end often comes from reading it out of a file; the key itself is not shown here.",
-        )
-    return address, key
-
-
-def plain_address(url: str) -> str:
-    """The address of a server of one's own. Raises `ReviewError` for one with a password in it: it would be stored."""
+def _check_address(url: str) -> str:
+    """The address without a final slash. Raises `ReviewError` if it contains a password, which would be stored."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise ReviewError(f"{url} is no address of a server: {error}.", "Such as http://127.0.0.1:6900.") from error
+        raise ReviewError(
+            f"{url} is not a valid address: {error}.", "Use an address such as http://127.0.0.1:6900."
+        ) from error
     if "@" in parts.netloc:
         raise ReviewError(
-            f"The server {parts.hostname} is given with a name or a password in its address.",
-            "Leave it out: the address is written into the store. The key goes into ARGILLA_API_KEY.",
+            f"The address of {parts.hostname} contains a user name or password.",
+            f"Remove it: the address is stored. The key belongs into {KEY_VARIABLE}.",
         )
     return url.rstrip("/")
 
 
 def _owner_key(home: Path) -> str:
-    """The first owner's API key, which Argilla keeps in its database."""
+    """The first owner's API key, from Argilla's database."""
     with closing(sqlite3.connect(home / DATABASE)) as connection:
-        found = connection.execute("SELECT api_key FROM users WHERE role = 'owner' ORDER BY inserted_at").fetchone()
-    if found is None:
-        raise ReviewError(f"{home} has no owner.", f"curate review serve --home {home} makes one when it starts.")
-    return str(found[0])
+        row = connection.execute("SELECT api_key FROM users WHERE role = 'owner' ORDER BY inserted_at").fetchone()
+    if row is None:
+        raise ReviewError(f"{home} has no owner.", f"Start the server to create one: curate review serve --home {home}")
+    return str(row[0])
 
 
-# copies
+# --- backups ---
 
 
 def backup(home: Path, to: Path, progress: Callable[[int, int], None]) -> int:
-    """Copy the home's database into a file, whole also while people work; how many answers it holds.
+    """Copy the home's database to a file, also while the server runs; the number of answers in it.
 
-    Raises `ReviewError` when there is none, the file is there already, or the copy fails; then nothing is left of it.
+    Raises `ReviewError` if there is no database, the file exists, or the copy fails; then no file is left.
     """
     if not (home / DATABASE).exists():
-        raise ReviewError(f"{home} holds no labelling server's data.", "Name its folder: --home DIR")
+        raise ReviewError(f"{home} has no labelling server's data.", "Name its folder: --home DIR")
     if to.exists():
-        raise ReviewError(f"{to} is there already.", "Give another name.")
-    new = to.with_name(f"{to.name}.part")
+        raise ReviewError(f"{to} exists.", "Choose another name.")
     try:
-        _copy(home / DATABASE, new, progress)
-        answers = _answers(new)
-        new.replace(to)
+        with atomic_file(to) as new:
+            _copy(home / DATABASE, new, progress)
+            return _count_answers(new)
     except (OSError, sqlite3.Error) as error:
-        raise ReviewError(f"{home} could not be copied to {to}: {error}.", "Check the folder, or its data.") from error
-    finally:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
-    return answers
+        raise ReviewError(f"{home} could not be copied to {to}: {error}.", "Check the folder and its data.") from error
 
 
 def _copy(database: Path, new: Path, progress: Callable[[int, int], None]) -> None:
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)  # it holds keys
+    new.touch(mode=0o600)  # it contains keys
     with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(new)) as target:
-        source.backup(target, pages=_AT_ONCE, progress=lambda _status, left, total: progress(total - left, total))
-        target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+        source.backup(target, pages=_COPIED_PAGES, progress=lambda _status, left, total: progress(total - left, total))
+        target.execute("PRAGMA journal_mode = DELETE")  # a single file, without a write-ahead log
 
 
 def restore(file: Path, home: Path, *, replace: bool) -> int:
-    """Lay a copy into a home; how many answers it holds. With `replace`, what is there is kept beside it.
+    """Copy a backup into a home; the number of answers in it. With `replace`, existing data is renamed and kept.
 
-    Raises `ReviewError` when the file is no such copy, a server runs there, data lie there, or it cannot be written.
+    Raises `ReviewError` if the file is not a backup, a server runs in the home, it has data, or it cannot be written.
     """
-    answers = _answers(file)
-    if running(home) is not None:
-        raise ReviewError(f"A labelling server runs on {home}.", "Stop it first.")
-    there = home / DATABASE
-    if there.exists() and not replace:
-        raise ReviewError(f"{home} holds data already.", "Add --replace, or name another folder: --home DIR")
+    answers = _count_answers(file)
+    if read_state(home) is not None:
+        raise ReviewError(f"A labelling server runs in {home}.", "Stop it first.")
+    database = home / DATABASE
+    if database.exists() and not replace:
+        raise ReviewError(f"{home} has data already.", "Add --replace, or name another folder: --home DIR")
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _lay(file, there)
+        with atomic_file(database) as new:
+            new.touch(mode=0o600)
+            shutil.copyfile(file, new)
+            _rename_existing(database)
     except OSError as error:
-        raise ReviewError(f"{file} could not be laid into {home}: {error}.", "Check the folder.") from error
+        raise ReviewError(f"{file} could not be copied into {home}: {error}.", "Check the folder.") from error
     return answers
 
 
-def _lay(file: Path, there: Path) -> None:
-    """Put a copy in the place of a database, which is put aside with its logs."""
-    new = there.with_name(f"{DATABASE}.new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)  # before anything of it can be read
-    try:
-        shutil.copyfile(file, new)
-        _put_aside(there)
-        new.replace(there)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _put_aside(database: Path) -> None:
-    """Rename a database together with its logs, unopened: it may be damaged, and they are still its own."""
-    aside = database.with_name(f"{DATABASE}.before-restore")
+def _rename_existing(database: Path) -> None:
+    """Rename a database and its logs without opening them, since it may be damaged."""
+    renamed = database.with_name(f"{DATABASE}.before-restore")
     if database.exists():
         for end in ("-wal", "-shm"):
-            aside.with_name(f"{aside.name}{end}").unlink(missing_ok=True)
+            renamed.with_name(f"{renamed.name}{end}").unlink(missing_ok=True)
     for end in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
-            database.with_name(f"{DATABASE}{end}").replace(aside.with_name(f"{aside.name}{end}"))
+            database.with_name(f"{DATABASE}{end}").replace(renamed.with_name(f"{renamed.name}{end}"))
 
 
-def _answers(file: Path) -> int:
-    """How many answers a whole copy holds."""
+def _count_answers(file: Path) -> int:
+    """The number of answers in a backup. Raises `ReviewError` if it is not one, or damaged."""
     if not file.is_file():
-        raise ReviewError(f"There is no {file}.", "curate review backup FILE makes one.")
+        raise ReviewError(f"There is no {file}.", "Create one: curate review backup FILE")
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            (check,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             connection.execute("SELECT version_num FROM alembic_version").fetchone()
             (answers,) = connection.execute("SELECT count(*) FROM responses").fetchone()
     except sqlite3.DatabaseError as error:
-        raise ReviewError(f"{file} is no copy of a labelling server's data: {error}.", "Name another file.") from error
-    if sound != "ok":
-        raise ReviewError(f"{file} is damaged: {sound}.", "Take an older copy.")
+        raise ReviewError(f"{file} is not a backup of a labelling server: {error}.", "Name another file.") from error
+    if check != "ok":
+        raise ReviewError(f"{file} is damaged: {check}.", "Use an older backup.")
     return int(answers)

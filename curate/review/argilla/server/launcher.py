@@ -68,7 +68,7 @@ def _lock(home: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _fail(f"A server runs on {home} already.", "Stop it, or give another folder: --home DIR")
+        _fail(f"A server already runs in {home}.", "Stop it, or use another folder: --home DIR")
     return file
 
 
