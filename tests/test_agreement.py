@@ -194,7 +194,7 @@ def test_the_tables_have_titles_and_fit_80_columns(curate, store):
 def test_a_freeze_prints_the_number_of_disputed_conversations(curate, store):
     frozen = curate("freeze", "desk", "--set", "select.rules={}", "--store", str(store))
     assert frozen.returncode == 0, frozen.stderr
-    assert "People differ on 3 of them" in frozen.stderr
+    assert "3 conversations with disputed reviews, decided by rules" in frozen.stderr
 
 
 def test_the_blind_share_is_met_to_the_nearest_conversation(store):
