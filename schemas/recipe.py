@@ -62,7 +62,7 @@ class ImportSection(Section):
         None, description="shapes long and text: the column that holds the text", examples=["body"]
     )
     format: str | None = Field(
-        None, description="csv, tsv, jsonl, json or parquet; detected by default", examples=["jsonl"]
+        None, description="file format, such as csv or jsonl; detected by default", examples=["jsonl"]
     )
     max_rejects: float = Field(1.0, ge=0, le=1, description="maximum share of rejected rows per file")
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_a_dry_run_counts_the_same_and_makes_no_store(store: Path, mixed: Path) 
     assert len(dry.examples) == 2
     assert dry.examples[0]["conversations"][0]["value"] == "Question 1?"
     real = import_one(store, mixed)
-    assert {**dry.as_json(), "examples": []} == real.as_json()
+    assert {**asdict(dry), "examples": []} == asdict(real)
 
 
 def test_a_dry_run_knows_what_the_store_has(store: Path, mixed: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -147,7 +148,7 @@ def test_a_dry_run_closes_as_many_rejects_as_the_import(store: Path, tickets: Pa
     (dry,) = import_files(store, [str(tmp_path / "fix.csv")], ImportSection(), dry_run=True)
     real = import_one(store, tmp_path / "fix.csv")
     assert (dry.closed, real.closed) == (2, 2)
-    assert {**dry.as_json(), "examples": []} == real.as_json()
+    assert {**asdict(dry), "examples": []} == asdict(real)
 
 
 def test_a_json_object_goes_back_as_the_text_it_was(store: Path, tmp_path: Path) -> None:

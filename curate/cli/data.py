@@ -34,9 +34,7 @@ def import_(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(
-            help="Format of the files: csv, tsv, jsonl, json or parquet.", show_default="detected by suffix and content"
-        ),
+        typer.Option(help="Format of the files, such as csv or jsonl.", show_default="detected by suffix and content"),
     ] = None,
     repair: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Apply this repair, such as trailing-user; repeatable.")
@@ -76,6 +74,8 @@ def import_(
     curate import chats.csv --group-by ticket --order-by created_at --role author --text body
     """
     tune_import()
+    from dataclasses import asdict
+
     from curate.ingest.file_hash import FileHasher
 
     with FileHasher() as hasher:
@@ -101,7 +101,7 @@ def import_(
                 hasher=hasher,
             )
     note_skipped(files)
-    print_json([result.as_json() for result in results]) if as_json else show_import(results, dry_run=dry_run)
+    print_json([asdict(result) for result in results]) if as_json else show_import(results, dry_run=dry_run)
 
 
 def rejects(
@@ -125,6 +125,8 @@ def rejects(
     \b
     curate rejects --code empty-answer --export fix.csv
     """
+    from dataclasses import asdict
+
     from curate.cli.views import ingest as views
     from curate.ingest.rejects import RejectFilter, export_rejects, group_rejects, list_rejects
     from schemas.store import reading, store_path
@@ -135,7 +137,7 @@ def rejects(
     with reading(store_path(store)) as connection:
         if export is not None:
             exported = export_rejects(connection, criteria, export, replace=replace)
-            return print_json(exported.as_json()) if as_json else views.show_exported_rejects(exported, store)
+            return print_json(asdict(exported)) if as_json else views.show_exported_rejects(exported, store)
         rows = list_rejects(connection, criteria, limit) if list_ else group_rejects(connection, criteria)
     if as_json:
         return print_json(rows)

@@ -103,10 +103,6 @@ class ImportResult:
     examples: list[dict[str, Any]] = field(default_factory=list)
     """the first conversations, in a dry run"""
 
-    def as_json(self) -> dict[str, Any]:
-        """The result as plain values."""
-        return asdict(self)
-
 
 def import_files(
     store: Path,
@@ -219,7 +215,7 @@ class OpenFile:
         """The id of the import: equal bytes, read in the same way, have the same id under any name."""
         section = self.conversion.section
         how = {"encoding": section.encoding, "format": section.format, STORED_REPAIRS: list(section.repair)}
-        return digest({"sha256": sha256, **self.mapping.as_json(), **how})[:ID_LENGTH]
+        return digest({"sha256": sha256, **asdict(self.mapping), **how})[:ID_LENGTH]
 
 
 def _open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenFile:
@@ -331,7 +327,7 @@ def _finish(
     supersede_rejects(connection, source_id, sha256)
     section = conversion.section
     how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
-    mapping = {**conversion.mapping.as_json(), **how, STORED_REPAIRS: list(section.repair)}
+    mapping = {**asdict(conversion.mapping), **how, STORED_REPAIRS: list(section.repair)}
     connection.execute(
         """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
                                 rows_duplicate, rows_rejected, conversations, warnings)

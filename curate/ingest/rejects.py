@@ -49,10 +49,6 @@ class ExportedRejects:
     options: str
     """options of `curate import` that read the file like its source"""
 
-    def as_json(self) -> dict[str, Any]:
-        """The result as plain values."""
-        return asdict(self)
-
 
 def group_rejects(connection: DuckDBPyConnection, reject_filter: RejectFilter) -> list[dict[str, Any]]:
     """Rejects by source and code, most frequent first: path, code, number of rows, the first rows and lines.

@@ -8,7 +8,7 @@ afterwards. Python's parser provides the reason for every rejected text.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
@@ -26,7 +26,7 @@ from curate.ingest.readers.text_arrays import (
     text_bytes,
     utf8_problem,
 )
-from curate.ingest.shapes.json_cells import KEY_END, NOT_JSON
+from curate.ingest.shapes.json_cells import KEY_END, NOT_JSON, reject_constant
 from schemas.errors import SourceError
 
 MOST_COLUMNS = 5_000
@@ -149,7 +149,7 @@ def _count_key_ends(text: pl.Series) -> pl.Series:
 def _nan_problem(position: int, text: bytes) -> Problem | None:
     """The problem of a text with NaN or an infinity outside of strings; None if there is none."""
     try:
-        json.loads(text, parse_constant=_reject_constant)
+        json.loads(text, parse_constant=reject_constant)
     except (ValueError, RecursionError):
         return _explain(position, text)
     return None
@@ -158,7 +158,7 @@ def _nan_problem(position: int, text: bytes) -> Problem | None:
 def _explain(position: int, text: bytes) -> Problem:
     """The problem of a text that is not a valid object."""
     try:
-        value = json.loads(text.strip(b"\r\n").decode(), parse_constant=_reject_constant)
+        value = json.loads(text.strip(b"\r\n").decode(), parse_constant=reject_constant)
     except UnicodeDecodeError:
         return utf8_problem(position, text)
     except json.JSONDecodeError as error:
@@ -173,10 +173,6 @@ def _explain(position: int, text: bytes) -> Problem:
 _KINDS = {
     list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false", type(None): "null"
 }  # fmt: skip
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value; write null for a missing value")
 
 
 def _describe(error: json.JSONDecodeError) -> str:

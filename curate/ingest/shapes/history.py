@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes.json_cells import list_cells, query_frames
-from curate.ingest.shapes.shape import TURNS, problem_rows
+from curate.ingest.shapes.shape import TURNS, complete_turns, problem_rows
 
 _PAIRS = """
     SELECT row, unnest(pairs) AS pair, generate_subscripts(pairs, 1) AS position
@@ -29,4 +29,4 @@ def parse_history(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _turns(pairs: pl.DataFrame) -> pl.DataFrame:
     roles = pl.lit(pl.Series([["human", "gpt"]])).first()
     turns = pairs.select("row", roles.alias("from"), pl.col("pair").alias("value")).explode("from", "value")
-    return turns.with_columns(pl.col("value").fill_null(""), train=pl.lit(True), tool_call_id=pl.lit(None, pl.String))
+    return complete_turns(turns)

@@ -15,7 +15,7 @@ from typing import NoReturn
 import duckdb
 import polars as pl
 
-from curate.ingest.shapes.shape import PROBLEMS, problem_rows, shorten_expr
+from curate.ingest.shapes.shape import PROBLEMS, number_cells, problem_rows, shorten_expr
 
 _DECODER = json.JSONDecoder(parse_int=str)  # integers of more than 4,300 digits raise; only their text is needed
 
@@ -56,7 +56,7 @@ def _database() -> duckdb.DuckDBPyConnection:
 
 def filled_cells(cells: pl.Series) -> pl.DataFrame:
     """The cells that are not blank or `null`: `row` (from 0), `cell`."""
-    frame = pl.DataFrame({"cell": cells}).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    frame = number_cells(cells)
     filled = frame.with_columns(pl.col("cell").str.strip_chars()).filter(~pl.col("cell").is_in(["", "null"]))
     return frame.head(0) if cells.null_count() == cells.len() else filled
 
@@ -107,14 +107,15 @@ def is_nonstandard(texts: pl.Series) -> pl.Series:
 
 def _is_standard(text: str) -> bool:
     try:
-        json.loads(text, parse_constant=_reject_constant)
+        json.loads(text, parse_constant=reject_constant)
     except ValueError:
         return False
     return True
 
 
-def _reject_constant(constant: str) -> NoReturn:
-    raise ValueError(constant)
+def reject_constant(name: str) -> NoReturn:
+    """Raise `ValueError` for NaN and infinities, as the `parse_constant` of Python's JSON parser."""
+    raise ValueError(f"{name} is not a JSON value; write null for a missing value")
 
 
 def _depth(text: str) -> int:

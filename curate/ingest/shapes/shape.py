@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 
@@ -44,10 +43,6 @@ class ColumnMapping:
 
     shape: str
     fields: dict[str, str]
-
-    def as_json(self) -> dict[str, Any]:
-        """The mapping as plain values, for the store and for `--json`."""
-        return {"shape": self.shape, "fields": dict(self.fields)}
 
     def as_options(self) -> str:
         """The command-line options that select exactly this mapping.
@@ -110,6 +105,17 @@ class Shape:
     """Whether it is detected only if no other shape fits."""
     has_questions: bool = True
     """Whether its conversations have user turns; otherwise they are a single assistant turn."""
+
+
+def number_cells(cells: pl.Series, name: str = "cell") -> pl.DataFrame:
+    """The cells with their positions: `row` (Int64, from 0), and `name`."""
+    return pl.DataFrame({name: cells}).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+
+
+def complete_turns(turns: pl.DataFrame) -> pl.DataFrame:
+    """The columns `TURNS` of a frame with `row`, `from`, `value`; a null value becomes the empty string."""
+    text = pl.col("value").fill_null("")
+    return turns.select("row", "from", text, train=pl.lit(True), tool_call_id=pl.lit(None, pl.String))
 
 
 def is_plain_text(cells: pl.Series) -> pl.Series:

@@ -11,11 +11,12 @@ from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
     TOOLS,
-    TURNS,
     ColumnMapping,
     Field,
     ParsedTable,
+    complete_turns,
     drop_problem_rows,
+    number_cells,
     problem_rows,
     shorten_expr,
 )
@@ -58,8 +59,7 @@ FIELDS = {
 
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a column of transcripts."""
-    cells = pl.DataFrame({"cell": mapping.column(table, "transcript")}).with_row_index("row")
-    cells = cells.with_columns(pl.col("row").cast(pl.Int64), pl.col("cell").fill_null(""))
+    cells = number_cells(mapping.column(table, "transcript").fill_null(""))
     pieces = cells.with_columns(_marked().str.split(_TURN).alias("piece"))
     turns, contradicting = add_system_turns(_turns(pieces), mapping.column(table, "system"))
     return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [*_problems(pieces), contradicting])
@@ -78,17 +78,8 @@ def _marked() -> pl.Expr:
 def _turns(pieces: pl.DataFrame) -> pl.DataFrame:
     turns = pieces.select("row", pl.col("piece").list.slice(1)).explode("piece", empty_as_null=False)
     named = turns.with_columns(pl.col("piece").str.splitn(_NAME_END, 2).struct.rename_fields(["name", "text"]))
-    return (
-        named.unnest("piece")
-        .select(
-            "row",
-            to_role(pl.col("name")).alias("from"),
-            pl.col("text").fill_null("").str.strip_chars().alias("value"),
-            train=pl.lit(True),
-            tool_call_id=pl.lit(None, pl.String),
-        )
-        .select(*TURNS)
-    )
+    role, text = to_role(pl.col("name")), pl.col("text").str.strip_chars()
+    return complete_turns(named.unnest("piece").select("row", role.alias("from"), text.alias("value")))
 
 
 def _problems(pieces: pl.DataFrame) -> list[pl.DataFrame]:

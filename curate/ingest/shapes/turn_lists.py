@@ -29,6 +29,7 @@ from curate.ingest.shapes.shape import (
     Field,
     ParsedTable,
     drop_problem_rows,
+    number_cells,
     problem_rows,
     shorten_expr,
 )
@@ -147,9 +148,9 @@ def _append_completion(cells: pl.Series, completion: pl.Series) -> pl.Series:
 
 def _empty_rows(cells: pl.Series, elements: pl.DataFrame) -> pl.DataFrame:
     """Problems of rows without turns: a blank cell, or an empty list."""
-    rows = pl.DataFrame({"cell": cells.fill_null("").str.strip_chars()}).with_row_index("row")
-    rows = rows.with_columns(pl.col("row").cast(pl.Int64))
-    empty = rows.join(elements, on="row", how="anti", maintain_order="left")
+    empty = number_cells(cells.fill_null("").str.strip_chars()).join(
+        elements, on="row", how="anti", maintain_order="left"
+    )
     blank = pl.col("cell").is_in(["", "null"])
     return pl.concat(
         [

@@ -5,16 +5,18 @@ A conversation has the position of its first row.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 
 from curate.ingest.shapes.json_cells import query_frames
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
     TOOLS,
-    TURNS,
     ColumnMapping,
     Field,
     ParsedTable,
+    complete_turns,
     drop_problem_rows,
     problem_rows,
     shorten_expr,
@@ -54,17 +56,11 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     ungrouped = rows.filter(pl.col("group").is_null())
     grouped = rows.filter(pl.col("group").is_not_null())
     grouped = grouped.with_columns(pl.col("position").first().over("group").alias("row"))
-    turns = grouped.sort("row", "order", "position").select(
-        "row",
-        to_role(pl.col("name")).alias("from"),
-        pl.col("value").fill_null(""),
-        train=pl.lit(True),
-        tool_call_id=pl.lit(None, pl.String),
-    )
+    turns = grouped.sort("row", "order", "position").with_columns(to_role(pl.col("name")).alias("from"))
     ungrouped = ungrouped.with_columns(pl.col("position").alias("row"))
     members = pl.concat([grouped, ungrouped]).select("row", "position").sort("position")
-    parsed = drop_problem_rows(turns.select(*TURNS), pl.DataFrame(schema=TOOLS), _problems(ungrouped, grouped))
-    return ParsedTable(parsed.turns, parsed.tools, parsed.problems, members)
+    parsed = drop_problem_rows(complete_turns(turns), pl.DataFrame(schema=TOOLS), _problems(ungrouped, grouped))
+    return replace(parsed, members=members)
 
 
 def _rows(table: pl.DataFrame, mapping: ColumnMapping) -> pl.DataFrame:
