@@ -177,7 +177,7 @@ def _show_examples(result: ImportResult) -> None:
 
 
 def _indented(text: str) -> str:
-    return shorten(text, EXAMPLE_CHARACTERS).replace("\n", "\n" + " " * (ROLE_WIDTH + 6))
+    return shorten(text.rstrip(), EXAMPLE_CHARACTERS).replace("\n", "\n" + " " * (ROLE_WIDTH + 6))
 
 
 def _next_step(results: Sequence[ImportResult], *, dry_run: bool) -> str:
