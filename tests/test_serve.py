@@ -11,8 +11,8 @@ import pytest
 from support.training import command
 
 from schemas.errors import ExportError
-from train.export.llamacpp.server import run_server
-from train.export.serve import ServeOptions, resolve_gguf, vllm_command
+from train.export.llamacpp.server import ServeOptions, run_cpu_server
+from train.export.serve import resolve_gguf, vllm_command
 from train.inference.openai_client import OpenAIClient, RefusedError, connect
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ def test_a_port_in_use_is_an_error(curate, exported):
 
 def test_a_file_that_is_not_a_model_is_an_error(tmp_path):
     (tmp_path / "no.gguf").write_text("not a model")
-    with pytest.raises(ExportError, match=r"llama.cpp cannot load"), run_server(tmp_path / "no.gguf", gpu=False):
+    with pytest.raises(ExportError, match=r"llama.cpp cannot load"), run_cpu_server(tmp_path / "no.gguf"):
         pass
 
 

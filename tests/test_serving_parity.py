@@ -10,7 +10,7 @@ from schemas.errors import ExportError
 from train.checks.serving_parity import build_probes, check_serving
 from train.export.llamacpp.convert import PRE_TOKENIZERS, convert
 from train.export.llamacpp.locate import find_converter
-from train.export.llamacpp.server import run_server
+from train.export.llamacpp.server import ServeOptions, run_server
 from train.inference.backends import LlamaCppBackend, RenderRequest, TransformersBackend
 from train.inference.openai_client import OpenAIClient, RefusedError
 from train.tokens.chat_template import find_template
@@ -34,7 +34,7 @@ def project(exported):
 
 @pytest.fixture(scope="module")
 def server(project):
-    with run_server(project.parent / "gguf/r1/r1-f16.gguf", context=512, threads=1, gpu=False) as client:
+    with run_server(project.parent / "gguf/r1/r1-f16.gguf", ServeOptions(context=512), threads=1, gpu=False) as client:
         yield client
 
 
@@ -214,7 +214,7 @@ def test_every_engine_renders_the_pinned_date_of_training(project, tmp_path):
     assert all("Today Date: 26 July 2024\n" in text for text in texts)  # the template's default date
     trained = [encoding.ids for encoding in renderer.tokenizer.encode(texts)]
     convert(find_converter(), model, tmp_path / "r1.gguf", "f16", metadata={}, stop=None)
-    with run_server(tmp_path / "r1.gguf", context=512, threads=1, gpu=False) as client:
+    with run_server(tmp_path / "r1.gguf", ServeOptions(context=512), threads=1, gpu=False) as client:
         assert LlamaCppBackend("llama.cpp", client).encode_prompts(requests) == trained
     assert TransformersBackend("transformers", model).encode_prompts(requests) == trained
 

@@ -203,14 +203,15 @@ def serve_command(
     """
     from curate.cli.views.models import show_server
     from schemas.store import store_path
-    from train.export.serve import ENGINES, ServeOptions, exec_vllm, serve
+    from train.export.llamacpp.server import ServeOptions
+    from train.export.serve import ENGINES, exec_vllm, serve
 
-    options = ServeOptions(host, port, key, origins, context, slots, quant.lower())
+    options = ServeOptions(host, port, key, origins, context, slots)
     on_ready = partial(show_server, as_json=as_json)
     if _check_choice(engine, ENGINES, "--engine") == "vllm":
         exec_vllm(store_path(store), target, options, on_ready)
     try:
-        serve(store_path(store), target, options, on_ready, note)
+        serve(store_path(store), target, options, on_ready, quant=quant.lower(), report=note)
     except KeyboardInterrupt:
         note("Stopped.")
 

@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from schemas.errors import ExportError
-from train.export.output import ExportTarget, export_dir
+from train.export.output import ExportTarget
 from train.export.source import Source, find_source, read_conversations
 from train.export.targets import EXPORT_TARGETS
 from train.inference.backends import Backend, Ids, LlamaCppBackend, RenderRequest, TransformersBackend, detect_backend
@@ -31,6 +31,7 @@ from train.tokens.labels import IGNORE_INDEX, encode_renderings
 from train.tokens.loss_mask import TEMPLATE_FAILURES, Rendering
 from train.tokens.messages import message_numbers, to_messages, to_tools
 from train.tokens.reasoning import strip_reasoning
+from train.tokens.tokenizer import first_difference
 
 CONTEXT_TOKENS = 8
 """Tokens shown before a mismatch."""
@@ -165,7 +166,7 @@ def _find_exports(store: Path, target: str) -> tuple[Source, dict[ExportTarget, 
         if export.matches(path):
             return _find_run(store, *export.read_origin(path)), {export: path}
     source = find_source(store, target, weights=False)
-    found = {export: export.find(export_dir(store, export.folder, source.name)) for export in EXPORT_TARGETS}
+    found = {export: export.find_default(store, source.name) for export in EXPORT_TARGETS}
     return source, {export: path for export, path in found.items() if path is not None}
 
 
@@ -316,8 +317,7 @@ def _find_mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Sourc
 def _compare(case: Case, where: str, trained: Ids, served: Ids | str, source: Source) -> Mismatch:
     if isinstance(served, str):
         return Mismatch(case.id, where, 0, "", "a prompt", f"refused: {served}")
-    shorter = min(len(trained), len(served))
-    token = next((n for n in range(shorter) if trained[n] != served[n]), shorter)
+    token = first_difference(trained, served)
     parts = (trained[max(0, token - CONTEXT_TOKENS) : token], trained[token : token + 4], served[token : token + 4])
     return Mismatch(case.id, where, token, *(_decode(ids, source) for ids in parts))
 

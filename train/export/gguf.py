@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -25,7 +25,7 @@ from train.export.activations import ROWS, collect_activation_stats, truncate_ro
 from train.export.llamacpp.convert import OUT_TYPES, convert
 from train.export.llamacpp.imatrix import Imatrix, rename_to_gguf, write_imatrix
 from train.export.llamacpp.locate import FILE_TYPES, find_converter, find_quantiser
-from train.export.llamacpp.logits import open_gguf, quantise
+from train.export.llamacpp.logits import compute_gguf_logits, quantise
 from train.export.llamacpp.server import count_threads, run_cpu_server
 from train.export.logit_diff import (
     LogitComparison,
@@ -220,8 +220,7 @@ def _compare_files(
     files: list[GgufFile] = []
     for kind, path in paths.items():
         report(f"Measuring {kind}")
-        with open_gguf(path, sample, count_threads()) as gguf:
-            logits = gguf.logits(sample)
+        logits = compute_gguf_logits(path, sample, count_threads())
         comparison = compare_logits(sample, reference, logits)
         if not files:
             _check_conversion(comparison, path)
@@ -240,35 +239,32 @@ def _check_conversion(comparison: LogitComparison, path: Path) -> None:
         )
 
 
-class GgufTarget(ExportTarget):
-    """A GGUF file."""
+@contextmanager
+def _open_backend(path: Path) -> Iterator[LlamaCppBackend]:
+    with run_cpu_server(path) as client:
+        yield LlamaCppBackend(f"llama.cpp, {path.name}", client)
 
-    folder = "gguf"
-    engine = "llama.cpp"
-    command = "curate gguf"
 
-    def matches(self, path: Path) -> bool:
-        """Whether the file's name ends in .gguf."""
-        return path.suffix == ".gguf"
+def _find_largest(folder: Path) -> Path | None:
+    """The largest file of a run, which is the one with 16 bits."""
+    return max(folder.glob("*.gguf"), key=lambda file: file.stat().st_size, default=None)
 
-    def find(self, folder: Path) -> Path | None:
-        """The largest file of the run, which is the one with 16 bits."""
-        return max(folder.glob("*.gguf"), key=lambda file: file.stat().st_size, default=None)
 
-    def read_origin(self, path: Path) -> tuple[str, str | None]:
-        """The run and adapter digest in the metadata. Raises `ExportError` if there are none."""
-        text = read_metadata(path).get(MANIFEST_KEY)
-        if text is None:
-            raise ExportError(f"{path} does not name the run that it was made from.", "curate gguf RUN writes one.")
-        manifest = json.loads(text)
-        return manifest["run"], manifest["adapter_digest"]
+def _read_origin(path: Path) -> tuple[str, str | None]:
+    text = read_metadata(path).get(MANIFEST_KEY)
+    if text is None:
+        raise ExportError(f"{path} does not name the run that it was made from.", "curate gguf RUN writes one.")
+    manifest = json.loads(text)
+    return manifest["run"], manifest["adapter_digest"]
 
-    @contextmanager
-    def open_backend(self, path: Path) -> Iterator[LlamaCppBackend]:
-        """A llama.cpp server for the file."""
-        with run_cpu_server(path) as client:
-            yield LlamaCppBackend(f"llama.cpp, {path.name}", client)
 
-    def is_expected(self, source: Source, existing: Collection[str]) -> bool:  # noqa: ARG002
-        """Always expected."""
-        return True
+GGUF = ExportTarget(
+    folder="gguf",
+    engine="llama.cpp",
+    command="curate gguf",
+    matches=lambda path: path.suffix == ".gguf",
+    open_backend=_open_backend,
+    find=_find_largest,
+    read_origin=_read_origin,
+    is_expected=lambda _source, _existing: True,
+)

@@ -20,6 +20,7 @@ import polars as pl
 from pydantic import Field
 
 from schemas.errors import ExportError
+from train.inference.generate import load_for_inference
 from train.tokens.labels import IGNORE_INDEX
 
 Logits = npt.NDArray[np.float32]
@@ -138,16 +139,8 @@ def open_model(base: Path, adapter: Path | None = None, *, trust_remote_code: bo
     """A loaded model, optionally with an adapter: 16 bits on a GPU, float32 on a CPU. Freed when the block ends."""
     import torch
 
-    from train.model.base_model import load_model
-    from train.model.log_capture import quiet
-
-    with quiet():
-        model = load_model(base, "lora", trust_remote_code=trust_remote_code)
-        if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    yield model.eval()
+    model = load_for_inference(base, "lora", adapter, trust_remote_code=trust_remote_code)
+    yield model
     del model
     gc.collect()
     torch.cuda.empty_cache()

@@ -10,8 +10,8 @@ import filecmp
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from train.export.logit_diff import (
 )
 from train.export.output import ExportTarget, check_free, export_dir, resumable_dir, to_json
 from train.export.source import Source, find_source, render_held_out
-from train.inference.backends import Backend, TransformersBackend
+from train.inference.backends import TransformersBackend
 from train.inference.generate import find_stop_ids
 from train.model.adapter import CARD_FILE, provenance, write_tokenizer
 
@@ -281,21 +281,12 @@ def _compare(
     return comparison
 
 
-class MergedModelTarget(ExportTarget):
-    """The folder of a merged model."""
-
-    folder = "merged"
-    engine = "merged model"
-    command = "curate merge"
-
-    def matches(self, path: Path) -> bool:
-        """Whether the folder has a model's config."""
-        return (path / "config.json").exists()
-
-    def open_backend(self, path: Path) -> AbstractContextManager[Backend]:
-        """Transformers with the folder's tokenizer."""
-        return nullcontext(TransformersBackend("transformers, merged", path))
-
-    def is_expected(self, source: Source, existing: Collection[str]) -> bool:
-        """Expected unless there is a GGUF, which is made from it, or the run is a complete model."""
-        return not source.is_full_finetune and "gguf" not in existing
+MERGED_MODEL = ExportTarget(
+    folder="merged",
+    engine="merged model",
+    command="curate merge",
+    matches=lambda path: (path / "config.json").exists(),
+    open_backend=lambda path: nullcontext(TransformersBackend("transformers, merged", path)),
+    # A GGUF is made from a merged model, and a full fine-tune is a complete model.
+    is_expected=lambda source, existing: not source.is_full_finetune and "gguf" not in existing,
+)

@@ -118,24 +118,6 @@ def _quote(text: str) -> str:
     return f'"""{text}"""'
 
 
-class OllamaTarget(ExportTarget):
-    """The folder of a Modelfile."""
-
-    folder = "ollama"
-    engine = "Ollama"
-    command = "curate ollama"
-
-    def matches(self, path: Path) -> bool:
-        """Whether the folder has a Modelfile."""
-        return (path / MODELFILE).exists()
-
-    @contextmanager
-    def open_backend(self, path: Path) -> Iterator[OllamaBackend]:
-        """A llama.cpp server for the GGUF, as Ollama runs it, with the Modelfile's template."""
-        with run_cpu_server(_read_gguf_path(path)) as client:
-            yield OllamaBackend("Ollama, Modelfile", path, client)
-
-
 class OllamaBackend(LlamaCppBackend):
     """A Modelfile: the slots of its template, filled with a chat's messages and tokenized by llama.cpp."""
 
@@ -156,7 +138,8 @@ class OllamaBackend(LlamaCppBackend):
         return [None if _has_tools(request) else next(ids) for request in requests]
 
     def _encode(self, request: RenderRequest) -> Ids:
-        return self.tokenize(self._slots.fill(*collate(_add_system(request.messages, self._system))))
+        text = self._slots.fill(*collate(_add_system(request.messages, self._system)))
+        return self._tokenize(text, add_special=True)
 
 
 def _has_tools(request: RenderRequest) -> bool:
@@ -196,3 +179,19 @@ def _read_field(text: str, name: str) -> str:
     """The triple-quoted value of a Modelfile instruction, or "" if it is missing."""
     _, found, rest = text.partition(f'\n{name} """')
     return rest.partition('"""')[0] if found else ""
+
+
+@contextmanager
+def _open_backend(folder: Path) -> Iterator[OllamaBackend]:
+    """A llama.cpp server for the GGUF, as Ollama runs it, with the Modelfile's template."""
+    with run_cpu_server(_read_gguf_path(folder)) as client:
+        yield OllamaBackend("Ollama, Modelfile", folder, client)
+
+
+OLLAMA = ExportTarget(
+    folder="ollama",
+    engine="Ollama",
+    command="curate ollama",
+    matches=lambda path: (path / MODELFILE).exists(),
+    open_backend=_open_backend,
+)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,36 +23,38 @@ IDENTITY_FILE = "identity"
 """The file in an unfinished folder that identifies the export being written there."""
 
 
-class ExportTarget(ABC):
-    """A kind of export: where it is written, how it is recognised, and the engine that loads it.
+def read_origin(path: Path) -> tuple[str, str | None]:
+    """The run and the adapter digest in the manifest of an export's folder."""
+    manifest = read_manifest(path)
+    return manifest.run, manifest.adapter_digest
 
-    `folder` is its folder next to the store, `engine` its name in a report, `command` the command that writes it.
-    """
+
+@dataclass(frozen=True, slots=True)
+class ExportTarget:
+    """A kind of export: where it is written, how it is recognised, and the engine that loads it."""
 
     folder: str
+    """Its folder next to the store."""
     engine: str
+    """Its name in a parity report that lacks it."""
     command: str
+    matches: Callable[[Path], bool]
+    """Whether a path is an export of this kind."""
+    open_backend: Callable[[Path], AbstractContextManager[Backend]]
+    """The engine that loads an export."""
+    find: Callable[[Path], Path | None] | None = None
+    """The export in a run's default folder; by default the folder itself if it matches."""
+    read_origin: Callable[[Path], tuple[str, str | None]] = read_origin
+    """The run and the adapter digest that an export names."""
+    is_expected: Callable[[Source, Collection[str]], bool] = lambda _source, _existing: False
+    """Whether a report suggests it for a run, given the `folder` names of its existing exports."""
 
-    @abstractmethod
-    def matches(self, path: Path) -> bool:
-        """Whether `path` is an export of this kind."""
-
-    @abstractmethod
-    def open_backend(self, path: Path) -> AbstractContextManager[Backend]:
-        """The engine that loads the export at `path`, for the duration of the block."""
-
-    def find(self, folder: Path) -> Path | None:
-        """The export in its default folder, or None."""
+    def find_default(self, store: Path, run: str) -> Path | None:
+        """The export of a run in its default folder, or None."""
+        folder = export_dir(store, self.folder, run)
+        if self.find is not None:
+            return self.find(folder)
         return folder if self.matches(folder) else None
-
-    def read_origin(self, path: Path) -> tuple[str, str | None]:
-        """The run and the adapter digest that the export at `path` names."""
-        manifest = read_manifest(path)
-        return manifest.run, manifest.adapter_digest
-
-    def is_expected(self, source: Source, existing: Collection[str]) -> bool:  # noqa: ARG002
-        """Whether a report should suggest this export; `existing` are the `folder` names of the run's exports."""
-        return False
 
 
 def export_dir(store: Path, kind: str, run: str) -> Path:

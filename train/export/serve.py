@@ -11,11 +11,10 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import ExportError
-from train.export.llamacpp.server import LOOPBACK, check_port, run_server
+from train.export.llamacpp.server import ServeOptions, check_port, run_server
 from train.export.output import export_dir
 from train.export.quant_choice import find_gguf
 from train.export.source import find_source
@@ -25,24 +24,13 @@ ENGINES = ("llama.cpp", "vllm")
 HEALTH_CHECK_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """How to serve: address, access and limits."""
-
-    host: str = LOOPBACK
-    port: int = 8080
-    key: str = ""
-    origins: str = ""
-    context: int = 0
-    slots: int = 1
-    quant: str = ""
-
-
 def serve(
     store: Path,
     target: str,
     options: ServeOptions,
     on_ready: Callable[[OpenAIClient], None],
+    *,
+    quant: str = "",
     report: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve a GGUF, or the GGUF of a run, until Ctrl-C. `on_ready` is called when the server listens.
@@ -50,16 +38,7 @@ def serve(
     `report` receives which file of the run is used. Raises `ExportError` if there is no GGUF, the port is in use, or
     the server stops responding.
     """
-    path = resolve_gguf(store, target, options.quant, report)
-    with run_server(
-        path,
-        port=options.port,
-        host=options.host,
-        key=options.key,
-        origins=options.origins,
-        context=options.context,
-        slots=options.slots,
-    ) as client:
+    with run_server(resolve_gguf(store, target, quant, report), options) as client:
         on_ready(client)
         _monitor(client)
 

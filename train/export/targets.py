@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from train.export.gguf import GgufTarget
-from train.export.merge import MergedModelTarget
-from train.export.modelfile import OllamaTarget
+from train.export.gguf import GGUF
+from train.export.merge import MERGED_MODEL
+from train.export.modelfile import OLLAMA
 from train.export.output import ExportTarget
 
-EXPORT_TARGETS: tuple[ExportTarget, ...] = (MergedModelTarget(), GgufTarget(), OllamaTarget())
+EXPORT_TARGETS: tuple[ExportTarget, ...] = (MERGED_MODEL, GGUF, OLLAMA)

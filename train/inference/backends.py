@@ -7,6 +7,7 @@ loaded the GGUF, and a URL is any running server.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ class TransformersBackend:
         return None if token in ids else f"generation_config.json does not list {token} in eos_token_id"
 
 
-class LlamaCppBackend:
-    """A llama.cpp server: `/apply-template`, then `/tokenize`."""
+class ServerBackend(ABC):
+    """A server that renders and tokenizes. A request that it refuses results in its message."""
 
     note = ""
 
@@ -98,63 +99,66 @@ class LlamaCppBackend:
         self._client = client
 
     def encode_prompts(self, requests: Sequence[RenderRequest]) -> Sequence[Ids | str | None]:
-        """The ids of the rendered messages, with the beginning-of-sequence token if the GGUF requires one."""
-        return map_requests(self._encode, requests)
-
-    def encode_texts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
-        """The ids of the texts, without added special tokens."""
-        return map_requests(lambda request: self.tokenize(request.text, add_special=False), requests)
-
-    def _encode(self, request: RenderRequest) -> Ids:
-        tools = {"tools": list(request.tools)} if request.tools else {}
-        body = {"messages": to_openai(request.messages), **tools}
-        return self.tokenize(self._client.post("/apply-template", body)["prompt"])
-
-    def tokenize(self, text: str, *, add_special: bool = True) -> Ids:
-        """The ids of a text; special tokens in it are recognised."""
-        body = {"content": text, "add_special": add_special, "parse_special": True}
-        return list(self._client.post("/tokenize", body)["tokens"])
-
-    def check_stop(self, token: int) -> str | None:
-        """Force the model to generate the token and check that the answer ends there, empty."""
-        body = {"prompt": "Hello", "n_predict": 3, "temperature": 0, "logit_bias": [[token, FORCING_BIAS]]}
-        answer = self._client.post("/completion", body)
-        stopped = answer["stop_type"] == "eos" and not answer["content"]
-        return None if stopped else f"generation continued after token {token}: {answer['content']!r}"
-
-
-class VllmBackend:
-    """A vLLM server: `/tokenize` renders messages and tokenizes texts."""
-
-    note = ""
-
-    def __init__(self, name: str, client: OpenAIClient) -> None:
-        self.name = name
-        self._client = client
-
-    def encode_prompts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
         """The ids of the rendered messages."""
         return map_requests(self._encode, requests)
 
     def encode_texts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
         """The ids of the texts, without added special tokens."""
-        return map_requests(lambda one: self._tokenize({"prompt": one.text, "add_special_tokens": False}), requests)
+        return map_requests(lambda request: self._tokenize(request.text), requests)
+
+    @abstractmethod
+    def _encode(self, request: RenderRequest) -> Ids: ...
+
+    @abstractmethod
+    def _tokenize(self, text: str) -> Ids: ...
+
+    @abstractmethod
+    def check_stop(self, token: int) -> str | None:
+        """Force the model to generate the token and check that the answer ends there, empty."""
+
+
+class LlamaCppBackend(ServerBackend):
+    """A llama.cpp server: `/apply-template`, then `/tokenize`, which adds the special tokens that the GGUF requires."""
 
     def _encode(self, request: RenderRequest) -> Ids:
         tools = {"tools": list(request.tools)} if request.tools else {}
-        return self._tokenize({"messages": to_openai(request.messages), "add_generation_prompt": True, **tools})
+        body = {"messages": to_openai(request.messages), **tools}
+        return self._tokenize(self._client.post("/apply-template", body)["prompt"], add_special=True)
 
-    def _tokenize(self, body: dict[str, Any]) -> Ids:
+    def _tokenize(self, text: str, *, add_special: bool = False) -> Ids:
+        body = {"content": text, "add_special": add_special, "parse_special": True}
+        return list(self._client.post("/tokenize", body)["tokens"])
+
+    def check_stop(self, token: int) -> str | None:
+        """Check through `/completion`."""
+        body = {"prompt": "Hello", "n_predict": 3, "temperature": 0, "logit_bias": [[token, FORCING_BIAS]]}
+        answer = self._client.post("/completion", body)
+        return _describe_stop(token, answer["content"], stopped=answer["stop_type"] == "eos")
+
+
+class VllmBackend(ServerBackend):
+    """A vLLM server: `/tokenize` renders messages and tokenizes texts."""
+
+    def _encode(self, request: RenderRequest) -> Ids:
+        tools = {"tools": list(request.tools)} if request.tools else {}
+        return self._post({"messages": to_openai(request.messages), "add_generation_prompt": True, **tools})
+
+    def _tokenize(self, text: str) -> Ids:
+        return self._post({"prompt": text, "add_special_tokens": False})
+
+    def _post(self, body: dict[str, Any]) -> Ids:
         return list(self._client.post("/tokenize", {"model": self._client.model, **body})["tokens"])
 
     def check_stop(self, token: int) -> str | None:
-        """Force the model to generate the token, through the OpenAI API, and check that the answer ends there."""
+        """Check through the OpenAI API."""
         body = {"model": self._client.model, "messages": GREETING, "max_tokens": 3, "temperature": 0}
         body["logit_bias"] = {str(token): FORCING_BIAS}
         answer = self._client.post("/v1/chat/completions", body)["choices"][0]
-        content = answer["message"].get("content")
-        stopped = answer["finish_reason"] == "stop" and not content
-        return None if stopped else f"generation continued after token {token}: {content!r}"
+        return _describe_stop(token, answer["message"].get("content"), stopped=answer["finish_reason"] == "stop")
+
+
+def _describe_stop(token: int, content: str | None, *, stopped: bool) -> str | None:
+    return None if stopped and not content else f"generation continued after token {token}: {content!r}"
 
 
 def detect_backend(url: str, client: OpenAIClient) -> Backend | None:

@@ -16,7 +16,6 @@ from schemas.manifest import read_manifest
 from train.model.adapter_files import check_weights, read_template, wrap_weight_errors
 from train.model.base_model import Method, find_base, load_model, model_digest
 from train.model.log_capture import quiet
-from train.tokens.chat_template import Template
 from train.tokens.loss_mask import ChatRenderer
 from train.tokens.tokenizer import Tokenizer
 
@@ -128,25 +127,25 @@ def load_chat_model(adapter: Path) -> ChatModel:
             f"The adapter in {adapter} was trained on a different model than the one in {base}: the digests differ.",
             f"Restore the model {manifest.model.name}; curate verify shows the details.",
         )
-    template = read_template(adapter, manifest)
     method: Method = "qlora" if manifest.engine["method"] == "qlora" else "lora"
+    is_full_finetune = manifest.engine["method"] == "full"
+    model_folder, adapter_folder = (adapter, None) if is_full_finetune else (base, adapter)
+    renderer = ChatRenderer(read_template(adapter, manifest), Tokenizer.load(model_folder))
     trusted = bool(manifest.recipe["trust_remote_code"])
-    if manifest.engine["method"] == "full":
-        return _load(adapter, template, method, None, trust_remote_code=trusted)
-    return _load(base, template, method, adapter, trust_remote_code=trusted)
+    with wrap_weight_errors(adapter):
+        model = load_for_inference(model_folder, method, adapter_folder, trust_remote_code=trusted)
+    return ChatModel(model, renderer, find_stop_ids(renderer), is_full_finetune)
 
 
-def _load(
-    base: Path, template: Template, method: Method, adapter: Path | None, *, trust_remote_code: bool
-) -> ChatModel:
-    renderer = ChatRenderer(template, Tokenizer.load(base))
-    with quiet(), wrap_weight_errors(adapter or base):
-        model = load_model(base, method, trust_remote_code=trust_remote_code)
+def load_for_inference(folder: Path, method: Method, adapter: Path | None, *, trust_remote_code: bool) -> Any:
+    """Load a model, optionally with an adapter, in evaluation mode."""
+    with quiet():
+        model = load_model(folder, method, trust_remote_code=trust_remote_code)
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    return ChatModel(model.eval(), renderer, find_stop_ids(renderer), is_full_finetune=adapter is None)
+    return model.eval()
 
 
 def find_stop_ids(renderer: ChatRenderer) -> list[int]:

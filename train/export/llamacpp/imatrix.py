@@ -142,7 +142,11 @@ def _quantise_tensor(tensor: Any, original: Any, square: MeanSquares, threads: i
 
     weights = np.ascontiguousarray(dequantize(original.data, original.tensor_type), dtype=np.float32)
     rows, columns = weights.shape
-    _check_width(square, columns, tensor.name)
+    if square.size != columns:  # native code would read past the end of a shorter one
+        raise ExportError(
+            f"The matrix has {square.size} numbers for {tensor.name}, whose rows have {columns}.",
+            "It belongs to another model: move the .imatrix file, and a new one is computed.",
+        )
     output: npt.NDArray[np.uint8] = np.empty_like(tensor.data, order="C")
     quantize_chunk = _load_quantize_chunk()
 
@@ -161,15 +165,6 @@ def _quantise_tensor(tensor: Any, original: Any, square: MeanSquares, threads: i
             f"{install_command('gguf')} installs matching releases; or omit --imatrix.",
         )
     return output
-
-
-def _check_width(square: MeanSquares, columns: int, name: str) -> None:
-    """Raise `ExportError` for a matrix that is too short: native code would read past its end."""
-    if square.size != columns:
-        raise ExportError(
-            f"The matrix has {square.size} numbers for {name}, whose rows have {columns}.",
-            "It belongs to another model: move the .imatrix file, and a new one is computed.",
-        )
 
 
 def _load_quantize_chunk() -> Any:

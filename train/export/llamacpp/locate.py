@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,13 +39,6 @@ f32 is lossless: the 16-bit weights in a file that a CPU computes with in 32 bit
 input of each layer to 16 bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quantiser:
-    """llama.cpp's quantiser: a program, or the same function in the package cyllama if `program` is None."""
-
-    program: Path | None
-
-
 def find_converter(llama_cpp: Path | None = None) -> Path:
     """The path of llama.cpp's converter: in `llama_cpp` if given, otherwise in the installed package.
 
@@ -68,20 +60,20 @@ def find_converter(llama_cpp: Path | None = None) -> Path:
     )
 
 
-def find_quantiser(llama_cpp: Path | None = None) -> Quantiser:
-    """llama.cpp's quantiser: in `llama_cpp`, otherwise the program on the PATH, otherwise in the package cyllama.
+def find_quantiser(llama_cpp: Path | None = None) -> Path | None:
+    """llama.cpp's quantiser: the program in `llama_cpp`, otherwise on the PATH; None if only cyllama provides it.
 
     Raises `ExportError` with the install command.
     """
     for folder in BUILD_FOLDERS if llama_cpp else ():
         program = (llama_cpp or Path()).expanduser() / folder / QUANTISER
         if program.exists():
-            return Quantiser(program)
+            return program
     on_path = shutil.which(QUANTISER)
     if on_path:
-        return Quantiser(Path(on_path))
+        return Path(on_path)
     if find_spec("cyllama"):
-        return Quantiser(None)
+        return None
     raise ExportError(
         f"llama.cpp's quantiser is not installed: neither {QUANTISER} nor the package cyllama.",
         f"{install_command('gguf')}; or --llama-cpp DIR with the folder of a built llama.cpp.",

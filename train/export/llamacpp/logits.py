@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from schemas.environment import install_command
 from schemas.errors import ExportError
 from train.export.llamacpp.imatrix import IMATRIX_KEY, read_imatrix, requantise
-from train.export.llamacpp.locate import FILE_TYPES, Quantiser
+from train.export.llamacpp.locate import FILE_TYPES
 from train.export.logit_diff import Logits, Sample
 
 GGML_TYPE_F32 = 0
@@ -21,14 +20,14 @@ GGML_TYPE_F32 = 0
 
 
 def quantise(
-    quantiser: Quantiser, source: Path, to: Path, kind: str, threads: int, *, imatrix: Path | None = None
+    program: Path | None, source: Path, to: Path, kind: str, threads: int, *, imatrix: Path | None = None
 ) -> None:
-    """Quantise the GGUF `source` to `kind` in `to`, rounded by an importance matrix if given.
+    """Quantise the GGUF `source` to `kind` in `to`, with a program or with cyllama, rounded by a matrix if given.
 
     Raises `ExportError` if llama.cpp fails; an incomplete file may then remain at `to`.
     """
-    if quantiser.program is not None:
-        _run_program(quantiser.program, source, to, (kind, str(threads)), imatrix)
+    if program is not None:
+        _run_program(program, source, to, (kind, str(threads)), imatrix)
     elif imatrix is None:
         _run_cyllama(source, to, kind, threads)
     else:  # cyllama chooses the type of each weight, then the weights in the matrix are quantised again
@@ -66,46 +65,32 @@ def _run_cyllama(source: Path, to: Path, kind: str, threads: int) -> None:
         ) from error
 
 
-@contextmanager
-def open_gguf(path: Path, sample: Sample, threads: int) -> Iterator[GgufModel]:
-    """A loaded GGUF with a context as long as the longest row of `sample`."""
-    model = GgufModel(path, max(map(len, sample.ids)), threads)
+def compute_gguf_logits(path: Path, sample: Sample, threads: int) -> list[Logits]:
+    """The logits of each row of the sample, tokens x vocabulary, on the CPU."""
+    llama = _import_cyllama()
+    longest = max(map(len, sample.ids))
+    parameters = llama.LlamaModelParams()
+    parameters.n_gpu_layers = 0
     try:
-        yield model
+        model = _model_class(llama)(str(path), parameters)
+    except (RuntimeError, ValueError) as error:
+        raise ExportError(f"llama.cpp cannot load {path}: {error}.", "Try a newer llama.cpp.") from error
+    context = llama.LlamaContext(model, _context_parameters(llama, longest, threads))
+    batch = llama.LlamaBatch(n_tokens=longest, embd=0, n_seq_max=1)
+    try:
+        return [_row_logits(context, batch, ids) for ids in sample.ids]
     finally:
-        model.close()
-
-
-class GgufModel:
-    """A GGUF loaded in llama.cpp on the CPU."""
-
-    def __init__(self, path: Path, context: int, threads: int) -> None:
-        llama = _import_cyllama()
-        parameters = llama.LlamaModelParams()
-        parameters.n_gpu_layers = 0
-        try:
-            self._model = _model_class(llama)(str(path), parameters)
-        except (RuntimeError, ValueError) as error:
-            raise ExportError(f"llama.cpp cannot load {path}: {error}.", "Try a newer llama.cpp.") from error
-        self._context = llama.LlamaContext(self._model, _context_parameters(llama, context, threads))
-        self._batch = llama.LlamaBatch(n_tokens=context, embd=0, n_seq_max=1)
-
-    def logits(self, sample: Sample) -> list[Logits]:
-        """The logits of each row of the sample, tokens x vocabulary."""
-        return [self._row_logits(list(ids)) for ids in sample.ids]
-
-    def _row_logits(self, ids: list[int]) -> Logits:
-        self._context.kv_cache_clear()
-        self._batch.reset()
-        for position, token in enumerate(ids):
-            self._batch.add(token, position, [0], True)
-        self._context.decode(self._batch)
-        return np.array([self._context.get_logits_ith(position) for position in range(len(ids))], dtype=np.float32)
-
-    def close(self) -> None:
-        """Free the memory."""
-        for part in (self._batch, self._context, self._model):
+        for part in (batch, context, model):
             part.close()
+
+
+def _row_logits(context: Any, batch: Any, ids: Sequence[int]) -> Logits:
+    context.kv_cache_clear()
+    batch.reset()
+    for position, token in enumerate(ids):
+        batch.add(token, position, [0], True)
+    context.decode(batch)
+    return np.array([context.get_logits_ith(position) for position in range(len(ids))], dtype=np.float32)
 
 
 def _import_cyllama() -> Any:

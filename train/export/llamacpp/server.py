@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,25 @@ PLAIN_TEMPLATE = "{{ messages[0]['content'] }}"
 """A template that every release can parse: a server that starts with it fails because of the model's own template."""
 
 
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How to serve: address, access and limits.
+
+    Port 0 uses a free port. `origins` are the web origins that may send requests, by default the server's own.
+    `context` is in tokens, 0 for the model's own.
+    """
+
+    host: str = LOOPBACK
+    port: int = 0
+    key: str = ""
+    origins: str = ""
+    context: int = 0
+    slots: int = 1
+
+
 def run_cpu_server(path: Path) -> AbstractContextManager[OpenAIClient]:
     """A server without GPU and with a context of 512 tokens, enough to render and tokenize."""
-    return run_server(path, context=512, threads=count_threads(), gpu=False)
+    return run_server(path, ServeOptions(context=512), threads=count_threads(), gpu=False)
 
 
 def count_threads() -> int:
@@ -40,29 +57,16 @@ def count_threads() -> int:
 
 
 @contextmanager
-def run_server(
-    path: Path,
-    *,
-    port: int = 0,
-    host: str = LOOPBACK,
-    key: str = "",
-    origins: str = "",
-    context: int = 0,
-    slots: int = 1,
-    threads: int = 0,
-    gpu: bool = True,
-) -> Iterator[OpenAIClient]:
-    """Serve the GGUF at `path` while the block runs; port 0 uses a free port.
+def run_server(path: Path, options: ServeOptions, *, threads: int = 0, gpu: bool = True) -> Iterator[OpenAIClient]:
+    """Serve the GGUF at `path` while the block runs.
 
-    `context` is in tokens, 0 for the model's own. `origins` are the web origins that may send requests, by default the
-    server's own. Raises `ExportError` if the port is in use, or llama.cpp cannot load the model or its template.
+    Raises `ExportError` if the port is in use, or llama.cpp cannot load the model or its template.
     """
-    check_port(host, port)
+    check_port(options.host, options.port)
     if find_spec("xllamacpp") is None:
         raise ExportError("llama.cpp's server, the package xllamacpp, is not installed.", install_command("gguf"))
-    key = key or secrets.token_urlsafe(24)
-    job = {"path": str(path), "port": port, "host": host, "key": key, "origins": origins, "gpu": gpu}
-    job |= {"context": context, "slots": slots, "threads": threads}
+    key = options.key or secrets.token_urlsafe(24)
+    job = asdict(options) | {"path": str(path), "key": key, "threads": threads, "gpu": gpu}
     with _start(job) as url:
         if not url:
             raise _explain(job, path)
