@@ -179,7 +179,7 @@ def test_the_cache_forgets_what_was_not_used_longest(members, tokenizer, monkeyp
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
     render_version(members, "d1", Template("chatml", CHATML), tokenizer)
     (first,) = tmp_path.rglob("*.parquet")
-    monkeypatch.setattr(cache, "ROOM", int(first.stat().st_size * 1.5))
+    monkeypatch.setattr(cache, "MAX_BYTES", int(first.stat().st_size * 1.5))
     render_version(members, "d2", Template("chatml", CHATML), tokenizer)
     (second,) = tmp_path.rglob("*.parquet")
     assert first != second

@@ -141,7 +141,7 @@ def test_what_a_user_typed_like_a_token_is_told_and_trained(tmp_path, folder):
 def test_a_version_that_is_not_there_and_a_model_that_is_not_named_are_explained(store, folder):
     with pytest.raises(VersionError, match="There is no version chats@7"):
         prepare_version(store, "chats@7", TrainSection(model=str(folder)))
-    with pytest.raises(TrainError, match="No model is named"):
+    with pytest.raises(TrainError, match="No model is given"):
         prepare_version(store, "chats", TrainSection())
     with pytest.raises(TrainError, match="There is no model folder at nowhere"):
         prepare_version(store, "chats", TrainSection(model="nowhere"))

@@ -251,7 +251,7 @@ def test_a_tool_call_that_is_no_json_is_a_problem_of_its_conversation_alone(toke
     broken = Conversation((Turn("human", "Hi"), Turn("function_call", "weather()")))
     both = render(frame(broken, chat("Hi", "Hello")), Template("chatml", CHATML), tokenizer)
     assert both["problem"].to_list() == [
-        "The conversation cannot be rendered: turn 2 calls a function in text that is no JSON: "
+        "The conversation cannot be rendered: the function call in turn 2 is not valid JSON: "
         "Expecting value: line 1 column 1 (char 0).",
         None,
     ]

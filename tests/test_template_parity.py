@@ -99,7 +99,7 @@ def test_a_template_that_is_no_jinja_is_told_so(curate, folder, tmp_path):
     (tmp_path / "mine.jinja").write_text(CHATML.replace("{% for", "{% forr"))
     ran = curate("templates", "mine.jinja", "--model", str(folder))
     assert ran.returncode == 1
-    assert "is no valid Jinja" in ran.stderr
+    assert "is not valid Jinja" in ran.stderr
 
 
 def test_where_marking_changes_a_rendering_the_first_differing_token_is_shown(tokenizer):

@@ -44,5 +44,5 @@ def test_a_folder_without_a_fast_tokenizer_says_how_to_make_one(tmp_path):
         Tokenizer.load(tmp_path)
     assert "save_pretrained" in refused.value.hint
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(TrainError, match="is no tokenizer"):
+    with pytest.raises(TrainError, match="is not a valid tokenizer"):
         Tokenizer.load(tmp_path)

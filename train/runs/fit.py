@@ -202,7 +202,7 @@ def token_facts(rows: pl.DataFrame, ledger: pl.DataFrame) -> TokenFacts:
 def _check_same(expected: Manifest, prepared: PreparedRun) -> None:
     parts = {"data", "model", "rendering", "tokens"}
     before, now = expected.model_dump(include=parts), prepared.manifest.model_dump(include=parts)
-    if prepared.template.is_of(expected.rendering.template_digest):  # older manifests: digest without the pinned date
+    if prepared.template.matches(expected.rendering.template_digest):  # older manifests: digest without the pinned date
         now["rendering"]["template_digest"] = expected.rendering.template_digest
     changed = sorted(part for part in parts if before[part] != now[part])
     if changed:

@@ -211,7 +211,7 @@ def _check_template(base: Path, manifest: Manifest) -> Check:
         template = find_template(manifest.recipe["template"], base)
     except CurateError as error:
         return _unchecked("template", known, error)
-    return _compare("template", known, known if template.is_of(known) else template.digest)
+    return _compare("template", known, known if template.matches(known) else template.digest)
 
 
 def _check_tokens(

@@ -1,17 +1,17 @@
-"""In: the members of a version, a template, a tokenizer. Out: their rendering, from the cache where it is there.
+"""The members of a version, a chat template and a tokenizer → their rendering, from the cache if it is there.
 
-Most of rendering is tokenising, so plan, preview and train share one result. It lies in the user's cache folder,
-one Parquet file per version, template, tokenizer and mask policy; what has not been used longest goes first.
+Most of the time of rendering is tokenization, so plan, preview and train share one result: a Parquet file per version,
+template, tokenizer and mask policy in the user's cache folder. The least recently used files are deleted first.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import polars as pl
 
+from schemas.atomic import atomic_file
 from schemas.digest import digest
 from schemas.recipe import TrainSection
 from train.tokens.chat_template import PINNED_DATE, Template, cache_folder
@@ -19,10 +19,13 @@ from train.tokens.labels import RENDERED
 from train.tokens.reasoning import REVISIONS
 from train.tokens.render import MASK_POLICY, Progress
 from train.tokens.tokenizer import Tokenizer
-from train.tokens.windows import PIECES, render_members
+from train.tokens.windows import TEXT_WINDOWS_REVISION, render_members
 
-ROOM = 4 * 2**30
-"""Bytes that the cache may take: about a hundred million tokens with their labels, compressed."""
+FORMAT = 2
+"""A part of the key: increased when the columns of a rendering change, so that older files are never read."""
+
+MAX_BYTES = 4 * 2**30
+"""Size of the cache: about a hundred million tokens with their labels, compressed."""
 
 log = logging.getLogger(__name__)
 
@@ -36,23 +39,24 @@ def render_version(
     *,
     progress: Progress = lambda *_: None,
 ) -> pl.DataFrame:
-    """`render_members(recipe, members, …)`, made once and then read from the cache.
+    """`render_members(recipe, members, …)`, computed once and then read from the cache.
 
-    `members` is what `schemas.version.read_members` gives for the version with this digest.
+    `members` is the result of `schemas.version.read_members` for the version with this digest.
     """
-    path = _place(version_digest, template, tokenizer, recipe)
+    path = _cache_path(version_digest, template, tokenizer, recipe)
     rendered = _read(path, members["id"])
     if rendered is None:
         rendered = render_members(recipe, members, template, tokenizer, progress)
-        _keep(rendered, path)
+        _write(rendered, path)
     return rendered
 
 
-def _place(version_digest: str, template: Template, tokenizer: Tokenizer, recipe: TrainSection) -> Path:
+def _cache_path(version_digest: str, template: Template, tokenizer: Tokenizer, recipe: TrainSection) -> Path:
+    windows = [recipe.max_length, TEXT_WINDOWS_REVISION] if template.raw else recipe.max_length
     key = {
-        "format": 2,
+        "format": FORMAT,
         "reasoning": [recipe.reasoning, REVISIONS[recipe.reasoning]],
-        "windows": _windows(template, recipe) if recipe.long == "split" else None,
+        "windows": windows if recipe.long == "split" else None,
         "version": version_digest,
         "template": template.digest,
         "tokenizer": tokenizer.digest,
@@ -63,41 +67,35 @@ def _place(version_digest: str, template: Template, tokenizer: Tokenizer, recipe
     return cache_folder() / "rendered" / f"{digest(key)[:32]}.parquet"
 
 
-def _windows(template: Template, recipe: TrainSection) -> object:
-    return [recipe.max_length, PIECES] if template.raw else recipe.max_length
-
-
 def _read(path: Path, ids: pl.Series) -> pl.DataFrame | None:
-    """The cached rendering of exactly these conversations in this order; nothing where it is missing or damaged."""
+    """The cached rendering of exactly these conversations in this order; None if it is missing or damaged."""
     try:
         rendered = pl.read_parquet(path)
         path.touch()
     except FileNotFoundError:
         return None
     except (OSError, pl.exceptions.PolarsError) as error:
-        log.warning("The cached rendering %s cannot be read (%s); it is made again.", path, error)
+        log.warning("The cached rendering %s cannot be read (%s). Rendering again.", path, error)
         return None
-    same = rendered["id"].unique(maintain_order=True).equals(ids)
-    return rendered if same and rendered.columns == [*RENDERED, "split"] else None
+    is_same = rendered["id"].unique(maintain_order=True).equals(ids)
+    return rendered if is_same and rendered.columns == [*RENDERED, "split"] else None
 
 
-def _keep(rendered: pl.DataFrame, path: Path) -> None:
-    """Write under another name first, so that a killed process leaves no half-written rendering."""
+def _write(rendered: pl.DataFrame, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        rendered.write_parquet(unfinished, compression="zstd", compression_level=1)
-        unfinished.replace(path)
-        _make_room(path.parent)
+        with atomic_file(path) as temporary:
+            rendered.write_parquet(temporary, compression="zstd", compression_level=1)
+        _delete_oldest(path.parent)
     except OSError as error:
         log.warning("The rendering is not cached: %s", error)
 
 
-def _make_room(folder: Path) -> None:
-    """Delete what has not been used longest until the rest fits into `ROOM`."""
-    room = ROOM
-    newest_first = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest_first:
-        room -= path.stat().st_size
-        if room < 0:
+def _delete_oldest(folder: Path) -> None:
+    """Delete the least recently used files until the others fit into `MAX_BYTES`."""
+    left = MAX_BYTES
+    files = [path for path in folder.iterdir() if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        left -= path.stat().st_size
+        if left < 0:
             path.unlink(missing_ok=True)

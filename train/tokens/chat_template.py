@@ -1,14 +1,12 @@
-"""In: the name of a chat template. Out: its Jinja text, and a function that renders messages with it.
+"""The name of a chat template → its Jinja text, and a function that renders messages with it.
 
-A name is "tokenizer" (the model's own template), a file of `train/templates/`, one of Unsloth's, or the path of a
-Jinja file. Rendering is what transformers' `apply_chat_template` does, in the same sandbox, with one difference:
-a template that asks for today's date has `PINNED_DATE` written into it, so that neither training nor serving depends
-on the day.
+A name is "tokenizer" (the model's own template), a file of `train/templates/`, one of Unsloth's templates, or the path
+of a Jinja file. Rendering equals transformers' `apply_chat_template`, in the same sandbox, with one exception: in a
+template that uses today's date, `PINNED_DATE` replaces it, so that neither training nor inference depends on the day.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import subprocess
@@ -26,75 +24,75 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from schemas.atomic import atomic_file
 from schemas.digest import text_digest
 from schemas.environment import install_command
-from schemas.errors import TrainError
+from schemas.errors import TrainError, nearest
 from train.tokens.pinned_date import pin_date, uses_dynamic_date
 
 PINNED_DATE = datetime(2026, 1, 1)
-"""The day that templates are told, whenever they ask: else the same data would give other tokens tomorrow."""
+"""The date in every template that uses today's; otherwise the same data would have other tokens tomorrow."""
 
 FILES = (".jinja", ".jinja2", ".j2")
 
 BUNDLED_TEMPLATES = Path(__file__).parents[1] / "templates"
 
 RAW = "raw"
-"""The template of texts in which nobody asks: words, and the tokens that begin and end a text."""
+"""The template for plain-text pretraining: the text between its begin and end tokens."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template: its name, its Jinja text, and the SHA-256 of that text.
+    """A chat template: its name and its Jinja text, with the date pinned.
 
-    `undated` is the text as it was found, before the day was written into it; None where it is not known.
+    `unpinned` is the original text, or None if it is not known.
     """
 
     name: str
     text: str
-    undated: str | None = None
+    unpinned: str | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the text, 64 hex digits."""
         return text_digest(self.text)
 
-    def is_of(self, digest: str) -> bool:
-        """Whether a digest is this one, or that of the text without the day, which older manifests name."""
-        return digest == self.digest or (self.undated is not None and digest == text_digest(self.undated))
+    def matches(self, digest: str) -> bool:
+        """Whether a digest is that of the text, or of the original text, which older manifests record."""
+        return digest == self.digest or (self.unpinned is not None and digest == text_digest(self.unpinned))
 
     @property
     def raw(self) -> bool:
-        """Whether it is of texts, not of conversations."""
+        """Whether it is for raw texts instead of conversations."""
         return self.name == RAW
 
 
 def find_template(name: str, tokenizer_folder: Path) -> Template:
-    """The template called `name`, with the day in it; see the head of this file for what a name can be.
+    """The template called `name`, with the date pinned. The module docstring lists possible names.
 
-    Raises `TrainError` for a name that nobody knows, with the nearest and all that are known, and for a template that
-    says every day something else.
+    Raises `TrainError` for an unknown name, and for a template whose date cannot be pinned.
     """
-    found = _text_of(name, tokenizer_folder)
+    unpinned = _find_text(name, tokenizer_folder)
     try:
-        text = pin_date(found, PINNED_DATE)
+        text = pin_date(unpinned, PINNED_DATE)
     except TemplateError as error:
         raise _invalid(name, error) from error
     if uses_dynamic_date(text):
         raise TrainError(
-            f"The template {name} asks for today's date in a form that it makes up itself (strftime_now).",
-            "Write a date into it, and give it by --template FILE.jinja: it would say every day something else.",
+            f"The template {name} prints today's date in a format that it computes (strftime_now), so it would render "
+            "other tokens every day.",
+            "Write a date into a copy of it, and use --template FILE.jinja.",
         )
-    return Template(Path(name).name if name.endswith(FILES) else name, text, found)
+    return Template(Path(name).name if name.endswith(FILES) else name, text, unpinned)
 
 
-def _text_of(name: str, tokenizer_folder: Path) -> str:
+def _find_text(name: str, tokenizer_folder: Path) -> str:
     if name == "tokenizer":
-        return _of_tokenizer(tokenizer_folder)
+        return _read_tokenizer_template(tokenizer_folder)
     if name.endswith(FILES):
-        return _of_file(Path(name))
-    own = BUNDLED_TEMPLATES / f"{name}.jinja"
+        return _read_file(Path(name))
     if name in (RAW, *bundled_names()):
-        return own.read_text(encoding="utf-8")
+        return (BUNDLED_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
     unsloth = unsloth_templates()
     if name in unsloth:
         return unsloth[name]
@@ -102,7 +100,7 @@ def _text_of(name: str, tokenizer_folder: Path) -> str:
 
 
 def bundled_names() -> list[str]:
-    """The names of the chat templates that this project brings along."""
+    """The names of the chat templates of this project."""
     return sorted({path.stem for path in BUNDLED_TEMPLATES.glob("*.jinja")} - {RAW})
 
 
@@ -110,22 +108,22 @@ def bundled_names() -> list[str]:
 def compile_template(template: Template) -> Callable[..., str]:
     """A function from the template's variables (`messages`, `tools`, `bos_token` …) to the rendered text.
 
-    Raises `TrainError` for a text that is no Jinja; the function raises jinja2's errors.
+    Raises `TrainError` for text that is not valid Jinja; the function raises jinja2's errors.
     """
     try:
         jinja = _environment().from_string(template.text)
     except TemplateError as error:
         raise _invalid(template.name, error) from error
-    jinja.globals = dict(jinja.globals)  # a ChainMap, which each rendering copies: a sixth of its time
+    jinja.globals = dict(jinja.globals)  # each rendering would copy the ChainMap: a sixth of its time
     return jinja.render
 
 
 def _invalid(name: str, error: TemplateError) -> TrainError:
-    return TrainError(f"The template {name} is no valid Jinja: {error}.", "Correct the template.")
+    return TrainError(f"The template {name} is not valid Jinja: {error}.", "Correct the template.")
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: renders what is inside; the masks here come from the structure."""
+    """`{% generation %}…{% endgeneration %}`: renders its content; the loss mask does not depend on these tags."""
 
     tags = {"generation"}  # noqa: RUF012  the type that jinja2 declares
 
@@ -135,25 +133,25 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, looking into messages first: `message.role` is no attribute of a dict, and asking costs a fifth."""
+    """The sandbox, but a dict's key precedes its attributes: looking for `message.role` there takes a fifth longer."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """What the sandbox answers; for a key of a plain dict without the detour over its attributes."""
-        if type(obj) is dict and attribute not in _OF_DICTS and attribute in obj:
+        """The value that the sandbox returns; for a key of a plain dict without a search in its attributes."""
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES and attribute in obj:
             return obj[attribute]
         return super().getattr(obj, attribute)
 
 
-_OF_DICTS = frozenset(dir(dict))
+_DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox that transformers 5.17 renders in (`utils/chat_template_utils.py`)."""
+    """The sandbox of transformers 5.17 (`utils/chat_template_utils.py`)."""
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = PINNED_DATE.strftime  # which templates of older adapters still call
+    environment.globals["strftime_now"] = PINNED_DATE.strftime  # called by templates of older adapters
     return environment
 
 
@@ -171,37 +169,36 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def _of_file(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainError(f"The template {path} cannot be read: {error}.", "Give the path of a Jinja file.") from error
+        raise TrainError(f"The template {path} cannot be read: {error}.", "Use the path of a Jinja file.") from error
 
 
-def _of_tokenizer(folder: Path) -> str:
-    """The model's own template: chat_template.jinja, else the key of tokenizer_config.json, as transformers looks."""
-    beside = folder / "chat_template.jinja"
-    if beside.exists():
-        return beside.read_text(encoding="utf-8")
+def _read_tokenizer_template(folder: Path) -> str:
+    """The model's own template: chat_template.jinja, otherwise a key of tokenizer_config.json, as in transformers."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
-    written = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.exists() else None
-    if isinstance(written, list):
-        written = {entry["name"]: entry["template"] for entry in written}.get("default")
-    if isinstance(written, str):
-        return written
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.exists() else None
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if isinstance(template, str):
+        return template
     raise TrainError(
-        f"The tokenizer in {folder} has no chat template of its own.",
-        f"Give --template NAME: {', '.join(bundled_names())}, a name of Unsloth's, or a Jinja file.",
+        f"The tokenizer in {folder} has no chat template.",
+        f"Use --template NAME: {', '.join(bundled_names())}, a name of Unsloth's, or a Jinja file.",
     )
 
 
 def _unknown(name: str, unsloth: Mapping[str, str]) -> TrainError:
     known = sorted({"tokenizer", RAW, *bundled_names(), *unsloth})
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f" Did you mean {near[0]}?" if near else ""
-    more = "" if unsloth else f" Unsloth's are known once it is installed: {install_command('unsloth')}."
+    more = "" if unsloth else f" For Unsloth's templates: {install_command('unsloth')}."
     return TrainError(
-        f"There is no template {name}.{guess}", f"Known: {', '.join(known)}; or the path of a .jinja file.{more}"
+        f"There is no template {name}{nearest(name, known)}",
+        f"Known: {', '.join(known)}; or the path of a .jinja file.{more}",
     )
 
 
@@ -210,21 +207,22 @@ def _unknown(name: str, unsloth: Mapping[str, str]) -> TrainError:
 _DUMP = """
 import json, sys
 from unsloth.chat_templates import CHAT_TEMPLATES, DEFAULT_SYSTEM_MESSAGE
-def filled(name, text):
+def insert_system_message(name, text):
     message = DEFAULT_SYSTEM_MESSAGE.get(name)
     for plain, escaped in (("\\\\", "\\\\\\\\"), ("'", "\\\\'"), ('"', '\\\\"'), ("\\r", "\\\\r")):
         message = message and message.replace(plain, escaped)
     return text if message is None else text.replace("{system_message}", message)
-json.dump({name: filled(name, entry[0]) for name, entry in CHAT_TEMPLATES.items()}, open(sys.argv[1], "w"))
+texts = {name: insert_system_message(name, entry[0]) for name, entry in CHAT_TEMPLATES.items()}
+json.dump(texts, open(sys.argv[1], "w"))
 """
 
 
 @lru_cache(maxsize=1)
 def unsloth_templates() -> Mapping[str, str]:
-    """Unsloth's templates by name, their default system message filled in; empty where Unsloth is not installed.
+    """Unsloth's templates by name, with their default system message; empty if Unsloth is not installed.
 
-    Importing Unsloth takes ten seconds and torch, so one child process does it once per release of Unsloth and
-    leaves the texts in the user's cache folder. They are Unsloth's and stay out of this project.
+    Importing Unsloth takes ten seconds and torch, so a child process does it once per release of Unsloth and writes the
+    texts to the cache. They are not part of this project, since they are Unsloth's.
     """
     try:
         path = cache_folder() / "templates" / f"unsloth-{version('unsloth')}.json"
@@ -232,26 +230,25 @@ def unsloth_templates() -> Mapping[str, str]:
         return {}
     if not path.exists():
         _dump_unsloth(path)
-    read: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return read
+    texts: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return texts
 
 
 def cache_folder() -> Path:
-    """Where this project keeps what it can make again: `CURATE_CACHE`, else `curate` in the user's cache folder."""
-    given = os.environ.get("CURATE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curate"
+    """The folder for files that can be made again: `CURATE_CACHE`, otherwise `curate` in the user's cache folder."""
+    folder = os.environ.get("CURATE_CACHE")
+    return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curate"
 
 
 def _dump_unsloth(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    quiet = {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1"}
-    command: Sequence[str] = (sys.executable, "-P", "-c", _DUMP, str(unfinished))
-    done = subprocess.run(command, env=os.environ | quiet, cwd=path.parent, capture_output=True, text=True, check=False)
-    if done.returncode != 0 or not unfinished.exists():
-        reason = (done.stderr.strip() or "it said nothing").splitlines()[-1]
-        raise TrainError(
-            f"Unsloth is installed but its templates cannot be read: {reason}",
-            f"Try: python -c 'import unsloth'; or use one of {', '.join(bundled_names())}.",
-        )
-    unfinished.replace(path)
+    variables = os.environ | {"UNSLOTH_AUTO_INSTALL": "0", "UNSLOTH_DISABLE_STATISTICS": "1"}
+    with atomic_file(path) as temporary:
+        command: Sequence[str] = (sys.executable, "-P", "-c", _DUMP, str(temporary))
+        ran = subprocess.run(command, env=variables, cwd=path.parent, capture_output=True, text=True, check=False)
+        if ran.returncode != 0 or not temporary.exists():
+            reason = (ran.stderr.strip() or f"exit code {ran.returncode}").splitlines()[-1]
+            raise TrainError(
+                f"Unsloth is installed but its templates cannot be read: {reason}",
+                f"Try python -c 'import unsloth', or use one of {', '.join(bundled_names())}.",
+            )

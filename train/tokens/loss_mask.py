@@ -1,11 +1,10 @@
-"""In: one conversation, a template, a tokenizer. Out: it as text, with what is learned and where each turn's words are.
+"""One conversation, a chat template and a tokenizer → its text, with loss spans and the span of each turn's text.
 
-Learned is what the model has to say itself: from where the prompt for an answer ends to the token that ends the
-turn, that token included. Where this lies is not looked for in the text. Each conversation is rendered twice, once
-as it is and once with every text of every turn between two private-use marks; the marks are taken out again, and
-only when the two texts are equal do the places where the marks stood count. So a user who quotes a marker stays a
-user, and the labels are right by construction or the conversation has a `problem`. The second rendering is spared
-where an earlier one of the same shape tells what it would say (`train.moulding`).
+The loss covers what the model has to generate: from the end of the generation prompt to the end-of-turn token,
+included. Its position is not searched for in the text. Each conversation is rendered twice, as it is and with every
+text of every turn between two private-use characters (marks). If the two renderings are equal without the marks, the
+marks give the spans; otherwise the conversation has a `problem`. So a quoted control token in a user's turn cannot move
+the loss. The second rendering is skipped if an earlier conversation of the same shape predicts it (`CachedMask`).
 """
 
 from __future__ import annotations
@@ -26,62 +25,65 @@ from train.tokens.reasoning import Reasoning, skip_reasoning, strip_reasoning
 from train.tokens.tokenizer import Tokenizer, first_difference
 
 TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What a template raises about a conversation it cannot take: it is a program that others wrote."""
+"""What a template, which is a program, may raise for a conversation that it does not support."""
+
+MAX_CACHED = 1_000
+"""Number of conversation shapes in a renderer's cache of masks."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnSpan:
-    """A text of a turn, and where it stands in the rendering (characters, end excluded)."""
+    """The characters of a turn's text in the rendering, end excluded."""
 
     turn: int
     start: int
     end: int
-    complete: bool = True  # False: the template cut its beginning or its end away
+    complete: bool = True  # False: the template cut off its beginning or end
 
 
 @dataclass(frozen=True, slots=True)
 class LossSpan:
-    """A stretch of the rendering that is learned, and the turn that it belongs to."""
+    """Characters of the rendering that contribute to the loss, end excluded, and the turn they belong to."""
 
     turn: int
     start: int
     end: int
-    stop: str | None  # the end-of-turn token that closes it, where it closes the message
+    stop: str | None  # the end-of-turn token at its end; None if the message continues
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """One conversation as text, with what is learned and where each turn's words are; or why there is none."""
+    """One conversation as text with its spans, or the problem why it cannot be trained on."""
 
     text: str = ""
     loss_spans: tuple[LossSpan, ...] = ()
     turn_spans: tuple[TurnSpan, ...] = ()
     problem: str | None = None
-    omitted_turns: tuple[int, ...] = ()  # turns that have words, of which the template renders (or lets learn) none
-    missing_stop: str | None = None  # what stands where an end-of-turn token should
+    omitted_turns: tuple[int, ...] = ()  # turns with text of which none is rendered, or none in the loss
+    missing_stop: str | None = None  # the text in which no end-of-turn token was found
 
 
 @dataclass
 class ChatRenderer:
-    """A template at work for one tokenizer: renders single conversations and finds what is learned in them."""
+    """Renders conversations with a template for one tokenizer, and finds their loss spans."""
 
     template: Template
     tokenizer: Tokenizer
     reasoning: Reasoning = "learn"
-    _render: Callable[..., str] = field(init=False, repr=False)
-    _moulds: dict[Shape, CachedMask] = field(init=False, repr=False, default_factory=dict)
     generation_prompt: str = field(init=False)
-    """What the template adds to ask for an answer, such as `<|im_start|>assistant` and a newline; "" if nothing."""
+    """What the template adds to request an answer, such as `<|im_start|>assistant` and a newline; "" if nothing."""
+    _apply: Callable[..., str] = field(init=False, repr=False)
+    _masks: dict[Shape, CachedMask] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._render = compile_template(self.template)
-        self.generation_prompt = self._generation_prompt()
+        self._apply = compile_template(self.template)
+        self.generation_prompt = self._find_generation_prompt()
 
     def render(self, row: Mapping[str, Any]) -> Rendering:
-        """The rendering of one row of a conversations frame; a failure of the template is its `problem`."""
+        """The rendering of one row of a conversations frame; a failure of the template becomes its `problem`."""
         turns = row["conversations"] if self.reasoning != "strip" else strip_reasoning(row["conversations"])
         try:
-            rendering = self._rendering(turns, to_tools(row.get("tools")))
+            rendering = self._render(turns, to_tools(row.get("tools")))
         except UnreadableTurnError as error:
             return Rendering(problem=f"The conversation cannot be rendered: {error}.")
         except TEMPLATE_FAILURES as error:
@@ -92,56 +94,56 @@ class ChatRenderer:
     def apply_template(
         self, messages: Sequence[Mapping[str, Any]], tools: object = None, *, add_generation_prompt: bool = False
     ) -> str:
-        """The messages as transformers' `apply_chat_template` renders them."""
+        """The text that transformers' `apply_chat_template` renders for these messages."""
         named = self.tokenizer.named
-        return self._render(
+        return self._apply(
             messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **named
         )
 
     def check_stop_token(self) -> None:
-        """Raise `TrainError` when an answer does not end with a special token of this tokenizer."""
+        """Raise `TrainError` if an answer does not end with a special token of this tokenizer."""
         row = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "train": True}]}
         ending = self.render(row).missing_stop
         if ending is None:
             return
         raise TrainError(
-            f"The template {self.template.name} ends an answer with {ending!r}, which holds no special token of the "
+            f"The template {self.template.name} ends an answer with {ending!r}, which contains no special token of the "
             f"tokenizer in {self.tokenizer.folder}: the model would never learn to stop.",
-            "Give --template tokenizer, or one whose end-of-turn token this tokenizer has.",
+            "Use --template tokenizer, or a template whose end-of-turn token this tokenizer has.",
         )
 
-    def _generation_prompt(self) -> str:
-        question = [{"role": "user", "content": "x"}]
+    def _find_generation_prompt(self) -> str:
+        messages = [{"role": "user", "content": "x"}]
         try:
-            without, asking = self.apply_template(question), self.apply_template(question, add_generation_prompt=True)
+            without, text = self.apply_template(messages), self.apply_template(messages, add_generation_prompt=True)
         except TEMPLATE_FAILURES:
-            return ""  # this template wants more than a question; the prompt is then found turn by turn
-        return asking[len(without) :] if asking.startswith(without) else ""
+            return ""  # this template needs more than a question; the prompt is found turn by turn
+        return text[len(without) :] if text.startswith(without) else ""
 
-    def _rendering(self, turns: Sequence[Mapping[str, Any]], tools: object) -> Rendering:
+    def _render(self, turns: Sequence[Mapping[str, Any]], tools: object) -> Rendering:
         messages = to_messages(turns)
         text = self.apply_template(messages, tools)
         shape = _shape(turns, tools)
-        mould = self._moulds.get(shape) if shape else None
-        moulded = mould.fill(turns, text) if mould else None
-        if moulded is not None:
-            return moulded
-        rendering = self._marked(turns, messages, tools, text)
-        mould = CachedMask.of(turns, rendering) if shape else None
-        if shape and mould and (shape in self._moulds or len(self._moulds) < MAX_CACHED):
-            self._moulds[shape] = mould
+        mask = self._masks.get(shape) if shape else None
+        cached = mask.fill(turns, text) if mask else None
+        if cached is not None:
+            return cached
+        rendering = self._render_marked(turns, messages, tools, text)
+        mask = CachedMask.of(turns, rendering) if shape else None
+        if shape and mask and (shape in self._masks or len(self._masks) < MAX_CACHED):
+            self._masks[shape] = mask
         return rendering
 
-    def _marked(
+    def _render_marked(
         self, turns: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]], tools: object, text: str
     ) -> Rendering:
-        """The rendering whose parts are found by marks around the texts of all turns, else around the answers'."""
+        """The rendering with spans from marks around the texts of all turns, or else of the assistant's turns."""
         for roles in (None, ASSISTANT_ROLES):
-            marks = _Marks.beside(text, turns, roles)
-            plain, pieces = marks.taken_out(self.apply_template(to_messages(turns, marks.write), tools))
-            if plain == text:
-                return self._with_regions(turns, messages, tools, text, pieces, all_marked=roles is None)
-        return Rendering(text, problem=self._difference(text, plain))
+            marks = _Marks.unused_in(text, turns, roles)
+            unmarked, spans = marks.remove(self.apply_template(to_messages(turns, marks.write), tools))
+            if unmarked == text:
+                return self._with_loss_spans(turns, messages, tools, text, spans, all_marked=roles is None)
+        return Rendering(text, problem=self._difference(text, unmarked))
 
     def _difference(self, text: str, marked: str) -> str:
         """The problem that marking changes the rendering, with the first token that differs."""
@@ -155,229 +157,228 @@ class ChatRenderer:
             f"cannot be verified: token {place} is {ours!r}, but {other!r} with marks."
         )
 
-    def _with_regions(
+    def _with_loss_spans(
         self,
         turns: Sequence[Mapping[str, Any]],
         messages: Sequence[Mapping[str, Any]],
         tools: object,
         text: str,
-        pieces: list[TurnSpan],
+        spans: list[TurnSpan],
         *,
         all_marked: bool,
     ) -> Rendering:
         numbers = message_numbers(turns)
-        runs = [(number, list(run)) for number, run in groupby(pieces, lambda piece: numbers[piece.turn])]
-        regions: list[LossSpan] = []
-        for place, (number, run) in enumerate(runs):
-            if turns[run[0].turn]["from"] not in ASSISTANT_ROLES or not any(_learned(turns[p.turn]) for p in run):
+        by_message = [(number, list(group)) for number, group in groupby(spans, lambda span: numbers[span.turn])]
+        loss_spans: list[LossSpan] = []
+        for place, (number, group) in enumerate(by_message):
+            if turns[group[0].turn]["from"] not in ASSISTANT_ROLES or not any(
+                _is_trained(turns[s.turn]) for s in group
+            ):
                 continue
-            before = runs[place - 1][1][-1].end if place else 0
-            after = runs[place + 1][1][0].start if place + 1 < len(runs) else len(text)
-            start = self._answer_start(text, before, run[0].start) if all_marked else None
+            before = by_message[place - 1][1][-1].end if place else 0
+            after = by_message[place + 1][1][0].start if place + 1 < len(by_message) else len(text)
+            start = self._end_of_prompt(text, before, group[0].start) if all_marked else None
             if start is None:
-                start = self._after_prompt(messages[:number], tools, text, before, run[0])
+                start = self._end_of_rendered_prompt(messages[:number], tools, text, before, group[0])
             if start is None:
-                continue  # its beginning was cut, nobody knows where: not learned
-            stop = self._stop(text[run[-1].end : after])
+                continue  # its beginning was cut off, so it is not in the loss
+            stop = self._find_stop(text[group[-1].end : after])
             if stop is None:
-                problem = f"No special token ends turn {run[-1].turn + 1}: the model would not learn to stop there."
-                return Rendering(text, problem=problem, missing_stop=text[run[-1].end : after])
-            regions += _regions_of(run, turns, start, (stop.group(), run[-1].end + stop.end()))
-        omitted_turns = _left_out(turns, pieces, regions) if all_marked else ()
-        return Rendering(
-            text, tuple(regions), tuple(pieces), _lost_call(turns, omitted_turns, self.template), omitted_turns
-        )
+                problem = f"No special token ends turn {group[-1].turn + 1}: the model would not learn to stop there."
+                return Rendering(text, problem=problem, missing_stop=text[group[-1].end : after])
+            loss_spans += _loss_spans(group, turns, start, (stop.group(), group[-1].end + stop.end()))
+        omitted = _omitted_turns(turns, spans, loss_spans) if all_marked else ()
+        return Rendering(text, tuple(loss_spans), tuple(spans), self._check_calls(turns, omitted), omitted)
 
-    def _answer_start(self, text: str, before: int, first: int) -> int | None:
-        """Where the generation prompt ends between the words before and the answer's own first word."""
-        found = text.rfind(self.generation_prompt, before, first) if self.generation_prompt.strip() else -1
-        return None if found < 0 else found + len(self.generation_prompt)
+    def _end_of_prompt(self, text: str, before: int, first: int) -> int | None:
+        """The end of the generation prompt between the previous message's text and the answer's."""
+        start = text.rfind(self.generation_prompt, before, first) if self.generation_prompt.strip() else -1
+        return None if start < 0 else start + len(self.generation_prompt)
 
-    def _after_prompt(
-        self, before: Sequence[Mapping[str, Any]], tools: object, text: str, low: int, first: TurnSpan
+    def _end_of_rendered_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: object, text: str, before: int, first: TurnSpan
     ) -> int | None:
-        """The same by rendering what a server would be sent for this answer; else the answer's first word."""
+        """The same, by rendering the prompt that a server would receive; otherwise the start of the answer's text."""
         try:
-            sent = self.apply_template(before, tools, add_generation_prompt=True)
+            prompt = self.apply_template(messages, tools, add_generation_prompt=True)
         except TEMPLATE_FAILURES:
-            sent = ""  # some templates refuse a conversation that has no answer yet
-        if sent and text.startswith(sent) and low <= len(sent) <= first.start:
-            return len(sent)
+            prompt = ""  # some templates refuse a conversation without an answer
+        if prompt and text.startswith(prompt) and before <= len(prompt) <= first.start:
+            return len(prompt)
         return first.start if first.complete else None
 
-    def _stop(self, gap: str) -> re.Match[str] | None:
-        """The end-of-turn token in the template's text behind an answer: the first special token.
+    def _find_stop(self, gap: str) -> re.Match[str] | None:
+        """The end-of-turn token in the template's text after an answer: the first special token.
 
-        Where generation does not end there, but does at one of the special tokens right behind it, that one: so
-        Gemma 4 closes a tool call with one token and hands over with the next.
+        If generation does not stop at it but at another one immediately after it, that one is used: Gemma 4 closes a
+        tool call with one token and ends its turn with the next.
         """
-        first, behind = None, 0
+        first, end = None, 0
         for match in self.tokenizer.special_text.finditer(gap):
-            if first is not None and match.start() != behind:
+            if first is not None and match.start() != end:
                 break
             if match.group() in self.tokenizer.stops:
                 return match
-            first, behind = first or match, match.end()
+            first, end = first or match, match.end()
         return first
+
+    def _check_calls(self, turns: Sequence[Mapping[str, Any]], omitted: Sequence[int]) -> str | None:
+        call = next((number for number in omitted if turns[number]["from"] == "function_call"), None)
+        return (
+            None
+            if call is None
+            else f"The template {self.template.name} does not render the tool call of turn {call + 1}."
+        )
 
 
 def _without_reasoning(rendering: Rendering) -> Rendering:
-    """The rendering with what is learned beginning behind the reasoning; what is all reasoning is left out."""
-    moved = [replace(r, start=skip_reasoning(rendering.text, r.start, r.end)) for r in rendering.loss_spans]
-    regions = tuple(region for region in moved if region.start < region.end)
-    unlearned = {region.turn for region in moved} - {region.turn for region in regions}
-    return replace(rendering, loss_spans=regions, omitted_turns=tuple(sorted({*rendering.omitted_turns, *unlearned})))
+    """The rendering with loss spans that start after the reasoning; answers that are only reasoning have none."""
+    moved = [replace(s, start=skip_reasoning(rendering.text, s.start, s.end)) for s in rendering.loss_spans]
+    spans = tuple(span for span in moved if span.start < span.end)
+    omitted = {span.turn for span in moved} - {span.turn for span in spans}
+    return replace(rendering, loss_spans=spans, omitted_turns=tuple(sorted({*rendering.omitted_turns, *omitted})))
 
 
-def _learned(turn: Mapping[str, Any]) -> bool:
+def _is_trained(turn: Mapping[str, Any]) -> bool:
     return turn.get("train") is not False
 
 
-def _left_out(
-    turns: Sequence[Mapping[str, Any]], pieces: Sequence[TurnSpan], regions: Sequence[LossSpan]
+def _omitted_turns(
+    turns: Sequence[Mapping[str, Any]], spans: Sequence[TurnSpan], loss_spans: Sequence[LossSpan]
 ) -> tuple[int, ...]:
-    """The turns whose words are not in the rendering, and those that should be learned and are not."""
-    shown, learned = {piece.turn for piece in pieces}, {region.turn for region in regions}
-    meant = {n for n, turn in enumerate(turns) if turn["from"] in ASSISTANT_ROLES and _learned(turn)}
-    words = {n for n, turn in enumerate(turns) if turn["value"].strip()}
-    return tuple(sorted((words - shown) | ((words & meant) - learned)))
+    """Turns whose text is not rendered, and turns that should be in the loss and are not."""
+    rendered, in_loss = {span.turn for span in spans}, {span.turn for span in loss_spans}
+    trained = {n for n, turn in enumerate(turns) if turn["from"] in ASSISTANT_ROLES and _is_trained(turn)}
+    with_text = {n for n, turn in enumerate(turns) if turn["value"].strip()}
+    return tuple(sorted((with_text - rendered) | ((with_text & trained) - in_loss)))
 
 
-def _lost_call(turns: Sequence[Mapping[str, Any]], omitted_turns: Sequence[int], template: Template) -> str | None:
-    lost = next((number for number in omitted_turns if turns[number]["from"] == "function_call"), None)
-    return None if lost is None else f"The template {template.name} does not render the tool call of turn {lost + 1}."
-
-
-def _regions_of(
-    run: Sequence[TurnSpan], turns: Sequence[Mapping[str, Any]], start: int, stop: tuple[str, int]
+def _loss_spans(
+    spans: Sequence[TurnSpan], turns: Sequence[Mapping[str, Any]], start: int, stop: tuple[str, int]
 ) -> Iterator[LossSpan]:
-    """The learned stretches of one assistant message: each turn's from the end of the one before to its own end."""
-    groups = [(turn, list(pieces)) for turn, pieces in groupby(run, lambda piece: piece.turn)]
-    for place, (turn, pieces) in enumerate(groups):
-        is_last = place == len(groups) - 1
-        end = stop[1] if is_last else pieces[-1].end
-        if _learned(turns[turn]):
+    """The loss spans of one assistant message: each turn's, from the end of the previous one to its own end."""
+    by_turn = [(turn, list(group)) for turn, group in groupby(spans, lambda span: span.turn)]
+    for place, (turn, group) in enumerate(by_turn):
+        is_last = place == len(by_turn) - 1
+        end = stop[1] if is_last else group[-1].end
+        if _is_trained(turns[turn]):
             yield LossSpan(turn, start, end, stop[0] if is_last else None)
         start = end
 
 
-# --------------------------------------------------------------------------------------------------------- moulds
-
-MAX_CACHED = 1_000
-"""Shapes that are remembered; conversations of more turns than others' are rarely of a shape that comes again."""
+# -------------------------------------------------------------------------------------------------- cached masks
 
 Shape = tuple[tuple[str, bool], ...]
-"""Who speaks in each turn, and whether it is learned."""
+"""The role of each turn, and whether it is trained on."""
 
 
 def _shape(turns: Sequence[Mapping[str, Any]], tools: object) -> Shape | None:
-    """The shape of a conversation; nothing where calls or tools make the words come out in a form of their own."""
+    """The shape of a conversation; None with tools or calls, whose text is rendered in another form."""
     if tools is not None or any(turn["from"] == "function_call" for turn in turns):
         return None
-    return tuple((turn["from"], _learned(turn)) for turn in turns)
+    return tuple((turn["from"], _is_trained(turn)) for turn in turns)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedMask:
-    """What a template writes around the words of conversations of one shape, taken from one that was marked.
+    """What a template renders around the texts of a conversation of one shape, from a marked rendering.
 
-    It saves the marked rendering, not the proof: with the words of another conversation filled in it has to give the
-    template's own rendering of that conversation, character for character; then every word stands where the mould
-    has it. Where it does not (a template that trims, or cuts reasoning away) the conversation is marked after all.
+    It replaces the marked rendering of later conversations of this shape, but not the proof: filled with their texts it
+    has to equal the template's rendering, character by character. If it does not, because the template trims text or
+    removes reasoning, the conversation is rendered with marks.
     """
 
-    literals: tuple[str, ...]  # before, between and behind the words
-    regions: tuple[tuple[int, int, int, str | None], ...]  # turn, characters before and behind its words, stop
+    literals: tuple[str, ...]  # before, between and after the texts
+    spans: tuple[tuple[int, int, int, str | None], ...]  # turn, characters before and after its text, stop
 
     @classmethod
     def of(cls, turns: Sequence[Mapping[str, Any]], rendering: Rendering) -> CachedMask | None:
         """The mask of a marked rendering that contains the text of every turn once and in order; otherwise None."""
-        pieces, text = rendering.turn_spans, rendering.text
-        as_they_are = [text[piece.start : piece.end] for piece in pieces] == [turn["value"] for turn in turns]
-        in_order = [piece.turn for piece in pieces] == [*range(len(turns))] and all(piece.complete for piece in pieces)
-        if rendering.problem or rendering.omitted_turns or not (as_they_are and in_order):
+        spans, text = rendering.turn_spans, rendering.text
+        unchanged = [text[span.start : span.end] for span in spans] == [turn["value"] for turn in turns]
+        in_order = [span.turn for span in spans] == [*range(len(turns))] and all(span.complete for span in spans)
+        if rendering.problem or rendering.omitted_turns or not (unchanged and in_order):
             return None
-        borders = [0, *(border for piece in pieces for border in (piece.start, piece.end)), len(text)]
+        borders = [0, *(border for span in spans for border in (span.start, span.end)), len(text)]
         literals = (text[start:end] for start, end in zip(borders[::2], borders[1::2], strict=True))
-        around = (
-            (r.turn, pieces[r.turn].start - r.start, r.end - pieces[r.turn].end, r.stop) for r in rendering.loss_spans
+        margins = (
+            (s.turn, spans[s.turn].start - s.start, s.end - spans[s.turn].end, s.stop) for s in rendering.loss_spans
         )
-        return cls(tuple(literals), tuple(around))
+        return cls(tuple(literals), tuple(margins))
 
     def fill(self, turns: Sequence[Mapping[str, Any]], text: str) -> Rendering | None:
-        """The rendering of these turns, if `text` is this mould filled with their words; else nothing."""
-        parts, pieces, position = [self.literals[0]], [], len(self.literals[0])
+        """The rendering of these turns if `text` is this mask filled with their texts; otherwise None."""
+        parts, spans, position = [self.literals[0]], [], len(self.literals[0])
         for number, turn in enumerate(turns):
-            words, behind = turn["value"], self.literals[number + 1]
-            if not words or words.strip() != words:
-                return None  # a template may trim it, and marks stand inside of outer white space
-            end = position + len(words)
-            pieces.append(TurnSpan(number, position, end))
-            parts += (words, behind)
-            position = end + len(behind)
+            value, literal = turn["value"], self.literals[number + 1]
+            if not value or value.strip() != value:
+                return None  # a template may trim it, and marks are placed inside outer white space
+            end = position + len(value)
+            spans.append(TurnSpan(number, position, end))
+            parts += (value, literal)
+            position = end + len(literal)
         if "".join(parts) != text:
             return None
-        regions = tuple(
-            LossSpan(turn, pieces[turn].start - before, pieces[turn].end + behind, stop)
-            for turn, before, behind, stop in self.regions
+        loss_spans = (
+            LossSpan(turn, spans[turn].start - before, spans[turn].end + after, stop)
+            for turn, before, after, stop in self.spans
         )
-        return Rendering(text, regions, tuple(pieces))
+        return Rendering(text, tuple(loss_spans), tuple(spans))
 
 
 # ---------------------------------------------------------------------------------------------------------- marks
 
 _PRIVATE = re.compile("[\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
 _OPEN, _CLOSE = 0xF0000, 0x100000
-_ROOM = 0xFFFE
-"""Two planes of private-use characters: one opens piece n, one closes it, so a mark says whose it is."""
+_MAX_MARKS = 0xFFFE
+"""Two planes of private-use characters: one opens text n, the other closes it, so a mark identifies its text."""
 
 
 @dataclass
 class _Marks:
-    """Numbers the texts that are written into messages, and finds them again in the rendering.
+    """Numbers the texts that are written into messages, and finds them in the rendering.
 
-    The stripped core of a text is wrapped, because many templates trim; an empty text gets no marks. A text that a
-    template writes twice (the name of a tool, again with its result) counts where it stands first.
+    The stripped core of a text is marked, because many templates trim; an empty text is not marked. If a template
+    writes a text twice, such as the name of a tool again with its result, the first place counts.
     """
 
     first: int
-    roles: Sequence[str]
+    is_marked: Sequence[bool]  # by turn
     turns: list[int] = field(default_factory=list)
 
     @classmethod
-    def beside(cls, text: str, turns: Sequence[Mapping[str, Any]], roles: Sequence[str] | None) -> _Marks:
-        """Marks that do not occur in `text`, for the turns of `roles` (None: of all)."""
+    def unused_in(cls, text: str, turns: Sequence[Mapping[str, Any]], roles: Sequence[str] | None) -> _Marks:
+        """Marks that do not occur in `text`, for turns with these `roles` (None: all)."""
         used = max((ord(character) & 0xFFFF for character in _PRIVATE.findall(text)), default=-1)
-        speakers = [turn["from"] for turn in turns]
-        return cls(used + 1, [role if roles is None or role in roles else "" for role in speakers])
+        return cls(used + 1, [roles is None or turn["from"] in roles for turn in turns])
 
     def write(self, turn: int, text: str) -> str:
         core = text.strip()
-        if not core or not self.roles[turn]:
+        if not core or not self.is_marked[turn]:
             return text
         number = self.first + len(self.turns)
-        if number >= _ROOM:
-            raise UnreadableTurnError(f"it has more than {_ROOM:,} texts")
+        if number >= _MAX_MARKS:
+            raise UnreadableTurnError(f"it has more than {_MAX_MARKS:,} texts")
         self.turns.append(turn)
         head, _, tail = text.partition(core)
         return f"{head}{chr(_OPEN + number)}{core}{chr(_CLOSE + number)}{tail}"
 
-    def taken_out(self, marked: str) -> tuple[str, list[TurnSpan]]:
-        """The text without the marks, and the pieces in its order. A piece that lost one mark is empty."""
+    def remove(self, marked: str) -> tuple[str, list[TurnSpan]]:
+        """The text without marks, and the marked spans in its order. A span that lost one of its marks is empty."""
         opened: dict[int, int] = {}
         closed: dict[int, int] = {}
         parts, position, length = [], 0, 0
         for match in _PRIVATE.finditer(marked):
             number = (ord(match.group()) & 0xFFFF) - self.first
             if not 0 <= number < len(self.turns):
-                continue  # a private-use character of the conversation itself
+                continue  # a private-use character of the conversation
             parts.append(marked[position : match.start()])
             length += match.start() - position
             position = match.end()
             (opened if ord(match.group()) < _CLOSE else closed).setdefault(number, length)
-        starts = closed | opened  # the opening mark where it is left, else the closing one
-        pieces = [
+        starts = closed | opened  # the opening mark if it is left, otherwise the closing one
+        spans = [
             TurnSpan(self.turns[n], start, max(start, closed.get(n, start)), n in opened and n in closed)
             for n, start in starts.items()
         ]
-        return "".join([*parts, marked[position:]]), sorted(pieces, key=lambda piece: (piece.start, piece.turn))
+        return "".join([*parts, marked[position:]]), sorted(spans, key=lambda span: (span.start, span.turn))

@@ -1,9 +1,9 @@
-"""In: the text of a chat template, a day. Out: the same text with this day in it, wherever it asks for today's.
+"""The text of a chat template and a date → the same text with this date wherever it uses today's.
 
-Llama 3.1 and gpt-oss tell their model which day it is. Trained on one day and served on another, every answer would
-begin behind a prompt that was never seen; so the day stands in the text that is trained, digested and handed over.
-Templates ask in two ways: by `strftime_now`, a function of transformers and llama.cpp, and by variables that llama.cpp
-sets for every template. Those get another name, which nobody sets: the template then says what it says without them.
+Llama 3.1 and gpt-oss print the date. A model trained on one day and served on another would then receive prompts that
+differ from its training, so the date is written into the template that is trained, digested and exported. Templates
+get the date from `strftime_now`, a function of transformers and llama.cpp, or from variables that llama.cpp sets for
+every template. These variables are renamed to names that are never set, so the template renders its default.
 """
 
 from __future__ import annotations
@@ -16,73 +16,73 @@ from itertools import groupby
 
 from jinja2 import Environment
 
-WORDS = ("data", "raw_begin", "raw_end", "comment_begin", "comment", "comment_end")
-"""Tokens of Jinja's that it writes as they stand, or leaves out; it computes all others."""
+LITERAL_TOKENS = ("data", "raw_begin", "raw_end", "comment_begin", "comment", "comment_end")
+"""Jinja tokens that are rendered unchanged or omitted; all others are evaluated."""
 
-SET_BY_ENGINES = "date_string|datetime"
+ENGINE_VARIABLES = "date_string|datetime"
 """Variables that llama.cpp sets (`common_chat_extra_context` in common/chat.cpp)."""
 
-PARTS = re.compile(
-    rf"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<form>[^"'\\]*)(?P=quote)\s*\)"""
-    rf"""|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
-    rf"""|(?<![.\w])(?P<variable>{SET_BY_ENGINES})\b""",
+STRING = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
+
+REPLACEABLE = re.compile(
+    rf"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>[^"'\\]*)(?P=quote)\s*\)|{STRING}"""
+    rf"""|(?<![.\w])(?P<variable>{ENGINE_VARIABLES})\b""",
     re.DOTALL,
 )
-"""A question for the day in a form that stands there, a text, or one of the variables: in this order."""
+"""A call with a literal format, a string, or one of the variables; the string must come before the variables."""
 
-ASKS = re.compile(
-    r"""(?P<name>\bstrftime_now\b)(?!\s+is\s+(?:not\s+)?defined)|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL
-)
-"""The function, but for the question whether there is one; or a text, in which nothing is asked."""
+DYNAMIC = re.compile(rf"(?P<name>\bstrftime_now\b)(?!\s+is\s+(?:not\s+)?defined)|{STRING}", re.DOTALL)
+"""The function, except in a test for its existence; or a string."""
 
 
 def pin_date(text: str, day: datetime) -> str:
-    """The template with the day in it.
+    """The template with the date written into it.
 
     >>> pin_date('{{ "Today: " + strftime_now("%d %b %Y") }}', datetime(2026, 1, 1))
     '{{ "Today: " + "01 Jan 2026" }}'
     >>> pin_date("a datetime {% if not date_string is defined %}…{% endif %}", datetime(2026, 1, 1))
     'a datetime {% if not pinned_date_string is defined %}…{% endif %}'
 
-    Raises jinja2's `TemplateSyntaxError` for a text that is no Jinja.
+    Raises jinja2's `TemplateSyntaxError` for text that is not valid Jinja.
     """
 
-    def written(part: re.Match[str]) -> str:
-        if part["form"] is not None:
-            return json.dumps(day.strftime(part["form"]), ensure_ascii=False)
-        return f"pinned_{part['variable']}" if part["variable"] else part[0]
+    def replacement(match: re.Match[str]) -> str:
+        if match["format"] is not None:
+            return json.dumps(day.strftime(match["format"]), ensure_ascii=False)
+        return f"pinned_{match['variable']}" if match["variable"] else match[0]
 
-    made = "".join(PARTS.sub(written, piece) if computed else piece for computed, piece in _pieces(text))
-    return made if made != _with_newlines(text) else text
+    parts = (REPLACEABLE.sub(replacement, part) if evaluated else part for evaluated, part in _parts(text))
+    pinned = "".join(parts)
+    return pinned if pinned != _unify_newlines(text) else text
 
 
 def uses_dynamic_date(text: str) -> bool:
-    """Whether the template asks for the day in a form that it makes up itself, which cannot be written into it.
+    """Whether the template gets the date in a format that it computes, so that no date can be written into it.
 
     >>> uses_dynamic_date('{% set now = strftime_now %}{{ now("%Y") }}')
     True
     >>> uses_dynamic_date("{% raw %}{{ strftime_now }}{% endraw %}{{ 'strftime_now' if strftime_now is defined }}")
     False
     """
-    return any(found["name"] for computed, piece in _pieces(text) if computed for found in ASKS.finditer(piece))
+    return any(match["name"] for evaluated, part in _parts(text) if evaluated for match in DYNAMIC.finditer(part))
 
 
-def _pieces(text: str) -> Iterator[tuple[bool, str]]:
-    """The text in pieces, each with whether Jinja computes it."""
-    for computed, tokens in groupby(_tokens(_with_newlines(text)), lambda token: token[0] not in WORDS):
-        yield computed, "".join(piece for _, piece in tokens)
+def _parts(text: str) -> Iterator[tuple[bool, str]]:
+    """The text in parts, each with whether Jinja evaluates it."""
+    for evaluated, tokens in groupby(_tokens(_unify_newlines(text)), lambda token: token[0] not in LITERAL_TOKENS):
+        yield evaluated, "".join(part for _, part in tokens)
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:
-    """The kind of each token and its text, with white space before it that a `-` takes away, which is no token."""
+    """The kind and text of each token, including white space before it that a `-` removes."""
     place = 0
     for _, kind, value in Environment(keep_trailing_newline=True).lex(text):
         end = text.index(value, place) + len(value)
         yield kind, text[place:end]
         place = end
-    yield WORDS[0], text[place:]
+    yield LITERAL_TOKENS[0], text[place:]
 
 
-def _with_newlines(text: str) -> str:
-    """As Jinja reads a text: every line ends in a newline alone."""
+def _unify_newlines(text: str) -> str:
+    """The text as Jinja reads it: every line ends with a newline only."""
     return re.sub(r"\r\n?", "\n", text)

@@ -1,7 +1,7 @@
-"""In: a model's folder or name. Out: its tokenizer, as the `tokenizers` library reads it, without torch.
+"""A model's folder or name → its tokenizer, loaded by the `tokenizers` library, without torch.
 
-The ids are the ones that transformers gives for the same folder: the same added tokens, no truncation, no
-padding, and special tokens only where the template writes them.
+The ids equal those of transformers for the same folder: the same added tokens, no truncation, no padding, and special
+tokens only where the template renders them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schemas.digest import digest
 from schemas.errors import TrainError
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that a chat template sees as variables, as in transformers."""
+"""Special tokens that are variables of a chat template, as in transformers."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,9 +35,9 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer and what a chat template needs to know of it.
+    """A tokenizer and its special tokens.
 
-    `named` maps `bos_token` … to its text; `stops` are the tokens at which the model's own generation ends.
+    `named` maps `bos_token` and others to their text; `stops` are the tokens at which the base model's generation ends.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer in `folder`. Raises `TrainError` where there is none that this library reads."""
+        """The tokenizer in `folder`. Raises `TrainError` if there is none that the library can read."""
         backend = _backend(folder)
         config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
         named = {name: _text(config[name]) for name in NAMED_TOKENS if config.get(name) is not None}
@@ -56,29 +56,29 @@ class Tokenizer:
 
     @cached_property
     def specials(self) -> frozenset[str]:
-        """The texts that this tokenizer reads as one special token, wherever they stand."""
+        """Texts that this tokenizer encodes as one special token, wherever they occur."""
         added = self.backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 
     @cached_property
     def special_text(self) -> re.Pattern[str]:
-        """Finds the text of a special token; the longest one where several begin at one place."""
+        """Matches the text of a special token; the longest one if several start at the same place."""
         longest_first = sorted(self.specials, key=lambda text: (-len(text), text))
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all that decides the ids: vocabulary, merges, normalizer, pre-tokenizer, special tokens."""
+        """SHA-256 over everything that decides the ids: model, normalizer, pre-tokenizer and special tokens."""
         written = json.loads(self.backend.to_str())
         parts = {key: written[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         return digest({**parts, "named": dict(self.named)})
 
     def encode(self, texts: list[str]) -> list[Encoding]:
-        """The encodings of rendered texts, in parallel; nothing is added before or after."""
+        """The encodings of rendered texts, in parallel, without added special tokens."""
         return self.backend.encode_batch(texts, add_special_tokens=False)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token, or nothing where it is none."""
+        """The id of a token, or None."""
         return self.backend.token_to_id(token)
 
 
@@ -93,17 +93,17 @@ def first_difference(ours: Sequence[int], others: Sequence[int]) -> int:
 
 
 def find_tokenizer(model: str) -> Path:
-    """The folder with the tokenizer of `model`: a folder, or a name on the Hugging Face hub (small files only).
+    """The folder with the tokenizer of `model`: a folder, or a name on the Hugging Face Hub (downloads small files).
 
-    Raises `TrainError` when no model is named, or nothing is found.
+    Raises `TrainError` if `model` is empty or cannot be found.
     """
     if not model:
-        raise TrainError("No model is named.", "Give --model FOLDER, or model = … under [train] in the recipe.")
+        raise TrainError("No model is given.", "Use --model FOLDER, or set model under [train] in the recipe.")
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if len(Path(model).parts) != 2 or model.startswith((".", "~", "/")):
-        raise TrainError(f"There is no model folder at {model}.", "Give a folder, or a name such as owner/model.")
+        raise TrainError(f"There is no model folder at {model}.", "Use a folder, or a name such as owner/model.")
     return _download(model)
 
 
@@ -112,10 +112,10 @@ def _download(model: str) -> Path:
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(TOKENIZER_FILES)))
-    except Exception as error:  # every failure of the hub client, network or name, is one sentence here
+    except Exception as error:  # the hub client raises many types
         raise TrainError(
-            f"The tokenizer of {model} is not in a local folder and could not be fetched: {str(error).splitlines()[0]}",
-            "Give --model FOLDER with a tokenizer.json.",
+            f"{model} is not a local folder, and its tokenizer cannot be downloaded: {str(error).splitlines()[0]}",
+            "Use --model FOLDER with a tokenizer.json.",
         ) from error
 
 
@@ -124,21 +124,21 @@ def _backend(folder: Path) -> Backend:
     if not path.exists():
         raise TrainError(
             f"{folder} has no tokenizer.json.",
-            "Save the tokenizer in its fast form: AutoTokenizer.from_pretrained(…).save_pretrained(folder).",
+            "Save it as a fast tokenizer: AutoTokenizer.from_pretrained(…).save_pretrained(folder).",
         )
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
-        raise TrainError(f"{path} is no tokenizer: {error}", "Save the tokenizer again.") from error
+        raise TrainError(f"{path} is not a valid tokenizer: {error}", "Save the tokenizer again.") from error
     backend.no_truncation()
     backend.no_padding()
-    # Offsets must cover every character; other post-processors trim spaces out of them. Ids are not touched.
+    # Offsets must cover every character; other post-processors exclude spaces. The ids do not change.
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     return backend
 
 
 def _add_missing(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """Add what tokenizer_config.json declares and tokenizer.json lacks, in the order that transformers does."""
+    """Add tokens that tokenizer_config.json declares and tokenizer.json lacks, in the same order as transformers."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     missing = [token for token in _declared(config) if token.content not in known]
     known |= {token.content for token in missing}
@@ -155,7 +155,7 @@ def _declared(config: Mapping[str, Any]) -> Iterator[AddedToken]:
 
 
 def _stops(backend: Backend, folder: Path, named: Mapping[str, str]) -> frozenset[str]:
-    """The texts of the tokens that end a generation: the tokenizer's eos and those of generation_config.json."""
+    """Texts of the tokens that end generation: the tokenizer's eos token and those of generation_config.json."""
     ids = _read_json(folder / "generation_config.json").get("eos_token_id") or []
     texts = [backend.id_to_token(number) for number in ([ids] if isinstance(ids, int) else ids)]
     return frozenset(text for text in (*texts, named.get("eos_token")) if text)
@@ -167,9 +167,9 @@ def _text(token: str | Mapping[str, Any]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TrainError(f"{path} is no valid JSON: {error}.", "Save the tokenizer again.") from error
-    return read if isinstance(read, dict) else {}
+        raise TrainError(f"{path} is not valid JSON: {error}.", "Save the tokenizer again.") from error
+    return value if isinstance(value, dict) else {}
