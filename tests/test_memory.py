@@ -1,4 +1,4 @@
-"""The budget: memory and speed said before anything is loaded, near to what was measured."""
+"""The memory estimate of a training: close to measurements, without loading a model."""
 
 import json
 
@@ -31,7 +31,7 @@ MEASURED = {
     ("unsloth", 2): (7.0, 10_843),
     ("unsloth", 4): (7.8, 11_744),
 }
-"""GiB and tokens a second of QLoRA on this shape on an H200, as in tests/bench/RESULTS.md."""
+"""GiB and tokens per second of QLoRA on this shape on an H200, as in tests/bench/RESULTS.md."""
 
 
 @pytest.fixture
@@ -44,15 +44,15 @@ def recipe(**changes):
     return TrainSection(**{"method": "qlora", "effective_batch": 16, **changes})
 
 
-def test_memory_and_speed_are_near_to_what_was_measured(llama):
-    found = estimate_memory(llama, recipe(), 1_000_000, "h200-141g")
-    sizes = {(size["checkpointing"], size["batch"]): size for size in found.configs}
-    for place, (memory, speed) in MEASURED.items():
-        assert sizes[place]["gib"] == pytest.approx(memory, rel=0.06), place
-        assert sizes[place]["tokens_per_second"] == pytest.approx(speed, rel=0.10), place
+def test_memory_and_speed_are_close_to_measurements(llama):
+    estimate = estimate_memory(llama, recipe(), 1_000_000, "h200-141g")
+    configs = {(size["checkpointing"], size["batch"]): size for size in estimate.configs}
+    for config, (memory, speed) in MEASURED.items():
+        assert configs[config]["gib"] == pytest.approx(memory, rel=0.06), config
+        assert configs[config]["tokens_per_second"] == pytest.approx(speed, rel=0.10), config
 
 
-def test_the_parts_are_those_of_the_shape_and_the_recipe(llama):
+def test_parts_follow_from_the_model_shape_and_the_recipe(llama):
     shape = read_model_shape(llama)
     assert shape.linear + shape.embeddings == 8_030_261_248 - 65 * 4096  # Llama 3.1 8B without its norms
     parts = estimate_memory(llama, recipe(), 1, "24g").parts
@@ -66,7 +66,7 @@ def test_the_parts_are_those_of_the_shape_and_the_recipe(llama):
     assert parts["weights"] < 0.4 * sixteen["weights"]
 
 
-def test_a_small_card_needs_checkpointing_and_a_smaller_one_fits_nothing(llama):
+def test_a_small_gpu_needs_checkpointing_and_a_smaller_one_fits_no_batch(llama):
     assert estimate_memory(llama, recipe(), 1, "h200-141g").best["checkpointing"] is False
     assert estimate_memory(llama, recipe(), 1, "12g").best["checkpointing"] == "unsloth"
     assert estimate_memory(llama, recipe(max_memory=12.0), 1, "h200-141g").best["checkpointing"] == "unsloth"
@@ -81,19 +81,19 @@ def test_time_follows_from_tokens_epochs_and_steps(llama):
     assert best(steps=10)["seconds"] == pytest.approx(10 * 16 * 2048 / best()["tokens_per_second"])
 
 
-def test_an_unknown_chip_and_an_uncountable_model_are_explained(llama, tmp_path):
-    with pytest.raises(TrainError, match="no GPU called 'h300'") as caught:
+def test_an_unknown_gpu_and_an_unsupported_model_are_errors(llama, tmp_path):
+    with pytest.raises(TrainError, match="no known GPU 'h300'") as caught:
         find_gpu("h300")
     assert "h100-80g" in caught.value.hint
     assert find_gpu("24gb").memory == 24.0
     (llama / "config.json").write_text(json.dumps(LLAMA | {"num_local_experts": 8}))
     with pytest.raises(TrainError, match="mixture of experts"):
         read_model_shape(llama)
-    with pytest.raises(TrainError, match=r"has no config\.json that says how large"):
+    with pytest.raises(TrainError, match=r"has no config\.json with the size"):
         read_model_shape(tmp_path / "nowhere")
 
 
-def test_the_command_shows_the_budget_above_the_plan(curate, tmp_path):
+def test_the_command_shows_the_estimate_above_the_plan(curate, tmp_path):
     store = tmp_path / "curate.duckdb"
     add(store, [chat("Hi", "Hello")])
     with writing(store) as connection:
@@ -102,6 +102,6 @@ def test_the_command_shows_the_budget_above_the_plan(curate, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "a GPU of 24 GiB" in ran.stdout
     assert "Ready to train." in ran.stdout
-    found = json.loads(curate("plan", "chats@1", "--model", str(TINY), "--gpu", "h100-80g", "--json").stdout)
-    assert found["budget"]["best"]["checkpointing"] is False
-    assert found["packs"] == 1
+    output = json.loads(curate("plan", "chats@1", "--model", str(TINY), "--gpu", "h100-80g", "--json").stdout)
+    assert output["budget"]["best"]["checkpointing"] is False
+    assert output["packs"] == 1

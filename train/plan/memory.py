@@ -1,8 +1,8 @@
-"""In: a model's config, the recipe, a chip. Out: what training would take of memory, by part, and how fast it would be.
+"""A model's config, a recipe and a GPU → an estimate of the memory of a training, by part, and of its speed.
 
-Nothing is loaded. The numbers are a model of Unsloth's engine, fitted to measurements on an H200 with a Llama of 8
-billion parameters (tests/bench/RESULTS.md): there it is right within 5 % in memory and 10 % in speed, elsewhere it is
-a guess of about a fifth. `batch = "auto"` measures instead.
+Nothing is loaded. The estimate models Unsloth's engine, fitted to measurements on an H200 with a Llama of 8 billion
+parameters (tests/bench/RESULTS.md). There its error is at most 5 % for memory and 10 % for speed, elsewhere about 20 %.
+`batch = "auto"` measures instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU: memory in GiB as the driver counts it, and dense 16-bit TFLOP/s by its data sheet, None if unknown."""
+    """A GPU: memory in GiB according to the driver, and dense 16-bit TFLOP/s of its data sheet, None if unknown."""
 
     name: str
     memory: float
@@ -47,47 +47,47 @@ GPUS = {
     "rtx4090-24g": Gpu("NVIDIA GeForce RTX 4090", 23.5, 165),
     "rtx3090-24g": Gpu("NVIDIA GeForce RTX 3090", 23.6, 71),
 }
-"""Dense bf16 with fp32 sums (T4: fp16), from NVIDIA's data sheets and architecture papers."""
+"""Dense bf16 with fp32 accumulation (T4: fp16), from NVIDIA's data sheets and architecture papers."""
 
 NF4_BYTES = 0.5 + (8 + 32 / 256) / 64 / 8
-"""Of a weight in NF4 with double quantisation: 4 bits, an 8-bit scale for 64 of them, fp32 for 256 of those."""
+"""Bytes per weight in NF4 with double quantization: 4 bits, an 8-bit scale per 64 weights, fp32 per 256 scales."""
 
 LOGITS, BUFFERS = 0.3 * GIB, 0.12 * GIB
-"""Unsloth makes the logits in pieces, and un-quantises a matrix at a time."""
+"""Bytes: Unsloth computes the logits in chunks, and dequantizes one matrix at a time."""
 
-REACHED, LAUNCHES = 0.54, 1.2e-3
-"""Share of the data sheet that matrices reach; seconds a layer and pass that it costs to start the kernels."""
+EFFICIENCY, LAUNCH_SECONDS = 0.54, 1.2e-3
+"""Share of the data sheet's speed that matrix products reach; seconds per layer and pass to launch the kernels."""
 
-FILLED = 0.97
-"""Share of the memory that may be taken: the trial of `batch = "auto"` leaves as much free."""
+MEMORY_SHARE = 0.97
+"""Share of the memory that may be used; `batch = "auto"` leaves as much free."""
 
 BATCHES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model decides memory and speed; `linear` counts the weights that are quantised."""
+    """The numbers of a model that decide memory and speed; `linear` is the number of weights that are quantized."""
 
     layers: int
     hidden: int
     inner: int
     queries: int  # width of all query heads together
-    keys: int  # the same of keys, and of values
+    keys: int  # width of all key heads together, and of all value heads
     vocabulary: int
     tied: bool
 
     @property
     def linear(self) -> int:
-        """Weights of the matrices inside the layers."""
+        """Weights of the matrices in the layers."""
         return self.layers * sum(a * b for a, b in self.matrices().values())
 
     @property
     def embeddings(self) -> int:
-        """Weights of the embedding, and of the head where it is another."""
+        """Weights of the embedding, and of the output head if it is separate."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """The size of each matrix of a layer, by the name that adapters know it by."""
+        """The size of each matrix of a layer, by its name in an adapter."""
         h, i = self.hidden, self.inner
         attention = {"q_proj": (h, self.queries), "k_proj": (h, self.keys), "v_proj": (h, self.keys)}
         return attention | {"o_proj": (self.queries, h), "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
@@ -95,72 +95,72 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """What a training takes on a chip. `parts` are GiB that every size takes, `sizes` one row each."""
+    """The memory and speed of a training on a GPU. `parts` are GiB used with every batch size."""
 
     gpu: Gpu
-    limit: float
+    limit: float  # GiB
     parts: dict[str, float]
-    configs: list[dict[str, Any]]
-    best: dict[str, Any] | None  # the fastest that fits
+    configs: list[dict[str, Any]]  # one per batch size and checkpointing mode
+    best: dict[str, Any] | None  # the fastest configuration that fits
 
     def as_json(self) -> dict[str, Any]:
-        """The budget as plain values."""
+        """The estimate as plain values."""
         return asdict(self)
 
 
-def estimate_memory(folder: Path, recipe: TrainSection, tokens: int, gpu: str) -> MemoryEstimate:
-    """What training on `tokens` tokens an epoch with the model in `folder` takes on `gpu`.
+def estimate_memory(folder: Path, recipe: TrainSection, tokens: int, name: str) -> MemoryEstimate:
+    """The estimate for `tokens` tokens per epoch with the model in `folder` on the GPU called `name`.
 
-    `gpu` is a name of `GPUS`, a memory such as 24g, or "this". Raises `TrainError` where the chip is unknown or the
-    model's config is of a kind that this does not count.
+    `name` is one of `GPUS`, a memory size such as 24g, or "this". Raises `TrainError` for an unknown GPU and for a
+    model that cannot be estimated.
     """
-    chip = find_gpu(gpu)
+    gpu = find_gpu(name)
     if recipe.method == "full":
-        raise TrainError("The budget counts adapters, not method full.", "Leave --gpu out; batch = auto measures.")
+        raise TrainError("Memory is estimated for adapters, not for method full.", "Omit --gpu; batch = auto measures.")
     shape = read_model_shape(folder)
     parts = {name: size / GIB for name, size in _parts(shape, recipe).items()}
-    allowed = min(chip.memory, recipe.max_memory or chip.memory)
+    limit = min(gpu.memory, recipe.max_memory or gpu.memory)
     trained = (recipe.steps * recipe.packs_per_step * recipe.max_length) if recipe.steps else tokens * recipe.epochs
-    sizes = [
-        row | {"fits": row["gib"] <= FILLED * allowed, "seconds": trained / speed if speed else None}
-        for row in _sizes(shape, recipe, chip, sum(parts.values()))
+    configs = [
+        row | {"fits": row["gib"] <= MEMORY_SHARE * limit, "seconds": trained / speed if speed else None}
+        for row in _configs(shape, recipe, gpu, sum(parts.values()))
         for speed in [row["tokens_per_second"]]
     ]
-    return MemoryEstimate(chip, allowed, parts, sizes, _best(sizes))
+    return MemoryEstimate(gpu, limit, parts, configs, _best(configs))
 
 
-def find_gpu(gpu: str) -> Gpu:
-    """The chip that `--gpu` names. Raises `TrainError` naming those that are known."""
-    if gpu == "this":
-        return _this_chip()
-    if gpu.lower() in GPUS:
-        return GPUS[gpu.lower()]
-    memory = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)", gpu.lower())
+def find_gpu(name: str) -> Gpu:
+    """The GPU that `--gpu` names. Raises `TrainError` that lists the known ones."""
+    if name == "this":
+        return _detect_gpu()
+    if name.lower() in GPUS:
+        return GPUS[name.lower()]
+    memory = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)", name.lower())
     if memory:
         return Gpu(f"a GPU of {memory[1]} GiB", float(memory[1]), None)
-    raise TrainError(f"There is no GPU called {gpu!r} here.", f"Known: this, {', '.join(GPUS)}, or a memory: 24g.")
+    raise TrainError(f"There is no known GPU {name!r}.", f"Known: this, {', '.join(GPUS)}, or a memory size: 24g.")
 
 
-def _this_chip() -> Gpu:
+def _detect_gpu() -> Gpu:
     tool = shutil.which("nvidia-smi")
-    asked = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    said = subprocess.run([tool, *asked], capture_output=True, text=True, check=False).stdout if tool else ""
-    if not said.strip():
-        raise TrainError("This machine has no NVIDIA GPU that answers.", f"Name one: --gpu {next(iter(GPUS))}")
-    name, _, memory = said.splitlines()[0].partition(", ")
-    known = next((chip for chip in GPUS.values() if name.startswith(chip.name)), None)
+    options = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    output = subprocess.run([tool, *options], capture_output=True, text=True, check=False).stdout if tool else ""
+    if not output.strip():
+        raise TrainError("nvidia-smi finds no GPU on this machine.", f"Name one: --gpu {next(iter(GPUS))}")
+    name, _, memory = output.splitlines()[0].partition(", ")
+    known = next((gpu for gpu in GPUS.values() if name.startswith(gpu.name)), None)
     return Gpu(name, float(memory) / 1024, known.tflops if known else None)
 
 
 def read_model_shape(folder: Path) -> ModelShape:
-    """The shape in a model's `config.json`. Raises `TrainError` where it is missing, or a mixture of experts."""
+    """The shape in a model's `config.json`. Raises `TrainError` if it is missing, or of a mixture of experts."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = config.get("text_config", config)
         heads = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
         if any(key in config for key in ("num_local_experts", "num_experts", "n_routed_experts")):
-            raise TrainError(f"{folder} is a mixture of experts, which this does not count.", "Leave --gpu out.")
+            raise TrainError(f"{folder} is a mixture of experts, whose memory is not estimated.", "Omit --gpu.")
         return ModelShape(
             layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],
@@ -171,13 +171,13 @@ def read_model_shape(folder: Path) -> ModelShape:
             tied=bool(config.get("tie_word_embeddings", False)),
         )
     except (FileNotFoundError, ValueError, KeyError) as error:
-        what = f"{folder} has no config.json that says how large the model is ({error})."
-        raise TrainError(what, "Give --model FOLDER with its config.json, or leave --gpu out.") from error
+        what = f"{folder} has no config.json with the size of the model ({error})."
+        raise TrainError(what, "Use --model FOLDER with its config.json, or omit --gpu.") from error
 
 
 def _parts(shape: ModelShape, recipe: TrainSection) -> Mapping[str, float]:
-    """Bytes that do not depend on the size of a pass."""
-    trained = _adapter(shape, recipe) + _embedding(shape, recipe)
+    """Bytes that do not depend on the batch size."""
+    trained = _adapter_weights(shape, recipe) + _embedding_weights(shape, recipe)
     linear = NF4_BYTES if recipe.method in ("auto", "qlora") else 2
     optimizer = 2 if "8bit" in str(recipe.extra.get("optim", "")) else 8
     return {
@@ -189,55 +189,55 @@ def _parts(shape: ModelShape, recipe: TrainSection) -> Mapping[str, float]:
     }
 
 
-def _adapter(shape: ModelShape, recipe: TrainSection) -> int:
+def _adapter_weights(shape: ModelShape, recipe: TrainSection) -> int:
     matrices = shape.matrices()
     targets = recipe.extra.get("target_modules", list(matrices))
     return shape.layers * sum(recipe.rank * sum(matrices[name]) for name in targets if name in matrices)
 
 
-def _embedding(shape: ModelShape, recipe: TrainSection) -> int:
-    """Weights of embedding and head that are trained: a copy of each, beside the base model's."""
+def _embedding_weights(shape: ModelShape, recipe: TrainSection) -> int:
+    """Trained weights of embedding and head: a copy of each, in addition to the base model's."""
     return 0 if recipe.embedding_learning_rate is None else shape.embeddings
 
 
-def _sizes(shape: ModelShape, recipe: TrainSection, chip: Gpu, always: float) -> Iterator[dict[str, Any]]:
-    """One row for each kind of checkpointing and batch that divides the packs of a step; `always` is GiB."""
-    for kind in (False, "unsloth"):
+def _configs(shape: ModelShape, recipe: TrainSection, gpu: Gpu, constant: float) -> Iterator[dict[str, Any]]:
+    """One row per checkpointing mode and batch size that divides the packs of a step; `constant` is in GiB."""
+    for mode in (False, "unsloth"):
         for batch in (number for number in BATCHES if recipe.packs_per_step % number == 0):
             tokens = batch * recipe.max_length
-            activations = tokens * _activations(shape, kind) / GIB
+            activations = tokens * _activations(shape, mode) / GIB
             yield {
-                "checkpointing": kind,
+                "checkpointing": mode,
                 "batch": batch,
                 "accumulate": recipe.packs_per_step // batch,
                 "activations": activations,
-                "gib": always + activations,
-                "tokens_per_second": _speed(shape, recipe, chip, tokens, kind),
+                "gib": constant + activations,
+                "tokens_per_second": _speed(shape, recipe, gpu, tokens, mode),
             }
 
 
-def _best(sizes: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The fastest that fits; of those that are about as fast, the one with the least memory."""
-    fitting = [size for size in sizes if size["fits"]]
-    pace = [size["tokens_per_second"] or 0.0 for size in fitting]
-    close = [size for size, speed in zip(fitting, pace, strict=True) if speed >= max(pace) * (1 - SAME_SPEED)]
-    return min(close, key=lambda size: (bool(size["checkpointing"]), size["gib"]), default=None)
+def _best(configs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The fastest configuration that fits; of those about as fast, the one with the least memory."""
+    fitting = [config for config in configs if config["fits"]]
+    fastest = max((config["tokens_per_second"] or 0.0 for config in fitting), default=0.0)
+    close = [config for config in fitting if (config["tokens_per_second"] or 0.0) >= fastest * (1 - SAME_SPEED)]
+    return min(close, key=lambda config: (bool(config["checkpointing"]), config["gib"]), default=None)
 
 
-def _activations(shape: ModelShape, kind: CheckpointingMode) -> float:
-    """Bytes a token: of all layers, or of the one at work and a half where the others are computed again."""
+def _activations(shape: ModelShape, mode: CheckpointingMode) -> float:
+    """Bytes per token: of all layers, or with checkpointing of about one and a half."""
     layer = 2 * (2 * shape.inner + 6 * shape.hidden + 2 * shape.keys)
-    return layer * (1.6 if kind else shape.layers)
+    return layer * (1.6 if mode else shape.layers)
 
 
-def _speed(shape: ModelShape, recipe: TrainSection, chip: Gpu, tokens: int, kind: CheckpointingMode) -> float | None:
-    """Tokens a second: two operations a weight forwards, two back to the inputs, two more to compute again.
+def _speed(shape: ModelShape, recipe: TrainSection, gpu: Gpu, tokens: int, mode: CheckpointingMode) -> float | None:
+    """Tokens per second: two operations per weight forward, two backward, two more to recompute activations.
 
-    A head that is trained takes two more for its own gradient.
+    A trained head takes two more for its gradient.
     """
-    if chip.tflops is None:
+    if gpu.tflops is None:
         return None
     head = shape.vocabulary * shape.hidden
-    operations = (shape.linear + head) * (6 if kind else 4) + (2 * head if _embedding(shape, recipe) else 0)
-    computing = tokens * operations / (REACHED * chip.tflops * 1e12)
-    return tokens / (computing + shape.layers * LAUNCHES)
+    operations = (shape.linear + head) * (6 if mode else 4) + (2 * head if _embedding_weights(shape, recipe) else 0)
+    computing = tokens * operations / (EFFICIENCY * gpu.tflops * 1e12)
+    return tokens / (computing + shape.layers * LAUNCH_SECONDS)

@@ -1,7 +1,7 @@
-"""In: the lengths of conversations. Out: how many packs they fill, before anything is loaded.
+"""The lengths of conversations → the number of packs they fill, without loading anything.
 
-TRL packs best-fit-decreasing in groups of 1,000 rows (`trl/data_utils.py`, `_pack_bfd`); this is the same rule, on
-lengths alone, so `curate plan` can say how many steps an epoch has. The packing that is trained is TRL's.
+TRL packs best-fit-decreasing in groups of 1,000 rows (`trl/data_utils.py`, `_pack_bfd`). This applies the same rule to
+lengths, so that `curate plan` can count the steps of an epoch. Training uses TRL's packing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 GROUP = 1_000
-"""Rows that TRL packs at a time: the default batch size of `datasets.map`."""
+"""Rows that TRL packs together: the default batch size of `datasets.map`."""
 
 
 def count_packs(lengths: Iterable[int], max_length: int) -> int:
@@ -23,9 +23,9 @@ def count_packs(lengths: Iterable[int], max_length: int) -> int:
 
 
 def _packs_of_group(lengths: list[int], max_length: int) -> int:
-    """Put each row, longest first, into the open pack that it fills best; each step depends on the one before.
+    """Add each row, longest first, to the open pack with the least sufficient space; each step depends on the last.
 
-    `open_spaces` has bit n set where a pack with n tokens of space is open, `packs_with` says how many there are.
+    Bit n of `open_spaces` is set if a pack with n tokens of space is open; `packs_with[n]` is the number of such packs.
     """
     open_spaces, packs, packs_with = 0, 0, [0] * (max_length + 1)
     for length in sorted((min(length, max_length) for length in lengths), reverse=True):

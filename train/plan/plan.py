@@ -1,8 +1,4 @@
-"""In: a version and the training section of the recipe. Out: what training on it will be, before anything is loaded.
-
-`prepare` is what plan, preview and train share: the version's conversations, their ids and labels, the ledger.
-`plan` sums it up. No torch, no model: the tokenizer's files are enough.
-"""
+"""A prepared version → the plan of its training: tokens, packs, steps, and what the ledger drops or cuts."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """What training will see and do. Tokens and lengths are of the train split, `steps` what the run will do."""
+    """The size of a training. Tokens and lengths are of the train split."""
 
     version: str
     version_digest: str
@@ -37,27 +33,27 @@ class Plan:
     template_digest: str
     tokenizer_digest: str
     mask_policy: str
-    date: str  # what a template that prints the date is given
-    generation_prompt: str  # what asks the model for an answer
-    end_of_turn: list[str]  # the tokens that end the learned answers
-    conversations: dict[str, int]  # split -> how many
-    split_conversations: int  # of these, in parts, since they are longer than a sequence
-    outcomes: dict[str, int]  # kept, truncated, dropped; with long = "split" also split: parts, not conversations
-    tokens: int  # that are trained on
-    loss_tokens: int  # of these, with a label
+    date: str  # the date in templates that print it
+    generation_prompt: str
+    end_of_turn: list[str]  # the tokens that end trained answers
+    conversations: dict[str, int]  # by split
+    split_conversations: int  # of these, those divided into windows
+    outcomes: dict[str, int]  # rows of the ledger that are kept, split (with long = "split"), truncated, dropped
+    tokens: int  # trained on
+    loss_tokens: int
     tokens_cut: int
-    lengths: list[dict[str, Any]]  # histogram: up_to, conversations (a part counts as one)
+    lengths: list[dict[str, Any]]  # histogram: up_to, conversations (a window counts as one)
     longest: int
     max_length: int
-    packing: bool  # whether the run will pack; packs and fill say what packing comes to in any case
+    packing: bool  # whether the run will pack; packs and fill are those with packing in any case
     packs: int
-    fill: float  # share of the packs that holds tokens
+    fill: float  # share of the packs that contains tokens
     steps_per_epoch: int
     steps: int
-    steps_unpacked: int  # the same without packing, as Unsloth trains on a CPU
-    problems: list[dict[str, Any]]  # code, conversations, example, reason: what the ledger drops or cuts
-    too_long: list[dict[str, Any]]  # the longest of them: conversation, tokens, fate
-    warnings: dict[str, int]  # what is trained all the same, and should be known
+    steps_unpacked: int  # without packing, as Unsloth trains on a CPU
+    problems: list[dict[str, Any]]  # rows that are not kept, by code: code, conversations, example, reason
+    too_long: list[dict[str, Any]]  # the longest of them: conversation, tokens, outcome
+    warnings: dict[str, int]  # conversations that are trained on but have a peculiarity, by its name
     refusal: str | None  # why `curate train` would refuse
     hint: str | None
 
@@ -67,14 +63,14 @@ class Plan:
 
 
 def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:
-    """The plan of what was prepared, for a machine with a GPU or without: there Unsloth trains row by row."""
+    """The plan for a machine with or without a GPU: some engines do not pack on a CPU."""
     section, ledger = prepared.section, prepared.ledger
     train = ledger.filter((pl.col("split") == "train") & (pl.col("outcome") != "dropped"))
     lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series().to_list()
     packs = count_packs(lengths, section.max_length)
     engine = ENGINES.get(section.engine)
     packing = section.packing and (on_gpu or engine is None or engine.packs_on_cpu)
-    per_epoch = _steps(packs if packing else len(lengths), section)
+    per_epoch = _count_steps(packs if packing else len(lengths), section)
     refusal = find_refusal(prepared)
     return Plan(
         version=prepared.version.label,
@@ -101,7 +97,7 @@ def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:
         fill=sum(lengths) / (packs * section.max_length) if packs else 0.0,
         steps_per_epoch=per_epoch,
         steps=section.steps or math.ceil(per_epoch * section.epochs),
-        steps_unpacked=section.steps or math.ceil(_steps(len(lengths), section) * section.epochs),
+        steps_unpacked=section.steps or math.ceil(_count_steps(len(lengths), section) * section.epochs),
         problems=_problems(ledger),
         too_long=_too_long(ledger),
         warnings=_warnings(prepared),
@@ -111,11 +107,11 @@ def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:
 
 
 def has_gpu() -> bool:
-    """Whether torch would find a GPU here, asked of the driver: torch itself takes seconds to load."""
+    """Whether torch would find a GPU, according to the driver: importing torch takes seconds."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return Path("/dev/kfd").exists()  # AMD's
+        return Path("/dev/kfd").exists()  # AMD
     count = ctypes.c_int(0)
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
@@ -124,64 +120,56 @@ def _outcomes(section: TrainSection) -> tuple[str, ...]:
     return ("kept", *(["split"] if section.long == "split" else []), "truncated", "dropped")
 
 
-def _steps(sequences: int, section: TrainSection) -> int:
-    """Optimiser steps of one epoch, the last one possibly smaller, as transformers' Trainer counts them."""
+def _count_steps(sequences: int, section: TrainSection) -> int:
+    """Optimizer steps per epoch; the last one may be smaller, as in transformers' Trainer."""
     return math.ceil(sequences / section.packs_per_step)
 
 
 def _end_of_turn(prepared: PreparedVersion) -> list[str]:
-    """The tokens that stand at the end of learned answers, as text."""
     last = prepared.rendered.select(pl.col("input_ids").list.gather(pl.col("stops").cast(pl.List(pl.Int64)) - 1))
     ids = last.explode("input_ids").drop_nulls().to_series().unique().sort()
     return [prepared.tokenizer.backend.id_to_token(number) or "" for number in ids]
 
 
 def _histogram(tokens: pl.Series, max_length: int) -> list[dict[str, Any]]:
-    """Conversations by length, in doubling steps; one border is `max_length`."""
+    """The number of conversations by length, with limits that double; one more limit is `max_length`."""
     longest = int(tokens.max() or 0)  # type: ignore[arg-type]
-    borders = sorted({2**power for power in range(5, max(longest, 1).bit_length() + 1)} | {max_length})
-    counted, below = [], 0
-    for border in borders:
-        up_to = int((tokens <= border).sum())
-        counted.append({"up_to": border, "conversations": up_to - below})
+    limits = sorted({2**power for power in range(5, max(longest, 1).bit_length() + 1)} | {max_length})
+    bins, below = [], 0
+    for limit in limits:
+        up_to = int((tokens <= limit).sum())
+        bins.append({"up_to": limit, "conversations": up_to - below})
         below = up_to
-    return [entry for entry in counted if entry["conversations"]]
+    return [entry for entry in bins if entry["conversations"]]
 
 
 def _problems(ledger: pl.DataFrame) -> list[dict[str, Any]]:
-    lost = ledger.filter(pl.col("outcome") != "kept").sort("tokens", descending=True)
-    grouped = lost.group_by("outcome", "code", maintain_order=True).agg(
+    not_kept = ledger.filter(pl.col("outcome") != "kept").sort("tokens", descending=True)
+    grouped = not_kept.group_by("outcome", "code", maintain_order=True).agg(
         pl.n_unique("conversation").alias("conversations"),
         pl.col("cut").sum().alias("tokens_cut"),
-        pl.first("conversation", "reason"),
+        pl.first("conversation").alias("example"),
+        pl.first("reason"),
     )
-    return (
-        grouped.sort("conversations", descending=True, maintain_order=True)
-        .rename({"conversation": "example"})
-        .to_dicts()
-    )
+    return grouped.sort("conversations", descending=True, maintain_order=True).to_dicts()
 
 
 def _too_long(ledger: pl.DataFrame) -> list[dict[str, Any]]:
-    worst = ledger.filter(pl.col("code") == "too-long").sort("tokens", descending=True).head(SHOWN)
-    return worst.select("conversation", "tokens", "outcome", "cut").to_dicts()
+    longest = ledger.filter(pl.col("code") == "too-long").sort("tokens", descending=True).head(SHOWN)
+    return longest.select("conversation", "tokens", "outcome", "cut").to_dicts()
 
 
 def _warnings(prepared: PreparedVersion) -> dict[str, int]:
-    """How many trained conversations have something that their reader should know of."""
-    kept = prepared.ledger.filter(pl.col("outcome") != "dropped").select(pl.col("conversation").alias("id"))
-    rows = prepared.rendered.join(kept, on="id", how="semi")
-    with_tools = prepared.members.filter(pl.col("tools").is_not_null()).join(kept, on="id", how="semi").height
-    found = {
-        "special tokens typed by a user": _conversations(rows, pl.col("context_specials").is_not_null()),
-        "special tokens typed in an answer": _conversations(rows, pl.col("loss_specials").is_not_null()),
-        "turns that the template leaves out": _conversations(rows, pl.col("omitted_turns").list.len() > 0),
-        "tokens across the start of an answer": _conversations(rows, pl.col("crossing") > 0),
-        "tools that the template does not list": 0 if "tools" in prepared.template.text else with_tools,
+    trained = prepared.ledger.filter(pl.col("outcome") != "dropped").select(pl.col("conversation").alias("id"))
+    rows = prepared.rendered.join(trained, on="id", how="semi")
+    with_tools = prepared.members.filter(pl.col("tools").is_not_null()).join(trained, on="id", how="semi").height
+    conditions = {
+        "special tokens typed by a user": pl.col("context_specials").is_not_null(),
+        "special tokens typed in an answer": pl.col("loss_specials").is_not_null(),
+        "turns that the template omits": pl.col("omitted_turns").list.len() > 0,
+        "tokens across the start of an answer": pl.col("crossing") > 0,
     }
-    return {what: count for what, count in found.items() if count}
-
-
-def _conversations(rows: pl.DataFrame, having: pl.Expr) -> int:
-    """Of how many conversations a row has it; one that is split has several."""
-    return rows.filter(having)["id"].n_unique()
+    counts = {name: rows.filter(condition)["id"].n_unique() for name, condition in conditions.items()}
+    if "tools" not in prepared.template.text:
+        counts["tools that the template does not list"] = with_tools
+    return {name: count for name, count in counts.items() if count}

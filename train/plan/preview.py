@@ -1,7 +1,7 @@
-"""In: a prepared version and the id of a conversation. Out: what the model sees of it and what it learns.
+"""A prepared version and the id of a conversation → its tokens and loss mask as they are trained.
 
-`preview` cuts a rendering into segments that are learned or only seen; `trace_token` says for one token which
-turn, which characters of it, and which line of which file it comes from.
+`preview` divides a rendering into segments inside and outside the loss; `trace_token` finds the turn, its characters,
+and the line of a source file that a token comes from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from train.tokens.windows import window_turns
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Text of some tokens in a row with the same lot: learned or only seen, trained or cut off."""
+    """The text of consecutive tokens that are all inside or outside the loss, and all trained on or cut."""
 
     text: str
     in_loss: bool
@@ -35,7 +35,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TokenView:
-    """One token: its place, id, text, and its label (-100: seen, not learned)."""
+    """One token: its number, id, text and label (-100: not in the loss)."""
 
     token: int
     id: int
@@ -46,7 +46,7 @@ class TokenView:
 
 @dataclass(frozen=True, slots=True)
 class TurnView:
-    """One turn and the tokens that its words became, end excluded; none where the template left it out."""
+    """One turn and the range of its tokens, end excluded; None if the template omits it."""
 
     turn: int  # from 1
     role: str
@@ -56,11 +56,11 @@ class TurnView:
 
 @dataclass(frozen=True)
 class Preview:
-    """One conversation as it is trained."""
+    """One conversation or window as it is trained."""
 
     id: str
     split: str
-    window: int | None  # which one of its windows (from 1), where it is split
+    window: int | None  # number of the window (from 1), None if the conversation is not split
     outcome: str
     reason: str | None
     tokens: int
@@ -74,7 +74,7 @@ class Preview:
     token_views: list[TokenView]
 
     def as_json(self, *, tokens: bool = False) -> dict[str, Any]:
-        """The preview as plain values; each token only when asked for."""
+        """The preview as plain values, including single tokens if `tokens`."""
         plain = asdict(self)
         views = plain.pop("token_views")
         return {**plain, "token_views": views} if tokens else plain
@@ -82,32 +82,29 @@ class Preview:
 
 @dataclass(frozen=True)
 class TokenOrigin:
-    """Where a token comes from. `characters` are those of the turn's value, end excluded, where it has them as is."""
+    """Where a token comes from. `characters` is a range of the turn's value, or None if the template changed it."""
 
     conversation: str
     token: int
     id: int
     text: str
     label: int
-    part: str  # words of a turn, end of a turn, or template
+    part: str  # words (of a turn), answer, end of turn, or template
     turn: int | None  # from 1
     role: str | None
-    characters: tuple[int, int] | None
-    origins: list[dict[str, Any]]  # path, row, line: every row of a source that is this conversation
+    characters: tuple[int, int] | None  # end excluded
+    origins: list[dict[str, Any]]  # path, row, line of every source row with this conversation
 
 
 def find_ids(prepared: PreparedVersion, prefix: str, limit: int) -> list[str]:
-    """The ids of the first `limit` conversations whose id begins with `prefix`.
-
-    Raises `VersionError` where there is none.
-    """
-    found = first_members(prepared.members, prefix, limit)["id"].to_list()
-    if prefix and not found:
+    """The first `limit` ids that begin with `prefix`. Raises `VersionError` if there is none."""
+    ids = first_members(prepared.members, prefix, limit)["id"].to_list()
+    if prefix and not ids:
         raise VersionError(
             f"No conversation of {prepared.version.label} has an id that begins with {prefix}.",
             f"curate preview {prepared.version.label} shows some.",
         )
-    return found
+    return ids
 
 
 def first_members(members: pl.DataFrame, prefix: str, limit: int) -> pl.DataFrame:
@@ -118,25 +115,26 @@ def first_members(members: pl.DataFrame, prefix: str, limit: int) -> pl.DataFram
 def find_windows(
     prepared: PreparedVersion, conversations: list[str], window: int | None
 ) -> list[tuple[str, int | None]]:
-    """Each conversation with each of its windows, None where it is whole; or with `window` alone.
+    """The conversations with the numbers of all their windows (None: not split), or with window number `window` only.
 
-    Raises `TrainError` where there is no such window.
+    Raises `TrainError` if there is no such window.
     """
-    entries = prepared.ledger.filter(pl.col("conversation").is_in(conversations))
-    found = entries if window is None else entries.filter(pl.col("window") == window)
-    if conversations and found.is_empty():
+    rows = prepared.ledger.filter(pl.col("conversation").is_in(conversations))
+    if window is not None:
+        rows = rows.filter(pl.col("window") == window)
+    if conversations and rows.is_empty():
         raise TrainError(
-            f"No conversation that is shown has a window {window}.",
-            "Leave --window out to see all; --set train.long=split makes windows of what is too long.",
+            f"None of these conversations has a window {window}.",
+            "Omit --window to show all; --set train.long=split splits conversations that are too long.",
         )
-    return found.select("conversation", "window").rows()
+    return rows.select("conversation", "window").rows()
 
 
 def preview(prepared: PreparedVersion, conversation: str, window: int | None = None) -> Preview:
-    """The conversation with this id as it is trained, or the window (from 1) of one that is split."""
-    numbers, member, row, entry = _rows(prepared, conversation, window)
-    rendering, encoding = _encoded(prepared, member, row)
-    views = _views(rendering, encoding, row["labels"] or [], entry["tokens"] - entry["cut"])
+    """The conversation with this id, or one of its windows (from 1), as it is trained."""
+    numbers, member, row, entry = _find_rows(prepared, conversation, window)
+    rendering, encoding = _render_and_encode(prepared, member, row)
+    views = _token_views(rendering, encoding, row["labels"] or [], entry["tokens"] - entry["cut"])
     return Preview(
         id=conversation,
         split=entry["split"],
@@ -149,8 +147,8 @@ def preview(prepared: PreparedVersion, conversation: str, window: int | None = N
         context_specials=row["context_specials"],
         loss_specials=row["loss_specials"],
         omitted_turns=row["omitted_turns"] or [],
-        segments=_segments(rendering, encoding, views, whole=not (prepared.template.raw and window)),
-        turns=_turns(numbers, member["conversations"], rendering, encoding),
+        segments=_segments(rendering, encoding, views, complete=not (prepared.template.raw and window)),
+        turns=_turn_views(numbers, member["conversations"], rendering, encoding),
         token_views=views,
     )
 
@@ -158,20 +156,17 @@ def preview(prepared: PreparedVersion, conversation: str, window: int | None = N
 def trace_token(
     prepared: PreparedVersion, store: Path, conversation: str, token: int, window: int | None = None
 ) -> TokenOrigin:
-    """Where token number `token` (from 0) of a conversation comes from, or of a window of one that is split.
-
-    Raises `TrainError` when it has none such.
-    """
-    numbers, member, row, entry = _rows(prepared, conversation, window)
+    """The origin of token number `token` (from 0) of a conversation or window. Raises `TrainError` if there is none."""
+    numbers, member, row, entry = _find_rows(prepared, conversation, window)
     if not 0 <= token < entry["tokens"]:
         raise TrainError(
             f"{conversation} has {plural(entry['tokens'], 'token')}, there is no token {token}.",
             "The first is 0; curate preview --id … --tokens lists them.",
         )
-    rendering, encoding = _encoded(prepared, member, row)
+    rendering, encoding = _render_and_encode(prepared, member, row)
     assert encoding is not None
     start, end = encoding.token_to_chars(token) or (0, 0)
-    part, turn, characters = _place(rendering, member["conversations"], start, end)
+    part, turn, characters = _locate(rendering, member["conversations"], start, end)
     return TokenOrigin(
         conversation=conversation,
         token=token,
@@ -182,20 +177,20 @@ def trace_token(
         turn=None if turn is None else numbers[turn] + 1,
         role=None if turn is None else member["conversations"][turn]["from"],
         characters=characters,
-        origins=_origins(store, conversation),
+        origins=_read_origins(store, conversation),
     )
 
 
-_Values = dict[str, Any]
+_Row = dict[str, Any]
 
 
-def _rows(
+def _find_rows(
     prepared: PreparedVersion, conversation: str, window: int | None
-) -> tuple[Sequence[int], _Values, _Values, _Values]:
-    """The numbers of the turns that are shown, and the rows of them, of their rendering and of the ledger."""
+) -> tuple[Sequence[int], _Row, _Row, _Row]:
+    """The numbers of the turns, and the rows of the member with only these turns, its rendering, and the ledger."""
     member = prepared.members.row(by_predicate=pl.col("id") == conversation, named=True)
-    place = pl.col("window").struct.field("number").eq_missing(window)
-    row = prepared.rendered.row(by_predicate=(pl.col("id") == conversation) & place, named=True)
+    is_window = pl.col("window").struct.field("number").eq_missing(window)
+    row = prepared.rendered.row(by_predicate=(pl.col("id") == conversation) & is_window, named=True)
     entry = prepared.ledger.row(
         by_predicate=(pl.col("conversation") == conversation) & pl.col("window").eq_missing(window), named=True
     )
@@ -203,23 +198,25 @@ def _rows(
     return numbers, {**member, "conversations": turns}, row, entry
 
 
-def _encoded(
+def _render_and_encode(
     prepared: PreparedVersion, member: Mapping[str, Any], row: Mapping[str, Any]
 ) -> tuple[Rendering, Encoding | None]:
-    """The rendering and its tokens: of a text that is split, those of the piece that `row` is."""
+    """The rendering and its tokens; for a window of a raw text, the complete text and the window's tokens."""
     rendering = ChatRenderer(prepared.template, prepared.tokenizer, prepared.section.reasoning).render(member)
     if row["problem"] is not None:
         return replace(rendering, problem=row["problem"]), None
     (encoding,) = prepared.tokenizer.encode([rendering.text])
     if prepared.template.raw and row["window"] is not None:
         earlier = pl.col("window").struct.field("number") <= row["window"]["number"]
-        pieces = prepared.rendered.filter((pl.col("id") == row["id"]) & earlier)["input_ids"]
-        encoding.truncate(int(pieces.list.len().sum()))
+        windows = prepared.rendered.filter((pl.col("id") == row["id"]) & earlier)["input_ids"]
+        encoding.truncate(int(windows.list.len().sum()))
         encoding.truncate(len(row["input_ids"]), direction="left")
     return rendering, encoding
 
 
-def _views(rendering: Rendering, encoding: Encoding | None, labels: Sequence[int], trained: int) -> list[TokenView]:
+def _token_views(
+    rendering: Rendering, encoding: Encoding | None, labels: Sequence[int], trained: int
+) -> list[TokenView]:
     if encoding is None:
         return []
     rows = zip(encoding.ids, encoding.offsets, labels, strict=True)
@@ -230,72 +227,67 @@ def _views(rendering: Rendering, encoding: Encoding | None, labels: Sequence[int
 
 
 def _segments(
-    rendering: Rendering, encoding: Encoding | None, views: Sequence[TokenView], *, whole: bool
+    rendering: Rendering, encoding: Encoding | None, views: Sequence[TokenView], *, complete: bool
 ) -> list[Segment]:
-    """Neighbouring tokens of one lot as one text; every character of the rendering is in exactly one of them.
+    """Consecutive tokens with the same state as one text.
 
-    Not `whole`: every character of the tokens that there are.
+    If `complete`, every character of the rendering is in exactly one segment, otherwise every character of the tokens.
     """
     if encoding is None:
         return [Segment(rendering.text, in_loss=False, trained=False)] if rendering.text else []
-    groups = [
-        (lot, next(iter(run)).token) for lot, run in groupby(views, lambda v: (v.label != IGNORE_INDEX, v.trained))
-    ]
+    states = groupby(views, lambda view: (view.label != IGNORE_INDEX, view.trained))
+    groups = [(state, next(iter(group)).token) for state, group in states]
     starts = [encoding.offsets[first][0] for _, first in groups]
-    ends = [*starts[1:], len(rendering.text) if whole else encoding.offsets[-1][1]]
-    starts[:1] = [0 if whole else encoding.offsets[0][0]] if starts else []
-    return [Segment(rendering.text[a:b], *lot) for (lot, _), a, b in zip(groups, starts, ends, strict=True)]
+    ends = [*starts[1:], len(rendering.text) if complete else encoding.offsets[-1][1]]
+    starts[:1] = [0 if complete else encoding.offsets[0][0]] if starts else []
+    return [Segment(rendering.text[a:b], *state) for (state, _), a, b in zip(groups, starts, ends, strict=True)]
 
 
-def _turns(
+def _turn_views(
     numbers: Sequence[int], turns: Sequence[Mapping[str, Any]], rendering: Rendering, encoding: Encoding | None
 ) -> list[TurnView]:
-    views = (_turn_view(place, turn, rendering, encoding) for place, turn in enumerate(turns))
-    return [replace(view, turn=number + 1) for number, view in zip(numbers, views, strict=True)]
+    views = []
+    for place, (number, turn) in enumerate(zip(numbers, turns, strict=True)):
+        spans = [span for span in rendering.turn_spans if span.turn == place and span.end > span.start]
+        first, end = None, None
+        if encoding is not None and spans:
+            ranges = [_with_whitespace(rendering, turn["value"], span) for span in spans]
+            first, end, _ = token_range(encoding, min(ranges)[0], max(end for _, end in ranges))
+        views.append(TurnView(number + 1, turn["from"], first, end))
+    return views
 
 
-def _turn_view(number: int, turn: Mapping[str, Any], rendering: Rendering, encoding: Encoding | None) -> TurnView:
-    pieces = [p for p in rendering.turn_spans if p.turn == number and p.end > p.start]
-    if encoding is None or not pieces:
-        return TurnView(number + 1, turn["from"], None, None)
-    spans = [_with_spaces(rendering, turn["value"], piece) for piece in pieces]
-    first, end, _ = token_range(encoding, min(spans)[0], max(end for _, end in spans))
-    return TurnView(number + 1, turn["from"], first, end)
-
-
-def _place(
+def _locate(
     rendering: Rendering, turns: Sequence[Mapping[str, Any]], start: int, end: int
 ) -> tuple[str, int | None, tuple[int, int] | None]:
-    """Which part of the rendering the characters are: the turn's words, the end of a learned turn, or the template."""
-    for piece in rendering.turn_spans:
-        value = turns[piece.turn]["value"]
-        low, high = _with_spaces(rendering, value, piece)
+    """The part of the rendering with these characters, its turn, and their range in the turn's value."""
+    for span in rendering.turn_spans:
+        value = turns[span.turn]["value"]
+        low, high = _with_whitespace(rendering, value, span)
         if start < high and end > low:
-            as_is = rendering.text[piece.start : piece.end] == value.strip()
-            shift = len(value) - len(value.lstrip()) - piece.start
-            return "words", piece.turn, (max(start, low) + shift, min(end, high) + shift) if as_is else None
-    for region in rendering.loss_spans:
-        if start < region.end and end > region.start:
-            return "end of turn" if end >= region.end and region.stop else "answer", region.turn, None
+            unchanged = rendering.text[span.start : span.end] == value.strip()
+            shift = len(value) - len(value.lstrip()) - span.start
+            return "words", span.turn, (max(start, low) + shift, min(end, high) + shift) if unchanged else None
+    for loss_span in rendering.loss_spans:
+        if start < loss_span.end and end > loss_span.start:
+            return "end of turn" if end >= loss_span.end and loss_span.stop else "answer", loss_span.turn, None
     return "template", None, None
 
 
-def _with_spaces(rendering: Rendering, value: str, piece: TurnSpan) -> tuple[int, int]:
-    """The piece and, where the template did not trim it, the white space around the turn's words."""
+def _with_whitespace(rendering: Rendering, value: str, span: TurnSpan) -> tuple[int, int]:
+    """The span, extended by the white space around the turn's text unless the template trimmed it."""
     text, core = rendering.text, value.strip()
-    if text[piece.start : piece.end] != core:
-        return piece.start, piece.end
+    if text[span.start : span.end] != core:
+        return span.start, span.end
     head, _, tail = value.partition(core)
-    low = piece.start - len(head) if text.endswith(head, 0, piece.start) else piece.start
-    high = piece.end + len(tail) if text.startswith(tail, piece.end) else piece.end
+    low = span.start - len(head) if text.endswith(head, 0, span.start) else span.start
+    high = span.end + len(tail) if text.startswith(tail, span.end) else span.end
     return low, high
 
 
-def _origins(store: Path, conversation: str) -> list[dict[str, Any]]:
+def _read_origins(store: Path, conversation: str) -> list[dict[str, Any]]:
+    query = """SELECT DISTINCT s.path, o.row, o.line FROM origins o JOIN sources s ON s.source = o.source
+               WHERE o.conversation = ? ORDER BY s.path, o.row"""
     with reading(store) as connection:
-        found: pl.DataFrame = connection.sql(
-            """SELECT DISTINCT s.path, o.row, o.line FROM origins o JOIN sources s ON s.source = o.source
-               WHERE o.conversation = ? ORDER BY s.path, o.row""",
-            params=[conversation],
-        ).pl()
-    return found.to_dicts()
+        origins: pl.DataFrame = connection.sql(query, params=[conversation]).pl()
+    return origins.to_dicts()
