@@ -1,4 +1,4 @@
-"""Mapping: which reading columns and cells ask for, and where nothing is guessed."""
+"""Column mapping: the mapping of columns and cells, and the errors for ambiguous ones."""
 
 import json
 import shlex
@@ -17,23 +17,23 @@ TRANSCRIPT = "Human: Hi\nAssistant: Hello"
 
 
 def table(**columns: str | list[str | None] | None) -> pl.DataFrame:
-    """A table of one row, or of as many as there are cells."""
+    """A table of one row, or of one row per cell of a list."""
     cells = {name: cell if isinstance(cell, list) else [cell] for name, cell in columns.items()}
     return pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String))
 
 
-def found(frame: pl.DataFrame, **wanted: object) -> tuple[str, dict[str, str]]:
-    mapping = find_mapping(frame, ImportSection(**wanted))
+def mapped(frame: pl.DataFrame, **options: object) -> tuple[str, dict[str, str]]:
+    mapping = find_mapping(frame, ImportSection(**options))
     return mapping.shape, mapping.fields
 
 
-def refused(frame: pl.DataFrame, **wanted: object) -> SourceError:
+def error_for(frame: pl.DataFrame, **options: object) -> SourceError:
     with pytest.raises(SourceError) as error:
-        find_mapping(frame, ImportSection(**wanted))
+        find_mapping(frame, ImportSection(**options))
     return error.value
 
 
-# ------------------------------------------------------------------------------------------------- found by its names
+# -------------------------------------------------------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def refused(frame: pl.DataFrame, **wanted: object) -> SourceError:
         ),
     ],
 )
-def test_flat_columns_by_the_names_that_people_use(columns, shape, fields):
+def test_flat_columns_are_mapped_by_common_names(columns, shape, fields):
     frame = table(**dict.fromkeys(columns, "words"))
-    assert (found(frame)[0], list(found(frame)[1].values())) == (shape, fields)
+    assert (mapped(frame)[0], list(mapped(frame)[1].values())) == (shape, fields)
 
 
 @pytest.mark.parametrize(
@@ -80,53 +80,53 @@ def test_flat_columns_by_the_names_that_people_use(columns, shape, fields):
         ({"sample": TRANSCRIPT, "n": "1"}, "transcript", ["sample"]),
     ],
 )
-def test_nested_columns_by_their_names_and_cells(columns, shape, fields):
-    assert (found(table(**columns))[0], list(found(table(**columns))[1].values())) == (shape, fields)
+def test_nested_columns_are_mapped_by_names_and_cells(columns, shape, fields):
+    assert (mapped(table(**columns))[0], list(mapped(table(**columns))[1].values())) == (shape, fields)
 
 
 @pytest.mark.parametrize("first", ['"weight": 1, ', '"name": "from", ', '"content": "the \\"from\\": key", '])
-def test_the_family_of_a_list_is_told_by_its_keys_wherever_they_stand(first):
-    assert found(table(messages=f'[{{{first}"role": "user", "content": "Hi"}}]'))[0] == "messages"
+def test_the_family_of_a_list_follows_from_its_keys_in_any_order(first):
+    assert mapped(table(messages=f'[{{{first}"role": "user", "content": "Hi"}}]'))[0] == "messages"
 
 
-def test_a_named_column_counts_when_any_of_its_cells_fits():
-    assert found(table(conversations=[None] * 150 + ["[{", SHAREGPT]))[0] == "sharegpt"
+def test_a_named_column_is_mapped_if_any_of_its_cells_fits():
+    assert mapped(table(conversations=[None] * 150 + ["[{", SHAREGPT]))[0] == "sharegpt"
 
 
-def test_a_list_in_one_answer_makes_no_file_of_lists():
-    assert found(table(question=["a", "b", "c"], answer=["x", MESSAGES, "y"]))[0] == "pairs"
+def test_a_list_in_one_answer_does_not_change_the_shape():
+    assert mapped(table(question=["a", "b", "c"], answer=["x", MESSAGES, "y"]))[0] == "pairs"
 
 
-# ---------------------------------------------------------------------------------------------------- asked for
+# ------------------------------------------------------------------------------------------------------------ options
 
 
-def test_a_map_names_what_the_header_does_not():
+def test_the_map_option_maps_columns_with_other_names():
     frame = table(body_text="Hi", best="Hello", id="7")
-    assert found(frame, map={"question": "body_text", "answer": "best"})[1] == {
+    assert mapped(frame, map={"question": "body_text", "answer": "best"})[1] == {
         "question": "body_text",
         "answer": "best",
     }
 
 
-def test_what_the_map_leaves_open_is_found():
+def test_fields_missing_in_the_map_option_are_detected():
     frame = table(body_text="Hi", answer="Hello", question="old")
-    assert found(frame, map={"question": "body_text"})[1] == {"question": "body_text", "answer": "answer"}
+    assert mapped(frame, map={"question": "body_text"})[1] == {"question": "body_text", "answer": "answer"}
 
 
-def test_an_empty_column_leaves_a_field_out():
+def test_an_empty_column_excludes_a_field():
     frame = table(question="Hi", answer="Hello", context="x")
-    assert "context" in found(frame)[1]
-    assert found(frame, map={"context": ""})[1] == {"question": "question", "answer": "answer"}
+    assert "context" in mapped(frame)[1]
+    assert mapped(frame, map={"context": ""})[1] == {"question": "question", "answer": "answer"}
 
 
-def test_a_shape_that_is_asked_for_decides_between_two():
+def test_the_shape_option_selects_one_of_two_shapes():
     frame = table(messages=MESSAGES, question="Hi", answer="Hello")
-    assert found(frame, shape="messages")[1] == {"messages": "messages"}
-    assert found(frame, shape="pairs")[1] == {"question": "question", "answer": "answer"}
+    assert mapped(frame, shape="messages")[1] == {"messages": "messages"}
+    assert mapped(frame, shape="pairs")[1] == {"question": "question", "answer": "answer"}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "what"),
+    ("options", "what"),
     [
         ({"map": {"questoin": "a"}}, "questoin is not a known field, did you mean question?"),
         ({"map": {"question": "bodytext"}}, "bodytext is not a known column, did you mean body_text?"),
@@ -135,23 +135,23 @@ def test_a_shape_that_is_asked_for_decides_between_two():
         ({"role": "autor"}, "autor is not a known column, did you mean author?"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(wanted, what):
-    error = refused(table(body_text="Hi", author="Ada"), **wanted)
+def test_an_unknown_name_is_an_error_with_the_nearest_known_one(options, what):
+    error = error_for(table(body_text="Hi", author="Ada"), **options)
     assert error.what == what
     assert error.hint.startswith("Known names: ")
 
 
-def test_what_is_missing_beside_a_map_is_named():
-    error = refused(table(body_text="Hi", best="Hello"), map={"question": "body_text"})
+def test_a_missing_field_is_an_error_with_the_option_to_add():
+    error = error_for(table(body_text="Hi", best="Hello"), map={"question": "body_text"})
     assert error.what == "pairs needs a column for answer; the columns are body_text, best."
     assert error.hint == "Add --map answer=COLUMN"
 
 
-# ------------------------------------------------------------------------------------------------- nothing is guessed
+# ---------------------------------------------------------------------------------------------------------- ambiguity
 
 
 def options_of(line: str) -> dict[str, object]:
-    """The section that the options in a hint spell."""
+    """The fields of `ImportSection` for the options in a hint."""
     words = shlex.split(line)
     pairs = list(zip(words[::2], words[1::2], strict=True))
     fields = {name: value for name, _, value in (word.partition("=") for option, word in pairs if option == "--map")}
@@ -160,7 +160,7 @@ def options_of(line: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("columns", "readings"),
+    ("columns", "candidates"),
     [
         ({"question": "a", "answer": "b", "response": "c"}, 2),
         ({"messages": MESSAGES, "prompt": "a", "response": "b"}, 2),
@@ -172,30 +172,30 @@ def options_of(line: str) -> dict[str, object]:
         ({"ticket": "T1", "created_at": "1", "author": "customer", "body text": "x", "body": "y"}, 1),
     ],
 )
-def test_every_reading_is_listed_with_the_options_that_ask_for_it(columns, readings):
+def test_every_candidate_is_listed_with_the_options_that_select_it(columns, candidates):
     frame = table(**columns)
-    error = refused(frame)
+    error = error_for(frame)
     lines = error.hint.split("\n")[1:]
-    assert len(lines) == readings
-    asked = [found(frame, **options_of(line.strip())) for line in lines]
-    assert len({json.dumps(reading) for reading in asked}) == readings
+    assert len(lines) == candidates
+    mappings = [mapped(frame, **options_of(line.strip())) for line in lines]
+    assert len({json.dumps(mapping) for mapping in mappings}) == candidates
 
 
-def test_the_long_format_is_proposed_and_taken_when_asked_for():
+def test_the_long_format_is_suggested_and_used_on_request():
     frame = table(ticket=["T1", "T1"], created_at=["1", "2"], author=["customer", "agent"], body=["Hi", "Hello"])
-    assert refused(frame).hint.endswith(
+    assert error_for(frame).hint.endswith(
         "--shape long --group-by ticket --order-by created_at --role author --text body"
     )
-    asked = {"group_by": "ticket", "order_by": "created_at", "role": "author", "text": "body"}
-    assert found(frame, **asked) == found(frame, shape="long") == ("long", asked)
+    options = {"group_by": "ticket", "order_by": "created_at", "role": "author", "text": "body"}
+    assert mapped(frame, **options) == mapped(frame, shape="long") == ("long", options)
 
 
-def test_rows_of_two_shapes_are_named_with_their_numbers():
+def test_rows_of_two_shapes_are_an_error_with_their_counts():
     frame = table(messages=[MESSAGES, None, MESSAGES], question=[None, "Hi", None], answer=[None, "Hello", None])
-    assert refused(frame).what == (
+    assert error_for(frame).what == (
         "The source mixes shapes: 2 rows are messages (messages) and 1 row is pairs (question, answer)."
     )
-    assert refused(table(conversations=[SHAREGPT, MESSAGES])).what.startswith("The source mixes shapes")
+    assert error_for(table(conversations=[SHAREGPT, MESSAGES])).what.startswith("The source mixes shapes")
 
 
 @pytest.mark.parametrize(
@@ -206,49 +206,49 @@ def test_rows_of_two_shapes_are_named_with_their_numbers():
         ({"chosen": TRANSCRIPT, "rejected": TRANSCRIPT}, "--shape transcript --map transcript=chosen"),
     ],
 )
-def test_preferences_are_explained_with_the_way_to_take_one_side(columns, hint):
-    error = refused(table(**columns))
+def test_preference_data_is_an_error_with_options_for_the_chosen_side(columns, hint):
+    error = error_for(table(**columns))
     assert error.what.startswith("This is preference data")
     assert error.hint.endswith(hint)
-    assert found(table(**columns), **options_of(hint))[1]
+    assert mapped(table(**columns), **options_of(hint))[1]
 
 
-def test_answers_under_a_label_are_explained():
+def test_labelled_answers_are_an_error():
     frame = table(prompt=["a", "a"], completion=["b", "c"], label=["true", "false"])
-    assert "column label" in refused(frame).what
+    assert "column label" in error_for(frame).what
 
 
-def test_columns_that_mean_nothing_known_are_shown():
-    error = refused(table(colour="red", taste="sweet"))
+def test_columns_without_a_shape_are_listed():
+    error = error_for(table(colour="red", taste="sweet"))
     assert error.what == "No shape fits these columns: colour, taste."
     assert error.hint.endswith("--shape pairs --map question=colour --map answer=taste")
 
 
-def test_of_very_many_columns_the_first_are_listed_and_the_others_counted():
+def test_an_error_lists_at_most_twenty_columns_and_counts_the_rest():
     frame = table(**{f"c{number}": "words" for number in range(120)})
     first = ", ".join(f"c{number}" for number in range(20)) + " and 100 more"
-    assert refused(frame).what == f"No shape fits these columns: {first}."
-    assert refused(frame, map={"question": "c7"}).what.endswith(f"the columns are {first}.")
-    assert refused(frame, map={"question": "c777"}).hint == f"Known names: {first}."
+    assert error_for(frame).what == f"No shape fits these columns: {first}."
+    assert error_for(frame, map={"question": "c7"}).what.endswith(f"the columns are {first}.")
+    assert error_for(frame, map={"question": "c777"}).hint == f"Known names: {first}."
 
 
-def test_of_very_many_readings_the_first_are_listed_and_the_others_counted():
-    error = refused(table(question="a", query="b", prompt="c", answer="d", response="e", completion="f"))
+def test_an_error_lists_at_most_six_candidates_and_counts_the_rest():
+    error = error_for(table(question="a", query="b", prompt="c", answer="d", response="e", completion="f"))
     assert error.what.startswith("The columns fit 9 mappings: ")
-    *readings, last = error.hint.split("\n")[1:]
-    assert (len(readings), last) == (6, "    and 3 more")
+    *listed, last = error.hint.split("\n")[1:]
+    assert (len(listed), last) == (6, "    and 3 more")
 
 
 # ------------------------------------------------------------------------------------------------------ later batches
 
 
-def test_a_later_batch_may_bring_more_columns():
+def test_a_later_batch_may_have_more_columns():
     first = find_mapping(table(instruction="a", output="b"), ImportSection())
     later = extend_mapping(first, table(instruction="a", output="b", system="c"), ImportSection())
     assert later.fields == {"instruction": "instruction", "output": "output", "system": "system"}
 
 
-def test_a_later_batch_of_broken_cells_changes_nothing():
+def test_a_later_batch_of_broken_cells_does_not_change_the_mapping():
     first = ColumnMapping("sharegpt", {"conversations": "conversations"})
     assert extend_mapping(first, table(conversations="[{"), ImportSection()) == first
     assert extend_mapping(first, table(note="x"), ImportSection(map={"conversations": "conversations"})) == first
@@ -257,13 +257,13 @@ def test_a_later_batch_of_broken_cells_changes_nothing():
 @pytest.mark.parametrize(
     "later", [table(messages=MESSAGES), table(question="a", answer="b", response="c"), table(prompt="a", answer="b")]
 )
-def test_a_later_batch_that_contradicts_is_refused(later):
+def test_a_later_batch_that_contradicts_the_mapping_is_an_error(later):
     first = find_mapping(table(question="a", answer="b"), ImportSection())
     with pytest.raises(SourceError):
         extend_mapping(first, later, ImportSection())
 
 
-def test_two_mappings_of_one_source_are_merged_or_refused():
+def test_contradicting_mappings_of_one_source_are_an_error():
     pairs = ColumnMapping("pairs", {"question": "q", "answer": "a"})
     assert (
         merge_mappings(pairs, ColumnMapping("pairs", {"question": "q", "answer": "a", "system": "s"})).fields["system"]
@@ -276,7 +276,7 @@ def test_two_mappings_of_one_source_are_merged_or_refused():
 # ----------------------------------------------------------------------------------------------------------- metadata
 
 
-def test_metadata_is_what_is_no_part_of_the_conversation():
+def test_metadata_contains_the_unmapped_columns():
     mapping = ColumnMapping("pairs", {"question": "q", "answer": "a"})
     frame = table(q=["1", "2"], a=["1", "2"], id=["7", None], tags=['["x"]', None])
     assert metadata_json(frame, mapping).to_list() == ['{"id":"7","tags":"[\\"x\\"]"}', None]
@@ -284,10 +284,10 @@ def test_metadata_is_what_is_no_part_of_the_conversation():
 
 
 @pytest.mark.parametrize("name", ["*", "^x$", "^b.*$"])
-def test_a_column_may_be_called_like_a_pattern(name):
+def test_a_column_name_may_look_like_a_pattern(name):
     mapping = ColumnMapping("pairs", {"question": "question", "answer": "answer"})
     frame = table(**{"question": ["q", "q"], "answer": ["a", "a"], name: ["1", None], "x": ["2", None]})
-    assert found(frame) == ("pairs", {"question": "question", "answer": "answer"})
+    assert mapped(frame) == ("pairs", {"question": "question", "answer": "answer"})
     assert metadata_json(frame, mapping).to_list() == [f'{{"{name}":"1","x":"2"}}', None]
-    asked = {"question": name, "answer": "answer"}
-    assert found(frame, map=asked) == ("pairs", asked)
+    options = {"question": name, "answer": "answer"}
+    assert mapped(frame, map=options) == ("pairs", options)

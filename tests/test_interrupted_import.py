@@ -1,4 +1,4 @@
-"""A store after a command that did not end: killed, interrupted, locked out, or out of disk."""
+"""The store after a command that did not finish: killed, interrupted, store in use, full disk."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str
 
 
 def import_into(folder: Path, store: str, file: Path) -> float:
-    """Import undisturbed; the seconds it took."""
+    """Import without interruption; returns the duration in seconds."""
     started = time.monotonic()
     process = start(folder, "import", str(file), "--store", store)
     _, errors = process.communicate()
@@ -61,7 +61,7 @@ def import_into(folder: Path, store: str, file: Path) -> float:
     return time.monotonic() - started
 
 
-def test_an_import_that_is_killed_again_and_again_ends_in_the_same_store(large: Path, tmp_path: Path) -> None:
+def test_an_import_killed_repeatedly_ends_with_the_same_store(large: Path, tmp_path: Path) -> None:
     seconds = import_into(tmp_path, "undisturbed.duckdb", large)
     draw, store, kills = random.Random(11), tmp_path / "killed.duckdb", 0
     for _ in range(3 * KILLS):
@@ -75,9 +75,9 @@ def test_an_import_that_is_killed_again_and_again_ends_in_the_same_store(large: 
         (source,) = (content(store)["sources"] if store.exists() else []) or [None]
         assert source is None or source["rows_read"] == ROWS
         if source is not None and kills < KILLS:
-            store.unlink()  # it came through: the next ones would only find it imported already
-            store.with_name(f"{store.name}.wal").unlink(missing_ok=True)  # killed behind its commit
-            seconds *= 0.8  # the undisturbed one had a busier machine
+            store.unlink()  # the import finished: the next ones would find the file already imported
+            store.with_name(f"{store.name}.wal").unlink(missing_ok=True)  # killed after its commit
+            seconds *= 0.8  # the machine was busier during the reference import
         if kills == KILLS:
             break
     assert kills == KILLS
@@ -86,7 +86,7 @@ def test_an_import_that_is_killed_again_and_again_ends_in_the_same_store(large: 
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 0.8])
-def test_an_interrupt_leaves_the_store_as_it_was(large: Path, tmp_path: Path, seconds: float) -> None:
+def test_an_interrupt_leaves_the_store_unchanged(large: Path, tmp_path: Path, seconds: float) -> None:
     process = start(tmp_path, "import", str(large), "-", stdin=subprocess.PIPE)
     while not (tmp_path / "curate.duckdb").exists():
         time.sleep(0.02)
@@ -98,7 +98,7 @@ def test_an_interrupt_leaves_the_store_as_it_was(large: Path, tmp_path: Path, se
     assert content(tmp_path / "curate.duckdb")["origins"] == []
 
 
-def test_a_store_in_use_is_named_with_the_process_that_has_it(
+def test_a_store_in_use_is_an_error_with_the_process_number(
     large: Path, tmp_path: Path, curate: Callable[..., Any]
 ) -> None:
     with writing(tmp_path / "curate.duckdb"):
@@ -108,7 +108,7 @@ def test_a_store_in_use_is_named_with_the_process_that_has_it(
     assert len(ran.stderr.splitlines()) == 2
 
 
-def test_a_pipe_is_not_waited_for_when_the_store_cannot_be_opened(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_opened_fails_before_standard_input_is_read(tmp_path: Path) -> None:
     (tmp_path / "curate.duckdb").write_text("no store")
     process = subprocess.Popen([*CURATE, "import", "-"], cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.wait(timeout=120) == 1
@@ -116,19 +116,19 @@ def test_a_pipe_is_not_waited_for_when_the_store_cannot_be_opened(tmp_path: Path
     assert b"is not a curate store" in process.stderr.read()
 
 
-def test_a_store_in_use_is_waited_for_with_a_word_on_who_has_it(large: Path, tmp_path: Path) -> None:
+def test_waiting_for_a_store_in_use_is_reported_with_the_process_number(large: Path, tmp_path: Path) -> None:
     store = tmp_path / "curate.duckdb"
     with writing(store):
         process = start(tmp_path, "import", str(large))
         assert process.stderr is not None
-        said = process.stderr.readline()
+        message = process.stderr.readline()
     output, _ = process.communicate()
-    assert said == f"Waiting for the store curate.duckdb: process {os.getpid()} has it.\n"
+    assert message == f"Waiting for the store curate.duckdb, which is in use by process {os.getpid()}.\n"
     assert process.returncode == 0
     assert f"{ROWS:,} rows read" in output
 
 
-def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(large: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_loses_no_data(large: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.jsonl"
     small.write_text('{"prompt": "Hi", "response": "Hello"}\n', encoding="utf-8")
     import_into(tmp_path, "curate.duckdb", small)
@@ -147,8 +147,8 @@ def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(large: Path, tmp_pa
     import_into(tmp_path, "curate.duckdb", large)
 
 
-def test_a_disk_that_is_full_when_the_log_is_written_over_is_said_in_a_sentence(tmp_path: Path) -> None:
-    """The log takes what the store does not: a limit on the size of files stands for the disk."""
+def test_a_disk_that_is_full_at_the_checkpoint_is_an_error(tmp_path: Path) -> None:
+    """The log is written, the store is not: a limit on the file size simulates a full disk."""
     store = tmp_path / "x.duckdb"
     with writing(store) as connection:
         connection.execute("CREATE TABLE words AS SELECT md5(i::VARCHAR) AS word FROM range(20000) t(i)")
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_when_the_log_is_written_over_is_said_in_a_sentence(
         assert connection.sql("SELECT count(*) FROM words").fetchall()[0][0] in (20000, 30000)
 
 
-def test_a_store_that_cannot_be_begun_leaves_nothing_and_is_named(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_created_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
     code = (
         "import resource, signal; from pathlib import Path; from schemas.store import writing\n"
         "from schemas.errors import StoreError\n"
@@ -186,6 +186,6 @@ def test_a_store_that_cannot_be_begun_leaves_nothing_and_is_named(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_a_command_cannot_read_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_not_reported_as_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(duckdb.IOException, match=r"ledger\.parquet"), writing(tmp_path / "curate.duckdb") as connection:
         connection.execute("FROM read_parquet('ledger.parquet')")

@@ -1,4 +1,4 @@
-"""An import: every row has its place, the sums are proved, and a dry run says the same and writes nothing."""
+"""Imports: every row is counted once, the counts are stored, and a dry run gives the same counts."""
 
 import gzip
 import json
@@ -54,12 +54,12 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Six rows: two conversations, a duplicate, an empty answer, a broken line, a line that is no object."""
+    """Six rows: two conversations, a duplicate, an empty answer, a broken line, a line that is not an object."""
     rows = [alpaca(1), alpaca(2), '{"instruction": "cut off', alpaca(1), alpaca(3, " "), "[1, 2]"]
     return write_jsonl(tmp_path / "mixed.jsonl", rows)
 
 
-def test_every_row_ends_as_a_conversation_a_duplicate_or_a_reject(store: Path, mixed: Path) -> None:
+def test_every_row_becomes_a_conversation_a_duplicate_or_a_reject(store: Path, mixed: Path) -> None:
     result = import_one(store, mixed)
     assert (result.rows_read, result.rows_kept, result.rows_duplicate, result.rows_rejected) == (6, 2, 1, 3)
     places = ask(store, 'SELECT "row" FROM origins UNION ALL SELECT "row" FROM rejects ORDER BY ALL')
@@ -67,7 +67,7 @@ def test_every_row_ends_as_a_conversation_a_duplicate_or_a_reject(store: Path, m
     assert ask(store, 'SELECT "row", duplicate FROM origins ORDER BY "row"') == [(1, False), (2, False), (4, True)]
 
 
-def test_the_sums_are_stored_with_the_source(store: Path, mixed: Path) -> None:
+def test_the_counts_are_stored_with_the_source(store: Path, mixed: Path) -> None:
     result = import_one(store, mixed)
     ((path, size, read, kept, duplicate, rejected, new),) = ask(
         store, "SELECT path, bytes, rows_read, rows_kept, rows_duplicate, rows_rejected, conversations FROM sources"
@@ -85,7 +85,7 @@ def test_a_reject_keeps_its_line_and_its_text(store: Path, mixed: Path) -> None:
     assert all(row == line and raw == lines[line - 1] and reason for row, line, raw, reason in rejects)
 
 
-def test_the_same_file_again_adds_nothing_and_says_so(store: Path, mixed: Path, tmp_path: Path) -> None:
+def test_importing_the_same_file_again_adds_nothing_and_is_reported(store: Path, mixed: Path, tmp_path: Path) -> None:
     first = import_one(store, mixed)
     before = ask(store, "SELECT count(*) FROM origins UNION ALL SELECT count(*) FROM sources")
     again = import_one(store, mixed)
@@ -114,7 +114,7 @@ def test_a_conversation_of_an_earlier_file_is_a_duplicate(store: Path, tmp_path:
     assert ask(store, "SELECT count(*) FROM conversations") == [(3,)]
 
 
-def test_duplicates_are_found_across_batches_and_parcels(
+def test_duplicates_are_found_across_chunks_and_import_batches(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(byte_stream, "CHUNK", 4096)
@@ -127,30 +127,30 @@ def test_duplicates_are_found_across_batches_and_parcels(
     assert duplicates == [(number,) for number in range(701, 1001)]
 
 
-def test_what_lands_together_is_bounded_by_the_columns_beside_the_conversations_too(
+def test_the_size_of_an_import_batch_includes_metadata(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(writer, "BATCH_BYTES", 3_000)
     origin = {"row": 1, "line": 1, "key": 1, "metadata": "x" * 1_000, "repairs": None, "raw": None}
     none = [pl.DataFrame(schema=schema) for schema in (writer.ORIGINS, REJECTS, writer.CORRECTIONS)]
-    parcel = writer.ImportBatch(none[0].select("key"), pl.DataFrame([origin], schema=writer.ORIGINS), *none[1:])
-    assert [together.rows for together in writer.rebatch([parcel] * 10)] == [1, 3, 3, 3]
+    batch = writer.ImportBatch(none[0].select("key"), pl.DataFrame([origin], schema=writer.ORIGINS), *none[1:])
+    assert [part.rows for part in writer.rebatch([batch] * 10)] == [1, 3, 3, 3]
 
 
-def test_columns_beside_the_conversation_become_metadata_of_the_origin(store: Path, tmp_path: Path) -> None:
+def test_unused_columns_become_metadata_of_the_origin(store: Path, tmp_path: Path) -> None:
     import_one(store, write_jsonl(tmp_path / "a.jsonl", [{**alpaca(7), "tags": ["x", {"y": 1.50}]}]))
     ((text,),) = ask(store, "SELECT metadata FROM origins")
     assert json.loads(text) == {"id": "7", "tags": '["x",{"y":1.5}]'}
 
 
-def test_a_mended_conversation_remembers_its_original(store: Path, tmp_path: Path) -> None:
+def test_a_repaired_conversation_keeps_its_original_text(store: Path, tmp_path: Path) -> None:
     turns = [("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")]
     row = {"conversations": [{"from": who, "value": words} for who, words in turns]}
     path = write_jsonl(tmp_path / "chats.jsonl", [row, {"conversations": row["conversations"][:2]}, row])
-    refused = import_one(store, path)
-    assert refused.rows_rejected == 2
+    original = import_one(store, path)
+    assert original.rows_rejected == 2
     repaired = import_one(store, path, repair=("trailing-user",))
-    assert repaired.source != refused.source
+    assert repaired.source != original.source
     assert (repaired.rows_duplicate, repaired.rows_rejected, repaired.repaired) == (3, 0, {"trailing-user": 2})
     query = f'SELECT "row", repairs, raw FROM origins WHERE source = \'{repaired.source}\' ORDER BY "row"'
     assert ask(store, query) == [
@@ -158,7 +158,7 @@ def test_a_mended_conversation_remembers_its_original(store: Path, tmp_path: Pat
     ]
 
 
-def test_an_unknown_mend_names_those_there_are(store: Path, mixed: Path) -> None:
+def test_an_unknown_repair_is_an_error_that_lists_the_known_ones(store: Path, mixed: Path) -> None:
     with pytest.raises(RecipeError) as error:
         import_one(store, mixed, repair=("trailing-cat",))
     assert "trailing-cat" in error.value.what
@@ -166,7 +166,7 @@ def test_an_unknown_mend_names_those_there_are(store: Path, mixed: Path) -> None
     assert not store.exists()
 
 
-def test_a_dry_run_counts_the_same_and_makes_no_store(store: Path, mixed: Path) -> None:
+def test_a_dry_run_gives_the_same_counts_and_creates_no_store(store: Path, mixed: Path) -> None:
     (dry,) = import_files(store, [str(mixed)], ImportSection(), dry_run=True)
     assert not store.exists()
     assert len(dry.examples) == 2
@@ -175,7 +175,7 @@ def test_a_dry_run_counts_the_same_and_makes_no_store(store: Path, mixed: Path) 
     assert {**asdict(dry), "examples": []} == asdict(real)
 
 
-def test_a_dry_run_knows_what_the_store_has(store: Path, mixed: Path, tmp_path: Path) -> None:
+def test_a_dry_run_counts_duplicates_of_the_store(store: Path, mixed: Path, tmp_path: Path) -> None:
     import_one(store, write_jsonl(tmp_path / "first.jsonl", [alpaca(1)]))
     size = store.stat().st_size
     (dry,) = import_files(store, [str(mixed)], ImportSection(), dry_run=True)
@@ -184,7 +184,7 @@ def test_a_dry_run_knows_what_the_store_has(store: Path, mixed: Path, tmp_path: 
     assert ask(store, "SELECT count(*) FROM sources") == [(1,)]
 
 
-def test_a_dry_run_of_a_file_that_was_imported_tells_what_came_of_it(store: Path, tmp_path: Path) -> None:
+def test_a_dry_run_of_an_imported_file_reports_its_result(store: Path, tmp_path: Path) -> None:
     turns = [{"from": who, "value": str(n)} for n, who in enumerate(["human", "gpt", "human"])]
     path = write_jsonl(tmp_path / "chats.jsonl", [{"conversations": turns}, {"conversations": 7}])
     section = ImportSection(repair=("trailing-user",))
@@ -197,15 +197,15 @@ def test_a_dry_run_of_a_file_that_was_imported_tells_what_came_of_it(store: Path
     assert (rehearsed[0].rejected, rehearsed[0].repaired) == ({"not-a-list": 1}, {"trailing-user": 1})
 
 
-def test_the_same_mends_in_another_order_are_another_import(store: Path, tmp_path: Path) -> None:
+def test_the_same_repairs_in_another_order_are_another_import(store: Path, tmp_path: Path) -> None:
     turns = [("human", "Hi "), ("human", "you?"), ("gpt", "Hello")]
     row = {"conversations": [{"from": who, "value": words} for who, words in turns]}
     path = write_jsonl(tmp_path / "chats.jsonl", [row])
     for repairs in (("strip", "merge-consecutive"), ("merge-consecutive", "strip")):
         assert import_one(store, path, repair=repairs).imported_before is None
         assert import_one(store, path, repair=repairs).imported_before == str(path)
-    asked = ask(store, "SELECT conversations[1].value FROM conversations ORDER BY 1")
-    assert asked == [("Hi\n\nyou?",), ("Hi \n\nyou?",)]
+    texts = ask(store, "SELECT conversations[1].value FROM conversations ORDER BY 1")
+    assert texts == [("Hi\n\nyou?",), ("Hi \n\nyou?",)]
 
 
 def test_a_command_imports_all_of_its_files_or_none(store: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_command_imports_all_of_its_files_or_none(store: Path, tmp_path: Path)
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize(
-    ("second", "options", "said"),
+    ("second", "options", "message"),
     [
         ([{"colour": "red", "size": 3}], {}, "No shape fits these columns: colour, size."),
         ([{"text": "a", "code": "b", "n": 1}], {}, "The meaning of these columns is not certain: text, code, n."),
@@ -226,38 +226,38 @@ def test_a_command_imports_all_of_its_files_or_none(store: Path, tmp_path: Path)
         ([alpaca(1)] * 99 + [{"instruction": "a", "response": "b"}], {}, "The columns fit 2 mappings: "),
     ],
 )
-def test_what_is_wrong_with_the_columns_of_one_of_several_files_is_said_with_its_name(
-    store: Path, tmp_path: Path, second: list[Any], options: dict[str, Any], said: str
+def test_an_error_about_columns_contains_the_path_of_the_file(
+    store: Path, tmp_path: Path, second: list[Any], options: dict[str, Any], message: str
 ) -> None:
     paths = [
         str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name, rows in {"a": [alpaca(1)], "b": second}.items()
     ]
     with pytest.raises(SourceError) as error:
         import_files(store, paths, ImportSection(**options))
-    assert error.value.what.startswith(f"{paths[1]}: {said}")
+    assert error.value.what.startswith(f"{paths[1]}: {message}")
 
 
-def test_turns_that_cannot_be_ordered_are_said_with_the_name_of_their_file(store: Path, tmp_path: Path) -> None:
+def test_an_error_about_the_order_of_turns_contains_the_path_of_the_file(store: Path, tmp_path: Path) -> None:
     rows = [{"ticket": 1, "created_at": f"{n}th of May", "author": "user", "body": "Hi"} for n in range(2)]
     path = write_jsonl(tmp_path / "tickets.jsonl", rows)
     with pytest.raises(SourceError, match=f"^{path}: The turns cannot be ordered by created_at"):
         import_one(store, path, shape="long")
 
 
-def test_a_file_that_loses_too_many_rows_is_not_imported(store: Path, mixed: Path) -> None:
+def test_a_file_with_too_many_rejects_is_not_imported(store: Path, mixed: Path) -> None:
     with pytest.raises(SourceError, match=r"3 of 6 rows \(50.0%\)"):
         import_one(store, mixed, max_rejects=0.4)
     assert ask(store, "SELECT count(*) FROM rejects") == [(0,)]
     assert import_one(store, mixed, max_rejects=0.5).rows_rejected == 3
 
 
-def test_a_file_without_a_single_readable_row_is_named_with_its_first_problem(store: Path, tmp_path: Path) -> None:
+def test_a_file_without_readable_rows_is_an_error_with_the_first_reason(store: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "broken.jsonl", ['{"a": ', '{"b": '])
     with pytest.raises(SourceError, match=r"broken.jsonl: none of its 2 rows .* line 1"):
         import_one(store, path)
 
 
-def test_the_long_format_counts_rows_and_makes_conversations(store: Path, tmp_path: Path) -> None:
+def test_the_long_format_counts_rows_and_groups_them_to_conversations(store: Path, tmp_path: Path) -> None:
     rows = [
         {"ticket": ticket, "created_at": turn, "author": who, "body": f"{words} {ticket % 3}"}
         for ticket in range(4)
@@ -282,7 +282,7 @@ def test_hostile_cells_are_stored_exactly(store: Path, tmp_path: Path) -> None:
     assert [value for (value,) in stored] == HOSTILE
 
 
-def test_hostile_cells_are_shown_harmlessly(tmp_path: Path, curate: Callable[..., Any]) -> None:
+def test_control_characters_in_cells_are_printed_escaped(tmp_path: Path, curate: Callable[..., Any]) -> None:
     write_jsonl(tmp_path / "hostile.jsonl", [alpaca(0, HOSTILE[4]), alpaca(1, HOSTILE[4]), alpaca(2, " \x1b ")])
     for command in (["import", "hostile.jsonl", "--dry-run"], ["import", "hostile.jsonl"], ["rejects"], ["status"]):
         ran = curate(*command)
@@ -301,34 +301,34 @@ def test_compressed_files_folders_and_globs_are_read(store: Path, tmp_path: Path
     assert all(result.imported_before for result in import_files(store, [str(folder / "*.jsonl*")], ImportSection()))
 
 
-def test_a_file_that_goes_away_while_it_is_read_is_told_and_nothing_of_it_stays(store: Path, tmp_path: Path) -> None:
+def test_a_file_deleted_during_its_import_is_an_error_and_nothing_is_written(store: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "gone.jsonl", map(alpaca, range(10)))
     with pytest.raises(SourceError, match=r"gone\.jsonl was changed during the import"):
         import_files(store, [str(path)], ImportSection(), progress=lambda *_: path.unlink(missing_ok=True))
     assert ask(store, "SELECT count(*) FROM origins") == [(0,)]
 
 
-def test_progress_is_told_in_bytes_of_all_files(store: Path, mixed: Path, tmp_path: Path) -> None:
+def test_progress_is_reported_in_bytes_of_all_files(store: Path, mixed: Path, tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", [alpaca(5)])
-    told: list[tuple[int, int]] = []
-    import_files(store, [str(mixed), str(other)], ImportSection(), progress=lambda *now: told.append(now))
+    calls: list[tuple[int, int]] = []
+    import_files(store, [str(mixed), str(other)], ImportSection(), progress=lambda *now: calls.append(now))
     total = mixed.stat().st_size + other.stat().st_size
-    assert told[-1] == (total, total)
+    assert calls[-1] == (total, total)
 
 
-def test_options_lie_over_the_recipe() -> None:
+def test_options_take_precedence_over_the_recipe() -> None:
     section = ImportSection(map={"question": "a", "answer": "b"}, encoding="cp1252")
     given = {"shape": None, "map": ["question=c=d"], "repair": [], "max_rejects": "5%"}
-    laid = apply_options(section, given)
-    assert laid.map == {"question": "c=d", "answer": "b"}
-    assert (laid.encoding, laid.max_rejects, laid.repair) == ("cp1252", 0.05, ())
+    merged = apply_options(section, given)
+    assert merged.map == {"question": "c=d", "answer": "b"}
+    assert (merged.encoding, merged.max_rejects, merged.repair) == ("cp1252", 0.05, ())
     with pytest.raises(RecipeError, match="field=column"):
         apply_options(section, {"map": ["question"]})
     with pytest.raises(RecipeError, match="share"):
         apply_options(section, {"max_rejects": "many"})
 
 
-def test_the_import_says_the_sums_the_offer_and_the_next_step(tmp_path: Path, curate: Callable[..., Any]) -> None:
+def test_the_import_prints_counts_repairs_and_the_next_step(tmp_path: Path, curate: Callable[..., Any]) -> None:
     chats = [
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         {"conversations": [{"from": who, "value": str(n)} for n, who in enumerate(["human", "gpt", "human"])]},
@@ -342,7 +342,7 @@ def test_the_import_says_the_sums_the_offer_and_the_next_step(tmp_path: Path, cu
 
 
 @pytest.mark.parametrize("how", [(), ("--dry-run",)], ids=str)
-def test_the_columns_beside_the_conversation_are_named_under_the_mapping(
+def test_metadata_columns_are_printed_below_the_mapping(
     tmp_path: Path, curate: Callable[..., Any], how: tuple[str, ...]
 ) -> None:
     row = {"question": "Why?", "answer": "So.", "_curate_reject": "f00d:1"}
@@ -360,7 +360,7 @@ def test_the_columns_beside_the_conversation_are_named_under_the_mapping(
     assert not any("metadata:" in line for line in shown[5:])
 
 
-def test_where_several_rows_make_a_conversation_the_table_counts_no_rows_as_conversations(
+def test_the_table_of_a_long_format_file_distinguishes_rows_and_conversations(
     tmp_path: Path, curate: Callable[..., Any]
 ) -> None:
     says = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Take care")]
@@ -372,24 +372,24 @@ def test_where_several_rows_make_a_conversation_the_table_counts_no_rows_as_conv
     assert "4 rows read = 4 rows in 1 conversation + 0 duplicates + 0 rejected" in shown
 
 
-def test_wrong_words_are_refused_in_two_lines(mixed: Path, curate: Callable[..., Any]) -> None:
+def test_invalid_arguments_give_two_line_errors(mixed: Path, curate: Callable[..., Any]) -> None:
     for arguments in (["nosuch.csv"], ["mixed.jsonl", "--repair", "cat"], ["mixed.jsonl", "--map", "x"]):
         ran = curate("import", *arguments)
         assert (ran.returncode, ran.stdout) == (1, "")
         assert len(ran.stderr.splitlines()) == 2
 
 
-def test_how_a_file_is_read_is_told_before_any_of_its_rows_is_written(tmp_path):
+def test_the_mapping_of_a_file_is_reported_before_its_rows_are_written(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer\nWhy?,So.\n")
     (tmp_path / "b.jsonl").write_text('{"messages": 3}\n')
-    store, told = tmp_path / "x.duckdb", []
+    store, mappings = tmp_path / "x.duckdb", []
     with pytest.raises(SourceError):
         import_files(
             store,
             [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")],
             ImportSection(),
-            on_mapping=lambda path, mapping: told.append((Path(path).name, mapping.shape)),
+            on_mapping=lambda path, mapping: mappings.append((Path(path).name, mapping.shape)),
         )
-    assert told == [("a.csv", "pairs")]
+    assert mappings == [("a.csv", "pairs")]
     with reading(store) as connection:
         assert connection.sql("SELECT count(*) FROM conversations").fetchall() == [(0,)]

@@ -1,4 +1,4 @@
-"""Sources: format, packing and encoding of a file, the files that a folder stands for, and Hugging Face datasets."""
+"""Sources: format, compression and encoding of files, the files of folders and patterns, Hugging Face datasets."""
 
 import gzip
 import hashlib
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from support.source_files import raw, rows, written
+from support.source_files import raw_texts, read_rows, write
 
 from curate.ingest.readers import FORMATS, expand, open_source
 from curate.ingest.readers.byte_stream import prefetch
@@ -36,57 +36,57 @@ CSV = 'question,answer\nWie heißt du?,Ich heiße Käthe.\nOù?,"Là-bas, près 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress, zstandard.compress])
-def test_a_packed_file_is_unpacked_and_hashed_as_it_stands(tmp_path, name, pack):
+def test_a_compressed_file_is_decompressed_and_hashed_as_stored(tmp_path, name, pack):
     content = {"a.jsonl": JSONL, "a.csv": CSV, "a.json": json.dumps(ROWS)}[name].encode()
     suffix = {gzip.compress: ".gz", zstandard.compress: ".zst"}.get(pack, "")
-    path = written(tmp_path / (name + suffix), pack(content))
+    path = write(tmp_path / (name + suffix), pack(content))
     source = open_source(path)
     assert [row for batch in source.batches() for row in batch.table.to_dicts()] == ROWS
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert source.bytes == path.stat().st_size
 
 
-def test_several_packed_parts_in_one_file_are_all_read(tmp_path):
+def test_several_compressed_parts_in_one_file_are_all_read(tmp_path):
     parts = [line.encode() + b"\n" for line in JSONL.splitlines()]
-    assert rows(written(tmp_path / "a.jsonl.gz", b"".join(map(gzip.compress, parts)))) == ROWS
-    assert rows(written(tmp_path / "a.jsonl.zst", b"".join(map(zstandard.compress, parts)))) == ROWS
+    assert read_rows(write(tmp_path / "a.jsonl.gz", b"".join(map(gzip.compress, parts)))) == ROWS
+    assert read_rows(write(tmp_path / "a.jsonl.zst", b"".join(map(zstandard.compress, parts)))) == ROWS
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
 @pytest.mark.parametrize("missing", [1, 40])
-def test_a_packed_file_that_is_cut_off_is_refused(tmp_path, pack, missing):
+def test_a_truncated_compressed_file_is_an_error(tmp_path, pack, missing):
     lines = "".join(hashlib.sha256(str(number).encode()).hexdigest() + "\n" for number in range(100))
-    path = written(tmp_path / "a.csv.x", pack(lines.encode())[:-missing])
+    path = write(tmp_path / "a.csv.x", pack(lines.encode())[:-missing])
     with pytest.raises(SourceError, match="damaged or truncated"):
-        rows(path, format="csv")
+        read_rows(path, format="csv")
 
 
-def test_zstandard_may_begin_with_a_frame_of_other_data(tmp_path):
+def test_zstandard_may_start_with_a_frame_of_other_data(tmp_path):
     skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
     packed = skipped + zstandard.compress(b'{"a": "1"}\n') + skipped + zstandard.compress(b'{"a": "2"}\n')
-    assert rows(written(tmp_path / "a.jsonl.zst", packed)) == [{"a": "1"}, {"a": "2"}]
+    assert read_rows(write(tmp_path / "a.jsonl.zst", packed)) == [{"a": "1"}, {"a": "2"}]
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
-def test_a_file_that_fails_while_it_is_read_is_named():
+def test_a_read_error_contains_the_path():
     with pytest.raises(SourceError, match=r"/proc/self/mem cannot be read completely: Input/output error"):
-        rows(Path("/proc/self/mem"))
+        read_rows(Path("/proc/self/mem"))
 
 
-def test_the_name_of_nothing_is_no_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(written(tmp_path / "a.jsonl", "{}").parent)
+def test_an_empty_path_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path / "a.jsonl", "{}").parent)
     with pytest.raises(SourceError, match="file name is empty"):
         expand([""])
 
 
 @pytest.mark.parametrize("pattern", ["***", "**.csv", "data/x**/*.csv"])
-def test_two_stars_beside_other_signs_are_no_pattern_and_named(tmp_path, pattern):
+def test_two_stars_next_to_other_characters_are_an_invalid_pattern(tmp_path, pattern):
     with pytest.raises(SourceError, match="is not a valid pattern") as error:
         expand([str(tmp_path / pattern)])
     assert error.value.hint == "** matches folders and must be a path component of its own: 'data/**/*.csv'"
 
 
-def test_a_name_longer_than_any_file_has_is_refused(curate):
+def test_a_name_that_is_too_long_is_an_error(curate):
     name = "x" * 300 + ".csv"
     with pytest.raises(SourceError, match=rf"{name} cannot be accessed: File name too long\."):
         expand([name])
@@ -95,85 +95,85 @@ def test_a_name_longer_than_any_file_has_is_refused(curate):
     assert ran.stderr.startswith(f"Error: {name} cannot be accessed")
 
 
-def test_a_closed_standard_input_is_named(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)  # as Python has it behind `<&-`
+def test_a_closed_standard_input_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python sets it for `<&-`
     with pytest.raises(SourceError, match="Standard input is closed"):
-        rows(Path("-"))
+        read_rows(Path("-"))
 
 
-def test_a_link_that_leads_nowhere_is_called_so(tmp_path):
+def test_a_link_without_a_target_is_an_error(tmp_path):
     (tmp_path / "self").symlink_to("self")
     with pytest.raises(SourceError, match="is a link to itself or to a missing file"):
         expand([str(tmp_path / "self")])
 
 
-def test_lines_that_end_in_carriage_returns_are_named_though_a_cell_holds_a_newline(tmp_path):
+def test_line_ends_without_newlines_are_an_error_even_if_a_cell_contains_a_newline(tmp_path):
     with pytest.raises(SourceError, match="end in carriage returns without newlines"):
-        rows(written(tmp_path / "a.csv", 'question,answer\r"multi\nline",b\rc,d\r'))
+        read_rows(write(tmp_path / "a.csv", 'question,answer\r"multi\nline",b\rc,d\r'))
 
 
-def test_an_unpacked_file_may_keep_the_name_of_a_packed_one(tmp_path):
-    assert rows(written(tmp_path / "a.jsonl.gz", JSONL)) == ROWS
+def test_a_decompressed_file_may_keep_the_suffix_of_the_compression(tmp_path):
+    assert read_rows(write(tmp_path / "a.jsonl.gz", JSONL)) == ROWS
 
 
 @pytest.mark.parametrize("content", [JSONL, CSV])
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, content):
-    assert rows(written(tmp_path / "a.txt", b"\xef\xbb\xbf" + content.encode())) == ROWS
+def test_a_byte_order_mark_is_not_part_of_the_first_column_name(tmp_path, content):
+    assert read_rows(write(tmp_path / "a.txt", b"\xef\xbb\xbf" + content.encode())) == ROWS
 
 
 @pytest.mark.parametrize(("name", "content", "line"), [("a.jsonl", JSONL, 1), ("a.csv", CSV, 2)])
-def test_another_encoding_is_named_and_asked_for(tmp_path, name, content, line):
-    path = written(tmp_path / name, content.encode("cp1252"))
+def test_another_encoding_is_an_error_with_the_option_to_add(tmp_path, name, content, line):
+    path = write(tmp_path / name, content.encode("cp1252"))
     with pytest.raises(
         SourceError, match=rf"{name}, line {line}: byte 0xdf is not UTF-8; the text looks like cp1252"
     ) as error:
-        rows(path)
+        read_rows(path)
     assert error.value.hint == "Add --encoding cp1252"
-    assert rows(path, encoding="cp1252") == ROWS
+    assert read_rows(path, encoding="cp1252") == ROWS
 
 
-def test_a_foreign_byte_after_a_megabyte_of_ascii_is_found(tmp_path):
+def test_an_invalid_byte_after_a_megabyte_of_ascii_is_an_error(tmp_path):
     content = '{"a": "plain"}\n' * 100_000 + '{"a": "naïve café"}\n'
     with pytest.raises(SourceError, match="line 100001: byte 0xef is not UTF-8"):
-        rows(written(tmp_path / "a.jsonl", content.encode("cp1252")))
+        read_rows(write(tmp_path / "a.jsonl", content.encode("cp1252")))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf16_is_named_and_asked_for(tmp_path, encoding):
-    path = written(tmp_path / "a.csv", CSV.encode(encoding))
+def test_utf16_is_an_error_with_the_option_to_add(tmp_path, encoding):
+    path = write(tmp_path / "a.csv", CSV.encode(encoding))
     with pytest.raises(SourceError, match="not UTF-8") as error:
-        rows(path)
+        read_rows(path)
     assert error.value.hint == f"Add --encoding {encoding}"
-    assert rows(path, encoding=encoding) == ROWS
+    assert read_rows(path, encoding=encoding) == ROWS
 
 
-def test_a_given_encoding_is_held_strictly(tmp_path):
-    path = written(tmp_path / "a.csv", b"q,a\n1,x\n2,\x81\n")
+def test_a_given_encoding_is_decoded_strictly(tmp_path):
+    path = write(tmp_path / "a.csv", b"q,a\n1,x\n2,\x81\n")
     with pytest.raises(SourceError, match=r"a\.csv, line 3: byte 0x81 is not cp1252"):
-        rows(path, encoding="cp1252")
+        read_rows(path, encoding="cp1252")
 
 
-def test_utf16_without_its_mark_is_named_with_the_way_on(tmp_path):
-    path = written(tmp_path / "a.csv", CSV.encode("utf-16-le"))
+def test_utf16_without_a_byte_order_mark_is_an_error_with_a_hint(tmp_path):
+    path = write(tmp_path / "a.csv", CSV.encode("utf-16-le"))
     with pytest.raises(SourceError, match=r"a\.csv, line 1: the text is not utf-16: .*BOM") as error:
-        rows(path, encoding="utf-16")
+        read_rows(path, encoding="utf-16")
     assert error.value.hint == "Omit --encoding to detect the encoding."
 
 
 @pytest.mark.parametrize(("encoding", "half"), [("utf-7", b"+2AA-"), ("unicode_escape", rb"\ud800")])
-def test_half_of_a_surrogate_pair_is_refused_in_encodings_that_can_write_it(tmp_path, encoding, half):
-    path = written(tmp_path / "a.csv", b"q,a\n1,x\n2," + half + b"\n3,y\n")
+def test_half_of_a_surrogate_pair_is_an_error_in_encodings_that_can_represent_it(tmp_path, encoding, half):
+    path = write(tmp_path / "a.csv", b"q,a\n1,x\n2," + half + b"\n3,y\n")
     with pytest.raises(SourceError, match=rf"a\.csv, line 3: half of a surrogate pair .* {encoding}"):
-        rows(path, encoding=encoding)
+        read_rows(path, encoding=encoding)
 
 
 @pytest.mark.parametrize("encoding", ["undefined", "idna", "hex", "cp\0"])
-def test_what_encodes_no_text_is_no_encoding(tmp_path, encoding):
+def test_a_codec_that_does_not_decode_text_is_not_an_encoding(tmp_path, encoding):
     with pytest.raises(SourceError, match="Unknown encoding"):
-        open_source(written(tmp_path / "a.csv", "q,a\n1,ä\n"), encoding=encoding)
+        open_source(write(tmp_path / "a.csv", "q,a\n1,ä\n"), encoding=encoding)
 
 
-def test_an_unknown_encoding_or_format_is_refused(tmp_path):
+def test_an_unknown_encoding_or_format_is_an_error(tmp_path):
     with pytest.raises(SourceError, match="Unknown encoding 'cp12525'"):
         open_source(tmp_path / "a.csv", encoding="cp12525")
     with pytest.raises(SourceError, match="Unknown format 'jsnl'") as error:
@@ -199,17 +199,17 @@ def _workbook() -> bytes:
         (bytes(range(256)) * 30 + bytes(50), "full of control bytes"),
     ],
 )
-def test_a_file_that_is_no_text_is_named(tmp_path, content, kind):
+def test_a_binary_file_is_an_error_with_its_kind(tmp_path, content, kind):
     with pytest.raises(SourceError, match=kind) as error:
-        rows(written(tmp_path / "a.csv", content))
+        read_rows(write(tmp_path / "a.csv", content))
     assert error.value.hint
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a"])
 @pytest.mark.parametrize("content", ["", "\n  \n"])
-def test_an_empty_file_is_refused(tmp_path, name, content):
+def test_an_empty_file_is_an_error(tmp_path, name, content):
     with pytest.raises(SourceError, match="is empty"):
-        rows(written(tmp_path / name, content))
+        read_rows(write(tmp_path / name, content))
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,8 @@ def test_an_empty_file_is_refused(tmp_path, name, content):
         (CSV.replace(",", "\t"), "csv"),
     ],
 )
-def test_the_format_of_a_nameless_file_is_found(tmp_path, content, format):
-    source = open_source(written(tmp_path / "export", content))
+def test_the_format_of_a_file_without_suffix_is_detected(tmp_path, content, format):
+    source = open_source(write(tmp_path / "export", content))
     assert source.format == format
     assert sum(batch.table.height for batch in source.batches()) == 2
 
@@ -239,17 +239,17 @@ print([batch.table.height for batch in source.batches()], source.bytes)
     assert done.stdout.decode().strip() == f"[2] {len(content)}"
 
 
-def test_folders_and_patterns_become_their_files_in_order(tmp_path):
+def test_folders_and_patterns_expand_to_their_files_in_order(tmp_path):
     for name in ["b.csv", "a.jsonl.gz", "deep/er/c.parquet", ".hidden/d.csv", "notes.md", "dataset_info.json"]:
-        written(tmp_path / name, "x")
+        write(tmp_path / name, "x")
     names = [str(Path(path).relative_to(tmp_path)) for path in expand([str(tmp_path)])]
     assert names == ["a.jsonl.gz", "b.csv", "deep/er/c.parquet"]
     assert expand([str(tmp_path / "*.csv"), str(tmp_path / "b.csv"), "-"]) == [str(tmp_path / "b.csv"), "-"]
     assert expand([str(tmp_path / "**/*.parquet")]) == [str(tmp_path / "deep/er/c.parquet")]
 
 
-def test_a_pattern_leaves_out_the_files_that_describe_data_and_their_own_names_take_them(tmp_path):
-    data, info = (str(written(tmp_path / name, "x")) for name in ("alpaca.json", "dataset_info.json"))
+def test_patterns_skip_files_that_describe_data_and_explicit_names_do_not(tmp_path):
+    data, info = (str(write(tmp_path / name, "x")) for name in ("alpaca.json", "dataset_info.json"))
     pattern = str(tmp_path / "*.json")
     assert (expand([pattern]), find_skipped([pattern])) == ([data], [info])
     assert (expand([info]), find_skipped([info])) == ([info], [])
@@ -261,7 +261,7 @@ def test_a_pattern_leaves_out_the_files_that_describe_data_and_their_own_names_t
 
 def test_the_files_of_linked_folders_are_read_once(tmp_path):
     for name in ["data/own/a.csv", "data/.hidden/d.csv", "elsewhere/deep/b.csv"]:
-        written(tmp_path / name, "x")
+        write(tmp_path / name, "x")
     links = {"1 up": "..", "2 own": "own", "3 far": "../elsewhere", "4 deep": "../elsewhere/deep", "5 self": "."}
     for name, target in links.items():
         (tmp_path / "data" / name).symlink_to(target)
@@ -273,8 +273,8 @@ def test_the_files_of_linked_folders_are_read_once(tmp_path):
     assert names == ["data/3 far/deep/b.csv", "data/own/a.csv"]
 
 
-def test_a_path_that_names_nothing_is_refused(tmp_path):
-    written(tmp_path / "tickets.csv", CSV)
+def test_a_path_without_a_file_is_an_error(tmp_path):
+    write(tmp_path / "tickets.csv", CSV)
     with pytest.raises(SourceError, match="no file or folder") as error:
         expand([str(tmp_path / "tickts.csv")])
     assert error.value.hint == f"Did you mean {tmp_path / 'tickets.csv'}?"
@@ -284,10 +284,10 @@ def test_a_path_that_names_nothing_is_refused(tmp_path):
     with pytest.raises(SourceError, match="contains no data files"):
         expand([str(tmp_path / "empty")])
     with pytest.raises(SourceError, match="There is no file"):
-        rows(tmp_path / "gone.csv")
+        read_rows(tmp_path / "gone.csv")
 
 
-def test_parquet_gives_text_and_nested_values_as_json(tmp_path):
+def test_parquet_values_become_text_and_nested_ones_json(tmp_path):
     frame = pl.DataFrame(
         {
             "messages": [[{"role": "user", "content": 'a"\n'}], None],
@@ -321,52 +321,52 @@ def parquet(path: Path, names: list[str], *columns: pa.Array) -> Path:
     return path
 
 
-def test_parquet_columns_of_one_name_are_told_apart(tmp_path):
+def test_duplicate_parquet_column_names_are_made_unique(tmp_path):
     path = parquet(tmp_path / "a.parquet", ["id", "q", "id", ""], *(pa.array([text]) for text in "xyz0"))
     (batch,) = open_source(path).batches()
     expected = {"id": "x", "q": "y", "id_2": "z", "column_4": "0"}
     assert batch.table.rows(named=True) == [expected]
-    assert json.loads(raw(batch)[0]) == expected
+    assert json.loads(raw_texts(batch)[0]) == expected
 
 
-def test_parquet_numbers_that_duckdb_does_not_have_are_read(tmp_path):
+def test_parquet_numbers_that_duckdb_does_not_support_are_read(tmp_path):
     half = pa.array(np.array([0.5, float("nan")], np.float16))
     wide = pa.array([Decimal("1" * 50 + ".50"), None], pa.decimal256(60, 2))
     (batch,) = open_source(parquet(tmp_path / "a.parquet", ["half", "wide"], half, wide)).batches()
     assert batch.table.rows() == [("0.5", "1" * 50 + ".50"), (None, None)]
-    assert json.loads(raw(batch)[0]) == {"half": 0.5, "wide": "1" * 50 + ".50"}
+    assert json.loads(raw_texts(batch)[0]) == {"half": 0.5, "wide": "1" * 50 + ".50"}
 
 
-def test_a_parquet_column_that_cannot_be_read_is_named(tmp_path):
+def test_a_parquet_column_of_an_unsupported_type_is_an_error(tmp_path):
     halves = pa.array([[np.float16(0.5)]], pa.list_(pa.float16()))
     path = parquet(tmp_path / "a.parquet", ["q", "v"], pa.array(["x"]), halves)
     with pytest.raises(SourceError, match=r"a\.parquet: the column v has the type list<.*halffloat>") as error:
-        rows(path)
+        read_rows(path)
     assert error.value.hint == "Write it with another type, or omit it."
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_parquet_text_that_is_not_utf8_is_named_with_its_column(tmp_path, nested):
+def test_parquet_text_that_is_not_utf8_is_an_error_with_its_column(tmp_path, nested):
     texts = pa.array([b"x", b"\xff"]).view(pa.string())
     column = pa.StructArray.from_arrays([texts], names=["text"]) if nested else texts
     path = parquet(tmp_path / "a.parquet", ["q", "v"], pa.array(["x", "y"]), column)
     with pytest.raises(SourceError, match=r"a\.parquet, rows 1 to 2: the column v is damaged: .*UTF8"):
-        rows(path)
+        read_rows(path)
 
 
-def test_a_parquet_file_is_known_by_its_content_and_hashed(tmp_path):
+def test_a_parquet_file_is_detected_by_its_content_and_hashed(tmp_path):
     pl.DataFrame(ROWS).write_parquet(tmp_path / "a.parquet")
     content = (tmp_path / "a.parquet").read_bytes()
-    source = open_source(written(tmp_path / "export.gz", gzip.compress(content)))
+    source = open_source(write(tmp_path / "export.gz", gzip.compress(content)))
     assert [row for batch in source.batches() for row in batch.table.to_dicts()] == ROWS
     assert source.sha256 == hashlib.sha256((tmp_path / "export.gz").read_bytes()).hexdigest()
-    assert rows(tmp_path / "a.parquet", encoding="cp1252") == ROWS
+    assert read_rows(tmp_path / "a.parquet", encoding="cp1252") == ROWS
 
 
-def test_a_parquet_file_that_is_cut_off_is_refused(tmp_path):
+def test_a_truncated_parquet_file_is_an_error(tmp_path):
     pl.DataFrame(ROWS).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="not a complete Parquet file"):
-        rows(written(tmp_path / "b.parquet", (tmp_path / "a.parquet").read_bytes()[:-20]))
+        read_rows(write(tmp_path / "b.parquet", (tmp_path / "a.parquet").read_bytes()[:-20]))
 
 
 def test_a_saved_dataset_is_read_by_its_folder(tmp_path):
@@ -374,31 +374,31 @@ def test_a_saved_dataset_is_read_by_its_folder(tmp_path):
     saved = datasets.Dataset.from_list([{**row, "turns": [{"from": "human"}]} for row in ROWS])
     saved.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "two")
-    assert rows(tmp_path / "one") == [{**row, "turns": '[{"from":"human"}]'} for row in ROWS]
+    assert read_rows(tmp_path / "one") == [{**row, "turns": '[{"from":"human"}]'} for row in ROWS]
     with pytest.raises(SourceError, match="has the splits train, test"):
-        rows(tmp_path / "two")
+        read_rows(tmp_path / "two")
     (path,) = expand([f"{tmp_path / 'two'}#test"])
-    assert len(rows(path)) == 1
+    assert len(read_rows(path)) == 1
 
 
-def test_a_split_that_a_dataset_does_not_have_is_refused(tmp_path):
+def test_an_unknown_split_of_a_dataset_is_an_error(tmp_path):
     datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list(ROWS)
     saved.save_to_disk(tmp_path / "plain")
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "single")
-    assert rows(tmp_path / "single") == rows(expand([f"{tmp_path / 'single'}#train"])[0]) == ROWS
-    for name, said in {"single": "single has no split test; it has train", "plain": "plain has no splits"}.items():
+    assert read_rows(tmp_path / "single") == read_rows(expand([f"{tmp_path / 'single'}#train"])[0]) == ROWS
+    for name, message in {"single": "single has no split test; it has train", "plain": "plain has no splits"}.items():
         (path,) = expand([f"{tmp_path / name}#test"])
-        with pytest.raises(SourceError, match=said):
-            rows(path)
+        with pytest.raises(SourceError, match=message):
+            read_rows(path)
 
 
 def test_every_format_can_be_named(tmp_path):
     assert set(FORMATS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
-    assert rows(written(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS
+    assert read_rows(write(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS
 
 
-def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, curate):
+def test_the_command_lists_the_skipped_files_of_a_folder(tmp_path, curate):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pairs.csv").write_text("question,answer\nWhy?,So.\n", encoding="utf-8")
     for name in ("LICENSE", "dataset_info.json", ".hidden"):
@@ -415,22 +415,22 @@ def test_the_command_names_the_files_of_a_folder_that_are_left_out(tmp_path, cur
     assert ran.stderr == "Skipped 1 file (not data by name): data/dataset_info.json\n"
 
 
-def test_leaving_what_is_read_ahead_waits_for_nothing():
-    """What a failed import leaves is finalised while locks are held; waiting there hung the next import."""
-    asked, go_on = threading.Event(), threading.Event()
+def test_closing_a_prefetch_does_not_wait_for_the_next_item():
+    """The generators of a failed import are finalised while locks are held; waiting there blocked the next import."""
+    requested, go_on = threading.Event(), threading.Event()
 
     def items():
         yield 1
-        asked.set()
+        requested.set()
         go_on.wait()
         yield 2
 
-    reading = prefetch(items())
-    assert next(reading) == 1
-    asked.wait()
-    leaving = threading.Thread(target=reading.close)
-    leaving.start()
-    leaving.join(10)
-    waited = leaving.is_alive()
+    items_ahead = prefetch(items())
+    assert next(items_ahead) == 1
+    requested.wait()
+    closing = threading.Thread(target=items_ahead.close)
+    closing.start()
+    closing.join(10)
+    waited = closing.is_alive()
     go_on.set()
     assert not waited

@@ -1,4 +1,4 @@
-"""Rejects: grouped, listed, written to a file, repaired there, and closed by importing it."""
+"""Rejects: grouped, listed, exported to a file, corrected there, and closed by importing the file."""
 
 import csv
 import errno
@@ -51,9 +51,9 @@ def import_one(store: Path, path: Path) -> ImportResult:
     return result
 
 
-def export(store: Path, path: Path, **wanted: Any) -> Any:
+def export(store: Path, path: Path, **criteria: Any) -> Any:
     with reading(store) as connection:
-        return export_rejects(connection, RejectFilter(**wanted), path)
+        return export_rejects(connection, RejectFilter(**criteria), path)
 
 
 def open_rejects(store: Path) -> list[tuple[int, str]]:
@@ -69,7 +69,7 @@ def test_rejects_are_grouped_by_file_and_reason(store: Path, tickets: Path) -> N
     assert groups[0]["raw"] == "2,When?,,=cmd()"
 
 
-def test_the_place_of_a_reject_is_typed_as_it_is_shown(tmp_path: Path, curate: Callable[..., Any]) -> None:
+def test_the_line_of_a_reject_is_printed_as_trace_accepts_it(tmp_path: Path, curate: Callable[..., Any]) -> None:
     row = '{"prompt": "Why?", "response": "So."}\n'
     (tmp_path / "long.jsonl").write_text(row * 1199 + '{"prompt": "Why?", "response": ""}\n', encoding="utf-8")
     assert "line 1200" in curate("import", "long.jsonl").stdout
@@ -79,7 +79,7 @@ def test_the_place_of_a_reject_is_typed_as_it_is_shown(tmp_path: Path, curate: C
     assert "empty-answer" in curate("trace", "long.jsonl:1200").stdout
 
 
-def test_an_export_has_the_columns_of_the_source_and_ours_behind(store: Path, tickets: Path, tmp_path: Path) -> None:
+def test_an_export_has_the_source_columns_followed_by_its_own(store: Path, tickets: Path, tmp_path: Path) -> None:
     exported = export(store, tmp_path / "fix.csv")
     with (tmp_path / "fix.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -90,7 +90,7 @@ def test_an_export_has_the_columns_of_the_source_and_ours_behind(store: Path, ti
     assert (exported.rows, exported.raw_only, exported.formulas) == (3, 1, 1)
 
 
-def test_importing_the_mended_file_closes_its_rejects(store: Path, tickets: Path, tmp_path: Path) -> None:
+def test_importing_the_corrected_file_closes_its_rejects(store: Path, tickets: Path, tmp_path: Path) -> None:
     fix = tmp_path / "fix.csv"
     export(store, fix, code="empty-answer")
     with fix.open(encoding="utf-8", newline="") as file:
@@ -99,7 +99,7 @@ def test_importing_the_mended_file_closes_its_rejects(store: Path, tickets: Path
     with fix.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerow(rows[0])  # the second row is left out: its reject stays open
+        writer.writerow(rows[0])  # the second row is omitted: its reject stays open
     result = import_one(store, fix)
     assert (result.rows_kept, result.closed) == (1, 1)
     assert [row for row, _ in open_rejects(store)] == [3, 4]
@@ -110,7 +110,7 @@ def test_importing_the_mended_file_closes_its_rejects(store: Path, tickets: Path
     assert json.loads(metadata[0][0]) == {"ticket": "2", "note": "=cmd()"}
 
 
-def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(
+def test_a_row_imported_again_without_correction_leaves_one_open_reject(
     store: Path, tickets: Path, tmp_path: Path, curate: Callable[..., Any]
 ) -> None:
     fix = tmp_path / "fix.csv"
@@ -131,7 +131,7 @@ def test_a_row_that_comes_back_unmended_leaves_its_reject_open_once(
     assert "Rejects   2 open, 1 repaired; 3 superseded by a later import of the row" in shown
 
 
-def test_reading_the_same_file_in_another_way_takes_its_rejects_over(store: Path, tmp_path: Path) -> None:
+def test_importing_the_same_file_with_another_mapping_supersedes_its_rejects(store: Path, tmp_path: Path) -> None:
     turns = [{"from": who, "value": str(n)} for n, who in enumerate(["human", "gpt", "human"])]
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"conversations": turns}) + '\n{"conversations": 7}\n', encoding="utf-8")
@@ -151,7 +151,7 @@ def test_a_dry_run_closes_as_many_rejects_as_the_import(store: Path, tickets: Pa
     assert {**asdict(dry), "examples": []} == asdict(real)
 
 
-def test_a_json_object_goes_back_as_the_text_it_was(store: Path, tmp_path: Path) -> None:
+def test_a_json_object_is_exported_in_its_original_text(store: Path, tmp_path: Path) -> None:
     odd = '{"prompt": "a",  "response": "", "n": 1.50, "x": {"deep": [1e3]}}'
     lines = [odd, '{"prompt": "b", "resp', '{"prompt": "c", "response": "ok"}']
     source = tmp_path / "a.jsonl"
@@ -181,7 +181,7 @@ DEEP = "[" * 3_000 + "]" * 3_000
     ids=["key twice", "half a pair", "long number", "deep"],
 )
 @pytest.mark.parametrize("name", ["fix.csv", "fix.jsonl"])
-def test_an_object_that_its_cells_would_not_say_whole_stands_whole_in_its_text(
+def test_an_object_that_cells_cannot_represent_is_exported_as_raw_text(
     store: Path, tmp_path: Path, row: str, name: str
 ) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"question":"g","answer":"ok"}}\n{row}\n', encoding="utf-8")
@@ -195,7 +195,7 @@ def test_an_object_that_its_cells_would_not_say_whole_stands_whole_in_its_text(
     assert written == {"_curate_raw": row, "_curate_reject": written["_curate_reject"], "_curate_reason": ANY}
 
 
-def test_a_nested_value_goes_into_its_cell_as_it_stands(store: Path, tmp_path: Path) -> None:
+def test_a_nested_value_is_exported_in_its_original_text(store: Path, tmp_path: Path) -> None:
     nested = '[{"role": "user", "role": "boss", "n": 1e3}]'
     good = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}'
     (tmp_path / "a.jsonl").write_text(f'{good}\n{{"messages": {nested}, "n": 1.50}}\n', encoding="utf-8")
@@ -206,7 +206,7 @@ def test_a_nested_value_goes_into_its_cell_as_it_stands(store: Path, tmp_path: P
     assert (row["messages"], row["n"]) == (nested, "1.50")
 
 
-def test_a_reject_is_shown_beside_a_cell_that_python_does_not_read(store: Path, tmp_path: Path) -> None:
+def test_an_excerpt_is_shown_if_another_cell_cannot_be_parsed_by_python(store: Path, tmp_path: Path) -> None:
     turns = '[{"role": "user", "content": "Hi"}, {"role": "%s", "content": "Ho", "n": %s}]'
     with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
         rows = [turns % ("assistant", 1), ""], [turns % ("boss", "1" * 5_000), DEEP]
@@ -217,16 +217,16 @@ def test_a_reject_is_shown_beside_a_cell_that_python_does_not_read(store: Path, 
     assert '""role"": ""boss""' in reject["excerpt"]
 
 
-def test_sources_that_were_read_in_different_ways_are_exported_one_by_one_by_the_commands_that_are_named(
+def test_sources_with_different_mappings_are_exported_by_the_suggested_commands(
     store: Path, tickets: Path, tmp_path: Path, curate: Callable[..., Any]
 ) -> None:
     turns = [{"role": who, "content": text} for who, text in (("user", "When?"), ("assistant", ""))]
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
     import_one(store, tmp_path / "chats.jsonl")
-    refused = curate("rejects", "--export", "fix.csv")
-    assert refused.returncode == 1
+    failed = curate("rejects", "--export", "fix.csv")
+    assert failed.returncode == 1
     assert not (tmp_path / "fix.csv").exists()
-    commands = [line.strip() for line in refused.stderr.splitlines() if line.strip().startswith("curate rejects")]
+    commands = [line.strip() for line in failed.stderr.splitlines() if line.strip().startswith("curate rejects")]
     assert len(commands) == 2
     for command in commands:
         shown = curate(*shlex.split(command)[1:]).stdout
@@ -246,7 +246,7 @@ def test_sources_that_were_read_in_different_ways_are_exported_one_by_one_by_the
     ],
     ids=["name", "folder", "missing", "file"],
 )
-def test_an_export_to_a_place_that_cannot_be_says_what_to_do(
+def test_an_export_to_an_invalid_path_is_an_error_with_a_hint(
     store: Path, tickets: Path, tmp_path: Path, *, name: str, wrong: str, hint: str
 ) -> None:
     with pytest.raises(ExportError, match=f"cannot be written: {wrong}") as refused:
@@ -254,22 +254,22 @@ def test_an_export_to_a_place_that_cannot_be_says_what_to_do(
     assert refused.value.hint == hint.format(tmp_path)
 
 
-def test_an_export_to_a_full_disk_says_to_free_some_space(
+def test_an_export_to_a_full_disk_is_an_error_with_a_hint(
     store: Path, tickets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No disk is filled: its answer stands for it."""
+    """Simulates the error of a full disk."""
 
-    def refuse(_: int) -> None:
+    def fail(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(ExportError, match="cannot be written: No space left") as refused:
         export(store, tmp_path / "fix.csv")
     assert refused.value.hint == "Free some space and run this again."
     assert not (tmp_path / "fix.csv").exists()
 
 
-def test_an_export_is_never_written_over_by_itself(store: Path, tickets: Path, tmp_path: Path) -> None:
+def test_an_export_does_not_overwrite_a_file(store: Path, tickets: Path, tmp_path: Path) -> None:
     export(store, tmp_path / "fix.csv")
     with pytest.raises(ExportError, match="already exists"):
         export(store, tmp_path / "fix.csv")
@@ -277,7 +277,7 @@ def test_an_export_is_never_written_over_by_itself(store: Path, tickets: Path, t
         export(store, tmp_path / "fix.xlsx")
 
 
-def test_unknown_sources_and_codes_are_answered_with_those_there_are(store: Path, tickets: Path) -> None:
+def test_unknown_sources_and_codes_are_errors_that_list_the_known_ones(store: Path, tickets: Path) -> None:
     with reading(store) as connection:
         with pytest.raises(SourceError) as error:
             group_rejects(connection, RejectFilter(source="other.csv"))
@@ -288,7 +288,7 @@ def test_unknown_sources_and_codes_are_answered_with_those_there_are(store: Path
         assert group_rejects(connection, RejectFilter(source="tickets.csv", code="empty-answer"))[0]["rows"] == 2
 
 
-def test_the_command_shows_groups_rows_rules_and_the_way_back(
+def test_the_command_shows_groups_rows_rules_and_the_import_command(
     store: Path, tickets: Path, curate: Callable[..., Any]
 ) -> None:
     assert "empty-answer" in curate("rejects").stdout
@@ -318,7 +318,7 @@ def test_the_command_shows_groups_rows_rules_and_the_way_back(
     ],
     ids=["turn", "element", "character", "quoted", "whole"],
 )  # fmt: skip
-def test_a_reject_shows_the_place_that_its_reason_speaks_of(store: Path, tmp_path: Path, row, code, excerpt) -> None:
+def test_the_excerpt_contains_the_place_of_the_error(store: Path, tmp_path: Path, row, code, excerpt) -> None:
     good = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "id": "0"}
     path = tmp_path / "chats.jsonl"
     path.write_text(f"{json.dumps(good)}\n{row}\n", encoding="utf-8")
@@ -331,12 +331,14 @@ def test_a_reject_shows_the_place_that_its_reason_speaks_of(store: Path, tmp_pat
     assert len(group["excerpt"]) < 120
 
 
-def test_a_row_that_is_one_turn_is_shown_by_itself_whatever_other_files_hold(store: Path, tmp_path: Path) -> None:
+def test_the_excerpt_of_a_row_in_long_format_is_the_row(store: Path, tmp_path: Path) -> None:
     head = "ticket,at,who,said\n7,1,user,"
     (tmp_path / "mon.csv").write_text(f"{head}monday question\n7,2,gpt,monday answer\n7,3,user,\n7,4,gpt,ok\n")
     (tmp_path / "tue.csv").write_text(f"{head}\n7,2,gpt,tuesday answer\n")
-    asked = {"shape": "long", "group_by": "ticket", "order_by": "at", "role": "who", "text": "said"}
-    import_files(store, [str(tmp_path / name) for name in ("mon.csv", "tue.csv")], ImportSection.model_validate(asked))
+    options = {"shape": "long", "group_by": "ticket", "order_by": "at", "role": "who", "text": "said"}
+    import_files(
+        store, [str(tmp_path / name) for name in ("mon.csv", "tue.csv")], ImportSection.model_validate(options)
+    )
     with reading(store) as connection:
         listed = list_rejects(connection, RejectFilter(), None)
         groups = group_rejects(connection, RejectFilter())
@@ -346,7 +348,7 @@ def test_a_row_that_is_one_turn_is_shown_by_itself_whatever_other_files_hold(sto
     assert [row["excerpt"] for row in first + groups] == [row["raw"] for row in first + groups]
 
 
-def test_the_command_shows_codes_whole_and_the_fault_also_in_a_narrow_terminal(tickets: Path, curate) -> None:
+def test_the_command_shows_full_codes_and_excerpts_in_a_narrow_terminal(tickets: Path, curate) -> None:
     shown = curate("rejects", COLUMNS="70").stdout
     assert "tickets.csv  empty-answer  2     line 3, 4" in shown
     assert "tickets.csv, line 3: empty-answer. Turn 2 (gpt) is empty.\n    human: When? · gpt: (empty)" in shown

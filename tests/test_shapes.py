@@ -1,4 +1,4 @@
-"""The shapes: what each makes of its cells, and what it says of a cell it cannot read."""
+"""Shapes: the turns parsed from the cells of each, and the problems of cells that cannot be parsed."""
 
 import json
 
@@ -17,8 +17,8 @@ def read(shape: str, table: dict[str, list], **fields: str) -> ParsedTable:
     return parse_table(frame, ColumnMapping(shape, fields or {name: name for name in table}))
 
 
-def talk(found: ParsedTable, row: int = 0) -> list[tuple[str, str]]:
-    return found.turns.filter(pl.col("row") == row).select("from", "value").rows()
+def talk(parsed: ParsedTable, row: int = 0) -> list[tuple[str, str]]:
+    return parsed.turns.filter(pl.col("row") == row).select("from", "value").rows()
 
 
 def messages(*turns: object, **columns: str) -> ParsedTable:
@@ -29,19 +29,19 @@ def messages(*turns: object, **columns: str) -> ParsedTable:
 
 def sharegpt(*turns: tuple[str, object]) -> ParsedTable:
     """One row of ShareGPT turns."""
-    return read("sharegpt", {"conversations": [json.dumps([{"from": who, "value": what} for who, what in turns])]})
+    return read("sharegpt", {"conversations": [json.dumps([{"from": who, "value": text} for who, text in turns])]})
 
 
-def problems(found: ParsedTable) -> list[tuple[int, str]]:
-    assert found.turns.join(found.problems, on="row", how="semi").is_empty(), "a row is in two places"
-    assert set(found.problems["code"]) <= PARSE_RULES.keys()
-    return found.problems.select("row", "code").rows()
+def problems(parsed: ParsedTable) -> list[tuple[int, str]]:
+    assert parsed.turns.join(parsed.problems, on="row", how="semi").is_empty(), "a row has turns and a problem"
+    assert set(parsed.problems["code"]) <= PARSE_RULES.keys()
+    return parsed.problems.select("row", "code").rows()
 
 
 USER, ANSWER = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
 
 
-def asking(arguments: object, content: str | None = None, **more: object) -> dict:
+def calling(arguments: object, content: str | None = None, **more: object) -> dict:
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
     return {"role": "assistant", "content": content, "tool_calls": [call], **more}
 
@@ -49,48 +49,48 @@ def asking(arguments: object, content: str | None = None, **more: object) -> dic
 # ------------------------------------------------------------------------------------------------- alpaca and pairs
 
 
-def test_the_input_stands_behind_the_instruction_and_a_blank_line():
+def test_the_input_follows_the_instruction_after_a_blank_line():
     table = {
         "instruction": ["Sum up.", "Hi", "Hi", "Hi"],
         "input": ["A text.", "", None, " \n"],
         "output": list("abcd"),
     }
-    found = read("alpaca", table)
-    assert found.turns.filter(pl.col("from") == "human")["value"].to_list() == ["Sum up.\n\nA text.", "Hi", "Hi", "Hi"]
-    assert found.turns["row"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert found.turns.schema == {
+    parsed = read("alpaca", table)
+    assert parsed.turns.filter(pl.col("from") == "human")["value"].to_list() == ["Sum up.\n\nA text.", "Hi", "Hi", "Hi"]
+    assert parsed.turns["row"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert parsed.turns.schema == {
         "row": pl.Int64, "from": pl.String, "value": pl.String, "train": pl.Boolean, "tool_call_id": pl.String,
     }  # fmt: skip
 
 
-def test_an_absent_cell_is_an_empty_turn():
-    found = read("pairs", {"question": ["Hi", None], "answer": [None, "Ho"]})
-    assert (talk(found, 0), talk(found, 1)) == ([("human", "Hi"), ("gpt", "")], [("human", ""), ("gpt", "Ho")])
+def test_a_missing_cell_is_an_empty_turn():
+    parsed = read("pairs", {"question": ["Hi", None], "answer": [None, "Ho"]})
+    assert (talk(parsed, 0), talk(parsed, 1)) == ([("human", "Hi"), ("gpt", "")], [("human", ""), ("gpt", "Ho")])
 
 
-def test_a_system_text_comes_first_and_earlier_turns_before_the_question():
+def test_the_system_prompt_comes_first_and_the_history_before_the_question():
     table = {
         "instruction": ["c", "e"],
         "output": ["d", "f"],
         "system": ["Be brief.", " "],
         "history": ['[["a", "b"], ["a2", "b2"]]', "[]"],
     }
-    found = read("alpaca", table)
+    parsed = read("alpaca", table)
     earlier = [("human", "a"), ("gpt", "b"), ("human", "a2"), ("gpt", "b2")]
-    assert talk(found) == [("system", "Be brief."), *earlier, ("human", "c"), ("gpt", "d")]
-    assert talk(found, 1) == [("human", "e"), ("gpt", "f")]
+    assert talk(parsed) == [("system", "Be brief."), *earlier, ("human", "c"), ("gpt", "d")]
+    assert talk(parsed, 1) == [("human", "e"), ("gpt", "f")]
 
 
-def test_a_history_that_is_no_list_of_pairs_is_a_problem_of_its_row_alone():
+def test_a_history_that_is_not_a_list_of_pairs_is_a_problem_of_its_row_only():
     history = ['[["a"]]', "[[", '{"a": 1}', '[["a", "b"]]', "null"]
-    found = read("pairs", {"question": list("abcde"), "answer": list("abcde"), "history": history})
-    assert problems(found) == [(0, "broken-history"), (1, "broken-json"), (2, "not-a-list")]
-    assert found.turns["row"].unique().to_list() == [3, 4]
+    parsed = read("pairs", {"question": list("abcde"), "answer": list("abcde"), "history": history})
+    assert problems(parsed) == [(0, "broken-history"), (1, "broken-json"), (2, "not-a-list")]
+    assert parsed.turns["row"].unique().to_list() == [3, 4]
 
 
-def test_context_stands_behind_the_question():
-    found = read("pairs", {"question": ["Who?"], "context": ["Ada wrote it."], "answer": ["Ada"]})
-    assert talk(found) == [("human", "Who?\n\nAda wrote it."), ("gpt", "Ada")]
+def test_context_follows_the_question():
+    parsed = read("pairs", {"question": ["Who?"], "context": ["Ada wrote it."], "answer": ["Ada"]})
+    assert talk(parsed) == [("human", "Who?\n\nAda wrote it."), ("gpt", "Ada")]
 
 
 # -------------------------------------------------------------------------------------------------------- ShareGPT
@@ -104,14 +104,14 @@ def test_context_stands_behind_the_question():
         *(("function-response", "observation"), ("observation", "observation"), ("tool", "observation")),
     ],
 )
-def test_the_names_of_roles_that_exports_use(name, role):
+def test_common_role_names_are_known(name, role):
     assert talk(sharegpt((name, "x"))) == [(role, "x")]
 
 
-def test_a_role_that_is_not_known_is_named_with_its_turn():
-    found = sharegpt(("human", "Hi"), ("narrator", "Enter Ada."))
-    assert problems(found) == [(0, "unknown-role")]
-    assert found.problems["reason"][0] == "Turn 2 has an unknown role: narrator"
+def test_an_unknown_role_is_a_problem_with_the_turn_number():
+    parsed = sharegpt(("human", "Hi"), ("narrator", "Enter Ada."))
+    assert problems(parsed) == [(0, "unknown-role")]
+    assert parsed.problems["reason"][0] == "Turn 2 has an unknown role: narrator"
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_role_that_is_not_known_is_named_with_its_turn():
         *(('[{"from": "gpt", "value": "Hi", "tool_calls": {"name": "add"}}]', "broken-tool-call"),),
     ],
 )
-def test_a_cell_that_cannot_be_read_is_a_problem_and_its_neighbours_are_read(cell, code):
+def test_a_cell_that_cannot_be_parsed_is_a_problem_of_its_row_only(cell, code):
     sound = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]'
-    found = read("sharegpt", {"conversations": [sound, cell, sound]})
-    assert problems(found) == [(1, code)]
-    assert found.turns["row"].to_list() == [0, 0, 2, 2]
+    parsed = read("sharegpt", {"conversations": [sound, cell, sound]})
+    assert problems(parsed) == [(1, code)]
+    assert parsed.turns["row"].to_list() == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -145,98 +145,98 @@ def test_a_cell_that_cannot_be_read_is_a_problem_and_its_neighbours_are_read(cel
         ("sharegpt", '{"from": "human", "value" : "a", "value": "b"}'),
     ],
 )
-def test_a_turn_with_a_key_twice_is_a_problem_of_its_row_alone(shape, turn):
+def test_a_turn_with_a_duplicate_key_is_a_problem_of_its_row_only(shape, turn):
     name = "conversations" if shape == "sharegpt" else shape
     answer = '{"from": "gpt", "value": "\\"a\\": b"}' if shape == "sharegpt" else json.dumps(ANSWER)
     fine = answer.replace("gpt", "human").replace("assistant", "user")
-    found = read(shape, {name: [f"[{turn}, {answer}]", f"[{fine}, {answer}]", f"[{fine}, {answer}, {turn}]"]})
-    assert problems(found) == [(0, "duplicate-key"), (2, "duplicate-key")]
-    assert found.problems["reason"].to_list() == ["Turn 1 has a duplicate key.", "Turn 3 has a duplicate key."]
-    assert len(talk(found, 1)) == 2
+    parsed = read(shape, {name: [f"[{turn}, {answer}]", f"[{fine}, {answer}]", f"[{fine}, {answer}, {turn}]"]})
+    assert problems(parsed) == [(0, "duplicate-key"), (2, "duplicate-key")]
+    assert parsed.problems["reason"].to_list() == ["Turn 1 has a duplicate key.", "Turn 3 has a duplicate key."]
+    assert len(talk(parsed, 1)) == 2
 
 
-def test_brackets_inside_texts_nest_nothing():
+def test_brackets_in_strings_do_not_count_as_nesting():
     cell = json.dumps([{"from": "human", "value": '\\"[{' * 600}, {"from": "gpt", "value": "Hello"}])
     assert problems(read("sharegpt", {"conversations": [cell]})) == []
 
 
-def test_what_is_no_number_is_no_answer():
+def test_nan_is_not_an_answer():
     cell = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": NaN}]'
     assert talk(read("sharegpt", {"conversations": [cell]})) == [("human", "Hi"), ("gpt", "")]
 
 
-def test_python_s_way_of_writing_a_list_is_named():
-    found = read("sharegpt", {"conversations": ["[{'from': 'human', 'value': 'Hi'}]"]})
-    assert found.problems["reason"][0].startswith("A list as printed by Python, not JSON")
+def test_a_list_printed_by_python_is_a_problem_with_a_hint():
+    parsed = read("sharegpt", {"conversations": ["[{'from': 'human', 'value': 'Hi'}]"]})
+    assert parsed.problems["reason"][0].startswith("A list as printed by Python, not JSON")
 
 
-def test_a_table_of_unreadable_cells_has_no_turns():
+def test_a_table_of_missing_cells_has_no_turns():
     assert read("sharegpt", {"conversations": [None, None]}).turns.is_empty()
     assert read("sharegpt", {"conversations": []}).turns.is_empty()
 
 
-def test_calls_and_results_keep_their_text_to_the_letter():
+def test_tool_calls_and_results_keep_their_original_text():
     cell = (
         '[{"from": "human", "value": "?"}, {"from": "function_call", "value": {"name":  "f", "arguments": {"a": 1e5}}},'
         ' {"from": "observation", "value": [{"b":  1.10, "long": 12345678901234567890123}]}]'
     )
-    found = read("sharegpt", {"conversations": [cell]})
-    assert talk(found)[1:] == [
+    parsed = read("sharegpt", {"conversations": [cell]})
+    assert talk(parsed)[1:] == [
         ("function_call", '{"name":  "f", "arguments": {"a": 1e5}}'),
         ("observation", '[{"b":  1.10, "long": 12345678901234567890123}]'),
     ]
 
 
-def test_a_call_in_another_spelling_is_spelt_like_the_others():
+def test_a_tool_call_in_another_notation_is_normalised():
     nested = json.dumps({"id": "c1", "function": {"name": "add", "arguments": '{"a": 1.0}'}})
-    found = sharegpt(("function_call", nested), ("function_call", '{"name": "add", "parameters": {"a": 1.0}}'))
-    assert talk(found) == [
+    parsed = sharegpt(("function_call", nested), ("function_call", '{"name": "add", "parameters": {"a": 1.0}}'))
+    assert talk(parsed) == [
         ("function_call", '{"name": "add", "arguments": {"a": 1.0}, "id": "c1"}'),
         ("function_call", CALL),
     ]
 
 
-def test_a_call_that_is_no_json_is_left_for_the_rules():
+def test_a_tool_call_that_is_not_json_is_left_to_validation():
     assert talk(sharegpt(("function_call", '{"name": "f", "arguments": "'))) == [
         ("function_call", '{"name": "f", "arguments": "')
     ]
 
 
-def test_a_call_in_another_spelling_that_is_too_deep_to_read_is_left_for_the_rules():
+def test_a_tool_call_that_is_nested_too_deep_is_left_to_validation():
     call = '{"function": {"name": "f", "arguments": ' + '{"a": ' * 2_000 + "1" + "}" * 2_002
     assert talk(sharegpt(("function_call", call))) == [("function_call", call)]
 
 
-def test_an_empty_announcement_of_a_call_goes():
+def test_an_empty_text_before_a_tool_call_is_dropped():
     assert talk(sharegpt(("gpt", " "), ("function_call", CALL))) == [("function_call", CALL)]
     assert talk(sharegpt(("gpt", ""), ("human", "Hi"))) == [("gpt", ""), ("human", "Hi")]
 
 
-def test_tools_keep_their_text_and_no_tools_are_none():
+def test_tools_keep_their_original_text_and_empty_tools_are_null():
     cell = '[{"from": "human", "value": "Hi"}]'
     tools = [' [{"name":  "f", "max": 1e5}]', "[]", "", None, '{"name": "f"}', "f, g", '["f"]']
-    found = read("sharegpt", {"conversations": [cell] * len(tools), "tools": tools})
-    assert found.tools.rows() == [(0, '[{"name":  "f", "max": 1e5}]'), (4, '[{"name": "f"}]')]
-    assert problems(found) == [(5, "broken-tools"), (6, "broken-tools")]
+    parsed = read("sharegpt", {"conversations": [cell] * len(tools), "tools": tools})
+    assert parsed.tools.rows() == [(0, '[{"name":  "f", "max": 1e5}]'), (4, '[{"name": "f"}]')]
+    assert problems(parsed) == [(5, "broken-tools"), (6, "broken-tools")]
 
 
-def test_a_system_column_stands_first_unless_the_list_says_the_same():
+def test_the_system_column_becomes_the_first_turn_unless_the_list_has_the_same():
     hi, system = {"from": "human", "value": "Hi"}, {"from": "system", "value": "Be brief."}
     cells = [json.dumps(cell) for cell in ([hi], [system, hi], [{**system, "value": "Be long."}, hi], [hi])]
     texts = ["Be brief.", "Be brief.", "Be brief.", ""]
-    found = read("sharegpt", {"conversations": cells, "system": texts})
-    assert talk(found, 0) == talk(found, 1) == [("system", "Be brief."), ("human", "Hi")]
-    assert talk(found, 3) == [("human", "Hi")]
-    assert problems(found) == [(2, "two-system-texts")]
+    parsed = read("sharegpt", {"conversations": cells, "system": texts})
+    assert talk(parsed, 0) == talk(parsed, 1) == [("system", "Be brief."), ("human", "Hi")]
+    assert talk(parsed, 3) == [("human", "Hi")]
+    assert problems(parsed) == [(2, "two-system-texts")]
 
 
 # -------------------------------------------------------------------------------------------------------- messages
 
 
-def test_words_and_calls_of_one_message_are_two_turns():
+def test_text_and_tool_calls_of_one_message_are_two_turns():
     result = {"role": "tool", "tool_call_id": "c1", "content": "2"}
-    found = messages(USER, asking('{"a": 1.0}', "Let me see."), result, ANSWER)
-    assert found.turns.select("from", "value", "tool_call_id").rows() == [
+    parsed = messages(USER, calling('{"a": 1.0}', "Let me see."), result, ANSWER)
+    assert parsed.turns.select("from", "value", "tool_call_id").rows() == [
         ("human", "1+1?", None),
         ("gpt", "Let me see.", None),
         ("function_call", '{"name": "add", "arguments": {"a": 1.0}, "id": "c1"}', None),
@@ -246,8 +246,8 @@ def test_words_and_calls_of_one_message_are_two_turns():
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
-def test_a_message_that_only_calls_is_one_turn(content):
-    assert [who for who, _ in talk(messages(USER, asking("{}", content)))] == ["human", "function_call"]
+def test_a_message_with_only_tool_calls_is_one_turn(content):
+    assert [who for who, _ in talk(messages(USER, calling("{}", content)))] == ["human", "function_call"]
 
 
 @pytest.mark.parametrize(
@@ -261,50 +261,50 @@ def test_a_message_that_only_calls_is_one_turn(content):
         ({"a": 1.10}, '{"a": 1.1}'),
     ],
 )
-def test_arguments_become_an_object_where_they_spell_one(arguments, kept):
+def test_arguments_in_a_string_become_an_object_if_they_are_one(arguments, kept):
     expected = '{"name": "add", "arguments": ' + kept + ', "id": "c1"}'
-    assert talk(messages(USER, asking(arguments)))[1] == ("function_call", expected)
+    assert talk(messages(USER, calling(arguments)))[1] == ("function_call", expected)
 
 
-def test_arguments_that_are_objects_keep_their_text_to_the_letter():
+def test_arguments_that_are_objects_keep_their_original_text():
     cell = '[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x":  1e5, "y": 1.0}}}]}]'
-    found = read("messages", {"messages": [cell]})
-    assert talk(found) == [("function_call", '{"name": "f", "arguments": {"x":  1e5, "y": 1.0}}')]
+    parsed = read("messages", {"messages": [cell]})
+    assert talk(parsed) == [("function_call", '{"name": "f", "arguments": {"x":  1e5, "y": 1.0}}')]
 
 
-def test_arguments_with_a_number_longer_than_python_reads_keep_it():
+def test_arguments_keep_a_number_that_python_cannot_parse():
     call = f'{{"name": "f", "arguments": {{"x": {"1" * 5_000}}}}}'
     cell = f'[{{"role": "assistant", "tool_calls": [{{"function": {call}}}]}}]'
     assert talk(read("messages", {"messages": [cell]})) == [("function_call", call)]
 
 
-def test_calls_at_once_are_a_list():
+def test_parallel_tool_calls_are_a_list():
     calls = [{"id": f"c{n}", "function": {"name": "add", "arguments": f'{{"n": {n}.0}}'}} for n in range(3)]
-    found = messages(USER, {"role": "assistant", "content": None, "tool_calls": calls})
+    parsed = messages(USER, {"role": "assistant", "content": None, "tool_calls": calls})
     assert (
-        talk(found)[1][1]
+        talk(parsed)[1][1]
         == "[" + ", ".join(f'{{"name": "add", "arguments": {{"n": {n}.0}}, "id": "c{n}"}}' for n in range(3)) + "]"
     )
 
 
-def test_the_old_function_call_and_its_result():
+def test_the_deprecated_function_call_and_its_result_are_read():
     call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"a": 1.0}'}}
-    found = messages(USER, call, {"role": "function", "name": "add", "content": "2"})
-    assert talk(found)[1:] == [("function_call", CALL), ("observation", "2")]
+    parsed = messages(USER, call, {"role": "function", "name": "add", "content": "2"})
+    assert talk(parsed)[1:] == [("function_call", CALL), ("observation", "2")]
 
 
-def test_a_developer_is_the_system():
+def test_the_developer_role_is_a_system_prompt():
     assert talk(messages({"role": "developer", "content": "Be brief."}, USER))[0] == ("system", "Be brief.")
 
 
 def test_text_parts_are_joined_and_images_are_a_problem():
     parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
     assert talk(messages({"role": "user", "content": parts}, ANSWER))[0] == ("human", "1+1?")
-    found = messages(
+    parsed = messages(
         USER, ANSWER, {"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": "x"}}]}
     )
-    assert problems(found) == [(0, "non-text-content")]
-    assert found.problems["reason"][0] == "Turn 3 is not text: it contains image_url."
+    assert problems(parsed) == [(0, "non-text-content")]
+    assert parsed.problems["reason"][0] == "Turn 3 is not text: it contains image_url."
 
 
 def test_a_text_that_looks_like_json_stays_text():
@@ -312,8 +312,8 @@ def test_a_text_that_looks_like_json_stays_text():
     assert talk(messages({"role": "user", "content": text}))[0] == ("human", text)
 
 
-def test_what_weighs_nothing_is_seen_and_not_learned():
-    found = messages(
+def test_turns_with_weight_zero_are_excluded_from_the_loss():
+    parsed = messages(
         {**USER, "weight": 0},
         {**ANSWER, "weight": 0},
         USER,
@@ -321,21 +321,21 @@ def test_what_weighs_nothing_is_seen_and_not_learned():
         USER,
         {**ANSWER, "loss": "false"},
     )
-    assert found.turns["train"].to_list() == [True, False, True, True, True, False]
+    assert parsed.turns["train"].to_list() == [True, False, True, True, True, False]
 
 
-def test_both_turns_of_a_silent_message_are_silent():
-    assert messages(USER, asking("{}", "Wait.", weight=0)).turns["train"].to_list() == [True, False, False]
+def test_both_turns_of_an_excluded_message_are_excluded_from_the_loss():
+    assert messages(USER, calling("{}", "Wait.", weight=0)).turns["train"].to_list() == [True, False, False]
 
 
-def test_reasoning_beside_an_answer_stands_before_it():
-    found = messages(USER, {**ANSWER, "reasoning_content": "One and one."})
-    assert talk(found)[1] == ("gpt", "<think>\nOne and one.\n</think>\n\n2")
+def test_reasoning_content_precedes_the_answer():
+    parsed = messages(USER, {**ANSWER, "reasoning_content": "One and one."})
+    assert talk(parsed)[1] == ("gpt", "<think>\nOne and one.\n</think>\n\n2")
 
 
-def test_a_completion_continues_its_prompt():
-    found = read("messages", {"messages": [json.dumps([USER])], "completion": [json.dumps([ANSWER])]})
-    assert talk(found) == [("human", "1+1?"), ("gpt", "2")]
+def test_a_completion_is_appended_to_its_prompt():
+    parsed = read("messages", {"messages": [json.dumps([USER])], "completion": [json.dumps([ANSWER])]})
+    assert talk(parsed) == [("human", "1+1?"), ("gpt", "2")]
 
 
 # ------------------------------------------------------------------------------------------------------ transcripts
@@ -352,13 +352,13 @@ def test_a_completion_continues_its_prompt():
         "Customer : Hi\nSupport : Hello\nthere",
     ],
 )
-def test_a_transcript_is_cut_where_a_speaker_is_named(text):
+def test_a_transcript_is_split_at_the_names_of_speakers(text):
     assert talk(read("transcript", {"transcript": [text]})) == [("human", "Hi"), ("gpt", "Hello\nthere")]
 
 
-def test_a_name_inside_a_line_is_no_speaker_where_others_begin_lines():
-    found = read("transcript", {"transcript": ["Human: The User: field?\nAssistant: It is new."]})
-    assert talk(found) == [("human", "The User: field?"), ("gpt", "It is new.")]
+def test_a_name_within_a_line_is_text_if_other_names_start_lines():
+    parsed = read("transcript", {"transcript": ["Human: The User: field?\nAssistant: It is new."]})
+    assert talk(parsed) == [("human", "The User: field?"), ("gpt", "It is new.")]
 
 
 @pytest.mark.parametrize(
@@ -369,9 +369,9 @@ def test_a_name_inside_a_line_is_no_speaker_where_others_begin_lines():
         *(("Human: \ufdd0\nAssistant: Hello", "reserved-character"),),
     ],
 )
-def test_a_transcript_without_order_is_a_problem(text, code):
-    found = read("transcript", {"transcript": ["Human: Hi\nAssistant: Hello", text]})
-    assert problems(found) == [(1, code)]
+def test_an_invalid_transcript_is_a_problem(text, code):
+    parsed = read("transcript", {"transcript": ["Human: Hi\nAssistant: Hello", text]})
+    assert problems(parsed) == [(1, code)]
 
 
 # ------------------------------------------------------------------------------------------------------ long format
@@ -387,22 +387,22 @@ def long(rows: list[tuple[str | None, ...]], **fields: str) -> ParsedTable:
     return read("long", table, **(fields or LONG))
 
 
-def test_turns_are_put_together_by_group_in_their_order():
-    found = long(
+def test_turns_are_grouped_by_conversation_and_ordered():
+    parsed = long(
         [("b", "2", "agent", "Bo"), ("a", "10", "agent", "Al"), ("b", "1", "customer", "B"), ("a", "9", "user", "A")]
     )
-    assert talk(found, 0) == [("human", "B"), ("gpt", "Bo")]
-    assert talk(found, 1) == [("human", "A"), ("gpt", "Al")]
-    assert found.members.rows() == [(0, 0), (1, 1), (0, 2), (1, 3)]
+    assert talk(parsed, 0) == [("human", "B"), ("gpt", "Bo")]
+    assert talk(parsed, 1) == [("human", "A"), ("gpt", "Al")]
+    assert parsed.members.rows() == [(0, 0), (1, 1), (0, 2), (1, 3)]
 
 
-def test_dates_are_ordered_by_the_moment_they_mean():
-    found = long([("a", "2026-01-05T09:30:00+02:00", "user", "A"), ("a", "2026-01-05T08:00:00Z", "agent", "Al")])
-    assert [what for _, what in talk(found)] == ["A", "Al"]
+def test_dates_are_ordered_by_their_point_in_time():
+    parsed = long([("a", "2026-01-05T09:30:00+02:00", "user", "A"), ("a", "2026-01-05T08:00:00Z", "agent", "Al")])
+    assert [text for _, text in talk(parsed)] == ["A", "Al"]
 
 
-def test_dates_without_a_zone_stand_in_the_same_order_under_every_clock(tmp_path, curate):
-    """In Berlin there is no 02:30 on this day: the clock goes from 02:00 to 03:00."""
+def test_dates_without_a_zone_have_the_same_order_in_every_time_zone(tmp_path, curate):
+    """On this day 02:30 does not exist in Berlin: the clock changes from 02:00 to 03:00."""
     turns = [("02:30", "user"), ("03:05", "agent"), ("03:40", "user"), ("03:50", "agent")]
     rows = "".join(f"a,2026-03-29 {at},{who},{at}\n" for at, who in turns)
     (tmp_path / "chats.csv").write_text(f"ticket,at,author,body\n{rows}", encoding="utf-8")
@@ -416,31 +416,31 @@ def test_dates_without_a_zone_stand_in_the_same_order_under_every_clock(tmp_path
     assert stored[0] == stored[1]
 
 
-def test_without_an_order_rows_stand_as_they_are():
+def test_without_an_order_column_rows_keep_their_order():
     rows = [("a", "x", "user", "A"), ("a", "x", "agent", "Al")]
-    found = long(rows, **{name: column for name, column in LONG.items() if name != "order_by"})
-    assert [what for _, what in talk(found)] == ["A", "Al"]
+    parsed = long(rows, **{name: column for name, column in LONG.items() if name != "order_by"})
+    assert [text for _, text in talk(parsed)] == ["A", "Al"]
 
 
 @pytest.mark.parametrize("nowhere", ["nan", "NaN", "inf", "-Infinity"])
 @pytest.mark.parametrize("at", ["2", "2026-01-05 09:30"])
-def test_an_order_that_is_no_place_is_a_missing_one(at, nowhere):
-    found = long([("a", at, "user", "A"), ("a", nowhere, "agent", "Al"), ("b", at, "user", "B")])
-    assert problems(found) == [(0, "missing-order")]
-    assert talk(found, 2) == [("human", "B")]
+def test_an_order_value_that_is_not_finite_is_missing(at, nowhere):
+    parsed = long([("a", at, "user", "A"), ("a", nowhere, "agent", "Al"), ("b", at, "user", "B")])
+    assert problems(parsed) == [(0, "missing-order")]
+    assert talk(parsed, 2) == [("human", "B")]
 
 
-def test_an_order_that_is_neither_number_nor_date_is_refused():
+def test_an_order_value_that_is_neither_number_nor_date_is_an_error():
     with pytest.raises(SourceError, match="'5/1/2026 9:00' is neither a number nor a date"):
         long([("a", "5/1/2026 9:00", "user", "A")])
 
 
-def test_a_row_that_cannot_be_placed_takes_its_conversation_with_it():
+def test_an_invalid_row_rejects_its_whole_conversation():
     rows = [
         *(("a", "1", "user", "A"), ("a", "2", "wizard", "?"), (None, "1", "user", "C"), ("c", None, "user", "D")),
         *(("d", "1", None, "E"), ("e", "1", "user", "F")),
     ]
-    found = long(rows)
-    assert problems(found) == [(0, "unknown-role"), (2, "missing-group"), (3, "missing-order"), (4, "missing-role")]
-    assert found.turns["row"].to_list() == [5]
-    assert found.members["position"].to_list() == [0, 1, 2, 3, 4, 5]
+    parsed = long(rows)
+    assert problems(parsed) == [(0, "unknown-role"), (2, "missing-group"), (3, "missing-order"), (4, "missing-role")]
+    assert parsed.turns["row"].to_list() == [5]
+    assert parsed.members["position"].to_list() == [0, 1, 2, 3, 4, 5]

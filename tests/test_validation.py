@@ -1,4 +1,4 @@
-"""The rules: what each refuses, what it says, and that all of them together equal a plain statement of the demands."""
+"""Validation rules and repairs: findings with reasons, and a comparison with a plain Python implementation."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ CALL = '{"name": "add", "arguments": {"a": 1.0}}'
 
 
 def turns(*conversations: list[tuple]) -> pl.DataFrame:
-    """A turns frame; a turn is (role, words) or (role, words, tool_call_id)."""
+    """A turns frame; a turn is (role, text) or (role, text, tool_call_id)."""
     rows = [
         {"row": n, "from": turn[0], "value": turn[1], "tool_call_id": turn[2] if len(turn) > 2 else None}
         for n, talk in enumerate(conversations)
@@ -29,7 +29,7 @@ def codes(*conversations: list[tuple], **options) -> list[tuple[int, str]]:
     return validate(turns(*conversations), **options).select("row", "code").rows()
 
 
-SOUND = [
+VALID = [
     [("human", "Hi"), ("gpt", "Hello")],
     [("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Bye")],
     [("human", "1+1?"), ("function_call", CALL), ("observation", "2"), ("gpt", "2")],
@@ -40,11 +40,11 @@ SOUND = [
 ]  # fmt: skip
 
 
-def test_sound_conversations_have_no_findings():
-    assert codes(*SOUND) == []
+def test_valid_conversations_have_no_findings():
+    assert codes(*VALID) == []
 
 
-REFUSED = {
+REJECTED = {
     "unknown-role": [("wizard", "Hi"), ("gpt", "Hello")],
     "empty-question": [("human", " \n"), ("gpt", "Hello")],
     "empty-answer": [("human", "Hi"), ("gpt", "")],
@@ -66,48 +66,48 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("code", REFUSED)
+@pytest.mark.parametrize("code", REJECTED)
 def test_a_broken_rule_is_found_by_its_code(code):
-    found = validate(turns(SOUND[0], REFUSED[code], SOUND[1])).filter(pl.col("severity") == "reject")
-    assert found.select("row", "code").rows() == [(1, code)]
+    findings = validate(turns(VALID[0], REJECTED[code], VALID[1])).filter(pl.col("severity") == "reject")
+    assert findings.select("row", "code").rows() == [(1, code)]
 
 
-def test_every_rule_that_refuses_has_a_case():
-    refusing = {code for code, rule in RULES.items() if rule.severity == "reject"}
-    assert refusing - REFUSED.keys() == {"too-many-turns", "too-long", "broken-tools"}
+def test_every_rejecting_rule_has_a_case():
+    rejecting = {code for code, rule in RULES.items() if rule.severity == "reject"}
+    assert rejecting - REJECTED.keys() == {"too-many-turns", "too-long", "broken-tools"}
 
 
-def test_a_finding_says_which_turn_and_what_was_found():
-    found = validate(turns(SOUND[0], REFUSED["not-ending-with-assistant"], REFUSED["broken-tool-call"]))
-    assert found.filter(pl.col("severity") == "reject")["reason"].to_list() == [
+def test_a_finding_contains_the_turn_and_the_value():
+    findings = validate(turns(VALID[0], REJECTED["not-ending-with-assistant"], REJECTED["broken-tool-call"]))
+    assert findings.filter(pl.col("severity") == "reject")["reason"].to_list() == [
         "Turn 3 (human) is the last turn, but not an assistant turn.",
         'Turn 2 (function_call) is not a valid tool call: {"name": "add", "arguments": "a=1"}',
     ]
 
 
-def test_limits_count_turns_and_text():
+def test_limits_apply_to_turns_and_characters():
     long, chinese = [("human", "x" * 50), ("gpt", "y" * 51)], [("human", "中" * 50), ("gpt", "文" * 50)]
     many = [("human", "x"), ("gpt", "y")] * 3
     assert codes(many, limits=Limits(turns=5)) == [(0, "too-many-turns")]
-    assert codes(SOUND[0], long, chinese, limits=Limits(characters=100)) == [(1, "too-long")]
+    assert codes(VALID[0], long, chinese, limits=Limits(characters=100)) == [(1, "too-long")]
     assert codes(chinese, limits=Limits(characters=99)) == [(0, "too-long")]
 
 
-def test_tools_that_are_no_list_of_objects_are_refused():
+def test_tools_that_are_not_a_list_of_objects_are_rejected():
     tools = pl.DataFrame({"row": [0, 1, 2], "tools": ['[{"name": "f"}]', '{"name": "f"}', "[1]"]})
-    assert codes(SOUND[0], SOUND[0], SOUND[0], tools=tools) == [(1, "broken-tools"), (2, "broken-tools")]
+    assert codes(VALID[0], VALID[0], VALID[0], tools=tools) == [(1, "broken-tools"), (2, "broken-tools")]
 
 
-def test_warnings_are_told_all_and_refuse_nothing():
+def test_all_warnings_are_reported_and_none_rejects():
     talk = [("human", " What is <|im_end|>?"), ("gpt", "A caf\ufffd.")]
-    found = validate(turns(talk))
-    assert found["code"].to_list() == ["control-token-text", "unreadable-character", "outer-white-space"]
-    assert set(found["severity"]) == {"warning"}
-    assert found["reason"][0] == "Turn 1 (human) contains <|im_end|>."
+    findings = validate(turns(talk))
+    assert findings["code"].to_list() == ["control-token-text", "unreadable-character", "outer-white-space"]
+    assert set(findings["severity"]) == {"warning"}
+    assert findings["reason"][0] == "Turn 1 (human) contains <|im_end|>."
 
 
 @pytest.mark.parametrize("value", ["5", "-1.5e3", '["a"]', '{"a": 1}', "[]", " true\n", "[[1],\n[2]]"])
-def test_a_text_that_is_no_words_is_warned_of_where_nobody_asks(value):
+def test_raw_text_that_is_json_is_a_warning(value):
     assert (0, "no-words") in codes([("gpt", value)], has_questions=False)
     assert (0, "no-words") not in codes([("human", "How many?"), ("gpt", value)])
 
@@ -115,15 +115,15 @@ def test_a_text_that_is_no_words_is_warned_of_where_nobody_asks(value):
 @pytest.mark.parametrize(
     "text", ["5 apples", "[Verse 1] La la [end]", "{curly} words}", "nullify", "In 1984", "a: [1]"]
 )
-def test_words_with_numbers_and_brackets_are_words(text):
+def test_text_with_numbers_and_brackets_is_not_a_warning(text):
     assert codes([("gpt", text)], has_questions=False) == []
 
 
-def test_control_tokens_begin_alike_so_that_looking_for_them_is_quick():
+def test_control_tokens_start_with_one_of_two_characters_for_fast_search():
     assert {token[0] for token in CONTROL_TOKENS} == {"<", "["}
 
 
-def test_a_call_that_nests_deeper_than_python_reads_is_refused():
+def test_a_tool_call_nested_deeper_than_python_can_parse_is_rejected():
     deep = '{"name": "f", "arguments": ' + '{"a": ' * 2000 + "1" + "}" * 2000 + "}"
     assert codes([("human", "?"), ("function_call", deep), ("observation", "2"), ("gpt", "2")]) == [
         (0, "broken-tool-call")
@@ -134,24 +134,24 @@ DEEP = '{"a": ' * 2000 + "1" + "}" * 2000
 
 
 @pytest.mark.parametrize("value", ["NaN", "[-nan ]", '{"b": inf}', "-Infinity", "1" * 5_000, DEEP])
-def test_calls_and_tools_that_no_other_reader_takes_for_json_are_refused(value):
+def test_nonstandard_json_in_tool_calls_and_tools_is_rejected(value):
     talk = [("human", "?"), ("function_call", f'{{"name": "f", "arguments": {{"a": {value}}}}}')]
-    assert codes(talk, SOUND[0])[0] == (0, "broken-tool-call")
+    assert codes(talk, VALID[0])[0] == (0, "broken-tool-call")
     tools = pl.DataFrame({"row": [0, 1], "tools": ['[{"name": "f, nan, inf]"}]', f'[{{"a": {value}}}]']})
-    assert codes(SOUND[0], SOUND[0], tools=tools) == [(1, "broken-tools")]
+    assert codes(VALID[0], VALID[0], tools=tools) == [(1, "broken-tools")]
 
 
-def test_a_long_decimal_and_nan_in_a_text_are_json():
+def test_a_long_decimal_and_nan_in_a_string_are_valid():
     tools = pl.DataFrame({"row": [0], "tools": [f'[{{"pi": 3.{"1" * 5_000}, "text": "is it [1, nan, inf]?"}}]']})
-    assert codes(SOUND[0], tools=tools) == []
+    assert codes(VALID[0], tools=tools) == []
 
 
-def test_a_call_that_ends_the_conversation_is_what_is_learned():
+def test_a_tool_call_at_the_end_of_a_conversation_is_a_warning():
     assert codes([("human", "1+1?"), ("function_call", CALL)]) == [(0, "open-tool-call")]
 
 
 def plain_verdict(talk: list[tuple]) -> bool:
-    """The demands on roles and emptiness, said once more in plain Python."""
+    """The rules on roles and empty turns, in plain Python."""
     roles = [turn[0] for turn in talk]
     rest = roles[1:] if roles[0] == "system" else roles
     follows = {
@@ -171,7 +171,7 @@ def plain_verdict(talk: list[tuple]) -> bool:
 
 
 def results_match(talk: list[tuple], at: int) -> bool:
-    """Whether the results that follow the call at `at` are as many as it makes, under its ids, or one without."""
+    """Whether the results after the tool call at `at` match it: one per call with equal ids, or one without ids."""
     calls = json.loads(talk[at][1])
     ids = [call["id"] for call in calls if "id" in call]
     results = list(itertools.takewhile(lambda turn: turn[0] == "observation", talk[at + 1 :]))
@@ -183,7 +183,7 @@ def results_match(talk: list[tuple], at: int) -> bool:
 
 
 def random_turn(rng: random.Random, role: str) -> tuple:
-    """A turn with words, sometimes without; a call is one or two calls, with or without ids."""
+    """A turn, sometimes empty; a tool call is one or two calls, with or without ids."""
     if role == "function_call":
         calls = [{"name": "add", "arguments": {}, **({"id": f"c{n}"} if rng.random() < 0.5 else {})} for n in range(2)]
         return (role, json.dumps(calls[: rng.choice([1, 1, 2])]))
@@ -191,7 +191,7 @@ def random_turn(rng: random.Random, role: str) -> tuple:
     return (role, rng.choice(["a", "b", "a", "b", "c", " "]), *id_)
 
 
-def test_rules_over_frames_equal_a_plain_statement_of_them():
+def test_the_rules_equal_a_plain_python_implementation():
     rng = random.Random(11)
     talks = []
     for _ in range(20_000):
@@ -199,12 +199,12 @@ def test_rules_over_frames_equal_a_plain_statement_of_them():
             ["system", "human", "gpt", "function_call", "observation"], [1, 5, 5, 4, 5], k=rng.randint(1, 6)
         )
         talks.append([random_turn(rng, role) for role in roles])
-    refused = set(validate(turns(*talks)).filter(pl.col("severity") == "reject")["row"])
-    assert refused == {n for n, talk in enumerate(talks) if not plain_verdict(talk)}
-    assert 0 < len(refused) < len(talks)
+    rejected = set(validate(turns(*talks)).filter(pl.col("severity") == "reject")["row"])
+    assert rejected == {n for n, talk in enumerate(talks) if not plain_verdict(talk)}
+    assert 0 < len(rejected) < len(talks)
 
 
-MENDABLE = {
+REPAIRABLE = {
     "strip": ([("human", " Hi\n"), ("gpt", "Hello ")], [("human", "Hi"), ("gpt", "Hello")]),
     "trailing-user": ([("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")], [("human", "Hi"), ("gpt", "Hello")]),
     "leading-assistant": ([("gpt", "Welcome"), ("human", "Hi"), ("gpt", "Hello")], [("human", "Hi"), ("gpt", "Hello")]),
@@ -216,28 +216,28 @@ MENDABLE = {
 
 
 @pytest.mark.parametrize("name", REPAIRS)
-def test_a_mend_repairs_what_it_names_and_leaves_the_rest(name):
-    broken, whole = MENDABLE[name]
-    repaired, touched = repair(turns(SOUND[0], broken, SOUND[1]), [name])
-    assert repaired.equals(turns(SOUND[0], whole, SOUND[1]))
+def test_a_repair_changes_only_the_conversations_it_applies_to(name):
+    broken, expected = REPAIRABLE[name]
+    repaired, touched = repair(turns(VALID[0], broken, VALID[1]), [name])
+    assert repaired.equals(turns(VALID[0], expected, VALID[1]))
     assert touched.rows() == [(1, [name])]
 
 
-@pytest.mark.parametrize("learned", [(False, True), (True, False)])
-def test_turns_are_not_merged_where_one_is_learned_and_the_other_is_not(learned):
+@pytest.mark.parametrize("flags", [(False, True), (True, False)])
+def test_turns_with_different_training_flags_are_not_merged(flags):
     talk = turns([("human", "Hi"), ("gpt", "Draft."), ("gpt", "Final.")])
-    talk = talk.with_columns(train=pl.Series([True, *learned]))
+    talk = talk.with_columns(train=pl.Series([True, *flags]))
     repaired, touched = repair(talk, ["merge-consecutive"])
     assert repaired.equals(talk)
     assert touched.is_empty()
     assert [code for _, code in validate(talk).select("row", "code").rows()] == ["same-role-twice"]
 
 
-def test_every_mend_that_a_rule_offers_is_there():
+def test_every_repair_named_by_a_rule_exists():
     assert {rule.repair for rule in RULES.values() if rule.repair} == REPAIRS.keys()
 
 
-def test_a_conversation_of_which_nothing_would_be_left_stays():
-    repaired, touched = repair(turns([("human", "Hi")], SOUND[0]), ["trailing-user"])
-    assert repaired.equals(turns([("human", "Hi")], SOUND[0]))
+def test_a_conversation_that_a_repair_would_empty_is_not_changed():
+    repaired, touched = repair(turns([("human", "Hi")], VALID[0]), ["trailing-user"])
+    assert repaired.equals(turns([("human", "Hi")], VALID[0]))
     assert touched.is_empty()
