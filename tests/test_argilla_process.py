@@ -134,7 +134,7 @@ def test_a_server_killed_during_a_bulk_write_restarts_consistent_and_searchable(
     assert written % BULK == 0, "a bulk is written completely or not at all"
     found = own.ask("POST", f"datasets/{made}/records/search?limit=1", {"query": {"text": {"q": "word"}}})
     assert found["total"] == own.ask("GET", f"datasets/{made}/progress")["total"] == written
-    assert "Repaired after the last end" in own.log.read_text()
+    assert "Repaired after the previous run" in own.log.read_text()
     assert list((own.home / "tmp").iterdir()) == [], "temporary files of the killed server are removed"
 
 

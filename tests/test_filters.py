@@ -1,4 +1,4 @@
-"""Every filter and every order of the search engine against a plain computation over the same records."""
+"""Filters and orders of the search engine, compared with a computation in Python over the same records."""
 
 from datetime import datetime, timedelta
 
@@ -8,11 +8,11 @@ from support.search_dataset import (
     SOURCES,
     STATUS,
     answered,
+    answers_to,
     between,
     meta,
     metadata,
     own,
-    said,
     suggested,
     suggestion,
     terms,
@@ -27,7 +27,7 @@ FILTERS = {
         terms(metadata("source"), 'c "quoted".csv', "b.csv"), lambda s, r, p: {*meta(r, "source")} & {*SOURCES[1:]}),
     "metadata terms, many values in a record": (
         terms(metadata("tags"), "x", "z"), lambda s, r, p: {"x", "z"} & {*meta(r, "tags")}),
-    "metadata terms that nobody has": (
+    "metadata terms without a match": (
         terms(metadata("source"), "none"), lambda s, r, p: False),
     "metadata terms in a range": (
         between(metadata("source"), ge="b", le="c"), lambda s, r, p: any("b" <= v <= "c" for v in meta(r, "source"))),
@@ -39,7 +39,7 @@ FILTERS = {
         between(metadata("words"), le=-1), lambda s, r, p: any(v <= -1 for v in meta(r, "words"))),
     "float metadata between": (
         between(metadata("share"), ge=0.25, le=0.75), lambda s, r, p: any(0.25 <= v <= 0.75 for v in meta(r, "share"))),
-    "a number that is none": (
+    "a value that is not a number": (
         terms(metadata("words"), "many"), lambda s, r, p: False),
     "suggested rating": (
         terms(suggestion("quality"), "2", "4"), lambda s, r, p: {2, 4} & {*suggested(s, r, "quality")}),
@@ -59,13 +59,13 @@ FILTERS = {
     "suggestion's agent": (
         terms(suggestion("quality", "agent"), "model"), lambda s, r, p: "model" in suggested(s, r, "quality", "agent")),
     "answered rating": (
-        terms(answered("quality"), "1", "5"), lambda s, r, p: {1, 5} & {*said(s, r, "quality", p)}),
+        terms(answered("quality"), "1", "5"), lambda s, r, p: {1, 5} & {*answers_to(s, r, "quality", p)}),
     "answered rating between": (
-        between(answered("quality"), ge=2, le=4), lambda s, r, p: {2, 3, 4} & {*said(s, r, "quality", p)}),
+        between(answered("quality"), ge=2, le=4), lambda s, r, p: {2, 3, 4} & {*answers_to(s, r, "quality", p)}),
     "answered label": (
-        terms(answered("decision"), "keep"), lambda s, r, p: "keep" in said(s, r, "decision", p)),
+        terms(answered("decision"), "keep"), lambda s, r, p: "keep" in answers_to(s, r, "decision", p)),
     "answered labels, any of": (
-        terms(answered("issues"), "unsafe"), lambda s, r, p: "unsafe" in said(s, r, "issues", p)),
+        terms(answered("issues"), "unsafe"), lambda s, r, p: "unsafe" in answers_to(s, r, "issues", p)),
     "an answered text is not searched": (
         terms(answered("remark"), "so so"), lambda s, r, p: False),
     **{
@@ -85,25 +85,26 @@ FILTERS = {
 
 @pytest.mark.parametrize("person", [None, "sue"])
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_finds_what_a_plain_computation_finds(searched, name, person):
-    wanted, takes = FILTERS[name]
-    found, total = searched.search(person, filters={"and": [wanted]})
-    expected = {one["id"] for one in searched.records if takes(searched, one, person)}
+def test_a_filter_finds_the_expected_records(searched, name, person):
+    query, matches = FILTERS[name]
+    found, total = searched.search(person, filters={"and": [query]})
+    expected = {one["id"] for one in searched.records if matches(searched, one, person)}
     assert set(found) == expected
     assert (len(found), total) == (len(expected), len(expected))
 
 
-def test_the_filters_on_this_list_take_some_and_leave_some_unless_they_cannot(searched):
+def test_every_filter_matches_some_records_but_not_all(searched):
     counts = {
-        name: sum(bool(takes(searched, one, "sue")) for one in searched.records) for name, (_, takes) in FILTERS.items()
+        name: sum(bool(matches(searched, one, "sue")) for one in searched.records)
+        for name, (_, matches) in FILTERS.items()
     }
     assert [name for name, count in counts.items() if count == 0] == [
-        "metadata terms that nobody has", "a number that is none", "an answered text is not searched",
+        "metadata terms without a match", "a value that is not a number", "an answered text is not searched",
     ]  # fmt: skip
     assert all(count < len(searched.records) for count in counts.values())
 
 
-def test_filters_are_joined_by_and(searched):
+def test_several_filters_are_combined_by_and(searched):
     names = ["float metadata between", "answers submitted", "suggested rating between"]
     found, _ = searched.search(filters={"and": [FILTERS[name][0] for name in names]})
     expected = [one["id"] for one in searched.records if all(FILTERS[name][1](searched, one, None) for name in names)]
@@ -111,7 +112,7 @@ def test_filters_are_joined_by_and(searched):
     assert 0 < len(expected) < len(searched.records)
 
 
-def test_a_record_is_found_by_its_id_and_by_when_it_came_in(searched):
+def test_a_record_is_found_by_its_id_and_by_its_insertion_time(searched):
     one = searched.records[40]
     assert searched.search(filters={"and": [terms(own("id"), one["id"])]}) == ([one["id"]], 1)
     middle = searched.records[45]["inserted_at"]
@@ -129,7 +130,7 @@ def tomorrow(moment):
     return (datetime.fromisoformat(moment) + timedelta(days=1)).date().isoformat()
 
 
-def test_a_filter_over_a_question_that_is_not_there_is_refused(searched):
+def test_a_filter_by_an_unknown_question_is_an_error(searched):
     with pytest.raises(RefusedError, match="422"):
         searched.search(filters={"and": [terms(answered("nothing"), "1")]})
 
@@ -137,7 +138,7 @@ def test_a_filter_over_a_question_that_is_not_there_is_refused(searched):
 # orders --------------------------------------------------------------------------------------------------------
 
 
-def least(values, down):
+def extreme(values, down):
     return (max if down else min)(values, default=None)
 
 
@@ -146,22 +147,22 @@ def mean(values, _down):
 
 
 SORTS = {
-    "metadata terms": (metadata("source"), lambda s, r, p, d: least(meta(r, "source"), d)),
-    "many metadata terms": (metadata("tags"), lambda s, r, p, d: least(meta(r, "tags"), d)),
-    "integer metadata": (metadata("words"), lambda s, r, p, d: least(meta(r, "words"), d)),
-    "float metadata": (metadata("share"), lambda s, r, p, d: least(meta(r, "share"), d)),
-    "suggested rating": (suggestion("quality"), lambda s, r, p, d: least(suggested(s, r, "quality"), d)),
-    "suggested label": (suggestion("decision"), lambda s, r, p, d: least(suggested(s, r, "decision"), d)),
-    "suggested labels": (suggestion("issues"), lambda s, r, p, d: least(suggested(s, r, "issues"), d)),
+    "metadata terms": (metadata("source"), lambda s, r, p, d: extreme(meta(r, "source"), d)),
+    "many metadata terms": (metadata("tags"), lambda s, r, p, d: extreme(meta(r, "tags"), d)),
+    "integer metadata": (metadata("words"), lambda s, r, p, d: extreme(meta(r, "words"), d)),
+    "float metadata": (metadata("share"), lambda s, r, p, d: extreme(meta(r, "share"), d)),
+    "suggested rating": (suggestion("quality"), lambda s, r, p, d: extreme(suggested(s, r, "quality"), d)),
+    "suggested label": (suggestion("decision"), lambda s, r, p, d: extreme(suggested(s, r, "decision"), d)),
+    "suggested labels": (suggestion("issues"), lambda s, r, p, d: extreme(suggested(s, r, "issues"), d)),
     "suggestion's score": (
-        suggestion("quality", "score"), lambda s, r, p, d: least(suggested(s, r, "quality", "score"), d)),
+        suggestion("quality", "score"), lambda s, r, p, d: extreme(suggested(s, r, "quality", "score"), d)),
     "suggestion's scores": (
-        suggestion("issues", "score"), lambda s, r, p, d: least(suggested(s, r, "issues", "score"), d)),
+        suggestion("issues", "score"), lambda s, r, p, d: extreme(suggested(s, r, "issues", "score"), d)),
     "suggestion's agent": (
-        suggestion("quality", "agent"), lambda s, r, p, d: least(suggested(s, r, "quality", "agent"), d)),
-    "answered rating": (answered("quality"), lambda s, r, p, d: mean(said(s, r, "quality", p), d)),
-    "answered label": (answered("decision"), lambda s, r, p, d: least(said(s, r, "decision", p), d)),
-    "answer's status": (STATUS, lambda s, r, p, d: least([one["status"] for one in s.answers(r, p)], d)),
+        suggestion("quality", "agent"), lambda s, r, p, d: extreme(suggested(s, r, "quality", "agent"), d)),
+    "answered rating": (answered("quality"), lambda s, r, p, d: mean(answers_to(s, r, "quality", p), d)),
+    "answered label": (answered("decision"), lambda s, r, p, d: extreme(answers_to(s, r, "decision", p), d)),
+    "answer's status": (STATUS, lambda s, r, p, d: extreme([one["status"] for one in s.answers(r, p)], d)),
     "record's status": (own("status"), lambda s, r, p, d: r["status"]),
     "external id": (own("external_id"), lambda s, r, p, d: r["external_id"]),
     "id": (own("id"), lambda s, r, p, d: r["id"]),
@@ -173,31 +174,31 @@ SORTS = {
 @pytest.mark.parametrize("person", [None, "tom"])
 @pytest.mark.parametrize("down", [False, True])
 @pytest.mark.parametrize("name", SORTS)
-def test_an_order_is_that_of_a_plain_computation(searched, name, down, person):
+def test_an_order_gives_the_expected_sequence(searched, name, down, person):
     scope, key = SORTS[name]
     found, total = searched.search(person, sort=[{"scope": scope, "order": "desc" if down else "asc"}])
     keyed = [(key(searched, one, person, down), one["id"]) for one in searched.records]
-    having = sorted((pair for pair in keyed if pair[0] is not None), key=lambda pair: pair[0], reverse=down)
-    assert found == [one for _, one in having] + [one for value, one in keyed if value is None]
+    present = sorted((pair for pair in keyed if pair[0] is not None), key=lambda pair: pair[0], reverse=down)
+    assert found == [one for _, one in present] + [one for value, one in keyed if value is None]
     assert total == len(searched.records)
 
 
-def test_several_orders_count_one_after_the_other(searched):
+def test_several_orders_are_applied_in_sequence(searched):
     sort = [{"scope": own("status"), "order": "desc"}, {"scope": own("external_id"), "order": "desc"}]
     found, _ = searched.search(sort=sort)
     key = lambda one: (one["status"], one["external_id"])  # noqa: E731
     assert found == [one["id"] for one in sorted(searched.records, key=key, reverse=True)]
 
 
-def test_pages_follow_each_other_and_a_page_behind_the_last_knows_the_total(searched):
+def test_pages_are_consecutive_and_a_page_after_the_last_has_the_total(searched):
     sort = [{"scope": metadata("words"), "order": "asc"}]
-    whole, total = searched.search(sort=sort)
+    everything, total = searched.search(sort=sort)
     pages = [searched.search(sort=sort, limit=40, offset=offset) for offset in (0, 40, 80, 120)]
-    assert [one for page, _ in pages for one in page] == whole
+    assert [one for page, _ in pages for one in page] == everything
     assert {count for _, count in pages} == {total}
 
 
-def test_people_who_ask_for_no_order_get_their_own_and_the_same_each_time(searched):
+def test_without_an_order_each_annotator_has_a_different_but_constant_one(searched):
     sue, tom = (searched.search(person)[0] for person in ("sue", "tom"))
     assert sue != tom != [one["id"] for one in searched.records]
     assert set(sue) == set(tom) == {one["id"] for one in searched.records}

@@ -1,4 +1,4 @@
-"""Every text query of the search engine, and what is similar, against a plain computation over the same records."""
+"""Text and vector queries of the search engine, compared with a computation in Python over the same records."""
 
 import doctest
 import math
@@ -12,9 +12,9 @@ from curate.review.argilla.server import query_parser
 
 
 def has(*words):
-    """Whether a field of the record has the words next to each other."""
+    """Whether a field of the record has these consecutive words."""
     return lambda r, fields=("chat", "note"): any(
-        beside(words, query_parser.words_of(text)) for text in texts(r, fields)
+        contains(words, query_parser.words_of(text)) for text in texts(r, fields)
     )
 
 
@@ -24,7 +24,7 @@ def texts(record, fields):
         yield "\n".join(one["content"] for one in value) if isinstance(value, list) else value or ""
 
 
-def beside(words, text):
+def contains(words, text):
     return any(tuple(text[at : at + len(words)]) == words for at in range(len(text)))
 
 
@@ -69,38 +69,38 @@ TEXTS = {
 }  # fmt: skip
 
 
-def near(words, one, other, most):
-    places = [[at for at, word in enumerate(words) if word == wanted] for wanted in (one, other)]
-    return any(abs(left - right) - 1 <= most for left in places[0] for right in places[1])
+def near(words, one, other, limit):
+    places = [[at for at, word in enumerate(words) if word == each] for each in (one, other)]
+    return any(abs(left - right) - 1 <= limit for left in places[0] for right in places[1])
 
 
 @pytest.mark.parametrize("query", TEXTS)
-def test_a_text_query_finds_what_a_plain_computation_finds(searched, query):
+def test_a_text_query_finds_the_expected_records(searched, query):
     found, total = searched.search(query={"text": {"q": query}})
     expected = {one["id"] for one in searched.records if TEXTS[query](one)}
     assert (set(found), total) == (expected, len(expected))
 
 
-def test_texts_on_this_list_find_something_unless_they_cannot(searched):
-    empty = [query for query, takes in TEXTS.items() if not any(takes(one) for one in searched.records)]
+def test_the_queries_without_results_are_known(searched):
+    empty = [query for query, matches in TEXTS.items() if not any(matches(one) for one in searched.records)]
     assert empty == ["ref", "refumx~1", "naive", "'; DROP TABLE records; --", 'fields : "refund" OR NEAR(', "", "- | +"]
 
 
-def test_a_text_is_searched_in_one_field_only_when_that_is_asked(searched):
+def test_a_query_can_be_limited_to_one_field(searched):
     found, _ = searched.search(query={"text": {"q": "refund", "field": "note"}})
     expected = {one["id"] for one in searched.records if has("refund")(one, ("note",))}
     assert set(found) == expected
     assert 0 < len(expected) < len(searched.search(query={"text": {"q": "refund"}})[0])
 
 
-def test_the_more_of_a_word_the_earlier(searched):
+def test_records_with_more_occurrences_come_first(searched):
     found, _ = searched.search(query={"text": {"q": "refund"}})
     records = {one["id"]: one for one in searched.records}
     counts = [" ".join(texts(records[one], ("chat", "note"))).count("refund") for one in found]
     assert counts[0] == max(counts) > counts[-1]
 
 
-def test_texts_filters_and_orders_go_together(searched):
+def test_text_filter_and_order_are_combined(searched):
     query = {"text": {"q": "late"}}
     sort = [{"scope": metadata("share"), "order": "desc"}]
     found, _ = searched.search(query=query, filters={"and": [between(metadata("share"), ge=0.1)]}, sort=sort)
@@ -108,7 +108,7 @@ def test_texts_filters_and_orders_go_together(searched):
     assert found == [one["id"] for one in sorted(kept, key=lambda one: -one["metadata"]["share"])]
 
 
-def test_the_examples_in_the_parser_are_true():
+def test_the_doctests_of_the_parser_pass():
     assert doctest.testmod(query_parser).failed == 0
 
 
@@ -120,16 +120,18 @@ def cosine(left, right):
 
 
 @pytest.mark.parametrize("order", ["most_similar", "least_similar"])
-def test_similar_records_come_by_cosine(searched, order):
+def test_similar_records_are_sorted_by_cosine(searched, order):
     value = [0.3, -0.2, 0.9, 0.1]
     found, total = searched.search(query={"vector": {"name": "meaning", "value": value, "order": order}})
-    having = [one for one in searched.records if one.get("vectors")]
-    ordered = sorted(having, key=lambda one: cosine(one["vectors"]["meaning"], value), reverse=order == "most_similar")
+    with_vector = [one for one in searched.records if one.get("vectors")]
+    ordered = sorted(
+        with_vector, key=lambda one: cosine(one["vectors"]["meaning"], value), reverse=order == "most_similar"
+    )
     assert found == [one["id"] for one in ordered]
-    assert 0 < total == len(having) < len(searched.records)
+    assert 0 < total == len(with_vector) < len(searched.records)
 
 
-def test_what_is_similar_to_a_record_leaves_it_out_and_obeys_filters(searched):
+def test_records_similar_to_a_record_exclude_it_and_match_filters(searched):
     one = next(one for one in searched.records if one.get("vectors"))
     vector = {"name": "meaning", "record_id": one["id"]}
     found, _ = searched.search(query={"vector": vector}, filters={"and": [between(metadata("words"), ge=3)]}, limit=5)

@@ -1,4 +1,4 @@
-"""The whole way of a conversation that people change: pushed, answered in a browser, pulled, frozen, previewed."""
+"""Conversations that annotators change: pushed, answered in a browser, pulled, frozen, previewed."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 from support.stores import add, chat
 from support.training import TINY
 
-pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+pytest.importorskip("playwright", reason="requires playwright: pip install playwright")
 from test_review_page import BROWSER, browser, open_chat, press, signed_in
 
 from curate.scorers.runner import score_store
@@ -16,25 +16,25 @@ LONG = chat("Where is it?", "On <b>its</b> way.", "Since when?", "Since Monday."
 SHORT = chat("Who are you?", "Nobody.")
 SPOILT = chat("Hello?", "<think>Rude.</think>Go away.")
 
-assert BROWSER, browser  # the module above skips without one; its fixture is used by name
+assert BROWSER, browser  # the module above skips without a browser; its fixture is used by name
 
 
 @pytest.fixture
-def reviewer(argilla_server):
-    """What `signed_in` takes: the server, and whom to sign in as."""
+def annotator(argilla_server):
+    """The server and an annotator's account, as `signed_in` requires them."""
     name, password, key = argilla_server.annotator("journey")
     return argilla_server, None, name, password, key
 
 
-def test_what_a_person_does_in_the_page_is_what_a_training_sees(curate, tmp_path, browser, reviewer):
-    server, *_ = reviewer
+def test_preview_shows_the_answers_given_in_the_page(curate, tmp_path, browser, annotator):
+    server, *_ = annotator
     shutil.copytree(TINY, tmp_path / "tiny")
     add(tmp_path / "curate.duckdb", [LONG, SHORT, SPOILT])
     score_store(tmp_path / "curate.duckdb", Recipe())
     at = ("--home", str(server.home))
     assert curate("review", "push", "journey", "--blind", "0", *at).returncode == 0
     made = next(one["id"] for one in server.ask("GET", "me/datasets")["items"] if one["name"] == "journey")
-    page, _ = signed_in(browser, reviewer)
+    page, _ = signed_in(browser, annotator)
 
     open_chat(page, (server, made), "Monday")
     page.locator("label[for=decision_keep]").click()

@@ -1,4 +1,4 @@
-"""The web page in a real browser, as a reviewer uses it: sign in, read, rate, correct, submit, discard, search."""
+"""The web page in a real browser: sign in, read, rate, correct, submit, discard, search."""
 
 import shutil
 from urllib.parse import urlsplit
@@ -7,7 +7,7 @@ import pytest
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:
-    pytest.skip("needs a browser: apt-get install chromium", allow_module_level=True)
+    pytest.skip("requires a browser: apt-get install chromium", allow_module_level=True)
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
@@ -38,7 +38,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def project(argilla_server):
-    """A dataset of chats of one kind each, and what a reviewer signs in with."""
+    """A dataset with chats of different kinds, and an annotator's name, password and key."""
     server = argilla_server
     made = server.ask("POST", "datasets", {"name": "page", "workspace_id": server.workspace})["id"]
     path = f"datasets/{made}"
@@ -53,11 +53,11 @@ def project(argilla_server):
         body = {"name": name, "title": name, "required": required, "settings": settings}
         server.ask("POST", f"{path}/questions", body)
     server.ask("PUT", f"{path}/publish")
-    said = {"hostile": HOSTILE, "escaped": ESCAPED, "plain": "My zebra is late.", "other": "My parrot is late."}
+    texts = {"hostile": HOSTILE, "escaped": ESCAPED, "plain": "My zebra is late.", "other": "My parrot is late."}
     items = [
         {"fields": {"chat": [{"role": "user", "content": text}, {"role": "assistant", "content": "Sorry."}]},
          "external_id": name}
-        for name, text in said.items()
+        for name, text in texts.items()
     ]  # fmt: skip
     server.ask("POST", f"{path}/records/bulk", {"items": items})
     return server, made, *server.annotator("page-reviewer")
@@ -68,18 +68,18 @@ def labels(kind, *names):
 
 
 def signed_in(browser, project, **options):
-    """A page of the home of a reviewer who signed in, and the addresses that it asked for since."""
+    """The start page of a signed-in annotator, and the addresses requested since."""
     server, _, name, password, _ = project
     page = browser.new_context(viewport={"width": 1400, "height": 900}, **options).new_page()
     page.set_default_timeout(30_000)
-    asked = []
-    page.on("requestfinished", lambda request: asked.append(request.url))
+    requests = []
+    page.on("requestfinished", lambda request: requests.append(request.url))
     page.goto(f"{server.url}/sign-in")
     page.get_by_role("textbox").first.fill(name)
     page.locator("input[type=password]").fill(password)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{server.url}/")
-    return page, asked
+    return page, requests
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def page(browser, project):
 
 
 def open_chat(page, project, words):
-    """Find a chat with the page's own search box."""
+    """Find a chat with the page's search box."""
     server, made, *_ = project
     page.goto(f"{server.url}/dataset/{made}/annotation-mode")
     page.get_by_title("Search").or_(page.locator("[data-title=Search]")).first.click()
@@ -100,7 +100,7 @@ def open_chat(page, project, words):
 
 
 def press(page, button):
-    """Press one of the form's buttons and wait until the server has the answer."""
+    """Press a button of the form and wait for the response to its request."""
     with page.expect_response(lambda answer: "/responses" in answer.url and answer.request.method != "GET"):
         page.get_by_role("button", name=button).click()
 
@@ -112,7 +112,7 @@ def answer_of(project, name):
     return [(answer["status"], answer["values"]) for answer in one["responses"]]
 
 
-def test_a_wrong_password_is_refused(browser, project):
+def test_a_wrong_password_is_rejected(browser, project):
     server = project[0]
     page = browser.new_page()
     page.goto(f"{server.url}/sign-in")
@@ -123,31 +123,31 @@ def test_a_wrong_password_is_refused(browser, project):
     page.close()
 
 
-def test_a_hostile_conversation_runs_nothing_and_asks_nobody_else(browser, project):
-    page, asked = signed_in(browser, project)
+def test_a_hostile_conversation_runs_no_script_and_sends_no_request_elsewhere(browser, project):
+    page, requests = signed_in(browser, project)
     open_chat(page, project, "click")
     expect(page.locator("body")).to_contain_text("click me")
     page.get_by_text("click me").click()
     page.wait_for_timeout(500)
     assert page.evaluate("window.ran") is None
-    assert {urlsplit(url).netloc for url in asked if url.startswith("http")} == {urlsplit(project[0].url).netloc}
+    assert {urlsplit(url).netloc for url in requests if url.startswith("http")} == {urlsplit(project[0].url).netloc}
     page.context.close()
 
 
-def test_without_the_policy_that_conversation_would_run(browser, project):
-    """What the test above shows is the policy's doing: the same page in a browser told to ignore it."""
+def test_without_the_policy_its_scripts_run(browser, project):
+    """The test above passes because of the policy: a browser that ignores it runs the scripts of the same page."""
     page, _ = signed_in(browser, project, bypass_csp=True)
     open_chat(page, project, "click")
     page.wait_for_function("window.ran > 0")
     page.context.close()
 
 
-def test_escaped_signs_are_read_as_they_were_written(page, project):
+def test_escaped_characters_are_displayed_as_written(page, project):
     open_chat(page, project, "think")
     expect(page.locator("body")).to_contain_text("<think>one &amp; two</think> if a < b")
 
 
-def test_a_reviewer_rates_marks_corrects_and_submits(page, project):
+def test_an_annotator_rates_marks_corrects_and_submits(page, project):
     open_chat(page, project, "zebra")
     page.locator("label[for=quality_4]").click()
     page.locator("label[for=decision_fix]").click()
@@ -165,11 +165,11 @@ def test_a_reviewer_rates_marks_corrects_and_submits(page, project):
     }
 
 
-def test_a_reviewer_discards_and_the_answer_is_told_apart(page, project):
+def test_a_discarded_answer_is_counted_separately(page, project):
     open_chat(page, project, "parrot")
     press(page, "Discard")
     [(status, _)] = answer_of(project, "other")
     assert status == "discarded"
     server, made, *_, key = project
-    counted = server.ask("GET", f"me/datasets/{made}/metrics", key=key)["responses"]
-    assert (counted["submitted"], counted["discarded"], counted["pending"]) == (1, 1, 2)
+    counts = server.ask("GET", f"me/datasets/{made}/metrics", key=key)["responses"]
+    assert (counts["submitted"], counts["discarded"], counts["pending"]) == (1, 1, 2)

@@ -1,4 +1,4 @@
-"""What the search engine counts, what it finds when records change, and Argilla's own package on top of it."""
+"""Counts of the search engine, searches after changes, and Argilla's own SDK with it."""
 
 import random
 import sqlite3
@@ -11,7 +11,7 @@ from support.search_dataset import make_dataset, meta, metadata, own, terms
 # counts --------------------------------------------------------------------------------------------------------
 
 
-def test_progress_counts_records_and_a_persons_own_answers(searched):
+def test_progress_counts_records_and_the_annotators_own_answers(searched):
     progress = searched.ask("GET", "progress")
     completed = sum(one["status"] == "completed" for one in searched.records)
     assert (progress["total"], progress["completed"], progress["pending"]) == (90, completed, 90 - completed)
@@ -23,7 +23,7 @@ def test_progress_counts_records_and_a_persons_own_answers(searched):
         assert counted == {"total": 90, **expected, "pending": 90 - len(statuses)}
 
 
-def test_metadata_metrics_count_terms_and_bound_numbers(searched):
+def test_metadata_metrics_count_terms_and_give_the_range_of_numbers(searched):
     properties = {one["name"]: one["id"] for one in searched.server.ask(
         "GET", f"me/datasets/{searched.dataset}/metadata-properties")["items"]}  # fmt: skip
     metrics = {
@@ -43,7 +43,7 @@ def test_metadata_metrics_count_terms_and_bound_numbers(searched):
 
 @pytest.fixture
 def small(searched):
-    """A dataset of three records that a test may change."""
+    """A dataset of three records that a test can change."""
     made = make_dataset(searched.server, f"small-{random.randrange(10**9)}")
     items = [{"fields": {"note": text}, "metadata": {"words": n}} for n, text in enumerate(("one", "two", "three"))]
     searched.server.ask("POST", f"datasets/{made}/records/bulk", {"items": items})
@@ -57,7 +57,7 @@ def small(searched):
     searched.server.ask("DELETE", f"datasets/{made}")
 
 
-def test_what_changes_is_found_as_it_is_now(small):
+def test_a_changed_record_is_found_by_its_new_content(small):
     server, _, find = small
     one, two, three = find()
     server.ask("PATCH", f"records/{one}", {"fields": {"note": "uno"}, "metadata": {"words": 9}})
@@ -67,7 +67,7 @@ def test_what_changes_is_found_as_it_is_now(small):
     assert (find("two"), find()) == ([], [one, three])
 
 
-def test_a_removed_dataset_leaves_nothing_to_be_found(small):
+def test_a_deleted_dataset_leaves_nothing_in_the_index(small):
     server, _, find = small
     assert len(find("three")) == 1
     again = make_dataset(server, f"gone-{random.randrange(10**9)}")
@@ -80,7 +80,7 @@ def test_a_removed_dataset_leaves_nothing_to_be_found(small):
     assert (left, words) == ((0,), (0,))
 
 
-def test_a_changed_dataset_has_its_records_statuses_set_by_a_job_in_the_background(small):
+def test_a_background_job_sets_statuses_after_a_changed_dataset(small):
     server, made, find = small
     [one, *_] = find()
     done = {"and": [terms(own("status"), "completed")]}
@@ -96,10 +96,10 @@ def test_a_changed_dataset_has_its_records_statuses_set_by_a_job_in_the_backgrou
         time.sleep(0.1)
 
 
-# Argilla's own Python package ------------------------------------------------------------------------------------
+# Argilla's SDK ----------------------------------------------------------------------------------------------------
 
 
-def test_argillas_own_package_makes_fills_and_searches_a_dataset(argilla_server):
+def test_argillas_sdk_creates_fills_and_searches_a_dataset(argilla_server):
     import argilla as rg
 
     client = rg.Argilla(api_url=argilla_server.url, api_key=argilla_server.api_key)

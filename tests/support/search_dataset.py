@@ -1,4 +1,4 @@
-"""A dataset on the labelling server with everything that can be searched, and what a plain computation says of it."""
+"""A dataset on the labelling server with everything that can be searched, and helpers to compute expected results."""
 
 import itertools
 import random
@@ -10,6 +10,8 @@ SOURCES = ("a.csv", "b.csv", 'c "quoted".csv')
 
 
 class Searched:
+    """The dataset, its records and two annotators."""
+
     def __init__(self, server):
         self.server = server
         self.people = {name: server.annotator(name) for name in ("sue", "tom")}
@@ -29,12 +31,12 @@ class Searched:
         return self.server.ask(method, f"datasets/{self.dataset}/{path}", body, key)
 
     def all_records(self):
-        """Every record as the plain listing gives it, in the order in which they came in."""
+        """All records in the order of their insertion."""
         found = self.ask("GET", "records?include=responses,suggestions,vectors&limit=1000")
         return found["items"]
 
     def search(self, person=None, limit=1000, offset=0, **query):
-        """The ids found, and the total; by the owner over everybody's answers, or by a person over their own."""
+        """The ids found and the total: by the owner over all answers, or by an annotator over their own."""
         path = f"datasets/{self.dataset}/records/search?limit={limit}&offset={offset}"
         key = self.people[person][2] if person else None
         found = self.server.ask("POST", f"{'me/' if person else ''}{path}", query, key)
@@ -45,7 +47,7 @@ class Searched:
 
 
 def make_dataset(server, name):
-    """The id of a published dataset with a chat, a text, four kinds of questions, three of metadata and vectors."""
+    """The id of a new dataset with a chat, a text, four kinds of questions, three of metadata, and vectors."""
     made = server.ask("POST", "datasets", {"name": name, "workspace_id": server.workspace})["id"]
     path = f"datasets/{made}"
     for field, kind in (("chat", "chat"), ("note", "text")):
@@ -69,18 +71,18 @@ def make_dataset(server, name):
 
 
 def record(draw, number, questions, people):
-    """A record with some of everything: each part is missing from some of them."""
-    some = lambda value: value if draw.random() < 0.7 else None  # noqa: E731
+    """A random record; each part is missing from some records."""
+    maybe = lambda value: value if draw.random() < 0.7 else None  # noqa: E731
     metadata = {
-        "source": some(draw.choice(SOURCES)),
-        "tags": some(draw.sample(["x", "y", "z"], draw.randint(1, 3))),
-        "words": some(draw.randint(-3, 12)),
-        "share": some(round(draw.random(), 3)),
+        "source": maybe(draw.choice(SOURCES)),
+        "tags": maybe(draw.sample(["x", "y", "z"], draw.randint(1, 3))),
+        "words": maybe(draw.randint(-3, 12)),
+        "share": maybe(round(draw.random(), 3)),
     }
     suggestions = {
-        "quality": (some(draw.randint(1, 5)), draw.choice([0.25, 0.5, 0.75, None]), draw.choice(["scorer", "model"])),
-        "decision": (some(draw.choice(SIDES)), draw.random(), "scorer"),
-        "issues": (some(draw.sample(ISSUES, 2)), [draw.random(), draw.random()], None),
+        "quality": (maybe(draw.randint(1, 5)), draw.choice([0.25, 0.5, 0.75, None]), draw.choice(["scorer", "model"])),
+        "decision": (maybe(draw.choice(SIDES)), draw.random(), "scorer"),
+        "issues": (maybe(draw.sample(ISSUES, 2)), [draw.random(), draw.random()], None),
     }
     text = " ".join(draw.choices(WORDS, k=4))
     made = {
@@ -95,14 +97,16 @@ def record(draw, number, questions, people):
             for name, (value, score, agent) in suggestions.items()
             if value is not None
         ],
-        "responses": [answer for name in people for answer in [given(draw, people[name])] if draw.random() < 0.6],
+        "responses": [
+            answer for name in people for answer in [random_answer(draw, people[name])] if draw.random() < 0.6
+        ],
     }
     if draw.random() < 0.8:
         made["vectors"] = {"meaning": [draw.uniform(-1, 1) for _ in range(4)]}
     return made
 
 
-def given(draw, user):
+def random_answer(draw, user):
     values = {
         "quality": {"value": draw.randint(1, 5)},
         "decision": {"value": draw.choice(SIDES)},
@@ -151,6 +155,6 @@ def suggested(searched, record, question, name="value"):
     return [part for value in values if value is not None for part in (value if isinstance(value, list) else [value])]
 
 
-def said(searched, record, question, person):
+def answers_to(searched, record, question, person):
     values = [(one["values"] or {}).get(question, {}).get("value") for one in searched.answers(record, person)]
     return [part for value in values if value is not None for part in (value if isinstance(value, list) else [value])]

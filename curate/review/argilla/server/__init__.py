@@ -1,5 +1,5 @@
-"""The server's side, run by the Python of the server's own environment: argilla_server is there, curate is not.
+"""The labelling server, run by its own environment: argilla_server is installed there, curate is not.
 
-`python -m server.launcher` starts it, with `curate/argilla` on the path, so nothing here imports from outside this
-folder but argilla_server and what it brings along.
+`python -m server.launcher` starts it with `curate/review/argilla` on the import path. Modules here import only from
+this folder, argilla_server and its dependencies.
 """

@@ -1,4 +1,4 @@
-"""The accounts without which nobody could sign in: an owner and a workspace, made at the first start."""
+"""An empty database → an owner and a workspace, created at the first start so that someone can sign in."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OWNER = "owner"
 WORKSPACE = "curate"
 
 
-async def make_owner() -> str | None:
-    """The password of the owner made now; None when there is an owner. Argilla keeps its bcrypt digest alone."""
+async def create_owner() -> str | None:
+    """Create the owner; its password, of which Argilla stores only a bcrypt digest. None if there is an owner."""
     async with AsyncSessionLocal() as db:
         if await User.count_by(db, role=UserRole.owner):
             return None
         if await Workspace.get_by(db, name=WORKSPACE) is None:
             await accounts.create_workspace(db, {"name": WORKSPACE})
         password = secrets.token_urlsafe(12)
-        named = {"first_name": OWNER, "last_name": None, "username": OWNER}
-        await accounts.create_user(db, {**named, "role": UserRole.owner, "password": password}, [WORKSPACE])
+        names = {"first_name": OWNER, "last_name": None, "username": OWNER}
+        await accounts.create_user(db, {**names, "role": UserRole.owner, "password": password}, [WORKSPACE])
         return password

@@ -1,6 +1,6 @@
-"""Argilla itself: made ready in its home, given its page and headers, run until it is told to end.
+"""A database and a socket → Argilla's application, served with its web page and security headers until it is stopped.
 
-Imported when its settings stand in the environment, since argilla_server reads them as it is imported.
+Import this module after the settings are in the environment, since argilla_server reads them when it is imported.
 """
 
 from __future__ import annotations
@@ -18,48 +18,47 @@ from argilla_server import _app
 from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE
 from argilla_server.static_rewrite import RewriteStaticFiles
 
-from .accounts import make_owner
+from .accounts import create_owner
 from .index import connect
-from .job_queue import Jobs
-from .patches import patch
-from .repair import heal
+from .job_queue import JobWorker
+from .patches import apply_patches
+from .repair import repair_database
 from .search_engine import SqliteSearchEngine
 from .security_headers import SecurityHeaders
 
-_SCRIPTS = Path(_app.__file__).parent / "alembic"
+_MIGRATIONS = Path(_app.__file__).parent / "alembic"
 _PAGES = Path(sys.prefix) / "pages"
-"""The web page, in the environment's folder, where `curate.review.argilla.process` has laid it."""
+"""The web page, where `curate.review.argilla.process` put it when the environment was installed."""
 
 _GRACE = 5
-"""Seconds that open requests are given when the server stops."""
+"""Seconds for open requests when the server stops."""
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What a person is told of the start: the password of an owner made now, and what was repaired."""
+class StartupReport:
+    """The password of a new owner, and the repairs of the database; each empty if there is none."""
 
     password: str | None
-    repaired: str
+    repairs: str
 
 
-def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable[[Ready], None]) -> None:
-    """Serve on `sock` until SIGTERM or SIGINT. Raises `healing.Unusable` when the database cannot be used."""
-    # Said with each changed dataset, by a line of Argilla that does no harm.
+def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable[[StartupReport], None]) -> None:
+    """Serve on `sock` until SIGTERM or SIGINT. Raises `UnusableDatabaseError`.
+
+    `killed`: whether the previous process was killed; then the database is checked.
+    """
+    # A harmless warning of Argilla for every changed dataset.
     warnings.filterwarnings("ignore", message="Object of type <Record> not in session")
-    ready = _make_ready(database, killed=killed)
-    jobs = Jobs([HIGH_QUEUE, DEFAULT_QUEUE])  # also those of a Redis: other workers lack this search engine
+    repairs = repair_database(database, _MIGRATIONS, killed=killed)
+    SqliteSearchEngine.instance = SqliteSearchEngine(database)
+    apply_patches(connect(database))
+    report = StartupReport(asyncio.run(create_owner()), repairs)
+    jobs = JobWorker([HIGH_QUEUE, DEFAULT_QUEUE])  # with an external Redis, too: other workers lack this search engine
     jobs.start()
     try:
-        _Server(_configuration(), lambda: announce(ready)).run(sockets=[sock])
+        _Server(_configuration(), lambda: announce(report)).run(sockets=[sock])
     finally:
         jobs.stop()
-
-
-def _make_ready(database: Path, *, killed: bool) -> Ready:
-    repaired = heal(database, _SCRIPTS, killed=killed)
-    SqliteSearchEngine.the_one = SqliteSearchEngine(database)
-    patch(connect(database))
-    return Ready(asyncio.run(make_owner()), repaired)
 
 
 def _configuration() -> uvicorn.Config:
@@ -74,14 +73,14 @@ def _configuration() -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Says that it is ready when it is."""
+    """A server that calls a function when it is ready."""
 
-    def __init__(self, configuration: uvicorn.Config, when_ready: Callable[[], None]) -> None:
+    def __init__(self, configuration: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(configuration)
-        self._when_ready = when_ready
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
+        """Start, then call the function."""
         await super().startup(sockets)
         if self.started:
-            self._when_ready()
+            self._on_ready()

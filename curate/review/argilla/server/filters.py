@@ -1,14 +1,15 @@
-"""Argilla's filters and orders to SQL over `curate_documents d` and Argilla's own tables.
+"""Argilla's filters and orders → SQL over `curate_documents d` and Argilla's own tables.
 
-The meaning is that of Argilla's Elasticsearch mappings: a filter over several values wants any of them; labels,
-ratings and metadata can be searched, texts, spans and rankings cannot; what has no value comes last in both
-directions; an order over several answers takes their mean.
+The semantics are those of Argilla's Elasticsearch mappings: a filter with several values matches any of them; labels,
+ratings and metadata can be searched, texts, spans and rankings cannot; missing values come last in both directions; an
+order by several answers uses their mean.
 """
 
 from __future__ import annotations
 
 import math
 import sqlite3
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -28,80 +29,81 @@ from argilla_server.search_engine.base import (
 _NUMBERS = {"rating", "integer", "float"}
 _LABELS = {"label_selection", "multi_label_selection", "terms"}
 _TIMES = {"inserted_at", "updated_at"}
-NOTHING = "0"
+FALSE = "0"
 
 
 @dataclass
 class Sql:
-    """A piece of SQL and its parameters, in their order."""
+    """An SQL fragment and its parameters, in order."""
 
     text: str
     parameters: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Searched:
-    """The dataset that is searched, and the connection that knows its questions and properties."""
+class DatasetScope:
+    """The searched dataset, and the connection to look up its questions and metadata properties."""
 
     connection: sqlite3.Connection
     dataset: str
 
     def question(self, name: str) -> tuple[str, str]:
         """A question's id and type."""
-        return self._one("SELECT id, json_extract(settings, '$.type') FROM questions", name)
+        return self._look_up("questions", name)
 
     def metadata_type(self, name: str) -> str:
         """A metadata property's type."""
-        return self._one("SELECT id, json_extract(settings, '$.type') FROM metadata_properties", name)[1]
+        return self._look_up("metadata_properties", name)[1]
 
-    def _one(self, select: str, name: str) -> tuple[str, str]:
-        found = self.connection.execute(f"{select} WHERE dataset_id = ? AND name = ?", [self.dataset, name]).fetchone()
-        if found is None:
+    def _look_up(self, table: str, name: str) -> tuple[str, str]:
+        select = f"SELECT id, json_extract(settings, '$.type') FROM {table} WHERE dataset_id = ? AND name = ?"
+        row = self.connection.execute(select, [self.dataset, name]).fetchone()
+        if row is None:
             raise ValueError(f"{name} is not in the dataset {self.dataset}")
-        return found[0], found[1]
+        return row[0], row[1]
 
 
-def condition(searched: Searched, wanted: Filter) -> Sql:
-    """The condition that a document `d` meets when the filter takes it."""
-    if isinstance(wanted, AndFilter):
-        parts = [condition(searched, part) for part in wanted.filters]
+def filter_condition(dataset: DatasetScope, query: Filter) -> Sql:
+    """The condition on a document `d` that is equivalent to the filter."""
+    if isinstance(query, AndFilter):
+        parts = [filter_condition(dataset, part) for part in query.filters]
         return Sql(
             " AND ".join(f"({part.text})" for part in parts) or "1", [p for part in parts for p in part.parameters]
         )
-    scope = wanted.scope
+    scope = query.scope
     if isinstance(scope, RecordFilterScope):
-        return _of_record(wanted, scope.property)
+        return _record_condition(query, scope.property)
     if isinstance(scope, MetadataFilterScope):
-        return _of_metadata(searched, wanted, scope.metadata_property)
+        return _metadata_condition(dataset, query, scope.metadata_property)
     if isinstance(scope, SuggestionFilterScope):
-        return _of_suggestion(searched, wanted, scope)
+        return _suggestion_condition(dataset, query, scope)
     if isinstance(scope, ResponseFilterScope):
-        return _of_answer(searched, wanted, scope) if scope.question else _of_answer_status(wanted, scope)
-    raise ValueError(f"A filter over {scope} is not known")
+        return _answer_condition(dataset, query, scope) if scope.question else _status_condition(query, scope)
+    raise ValueError(f"Unknown filter scope: {scope}")
 
 
-def _of_record(wanted: TermsFilter | RangeFilter, name: str) -> Sql:
+def _record_condition(query: TermsFilter | RangeFilter, name: str) -> Sql:
     if name in _TIMES:
-        return _of_time(wanted, f"d.{name}")
+        return _time_condition(query, f"d.{name}")
     if name == "id":
-        return _compared(wanted, "d.record", lambda value: str(value).replace("-", ""))
-    return _compared(wanted, f"d.{name}", str)
+        return _comparison(query, "d.record", lambda value: str(value).replace("-", ""))
+    return _comparison(query, f"d.{name}", str)
 
 
-def _of_time(wanted: TermsFilter | RangeFilter, column: str) -> Sql:
-    if isinstance(wanted, TermsFilter):
-        return _among(column, [moment(value) for value in wanted.values])
-    return _between(
+def _time_condition(query: TermsFilter | RangeFilter, column: str) -> Sql:
+    if isinstance(query, TermsFilter):
+        return _is_in(column, [to_sqlite_time(value) for value in query.values])
+    return _is_between(
         column,
-        None if wanted.ge is None else moment(wanted.ge),
-        None if wanted.le is None else moment(wanted.le, end_of_day=True),
+        None if query.ge is None else to_sqlite_time(query.ge),
+        None if query.le is None else to_sqlite_time(query.le, end_of_day=True),
     )
 
 
-def moment(value: str | float, *, end_of_day: bool = False) -> str:
-    """A time as SQLite holds Argilla's: UTC without a zone. Numbers are milliseconds since 1970, as in Elasticsearch.
+def to_sqlite_time(value: str | float, *, end_of_day: bool = False) -> str:
+    """A time as Argilla stores it in SQLite: UTC without a zone. Numbers are milliseconds since 1970.
 
-    A day without a time means its beginning, or its end where it is the upper bound.
+    A date without a time means its beginning, or its end if it is an upper bound.
     """
     text = str(value)
     try:
@@ -115,74 +117,74 @@ def moment(value: str | float, *, end_of_day: bool = False) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
-def _of_metadata(searched: Searched, wanted: TermsFilter | RangeFilter, name: str) -> Sql:
-    inside = _value_condition(wanted, searched.metadata_type(name), "v.value")
+def _metadata_condition(dataset: DatasetScope, query: TermsFilter | RangeFilter, name: str) -> Sql:
+    value = _value_condition(query, dataset.metadata_type(name), "v.value")
     return Sql(
-        f"EXISTS (SELECT 1 FROM json_each(d.metadata, ?) v WHERE {inside.text})", [json_path(name), *inside.parameters]
+        f"EXISTS (SELECT 1 FROM json_each(d.metadata, ?) v WHERE {value.text})", [json_path(name), *value.parameters]
     )
 
 
-def _of_suggestion(searched: Searched, wanted: TermsFilter | RangeFilter, scope: SuggestionFilterScope) -> Sql:
-    question, kind = searched.question(scope.question)
+def _suggestion_condition(dataset: DatasetScope, query: TermsFilter | RangeFilter, scope: SuggestionFilterScope) -> Sql:
+    question, kind = dataset.question(scope.question)
     if scope.property in {"value", "score"}:
-        inside = _value_condition(wanted, "float" if scope.property == "score" else kind, "v.value")
+        value = _value_condition(query, "float" if scope.property == "score" else kind, "v.value")
         source = f"suggestions s, json_each(s.{scope.property}) v"
     else:
-        inside = _compared(wanted, f"s.{scope.property}", str)
+        value = _comparison(query, f"s.{scope.property}", str)
         source = "suggestions s"
     return Sql(
-        f"d.record IN (SELECT s.record_id FROM {source} WHERE s.question_id = ? AND {inside.text})",
-        [question, *inside.parameters],
+        f"d.record IN (SELECT s.record_id FROM {source} WHERE s.question_id = ? AND {value.text})",
+        [question, *value.parameters],
     )
 
 
-def _of_answer(searched: Searched, wanted: TermsFilter | RangeFilter, scope: ResponseFilterScope) -> Sql:
-    _, kind = searched.question(str(scope.question))
-    inside = _value_condition(wanted, kind, "v.value")
-    who = _by(scope)
+def _answer_condition(dataset: DatasetScope, query: TermsFilter | RangeFilter, scope: ResponseFilterScope) -> Sql:
+    _, kind = dataset.question(str(scope.question))
+    value = _value_condition(query, kind, "v.value")
+    user = _user_condition(scope)
     return Sql(
         f"""d.record IN (SELECT p.record_id FROM responses p, json_each(p."values", ?) v
-                         WHERE {who.text} AND {inside.text})""",
-        [json_path(str(scope.question), "value"), *who.parameters, *inside.parameters],
+                         WHERE {user.text} AND {value.text})""",
+        [json_path(str(scope.question), "value"), *user.parameters, *value.parameters],
     )
 
 
-def _of_answer_status(wanted: TermsFilter | RangeFilter, scope: ResponseFilterScope) -> Sql:
-    """Records with an answer of these statuses, by the user where one is given; `pending` is no answer at all."""
-    if not isinstance(wanted, TermsFilter) or scope.property != "status":
-        raise ValueError(f"A filter over {scope} is not known")
-    who = _by(scope)
-    statuses = [str(getattr(value, "value", value)) for value in wanted.values]
-    given = _among("p.status", [status for status in statuses if status != "pending"])
-    answered = f"SELECT p.record_id FROM responses p WHERE {who.text}"
-    parts = [Sql(f"d.record IN ({answered} AND {given.text})", [*who.parameters, *given.parameters])]
+def _status_condition(query: TermsFilter | RangeFilter, scope: ResponseFilterScope) -> Sql:
+    """Records with an answer of these statuses, by the user if one is given; `pending` means without an answer."""
+    if not isinstance(query, TermsFilter) or scope.property != "status":
+        raise ValueError(f"Unknown filter scope: {scope}")
+    user = _user_condition(scope)
+    statuses = [str(getattr(value, "value", value)) for value in query.values]
+    status = _is_in("p.status", [status for status in statuses if status != "pending"])
+    answered = f"SELECT p.record_id FROM responses p WHERE {user.text}"
+    parts = [Sql(f"d.record IN ({answered} AND {status.text})", [*user.parameters, *status.parameters])]
     if "pending" in statuses:
-        parts.append(Sql(f"d.record NOT IN ({answered})", who.parameters))
+        parts.append(Sql(f"d.record NOT IN ({answered})", user.parameters))
     return Sql(" OR ".join(part.text for part in parts), [p for part in parts for p in part.parameters])
 
 
-def _by(scope: ResponseFilterScope) -> Sql:
+def _user_condition(scope: ResponseFilterScope) -> Sql:
     return Sql("1") if scope.user is None else Sql("p.user_id = ?", [scope.user.id.hex])
 
 
 def json_path(*names: str) -> str:
-    """The JSON path to a value, whatever signs the names have."""
+    """The JSON path to a value; names can contain any characters."""
     return "$" + "".join('."' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names)
 
 
-def _value_condition(wanted: TermsFilter | RangeFilter, kind: str, column: str) -> Sql:
-    """The condition on one value of a question or property of this type."""
+def _value_condition(query: TermsFilter | RangeFilter, kind: str, column: str) -> Sql:
+    """The condition on one value of a question or metadata property of this type."""
     if kind in _NUMBERS:
-        inside = _compared(wanted, column, _number)
-        return Sql(f"typeof({column}) IN ('integer', 'real') AND {inside.text}", inside.parameters)
+        value = _comparison(query, column, _to_number)
+        return Sql(f"typeof({column}) IN ('integer', 'real') AND {value.text}", value.parameters)
     if kind in _LABELS:
-        inside = _compared(wanted, column, str)
-        return Sql(f"typeof({column}) = 'text' AND {inside.text}", inside.parameters)
-    return Sql(NOTHING)
+        value = _comparison(query, column, str)
+        return Sql(f"typeof({column}) = 'text' AND {value.text}", value.parameters)
+    return Sql(FALSE)
 
 
-def _number(value: object) -> float | None:
-    """The number that a filter names; None, which equals nothing, when it names none."""
+def _to_number(value: object) -> float | None:
+    """The number in a filter; None, which equals nothing, if it is not a number."""
     try:
         number = float(str(value))
     except ValueError:
@@ -190,58 +192,56 @@ def _number(value: object) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _compared(wanted: TermsFilter | RangeFilter, column: str, read: Any) -> Sql:
-    if isinstance(wanted, TermsFilter):
-        return _among(column, [read(value) for value in wanted.values])
-    bounds = [None if bound is None else read(bound) for bound in (wanted.ge, wanted.le)]
-    if any(bound is None and given is not None for bound, given in zip(bounds, (wanted.ge, wanted.le), strict=True)):
-        return Sql(NOTHING)
-    return _between(column, *bounds)
+def _comparison(query: TermsFilter | RangeFilter, column: str, convert: Callable[[Any], Any]) -> Sql:
+    if isinstance(query, TermsFilter):
+        return _is_in(column, [convert(value) for value in query.values])
+    bounds = [None if bound is None else convert(bound) for bound in (query.ge, query.le)]
+    if any(bound is None and given is not None for bound, given in zip(bounds, (query.ge, query.le), strict=True)):
+        return Sql(FALSE)
+    return _is_between(column, *bounds)
 
 
-def _among(column: str, values: list[Any]) -> Sql:
-    return Sql(f"{column} IN ({', '.join('?' * len(values))})", values)
+def _is_in(column: str, values: Sequence[Any]) -> Sql:
+    return Sql(f"{column} IN ({', '.join('?' * len(values))})", list(values))
 
 
-def _between(column: str, ge: Any, le: Any) -> Sql:
+def _is_between(column: str, ge: Any, le: Any) -> Sql:
     parts = [(f"{column} >= ?", ge), (f"{column} <= ?", le)]
-    given = [(text, bound) for text, bound in parts if bound is not None]
-    return Sql(" AND ".join(text for text, _ in given) or NOTHING, [bound for _, bound in given])
+    bounds = [(text, bound) for text, bound in parts if bound is not None]
+    return Sql(" AND ".join(text for text, _ in bounds) or FALSE, [bound for _, bound in bounds])
 
 
-def ordering(searched: Searched, orders: list[Order]) -> Sql:
-    """What follows ORDER BY: what has no value last, equal ones in the order in which they came in."""
-    parts = [_key(searched, order) for order in orders]
-    text = ", ".join(f"{part.text} {_way(order)} NULLS LAST" for part, order in zip(parts, orders, strict=True))
+def order_clause(dataset: DatasetScope, orders: list[Order]) -> Sql:
+    """The terms of ORDER BY: missing values last, ties by insertion."""
+    parts = [_sort_key(dataset, order) for order in orders]
+    text = ", ".join(f"{part.text} {_direction(order)} NULLS LAST" for part, order in zip(parts, orders, strict=True))
     return Sql(f"{text}, d.doc", [p for part in parts for p in part.parameters])
 
 
-def _way(order: Order) -> str:
-    return "DESC" if _descends(order) else "ASC"
+def _direction(order: Order) -> str:
+    return str(getattr(order.order, "value", order.order)).upper()
 
 
-def _descends(order: Order) -> bool:
-    return str(getattr(order.order, "value", order.order)) == "desc"
-
-
-def _key(searched: Searched, order: Order) -> Sql:
-    """The value that a document is sorted by. Of several values the least counts, going down the greatest."""
+def _sort_key(dataset: DatasetScope, order: Order) -> Sql:
+    """The value to sort a document by: the smallest of several values, or the largest in descending order."""
     scope = order.scope
-    pick = "max" if _descends(order) else "min"
+    aggregate = "max" if _direction(order) == "DESC" else "min"
     if isinstance(scope, RecordFilterScope):
         return Sql(f"d.{'record' if scope.property == 'id' else str(scope.property)}")
     if isinstance(scope, MetadataFilterScope):
-        searched.metadata_type(scope.metadata_property)
-        return Sql(f"(SELECT {pick}(v.value) FROM json_each(d.metadata, ?) v)", [json_path(scope.metadata_property)])
+        dataset.metadata_type(scope.metadata_property)
+        return Sql(
+            f"(SELECT {aggregate}(v.value) FROM json_each(d.metadata, ?) v)", [json_path(scope.metadata_property)]
+        )
     if isinstance(scope, SuggestionFilterScope):
-        return _suggestion_key(searched, scope, pick)
+        return _suggestion_sort_key(dataset, scope, aggregate)
     if isinstance(scope, ResponseFilterScope):
-        return _answer_key(searched, scope, pick)
-    raise ValueError(f"An order by {scope} is not known")
+        return _answer_sort_key(dataset, scope, aggregate)
+    raise ValueError(f"Unknown order scope: {scope}")
 
 
-def _suggestion_key(searched: Searched, scope: SuggestionFilterScope, pick: str) -> Sql:
-    question, kind = searched.question(scope.question)
+def _suggestion_sort_key(dataset: DatasetScope, scope: SuggestionFilterScope, aggregate: str) -> Sql:
+    question, kind = dataset.question(scope.question)
     if scope.property not in {"value", "score"}:
         return Sql(
             f"(SELECT s.{scope.property} FROM suggestions s WHERE s.record_id = d.record AND s.question_id = ?)",
@@ -250,25 +250,25 @@ def _suggestion_key(searched: Searched, scope: SuggestionFilterScope, pick: str)
     if scope.property == "value" and kind not in _NUMBERS | _LABELS:
         return Sql("NULL")
     return Sql(
-        f"""(SELECT {pick}(v.value) FROM suggestions s, json_each(s.{scope.property}) v
+        f"""(SELECT {aggregate}(v.value) FROM suggestions s, json_each(s.{scope.property}) v
              WHERE s.record_id = d.record AND s.question_id = ?)""",
         [question],
     )
 
 
-def _answer_key(searched: Searched, scope: ResponseFilterScope, pick: str) -> Sql:
-    """A rating's mean over the answers; of labels and statuses, which have none, the first or last in the alphabet."""
-    who = _by(scope)
+def _answer_sort_key(dataset: DatasetScope, scope: ResponseFilterScope, aggregate: str) -> Sql:
+    """The mean of ratings; of labels and statuses the first or last in alphabetical order."""
+    user = _user_condition(scope)
     if not scope.question:
         return Sql(
-            f"(SELECT {pick}(p.status) FROM responses p WHERE p.record_id = d.record AND {who.text})", who.parameters
+            f"(SELECT {aggregate}(p.status) FROM responses p WHERE p.record_id = d.record AND {user.text})",
+            user.parameters,
         )
-    _, kind = searched.question(scope.question)
+    _, kind = dataset.question(scope.question)
     if kind not in _NUMBERS | _LABELS:
         return Sql("NULL")
-    how = "avg" if kind in _NUMBERS else pick
     return Sql(
-        f"""(SELECT {how}(v.value) FROM responses p, json_each(p."values", ?) v
-             WHERE p.record_id = d.record AND {who.text})""",
-        [json_path(scope.question, "value"), *who.parameters],
+        f"""(SELECT {"avg" if kind in _NUMBERS else aggregate}(v.value) FROM responses p, json_each(p."values", ?) v
+             WHERE p.record_id = d.record AND {user.text})""",
+        [json_path(scope.question, "value"), *user.parameters],
     )

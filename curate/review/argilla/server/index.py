@@ -1,7 +1,7 @@
-"""What is searched beside Argilla's own tables: a small row per record, its words, its vectors.
+"""Argilla's records → the tables of the search index: a row per record, its words, its vectors.
 
-Triggers keep the small rows true in the same transaction that changes a record, so a server that is killed leaves
-nothing wrong. Words and vectors are read out of them later by `catch_up`, which works off the rows marked stale.
+Triggers update the rows in the transaction that changes a record, so they are correct after a crash. Words and vectors
+are indexed later by `index_pending`, from the rows marked stale.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from .query_parser import words_of
 
 BUSY_SECONDS = 60
-"""How long a statement waits for another writer. A bulk of 500 records writes for about two seconds."""
+"""Time that a statement waits for another writer. A bulk of 500 records takes about two seconds."""
 
 FIELD_BITS = 8
-"""A text's row id is its document's number, shifted, plus the place of its field in the dataset."""
+"""The row id of a text is the number of its document, shifted by these bits, plus the position of its field."""
 
 _FIRST, _LAST = f"(?1 << {FIELD_BITS})", f"((?1 << {FIELD_BITS}) + {(1 << FIELD_BITS) - 1})"
 
 _BATCH = 100
-"""Documents indexed in one transaction: longer ones make annotators wait for the lock."""
+"""Documents indexed per transaction. Longer transactions make annotators wait for the lock."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS curate_documents (
@@ -83,28 +83,26 @@ DELETE FROM curate_vectors WHERE vector NOT IN (SELECT id FROM vectors);
 
 
 def connect(database: Path) -> sqlite3.Connection:
-    """A connection that waits for other writers, with every statement its own transaction unless BEGIN says so."""
+    """A connection that waits for other writers; every statement is a transaction, except after BEGIN."""
     return sqlite3.connect(database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def prepare(database: Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> int:
-    """Make a database of Argilla searchable, whatever it lacks; how many documents had to be indexed."""
+def build_index(database: Path) -> int:
+    """Create or complete the search index of a database; the number of documents that were indexed."""
     with closing(connect(database)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")  # readers and the one writer do not wait for each other
+        connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} {_TRIGGERS} {_MISSING} COMMIT;")
-        return catch_up(connection, progress)
+        return index_pending(connection)
 
 
-def catch_up(connection: sqlite3.Connection, progress: Callable[[int, int], None] = lambda _done, _total: None) -> int:
-    """Index every document and vector that is marked stale, a few in each transaction; how many documents it was."""
-    (total,) = connection.execute("SELECT count(*) FROM curate_documents WHERE stale").fetchone()
-    done = 0
+def index_pending(connection: sqlite3.Connection) -> int:
+    """Index all stale documents and vectors, some per transaction; the number of documents."""
+    indexed = 0
     while count := _in_transaction(connection, _index_documents):
-        done += count
-        progress(done, max(total, done))
+        indexed += count
     while _in_transaction(connection, _store_vectors):
         pass
-    return done
+    return indexed
 
 
 def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], int]) -> int:
@@ -119,42 +117,42 @@ def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Conn
 
 
 def _index_documents(connection: sqlite3.Connection) -> int:
-    """Index the words of some stale documents. Word by word in Python, since SQLite knows no script without spaces."""
+    """Index the words of some stale documents. They are split in Python: FTS5 does not split scripts without spaces."""
     stale = connection.execute(
         """SELECT d.doc, d.dataset, r.fields FROM curate_documents d JOIN records r ON r.id = d.record
            WHERE d.stale ORDER BY d.doc LIMIT ?""",
         [_BATCH],
     ).fetchall()
-    places = {dataset: field_places(connection, dataset) for dataset in {dataset for _, dataset, _ in stale}}
+    positions = {dataset: field_positions(connection, dataset) for dataset in {dataset for _, dataset, _ in stale}}
     texts = [
-        ((doc << FIELD_BITS) + places[dataset][name], words_of("\n".join(_texts(value))))
+        ((doc << FIELD_BITS) + positions[dataset][name], words_of("\n".join(_texts(value))))
         for doc, dataset, fields in stale
         for name, value in json.loads(fields).items()
-        if name in places[dataset]
+        if name in positions[dataset]
     ]
     docs = [(doc,) for doc, _, _ in stale]
     connection.executemany(f"DELETE FROM curate_words WHERE rowid BETWEEN {_FIRST} AND {_LAST}", docs)
-    rows = [(place, " ".join(words)) for place, words in texts]
+    rows = [(row, " ".join(words)) for row, words in texts]
     connection.executemany("INSERT INTO curate_words (rowid, words) VALUES (?, ?)", rows)
-    # The words by themselves, for queries with typos: FTS5's own list of them takes 0.7 s at 20,000 records, since it
-    # counts. Words of removed records stay; they only find nothing.
+    # A list of words for queries with typos: that of FTS5 takes 0.7 s at 20,000 records, since it counts. Words of
+    # removed records stay in it and match nothing.
     terms = [(word,) for word in {word for _, words in texts for word in words}]
     connection.executemany("INSERT OR IGNORE INTO curate_terms VALUES (?)", terms)
     connection.executemany("UPDATE curate_documents SET stale = 0 WHERE doc = ?", docs)
     return len(stale)
 
 
-def field_places(connection: sqlite3.Connection, dataset: str) -> dict[str, int]:
-    """Where each searchable field of a dataset stands. Images are not searched."""
+def field_positions(connection: sqlite3.Connection, dataset: str) -> dict[str, int]:
+    """Name -> position of each searchable field of a dataset. Images cannot be searched."""
     rows = connection.execute(
         "SELECT name, json_extract(settings, '$.type') FROM fields WHERE dataset_id = ? ORDER BY inserted_at, id",
         [dataset],
     ).fetchall()
-    return {name: place for place, (name, kind) in enumerate(rows) if kind != "image" and place < 1 << FIELD_BITS}
+    return {name: at for at, (name, kind) in enumerate(rows) if kind != "image" and at < 1 << FIELD_BITS}
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """The words of a field's value: a text, the contents of a chat's messages, the leaves of a custom field."""
+    """The texts in a field's value: a text, the content of a chat's messages, the leaves of a custom field."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -168,7 +166,7 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def _store_vectors(connection: sqlite3.Connection) -> int:
-    """Keep some stale vectors as 32-bit floats: read back in a fiftieth of the time that their JSON takes."""
+    """Store some stale vectors as 32-bit floats, which are read in a fiftieth of the time of their JSON."""
     stale = connection.execute(
         """SELECT c.vector, v.value FROM curate_vectors c JOIN vectors v ON v.id = c.vector
            WHERE c.value IS NULL LIMIT ?""",

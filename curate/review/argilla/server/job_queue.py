@@ -1,7 +1,7 @@
-"""Argilla's background jobs in this process: a Redis in memory, and one thread that works off its queues.
+"""Argilla's background jobs → run by one thread of this process, from a Redis in memory unless an external one is set.
 
-Jobs are few: statuses after a changed dataset, exchanges with the Hugging Face hub, webhooks. The queue is lost with
-the process, unless a real Redis keeps it; the statuses are set right at the next start (`healing`).
+Jobs are rare: statuses after a changed dataset, transfers with the Hugging Face hub, webhooks. The queue in memory is
+lost with the process; statuses are corrected at the next start (`repair`).
 """
 
 from __future__ import annotations
@@ -19,39 +19,37 @@ from rq import Queue, SimpleWorker
 from rq.registry import ScheduledJobRegistry
 from rq.timeouts import TimerDeathPenalty
 
-_PAUSE = 0.5
-"""Seconds between two looks at the queues."""
-
-_PATIENCE = 5
-"""Seconds that a running job is given when the server stops."""
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 5
+"""Time for a running job when the server stops."""
 
 
 @contextmanager
 def redis_in_memory() -> Iterator[None]:
-    """While argilla_server is imported inside, the Redis that it opens is one in this process."""
-    opens, server = redis.from_url, fakeredis.FakeServer()
+    """Import argilla_server inside this block, so that it connects to a Redis in this process."""
+    original, server = redis.from_url, fakeredis.FakeServer()
 
-    def from_url(url: str, **options: Any) -> fakeredis.FakeStrictRedis:  # noqa: ARG001  the name that is replaced
+    def from_url(url: str, **options: Any) -> fakeredis.FakeStrictRedis:  # noqa: ARG001  the replaced signature
         return fakeredis.FakeStrictRedis(server=server)
 
     redis.from_url = from_url
     try:
         yield
     finally:
-        redis.from_url = opens
+        redis.from_url = original
 
 
-class _Worker(SimpleWorker):
-    """Works in a thread, where signals can be neither caught nor sent."""
+class _ThreadWorker(SimpleWorker):
+    """A worker in a thread, where signals can be neither handled nor sent."""
 
     death_penalty_class = TimerDeathPenalty
 
     def _install_signal_handlers(self) -> None:
-        """Nothing: the signals belong to the server."""
+        """Leave the signals to the server."""
 
 
-class Jobs:
-    """A thread that works off the queues until it is stopped."""
+class JobWorker:
+    """A thread that runs the jobs of some queues until it is stopped."""
 
     def __init__(self, queues: list[Queue]) -> None:
         self._queues = queues
@@ -60,35 +58,36 @@ class Jobs:
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the job that runs, or without it when it takes too long."""
+        """Stop after the running job, or without waiting for it if it takes too long."""
         self._stop.set()
-        self._thread.join(_PATIENCE)
+        self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
-        away = False
-        while not self._stop.wait(_PAUSE):
+        disconnected = False
+        while not self._stop.wait(_POLL_SECONDS):
             try:
-                self._work()
-            except redis.ConnectionError as error:  # one of another process can go away, and come back
-                if not away:
+                self._run_jobs()
+            except redis.ConnectionError as error:  # an external Redis may be restarted
+                if not disconnected:
                     print(f"Redis does not answer, jobs wait: {error}", file=sys.stderr, flush=True)
-                away = True
+                disconnected = True
             else:
-                away = False
+                disconnected = False
 
-    def _work(self) -> None:
+    def _run_jobs(self) -> None:
         for queue in self._queues:
             _requeue_due(queue)
         if any(queue.count for queue in self._queues):
-            _Worker(self._queues, connection=self._queues[0].connection).work(burst=True, logging_level="WARNING")
+            worker = _ThreadWorker(self._queues, connection=self._queues[0].connection)
+            worker.work(burst=True, logging_level="WARNING")
 
 
 def _requeue_due(queue: Queue) -> None:
-    """Failed jobs wait for their retry in a registry, which rq's own scheduler, a process, would empty."""
+    """Queue failed jobs again when they are due. rq's own scheduler does this in a separate process."""
     registry = ScheduledJobRegistry(queue=queue)
     for name in registry.get_jobs_to_schedule():
         job = queue.fetch_job(name)

@@ -1,7 +1,7 @@
-"""`python -m server.launcher --home DIR`: the labelling server, from nothing to a page that answers.
+"""`python -m server.launcher --home DIR`: create the home if necessary and run the labelling server in it.
 
-First what costs nothing and can fail (the home's lock, the port), then Argilla itself. A line on stdout says where it
-is; `server.json` in the home says it to other commands.
+Locking the home and binding the port come first, because they are quick and can fail. The address is printed on stdout
+and written to `server.json` in the home, where other commands read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from .app import Ready
+    from .app import StartupReport
 
 DATABASE, STATE, LOCK, SECRET, TEMPORARY = "argilla.db", "server.json", "lock", "secret", "tmp"
 REDIS = "CURATE_REVIEW_REDIS"
@@ -31,24 +31,26 @@ REDIS = "CURATE_REVIEW_REDIS"
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)  # uvicorn catches them, ends its requests, and sends them again
-    given = _arguments()
-    home = _make_home(given.home)
+        signal.signal(number, _exit)  # uvicorn handles them, finishes its requests, and raises them again
+    arguments = _parse_arguments()
+    os.umask(0o077)  # the home contains keys and answers
+    arguments.home.mkdir(parents=True, exist_ok=True)
+    home = arguments.home.resolve()
     lock = _lock(home)
-    sock = _bind(given.host, given.port)
+    sock = _bind(arguments.host, arguments.port)
     killed = (home / STATE).exists()
-    (home / STATE).unlink(missing_ok=True)  # until it answers, nobody shall ask it
+    (home / STATE).unlink(missing_ok=True)  # written again when the server is ready
     redis = os.environ.get(REDIS)
-    _set_up(home, redis)
+    _set_environment(home, redis)
     _serve(home, sock, in_process=redis is None, killed=killed)
     lock.close()
 
 
-def _leave(_number: int, _frame: object) -> NoReturn:
+def _exit(_number: int, _frame: object) -> NoReturn:
     sys.exit(0)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--host", default="127.0.0.1")
@@ -56,14 +58,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _make_home(home: Path) -> Path:
-    os.umask(0o077)  # keys and answers are nobody else's
-    home.mkdir(parents=True, exist_ok=True)
-    return home.resolve()
-
-
 def _lock(home: Path) -> IO[str]:
-    """The home's lock, which goes with the process however that ends."""
+    """The lock on the home, which is released when the process ends in any way."""
     file = (home / LOCK).open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,34 +75,34 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         sock.bind((host, port))
     except OSError as error:
-        _fail(f"The server cannot listen on {host}:{port}: {error.strerror}.", "Give another port: --port 6901")
+        _fail(f"The server cannot listen on {host}:{port}: {error.strerror}.", "Use another port: --port 6901")
     return sock
 
 
-def _set_up(home: Path, redis: str | None) -> None:
-    """What argilla_server reads from the environment when it is imported."""
+def _set_environment(home: Path, redis: str | None) -> None:
+    """Set the variables that argilla_server reads when it is imported."""
     shutil.rmtree(home / TEMPORARY, ignore_errors=True)
     (home / TEMPORARY).mkdir()
-    tempfile.tempdir = str(home / TEMPORARY)  # what is left there by a kill is removed at the next start
+    tempfile.tempdir = str(home / TEMPORARY)  # files left by a killed process are removed at the next start
     for name in [name for name in os.environ if name.startswith("ARGILLA_")]:
-        del os.environ[name]  # a person's own, such as the key of another server
+        del os.environ[name]  # settings of other servers, for example a key
     os.environ |= {
         "ARGILLA_HOME_PATH": str(home),
         "ARGILLA_DATABASE_URL": f"sqlite+aiosqlite:///{home / DATABASE}",
         "ARGILLA_DATABASE_SQLITE_TIMEOUT": "60",
         "ARGILLA_SEARCH_ENGINE": "curate",
-        "ARGILLA_AUTH_SECRET_KEY": _secret(home),
+        "ARGILLA_AUTH_SECRET_KEY": _load_secret(home),
         "ARGILLA_AUTH_OAUTH_CFG": str(home / "oauth.yaml"),
-        "ARGILLA_CORS_ORIGINS": "[]",  # stock lets every page in the world ask
-        "ARGILLA_DOCS_ENABLED": "false",  # its documentation pages load scripts from elsewhere
+        "ARGILLA_CORS_ORIGINS": "[]",  # Argilla's default permits requests from every page
+        "ARGILLA_DOCS_ENABLED": "false",  # its documentation pages load scripts from other servers
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     if redis is not None:
         os.environ["ARGILLA_REDIS_URL"] = redis
 
 
-def _secret(home: Path) -> str:
-    """What signs sessions, the same at every start: stock draws one each time, which signs everybody out."""
+def _load_secret(home: Path) -> str:
+    """The key that signs sessions. Argilla's default is a new one at each start, which ends all sessions."""
     file = home / SECRET
     if not file.exists():
         new = home / f"{SECRET}.new"
@@ -120,33 +116,33 @@ def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -
 
     with redis_in_memory() if in_process else nullcontext():
         from .app import run
-        from .repair import Unusable
+        from .repair import UnusableDatabaseError
 
     try:
         run(home / DATABASE, sock, killed=killed, announce=partial(_announce, home, sock))
-    except Unusable as error:
-        _fail(str(error), f"Restore a copy: curate review restore FILE --home {home} --replace")
+    except UnusableDatabaseError as error:
+        _fail(str(error), f"Restore a backup: curate review restore FILE --home {home} --replace")
     finally:
         (home / STATE).unlink(missing_ok=True)
         shutil.rmtree(home / TEMPORARY, ignore_errors=True)
 
 
-def _announce(home: Path, sock: socket.socket, ready: Ready) -> None:
+def _announce(home: Path, sock: socket.socket, report: StartupReport) -> None:
     host, port = sock.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    state = {"url": f"http://{shown}:{port}", "pid": os.getpid()}
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    state = {"url": f"http://{reachable}:{port}", "pid": os.getpid()}
     new = home / f"{STATE}.new"
     new.write_text(json.dumps(state), encoding="utf-8")
     new.replace(home / STATE)
     lines = [f"The labelling server is ready: {state['url']}"]
-    if ready.password is not None:
+    if report.password is not None:
         lines += [
             "Sign in as owner with the password",
-            f"    {ready.password}",
-            "It is shown this once and kept nowhere.",
+            f"    {report.password}",
+            "It is not stored and cannot be shown again.",
         ]
-    if ready.repaired:
-        lines.append(f"Repaired after the last end: {ready.repaired}.")
+    if report.repairs:
+        lines.append(f"Repaired after the previous run: {report.repairs}.")
     print(*lines, sep="\n", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Before the server answers: its database is brought to this release, made searchable, and repaired after a kill."""
+"""Argilla's database → migrated to this release, indexed for search, and repaired after a crash, before the start."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from .index import connect, prepare
+from .index import build_index, connect
 
 EMPTY = Path(sys.prefix) / "empty.db"
-"""A database with Argilla's tables and nothing in them, made with the environment: its forty migrations write to the
-disk one after the other, which took a first start half a second to two."""
+"""A database with Argilla's tables and no rows, created with the environment. Its forty migrations write to the disk
+one after the other, which added half a second to two seconds to a first start."""
 
 _STATUSES = """
 UPDATE records SET status = due.status
@@ -31,66 +31,66 @@ WHERE due.id = records.id AND due.status <> records.status
 """
 
 
-class Unusable(Exception):  # noqa: N818  a state of the database, told to a person
-    """The database cannot be used; the message says why."""
+class UnusableDatabaseError(Exception):
+    """The database cannot be used; the message has the reason."""
 
 
-def heal(database: Path, scripts: Path, *, killed: bool) -> str:
-    """Make the database ready for this release; what had to be repaired, in words, or nothing.
+def repair_database(database: Path, migrations: Path, *, killed: bool) -> str:
+    """Make the database usable by this release; a description of the repairs, or an empty text.
 
-    A record's status follows from its answers in a second transaction, and after a changed dataset in a job: where
-    a kill came between, it is set here.
+    Argilla sets the status of a record in a transaction after that of its answer, and after a changed dataset in a job.
+    A status that was not set because the process was killed is set here.
     """
-    migrate(database, scripts)
+    migrate(database, migrations)
     if killed:
         check(database)
-    indexed = prepare(database)
+    indexed = build_index(database)
     with closing(connect(database)) as connection:
         statuses = connection.execute(_STATUSES).rowcount
-    told = [f"{indexed:,} records indexed"] * bool(indexed) + [f"{statuses:,} statuses set right"] * bool(statuses)
-    return ", ".join(told)
+    repairs = [f"{indexed:,} records indexed"] * bool(indexed) + [f"{statuses:,} statuses corrected"] * bool(statuses)
+    return ", ".join(repairs)
 
 
 def check(database: Path) -> None:
-    """Read the whole file. Raises `Unusable` when a page of it is damaged."""
+    """Read the complete file. Raises `UnusableDatabaseError` if a page is damaged."""
     with closing(connect(database)) as connection:
-        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        raise Unusable(f"{database} is damaged: {found}.")
+        (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if result != "ok":
+        raise UnusableDatabaseError(f"{database} is damaged: {result}.")
 
 
-def migrate(database: Path, scripts: Path) -> None:
-    """Bring Argilla's tables to those of this release; a database that has them already is only looked at."""
+def migrate(database: Path, migrations: Path) -> None:
+    """Create Argilla's tables, or migrate them to this release. Raises `UnusableDatabaseError`."""
     if not database.exists() and EMPTY.exists():
         new = database.with_name(f"{database.name}.new")
         shutil.copyfile(EMPTY, new)
         new.replace(database)
-    revision = _revision(database)
-    config = Config()  # without Argilla's file, which would set up logging anew
-    config.set_main_option("script_location", str(scripts))
+    revision = _read_revision(database)
+    config = Config()  # without Argilla's file, which would configure logging
+    config.set_main_option("script_location", str(migrations))
     known = ScriptDirectory.from_config(config)
     if revision == known.get_current_head():
         return
     if revision is not None and revision not in {script.revision for script in known.walk_revisions()}:
-        raise Unusable(f"{database} is from another release of Argilla (revision {revision}).")
+        raise UnusableDatabaseError(f"{database} is from another release of Argilla (revision {revision}).")
     command.upgrade(config, "head")
 
 
-def _revision(database: Path) -> str | None:
+def _read_revision(database: Path) -> str | None:
     if not database.exists():
         return None
     with closing(connect(database)) as connection:
         try:
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError:
-            return None  # an empty database: killed before its first table
+            return None  # an empty database: the process was killed before it created tables
         except sqlite3.DatabaseError as error:
-            raise Unusable(f"{database} is no database: {error}.") from error
-    return str(found[0]) if found else None
+            raise UnusableDatabaseError(f"{database} is not a database: {error}.") from error
+    return str(row[0]) if row else None
 
 
-def make_empty() -> None:
-    """Make the empty database of this environment: `python -m server.repair`."""
+def create_empty() -> None:
+    """Create the empty database of this environment: `python -m server.repair`."""
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / EMPTY.name
         os.environ["ARGILLA_HOME_PATH"] = folder
@@ -103,4 +103,4 @@ def make_empty() -> None:
 
 
 if __name__ == "__main__":
-    make_empty()
+    create_empty()

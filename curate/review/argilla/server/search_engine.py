@@ -1,4 +1,4 @@
-"""The search engine that Argilla is given: everything it searches lies in its own SQLite database."""
+"""Argilla's searches → results from SQLite: the implementation of its search engine interface."""
 
 from __future__ import annotations
 
@@ -27,106 +27,106 @@ from argilla_server.search_engine.base import (
 )
 
 from . import queries
-from .filters import Searched, Sql, condition, json_path, ordering
-from .index import catch_up, connect
+from .filters import DatasetScope, Sql, filter_condition, json_path, order_clause
+from .index import connect, index_pending
 
 NAME = "curate"
 _READERS = 4
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class _Own(threading.local):
+class _ThreadState(threading.local):
     connection: sqlite3.Connection | None = None
 
 
 @SearchEngine.register(NAME)
 class SqliteSearchEngine(SearchEngine):
-    """Answers from SQLite, in threads of its own, so that the server's loop goes on meanwhile."""
+    """Searches in SQLite, in its own threads, so that the server's event loop is not blocked."""
 
-    the_one: ClassVar[SqliteSearchEngine]
+    instance: ClassVar[SqliteSearchEngine]
 
     def __init__(self, database: Path) -> None:
         self._database = database
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="search")
-        self._threads_own = _Own()
+        self._state = _ThreadState()
         self._writing = threading.Lock()
 
     @classmethod
     async def new_instance(cls) -> SqliteSearchEngine:
-        """The one engine: Argilla asks for a new instance with each request."""
-        return cls.the_one
+        """The only instance: Argilla requests a new one for each request."""
+        return cls.instance
 
     async def close(self) -> None:
-        """Nothing: the next request uses the same connections."""
+        """Keep the connections for the next request."""
 
     async def ping(self) -> bool:
-        """Whether the database answers."""
-        return await self._ask(lambda connection: connection.execute("SELECT 1").fetchone() == (1,))
+        """Whether the database can be queried."""
+        return await self._run(lambda connection: connection.execute("SELECT 1").fetchone() == (1,))
 
     async def info(self) -> dict[str, Any]:
-        """What the server says of its search engine."""
+        """Name and version for the server's status."""
         return {"name": NAME, "engine": "SQLite", "version": sqlite3.sqlite_version}
 
-    # What Argilla tells of changes: triggers have written them down already, words and vectors are left to do.
+    # --- notifications of changes, which triggers have recorded already; only words and vectors are indexed here ---
 
     async def create_index(self, dataset: Dataset) -> None:
-        """Nothing: one index serves all datasets."""
+        """Do nothing: there is one index for all datasets."""
 
     async def delete_index(self, dataset: Dataset) -> None:
-        """Nothing: the records' triggers have emptied it."""
+        """Do nothing: triggers have removed the records."""
 
     async def configure_metadata_property(self, dataset: Dataset, metadata_property: MetadataProperty) -> None:
-        """Nothing: metadata are read as they stand."""
+        """Do nothing: metadata is searched in Argilla's tables."""
 
     async def configure_index_vectors(self, vector_settings: VectorSettings) -> None:
-        """Nothing: vectors are kept by the id of their settings."""
+        """Do nothing: vectors are stored with the id of their settings."""
 
     async def index_records(self, _dataset: Dataset, _records: Iterable[Record]) -> None:
-        """Index the words and vectors of what was written."""
-        await self._ask(self._catch_up)
+        """Index the words and vectors of new and changed records."""
+        await self._run(self._index_pending)
 
     async def partial_record_update(self, record: Record, **update: Any) -> None:
-        """Nothing: a trigger has noted the status."""
+        """Do nothing: a trigger has recorded the status."""
 
     async def delete_records(self, dataset: Dataset, records: Iterable[Record]) -> None:
-        """Nothing: a trigger has removed them."""
+        """Do nothing: a trigger has removed them."""
 
     async def update_record_response(self, response: Response) -> None:
-        """Nothing: answers are searched where they lie."""
+        """Do nothing: answers are searched in Argilla's tables."""
 
     async def delete_record_response(self, response: Response) -> None:
-        """Nothing: answers are searched where they lie."""
+        """Do nothing: answers are searched in Argilla's tables."""
 
     async def update_record_suggestion(self, suggestion: Suggestion) -> None:
-        """Nothing: suggestions are searched where they lie."""
+        """Do nothing: suggestions are searched in Argilla's tables."""
 
     async def delete_record_suggestion(self, suggestion: Suggestion) -> None:
-        """Nothing: suggestions are searched where they lie."""
+        """Do nothing: suggestions are searched in Argilla's tables."""
 
-    # What Argilla asks.
+    # --- queries ---
 
     async def get_dataset_progress(self, dataset: Dataset) -> dict[str, int]:
-        """How many records there are, and of each status; nothing for a draft."""
+        """The number of records, in total and by status; empty for a draft."""
         if dataset.is_draft:
             return {}
-        return await self._ask(lambda connection: queries.progress(connection, dataset.id.hex))
+        return await self._run(lambda connection: queries.count_records(connection, dataset.id.hex))
 
     async def get_dataset_user_progress(self, dataset: Dataset, user: User) -> dict[str, int]:
-        """How many answers the person gave, and of each status; nothing for a draft."""
+        """The number of the user's answers, in total and by status; empty for a draft."""
         if dataset.is_draft:
             return {}
-        return await self._ask(lambda connection: queries.progress_of(connection, dataset.id.hex, user.id.hex))
+        return await self._run(lambda connection: queries.count_answers(connection, dataset.id.hex, user.id.hex))
 
     async def compute_metrics_for(self, metadata_property: MetadataProperty) -> MetadataMetrics:
-        """The values of a metadata property, counted, or the least and the greatest."""
+        """The counts of a metadata property's values, or its minimum and maximum."""
         dataset, path = metadata_property.dataset_id.hex, json_path(metadata_property.name)
         if metadata_property.type == MetadataPropertyType.terms:
-            counts = await self._ask(lambda connection: queries.term_counts(connection, dataset, path))
+            counts = await self._run(lambda connection: queries.count_terms(connection, dataset, path))
             values = [TermsMetrics.TermCount(term=str(term), count=count) for term, count in counts]
             return TermsMetrics(total=sum(value.count for value in values), values=values)
-        least, greatest = await self._ask(lambda connection: queries.bounds(connection, dataset, path))
-        whole = metadata_property.type == MetadataPropertyType.integer
-        return (IntegerMetadataMetrics if whole else FloatMetadataMetrics)(min=least, max=greatest)
+        minimum, maximum = await self._run(lambda connection: queries.value_range(connection, dataset, path))
+        is_integer = metadata_property.type == MetadataPropertyType.integer
+        return (IntegerMetadataMetrics if is_integer else FloatMetadataMetrics)(min=minimum, max=maximum)
 
     async def search(
         self,
@@ -139,19 +139,20 @@ class SqliteSearchEngine(SearchEngine):
         limit: int = 100,
         user_id: UUID | str | None = None,
     ) -> SearchResponses:
-        """A page of the records that the query and the filter take."""
+        """A page of the records that match the query and the filter."""
         shuffle = None if user_id is None else UUID(str(user_id)).int
 
-        def ask(connection: sqlite3.Connection) -> queries.Found:
-            searched = Searched(connection, dataset.id.hex)
-            text, ranks = self._text(connection, dataset, query)
-            where = condition(searched, filter) if filter else Sql("1")
-            order = ordering(searched, sort) if sort else None
-            page = {"offset": offset, "limit": limit}
-            ranked = None if sort else ranks
-            return queries.search(connection, dataset.id.hex, text, where, order, ranks=ranked, shuffle=shuffle, **page)
+        def run(connection: sqlite3.Connection) -> queries.SearchPage:
+            scope = DatasetScope(connection, dataset.id.hex)
+            text, ranks = self._text_condition(connection, dataset, query)
+            where = filter_condition(scope, filter) if filter else Sql("1")
+            order = order_clause(scope, sort) if sort else None
+            return queries.search(
+                connection, dataset.id.hex, text, where, order,
+                ranks=None if sort else ranks, shuffle=shuffle, offset=offset, limit=limit,
+            )  # fmt: skip
 
-        return _response(await self._ask(ask))
+        return _response(await self._run(run))
 
     async def similarity_search(
         self,
@@ -166,58 +167,58 @@ class SqliteSearchEngine(SearchEngine):
         order: SimilarityOrder = SimilarityOrder.most_similar,
         threshold: float | None = None,
     ) -> SearchResponses:
-        """The records whose vectors are most, or least, like a value or another record's."""
-        wanted = value or (record.vector_value_by_vector_settings(vector_settings) if record else None)
-        if not wanted or bool(value) == bool(record):
-            raise ValueError("A vector or a record that has one is needed, and only one of the two.")
-        towards = [-one for one in wanted] if order == SimilarityOrder.least_similar else wanted
+        """The records whose vectors are most, or least, similar to a value or to another record's vector."""
+        vector = value or (record.vector_value_by_vector_settings(vector_settings) if record else None)
+        if not vector or bool(value) == bool(record):
+            raise ValueError("Exactly one of a vector and a record with a vector is required.")
+        target = [-each for each in vector] if order == SimilarityOrder.least_similar else vector
 
-        def ask(connection: sqlite3.Connection) -> queries.Found:
-            self._catch_up(connection)
-            text, _ = self._text(connection, dataset, query)
-            where = condition(Searched(connection, dataset.id.hex), filter) if filter else Sql("1")
+        def run(connection: sqlite3.Connection) -> queries.SearchPage:
+            self._index_pending(connection)
+            text, _ = self._text_condition(connection, dataset, query)
+            where = filter_condition(DatasetScope(connection, dataset.id.hex), filter) if filter else Sql("1")
             both = Sql(
                 f"({where.text}) AND ({text.text if text else 1})", where.parameters + (text.parameters if text else [])
             )
-            return queries.similar(
+            return queries.find_similar(
                 connection,
                 dataset.id.hex,
                 vector_settings.id.hex,
-                towards,
+                target,
                 both,
-                without=record.id.hex if record else None,
-                most=max_results,
+                exclude=record.id.hex if record else None,
+                limit=max_results,
                 threshold=threshold,
             )
 
-        return _response(await self._ask(ask))
+        return _response(await self._run(run))
 
-    # How it asks.
+    # --- execution ---
 
-    def _text(
+    def _text_condition(
         self, connection: sqlite3.Connection, dataset: Dataset, query: TextQuery | str | None
     ) -> tuple[Sql | None, Sql | None]:
         if query is None:
             return None, None
-        self._catch_up(connection)
+        self._index_pending(connection)
         text = TextQuery(q=query) if isinstance(query, str) else query
         return queries.text_condition(connection, dataset.id.hex, text.q, text.field)
 
-    def _catch_up(self, connection: sqlite3.Connection) -> None:
+    def _index_pending(self, connection: sqlite3.Connection) -> None:
         stale = "SELECT 1 FROM curate_documents WHERE stale UNION ALL SELECT 1 FROM curate_vectors WHERE value IS NULL"
         if connection.execute(f"{stale} LIMIT 1").fetchone():
-            with self._writing:  # one at a time: others would only wait for SQLite's lock
-                catch_up(connection)
+            with self._writing:  # one thread: others would only wait for SQLite's lock
+                index_pending(connection)
 
-    async def _ask(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, question)
+    async def _run(self, query: Callable[[sqlite3.Connection], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_in_thread, query)
 
-    def _answer(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        if self._threads_own.connection is None:
-            self._threads_own.connection = connect(self._database)
-        return question(self._threads_own.connection)
+    def _run_in_thread(self, query: Callable[[sqlite3.Connection], Result]) -> Result:
+        if self._state.connection is None:
+            self._state.connection = connect(self._database)
+        return query(self._state.connection)
 
 
-def _response(found: queries.Found) -> SearchResponses:
-    items = [SearchResponseItem(record_id=UUID(hex=record), score=score) for record, score in found.records]
-    return SearchResponses(items=items, total=found.total)
+def _response(page: queries.SearchPage) -> SearchResponses:
+    items = [SearchResponseItem(record_id=UUID(hex=record), score=score) for record, score in page.records]
+    return SearchResponses(items=items, total=page.total)

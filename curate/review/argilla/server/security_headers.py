@@ -1,8 +1,8 @@
-"""Headers that every answer of the server carries, so that nothing in a conversation runs in a reviewer's browser.
+"""An ASGI application → the same with security headers, so that a browser executes nothing in a conversation.
 
-Argilla's chat and text fields put text into the page as HTML, also where it is not meant as such. The page's own
-scripts are files of the server, and a few lines inside its HTML, which are named by their digests; any other
-script, and any request to elsewhere, is refused by the browser.
+Argilla's chat and text fields insert text into the page as HTML, even if it is not meant to be HTML. The page's own
+scripts are files of the server and a few inline scripts, which are permitted by their digests. The browser blocks all
+other scripts and all requests to other servers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.D
 
 
 class SecurityHeaders:
-    """Wraps an ASGI application."""
+    """An ASGI application that adds security headers to every response of another."""
 
     def __init__(self, application: Application, pages: Path) -> None:
         self._application = application
@@ -30,7 +30,7 @@ class SecurityHeaders:
         self._names = {name for name, _ in self._headers}
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
-        """Answer as the application does, with the headers added."""
+        """Respond like the application, with the headers added."""
 
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -42,10 +42,10 @@ class SecurityHeaders:
 
 
 def security_headers(pages: Path) -> dict[str, str]:
-    """The headers for the web page that lies in `pages`."""
+    """The headers for the web page in the folder `pages`."""
     rules = {
         "default-src": "'self'",
-        "script-src": " ".join(["'self'", *_digests(pages)]),
+        "script-src": " ".join(["'self'", *_script_digests(pages)]),
         "style-src": "'self' 'unsafe-inline'",  # the page's components write styles into elements
         "img-src": "'self' data: blob:",
         "font-src": "'self' data:",
@@ -63,7 +63,7 @@ def security_headers(pages: Path) -> dict[str, str]:
     }
 
 
-def _digests(pages: Path) -> list[str]:
-    """The digests of the scripts that stand inside the server's own HTML files."""
+def _script_digests(pages: Path) -> list[str]:
+    """The digests of the inline scripts in the server's HTML files."""
     scripts = {script for page in pages.rglob("*.html") for script in _INLINE_SCRIPT.findall(page.read_bytes())}
     return sorted(f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts)
