@@ -81,7 +81,9 @@ def run_demo(folder: Path, report: Callable[[str], None]) -> None:
     if earlier is not None:
         report(f"The earlier demo was renamed to {earlier}.")
     if installed_version("unsloth") is None:
-        _set_transformers_engine(folder / "curate.toml")
+        recipe = folder / "curate.toml"
+        text = recipe.read_text(encoding="utf-8")
+        write_text(recipe, text.replace("[train]\n", '[train]\nengine = "transformers"\n'))
         report('Unsloth is not installed, so TRL and PEFT train: engine = "transformers" in the recipe.')
     for number, step in enumerate(STEPS, start=1):
         report(f"\n{number}/{len(STEPS)}  {step.purpose}\n$ curate {step.command}")
@@ -89,11 +91,6 @@ def run_demo(folder: Path, report: Callable[[str], None]) -> None:
     report("\n" + NEXT.format(folder=folder))
     if shutil.which("curate") is None:
         report(f"To run curate without a path: source {Path(sys.executable).parent / 'activate'}")
-
-
-def _set_transformers_engine(recipe: Path) -> None:
-    text = recipe.read_text(encoding="utf-8")
-    write_text(recipe, text.replace("[train]\n", '[train]\nengine = "transformers"\n'))
 
 
 def sample_folder() -> Path:

@@ -21,10 +21,6 @@ COUNTS_SQL = """
     SELECT (SELECT count(*) FROM conversations) AS conversations,
            (SELECT count(*) FROM current_verdicts WHERE kept) AS kept,
            (SELECT count(*) FROM current_verdicts WHERE by_whom IS NOT NULL) AS with_verdict,
-           (SELECT count(*) FROM (
-               SELECT verdict FROM verdicts WHERE by_whom <> 'rule'
-               QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
-           ) WHERE verdict <> 'undecided') AS with_human_verdict,
            (SELECT count(*) FROM scorers) AS scorers,
            (SELECT count(*) FROM conversations WHERE id NOT IN (SELECT conversation FROM scores)) AS unscored,
            (SELECT count(*) FROM rejects WHERE closed_by IS NULL) AS open_rejects,
@@ -78,15 +74,13 @@ def read_status(connection: DuckDBPyConnection) -> dict[str, Any]:
     `reviews` has the review sets, the reviewers, the number of answers, and the current human verdicts.
     """
     (reviews,) = _rows(connection, REVIEWS_SQL)
+    (counts,) = _rows(connection, COUNTS_SQL)
+    verdicts = {row["verdict"]: row["count"] for row in reviews["verdicts"] or []}
+    lists = {name: reviews[name] or [] for name in ("reviewers", "sets")}
     status: dict[str, Any] = {
         "sources": _rows(connection, SOURCES_SQL),
-        "counts": _rows(connection, COUNTS_SQL)[0],
-        "reviews": {
-            **reviews,
-            "reviewers": reviews["reviewers"] or [],
-            "sets": reviews["sets"] or [],
-            "verdicts": {row["verdict"]: row["count"] for row in reviews["verdicts"] or []},
-        },
+        "counts": {**counts, "with_human_verdict": sum(verdicts.values())},
+        "reviews": {**reviews, **lists, "verdicts": verdicts},
         "versions": _rows(connection, VERSIONS_SQL),
         "runs": [_resolve(connection, run) for run in _rows(connection, RUNS_SQL)],
     }

@@ -91,7 +91,8 @@ class ExportResult:
     @property
     def reasons(self) -> dict[str, int]:
         """The number of conversations that were left out, by reason, the most frequent first."""
-        return count_reasons(self.left_out)
+        counts = self.left_out.group_by("reason").len("count").sort("count", "reason", descending=[True, False])
+        return dict(counts.iter_rows())
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
@@ -136,11 +137,11 @@ def export_version(
     )
     with _replace(to, force=force) as temporary:
         files, left_out = _write_files(connection, version, export_format, temporary, plan)
+        result = ExportResult(version, export_format.name, to, files, left_out)
         if left_out.height and not skip_unfit:
-            raise _unfit_error(left_out, version, export_format)
+            raise _unfit_error(result)
         for name, file in files.items():
             _verify(temporary if is_file else temporary / name, export_format, file.conversations)
-        result = ExportResult(version, export_format.name, to, files, left_out)
         if not is_file:
             if with_scores:
                 _write_table(connection, version, SCORES_SQL, temporary / SCORES_FILE)
@@ -157,17 +158,11 @@ def find_format(name: str) -> ExportFormat:
     return FORMATS[name]
 
 
-def count_reasons(left_out: pl.DataFrame) -> dict[str, int]:
-    """The number of conversations by `reason`, the most frequent first."""
-    counts = left_out.group_by("reason").len("count").sort("count", "reason", descending=[True, False])
-    return dict(counts.iter_rows())
-
-
-def _unfit_error(left_out: pl.DataFrame, version: Version, export_format: ExportFormat) -> ExportError:
-    reasons = "; ".join(f"{count:,}: {reason}" for reason, count in count_reasons(left_out).items())
-    total = plural(sum(version.counts.values()), "conversation")
+def _unfit_error(result: ExportResult) -> ExportError:
+    reasons = "; ".join(f"{count:,}: {reason}" for reason, count in result.reasons.items())
+    total = plural(sum(result.version.counts.values()), "conversation")
     return ExportError(
-        f"{left_out.height:,} of the {total} of {version.label} do not fit {export_format.name} ({reasons}).",
+        f"{result.left_out.height:,} of the {total} of {result.version.label} do not fit {result.format} ({reasons}).",
         f"--skip-unfit leaves them out and lists them in {LEFT_OUT_FILE}; --format sharegpt supports all of them.",
     )
 

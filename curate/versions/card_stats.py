@@ -37,17 +37,14 @@ def describe_sources(connection: DuckDBPyConnection, version: Version) -> list[d
 
 def describe_rejects(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
     """The rejected rows of those sources by code, and how many of them were imported after a repair."""
-    return list(
-        connection.sql(
-            f"""{LINEAGE_SQL}
-            SELECT code, count(*) AS "rows", count(closed_by) AS "repaired since" FROM rejects
-            WHERE source IN (SELECT source FROM lineage JOIN origins ON origins.conversation = ancestor)
-            GROUP BY code ORDER BY 2 DESC, code""",
-            params={"version": version.label},
-        )
-        .pl()
-        .to_dicts()
-    )
+    rows = connection.sql(
+        f"""{LINEAGE_SQL}
+        SELECT code, count(*) AS "rows", count(closed_by) AS "repaired since" FROM rejects
+        WHERE source IN (SELECT source FROM lineage JOIN origins ON origins.conversation = ancestor)
+        GROUP BY code ORDER BY 2 DESC, code""",
+        params={"version": version.label},
+    ).pl()
+    return list(rows.to_dicts())
 
 
 def describe_scores(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -290,7 +290,6 @@ def _write_source(
         "version": bundle.version.label,
         "digest": bundle.version.digest,
     }
-    rows = counts.rows_kept + counts.rows_duplicate
     values = {
         "source": source,
         "path": str(path),
@@ -299,11 +298,8 @@ def _write_source(
         "shape": SHAPE,
         "mapping": canonical_json(mapping),
         "columns": list(bundle.format.columns),
-        "rows_read": rows,
-        "rows_kept": counts.rows_kept,
-        "rows_duplicate": counts.rows_duplicate,
-        "rows_rejected": counts.rows_rejected,
-        "conversations": counts.conversations,
+        "rows_read": counts.rows_kept + counts.rows_duplicate,
+        **asdict(counts),
         "warnings": "{}",
     }
     connection.execute(

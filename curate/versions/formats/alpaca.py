@@ -6,10 +6,10 @@ import polars as pl
 
 from curate.versions.formats.format import (
     ExportFormat,
+    find_unsupported_flags,
     first_reasons,
     json_lists,
     json_string,
-    unsupported_flags,
     with_reason,
 )
 
@@ -37,14 +37,13 @@ def to_cells(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
         columns = columns.join(
             rows.select("id", pl.col("value").alias(name)), on="id", how="left", maintain_order="left"
         )
-    history = pl.when(pl.col("history") != "[]").then("history")
     return columns.select(
-        json_string("id").alias("id"),
-        json_string("instruction").alias("instruction"),
-        pl.lit('""').alias("input"),
-        json_string("output").alias("output"),
-        json_string("system").alias("system"),
-        history.alias("history"),
+        id=json_string("id"),
+        instruction=json_string("instruction"),
+        input=pl.lit('""'),
+        output=json_string("output"),
+        system=json_string("system"),
+        history=pl.when(pl.col("history") != "[]").then("history"),
     )
 
 
@@ -54,17 +53,14 @@ def find_unfit(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame
     letters = turns.with_columns(pl.col("from").replace_strict(LETTERS).alias("letter"))
     orders = letters.group_by("id", maintain_order=True).agg(pl.col("letter").str.join("").alias("order"))
     blank_system = (pl.col("from") == "system") & (pl.col("value").str.strip_chars() == "")
+    is_dialogue = pl.col("order").str.contains("^s?(hg)+$")
     return first_reasons(
-        [
-            with_tools.select("id", pl.lit("it has tools").alias("reason")),
-            with_reason(turns, pl.col("from").is_in(["function_call", "observation"]), "it calls tools"),
-            with_reason(turns, ~pl.col("train"), "a turn is excluded from the loss"),
-            *unsupported_flags(turns),
-            with_reason(turns, blank_system, "its system prompt is blank"),
-            with_reason(
-                orders, ~pl.col("order").str.contains("^s?(hg)+$"), "its turns are not pairs of question and answer"
-            ),
-        ]
+        with_tools.select("id", pl.lit("it has tools").alias("reason")),
+        with_reason(turns, pl.col("from").is_in(["function_call", "observation"]), "it calls tools"),
+        with_reason(turns, ~pl.col("train"), "a turn is excluded from the loss"),
+        find_unsupported_flags(turns),
+        with_reason(turns, blank_system, "its system prompt is blank"),
+        with_reason(orders, ~is_dialogue, "its turns are not pairs of question and answer"),
     )
 
 
@@ -72,11 +68,7 @@ FORMAT = ExportFormat(
     name="alpaca",
     shape="alpaca",
     columns={
-        "id": pl.String,
-        "instruction": pl.String,
-        "input": pl.String,
-        "output": pl.String,
-        "system": pl.String,
+        **dict.fromkeys(("id", "instruction", "input", "output", "system"), pl.String),
         "history": pl.List(pl.List(pl.String)),
     },
     to_cells=to_cells,

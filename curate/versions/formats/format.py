@@ -30,7 +30,7 @@ class ExportFormat:
     shape: str
     columns: Mapping[str, pl.DataType | type[pl.DataType]]
     to_cells: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
-    find_unfit: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
+    find_unfit: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame] = lambda _, turns: find_unsupported_flags(turns)
     restorable: bool = True
 
 
@@ -70,7 +70,7 @@ def to_table(cells: pl.DataFrame, columns: Mapping[str, pl.DataType | type[pl.Da
     return cells.select(_typed(name, columns[name]) for name in cells.columns)
 
 
-def first_reasons(unfit: list[pl.DataFrame]) -> pl.DataFrame:
+def first_reasons(*unfit: pl.DataFrame) -> pl.DataFrame:
     """The first reason of each conversation: `id`, `reason`."""
     return pl.concat([pl.DataFrame(schema=UNFIT), *unfit]).unique("id", keep="first", maintain_order=True)
 
@@ -80,14 +80,14 @@ def with_reason(turns: pl.DataFrame, condition: pl.Expr, reason: str) -> pl.Data
     return turns.filter(condition).select("id", pl.lit(reason).alias("reason")).unique("id", maintain_order=True)
 
 
-def unsupported_flags(turns: pl.DataFrame) -> list[pl.DataFrame]:
-    """Conversations with flags that no format can represent, on turns of other roles than usual."""
+def find_unsupported_flags(turns: pl.DataFrame) -> pl.DataFrame:
+    """The conversations with flags that no format can represent, on turns of other roles than usual."""
     excluded = ~pl.col("train") & ~pl.col("from").is_in(ASSISTANT_ROLES)
     stray_id = pl.col("tool_call_id").is_not_null() & (pl.col("from") != "observation")
-    return [
+    return first_reasons(
         with_reason(turns, excluded, "a turn of another role than assistant is excluded from the loss"),
         with_reason(turns, stray_id, "a turn that is not a tool result has a tool_call_id"),
-    ]
+    )
 
 
 def _typed(name: str, dtype: pl.DataType | type[pl.DataType]) -> pl.Expr:

@@ -7,14 +7,7 @@ import json
 import polars as pl
 
 from curate.ingest.shapes.json_cells import split_list, split_object
-from curate.versions.formats.format import (
-    ExportFormat,
-    first_reasons,
-    json_lists,
-    json_member,
-    json_string,
-    unsupported_flags,
-)
+from curate.versions.formats.format import ExportFormat, json_lists, json_member, json_string
 
 ROLES = {"system": "system", "human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 CALL = pl.Struct(
@@ -49,11 +42,6 @@ def to_cells(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     message_lists = json_lists(messages, message, conversations)
     tools = pl.when("tools_are_canonical").then("tools").otherwise(json_string("tools"))
     return conversations.select(json_string("id").alias("id"), message_lists.alias("messages"), tools.alias("tools"))
-
-
-def find_unfit(_: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """The conversations with flags that no format can represent."""
-    return first_reasons(unsupported_flags(turns))
 
 
 def tool_calls(value: str) -> str | None:
@@ -124,5 +112,4 @@ FORMAT = ExportFormat(
     shape="messages",
     columns={"id": pl.String, "messages": pl.List(MESSAGE), "tools": pl.String},
     to_cells=to_cells,
-    find_unfit=find_unfit,
 )

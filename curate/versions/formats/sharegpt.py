@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.versions.formats.format import (
-    ExportFormat,
-    first_reasons,
-    json_lists,
-    json_member,
-    json_string,
-    unsupported_flags,
-)
+from curate.versions.formats.format import ExportFormat, json_lists, json_member, json_string
 from schemas.conversation import TURN
 
 
@@ -25,15 +18,8 @@ def to_cells(conversations: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
         pl.lit('{"from": '), json_string("from"), pl.lit(', "value": '), json_string("value"),
         json_member("train", flag), json_member("tool_call_id", json_string("tool_call_id")), pl.lit("}"),
     )  # fmt: skip
-    turn_lists = json_lists(turns, turn, conversations)
-    return conversations.select(
-        json_string("id").alias("id"), turn_lists.alias("conversations"), json_string("tools").alias("tools")
-    )
-
-
-def find_unfit(_: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
-    """The conversations with flags that no format can represent."""
-    return first_reasons(unsupported_flags(turns))
+    lists = json_lists(turns, turn, conversations)
+    return conversations.select(id=json_string("id"), conversations=lists, tools=json_string("tools"))
 
 
 FORMAT = ExportFormat(
@@ -41,5 +27,4 @@ FORMAT = ExportFormat(
     shape="sharegpt",
     columns={"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String},
     to_cells=to_cells,
-    find_unfit=find_unfit,
 )
