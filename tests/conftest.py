@@ -14,6 +14,9 @@ import pytest
 if TYPE_CHECKING:
     from support.argilla_server import LabellingServer
     from support.search_dataset import Searched
+    from transformers import PreTrainedTokenizerBase
+
+    from train.tokens.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +59,30 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def sample() -> Path:
     """The folder of the sample: support_tickets.csv, chats.jsonl, the recipe and the tiny model."""
     return ROOT / "data"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a byte-level tokenizer whose ids are the same on every machine (`support.tokenizers`)."""
+    from support.tokenizers import save_tokenizer
+
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_dir: Path) -> "Tokenizer":
+    """The tokenizer of `tokenizer_dir`."""
+    from train.tokens.tokenizer import Tokenizer
+
+    return Tokenizer.load(tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def transformers_tokenizer(tokenizer_dir: Path) -> "PreTrainedTokenizerBase":
+    """The same tokenizer, loaded by transformers."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tokenizer_dir)
 
 
 @pytest.fixture(scope="session")

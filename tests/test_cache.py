@@ -1,4 +1,4 @@
-"""The same ids in less time: by shape, by several processes, and from the cache."""
+"""Faster ways to the same ids: masks cached by shape, several processes, and the cache of versions."""
 
 import os
 import signal
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from support.renderings import CONVERSATIONS, WITH_CALL, frame, learned, of_unsloth
+from support.renderings import CONVERSATIONS, WITH_CALL, frame, loss_text, unsloth_texts
 from support.stores import chat
-from support.tokenizers import CHATML, save_tokenizer
+from support.tokenizers import CHATML
 
 from schemas.conversation import Conversation, Turn
 from train.tokens import cache
@@ -26,48 +26,38 @@ from train.tokens.render import render
 from train.tokens.tokenizer import Tokenizer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return Tokenizer.load(folder)
-
-
-def _alike():
-    """Conversations that share their shape with one before, and are not all easy."""
+def _same_shapes():
+    """Conversations with the shape of an earlier one, simple and difficult ones."""
     plain = [chat(f"Hi {n}", f"Hello {n}.", f"And {n}?", f"Bye {n}", system=f"Be {n}.") for n in range(3)]
-    return [*plain, *(other for c in CONVERSATIONS.values() for other in (c, _said_again(c)))]
+    return [*plain, *(other for c in CONVERSATIONS.values() for other in (c, _with_other_text(c)))]
 
 
-def _said_again(conversation):
+def _with_other_text(conversation):
     return Conversation(tuple(Turn(turn.role, f"{turn.value}?") for turn in conversation.turns))
 
 
-def _assert_as_if_alone(text, tokenizer):
+def _assert_same_as_alone(text, tokenizer):
     template = Template("under test", text)
-    together = render(frame(*_alike()), template, tokenizer)
-    alone = pl.concat(render(frame(conversation), template, tokenizer) for conversation in _alike())
+    together = render(frame(*_same_shapes()), template, tokenizer)
+    alone = pl.concat(render(frame(conversation), template, tokenizer) for conversation in _same_shapes())
     assert together.equals(alone)
 
 
-def test_a_conversation_like_an_earlier_one_is_labelled_as_if_it_stood_alone(tokenizer, folder):
+def test_conversations_of_the_same_shape_are_labelled_as_if_rendered_alone(tokenizer, tokenizer_dir):
     for name in ("tokenizer", *bundled_names()):
-        _assert_as_if_alone(find_template(name, folder).text, tokenizer)
+        _assert_same_as_alone(find_template(name, tokenizer_dir).text, tokenizer)
 
 
 @pytest.mark.slow
-def test_so_it_is_in_every_template_of_unsloth(tokenizer):
-    for text in set(of_unsloth().values()):
-        _assert_as_if_alone(text, tokenizer)
+def test_so_are_they_with_every_template_of_unsloth(tokenizer):
+    for text in set(unsloth_texts().values()):
+        _assert_same_as_alone(text, tokenizer)
 
 
-def test_a_template_that_looks_into_words_is_not_taken_for_one_that_does_not(tokenizer):
-    shouting = CHATML.replace("message.content +", "(message.content if 'a' in message.content else 'ohne a') +")
-    rows = render(frame(chat("a", "a b"), chat("a", "c")), Template("shouting", shouting), tokenizer)
-    assert learned(rows.row(0, named=True), tokenizer) == "a b<|im_end|>"
+def test_a_template_that_depends_on_the_text_is_not_cached(tokenizer):
+    counting = CHATML.replace("message.content +", "(message.content if 'a' in message.content else 'ohne a') +")
+    rows = render(frame(chat("a", "a b"), chat("a", "c")), Template("counting", counting), tokenizer)
+    assert loss_text(rows.row(0, named=True), tokenizer) == "a b<|im_end|>"
     assert rows["omitted_turns"].to_list() == [[], [2]]
 
 
@@ -156,7 +146,7 @@ def test_a_version_is_rendered_once(members, tokenizer, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 half of it"])
-def test_a_damaged_rendering_is_made_again(members, tokenizer, monkeypatch, tmp_path, damage):
+def test_a_damaged_cache_file_is_rendered_again(members, tokenizer, monkeypatch, tmp_path, damage):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
     first = render_version(members, "d1", Template("chatml", CHATML), tokenizer)
     (file,) = tmp_path.rglob("*.parquet")
@@ -165,7 +155,7 @@ def test_a_damaged_rendering_is_made_again(members, tokenizer, monkeypatch, tmp_
     assert pl.read_parquet(file).height == 5
 
 
-def test_another_template_tokenizer_or_policy_is_another_rendering(members, tokenizer, monkeypatch, tmp_path):
+def test_the_cache_key_has_template_version_and_mask_policy(members, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
     for text in (CHATML, "{{ bos_token }}" + CHATML):
         render_version(members, "d1", Template("chatml", text), tokenizer)
@@ -175,7 +165,7 @@ def test_another_template_tokenizer_or_policy_is_another_rendering(members, toke
     assert len([*tmp_path.rglob("*.parquet")]) == 4
 
 
-def test_the_cache_forgets_what_was_not_used_longest(members, tokenizer, monkeypatch, tmp_path):
+def test_the_least_recently_used_file_is_deleted(members, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path))
     render_version(members, "d1", Template("chatml", CHATML), tokenizer)
     (first,) = tmp_path.rglob("*.parquet")

@@ -1,4 +1,4 @@
-"""The ledger: every conversation has one fate, every lost token a reason, and nothing is lost without being allowed."""
+"""The ledger: every conversation has one outcome, every lost token a reason, and losses must be allowed."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import pytest
 from schemas.errors import TrainError
 from schemas.ledger import LEDGER, read_ledger, write_ledger
 from schemas.recipe import TrainSection
-from train.runs.verify import _check_ledger
+from train.runs.verify import _compare_ledger
 from train.tokens.labels import RENDERED
 from train.tokens.ledger import (
     _share,
@@ -22,18 +22,18 @@ from train.tokens.ledger import (
 
 
 def rendered(*rows):
-    """Rendered rows by name: labels (0: seen), and what else differs from a plain one."""
-    made = []
+    """Rendered rows: a name, whether each token is in the loss, and other columns."""
+    result = []
     for name, labels, extra in rows:
         ids = None if labels is None else list(range(len(labels)))
-        marked = None if labels is None else [number if learned else -100 for number, learned in enumerate(labels)]
-        ends = [n + 1 for n, learned in enumerate(labels or []) if learned and not (*labels, 0)[n + 1]]
-        plain = {"id": name, "input_ids": ids, "labels": marked, "stops": ends, "omitted_turns": [], "crossing": 0}
-        made.append(plain | extra)
-    return pl.DataFrame(made, schema=RENDERED)
+        loss_labels = None if labels is None else [number if in_loss else -100 for number, in_loss in enumerate(labels)]
+        ends = [n + 1 for n, in_loss in enumerate(labels or []) if in_loss and not (*labels, 0)[n + 1]]
+        plain = {"id": name, "input_ids": ids, "labels": loss_labels, "stops": ends, "omitted_turns": [], "crossing": 0}
+        result.append(plain | extra)
+    return pl.DataFrame(result, schema=RENDERED)
 
 
-TWO_ANSWERS = [0, 0, 1, 1, 0, 0, 1, 1, 0]  # nine tokens; the answers end behind tokens 4 and 8
+TWO_ANSWERS = [0, 0, 1, 1, 0, 0, 1, 1, 0]  # nine tokens; the answers end after tokens 4 and 8
 PLAIN = ("plain", [0, 0, 1, 1], {})
 LONG = ("long", TWO_ANSWERS, {})
 
@@ -42,7 +42,7 @@ def entry(ledger, name):
     return ledger.row(by_predicate=pl.col("conversation") == name, named=True)
 
 
-def test_a_conversation_that_fits_is_kept_whole():
+def test_a_conversation_that_fits_is_kept_completely():
     ledger = build_ledger(rendered(PLAIN), TrainSection(max_length=8))
     assert ledger.schema == pl.Schema(LEDGER)
     assert entry(ledger, "plain") == {
@@ -59,16 +59,16 @@ def test_a_conversation_that_fits_is_kept_whole():
     }
 
 
-def test_a_long_conversation_is_cut_behind_the_last_answer_that_fits_whole():
+def test_a_long_conversation_is_cut_after_the_last_answer_that_fits():
     section = TrainSection(max_length=8, long="truncate")
     ledger = build_ledger(rendered(LONG), section)
     assert entry(ledger, "long")["outcome"] == "truncated"
-    assert entry(ledger, "long")["cut"] == 1  # the newline behind the second answer
+    assert entry(ledger, "long")["cut"] == 1  # the newline after the second answer
     section = TrainSection(max_length=10, long="truncate")
     assert entry(build_ledger(rendered(LONG), section), "long")["outcome"] == "kept"
 
 
-def test_half_an_answer_is_never_learned():
+def test_no_answer_is_trained_in_part():
     rows = rendered(("long", [0] * 7 + TWO_ANSWERS, {}))
     section = TrainSection(max_length=14, long="truncate")
     ledger = build_ledger(rows, section)
@@ -89,7 +89,7 @@ def test_half_an_answer_is_never_learned():
     assert row["labels"] == [-100] * 9 + [9, 10]
 
 
-def test_a_conversation_whose_first_answer_does_not_fit_is_dropped_with_that_reason():
+def test_a_conversation_whose_first_answer_does_not_fit_is_dropped():
     rows = rendered(("long", [0] * 7 + TWO_ANSWERS, {}))
     ledger = build_ledger(rows, TrainSection(max_length=10, long="truncate"))
     assert entry(ledger, "long")["outcome"] == "dropped"
@@ -117,17 +117,17 @@ def test_each_reason_has_its_code():
     assert ledger["tokens"].sum() == ledger["cut"].sum() + 4
 
 
-def test_text_of_a_special_token_in_an_answer_is_kept_when_the_recipe_says_so():
+def test_special_text_keep_keeps_special_tokens_typed_in_an_answer():
     rows = rendered(("typed", [0, 1, 1], {"loss_specials": "<|im_end|>"}))
     assert entry(build_ledger(rows, TrainSection(special_text="keep")), "typed")["outcome"] == "kept"
 
 
-def test_text_of_a_special_token_in_a_question_is_kept():
+def test_special_tokens_typed_in_a_question_are_kept():
     rows = rendered(("typed", [0, 1, 1], {"context_specials": "<|im_end|>"}))
     assert entry(build_ledger(rows, TrainSection()), "typed")["outcome"] == "kept"
 
 
-def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_named():
+def test_by_default_a_long_conversation_is_an_error_that_suggests_four_settings():
     section, rows = TrainSection(max_length=8), rendered(PLAIN, LONG)
     with pytest.raises(TrainError) as refused:
         check_limits(build_ledger(rows, section), section, partial(build_ledger, rows))
@@ -139,7 +139,7 @@ def test_by_default_a_long_conversation_stops_the_run_and_four_ways_out_are_name
 
 
 @pytest.mark.parametrize(("long", "outcome"), [("drop", "dropped"), ("truncate", "truncated")])
-def test_what_is_lost_must_be_allowed_and_the_named_share_is_enough(long, outcome):
+def test_the_suggested_limit_for_lost_conversations_is_enough(long, outcome):
     section = TrainSection(max_length=8, long=long)
     rows = rendered(PLAIN, PLAIN, LONG)
     ledger = build_ledger(rows, section)
@@ -156,7 +156,7 @@ def test_the_split_of_a_version_is_kept():
     assert trainable(rows, ledger)["split"].to_list() == ["held_out", "train"]
 
 
-def test_the_ledger_is_written_whole_or_not_at_all(tmp_path):
+def test_the_ledger_is_written_without_leaving_temporary_files(tmp_path):
     ledger = build_ledger(rendered(PLAIN, LONG), TrainSection())
     path = write_ledger(ledger, tmp_path)
     assert [*tmp_path.iterdir()] == [path]
@@ -176,18 +176,18 @@ def test_a_ledger_of_an_earlier_release_is_read_with_todays_names_and_verified(t
     assert read.drop("reason").equals(today.drop("reason"))
     assert read["code"].to_list() == [None, "no-loss-tokens"]
     assert read_ledger(tmp_path / "ledger.parquet", "silent").equals(read.filter(pl.col("conversation") == "silent"))
-    assert _check_ledger(tmp_path / "ledger.parquet", ledger) == "every outcome"
+    assert _compare_ledger(tmp_path / "ledger.parquet", ledger) == "every outcome"
     old.with_columns(learned=pl.col("learned") + 1).write_parquet(tmp_path / "ledger.parquet")
-    assert _check_ledger(tmp_path / "ledger.parquet", ledger) == "other outcomes"
+    assert _compare_ledger(tmp_path / "ledger.parquet", ledger) == "other outcomes"
 
 
-def test_the_share_that_a_refusal_names_is_always_enough():
+def test_a_suggested_share_is_never_too_small():
     for whole in range(1, 120):
         for part in range(1, whole + 1):
             assert part / whole <= float(_share(part, whole))
 
 
-def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_over_alone():
+def test_epoch_counts_are_added_to_trained_rows_only():
     ledger = pl.DataFrame(
         {
             "conversation": ["a", "b", "c", "c", "d", "e"],
@@ -195,11 +195,11 @@ def test_how_often_the_steps_saw_a_conversation_stands_beside_what_was_handed_ov
             "outcome": ["kept", "dropped", "split", "split", "truncated", "kept"],
         }
     )
-    noted = add_epoch_counts(ledger, [2, 0, 1, 0])
-    assert noted["epoch_count"].to_list() == [None, None, 2, 0, 1, 0]
-    assert count_covered(noted) == 1  # one window of c was not reached
-    assert coverage_metrics(noted) == {"seen_conversations": 1, "seen_parts": 2, "parts": 4}
-    assert coverage_metrics(noted.filter(pl.col("conversation") != "c")) == {"seen_conversations": 1}
+    counted = add_epoch_counts(ledger, [2, 0, 1, 0])
+    assert counted["epoch_count"].to_list() == [None, None, 2, 0, 1, 0]
+    assert count_covered(counted) == 1  # one window of c was not reached
+    assert coverage_metrics(counted) == {"seen_conversations": 1, "seen_parts": 2, "parts": 4}
+    assert coverage_metrics(counted.filter(pl.col("conversation") != "c")) == {"seen_conversations": 1}
     with pytest.raises(AssertionError):
         add_epoch_counts(ledger, [1, 1, 1])
 

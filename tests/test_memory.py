@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from support.stores import add, chat
+from support.stores import add_version, chat
 from support.training import TINY
 
-from curate.versions.freeze import freeze
 from schemas.errors import TrainError
-from schemas.recipe import TrainSection, check_recipe
-from schemas.store import writing
+from schemas.recipe import TrainSection
 from train.plan.memory import estimate_memory, find_gpu, read_model_shape
 
 LLAMA = {
@@ -95,9 +93,7 @@ def test_an_unknown_gpu_and_an_unsupported_model_are_errors(llama, tmp_path):
 
 def test_the_command_shows_the_estimate_above_the_plan(curate, tmp_path):
     store = tmp_path / "curate.duckdb"
-    add(store, [chat("Hi", "Hello")])
-    with writing(store) as connection:
-        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    add_version(store, [chat("Hi", "Hello")])
     ran = curate("plan", "chats@1", "--model", str(TINY), "--gpu", "24g")
     assert ran.returncode == 0, ran.stderr
     assert "a GPU of 24 GiB" in ran.stdout

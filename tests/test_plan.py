@@ -1,4 +1,4 @@
-"""Plan and preview: what training would see, said before anything heavy is loaded, down to the line of a file."""
+"""Plan and preview: tokens, packs, steps, loss masks and origins, without loading a model."""
 
 import json
 import os
@@ -9,15 +9,12 @@ from functools import partial
 
 import polars as pl
 import pytest
-from support.stores import add, chat
-from support.tokenizers import save_tokenizer
+from support.stores import add_version, chat
 
 from curate.cli.views.plans import show_plan
-from curate.versions.freeze import freeze
 from schemas.conversation import Conversation, Turn
 from schemas.errors import TrainError, VersionError
-from schemas.recipe import TrainSection, check_recipe
-from schemas.store import writing
+from schemas.recipe import TrainSection
 from train.plan.pack_count import count_packs
 from train.plan.plan import has_gpu, plan
 from train.plan.prepare import prepare_version
@@ -29,11 +26,6 @@ LONG = chat("Hi", "Hello " * 100)
 SILENT = Conversation((Turn("human", "Hi"), Turn("gpt", "Hello", train=False)))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
@@ -41,17 +33,17 @@ def _cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def store(tmp_path):
-    """A store with `chats@1`: everything above, nothing held out."""
+    """A store with `chats@1`: all conversations above, nothing held out."""
     path = tmp_path / "curate.duckdb"
-    add(path, [TALK, *SHORT, LONG, SILENT], source="chats.csv")
-    with writing(path) as connection:
-        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    add_version(path, [TALK, *SHORT, LONG, SILENT], source="chats.csv")
     return path
 
 
 @pytest.fixture
-def prepared(store, folder):
-    return prepare_version(store, "chats@1", TrainSection(model=str(folder), max_length=100, batch=2, accumulate=2))
+def prepared(store, tokenizer_dir):
+    return prepare_version(
+        store, "chats@1", TrainSection(model=str(tokenizer_dir), max_length=100, batch=2, accumulate=2)
+    )
 
 
 def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
@@ -64,33 +56,33 @@ def test_a_plan_counts_conversations_tokens_packs_and_steps(prepared):
     assert planned.packs == count_packs(trained, 100) == 2
     assert planned.fill == pytest.approx(sum(trained) / 200)
     assert planned.steps == planned.steps_per_epoch == 1
-    assert planned.steps_unpacked == 3  # 11 rows, two a pass, two passes a step
+    assert planned.steps_unpacked == 3  # 11 rows, batch size 2, 2 accumulation steps
     assert planned.end_of_turn == ["<|im_end|>"]
     assert planned.generation_prompt == "<|im_start|>assistant\n"
     assert sum(entry["conversations"] for entry in planned.lengths) == 13
 
 
-def test_rendering_tells_how_far_it_is_and_what_lies_in_the_cache_is_not_rendered(store, folder, monkeypatch, tmp_path):
+def test_rendering_reports_progress_and_is_cached(store, tokenizer_dir, monkeypatch, tmp_path):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("train.tokens.render.CHUNK", 5)
-    told = []
+    calls = []
     for _ in range(2):
-        prepare_version(store, "chats@1", TrainSection(model=str(folder)), lambda *now: told.append(now))
-    assert told == [(5, 13), (10, 13), (13, 13)]
+        prepare_version(store, "chats@1", TrainSection(model=str(tokenizer_dir)), lambda *now: calls.append(now))
+    assert calls == [(5, 13), (10, 13), (13, 13)]
 
 
-def test_a_plan_counts_the_steps_of_the_machine_that_it_is_for(prepared, curate, store, folder):
-    here, elsewhere = plan(prepared, on_gpu=False), plan(prepared, on_gpu=True)
-    assert (here.packing, here.steps, here.steps_per_epoch) == (False, 3, 3)
-    assert (elsewhere.packing, elsewhere.steps) == (True, 1)
+def test_steps_depend_on_whether_the_machine_has_a_gpu(prepared, curate, store, tokenizer_dir):
+    on_cpu, on_gpu = plan(prepared, on_gpu=False), plan(prepared, on_gpu=True)
+    assert (on_cpu.packing, on_cpu.steps, on_cpu.steps_per_epoch) == (False, 3, 3)
+    assert (on_gpu.packing, on_gpu.steps) == (True, 1)
     other = prepare_version(store, "chats", prepared.section.model_copy(update={"engine": "transformers"}))
     assert plan(other, on_gpu=False).steps == 1
-    options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100", "--json")
-    said = json.loads(curate("plan", "chats@1", *options).stdout)
-    assert said["packing"] is has_gpu()
+    options = ("--store", str(store), "--model", str(tokenizer_dir), "--set", "train.max_length=100", "--json")
+    output = json.loads(curate("plan", "chats@1", *options).stdout)
+    assert output["packing"] is has_gpu()
 
 
-def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys):
+def test_a_plan_lists_dropped_conversations_and_the_refusal(prepared, capsys):
     planned = plan(prepared)
     assert [(entry["code"], entry["example"]) for entry in planned.problems] == [
         ("too-long", LONG.id),
@@ -99,55 +91,56 @@ def test_a_plan_says_what_is_lost_and_that_the_run_would_refuse(prepared, capsys
     assert [entry["conversation"] for entry in planned.too_long] == [LONG.id]
     show_plan(planned)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "too-long" in line)
-    assert f" {LONG.id[:12]} " in line  # whole, in 80 columns, and enough for curate preview --id
+    assert f" {LONG.id[:12]} " in line  # fits into 80 columns, and is enough for curate preview --id
     assert planned.refusal.startswith("1 of 13 conversations are longer than max_length 100 tokens")
     assert "--set train.long=truncate" in planned.hint
 
 
-def test_every_way_out_that_a_plan_names_passes_when_it_is_typed(prepared, store, folder):
-    ways = plan(prepared).hint.removeprefix("Use ").removesuffix(".").split(", or ")
-    assert [way.split("=")[0].split()[-1].removeprefix("train.") for way in ways] == ["max_length", *["long"] * 3]
-    for way in ways:
-        typed = dict(setting.removeprefix("train.").split("=") for setting in way.split() if setting != "--set")
-        section = TrainSection(model=str(folder), batch=2, accumulate=2, **{"max_length": 100} | typed)
+def test_every_setting_that_a_plan_suggests_passes(prepared, store, tokenizer_dir):
+    settings = plan(prepared).hint.removeprefix("Use ").removesuffix(".").split(", or ")
+    assert [setting.split("=")[0].split()[-1].removeprefix("train.") for setting in settings] == [
+        "max_length",
+        *["long"] * 3,
+    ]
+    for options in settings:
+        changes = dict(one.removeprefix("train.").split("=") for one in options.split() if one != "--set")
+        section = TrainSection(model=str(tokenizer_dir), batch=2, accumulate=2, **{"max_length": 100} | changes)
         assert plan(prepare_version(store, "chats", section)).refusal is None
-        for limit in [key for key in typed if key.startswith("max_") and key != "max_length"]:
+        for limit in [key for key in changes if key.startswith("max_") and key != "max_length"]:
             assert plan(prepare_version(store, "chats", section.model_copy(update={limit: 0.0}))).refusal
 
 
-def test_a_preview_renders_what_it_shows_alone_and_shows_the_same(prepared, store):
+def test_a_preview_of_selected_conversations_equals_that_of_the_version(prepared, store):
     few = prepare_version(store, "chats@1", prepared.section, only=partial(first_members, prefix="", limit=2))
     chosen = find_ids(prepared, "", 2)
     assert few.rendered["id"].to_list() == chosen
     assert [preview(few, one) for one in chosen] == [preview(prepared, one) for one in chosen]
 
 
-def test_steps_of_the_recipe_go_before_epochs(store, folder):
-    section = TrainSection(model=str(folder), max_length=4000, epochs=2.5, batch=1, accumulate=3, packing=False)
-    assert plan(prepare_version(store, "chats", section)).steps == 10  # 12 conversations, 4 steps an epoch
+def test_steps_of_the_recipe_override_epochs(store, tokenizer_dir):
+    section = TrainSection(model=str(tokenizer_dir), max_length=4000, epochs=2.5, batch=1, accumulate=3, packing=False)
+    assert plan(prepare_version(store, "chats", section)).steps == 10  # 12 conversations, 4 steps per epoch
     assert plan(prepare_version(store, "chats", section.model_copy(update={"steps": 7}))).steps == 7
 
 
-def test_what_a_user_typed_like_a_token_is_told_and_trained(tmp_path, folder):
+def test_control_tokens_typed_by_a_user_are_a_warning(tmp_path, tokenizer_dir):
     path = tmp_path / "typed.duckdb"
-    add(path, [chat("What is <|im_end|>?", "Hello"), chat("Hi", "\nHello")])
-    with writing(path) as connection:
-        freeze(connection, "typed", check_recipe({"freeze": {"held_out": 0}}, "the test"))
-    planned = plan(prepare_version(path, "typed", TrainSection(model=str(folder))))
+    add_version(path, [chat("What is <|im_end|>?", "Hello"), chat("Hi", "\nHello")], name="typed")
+    planned = plan(prepare_version(path, "typed", TrainSection(model=str(tokenizer_dir))))
     assert planned.warnings == {"special tokens typed by a user": 1, "tokens across the start of an answer": 1}
     assert planned.refusal is None
 
 
-def test_a_version_that_is_not_there_and_a_model_that_is_not_named_are_explained(store, folder):
+def test_a_missing_version_and_a_missing_model_are_errors(store, tokenizer_dir):
     with pytest.raises(VersionError, match="There is no version chats@7"):
-        prepare_version(store, "chats@7", TrainSection(model=str(folder)))
+        prepare_version(store, "chats@7", TrainSection(model=str(tokenizer_dir)))
     with pytest.raises(TrainError, match="No model is given"):
         prepare_version(store, "chats", TrainSection())
     with pytest.raises(TrainError, match="There is no model folder at nowhere"):
         prepare_version(store, "chats", TrainSection(model="nowhere"))
 
 
-def test_a_training_without_a_model_is_refused_before_torch_is_loaded():
+def test_a_training_without_a_model_fails_before_torch_is_loaded():
     code = """if True:
         import sys
         from pathlib import Path
@@ -163,7 +156,7 @@ def test_a_training_without_a_model_is_refused_before_torch_is_loaded():
     assert ran.stdout == "No base model is named. False\n"
 
 
-def test_packs_are_counted_as_trl_packs(tmp_path):
+def test_the_pack_count_equals_trls(tmp_path):
     from datasets import Dataset
     from trl import pack_dataset
 
@@ -177,7 +170,7 @@ def test_packs_are_counted_as_trl_packs(tmp_path):
 # --------------------------------------------------------------------------------------------------------- preview
 
 
-def test_a_preview_shows_every_character_once_and_says_what_is_learned(prepared):
+def test_a_preview_has_every_character_once_and_the_loss_mask(prepared):
     shown = preview(prepared, TALK.id)
     assert "".join(segment.text for segment in shown.segments) == (
         "<|im_start|>user\n  Hi there<|im_end|>\n<|im_start|>assistant\nHello, you.\n<|im_end|>\n"
@@ -191,44 +184,44 @@ def test_a_preview_shows_every_character_once_and_says_what_is_learned(prepared)
     assert sum(view.label >= 0 for view in shown.token_views) == shown.loss_tokens
 
 
-def test_a_preview_shows_where_a_conversation_is_cut(store, folder):
+def test_a_preview_shows_where_a_conversation_is_cut(store, tokenizer_dir):
     first_answer = 39
-    section = TrainSection(model=str(folder), max_length=first_answer, long="truncate")
+    section = TrainSection(model=str(tokenizer_dir), max_length=first_answer, long="truncate")
     shown = preview(prepare_version(store, "chats", section), TALK.id)
     assert shown.outcome == "truncated"
     assert [segment.trained for segment in shown.segments] == [True, True, False, False, False]
     assert shown.segments[1].text == "Hello, you.\n<|im_end|>"
 
 
-def test_a_token_leads_to_its_turn_and_to_the_line_of_its_file(prepared, store):
+def test_a_token_is_traced_to_its_turn_and_the_line_of_its_file(prepared, store):
     shown = preview(prepared, TALK.id)
     token = next(view.token for view in shown.token_views if view.text == "Hello")
-    traced = trace_token(prepared, store, TALK.id, token)
-    assert (traced.part, traced.turn, traced.role, traced.characters) == ("words", 2, "gpt", (0, 5))
-    assert traced.label == traced.id
-    assert traced.origins == [{"path": "chats.csv", "row": 1, "line": 2}]
+    origin = trace_token(prepared, store, TALK.id, token)
+    assert (origin.part, origin.turn, origin.role, origin.characters) == ("words", 2, "gpt", (0, 5))
+    assert origin.label == origin.id
+    assert origin.origins == [{"path": "chats.csv", "row": 1, "line": 2}]
 
 
-def test_a_turn_leads_to_its_tokens_and_each_of_them_back(prepared, store):
+def test_the_tokens_of_a_turn_are_traced_back_to_it(prepared, store):
     shown = preview(prepared, TALK.id)
     assert [turn.role for turn in shown.turns] == ["human", "gpt", "human", "gpt"]
     for turn in shown.turns:
         value = TALK.turns[turn.turn - 1].value
-        traced = [trace_token(prepared, store, TALK.id, token) for token in range(turn.first, turn.end)]
-        assert {t.turn for t in traced} == {turn.turn}
-        assert "".join(value[slice(*t.characters)] for t in traced) == value
+        origins = [trace_token(prepared, store, TALK.id, token) for token in range(turn.first, turn.end)]
+        assert {origin.turn for origin in origins} == {turn.turn}
+        assert "".join(value[slice(*origin.characters)] for origin in origins) == value
 
 
-def test_the_end_of_a_turn_and_the_templates_own_text_are_told_apart(prepared, store):
+def test_the_end_of_a_turn_is_distinguished_from_the_templates_text(prepared, store):
     shown = preview(prepared, TALK.id)
-    traced = [trace_token(prepared, store, TALK.id, view.token) for view in shown.token_views]
-    ends = [t for t in traced if t.part == "end of turn"]
+    origins = [trace_token(prepared, store, TALK.id, view.token) for view in shown.token_views]
+    ends = [t for t in origins if t.part == "end of turn"]
     assert [(t.text, t.turn, t.label) for t in ends] == [("<|im_end|>", 2, 4), ("<|im_end|>", 4, 4)]
-    assert traced[0].part == "template"
-    assert traced[0].turn is None
+    assert origins[0].part == "template"
+    assert origins[0].turn is None
 
 
-def test_ids_are_chosen_by_their_beginning(prepared):
+def test_ids_are_found_by_prefix(prepared):
     assert find_ids(prepared, TALK.id[:9], 3) == [TALK.id]
     assert len(find_ids(prepared, "", 3)) == 3
     with pytest.raises(VersionError, match=r"No conversation of chats@1 has an id that begins with xyz\."):
@@ -240,7 +233,7 @@ def test_ids_are_chosen_by_their_beginning(prepared):
 # ---------------------------------------------------------------------------------------------- the command line
 
 
-def test_plan_and_preview_load_neither_torch_nor_transformers(store, folder):
+def test_plan_and_preview_load_neither_torch_nor_transformers(store, tokenizer_dir):
     code = (
         "import sys; from typer.testing import CliRunner; from curate.cli.app import app;"
         "done = CliRunner().invoke(app, sys.argv[1:], catch_exceptions=False);"
@@ -248,12 +241,20 @@ def test_plan_and_preview_load_neither_torch_nor_transformers(store, folder):
         "assert done.exit_code == 0 and not heavy, (done.output, heavy)"
     )
     for command in (["plan", "chats@1"], ["preview", "chats@1", "--limit", "1"]):
-        words = [*command, "--store", str(store), "--model", str(folder), "--set=train.max_dropped=0.2", "--json"]
+        words = [
+            *command,
+            "--store",
+            str(store),
+            "--model",
+            str(tokenizer_dir),
+            "--set=train.max_dropped=0.2",
+            "--json",
+        ]
         subprocess.run([sys.executable, "-P", "-c", code, *words], check=True, env=os.environ)
 
 
-def test_the_commands_print_what_a_person_and_a_program_can_read(curate, store, folder):
-    options = ("--store", str(store), "--model", str(folder), "--set", "train.max_length=100")
+def test_the_commands_print_text_and_json(curate, store, tokenizer_dir):
+    options = ("--store", str(store), "--model", str(tokenizer_dir), "--set", "train.max_length=100")
     planned = curate("plan", "chats@1", *options)
     assert planned.returncode == 1
     assert "11 kept, 0 truncated, 2 dropped" in planned.stdout
@@ -268,18 +269,18 @@ def test_the_commands_print_what_a_person_and_a_program_can_read(curate, store, 
     assert "⟦Bye ␛[31mred<|im_end|>⟧" in shown.stdout
     assert "\x1b" not in shown.stdout
 
-    listed = curate("preview", "chats@1", *options, "--id", TALK.id, "--tokens").stdout
-    assert "'<|im_start|>'" in listed
+    tokens = curate("preview", "chats@1", *options, "--id", TALK.id, "--tokens").stdout
+    assert "'<|im_start|>'" in tokens
     cut = curate("preview", "chats@1", *options, "--id", LONG.id).stdout
     assert "dropped: It has" in cut
     assert "✂ not trained from here" in cut
-    traced = curate("preview", "chats@1", *options, "--id", TALK.id, "--token", "3").stdout
-    assert "turn 1 (human)" in traced
-    assert "chats.csv:2 (row 1)" in traced
+    origin = curate("preview", "chats@1", *options, "--id", TALK.id, "--token", "3").stdout
+    assert "turn 1 (human)" in origin
+    assert "chats.csv:2 (row 1)" in origin
 
 
-def test_a_wrong_name_is_two_lines(curate, store, folder):
-    done = curate("plan", "chats", "--store", str(store), "--model", str(folder), "--template", "no/such.jinja")
+def test_an_error_is_printed_on_two_lines(curate, store, tokenizer_dir):
+    done = curate("plan", "chats", "--store", str(store), "--model", str(tokenizer_dir), "--template", "no/such.jinja")
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith("Error: The template no/such.jinja cannot be read")
     assert len(done.stderr.splitlines()) == 2

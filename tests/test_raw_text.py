@@ -211,7 +211,7 @@ def test_texts_and_conversations_are_not_confused(tmp_path, monkeypatch):
     assert dropped["conversation"].to_list() == [chat("Hi", "Hello").id]
     assert dropped["reason"].item().startswith("It is a conversation: --template raw")
     assert chats.filter(pl.col("outcome") == "kept")["conversation"].to_list() == [chat("Hi", "Hello").id]
-    with pytest.raises(TrainError, match=r"30 unrendered, such as .* It is a text in which nobody asks"):
+    with pytest.raises(TrainError, match=r"30 unrendered, such as .* It is a raw text: --template raw"):
         prepare_run(store, "both@1", section())
 
 

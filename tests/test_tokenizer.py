@@ -9,27 +9,17 @@ from schemas.errors import TrainError
 from train.tokens.tokenizer import Tokenizer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return Tokenizer.load(folder)
-
-
-def test_a_tokenizers_digest_does_not_depend_on_how_its_file_is_written(folder, tmp_path, tokenizer):
-    written = json.loads((folder / "tokenizer.json").read_text())
+def test_the_digest_depends_on_the_content_of_the_files_only(tokenizer_dir, tmp_path, tokenizer):
+    written = json.loads((tokenizer_dir / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(written, indent=4, sort_keys=True))
-    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config = json.loads((tokenizer_dir / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert Tokenizer.load(tmp_path).digest == tokenizer.digest
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|im_end|>"}))
     assert Tokenizer.load(tmp_path).digest != tokenizer.digest
 
 
-def test_special_tokens_that_only_the_config_declares_get_the_ids_of_transformers(tmp_path):
+def test_special_tokens_declared_only_in_the_config_have_the_ids_of_transformers(tmp_path):
     from transformers import AutoTokenizer
 
     save_tokenizer(tmp_path, pad_token="<|mine|>", sep_token="<|sep|>")
@@ -39,7 +29,7 @@ def test_special_tokens_that_only_the_config_declares_get_the_ids_of_transformer
         assert token in ours.specials
 
 
-def test_a_folder_without_a_fast_tokenizer_says_how_to_make_one(tmp_path):
+def test_the_error_for_a_folder_without_a_fast_tokenizer_says_how_to_save_one(tmp_path):
     with pytest.raises(TrainError, match=r"has no tokenizer\.json") as refused:
         Tokenizer.load(tmp_path)
     assert "save_pretrained" in refused.value.hint

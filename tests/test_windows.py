@@ -1,4 +1,4 @@
-"""Long conversations as windows: each exchange once, the system turn in each, all in the ledger."""
+"""Windows of long conversations: each exchange once, the system turn in each, a row in the ledger for each."""
 
 import json
 import shutil
@@ -7,12 +7,13 @@ from functools import partial
 
 import polars as pl
 import pytest
-from support.stores import add, chat
-from support.tokenizers import CHATML, save_tokenizer
+from support.renderings import frame
+from support.stores import add, add_version, chat
+from support.tokenizers import CHATML
 from support.training import WORDS, command, conversations, train
 
 from curate.versions.freeze import freeze
-from schemas.conversation import TURN, Conversation, Turn
+from schemas.conversation import Conversation, Turn
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection, check_recipe
 from schemas.store import writing
@@ -22,7 +23,6 @@ from train.plan.preview import find_windows, preview, trace_token
 from train.tokens.chat_template import Template
 from train.tokens.ledger import build_ledger, check_limits, trainable
 from train.tokens.render import render
-from train.tokens.tokenizer import Tokenizer
 from train.tokens.windows import render_members, window_turns
 
 TEMPLATE = Template("chatml", CHATML)
@@ -32,20 +32,8 @@ OTHER = chat("What", "Bye")
 HUGE = chat("Hi", "Hello", "What", "Bye " * 60, "Hi", "Bye")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return Tokenizer.load(folder)
-
-
-def frame(*conversations):
-    rows = [{"id": c.id, "conversations": [turn.as_row() for turn in c.turns], "tools": c.tools} for c in conversations]
-    schema = {"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String}
-    return pl.DataFrame(rows, schema=schema).with_columns(split=pl.lit("train"))
+def members(*conversations):
+    return frame(*conversations).with_columns(split=pl.lit("train"))
 
 
 def recipe(max_length, **more):
@@ -56,10 +44,10 @@ def windows(rendered):
     return rendered["window"].drop_nulls().to_list()
 
 
-def test_a_long_conversation_becomes_windows_of_whole_exchanges_under_its_own_id(tokenizer):
-    rendered = render_members(recipe(55), frame(SHORT, LONG, OTHER), TEMPLATE, tokenizer)
+def test_a_long_conversation_becomes_windows_of_complete_exchanges_with_its_id(tokenizer):
+    rendered = render_members(recipe(55), members(SHORT, LONG, OTHER), TEMPLATE, tokenizer)
     assert rendered["id"].to_list() == [SHORT.id, LONG.id, LONG.id, LONG.id, OTHER.id]
-    whole = render(frame(LONG), TEMPLATE, tokenizer)["input_ids"].list.len().item()
+    whole = render(members(LONG), TEMPLATE, tokenizer)["input_ids"].list.len().item()
     assert windows(rendered) == [
         {"number": 1, "of": 3, "first": 2, "last": 5, "total_tokens": whole},
         {"number": 2, "of": 3, "first": 6, "last": 9, "total_tokens": whole},
@@ -68,28 +56,28 @@ def test_a_long_conversation_becomes_windows_of_whole_exchanges_under_its_own_id
     assert rendered["input_ids"].list.len().max() <= 55
 
 
-def test_a_window_is_rendered_as_the_conversation_that_it_is(tokenizer):
-    rendered = render_members(recipe(55), frame(LONG), TEMPLATE, tokenizer)
+def test_a_window_is_rendered_like_a_conversation(tokenizer):
+    rendered = render_members(recipe(55), members(LONG), TEMPLATE, tokenizer)
     for row in rendered.iter_rows(named=True):
         numbers, _ = window_turns([turn.as_row() for turn in LONG.turns], row["window"])
         turns = tuple(LONG.turns[number] for number in numbers)
-        alone = render(frame(Conversation(turns)), TEMPLATE, tokenizer).row(0, named=True)
+        alone = render(members(Conversation(turns)), TEMPLATE, tokenizer).row(0, named=True)
         assert (row["input_ids"], row["labels"], row["stops"]) == (alone["input_ids"], alone["labels"], alone["stops"])
         assert turns[0] == Turn("system", "Be kind.")
 
 
 @pytest.mark.parametrize("max_length", [36, 40, 55, 80, 92])
-def test_every_answer_is_learned_once_however_long_a_window_is(tokenizer, max_length):
-    rendered = render_members(recipe(max_length), frame(LONG), TEMPLATE, tokenizer)
+def test_every_answer_is_in_the_loss_once_for_any_max_length(tokenizer, max_length):
+    rendered = render_members(recipe(max_length), members(LONG), TEMPLATE, tokenizer)
     labels = pl.col("labels").explode().filter(pl.col("labels").explode() != -100)
-    whole = render(frame(LONG), TEMPLATE, tokenizer).select(labels)
+    whole = render(members(LONG), TEMPLATE, tokenizer).select(labels)
     assert rendered.select(labels).equals(whole)
     assert (rendered["input_ids"].list.len() <= max_length).all()
 
 
-def test_the_ledger_has_a_row_for_each_window_with_its_turns(tokenizer):
+def test_the_ledger_has_a_row_for_each_window(tokenizer):
     section = recipe(55)
-    rendered = render_members(section, frame(SHORT, LONG), TEMPLATE, tokenizer)
+    rendered = render_members(section, members(SHORT, LONG), TEMPLATE, tokenizer)
     ledger = build_ledger(rendered, section)
     assert ledger.select("conversation", "window", "outcome", "code", "cut").rows() == [
         (SHORT.id, None, "kept", None, 0),
@@ -98,13 +86,13 @@ def test_the_ledger_has_a_row_for_each_window_with_its_turns(tokenizer):
         (LONG.id, 3, "split", "windowed", 0),
     ]
     assert ledger["reason"][1] == "Window 1 of 3, turns 2 to 5 of a conversation of 93 tokens."
-    check_limits(ledger, section, partial(build_ledger, rendered))  # nothing is lost, so nothing has to be allowed
+    check_limits(ledger, section, partial(build_ledger, rendered))  # no token is lost, so no limit applies
     assert trainable(rendered, ledger)["input_ids"].equals(rendered["input_ids"])
 
 
-def test_an_exchange_that_is_too_long_by_itself_is_dropped_and_has_to_be_allowed(tokenizer):
+def test_a_single_exchange_that_is_too_long_is_dropped_and_must_be_allowed(tokenizer):
     section = recipe(55)
-    rendered = render_members(section, frame(SHORT, HUGE), TEMPLATE, tokenizer)
+    rendered = render_members(section, members(SHORT, HUGE), TEMPLATE, tokenizer)
     ledger = build_ledger(rendered, section)
     assert ledger.select("window", "outcome", "code").rows() == [
         (None, "kept", None),
@@ -121,7 +109,7 @@ def test_an_exchange_that_is_too_long_by_itself_is_dropped_and_has_to_be_allowed
     assert trainable(rendered, ledger).height == 3
 
 
-def test_an_exchange_is_a_question_and_all_that_leads_to_its_answer(tokenizer):
+def test_an_exchange_has_a_question_and_everything_up_to_its_answer(tokenizer):
     call = Turn("function_call", '{"name": "now"}')
     turns = (
         Turn("gpt", "Hello!"),
@@ -133,14 +121,14 @@ def test_an_exchange_is_a_question_and_all_that_leads_to_its_answer(tokenizer):
         "calls",
         CHATML.replace("message.content", "(message.tool_calls|tojson if message.tool_calls else message.content)"),
     )
-    rendered = render_members(section, frame(Conversation(turns)), template, tokenizer)
+    rendered = render_members(section, members(Conversation(turns)), template, tokenizer)
     assert [(window["first"], window["last"]) for window in windows(rendered)] == [(1, 6), (7, 8)]
 
 
-def test_what_fits_is_not_touched(tokenizer):
-    members = frame(LONG, SHORT)
-    assert render_members(recipe(93), members, TEMPLATE, tokenizer).equals(
-        render_members(TrainSection(max_length=93), members, TEMPLATE, tokenizer)
+def test_conversations_that_fit_are_not_split(tokenizer):
+    both = members(LONG, SHORT)
+    assert render_members(recipe(93), both, TEMPLATE, tokenizer).equals(
+        render_members(TrainSection(max_length=93), both, TEMPLATE, tokenizer)
     )
 
 
@@ -151,28 +139,33 @@ def test_what_fits_is_not_touched(tokenizer):
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "curate.duckdb"
-    add(path, [LONG, SHORT], source="chats.csv")
-    with writing(path) as connection:
-        freeze(connection, "chats", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    add_version(path, [LONG, SHORT], source="chats.csv")
     return path
 
 
-def test_plan_and_preview_show_the_windows(store, folder):
-    prepared = prepare_version(store, "chats", recipe(55, model=str(folder)))
+def test_plan_and_preview_show_the_windows(store, tokenizer_dir):
+    prepared = prepare_version(store, "chats", recipe(55, model=str(tokenizer_dir)))
     planned = plan(prepared)
     assert planned.outcomes == {"kept": 1, "split": 3, "truncated": 0, "dropped": 0}
     assert planned.refusal is None
-    assert prepare_version(store, "chats", recipe(55, model=str(folder))).rendered.equals(
+    assert prepare_version(store, "chats", recipe(55, model=str(tokenizer_dir))).rendered.equals(
         prepared.rendered
     )  # from the cache
     shown = [preview(prepared, *each) for each in find_windows(prepared, [LONG.id], None)]
     assert [[turn.turn for turn in each.turns] for each in shown] == [[1, 2, 3, 4, 5], [1, 6, 7, 8, 9], [1, 10, 11]]
-    traced = trace_token(prepared, store, LONG.id, shown[1].turns[1].first, 2)
-    assert (traced.turn, traced.role, traced.text) == (6, "human", "Hi")
+    origin = trace_token(prepared, store, LONG.id, shown[1].turns[1].first, 2)
+    assert (origin.turn, origin.role, origin.text) == (6, "human", "Hi")
 
 
-def test_the_command_shows_every_window_or_one(curate, store, folder):
-    options = ("--store", str(store), "--model", str(folder), "--set=train.max_length=55", "--set=train.long=split")
+def test_the_command_shows_every_window_or_one(curate, store, tokenizer_dir):
+    options = (
+        "--store",
+        str(store),
+        "--model",
+        str(tokenizer_dir),
+        "--set=train.max_length=55",
+        "--set=train.long=split",
+    )
     shown = json.loads(curate("preview", "chats", *options, "--id", LONG.id, "--json").stdout)
     assert [each["window"] for each in shown] == [1, 2, 3]
     assert "window 2" in curate("preview", "chats", *options, "--id", LONG.id, "--window", "2").stdout
@@ -180,7 +173,7 @@ def test_the_command_shows_every_window_or_one(curate, store, folder):
 
 
 @pytest.mark.slow
-def test_a_run_on_windows_is_proven_again_with_its_reasoning_skipped(tmp_path, sample):
+def test_a_run_on_windows_with_skipped_reasoning_is_verified(tmp_path, sample):
     shutil.copytree(sample / "tiny", tmp_path / "tiny")
     store = tmp_path / "curate.duckdb"
     words = [f"<think>so</think>The {word} is here." for word in WORDS]
@@ -200,5 +193,5 @@ def test_a_run_on_windows_is_proven_again_with_its_reasoning_skipped(tmp_path, s
     held_out = run["manifest"]["data"]["counts"]["held_out"]
     card = (tmp_path / "adapters" / "r1" / "README.md").read_text(encoding="utf-8")
     assert f"{trained['conversation'].n_unique()} to train on, 0 dropped, 0 truncated, {held_out} held out" in card
-    proven = subprocess.run(command("verify", "r1"), cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert proven.returncode == 0, proven.stdout
+    verified = subprocess.run(command("verify", "r1"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert verified.returncode == 0, verified.stdout

@@ -1,4 +1,4 @@
-"""Small conversations, and what rendering makes of them: ids and labels as text."""
+"""Small conversations, and their renderings: ids and labels as text."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -45,22 +45,23 @@ def frame(*conversations):
     return pl.DataFrame(rows, schema={"id": pl.String, "conversations": pl.List(TURN), "tools": pl.String})
 
 
-def rendered(conversation, tokenizer, template=CHATML):
+def render_one(conversation, tokenizer, template=CHATML):
     return render(frame(conversation), Template("under test", template), tokenizer).row(0, named=True)
 
 
-def tokens(row, tokenizer):
-    """The tokens as text, the learned ones in brackets."""
+def marked_text(row, tokenizer):
+    """The tokens as text, those in the loss in brackets."""
     texts = [tokenizer.backend.decode([number], skip_special_tokens=False) for number in row["input_ids"]]
     return "".join(text if label == -100 else f"[{text}]" for text, label in zip(texts, row["labels"], strict=True))
 
 
-def learned(row, tokenizer):
+def loss_text(row, tokenizer):
+    """The text of the tokens in the loss."""
     return tokenizer.backend.decode([label for label in row["labels"] if label != -100], skip_special_tokens=False)
 
 
-def of_unsloth():
-    """Unsloth's templates by name; without them the test is skipped."""
+def unsloth_texts():
+    """Unsloth's templates by name; skips the test if Unsloth is not installed."""
     try:
         version("unsloth")
     except PackageNotFoundError:

@@ -4,7 +4,9 @@ import json
 
 import polars as pl
 
+from curate.versions.freeze import freeze
 from schemas.conversation import Conversation, Turn, fold
+from schemas.recipe import Recipe
 from schemas.store import writing
 
 
@@ -46,6 +48,13 @@ def add(store, conversations, source="data.csv", parent=None, metadata=None):
                 [f"id of {source}", json.dumps(metadata) if metadata else None],
             )
     return folded["id"].to_list()
+
+
+def add_version(store, conversations, name="chats", source="data.csv"):
+    """Add conversations and freeze all of them as the next version of `name`, nothing held out."""
+    add(store, conversations, source)
+    with writing(store) as connection:
+        freeze(connection, name, Recipe.model_validate({"freeze": {"held_out": 0}}))
 
 
 def add_verdict(store, conversation, verdict, *, by_whom="rule", reason="because", edited_to=None):
