@@ -442,7 +442,7 @@ def test_runs_are_listed_within_80_columns_with_failures_below(trained, manifest
 def test_without_runs_the_command_suggests_how_to_begin_one(curate, project):
     ran = curate("runs", cwd=project.parent)
     assert (ran.returncode, ran.stdout) == (0, "")
-    assert "curate train NAME@n begins one" in ran.stderr
+    assert "Next: curate train NAME@n" in ran.stderr
 
 
 @pytest.mark.parametrize(("variable", "expected"), [(None, "1000"), ("300000", "300000")])

@@ -197,7 +197,7 @@ def test_the_command_exits_with_1_and_names_the_differences(curate, project):
     (project.parent / "adapters/r1/recipe.json").write_text("{}")
     ran = curate("verify", "r1", cwd=project.parent)
     assert ran.returncode == 1
-    assert "not proven: file recipe.json" in ran.stdout
+    assert "not verified: file recipe.json" in ran.stdout
 
 
 def test_a_missing_run_or_folder_is_an_error(trained, tmp_path):
