@@ -23,7 +23,10 @@ from support.source_files import raw_texts, read_rows, write
 
 from curate.ingest.readers import FORMATS, expand, open_source
 from curate.ingest.readers.byte_stream import prefetch
+from curate.ingest.readers.formats import SUFFIXES
 from curate.ingest.readers.paths import find_skipped
+from curate.ingest.repairs import REPAIRS
+from curate.ingest.shapes import SHAPES
 from schemas.errors import SourceError
 
 ROWS = [
@@ -391,6 +394,11 @@ def test_an_unknown_split_of_a_dataset_is_an_error(tmp_path):
         (path,) = expand([f"{tmp_path / name}#test"])
         with pytest.raises(SourceError, match=message):
             read_rows(path)
+
+
+def test_the_guide_lists_every_format_suffix_shape_and_repair():
+    guide = (Path(__file__).parents[1] / "curate" / "ingest" / "README.md").read_text(encoding="utf-8")
+    assert [name for name in (*FORMATS, *SUFFIXES, *SHAPES, *REPAIRS) if f"`{name}`" not in guide] == []
 
 
 def test_every_format_can_be_named(tmp_path):

@@ -1,11 +1,12 @@
-"""Import against its peers: DuckDB's own readers into a table file, and Hugging Face datasets with the same checks.
+"""`curate import` compared with DuckDB's readers into a table, and with Hugging Face datasets with the same checks.
 
-    python tests/bench/bench_import.py                  a million rows that this script makes
+    python tests/bench/bench_import.py                  one million generated rows
     python tests/bench/bench_import.py rows.jsonl       a JSONL file with instruction, input, output
     python tests/bench/bench_import.py --large          also five million rows, for the memory
+    python tests/bench/bench_import.py --rows 200000    the short form
 
-Every command runs in a process of its own and is measured from start to end, imports included, with the file in the
-page cache. Peers take turns with `curate`, so that other work on the machine meets both; the best of three counts.
+Every command runs in its own process and is measured from start to end, including imports, with the file in the page
+cache. `curate` and its peers run alternately, so that other load affects both; the best of three runs counts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import polars as pl
 CURATE = "from curate.__main__ import main; main()"
 
 AS_INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-"""Installed packages have their modules compiled; a developer's folder may be told not to."""
+"""The modules of an installed package are compiled; a development environment may disable that."""
 
 BARE_JSON = """
 import duckdb, sys
@@ -70,18 +71,18 @@ print(sum(new))
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How long a process took, what it computed, and how much memory it held at most."""
+    """Duration, CPU time and peak memory of a process."""
 
     seconds: float
     cpu: float
-    """seconds of all cores together: what counts where the machine does other things too"""
+    """seconds on all cores; less affected by other load than the duration"""
     megabytes: float
     output: bytes = b""
-    """what it printed"""
+    """standard output and errors"""
 
 
 def main() -> None:
-    """Make the files, run everything, print the table."""
+    """Generate the files, run all commands, print the table."""
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         scratch = Path(folder)
@@ -93,26 +94,30 @@ def main() -> None:
 
 
 def _measure(path: Path, scratch: Path, options: argparse.Namespace) -> Iterator[str]:
-    """The lines of the table, as they are known."""
-    yield "| what | seconds | CPU s | peak MB | against |"
+    """The lines of the table."""
+    yield "| command | seconds | CPU s | peak MB | comparison |"
     yield "| --- | --- | --- | --- | --- |"
-    ours, bare = _in_turn([lambda: _import(path, scratch), lambda: _bare(BARE_JSON, path, scratch)], options.repeats)
+    ours, bare = _alternate([lambda: _import(path, scratch), lambda: _bare(BARE_JSON, path, scratch)], options.repeats)
     yield _line("curate import, JSONL", ours, "")
-    yield _line("DuckDB read_json into a table", bare, f"curate takes {ours.seconds / bare.seconds:.2f} of its time")
-    broken, whole = _in_turn(
+    yield _line("DuckDB read_json into a table", bare, f"curate: {ours.seconds / bare.seconds:.2f} x the time")
+    broken, unbroken = _alternate(
         [lambda: _import(_broken(path, scratch), scratch), lambda: _import(path, scratch)], options.repeats
     )
     yield _line(
-        "curate import, a broken line in the middle", broken, f"{broken.seconds / whole.seconds:.2f} x unbroken"
+        "curate import, a broken line in the middle",
+        broken,
+        f"{broken.seconds / unbroken.seconds:.2f} x the unbroken file",
     )
     as_csv = _as_csv(path, scratch)
-    ours_csv, bare_csv = _in_turn(
+    ours_csv, bare_csv = _alternate(
         [lambda: _import(as_csv, scratch), lambda: _bare(BARE_CSV, as_csv, scratch)], options.repeats
     )
     yield _line("curate import, CSV", ours_csv, "")
-    yield _line("DuckDB read_csv into a table", bare_csv, f"curate takes {ours_csv.seconds / bare_csv.seconds:.2f}")
+    yield _line(
+        "DuckDB read_csv into a table", bare_csv, f"curate: {ours_csv.seconds / bare_csv.seconds:.2f} x the time"
+    )
     peer = run([sys.executable, "-c", DATASETS, str(path), str(scratch / "cache")])
-    yield _line("datasets: load_dataset, map", peer, f"curate is {peer.seconds / ours.seconds:.1f} x as fast")
+    yield _line("datasets: load_dataset, map", peer, f"curate: {peer.seconds / ours.seconds:.1f} x as fast")
     if options.large:
         large = write_rows(scratch / "large.jsonl", 5 * options.rows)
         many = _import(large, scratch)
@@ -120,7 +125,7 @@ def _measure(path: Path, scratch: Path, options: argparse.Namespace) -> Iterator
 
 
 def run(command: list[str]) -> Run:
-    """Run a command to its end. Raises `CalledProcessError` when it fails."""
+    """Run a command. Raises `CalledProcessError` if it fails."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=AS_INSTALLED)
@@ -145,31 +150,31 @@ def _bare(script: str, path: Path, scratch: Path) -> Run:
     return run([sys.executable, "-c", script, str(path), str(table)])
 
 
-def _in_turn(runs: list[Callable[[], Run]], repeats: int) -> list[Run]:
-    """The best of several runs of each, one after the other in turn."""
+def _alternate(runs: list[Callable[[], Run]], repeats: int) -> list[Run]:
+    """The fastest of several runs of each, alternately."""
     rounds = [[each() for each in runs] for _ in range(repeats)]
-    return [min(times, key=lambda one: one.seconds) for times in zip(*rounds, strict=True)]
+    return [min(times, key=lambda time: time.seconds) for times in zip(*rounds, strict=True)]
 
 
-# --------------------------------------------------------------------------------------------------------- the files
+# ------------------------------------------------------------------------------------------------------------- files
 
 SYLLABLES = ["ta", "ri", "mo", "ke", "lun", "sa", "per", "vi", "dor", "na", "eli", "gro", "un", "chi", "bel", "or"]
 
 
 def write_rows(path: Path, count: int) -> Path:
-    """`count` Alpaca-shaped rows of about 470 bytes: one in twenty a duplicate, one in ten thousand without answer."""
+    """Write `count` Alpaca rows of about 470 bytes; 5 % are duplicates, one in 10,000 has no answer."""
     draw = random.Random(7)
     words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(5_000)]
     phrases = [" ".join(draw.choices(words, k=12)) for _ in range(20_000)]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             kind = draw.random()
-            told = draw.randrange(number) if number and kind < 0.05 else number
-            own = random.Random(told)
+            original = draw.randrange(number) if number and kind < 0.05 else number
+            own = random.Random(original)
             row = {
-                "instruction": f"{own.choice(phrases).capitalize()}, number {told}?",
-                "input": own.choice(phrases) if told % 3 == 0 else "",
-                "output": "" if told % 10_000 == 0 else ". ".join(own.choices(phrases, k=own.randint(1, 6))),
+                "instruction": f"{own.choice(phrases).capitalize()}, number {original}?",
+                "input": own.choice(phrases) if original % 3 == 0 else "",
+                "output": "" if original % 10_000 == 0 else ". ".join(own.choices(phrases, k=own.randint(1, 6))),
                 "id": number,
                 "source": "bench",
             }
@@ -178,7 +183,7 @@ def write_rows(path: Path, count: int) -> Path:
 
 
 def _broken(path: Path, scratch: Path) -> Path:
-    """The file with its middle line cut in half."""
+    """A copy of the file with half of its middle line removed."""
     broken = scratch / "broken.jsonl"
     if not broken.exists():
         shutil.copy(path, broken)
@@ -202,11 +207,11 @@ def _as_csv(path: Path, scratch: Path) -> Path:
     return as_csv
 
 
-# ---------------------------------------------------------------------------------------------------------- printing
+# ------------------------------------------------------------------------------------------------------------ output
 
 
-def _line(what: str, measured: Run, against: str) -> str:
-    return f"| {what} | {measured.seconds:.2f} | {measured.cpu:.1f} | {measured.megabytes:,.0f} | {against} |"
+def _line(command: str, measured: Run, comparison: str) -> str:
+    return f"| {command} | {measured.seconds:.2f} | {measured.cpu:.1f} | {measured.megabytes:,.0f} | {comparison} |"
 
 
 def _versions() -> str:
@@ -216,11 +221,11 @@ def _versions() -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, nargs="?", help="a JSONL file; without it, rows are made")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("file", type=Path, nargs="?", help="a JSONL file; by default, rows are generated")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="number of generated rows")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per command; the fastest counts")
     parser.add_argument("--large", action="store_true", help="also five times as many rows")
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder otherwise")
+    parser.add_argument("--folder", type=Path, help="where to write; by default, a temporary folder")
     return parser.parse_args()
 
 
