@@ -71,8 +71,8 @@ class Turn:
         'gpt!:2:Hi;'
         """
         silent = "" if self.train else "!"
-        call = "" if self.tool_call_id is None else f"#{_sized(self.tool_call_id)}"
-        return f"{self.role}{silent}{call}:{_sized(self.value)};"
+        call = "" if self.tool_call_id is None else f"#{_with_length(self.tool_call_id)}"
+        return f"{self.role}{silent}{call}:{_with_length(self.value)};"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Conversation:
         >>> Conversation((Turn("human", "Hi"), Turn("gpt", "Hello"))).id
         'ba38274ab51c3a2fefe05fb28d3dd5be'
         """
-        head = "" if self.tools is None else f"tools:{_sized(self.tools)};"
+        head = "" if self.tools is None else f"tools:{_with_length(self.tools)};"
         text = head + "".join(turn.canonical() for turn in self.turns)
         return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 
@@ -117,14 +117,14 @@ def fold(turns: pl.DataFrame, tools: Sequence[str | None] | pl.Series | None = N
     folded = pl.DataFrame(
         {
             "row": runs["value"],
-            "canonical": _canonical(turns, runs["len"]),
-            "conversations": _nested(turns.select(*TURN_FIELDS).to_struct("turn"), runs["len"]),
+            "canonical": _canonical_text(turns, runs["len"]),
+            "conversations": _to_lists(turns.select(*TURN_FIELDS).to_struct("turn"), runs["len"]),
             "tools": pl.Series("tools", tools if tools is not None else [None] * runs.height, dtype=pl.String),
         }
     )
     text = pl.col("canonical")
     if tools is not None:
-        head = pl.concat_str(pl.lit("tools:"), *_sized_expr("tools"), pl.lit(";"))
+        head = pl.concat_str(pl.lit("tools:"), *_with_length_expr("tools"), pl.lit(";"))
         text = pl.concat_str(pl.when(pl.col("tools").is_null()).then(pl.lit("")).otherwise(head), text)
     return folded.select("row", _sha256(text).str.head(ID_LENGTH).alias("id"), "conversations", "tools")
 
@@ -149,16 +149,16 @@ def unfold(conversations: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _sized(text: str) -> str:
+def _with_length(text: str) -> str:
     return f"{len(text.encode())}:{text}"
 
 
-def _sized_expr(column: str) -> list[pl.Expr]:
-    """The parts of `_sized`, to be joined with others in one `concat_str`, which copies the text once."""
+def _with_length_expr(column: str) -> list[pl.Expr]:
+    """The parts of `_with_length`, to be joined with others in one `concat_str`, which copies the text once."""
     return [pl.col(column).str.len_bytes().cast(pl.String), pl.lit(":"), pl.col(column)]
 
 
-def _canonical(turns: pl.DataFrame, lengths: pl.Series) -> pl.Series:
+def _canonical_text(turns: pl.DataFrame, lengths: pl.Series) -> pl.Series:
     """The text that is hashed for each id, without tools: `Turn.canonical` of all its turns.
 
     If all conversations have the same small number of turns, the turns become columns that are joined once. This takes
@@ -166,7 +166,7 @@ def _canonical(turns: pl.DataFrame, lengths: pl.Series) -> pl.Series:
     """
     if lengths.n_unique() != 1 or lengths[0] > MAX_WIDE_TURNS:
         per_turn = turns.select(pl.concat_str(_canonical_turn())).to_series()
-        return _nested(per_turn, lengths).list.join("")
+        return _to_lists(per_turn, lengths).list.join("")
     suffixes = [f" {turn}" for turn in range(lengths[0])]
     wide = [
         turns.gather_every(len(suffixes), turn).select(pl.all().name.suffix(suffix))
@@ -181,9 +181,11 @@ def _canonical_turn(suffix: str = "") -> list[pl.Expr]:
     silent = pl.when(f"train{suffix}").then(pl.lit("")).otherwise(pl.lit("!"))
     call_id = f"tool_call_id{suffix}"
     call = (
-        pl.when(pl.col(call_id).is_null()).then(pl.lit("")).otherwise(pl.concat_str(pl.lit("#"), *_sized_expr(call_id)))
+        pl.when(pl.col(call_id).is_null())
+        .then(pl.lit(""))
+        .otherwise(pl.concat_str(pl.lit("#"), *_with_length_expr(call_id)))
     )
-    return [pl.col(f"from{suffix}"), silent, call, pl.lit(":"), *_sized_expr(f"value{suffix}"), pl.lit(";")]
+    return [pl.col(f"from{suffix}"), silent, call, pl.lit(":"), *_with_length_expr(f"value{suffix}"), pl.lit(";")]
 
 
 def _sha256(text: pl.Expr) -> pl.Expr:
@@ -191,7 +193,7 @@ def _sha256(text: pl.Expr) -> pl.Expr:
     return hashed
 
 
-def _nested(values: pl.Series, lengths: pl.Series) -> pl.Series:
+def _to_lists(values: pl.Series, lengths: pl.Series) -> pl.Series:
     """Lists of `lengths` over the flat `values`. Equal lengths, the common case, need no copy."""
     if lengths.n_unique() == 1:
         return values.reshape((-1, lengths[0])).arr.to_list()

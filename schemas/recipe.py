@@ -321,15 +321,15 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
     of_file = _problems(written)
     for override in overrides:
         _override(written, override)
-    return _checked(written, lambda problem: str(path) if problem in of_file else OPTIONS)
+    return _validate(written, lambda problem: str(path) if problem in of_file else OPTIONS)
 
 
 def check_recipe(written: Mapping[str, Any], where: str) -> Recipe:
     """The recipe of a parsed file. Raises `RecipeError` with all problems and the nearest known names."""
-    return _checked(written, lambda _: where)
+    return _validate(written, lambda _: where)
 
 
-def _checked(written: Mapping[str, Any], place_of: Callable[[str], str]) -> Recipe:
+def _validate(written: Mapping[str, Any], place_of: Callable[[str], str]) -> Recipe:
     """The recipe; every problem is attributed to `place_of` it."""
     try:
         return Recipe.model_validate(written)

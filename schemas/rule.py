@@ -93,18 +93,18 @@ class Expression:
 
         `as_number` is true if the column is compared with a number: `meta.rating >= 4`.
         """
-        tree = _renamed(self.tree, column, as_number=False)
-        statement = _parsed(_framed("true"))
+        tree = _rename_columns(self.tree, column, as_number=False)
+        statement = _to_tree(_as_where_clause("true"))
         statement["statements"][0]["node"]["where_clause"] = tree
         query = duckdb.execute("SELECT json_deserialize_sql(?)", [json.dumps(statement)]).fetchall()[0][0]
         return str(query).removeprefix("SELECT 1 WHERE ")
 
 
-def _framed(text: str) -> str:
+def _as_where_clause(text: str) -> str:
     return f"SELECT 1 WHERE (\n{text}\n)"  # line breaks end a comment in the text
 
 
-def _parsed(query: str) -> Node:
+def _to_tree(query: str) -> Node:
     found: Node = json.loads(duckdb.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
     return found
 
@@ -114,7 +114,11 @@ def _parse(text: str, where: str) -> Node:
     if not text.strip():
         raise RecipeError(f"{where}: the rule is empty.", _EXAMPLE)
     try:
-        found, alone, frame = _parsed(_framed(text)), _parsed(f"SELECT 1 WHERE\n{text}"), _parsed(_framed("true"))
+        found, alone, frame = (
+            _to_tree(_as_where_clause(text)),
+            _to_tree(f"SELECT 1 WHERE\n{text}"),
+            _to_tree(_as_where_clause("true")),
+        )
     except RecursionError as error:
         raise _too_deep(text, where) from error
     for parsed in (found, alone):  # alone: brackets in the text must not close those of the frame
@@ -185,17 +189,17 @@ def _check(node: Node, text: str, where: str) -> None:
             )
 
 
-def _renamed(value: Any, column: Callable[[tuple[str, ...], bool], str], *, as_number: bool) -> Any:
+def _rename_columns(value: Any, column: Callable[[tuple[str, ...], bool], str], *, as_number: bool) -> Any:
     """A copy of the tree with renamed columns."""
     if isinstance(value, list):
-        return [_renamed(part, column, as_number=as_number) for part in value]
+        return [_rename_columns(part, column, as_number=as_number) for part in value]
     if not isinstance(value, dict):
         return value
     if value.get("class") == "COLUMN_REF":
         return {**value, "column_names": [column(tuple(value["column_names"]), as_number)]}
     if "class" in value:
         as_number = value["class"] != "CONJUNCTION" and any(_is_number(part) for part in _children(value))
-    return {key: _renamed(part, column, as_number=as_number) for key, part in value.items()}
+    return {key: _rename_columns(part, column, as_number=as_number) for key, part in value.items()}
 
 
 def _children(node: Node) -> Iterator[Node]:

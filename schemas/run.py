@@ -68,10 +68,10 @@ def _place(home: Path, run: str, written: Path) -> Path:
     A store is moved and copied together with its adapters. In a copy, the copy's own folder takes precedence over the
     recorded one, even if both exist.
     """
-    beside = home / "adapters" / written.name
+    sibling = home / "adapters" / written.name
     if written.parts[-2:] == ("adapters", run):
-        return written if _is_there(written) and not _is_there(beside) else beside
-    return beside if not _is_there(written) and _is_of(beside, run) else written
+        return written if _exists(written) and not _exists(sibling) else sibling
+    return sibling if not _exists(written) and _is_of(sibling, run) else written
 
 
 def _is_of(adapter: Path, run: str) -> bool:
@@ -82,7 +82,7 @@ def _is_of(adapter: Path, run: str) -> bool:
         return False
 
 
-def _is_there(adapter: Path) -> bool:
+def _exists(adapter: Path) -> bool:
     """Whether the run's folder exists, finished or not."""
     return adapter.is_dir() or partial_of(adapter).is_dir()
 

@@ -61,12 +61,12 @@ def reading(path: Path) -> Iterator[DuckDBPyConnection]:
     _check_folder(path)
     if not path.exists():
         raise StoreError(f"The store {path} does not exist.", f"Create it with: curate import FILE --store {path}")
-    with _connected(path, read_only=True) as connection:
-        missing = len(MIGRATIONS) - _applied(connection, path)
+    with _open(path, read_only=True) as connection:
+        missing = len(MIGRATIONS) - _count_applied(connection, path)
     if missing:
         with writing(path):
             pass  # a store of an older release: migrate it first
-    with _connected(path, read_only=True) as connection:
+    with _open(path, read_only=True) as connection:
         yield connection
 
 
@@ -80,7 +80,7 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
     _check_folder(path)
     if not path.exists():
         _create(path)
-    with _connected(path, read_only=False) as connection:
+    with _open(path, read_only=False) as connection:
         _migrate(connection, path)
         with _disk_errors(path):
             connection.begin()
@@ -120,7 +120,7 @@ def _create(path: Path) -> None:
 
 def _create_at(place: Path, path: Path) -> None:
     try:
-        with _disk_errors(path), _connected(place, read_only=False) as connection:
+        with _disk_errors(path), _open(place, read_only=False) as connection:
             _migrate(connection, place)
     except StoreError as error:
         raise StoreError(error.what.replace(str(place), str(path)), error.hint) from error
@@ -161,7 +161,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
+def _open(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
     connection = _connect(path, read_only=read_only)
     try:
         yield connection
@@ -264,7 +264,7 @@ def _not_a_store(path: Path) -> StoreError:
 
 def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
     """Apply the pending migrations, each recorded in the same transaction."""
-    applied = _applied(connection, path)
+    applied = _count_applied(connection, path)
     for number, step in enumerate(MIGRATIONS[applied:], start=applied + 1):
         connection.begin()
         if number == 1:
@@ -278,7 +278,7 @@ def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
         connection.commit()
 
 
-def _applied(connection: DuckDBPyConnection, path: Path) -> int:
+def _count_applied(connection: DuckDBPyConnection, path: Path) -> int:
     """The number of applied migrations. Raises `StoreError` for a DuckDB file that is not a store."""
     query = "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
     names = {name for (name,) in connection.sql(query).fetchall()}
