@@ -43,7 +43,7 @@ check: setup
 	$(BIN)/python -m pytest tests/test_layers.py tests/test_startup.py
 
 command-table: setup
-	@$(BIN)/python tests/support/documents.py
+	@PYTHONPATH=tests $(BIN)/python -m support.documents
 
 bench: setup
 	@$(BIN)/python tests/bench/bench_start.py

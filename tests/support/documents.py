@@ -1,6 +1,6 @@
 """Documents as data: the commands with their help, the file trees and the console blocks.
 
-`python tests/support/documents.py` prints the command table of the README.
+`make command-table` prints the command table of the README.
 """
 
 import re
