@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -12,13 +13,16 @@ import pytest
 from support.stores import add_version, chat
 
 from curate.cli.views.plans import show_plan
+from curate.demo import STEPS, copy_sample
 from schemas.conversation import Conversation, Turn
 from schemas.errors import TrainError, VersionError
-from schemas.recipe import TrainSection
+from schemas.recipe import TrainSection, load_recipe
+from train.engines import token_digest
 from train.plan.pack_count import count_packs
 from train.plan.plan import has_gpu, plan
 from train.plan.prepare import prepare_version
 from train.plan.preview import find_ids, first_members, preview, trace_token
+from train.tokens.ledger import trainable
 
 TALK = chat("  Hi there", "Hello, you.\n", "What is it?", "Bye \x1b[31mred")
 SHORT = [chat(f"Hi {number}", "Hello") for number in range(10)]
@@ -145,7 +149,7 @@ def test_a_training_without_a_model_fails_before_torch_is_loaded():
         import sys
         from pathlib import Path
         from schemas.errors import TrainError
-        from schemas.recipe import TrainSection
+        from schemas.recipe import load_recipe, TrainSection
         from train.runs.fit import prepare_run
         try:
             prepare_run(Path("none.duckdb"), "none@1", TrainSection())
@@ -165,6 +169,19 @@ def test_the_pack_count_equals_trls(tmp_path):
     rows = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
     packed = pack_dataset(rows, 256, "bfd", {"keep_in_memory": True, "load_from_cache_file": False})
     assert count_packs(lengths, 256) == len(packed)
+
+
+def test_the_sample_has_the_version_and_token_digests_of_the_demo(curate, tmp_path, monkeypatch):
+    folder = tmp_path / "demo"
+    copy_sample(folder)
+    commands = [step.command for step in STEPS]
+    for command in commands[: commands.index("freeze support") + 1]:
+        assert curate(*shlex.split(command), cwd=folder).returncode == 0, command
+    monkeypatch.chdir(folder)  # the recipe names the model by a relative path
+    prepared = prepare_version(folder / "curate.duckdb", "support@1", load_recipe(None, []).train)
+    rows = trainable(prepared.rendered, prepared.ledger).filter(pl.col("split") == "train")
+    assert prepared.version.digest == "ec8aa2f4b49dc4bd6b92dbaaf7b9ddd07cf03bb41c8ecd61147ea5837eb9edc4"
+    assert token_digest(rows) == "dceabf27bd1089db4c1c938e64efc991a866ef613a5b8eddfc6389c2f7157d2b"
 
 
 # --------------------------------------------------------------------------------------------------------- preview
