@@ -49,7 +49,7 @@ def test_conversations_of_the_same_shape_are_labelled_as_if_rendered_alone(token
 
 
 @pytest.mark.slow
-def test_so_are_they_with_every_template_of_unsloth(tokenizer):
+def test_conversations_of_the_same_shape_are_labelled_correctly_with_every_template_of_unsloth(tokenizer):
     for text in set(unsloth_texts().values()):
         _assert_same_as_alone(text, tokenizer)
 

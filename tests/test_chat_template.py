@@ -52,9 +52,9 @@ def test_the_error_for_an_unknown_template_names_the_nearest_and_all_known_ones(
 
 def test_a_template_can_be_a_file_and_its_digest_is_that_of_its_text(tokenizer_dir, tmp_path):
     (tmp_path / "mine.jinja").write_text(CHATML)
-    found = find_template(str(tmp_path / "mine.jinja"), tokenizer_dir)
-    assert found.text == CHATML
-    assert found.digest == find_template("tokenizer", tokenizer_dir).digest
+    template = find_template(str(tmp_path / "mine.jinja"), tokenizer_dir)
+    assert template.text == CHATML
+    assert template.digest == find_template("tokenizer", tokenizer_dir).digest
     with pytest.raises(TrainError, match="cannot be read"):
         find_template(str(tmp_path / "theirs.jinja"), tokenizer_dir)
 
@@ -66,9 +66,9 @@ def test_a_tokenizer_without_a_template_is_an_error(tmp_path):
 
 def test_a_fixed_date_replaces_todays_in_a_template(tokenizer_dir, tokenizer, tmp_path):
     (tmp_path / "mine.jinja").write_text("{{ strftime_now('%d %B %Y') }}" + CHATML)
-    found = find_template(str(tmp_path / "mine.jinja"), tokenizer_dir)
-    assert found.text == '{{ "01 January 2026" }}' + CHATML
-    row = render(frame(chat("Hi", "Hello")), found, tokenizer).row(0, named=True)
+    template = find_template(str(tmp_path / "mine.jinja"), tokenizer_dir)
+    assert template.text == '{{ "01 January 2026" }}' + CHATML
+    row = render(frame(chat("Hi", "Hello")), template, tokenizer).row(0, named=True)
     assert marked_text(row, tokenizer).startswith("01 January 2026<|im_start|>")
 
 

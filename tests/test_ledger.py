@@ -182,9 +182,9 @@ def test_a_ledger_of_an_earlier_release_is_read_with_todays_names_and_verified(t
 
 
 def test_a_suggested_share_is_never_too_small():
-    for whole in range(1, 120):
-        for part in range(1, whole + 1):
-            assert part / whole <= float(_share(part, whole))
+    for total in range(1, 120):
+        for part in range(1, total + 1):
+            assert part / total <= float(_share(part, total))
 
 
 def test_epoch_counts_are_added_to_trained_rows_only():
@@ -204,7 +204,7 @@ def test_epoch_counts_are_added_to_trained_rows_only():
         add_epoch_counts(ledger, [1, 1, 1])
 
 
-def test_a_conversation_is_found_in_its_pack_and_of_equals_each_has_its_own_place():
+def test_a_row_has_the_epoch_count_of_its_pack_and_equal_rows_are_distinguished():
     from train.engines.epoch_counts import count_epochs, sequence_counts
 
     words = [[1, 2], [3], [4, 5, 6], [3], [3]]
@@ -215,6 +215,7 @@ def test_a_conversation_is_found_in_its_pack_and_of_equals_each_has_its_own_plac
     lengths = [pack["input_ids"].list.len().to_list() for pack in packs]
     counts = sequence_counts(3, 1, 7, seed=3).tolist()
     assert sorted(counts) == [2, 2, 3]
-    seen = count_epochs(rows, pl.DataFrame(packed | {"seq_lengths": lengths}), per_step=1, steps=7, seed=3).to_list()
-    assert (seen[2], seen[0]) == (counts[0], counts[1])
-    assert sorted([seen[1], seen[3], seen[4]]) == sorted(counts)
+    sequences = pl.DataFrame(packed | {"seq_lengths": lengths})
+    epoch_counts = count_epochs(rows, sequences, per_step=1, steps=7, seed=3).to_list()
+    assert (epoch_counts[2], epoch_counts[0]) == (counts[0], counts[1])
+    assert sorted(epoch_counts[row] for row in (1, 3, 4)) == sorted(counts)

@@ -47,11 +47,11 @@ def windows(rendered):
 def test_a_long_conversation_becomes_windows_of_complete_exchanges_with_its_id(tokenizer):
     rendered = render_members(recipe(55), members(SHORT, LONG, OTHER), TEMPLATE, tokenizer)
     assert rendered["id"].to_list() == [SHORT.id, LONG.id, LONG.id, LONG.id, OTHER.id]
-    whole = render(members(LONG), TEMPLATE, tokenizer)["input_ids"].list.len().item()
+    total = render(members(LONG), TEMPLATE, tokenizer)["input_ids"].list.len().item()
     assert windows(rendered) == [
-        {"number": 1, "of": 3, "first": 2, "last": 5, "total_tokens": whole},
-        {"number": 2, "of": 3, "first": 6, "last": 9, "total_tokens": whole},
-        {"number": 3, "of": 3, "first": 10, "last": 11, "total_tokens": whole},
+        {"number": 1, "of": 3, "first": 2, "last": 5, "total_tokens": total},
+        {"number": 2, "of": 3, "first": 6, "last": 9, "total_tokens": total},
+        {"number": 3, "of": 3, "first": 10, "last": 11, "total_tokens": total},
     ]
     assert rendered["input_ids"].list.len().max() <= 55
 
@@ -70,8 +70,8 @@ def test_a_window_is_rendered_like_a_conversation(tokenizer):
 def test_every_answer_is_in_the_loss_once_for_any_max_length(tokenizer, max_length):
     rendered = render_members(recipe(max_length), members(LONG), TEMPLATE, tokenizer)
     labels = pl.col("labels").explode().filter(pl.col("labels").explode() != -100)
-    whole = render(members(LONG), TEMPLATE, tokenizer).select(labels)
-    assert rendered.select(labels).equals(whole)
+    unsplit = render(members(LONG), TEMPLATE, tokenizer)
+    assert rendered.select(labels).equals(unsplit.select(labels))
     assert (rendered["input_ids"].list.len() <= max_length).all()
 
 

@@ -1,1 +1,1 @@
-"""The verbs of training: from a frozen version to an adapter that names its data. Importing this is light."""
+"""A frozen version and a base model → an adapter whose manifest names its data. Importing this package is fast."""

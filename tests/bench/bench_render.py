@@ -1,10 +1,9 @@
-"""How fast conversations become ids and labels, beside TRL's own path: chat template and assistant masks, row by row.
+"""Speed of rendering conversations to ids and labels, compared with TRL: chat template and assistant masks, row by row.
 
 python tests/bench/bench_render.py FILE.jsonl [ROWS] [--tokenizer FOLDER]    # rows: instruction, input, output
 
-Every arm gets the same conversations, the same tokenizer and the same template, and runs on the same cores; its ids
-and labels are compared before the table is printed. Without --tokenizer one of 32,000 words is made from the file,
-with the pre-tokenizer of Llama 3.
+Every arm has the same conversations, tokenizer, template and cores, and its ids and labels are compared before the
+table is printed. Without --tokenizer, one with 32,000 tokens and the pre-tokenizer of Llama 3 is trained on the file.
 """
 
 import argparse
@@ -39,19 +38,19 @@ CHATML = (
     "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""ChatML with the tags that TRL needs to find the answers; curate reads past them."""
+"""ChatML with the tags that TRL needs to find the answers; curate ignores them."""
 
 
 def main() -> None:
-    """Print rows a second of every arm, and how often TRL's speed that is."""
+    """Print rows per second of every arm, and the ratio to TRL's speed."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("CURATE_CACHE", folder)
         members = conversations(arguments.file, arguments.rows)
-        tokenizer = arguments.tokenizer or _made_tokenizer(members, Path(folder) / "tokenizer")
+        tokenizer = arguments.tokenizer or _train_tokenizer(members, Path(folder) / "tokenizer")
         arms = {
-            "TRL's path, one process": lambda: with_trl(members, tokenizer, None),
-            f"TRL's path, dataset_num_proc={CORES}": lambda: with_trl(members, tokenizer, CORES),
+            "TRL, one process": lambda: with_trl(members, tokenizer, None),
+            f"TRL, dataset_num_proc={CORES}": lambda: with_trl(members, tokenizer, CORES),
             "curate, one process": lambda: with_curate(members, tokenizer, processes=1),
             f"curate, on {CORES} cores": lambda: with_curate(members, tokenizer, processes=None),
             "curate, first time for a version": lambda: cached(members, tokenizer),
@@ -63,9 +62,9 @@ def main() -> None:
 def conversations(file: Path, rows: int) -> pl.DataFrame:
     """Alpaca rows as the members of a version."""
     table = pl.read_ndjson(file).head(rows).filter(pl.col("output") != "")
-    asked = pl.concat_str("instruction", pl.lit("\n\n"), "input").str.strip_chars_end()
+    question = pl.concat_str("instruction", pl.lit("\n\n"), "input").str.strip_chars_end()
     sides = pl.concat_list(
-        pl.struct(pl.lit("human").alias("from"), asked.alias("value")),
+        pl.struct(pl.lit("human").alias("from"), question.alias("value")),
         pl.struct(pl.lit("gpt").alias("from"), pl.col("output").alias("value")),
     )
     turns = table.with_row_index("row").select(pl.col("row").cast(pl.Int64), sides.alias("turn"))
@@ -74,7 +73,7 @@ def conversations(file: Path, rows: int) -> pl.DataFrame:
 
 
 def with_trl(members: pl.DataFrame, folder: Path, processes: int | None) -> pl.DataFrame:
-    """What `SFTTrainer` does with `assistant_only_loss`: a map over rows (`trl/trainer/sft_trainer.py`)."""
+    """The map over rows of `SFTTrainer` with `assistant_only_loss` (`trl/trainer/sft_trainer.py`)."""
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
 
@@ -83,10 +82,10 @@ def with_trl(members: pl.DataFrame, folder: Path, processes: int | None) -> pl.D
     rows = Dataset.from_list([{"messages": to_messages(turns)} for turns in members["conversations"].to_list()])
 
     def tokenize(row: dict[str, object]) -> dict[str, object]:
-        said = tokenizer.apply_chat_template(
+        output = tokenizer.apply_chat_template(
             row["messages"], chat_template=CHATML, return_dict=True, return_assistant_tokens_mask=True
         )
-        return {"input_ids": said["input_ids"], "assistant_masks": said["assistant_masks"]}
+        return {"input_ids": output["input_ids"], "assistant_masks": output["assistant_masks"]}
 
     start = time.perf_counter()
     mapped = rows.map(tokenize, num_proc=processes, remove_columns="messages", load_from_cache_file=False)
@@ -95,11 +94,11 @@ def with_trl(members: pl.DataFrame, folder: Path, processes: int | None) -> pl.D
 
 
 def with_curate(members: pl.DataFrame, folder: Path, processes: int | None) -> pl.DataFrame:
-    """Rendered, every time anew; `processes` None is what `curate train` does."""
+    """Rendered without a cache; `processes` None is the choice of `curate train`."""
     tokenizer = Tokenizer.load(folder)
     with pytest.MonkeyPatch.context() as patch:
         if processes:
-            patch.setattr(rendering, "_processes", lambda _size: processes)
+            patch.setattr(rendering, "_count_processes", lambda _size: processes)
         start = time.perf_counter()
         rendered = render(members, Template("chatml", CHATML), tokenizer)
         took = time.perf_counter() - start
@@ -107,44 +106,44 @@ def with_curate(members: pl.DataFrame, folder: Path, processes: int | None) -> p
 
 
 def cached(members: pl.DataFrame, folder: Path) -> pl.DataFrame:
-    """As `curate plan` and `curate train` get it."""
+    """Rendered or read from the cache, as by `curate plan` and `curate train`."""
     start = time.perf_counter()
     rendered = render_version(members, "bench", Template("chatml", CHATML), Tokenizer.load(folder))
     return rendered.with_columns(pl.lit(time.perf_counter() - start).alias("took"))
 
 
 def _timed(arm) -> tuple[float, pl.DataFrame]:
-    made = arm()
-    return made["took"][0], made
+    frame = arm()
+    return frame["took"][0], frame
 
 
 def _show(members: pl.DataFrame, arms: dict[str, tuple[float, pl.DataFrame]]) -> None:
     (slowest, peer), *others = arms.values()
     tokens = int(peer["input_ids"].list.len().sum())
-    _compare(peer, [made for _, made in others])
+    _compare(peer, [frame for _, frame in others])
     print(f"{members.height:,} conversations, {tokens:,} tokens, {CORES} cores, Python {sys.version.split()[0]}")
     names = ("tokenizers", "transformers", "trl", "datasets", "jinja2", "polars")
     print(", ".join(f"{name} {version(name)}" for name in names))
-    print("\n| arm | seconds | rows/s | tokens/s | times TRL's |\n| --- | ---: | ---: | ---: | ---: |")
+    print("\n| arm | seconds | rows/s | tokens/s | x TRL |\n| --- | ---: | ---: | ---: | ---: |")
     for name, (took, _) in arms.items():
         rate = f"{members.height / took:,.0f} | {tokens / took:,.0f}"
         print(f"| {name} | {took:.2f} | {rate} | {slowest / took:.1f} |")
 
 
 def _compare(peer: pl.DataFrame, others: list[pl.DataFrame]) -> None:
-    """Every arm has the same ids, and learns the same tokens."""
-    learned = pl.col("assistant_masks").list.eval(pl.element() != 0)
-    known = peer.select("input_ids", learned.alias("learned"))
+    """Assert that every arm has the same ids and the same tokens in the loss."""
+    in_loss = pl.col("assistant_masks").list.eval(pl.element() != 0)
+    expected = peer.select("input_ids", in_loss.alias("in_loss"))
     for other in others:
         ours = "labels" in other.columns
-        column = pl.col("labels").list.eval(pl.element() != IGNORE_INDEX) if ours else learned
-        made = other.select("input_ids", column.alias("learned"))
-        assert made["input_ids"].cast(pl.List(pl.Int64)).equals(known["input_ids"].cast(pl.List(pl.Int64)))
-        different = made.with_columns(theirs=known["learned"]).filter(pl.col("learned") != pl.col("theirs"))
+        column = pl.col("labels").list.eval(pl.element() != IGNORE_INDEX) if ours else in_loss
+        found = other.select("input_ids", column.alias("in_loss"))
+        assert found["input_ids"].cast(pl.List(pl.Int64)).equals(expected["input_ids"].cast(pl.List(pl.Int64)))
+        different = found.with_columns(expected=expected["in_loss"]).filter(pl.col("in_loss") != pl.col("expected"))
         assert different.is_empty(), different
 
 
-def _made_tokenizer(members: pl.DataFrame, folder: Path) -> Path:
+def _train_tokenizer(members: pl.DataFrame, folder: Path) -> Path:
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 

@@ -1,4 +1,4 @@
-"""Tokenizers for tests, written down token by token, so that an id in a test means the same on every machine."""
+"""Tokenizers for tests, defined token by token, so that ids in tests are the same on every machine."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ SPECIALS = [
     *("<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
     *("<|start|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|end_of_turn|>", "<|endoftext|>"),
 ]
-"""The special tokens of the common templates; their ids are their places here."""
+"""The special tokens of common templates; their ids are their positions here."""
 
 WORDS = ["user", "assistant", "system", "Hi", "Hello", " Hello", "\n\n", "Bye", "What", " is"]
-"""Words that are one token; everything else is one token a byte."""
+"""Texts that are one token; all others are one token per byte."""
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
@@ -24,7 +24,7 @@ CHATML = (
 
 
 def save_tokenizer(folder: Path, template: str | None = CHATML, **config: object) -> Path:
-    """Write a byte-level BPE tokenizer into `folder` as transformers saves one; eos is `</s>`, bos `<s>`."""
+    """Write a byte-level BPE tokenizer into `folder`, in the format of transformers; eos is `</s>`, bos `<s>`."""
     vocabulary, merges = _vocabulary()
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -35,7 +35,7 @@ def save_tokenizer(folder: Path, template: str | None = CHATML, **config: object
 
 
 def save_sentencepiece(folder: Path, template: str | None = CHATML, **config: object) -> Path:
-    """Write a tokenizer like Llama 2's: spaces become `▁`, one is put first, unknown characters fall back to bytes."""
+    """Write a tokenizer like that of Llama 2: spaces become `▁`, one is prepended, unknown characters become bytes."""
     pieces = [*SPECIALS, "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     letters = sorted(set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ▁!?.,\n<>/|_"))
     merges = [("H", "i"), ("▁", "Hi"), ("l", "l")]

@@ -1,1 +1,1 @@
-"""A version and a recipe → what training on it will be."""
+"""A version and a recipe → an estimate of its training, before a model is loaded."""

@@ -1,4 +1,4 @@
-"""A prepared version → the plan of its training: tokens, packs, steps, and what the ledger drops or cuts."""
+"""A prepared version → the plan of its training: tokens, packs, steps, dropped and cut conversations."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from train.tokens.reasoning import Reasoning, skip_reasoning, strip_reasoning
 from train.tokens.tokenizer import Tokenizer, first_difference
 
 TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What a template, which is a program, may raise for a conversation that it does not support."""
+"""Exceptions of a template, which is a program, for a conversation that it does not support."""
 
 MAX_CACHED = 1_000
 """Number of conversation shapes in a renderer's cache of masks."""
@@ -71,7 +71,7 @@ class ChatRenderer:
     tokenizer: Tokenizer
     reasoning: Reasoning = "learn"
     generation_prompt: str = field(init=False)
-    """What the template adds to request an answer, such as `<|im_start|>assistant` and a newline; "" if nothing."""
+    """The text that the template adds to request an answer, such as `<|im_start|>assistant` and a newline, or ""."""
     _apply: Callable[..., str] = field(init=False, repr=False)
     _masks: dict[Shape, CachedMask] = field(init=False, repr=False, default_factory=dict)
 
@@ -281,7 +281,7 @@ def _shape(turns: Sequence[Mapping[str, Any]], tools: object) -> Shape | None:
 
 @dataclass(frozen=True, slots=True)
 class CachedMask:
-    """What a template renders around the texts of a conversation of one shape, from a marked rendering.
+    """The text that a template renders around the turns of a conversation of one shape, from a marked rendering.
 
     It replaces the marked rendering of later conversations of this shape, but not the proof: filled with their texts it
     has to equal the template's rendering, character by character. If it does not, because the template trims text or
