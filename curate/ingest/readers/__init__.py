@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from curate.ingest.readers.batch import REJECTS, Batch, Reject
+from curate.ingest.readers.batch import REJECTS, Batch
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.encoding import check_encoding
 from curate.ingest.readers.formats import FORMATS
@@ -15,7 +15,7 @@ from curate.ingest.readers.paths import expand
 from curate.ingest.readers.source import Source
 from schemas.errors import SourceError, nearest_name
 
-__all__ = ["FORMATS", "REJECTS", "Batch", "Reject", "Source", "expand", "open_source"]
+__all__ = ["FORMATS", "REJECTS", "Batch", "Source", "expand", "open_source"]
 
 
 def open_source(

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from curate.ingest.column_names import make_unique
-from curate.ingest.readers.batch import Batch, rejects_frame
+from curate.ingest.readers.batch import REJECTS, Batch
 from schemas.errors import SourceError
 
 ROWS = 50_000
@@ -70,7 +70,7 @@ def _convert(connection: duckdb.DuckDBPyConnection, rows: pa.Table, first: int) 
         table,
         pl.Series("row", first + np.arange(rows.num_rows), pl.Int64),
         pl.Series("line", [None] * rows.num_rows, pl.Int64),
-        rejects_frame([]),
+        pl.DataFrame(schema=REJECTS),
         raw,
     )
 

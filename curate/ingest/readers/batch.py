@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import polars as pl
 
 REJECTS = {"row": pl.Int64, "line": pl.Int64, "code": pl.String, "reason": pl.String, "raw": pl.String}
-
-
-class Reject(NamedTuple):
-    """A record that cannot be read: `code` names the violated rule, `reason` is a sentence, `raw` the original text."""
-
-    row: int
-    line: int | None
-    code: str
-    reason: str
-    raw: str
+"""Records that cannot be read: `code` names the violated rule, `reason` is a sentence, `raw` the original text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +22,6 @@ class Batch:
     line: pl.Series
     """Int64, line of the file on which the record starts, from 1; null for formats without lines."""
     rejects: pl.DataFrame
-    """Columns `REJECTS`: records that cannot be read. `row` does not contain their numbers."""
+    """`REJECTS`, sorted by row: records that cannot be read. The field `row` does not contain their numbers."""
     raw: Callable[[pl.Series], pl.Series]
     """Positions in `table`, from 0 → the original text of these records."""
-
-
-def rejects_frame(rejects: Sequence[Reject]) -> pl.DataFrame:
-    """The rejects as a frame with the columns `REJECTS`, sorted by row."""
-    return pl.DataFrame(sorted(rejects), schema=REJECTS, orient="row")

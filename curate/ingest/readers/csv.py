@@ -201,7 +201,7 @@ class _BatchReader:
         return row
 
     def _problems(self, data: Bytes, layout: _Layout, texts: pa.LargeStringArray) -> list[Problem]:
-        """The first problem of every invalid record, sorted by position."""
+        """One problem per invalid record, by position; invalid UTF-8 takes precedence, then quotes, then NUL bytes."""
         ragged = np.flatnonzero(layout.widths != len(self._names))
         not_utf8 = decode_texts(texts).is_null().arg_true()
         nul = (

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from curate.ingest.readers.batch import Batch, Reject, rejects_frame
+from curate.ingest.readers.batch import REJECTS, Batch
 from curate.ingest.readers.byte_stream import Bytes, Positions
 from curate.ingest.readers.encoding import encoding_error
 
@@ -92,17 +92,17 @@ def check_utf8(path: str, texts: pa.LargeStringArray, problems: Sequence[Problem
 def build_batch(
     table: pl.DataFrame, texts: pa.LargeStringArray, good: Positions, problems: Sequence[Problem], at: RecordNumbers
 ) -> Batch:
-    """The batch of `texts`: `table` contains those at the positions `good`, `problems` describe the others."""
+    """The batch of `texts`: `table` contains those at the positions `good`, `problems` the others, by position."""
     row, line = at
     rejects = [
-        Reject(int(row[position]), int(line[position]), code, reason, _original_text(texts, position))
+        (int(row[position]), int(line[position]), code, reason, _original_text(texts, position))
         for position, code, reason in problems
     ]
     return Batch(
         table,
         pl.Series("row", row[good], pl.Int64),
         pl.Series("line", line[good], pl.Int64),
-        rejects_frame(rejects),
+        pl.DataFrame(rejects, schema=REJECTS, orient="row"),
         _raw(texts, good),
     )
 
