@@ -69,12 +69,12 @@ FILTERS = {
     "an answered text is not searched": (
         terms(answered("remark"), "so so"), lambda s, r, p: False),
     **{
-        f"answers {' or '.join(wanted)}": (
-            terms(STATUS, *wanted),
-            lambda s, r, p, wanted=wanted: (
-                ("pending" in wanted and not s.answers(r, p))
-                or any(one["status"] in wanted for one in s.answers(r, p))))
-        for wanted in [("pending",), ("draft",), ("submitted",), ("pending", "draft"), ("submitted", "discarded")]
+        f"answers {' or '.join(statuses)}": (
+            terms(STATUS, *statuses),
+            lambda s, r, p, statuses=statuses: (
+                ("pending" in statuses and not s.answers(r, p))
+                or any(one["status"] in statuses for one in s.answers(r, p))))
+        for statuses in [("pending",), ("draft",), ("submitted",), ("pending", "draft"), ("submitted", "discarded")]
     },
     "record's status": (
         terms(own("status"), "completed"), lambda s, r, p: r["status"] == "completed"),

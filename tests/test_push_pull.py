@@ -276,13 +276,13 @@ def test_a_dry_run_makes_no_workspace(store, argilla_server, monkeypatch, name):
 def test_after_a_killed_push_rejected_conversations_do_not_count_towards_the_sample(store, server, monkeypatch, name):
     (long,) = add(store, [chat("Q", "<" * 6000)], source="long.csv")
     score_store(store, Recipe())
-    wanted = QueueQuery(order="characters desc", sample=3)
+    query = QueueQuery(order="characters desc", sample=3)
     with monkeypatch.context() as patched:
         patched.setattr(client, "MAX_CHARACTERS", 10**9)  # as on a server with lower limits
         patched.setattr(push_module, "_send", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            push(store, Recipe(), server, name, wanted)
-    first, second = (push(store, Recipe(), server, name, wanted) for _ in range(2))
+            push(store, Recipe(), server, name, query)
+    first, second = (push(store, Recipe(), server, name, query) for _ in range(2))
     assert (first.sent, [row["conversation"] for row in first.rejected_by_server]) == (2, [long])
     assert (second.sent, second.unchanged) == (1, 2)
 
@@ -333,11 +333,11 @@ def test_the_overlap_is_read_from_the_server(store, server, argilla_server, name
 
 def test_a_set_with_turn_numbers_keeps_them(store, server, argilla_server, name):
     """Sets of earlier releases offer the numbers of turns."""
-    asked = tuple(
+    turn_numbers = tuple(
         replace(each, options=tuple("12345678")) if each.name == "turns" else each
         for each in build_questions(ReviewSection(), 2)
     )
-    server.create_set(name, SetPlan(asked, 1, "", {"line": "integer", "source": "text", "queue": "text"}))
+    server.create_set(name, SetPlan(turn_numbers, 1, "", {"line": "integer", "source": "text", "queue": "text"}))
     push(store, Recipe(), server, name, QueueQuery())
     dataset = RemoteDataset(argilla_server, name)
     shown = dataset.records[TOOLS.id]["fields"]["conversation"]
@@ -379,12 +379,12 @@ def test_the_page_offers_existing_answers_and_explains_the_questions(store, serv
     recipe = check_recipe({"review": {"overlap": 2, "guidelines": "Be kind."}}, "the test")
     push(store, recipe, server, name, QueueQuery())
     dataset = RemoteDataset(argilla_server, name)
-    asked = {each["name"]: each for each in argilla_server.ask("GET", f"datasets/{dataset.id}/questions")["items"]}
-    offered = [option["text"] for option in asked["turns"]["settings"]["options"]]
+    by_name = {each["name"]: each for each in argilla_server.ask("GET", f"datasets/{dataset.id}/questions")["items"]}
+    offered = [option["text"] for option in by_name["turns"]["settings"]["options"]]
     assert offered == ["answer 1", "answer 2"]
     guidelines = argilla_server.ask("GET", f"datasets/{dataset.id}")["guidelines"]
     assert guidelines.startswith("Be kind.")
-    assert all(f"**{each['title']}**" in guidelines for each in asked.values())
+    assert all(f"**{each['title']}**" in guidelines for each in by_name.values())
     assert "Each conversation is answered by 2 annotators." in guidelines
 
 
@@ -669,8 +669,8 @@ def test_a_record_deleted_on_the_server_keeps_its_answers_and_is_pushed_again(st
 def test_a_question_with_another_title_on_the_server_is_the_same_question(store, server, argilla_server, name):
     push(store, Recipe(), server, name, QueueQuery())
     dataset = RemoteDataset(argilla_server, name)
-    asked = argilla_server.ask("GET", f"datasets/{dataset.id}/questions")["items"]
-    decision = next(question["id"] for question in asked if question["name"] == "decision")
+    questions_now = argilla_server.ask("GET", f"datasets/{dataset.id}/questions")["items"]
+    decision = next(question["id"] for question in questions_now if question["name"] == "decision")
     argilla_server.ask("PATCH", f"questions/{decision}", {"title": "Keep it?"})
     dataset.answer("ann", LONG.id, decision="drop")
     assert pull(store, ReviewSection(), server, name).outcomes["drop"] == 1

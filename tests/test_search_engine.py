@@ -17,10 +17,10 @@ def test_progress_counts_records_and_the_annotators_own_answers(searched):
     assert (progress["total"], progress["completed"], progress["pending"]) == (90, completed, 90 - completed)
     for person in searched.people:
         path = f"me/datasets/{searched.dataset}/metrics"
-        counted = searched.server.ask("GET", path, key=searched.people[person][2])["responses"]
+        counts = searched.server.ask("GET", path, key=searched.people[person][2])["responses"]
         statuses = [one["status"] for record in searched.records for one in searched.answers(record, person)]
         expected = {status: statuses.count(status) for status in ("submitted", "discarded", "draft")}
-        assert counted == {"total": 90, **expected, "pending": 90 - len(statuses)}
+        assert counts == {"total": 90, **expected, "pending": 90 - len(statuses)}
 
 
 def test_metadata_metrics_count_terms_and_give_the_range_of_numbers(searched):

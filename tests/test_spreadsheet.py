@@ -60,9 +60,9 @@ def test_preview_of_a_version_shows_the_answers_of_an_imported_spreadsheet(curat
         two: {"quality": "3", "decision": "fix", "answer": "A better answer."},
         three: {"quality": "5", "decision": "keep", "note": "=HYPERLINK(0)"},
     })  # fmt: skip
-    taken = curate("review", "import", "desk.csv", "--reviewer", "ann")
-    assert taken.returncode == 0, taken.stderr
-    assert "4 rows with answers, 2 empty, 0 rejected" in taken.stdout
+    imported = curate("review", "import", "desk.csv", "--reviewer", "ann")
+    assert imported.returncode == 0, imported.stderr
+    assert "4 rows with answers, 2 empty, 0 rejected" in imported.stdout
     assert curate("freeze", "desk", "--held-out", "0").returncode == 0
     shown = curate("preview", "desk@1", "--limit", "9", "--set", "train.model=tiny").stdout
     assert "⟦Since Monday." in shown
@@ -80,9 +80,9 @@ def test_a_spreadsheet_without_annotator_names_is_rejected_with_one_message(cura
     assert ran.returncode == 1
     assert ran.stdout.count("the annotator is missing") == 1
     assert " and 2 more rows: the annotator is missing: fill the column reviewer" in ran.stdout
-    taken = curate("review", "import", "desk.csv", "--reviewer", "ann")
-    assert taken.returncode == 0
-    assert "Verdicts for desk, combined with all other review sets:" in taken.stdout
+    imported = curate("review", "import", "desk.csv", "--reviewer", "ann")
+    assert imported.returncode == 0
+    assert "Verdicts for desk, combined with all other review sets:" in imported.stdout
 
 
 def test_status_trace_and_diff_show_answers_and_verdicts(curate, tmp_path, store):
@@ -136,8 +136,8 @@ def test_formulas_are_escaped_in_the_file_and_restored_on_import(tmp_path, store
     (row,) = rows_of(tmp_path / "f.csv")
     assert row["answer"] == "'=1+1"
     fill(tmp_path / "f.csv", {talk.id: {"decision": "keep"}})
-    (taken,) = import_sheet(store, ReviewSection(), tmp_path / "f.csv", "ann").sets
-    assert taken.outcomes["keep"] == 1  # not edit: the answer is unchanged
+    (imported,) = import_sheet(store, ReviewSection(), tmp_path / "f.csv", "ann").sets
+    assert imported.outcomes["keep"] == 1  # not edit: the answer is unchanged
 
 
 def test_a_spreadsheet_saved_with_semicolons_is_read(tmp_path, store):
@@ -244,7 +244,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path, store):
 # members of a set ----------------------------------------------------------------------------------------------
 
 
-def chosen(file):
+def members(file):
     return [row["conversation"] for row in rows_of(file)]
 
 
@@ -253,11 +253,11 @@ def test_a_sample_is_reproducible_and_a_larger_one_adds_to_it(tmp_path, store):
     export(store, tmp_path / "b.csv", sample=2)
     export(store, tmp_path / "c.csv", sample=4)
     export(store, tmp_path / "d.csv")
-    two, four = chosen(tmp_path / "a.csv"), chosen(tmp_path / "c.csv")
-    assert chosen(tmp_path / "b.csv") == two
+    two, four = members(tmp_path / "a.csv"), members(tmp_path / "c.csv")
+    assert members(tmp_path / "b.csv") == two
     assert len(set(four)) == 4
     assert set(two) < set(four)
-    assert set(chosen(tmp_path / "d.csv")) == set(four)  # the name alone means the set as it is
+    assert set(members(tmp_path / "d.csv")) == set(four)  # the name alone means the set as it is
 
 
 def test_dropped_conversations_are_included_on_request_and_reviewed_ones_never(tmp_path, store):
@@ -267,10 +267,10 @@ def test_dropped_conversations_are_included_on_request_and_reviewed_ones_never(t
     add_verdict(store, judged, "keep")
     add_verdict(store, judged, "keep", by_whom="ann")
     export(store, tmp_path / "a.csv")
-    assert chosen(tmp_path / "a.csv") == [kept]
+    assert members(tmp_path / "a.csv") == [kept]
     export(store, tmp_path / "b.csv", name="both", also_dropped=True)
-    assert {kept, ruled_out} <= set(chosen(tmp_path / "b.csv"))
-    assert judged not in chosen(tmp_path / "b.csv")
+    assert {kept, ruled_out} <= set(members(tmp_path / "b.csv"))
+    assert judged not in members(tmp_path / "b.csv")
 
 
 def test_the_queue_uncertain_selects_from_both_sides_of_the_threshold(tmp_path):
@@ -283,7 +283,7 @@ def test_the_queue_uncertain_selects_from_both_sides_of_the_threshold(tmp_path):
     with reading(store) as connection:
         near = connection.sql("SELECT conversation FROM scores ORDER BY abs(quality - 0.6), conversation").fetchall()
     export(store, tmp_path / "u.csv", recipe, queue="uncertain", sample=3)
-    assert chosen(tmp_path / "u.csv") == [one for (one,) in near[:3]]
+    assert members(tmp_path / "u.csv") == [one for (one,) in near[:3]]
 
 
 STORY = (
@@ -293,17 +293,17 @@ STORY = (
 
 
 def test_near_duplicates_come_cluster_by_cluster_the_largest_first(tmp_path, store):
-    def told(*changes):
+    def talk(*changes):
         return chat(*(text for change in changes for text in (change(STORY), "Dry it for a day, then oil it.")))
 
-    pairs = add(store, [told(str), told(str.upper)], source="a.csv")
+    pairs = add(store, [talk(str), talk(str.upper)], source="a.csv")
     other = STORY.replace("pump", "paddle").replace("kettle", "trumpet").replace("rain", "sun").replace("dog", "cat")
-    three = add(store, [told(lambda _, end=end: other + end) for end in ("", " Thanks!", " Any idea?")], source="b.csv")
+    three = add(store, [talk(lambda _, end=end: other + end) for end in ("", " Thanks!", " Any idea?")], source="b.csv")
     export(store, tmp_path / "n.csv", queue="near-duplicates")
-    found = chosen(tmp_path / "n.csv")
+    found = members(tmp_path / "n.csv")
     assert (set(found[:3]), set(found[3:])) == (set(three), set(pairs))
     export(store, tmp_path / "f.csv", queue="near-duplicates", name="four", sample=4)
-    assert set(chosen(tmp_path / "f.csv")[:3]) == set(three)
+    assert set(members(tmp_path / "f.csv")[:3]) == set(three)
 
 
 def test_versions_of_one_text_are_one_cluster(tmp_path):
@@ -312,7 +312,7 @@ def test_versions_of_one_text_are_one_cluster(tmp_path):
     far = " ".join(reversed(words))
     ids = add(tmp_path / "v.duckdb", [chat("Which?", text) for text in [*versions, f"{versions[0]}!", far]])
     export(tmp_path / "v.duckdb", tmp_path / "n.csv", queue="near-duplicates")
-    assert set(chosen(tmp_path / "n.csv")) == set(ids[:-1])
+    assert set(members(tmp_path / "n.csv")) == set(ids[:-1])
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_versions_of_one_text_are_one_cluster(tmp_path):
 def test_texts_without_spaces_have_near_duplicates(tmp_path, text):
     ids = add(tmp_path / "z.duckdb", [chat("?", text), chat("?", text[:-1]), chat("?", text[::-1])])
     export(tmp_path / "z.duckdb", tmp_path / "n.csv", queue="near-duplicates")
-    assert set(chosen(tmp_path / "n.csv")) == set(ids[:2])
+    assert set(members(tmp_path / "n.csv")) == set(ids[:2])
 
 
 def test_the_queue_near_duplicates_without_any_is_an_error(tmp_path, store):
@@ -344,9 +344,9 @@ def test_the_queue_near_duplicates_without_any_is_an_error(tmp_path, store):
 def test_the_near_duplicates_of_the_sample_are_its_ten_repeated_tickets(curate, tmp_path, sample):
     assert curate("import", str(sample / "support_tickets.csv")).returncode == 0
     export(tmp_path / "curate.duckdb", tmp_path / "n.csv", queue="near-duplicates")
-    asked = [row["text"].lower().partition("[answer 1]") for row in rows_of(tmp_path / "n.csv")]
-    assert len(asked) == 20  # data/make_sample.py: in small letters, with "!!", with spaces, or "Again:"
-    assert all(first[2] == second[2] for first, second in zip(asked[::2], asked[1::2], strict=True))
+    texts = [row["text"].lower().partition("[answer 1]") for row in rows_of(tmp_path / "n.csv")]
+    assert len(texts) == 20  # data/make_sample.py: in small letters, with "!!", with spaces, or "Again:"
+    assert all(first[2] == second[2] for first, second in zip(texts[::2], texts[1::2], strict=True))
 
 
 def test_the_queue_disagreement_selects_disputed_conversations(tmp_path, store):
@@ -358,7 +358,7 @@ def test_the_queue_disagreement_selects_disputed_conversations(tmp_path, store):
         fill(tmp_path / "s.csv", {LONG.id: {"decision": decision, "reviewer": name}})
         import_sheet(store, recipe.review, tmp_path / "s.csv")
     export(store, tmp_path / "d.csv", recipe, name="third", queue="disagreement")
-    assert chosen(tmp_path / "d.csv") == [LONG.id]
+    assert members(tmp_path / "d.csv") == [LONG.id]
 
 
 def test_unknown_names_and_queues_are_errors(tmp_path, store):

@@ -15,7 +15,7 @@ from curate.cli.review_server import register as register_server_commands
 if TYPE_CHECKING:
     from curate.review.queue import QueueQuery
 
-SERVER, SPREADSHEETS = "With a server", "With spreadsheets"
+SERVER, SPREADSHEETS = "Review on a server", "Review in spreadsheets"
 
 app = typer.Typer(
     help="Review conversations with annotators, on a labelling server or in spreadsheets.",

@@ -1,13 +1,12 @@
-"""How fast conversations go to the labelling server and answers come back, beside Argilla's own SDK.
+"""Conversations pushed and answers pulled per second, compared with Argilla's own SDK.
 
     python tests/bench/bench_review.py [--records 5000] [--peer PYTHON]
 
-Starts `curate review serve` in a folder of its own. Each record has a question and an answer of about 800 characters
-together and the default scores; a push sends two suggestions each (quality and decision), then the three that the
-default questions get; a pull reads two people's answers to each, stores and judges them. `--peer` is an interpreter
-with argilla 2.8.0: its `records.log` sends a fifth as many, without metadata, its `records.to_list` reads the same
-answers.
-Less than 200 records/s pushed or 1,000 pulled ends with exit code 1.
+Starts `curate review serve` in a temporary folder. Each record has a question and an answer of about 800 characters
+together and the default scores. The first push sends two suggestions per record (quality and decision), the second the
+three of the default questions; a pull reads, stores and resolves two answers per record. `--peer` is a Python with
+argilla 2.8.0: its `records.log` sends a fifth of the records, without metadata, its `records.to_list` reads the same
+answers. The exit code is 1 below 200 records/s pushed or 1,000 pulled.
 """
 
 import argparse
@@ -48,10 +47,10 @@ settings = rg.Settings(
 dataset = rg.Dataset(name="peer", settings=settings, workspace=client.workspaces[0].name, client=client)
 dataset.create()
 records = [
-    rg.Record(fields={"conversation": [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]},
+    rg.Record(fields={"conversation": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]},
               suggestions=[rg.Suggestion("quality", 4, agent="quality", score=0.8),
                            rg.Suggestion("decision", "keep", agent="rules")])
-    for asked, told in json.load(sys.stdin)
+    for question, reply in json.load(sys.stdin)
 ]
 start = time.perf_counter()
 dataset.records.log(records)
@@ -73,7 +72,7 @@ def main() -> int:
         server = LabellingServer(Path(folder) / "home")
         server.start()
         try:
-            rates = measured(Path(folder), server, given.records)
+            rates = measure_rates(Path(folder), server, given.records)
             if given.peer:
                 rates |= peer(given.peer, server, given.records // 5)
         finally:
@@ -82,8 +81,8 @@ def main() -> int:
     return int(rates["push, two suggestions"][0] < PUSH or rates["pull, two answers each"][0] < PULL)
 
 
-def measured(folder: Path, server: LabellingServer, count: int) -> dict[str, tuple[float, float | None]]:
-    """Records per second, and per CPU second, of each way."""
+def measure_rates(folder: Path, server: LabellingServer, count: int) -> dict[str, tuple[float, float | None]]:
+    """Operation -> records per second, and per CPU second."""
     store = folder / "curate.duckdb"
     add(store, talks(count))
     score_store(store, Recipe())
@@ -99,7 +98,7 @@ def measured(folder: Path, server: LabellingServer, count: int) -> dict[str, tup
         rates["push, two suggestions"] = rate(lambda: push(store, two, argilla, "two", QueueQuery()).sent)
         rates["push, three suggestions"] = rate(lambda: push(store, all_, argilla, "three", QueueQuery()).sent)
         rates["push again, nothing changed"] = rate(lambda: push(store, two, argilla, "two", QueueQuery()).unchanged)
-        answer(server, "two", people=2)
+        answer(server, "two", annotators=2)
         rates["pull, two answers each"] = rate(
             lambda: pull(store, two.review, argilla, "two").answers["submitted"] // 2
         )
@@ -117,7 +116,7 @@ def measure(server: int, count: int, work) -> tuple[float, float]:
 
 
 def cpu_seconds(process: int) -> float:
-    """What a process has used so far, of Linux's own count of ticks."""
+    """CPU seconds used by a process, from Linux's count of ticks."""
     ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
@@ -127,10 +126,10 @@ def talks(count: int) -> list:
     return [chat(f"Question {n}: {words}", f"Answer {n}: {words}") for n in range(count)]
 
 
-def answer(server: LabellingServer, name: str, people: int) -> None:
-    """Let people answer every record, many at a time: an owner may write others' answers."""
+def answer(server: LabellingServer, name: str, annotators: int) -> None:
+    """Answer every record in bulk, as the owner may do for other accounts."""
     dataset = next(one["id"] for one in server.ask("GET", "me/datasets")["items"] if one["name"] == name)
-    keys = [server.annotator(f"person{number}")[2] for number in range(people)]
+    keys = [server.annotator(f"person{number}")[2] for number in range(annotators)]
     users = [server.ask("GET", "me", key=key)["id"] for key in keys]
     total = server.ask("GET", f"datasets/{dataset}/records?limit=1")["total"]
     for offset in range(0, total, PART):
@@ -161,9 +160,11 @@ def peer(python: str, server: LabellingServer, count: int) -> dict[str, tuple[fl
 
 def show(rates: dict[str, tuple[float, float | None]]) -> None:
     one, five, _ = os.getloadavg()
-    print(f"load {one:.1f} (1 min), {five:.1f} (5 min)\n\n| way | records/s | per CPU second |\n| --- | --- | --- |")
-    for way, (wall, cpu) in rates.items():
-        print(f"| {way} | {wall:,.0f} | {'' if cpu is None else f'{cpu:,.0f}'} |")
+    print(
+        f"load {one:.1f} (1 min), {five:.1f} (5 min)\n\n| operation | records/s | per CPU second |\n| --- | --- | --- |"
+    )
+    for operation, (wall, cpu) in rates.items():
+        print(f"| {operation} | {wall:,.0f} | {'' if cpu is None else f'{cpu:,.0f}'} |")
 
 
 if __name__ == "__main__":

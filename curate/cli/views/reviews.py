@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-
 from curate.cli.console import note, print_line, print_table
 from curate.review.agreement import ANNOTATORS, RULES, SPREADSHEET, ReviewStats, Rows
 from curate.review.pull import PullResult
@@ -88,9 +86,8 @@ def show_stats(stats: ReviewStats, *, list_disputed: bool) -> None:
     """Print the tables of `review_tables`, and the disputed conversations."""
     for table in review_tables(stats):
         print_table(table.rows, list(table.rows[0]), table.title)
-        for line in table.notes:
-            print_line(line)
-        typer.echo()
+        if table.notes:
+            print_line("\n".join((*table.notes, "")))
     if not stats.annotators:
         note("There are no answers yet.")
     if stats.disputed:
@@ -123,7 +120,7 @@ def review_tables(stats: ReviewStats) -> list[TableView]:
 
 PACE_NOTE = "pace: median time between answers, without gaps of more than 30 minutes."
 AGREEMENT_NOTES = (
-    "alpha: Krippendorff's, 1 if all answers are equal, 0 if they agree by chance.",
+    "alpha: Krippendorff's; 1 if all answers are equal, 0 if they agree as by chance.",
     "blind alpha: of the answers given without suggestions.",
     "shared: conversations with several answers.",
 )
