@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def check_templates(model: Path | None = None, names: Sequence[str] = ()) -> lis
     Uses the tokenizer in the folder `model` and includes its own template; without a model, a tokenizer with all common
     control tokens. Raises `TrainError` for an unknown name.
     """
-    with _neutral_tokenizer() if model is None else _load(model) as tokenizer:
+    with _neutral_tokenizer() if model is None else nullcontext(Tokenizer.load(model)) as tokenizer:
         names = names or [*bundled_names(), *unsloth_templates(), *(["tokenizer"] if model else [])]
         by_text: dict[str, list[str]] = {}
         for name in names:
@@ -219,11 +219,6 @@ def _whitespace(rendering: Rendering) -> str:
     if rendering.problem is not None:
         return "refused"
     return "kept" if PROBES["spaces"].turns[1].value in rendering.text else "trimmed"
-
-
-@contextmanager
-def _load(model: Path) -> Iterator[Tokenizer]:
-    yield Tokenizer.load(model)
 
 
 @contextmanager
