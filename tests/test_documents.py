@@ -62,9 +62,11 @@ def test_paths_named_in_the_contribution_guide_exist():
     assert [path for path in paths if not list(ROOT.glob(path)) and not list(ROOT.glob(f"*/**/{path}"))] == []
 
 
-def test_the_index_of_decisions_lists_every_decision_in_order():
+def test_the_index_of_decisions_lists_every_decision_in_order_and_links_to_it():
     text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| \[(.+)\]\(#", text, re.MULTILINE) == re.findall(r"^### (.+)", text, re.MULTILINE)
+    titles = re.findall(r"^### (.+)", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]  # as GitHub makes them
+    assert re.findall(r"^\| \[(.+)\]\(#(.*?)\)", text, re.MULTILINE) == list(zip(titles, anchors, strict=True))
 
 
 @pytest.mark.slow
