@@ -65,10 +65,6 @@ class Suggestion:
     agent: str
     score: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """The suggestion as JSON values, as stored in `review_records.suggestions`."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

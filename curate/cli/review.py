@@ -2,8 +2,9 @@
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start.
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +12,6 @@ from curate.cli.console import print_json, progress_bar
 from curate.cli.options import GroupedHelp, JsonOption, RecipeOption, SetOption, StoreOption
 from curate.cli.review_server import HomeOption, UrlOption
 from curate.cli.review_server import register as register_server_commands
-
-if TYPE_CHECKING:
-    from curate.review.queue import QueueQuery
 
 SERVER, SPREADSHEETS = "Review on a server", "Review in spreadsheets"
 
@@ -88,14 +86,15 @@ def push(
     from curate.cli.views.reviews import show_push
     from curate.review.argilla.client import connect
     from curate.review.push import push as push_set
+    from curate.review.queue import QueueQuery
     from schemas.recipe import load_recipe
     from schemas.store import store_path
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
-    query = _query(where, order, queue, sample, overlap, also_dropped=also_dropped)
+    query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
     with connect(url, home, workspace) as server, progress_bar("pushing") as advance:
         result = push_set(store_path(store), settings, server, name, query, dry_run=dry_run, progress=advance)
-    print_json(result.as_json()) if as_json else show_push(result, dry_run=dry_run)
+    print_json(asdict(result)) if as_json else show_push(result, dry_run=dry_run)
 
 
 @app.command(rich_help_panel=SERVER)
@@ -125,7 +124,7 @@ def pull(
     section = load_recipe(recipe, set_ or []).review
     with connect(url, home, workspace) as server, progress_bar("pulling") as advance:
         result = pull_set(store_path(store), section, server, name, partial=partial, again=again, progress=advance)
-    print_json(result.as_json()) if as_json else show_pull(result)
+    print_json(asdict(result)) if as_json else show_pull(result)
 
 
 @app.command(rich_help_panel=SERVER)
@@ -150,7 +149,7 @@ def status(
     section = load_recipe(recipe, set_ or []).review
     with reading(store_path(store)) as connection:
         stats = review_stats(connection, section, name)
-    print_json(stats.as_json()) if as_json else show_stats(stats, list_disputed=list_)
+    print_json(asdict(stats)) if as_json else show_stats(stats, list_disputed=list_)
 
 
 @app.command(rich_help_panel=SPREADSHEETS)
@@ -178,14 +177,15 @@ def export(
     curate review export support.csv --where "answer_words < 40" --sample 200
     """
     from curate.cli.views.reviews import show_export
+    from curate.review.queue import QueueQuery
     from curate.review.spreadsheet import export_sheet
     from schemas.recipe import load_recipe
     from schemas.store import store_path
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
-    query = _query(where, order, queue, sample, overlap, also_dropped=also_dropped)
+    query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
     result = export_sheet(store_path(store), settings, file, name or file.stem.lower(), query, replace=replace)
-    print_json(result.as_json()) if as_json else show_export(result)
+    print_json(asdict(result)) if as_json else show_export(result)
 
 
 @app.command("import", rich_help_panel=SPREADSHEETS)
@@ -211,7 +211,7 @@ def import_(
     from schemas.store import store_path
 
     result = import_sheet(store_path(store), load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial)
-    print_json(result.as_json()) if as_json else show_import(result)
+    print_json(asdict(result)) if as_json else show_import(result)
     if result.rejected and not result.answered:
         raise typer.Exit(1)
 
@@ -226,20 +226,6 @@ def _overrides(set_: list[str] | None, overlap: int | None, blind: str | None) -
     if blind is not None:
         overrides.append(f"review.blind={parse_share(blind, '--blind')}")
     return overrides
-
-
-def _query(
-    where: str | None,
-    order: str | None,
-    queue: str | None,
-    sample: int | None,
-    overlap: int | None,
-    *,
-    also_dropped: bool,
-) -> "QueueQuery":
-    from curate.review.queue import QueueQuery
-
-    return QueueQuery(where, order, queue, sample, also_dropped, overlap)
 
 
 register_server_commands(app)

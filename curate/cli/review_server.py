@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start.
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -93,8 +94,6 @@ def add(
     \b
     curate review users add ann
     """
-    from dataclasses import asdict
-
     from curate.review.argilla.accounts import add_account
     from curate.review.argilla.process import resolve_server
 

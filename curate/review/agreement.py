@@ -8,7 +8,7 @@ computed for the blind share alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -85,10 +85,6 @@ class ReviewStats:
     suggestion_bias: Rows
     confusions: dict[str, Rows]
     disputed: Rows
-
-    def as_json(self) -> dict[str, Any]:
-        """The statistics as JSON values."""
-        return asdict(self)
 
 
 def review_stats(connection: DuckDBPyConnection, section: ReviewSection, name: str | None = None) -> ReviewStats:

@@ -6,9 +6,8 @@ row counts. A pull without new answers writes nothing.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from duckdb import DuckDBPyConnection
@@ -81,10 +80,6 @@ class PullResult:
     deleted: int = 0
     unknown: int = 0
     unchanged: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return asdict(self)
 
 
 def pull(

@@ -7,9 +7,8 @@ that was interrupted on either side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from curate.review.questions import mark_limit, too_many_answers
 from curate.review.queue import QueueQuery
@@ -45,10 +44,6 @@ class PushResult:
     sent: int = 0
     unchanged: int = 0
     rejected_by_server: list[dict[str, str]] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return asdict(self)
 
 
 def push(

@@ -20,6 +20,7 @@ from curate.rule_columns import find_matching
 from curate.scorers.plan import plan_scorers
 from curate.scorers.runner import stored_columns
 from curate.selection import RULE
+from schemas.digest import text_digest
 from schemas.errors import ReviewError
 from schemas.recipe import Recipe
 from schemas.review import QUALITY, MetadataType, Task
@@ -123,7 +124,8 @@ def select_members(
     room = candidates.height if query.sample is None else max(0, query.sample - existing.height)
     added, rejected = _take_showable(_render_tasks(connection, candidates, render), room, rejection_reason)
     blind_needed = round(recipe.review.blind * (existing.height + added.height)) - int(existing["blind"].sum())
-    blind = _hash_fractions(connection, added, f"blind {name}").rank("ordinal") <= blind_needed
+    hashes = [text_digest(f"blind {name}{one}")[:8] for one in added["conversation"]]  # Polars has no SHA-256
+    blind = pl.Series(hashes, dtype=pl.String).rank("ordinal") <= blind_needed
     new = added.select(
         "conversation", queue=pl.lit(query.queue_name), blind=blind, since=pl.lit(None, existing.schema["since"])
     )
@@ -196,16 +198,6 @@ def _take_showable(
         else:
             rejected.append({"conversation": task.conversation, "reason": reason})
     return pl.DataFrame({"conversation": accepted}, schema={"conversation": pl.String}), rejected
-
-
-def _hash_fractions(connection: DuckDBPyConnection, conversations: pl.DataFrame, salt: str) -> pl.Series:
-    """A number from 0 to 1 per conversation, determined by `salt` and its id."""
-    connection.register("hashed", conversations)
-    rows: pl.DataFrame = connection.sql(
-        "SELECT ('0x' || sha256(? || conversation)[:8])::UBIGINT / 4294967296.0 AS fraction FROM hashed", params=[salt]
-    ).pl()
-    connection.unregister("hashed")
-    return rows["fraction"].cast(pl.Float64)
 
 
 def score_columns(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:

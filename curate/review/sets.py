@@ -123,9 +123,12 @@ def prepare_set(
         questions = build_questions(recipe.review, _max_answers(connection, selection.members))
         if existing:
             check_same_questions(questions, existing, f"The set {name}{'' if stored else ' on the server'}")
-        plan = _plan(connection, recipe, existing or questions, overlap)
+        metadata = filterable_metadata(connection, recipe)
         rows = read_members(connection, recipe, selection.members)
         sent = _load_sent_digests(connection, name)
+    questions = existing or questions
+    guidelines = build_guidelines(recipe.review, questions, overlap)
+    plan = SetPlan(questions, overlap, guidelines, metadata, frozenset(metadata.keys() - FACT_TYPES.keys()))
     tasks = [_review_task(row, plan.questions) for row in rows]  # one by one: each becomes the JSON of a request
     return PreparedSet(name, plan, tasks, stored.ref if stored else RemoteRef(), sent, selection.rejected)
 
@@ -192,12 +195,6 @@ def _max_answers(connection: DuckDBPyConnection, members: pl.DataFrame) -> int:
     ).fetchall()
     connection.unregister("members_of_set")
     return int(rows[0][0])
-
-
-def _plan(connection: DuckDBPyConnection, recipe: Recipe, questions: tuple[Question, ...], overlap: int) -> SetPlan:
-    metadata = filterable_metadata(connection, recipe)
-    hidden = frozenset(metadata.keys() - FACT_TYPES.keys())
-    return SetPlan(questions, overlap, build_guidelines(recipe.review, questions, overlap), metadata, hidden)
 
 
 def _review_task(row: dict[str, Any], questions: Sequence[Question]) -> ReviewTask:
@@ -334,7 +331,7 @@ def _record_frame(records: Sequence[tuple[ReviewTask, str | None]]) -> pl.DataFr
     """Rows of `review_records` without the set's name."""
     rows = [
         (each.task.conversation, record, each.queue, each.blind,
-         canonical_json([suggestion.as_json() for suggestion in each.suggestions]), each.digest)
+         canonical_json([asdict(suggestion) for suggestion in each.suggestions]), each.digest)
         for each, record in records  # one by one: each was the JSON of a request
     ]  # fmt: skip
     types = {name: pl.Boolean if name == "blind" else pl.String for name in RECORD_COLUMNS.split(", ")[1:]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,6 @@ class SheetExport:
     blind: int
     rejected: list[dict[str, str]]
 
-    def as_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class SheetImport:
@@ -77,10 +73,6 @@ class SheetImport:
     empty: int
     rejected: list[dict[str, Any]]
     sets: list[PullResult]
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return asdict(self)
 
 
 def export_sheet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,21 +103,24 @@ class TableView:
 
     title: str
     rows: Rows
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
 def review_tables(stats: ReviewStats) -> list[TableView]:
     """The tables of the statistics that have rows."""
     tables = [
-        TableView("Review sets", _rows(stats.sets, SETS), tuple(_set_notes(stats.sets))),
-        TableView("Annotators", _rows(stats.annotators, ANNOTATOR), (PACE_NOTE,)),
-        TableView("Inter-annotator agreement", _rows(stats.agreement, AGREEMENT), AGREEMENT_NOTES),
-        TableView("Suggestion bias: answers equal to the suggestion", _rows(stats.suggestion_bias, BIAS), (BIAS_NOTE,)),
+        TableView("Review sets", [{key: row[key] for key in SET_COLUMNS} for row in stats.sets],
+                  list(map(_set_note, stats.sets))),
+        TableView("Annotators", list(map(_annotator, stats.annotators)), (PACE_NOTE,)),
+        TableView("Inter-annotator agreement", list(map(_agreement, stats.agreement)), AGREEMENT_NOTES),
+        TableView("Suggestion bias: answers equal to the suggestion", list(map(_bias, stats.suggestion_bias)),
+                  (BIAS_NOTE,)),
         *(TableView(CONFUSIONS[key], rows) for key, rows in stats.confusions.items()),
-    ]
+    ]  # fmt: skip
     return [table for table in tables if table.rows]
 
 
+SET_COLUMNS = ("set", "conversations", "done", "partial", "unanswered", "blind", "deleted")
 PACE_NOTE = "pace: median time between answers, without gaps of more than 30 minutes."
 AGREEMENT_NOTES = (
     "alpha: Krippendorff's; 1 if all answers are equal, 0 if they agree as by chance.",
@@ -125,54 +128,45 @@ AGREEMENT_NOTES = (
     "shared: conversations with several answers.",
 )
 BIAS_NOTE = "difference: in percentage points, with its 95 % confidence interval."
-
-Columns = Mapping[str, Callable[[Mapping[str, Any]], object]]
-"""Heading -> the cell of a row."""
-
-SETS: Columns = {
-    "set": lambda row: row["set"],
-    "conversations": lambda row: row["conversations"],
-    "done": lambda row: row["done"],
-    "partial": lambda row: row["partial"],
-    "unanswered": lambda row: row["unanswered"],
-    "blind": lambda row: row["blind"],
-    "deleted": lambda row: row["deleted"],
-}
-ANNOTATOR: Columns = {
-    "annotator": lambda row: row["reviewer"],
-    "submitted": lambda row: row["submitted"],
-    "discarded": lambda row: row["discarded"],
-    "drafts": lambda row: row["draft"],
-    "pace": lambda row: NO_VALUE if row["seconds_each"] is None else f"{row['seconds_each']:,.0f} s",
-    "first": lambda row: row["first"][:10],
-    "latest": lambda row: row["last"][:10],
-}
-AGREEMENT: Columns = {
-    "question": lambda row: row["question"],
-    "scale": lambda row: row["level"],
-    "alpha": lambda row: NO_VALUE if row["alpha"] is None else f"{row['alpha']:.2f}",
-    "blind alpha": lambda row: NO_VALUE if row["alpha_blind"] is None else f"{row['alpha_blind']:.2f}",
-    "annotators": lambda row: row["annotators"],
-    "shared": lambda row: row["shared"],
-}
-BIAS: Columns = {
-    "question": lambda row: row["question"],
-    "shown": lambda row: f"{row['equal_if_shown']:.0%} of {row['shown']:,}",
-    "blind": lambda row: f"{row['equal_if_blind']:.0%} of {row['blind']:,}",
-    "difference": lambda row: f"{100 * row['difference']:+.0f} ± {100 * row['margin']:.0f}",
-}
 CONFUSIONS = {
     RULES: "Decisions: rules (rows) by annotators (columns)",
     ANNOTATORS: "Decisions: pairs of annotators, the first by name (rows) by the other (columns)",
 }
 
 
-def _rows(rows: Rows, columns: Columns) -> Rows:
-    return [{heading: cell(row) for heading, cell in columns.items()} for row in rows]
+def _set_note(row: Mapping[str, Any]) -> str:
+    place = "in a spreadsheet" if row["server"] == SPREADSHEET else f"on {row['server']}"
+    return f"{row['set']}: {place}, {plural(row['overlap'], 'answer')} per conversation."
 
 
-def _set_notes(sets: Rows) -> Iterator[str]:
-    """The place of each set and its answers per conversation."""
-    for row in sets:
-        place = "in a spreadsheet" if row["server"] == SPREADSHEET else f"on {row['server']}"
-        yield f"{row['set']}: {place}, {plural(row['overlap'], 'answer')} per conversation."
+def _annotator(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "annotator": row["reviewer"],
+        "submitted": row["submitted"],
+        "discarded": row["discarded"],
+        "drafts": row["draft"],
+        "pace": NO_VALUE if row["seconds_each"] is None else f"{row['seconds_each']:,.0f} s",
+        "first": row["first"][:10],
+        "latest": row["last"][:10],
+    }
+
+
+def _agreement(row: Mapping[str, Any]) -> dict[str, Any]:
+    alpha, blind = (NO_VALUE if row[key] is None else f"{row[key]:.2f}" for key in ("alpha", "alpha_blind"))
+    return {
+        "question": row["question"],
+        "scale": row["level"],
+        "alpha": alpha,
+        "blind alpha": blind,
+        "annotators": row["annotators"],
+        "shared": row["shared"],
+    }
+
+
+def _bias(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "question": row["question"],
+        "shown": f"{row['equal_if_shown']:.0%} of {row['shown']:,}",
+        "blind": f"{row['equal_if_blind']:.0%} of {row['blind']:,}",
+        "difference": f"{100 * row['difference']:+.0f} ± {100 * row['margin']:.0f}",
+    }
