@@ -14,6 +14,7 @@ import pytest
 from support.argilla_server import RefusedError
 from support.stores import add, add_verdict, chat, questions
 from support.training import TINY
+from test_spreadsheet import fill
 
 from curate.review import push as push_module
 from curate.review.agreement import review_stats
@@ -348,7 +349,7 @@ def test_a_set_with_turn_numbers_keeps_them(store, server, argilla_server, name)
         assert connection.sql("SELECT answers ->> 'turns' FROM reviews").fetchall() == [("[2,7]",)]
 
 
-def test_a_set_with_titles_of_an_earlier_release_is_pushed_pulled_and_exported(
+def test_a_set_with_titles_of_an_earlier_release_is_pushed_pulled_exported_and_imported(
     store, server, argilla_server, name, tmp_path
 ):
     push(store, Recipe(), server, name, QueueQuery(sample=2))
@@ -368,7 +369,9 @@ def test_a_set_with_titles_of_an_earlier_release_is_pushed_pulled_and_exported(
     dataset.answer("ann", LONG.id, decision="drop")
     assert pull(store, ReviewSection(), server, name).outcomes["drop"] == 1
     export_sheet(store, Recipe(), tmp_path / "s.csv", name, QueueQuery())
-    assert import_sheet(store, ReviewSection(), tmp_path / "s.csv", "ann").empty == 8
+    fill(tmp_path / "s.csv", {HOSTILE.id: {"decision": "keep"}})
+    imported = import_sheet(store, ReviewSection(), tmp_path / "s.csv", "ann")
+    assert (imported.answered, imported.empty, imported.rejected) == (1, 7, [])
     with reading(store) as connection:
         assert connection.sql("SELECT questions ->> '$[1].title' FROM review_sets").fetchall() == [
             ("Should a model learn from it?",)
