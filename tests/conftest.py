@@ -63,8 +63,8 @@ def sample() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a byte-level tokenizer whose ids are the same on every machine (`support.tokenizers`)."""
-    from support.tokenizers import save_tokenizer
+    """The folder of a byte-level tokenizer whose ids are the same on every machine (`support.make_tokenizers`)."""
+    from support.make_tokenizers import save_tokenizer
 
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 

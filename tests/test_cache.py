@@ -11,9 +11,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from support.make_tokenizers import CHATML
 from support.renderings import CONVERSATIONS, WITH_CALL, frame, loss_text, unsloth_texts
 from support.stores import chat
-from support.tokenizers import CHATML
 
 from schemas.conversation import Conversation, Turn
 from train.tokens import cache

@@ -1,6 +1,7 @@
 """Chat templates by name and file, errors, the pinned date, and equality with transformers."""
 
 import pytest
+from support.make_tokenizers import CHATML, save_tokenizer
 from support.renderings import (
     CONVERSATIONS,
     WITH_CALL,
@@ -11,7 +12,6 @@ from support.renderings import (
     unsloth_texts,
 )
 from support.stores import chat
-from support.tokenizers import CHATML, save_tokenizer
 
 from schemas.environment import install_command
 from schemas.errors import TrainError

@@ -4,9 +4,9 @@ import json
 
 import polars as pl
 import pytest
+from support.make_tokenizers import CHATML, SPECIALS, save_sentencepiece
 from support.renderings import WITH_CALL, frame, loss_text, marked_text, render_one, unsloth_texts
 from support.stores import chat
-from support.tokenizers import CHATML, SPECIALS, save_sentencepiece
 
 from schemas.conversation import Conversation, Turn
 from train.tokens.chat_template import Template, find_template

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import polars as pl
 import pytest
+from support.make_tokenizers import CHATML
 from support.stores import add_version, chat
-from support.tokenizers import CHATML
 from support.training import TINY, make_project, run_here, section
 
 from curate.cli.views.plans import templates_page

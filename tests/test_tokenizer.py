@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.tokenizers import save_tokenizer
+from support.make_tokenizers import save_tokenizer
 
 from schemas.errors import TrainError
 from train.tokens.tokenizer import Tokenizer

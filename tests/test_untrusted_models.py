@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from support.make_tokenizers import CHATML, save_tokenizer
 from support.stores import chat
-from support.tokenizers import CHATML, save_tokenizer
 
 from schemas.errors import RecipeError, TrainError
 from schemas.recipe import TrainSection, check_recipe, load_recipe

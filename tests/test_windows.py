@@ -7,9 +7,9 @@ from functools import partial
 
 import polars as pl
 import pytest
+from support.make_tokenizers import CHATML
 from support.renderings import frame
 from support.stores import add, add_version, chat
-from support.tokenizers import CHATML
 from support.training import WORDS, command, conversations, train
 
 from curate.versions.freeze import freeze

@@ -4,8 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import polars as pl
 import pytest
+from support.make_tokenizers import CHATML
 from support.stores import chat
-from support.tokenizers import CHATML
 
 from schemas.conversation import TURN, Conversation, Turn
 from train.tokens.chat_template import Template, unsloth_templates
