@@ -83,6 +83,14 @@ def find_matching(
         FROM ({facts_query(columns)}) WHERE {condition_sql}""")
 
 
+def matching_query(connection: DuckDBPyConnection, recipe: Recipe, where: str) -> str:
+    """A query for the ids of the imported conversations that meet `where`, one column. Raises as `find_matching`."""
+    condition = Expression.read(where, WHERE)
+    columns = resolve_columns(connection, recipe, [condition])
+    connection.execute(NULL_ON_DIVISION_BY_ZERO)
+    return f"SELECT conversation FROM ({facts_query(columns)}) WHERE {bind_condition(connection, condition, columns)}"
+
+
 def _split_direction(order: str) -> tuple[str, bool]:
     """An order without a final `asc` or `desc`, and whether that was `desc`."""
     head, _, last = order.strip().rpartition(" ")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curate.cli import data, models, start, store, training, versions
+from curate.cli import data, inspect, models, start, store, training, versions
 from curate.cli.console import note
 from curate.cli.options import GroupedHelp
 from curate.cli.startup import INTERRUPTED
@@ -42,7 +42,12 @@ COMMANDS: "dict[str, dict[str, Callable[..., None]]]" = {
         "export": versions.export,
         "restore": versions.restore,
     },
-    "Inspect": {"status": store.status, "sql": store.sql, "trace": store.trace},
+    "Inspect": {
+        "status": store.status,
+        "search": inspect.search,
+        "sql": store.sql,
+        "trace": store.trace,
+    },
     "Train": {
         "preview": training.preview_command,
         "plan": training.plan_command,
