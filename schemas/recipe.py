@@ -64,6 +64,11 @@ class ImportSection(Section):
     format: str | None = Field(
         None, description="file format, such as csv or jsonl; detected by default", examples=["jsonl"]
     )
+    where: str | None = Field(
+        None,
+        description="an SQL condition on columns; other rows become rejects with the code excluded-by-where",
+        examples=["label = 'good'"],
+    )
     max_rejects: float = Field(1.0, ge=0, le=1, description="maximum share of rejected rows per file")
 
 

@@ -51,6 +51,10 @@ def import_(
     text: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="One turn per row, or plain text: column with the text.")
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Import only rows for which this is true, such as \"label = 'good'\"."),
+    ] = None,
     max_rejects: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +92,7 @@ def import_(
         options = {
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
+            **{"where": where},
         }
         section = apply_options(load_recipe(recipe, set_ or []).import_, options)
         with progress_bar("Importing") as advance:

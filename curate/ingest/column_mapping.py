@@ -12,6 +12,7 @@ from itertools import product
 
 import polars as pl
 
+from curate.ingest.answer_labels import check_labels, label_hint
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape
 from schemas.errors import SourceError, nearest
@@ -45,10 +46,15 @@ def find_mapping(table: pl.DataFrame, section: ImportSection) -> ColumnMapping:
     options = _check_options(table, section)
     candidates = _candidates(table, section.shape, options)
     mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
-    if not mappings:
-        raise _no_mapping_error(table, section.shape, options, [candidate.mapping for candidate in candidates])
-    if len(mappings) > 1:
-        raise _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
+    if len(mappings) != 1:
+        error = (
+            _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
+            if mappings
+            else _no_mapping_error(table, section.shape, options, [candidate.mapping for candidate in candidates])
+        )
+        raise SourceError(error.what, f"{error.hint}{label_hint(table)}")
+    if section.shape is None and not options:
+        check_labels(table, mappings[0])
     return mappings[0]
 
 
@@ -66,6 +72,8 @@ def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, section: ImportS
     mappings = [found for found in mappings if found.shape == mapping.shape or not SHAPES[found.shape].fallback]
     if len(mappings) > 1:
         raise _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
+    if section.shape is None and not options:
+        check_labels(table, mapping)
     return merge_mappings(mapping, mappings[0]) if mappings else mapping
 
 
@@ -261,22 +269,12 @@ def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
 
 
 def _check_preference_data(table: pl.DataFrame) -> None:
-    """Raise `SourceError` for rows with a chosen and a rejected answer, or with answers labelled as good or bad."""
+    """Raise `SourceError` for rows with a chosen and a rejected answer."""
     if {"chosen", "rejected"} <= set(table.columns):
         raise SourceError(
             "This is preference data (columns chosen and rejected): a better and a worse answer to each question, "
             "not conversations.",
             _chosen_only_hint(table),
-        )
-    answers = {"completion", "response", "answer", "output"} & set(table.columns)
-    if (
-        answers
-        and "label" in table.columns
-        and set(table["label"].drop_nulls().str.to_lowercase()) == {"true", "false"}
-    ):
-        raise SourceError(
-            "This is preference data (column label): good answers are marked true, bad ones false.",
-            "Keep the rows with label true, or import all of them with --shape and --map.",
         )
 
 

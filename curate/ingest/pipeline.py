@@ -25,6 +25,7 @@ from curate.ingest.file_hash import Digest, FileHasher, stamp
 from curate.ingest.readers import Batch, Source, expand, open_source
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.repairs import REPAIRS, STORED_REPAIRS
+from curate.ingest.row_filter import EXCLUDED, filter_batches
 from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.writer import (
     ImportBatch,
@@ -215,13 +216,19 @@ class OpenFile:
         """The id of the import: equal bytes, read in the same way, have the same id under any name."""
         section = self.conversion.section
         how = {"encoding": section.encoding, "format": section.format, STORED_REPAIRS: list(section.repair)}
-        return digest({"sha256": sha256, **asdict(self.mapping), **how})[:ID_LENGTH]
+        return digest({"sha256": sha256, **asdict(self.mapping), **how, **_row_options(section)})[:ID_LENGTH]
+
+
+def _row_options(section: ImportSection) -> dict[str, Any]:
+    """The options that choose rows, if they are set: ids of imports without them do not depend on them."""
+    options = {"where": section.where}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenFile:
     """Open a file, find its mapping from the first batch that has rows, and start the conversion."""
     source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
-    batches, head = prefetch(source.batches()), []
+    batches, head = prefetch(filter_batches(path, source.batches(), section.where)), []
     for batch in batches:
         head.append(batch)
         if batch.table.height:
@@ -304,6 +311,10 @@ def _no_rows_error(path: str, batches: list[Batch]) -> SourceError:
         return SourceError(f"{path} has no rows.", "Import a file with at least one record.")
     first = rejects.row(0, named=True)
     where = f"row {first['row']}" if first["line"] is None else f"line {first['line']}"
+    if (rejects["code"] == EXCLUDED).all():
+        return SourceError(
+            f"{path}: {first['reason'][:-1]} for any of its {plural(rejects.height, 'row')}.", "Change --where."
+        )
     return SourceError(
         f"{path}: none of its {plural(rejects.height, 'row')} can be read. {where}: {first['reason']}",
         "If the file has another format or encoding, add --format or --encoding.",
@@ -327,7 +338,7 @@ def _finish(
     supersede_rejects(connection, source_id, sha256)
     section = conversion.section
     how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
-    mapping = {**asdict(conversion.mapping), **how, STORED_REPAIRS: list(section.repair)}
+    mapping = {**asdict(conversion.mapping), **how, STORED_REPAIRS: list(section.repair), **_row_options(section)}
     connection.execute(
         """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
                                 rows_duplicate, rows_rejected, conversations, warnings)
@@ -372,11 +383,13 @@ def _load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult
 
 
 def _check_max_rejects(result: ImportResult, allowed: float) -> None:
-    share = result.rows_rejected / max(result.rows_read, 1)
+    rejected = {code: count for code, count in result.rejected.items() if code != EXCLUDED}  # by the user's request
+    count = sum(rejected.values())
+    share = count / max(result.rows_read, 1)
     if share > allowed:
-        reasons = ", ".join(f"{count:,} {code}" for code, count in result.rejected.items())
+        reasons = ", ".join(f"{count:,} {code}" for code, count in rejected.items())
         raise SourceError(
-            f"{result.path}: {result.rows_rejected:,} of {plural(result.rows_read, 'row')} ({share:.1%}) would be "
+            f"{result.path}: {count:,} of {plural(result.rows_read, 'row')} ({share:.1%}) would be "
             f"rejected, more than the allowed {allowed:.1%}: {reasons}. Nothing was imported.",
             "Show an example of each with curate import --dry-run, or allow more with --max-rejects.",
         )

@@ -1,0 +1,199 @@
+"""A table and its mapping → the column that marks answers as good or bad, and the options that import the good ones.
+
+Published preference data marks answers by `label` (TRL), `kto_tag` (LlamaFactory), thumbs and votes. A bad answer must
+not be trained on like a good one.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from curate.ingest.shapes.shape import ColumnMapping
+from schemas.errors import SourceError
+from schemas.text import join_names, plural, shorten
+
+_SAMPLE = 100
+"""Cells that are inspected first: a column with any other value among them is not a label."""
+
+_MAX_VALUES = 6
+"""Values that an error lists."""
+
+_GOOD = {
+    *(
+        "good",
+        "correct",
+        "like",
+        "liked",
+        "accepted",
+        "accept",
+        "approved",
+        "desirable",
+        "helpful",
+        "preferred",
+        "chosen",
+    ),
+    *(
+        "thumbs up",
+        "thumb up",
+        "thumbsup",
+        "thumbs_up",
+        "thumbs-up",
+        "thumb_up",
+        "upvote",
+        "upvoted",
+        "👍",
+        ":+1:",
+        "+1",
+    ),
+}
+_BAD = {
+    *(
+        "bad",
+        "incorrect",
+        "wrong",
+        "dislike",
+        "disliked",
+        "rejected",
+        "reject",
+        "undesirable",
+        "unhelpful",
+        "👎",
+        ":-1:",
+    ),
+    *("thumbs down", "thumb down", "thumbsdown", "thumbs_down", "thumbs-down", "thumb_down", "downvote", "downvoted"),
+    *("not helpful", "not good", "disapproved", "dispreferred"),
+}
+"""Values that judge an answer in a column of any name."""
+
+_TRUE = {"true", "t", "1", "1.0", "yes", "y", "up", "positive", "pos", "pass", "passed", "right", "ok"}
+_FALSE = {
+    *("false", "f", "0", "0.0", "no", "n", "-1", "-1.0", "down", "negative", "neg", "fail", "failed"),
+    "not ok",
+}
+"""Values that judge an answer only in a column with the name of a label."""
+
+_MISSING = {"", "null", "none", "nan", "n/a"}
+
+_MAX_DISTINCT = 20
+"""Distinct values of a label column that also has values which judge nothing, such as neutral."""
+
+_LABELS = {
+    *("label", "labels", "kto tag", "kto label", "feedback", "thumb", "thumbs", "thumbs up", "vote", "votes", "rating"),
+    *("good", "is good", "correct", "is correct", "accepted", "is accepted", "approved", "is approved", "helpful"),
+    *("is helpful", "desirable", "is desirable", "preferred", "is preferred", "preference", "verdict", "liked", "like"),
+    *(
+        "upvoted",
+        "user feedback",
+        "human feedback",
+        "judgement",
+        "judgment",
+        "chosen",
+        "is chosen",
+        "acceptable",
+        "useful",
+    ),
+    *("answer label", "response label", "completion label", "good answer", "reward", "feedback value", "is useful"),
+}
+_REVERSED = {
+    *("bad", "is bad", "wrong", "is wrong", "incorrect", "is incorrect", "rejected", "is rejected", "disliked"),
+    *("thumbs down", "downvoted", "undesirable", "bad answer", "hallucinated", "hallucination", "is hallucination"),
+}
+"""Names of label columns; in a reversed one, true marks a bad answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLabels:
+    """A column that marks answers: its values with the number of rows, by meaning, and the rows without one."""
+
+    column: str
+    good: dict[str, int]
+    bad: dict[str, int]
+    other: dict[str, int]
+    missing: int
+
+
+def check_labels(table: pl.DataFrame, mapping: ColumnMapping) -> None:
+    """Raise `SourceError` if an unmapped column marks some answer as bad."""
+    found = find_labels(table, mapping.fields)
+    if found is None:
+        return
+    counts = ", ".join(
+        f"{shorten(value, 30)!r} ({kind}, {plural(rows, 'row')})"
+        for kind, values in (("good", found.good), ("bad", found.bad), ("neither", found.other))
+        for value, rows in list(values.items())[:_MAX_VALUES]
+    )
+    rest = f", no value ({plural(found.missing, 'row')})" if found.missing else ""
+    name, options = found.column, mapping.as_options()
+    everything = f"Import all answers, also the bad ones:\n    {options}"
+    condition = _shell_quote(_is_good(found))
+    raise SourceError(
+        f"The column {name} marks answers as good or bad: {counts}{rest}.",
+        f"Import the good answers; the other rows become rejects:\n    --where {condition} {options}\n{everything}"
+        if found.good
+        else f"No row is marked as good. {everything}",
+    )
+
+
+def label_hint(table: pl.DataFrame) -> str:
+    """A line for the hint of another error: the condition that selects the good answers; empty without labels."""
+    found = find_labels(table, {})
+    if found is None or not found.good:
+        return ""
+    condition = _shell_quote(_is_good(found))
+    return f"\nThe column {found.column} marks some answers as bad; add --where {condition} to import only good ones."
+
+
+def find_labels(table: pl.DataFrame, fields: Mapping[str, str]) -> AnswerLabels | None:
+    """The first column outside `fields` that marks some answer as bad; None if there is none."""
+    used = set(fields.values())
+    found = (_labels(table[name], name) for name in table.columns if name not in used)
+    return next((labels for labels in found if labels is not None and labels.bad), None)
+
+
+def _labels(cells: pl.Series, name: str) -> AnswerLabels | None:
+    """The labels in a column; None if it has other values."""
+    plain = " ".join(re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", name).casefold().split())
+    is_named = plain in _LABELS | _REVERSED
+    good, bad = (_GOOD | _TRUE, _BAD | _FALSE) if is_named else (_GOOD, _BAD)
+    if plain in _REVERSED:
+        good, bad = _GOOD | _FALSE, _BAD | _TRUE
+    if not is_named and not set(_plain(cells.head(_SAMPLE)).drop_nulls()) <= good | bad | _MISSING:
+        return None
+    counts = pl.DataFrame({"value": cells}).group_by("value", maintain_order=True).len().sort("len", descending=True)
+    counts = counts.with_columns(plain=_plain(counts["value"]).fill_null(""))
+    texts = set(counts["plain"])
+    if texts - good - bad - _MISSING and not (is_named and texts & _BAD and counts.height <= _MAX_DISTINCT):
+        return None
+
+    def rows(among: set[str]) -> dict[str, int]:
+        return dict(counts.filter(pl.col("plain").is_in(list(among))).select("value", "len").iter_rows())
+
+    return AnswerLabels(name, rows(good), rows(bad), rows(texts - good - bad - _MISSING), sum(rows(_MISSING).values()))
+
+
+def _plain(cells: pl.Series) -> pl.Series:
+    """The values in lower case, without white space around them, variation selectors and skin tones of emoji."""
+    text = pl.col("cell").str.strip_chars().str.to_lowercase().str.replace_all("[\ufe0f\U0001f3fb-\U0001f3ff]", "")
+    return pl.DataFrame({"cell": cells}).select(text).to_series()
+
+
+def _is_good(labels: AnswerLabels) -> str:
+    """The SQL condition that is true for good answers."""
+    name = labels.column
+    column = name if re.fullmatch(r"[a-z]\w*", name) and name not in _KEYWORDS else '"' + name.replace('"', '""') + '"'
+    values = ["'" + value.replace("'", "''") + "'" for value in labels.good]
+    return f"{column} = {values[0]}" if len(values) == 1 else f"{column} IN ({join_names(values, len(values))})"
+
+
+def _shell_quote(condition: str) -> str:
+    """The condition as one word of a shell, in double quotes if it needs no escape in them."""
+    return shlex.quote(condition) if re.search(r'["$`\\!]', condition) else f'"{condition}"'
+
+
+_KEYWORDS = {"like", "positive", "negative", "is", "not", "or", "and"}
+"""Names of labels that are words of SQL."""
