@@ -25,7 +25,7 @@ TINY = "tiny"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DemoStep:
     """A command and its purpose."""
 
     purpose: str
@@ -33,23 +33,25 @@ class Step:
 
 
 STEPS = (
-    Step(
+    DemoStep(
         "Import two exports of a support desk: every row becomes a conversation, a duplicate or a reject.",
         "import support_tickets.csv chats.jsonl",
     ),
-    Step("List the rejected rows with reasons and lines.", "rejects"),
-    Step("Score every conversation.", "score"),
-    Step("Apply the rules in curate.toml: a conversation is dropped by the first rule it fails.", "select"),
-    Step("Freeze the kept conversations: the same data always has the same digest.", "freeze support"),
-    Step("Inspect the loss mask: tokens in brackets contribute to the loss.", "preview support@1 --limit 1"),
-    Step("Count tokens, packs and steps before anything is loaded.", "plan support@1"),
-    Step("Train an adapter on this version. The base is a tiny model with 1.8 million parameters.", "train support@1"),
-    Step(
+    DemoStep("List the rejected rows with reasons and lines.", "rejects"),
+    DemoStep("Score every conversation.", "score"),
+    DemoStep("Apply the rules in curate.toml: a conversation is dropped by the first rule it fails.", "select"),
+    DemoStep("Freeze the kept conversations: the same data always has the same digest.", "freeze support"),
+    DemoStep("Inspect the loss mask: tokens in brackets contribute to the loss.", "preview support@1 --limit 1"),
+    DemoStep("Count tokens, packs and steps before anything is loaded.", "plan support@1"),
+    DemoStep(
+        "Train an adapter on this version. The base is a tiny model with 1.8 million parameters.", "train support@1"
+    ),
+    DemoStep(
         "Chat without and with the adapter. The tiny model learns the style of the answers, not their facts.",
         "chat r1 --compare --max-tokens 60"
         " --prompt 'How long is the warranty?' --prompt 'What does the Gannet cost at the moment?'",
     ),
-    Step("Verify the adapter against its manifest.", "verify r1"),
+    DemoStep("Verify the adapter against its manifest.", "verify r1"),
 )
 
 NEXT = """\

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import RecipeError, nearest
-from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, Policy, StandardQuestion
+from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, KindName, Policy, StandardQuestion
 
 DEFAULT_RECIPE = Path("curate.toml")
 
@@ -104,7 +104,7 @@ class SelectSection(Section):
 class QuestionSection(Section):
     """An additional question: its answers are stored and measured, but do not affect verdicts."""
 
-    kind: Literal["rating", "choice", "labels", "text"]
+    kind: KindName
     title: str
     options: tuple[int | str, ...] = ()
     required: bool = False
@@ -134,8 +134,8 @@ class ReviewSection(Section):
     policy: str = Field(
         "majority",
         description="any-drop, majority, expert, or a minimum mean rating such as mean >= 3.5, which is overridden if "
-        "more than half answer drop or fix; a reviewer who keeps the original answer votes against edits, except under "
-        "any-drop",
+        "more than half answer drop or fix; an annotator who keeps the original answer votes against edits, "
+        "except under any-drop",
     )
     experts: tuple[str, ...] = Field(
         (),
@@ -173,7 +173,7 @@ class FreezeSection(Section):
     """How a version is split into train and held_out."""
 
     held_out: float = Field(
-        0.05, ge=0, lt=1, description="share of conversations held out from training, chosen by content hash"
+        0.05, ge=0, lt=1, description="expected share of groups held out from training, chosen by content hash"
     )
     salt: str = Field("", description="any text; changing it changes the split")
 
@@ -197,16 +197,14 @@ class TrainSection(Section):
     long: Literal["refuse", "drop", "truncate", "split"] = Field(
         "refuse",
         description="longer conversations: truncate cuts after an answer, split makes windows of complete exchanges "
-        "that keep "
-        "the system turn",
+        "that keep the system turn",
     )
     max_dropped: float = Field(0.0, ge=0, le=1, description="maximum share of dropped conversations")
     max_truncated: float = Field(0.0, ge=0, le=1, description="maximum share of truncated conversations")
     reasoning: Literal["learn", "skip", "strip"] = Field(
         "learn",
         description="<think>…</think> before an answer: learn includes it in the loss, skip does not, strip removes "
-        "it from all "
-        "answers except those to the last question",
+        "it from all answers except those to the last question",
     )
     special_text: Literal["drop", "keep"] = Field(
         "drop", description="conversations in which an answer contains the text of a special token, such as <|im_end|>"
@@ -218,8 +216,7 @@ class TrainSection(Section):
         None,
         gt=0,
         description="trains embedding and output head, too, at this learning rate: for a new language or domain, a "
-        "fifth to a "
-        "tenth of learning_rate",
+        "fifth to a tenth of learning_rate",
         examples=[5e-5],
     )
     epochs: float = Field(1.0, gt=0, description="epochs, unless steps is given")
@@ -292,10 +289,6 @@ class Recipe(Section):
     def data_part(self) -> dict[str, Any]:
         """The sections that determine a version: score, select, freeze."""
         return self.model_dump(mode="json", include={"score", "select", "freeze"})
-
-    def train_part(self) -> dict[str, Any]:
-        """The section that determines an adapter of a version."""
-        return self.train.model_dump(mode="json")
 
 
 def parse_share(text: str, option: str) -> float:

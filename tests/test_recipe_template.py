@@ -4,7 +4,7 @@ import re
 import tomllib
 
 from curate.recipe_template import recipe_text
-from schemas.recipe import Recipe, load_recipe
+from schemas.recipe import Recipe, TrainSection, load_recipe
 
 
 def test_init_writes_a_recipe_with_all_defaults_and_overwrites_only_with_replace(curate, tmp_path):
@@ -23,4 +23,4 @@ def test_the_commented_examples_of_the_recipe_are_a_valid_recipe_with_every_key(
     written = tomllib.loads("\n".join(lines))
     assert Recipe.model_validate(written)
     assert set(written) == {field.alias or name for name, field in Recipe.model_fields.items()}
-    assert set(written["train"]) == set(Recipe().train_part())
+    assert set(written["train"]) == set(TrainSection.model_fields)

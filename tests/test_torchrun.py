@@ -98,7 +98,7 @@ def test_the_manifest_records_the_processes_and_the_adapter_is_proven(folder):
 def test_each_sequence_is_used_once_in_the_order_of_one_process(monkeypatch):
     from accelerate.data_loader import SeedableRandomSampler
 
-    from train.engines.sharding import SamplerWithFiller
+    from train.engines.sampler import SamplerWithFiller
 
     plain = SeedableRandomSampler(range(10), data_seed=3)
     padded = SamplerWithFiller(SeedableRandomSampler(range(10), data_seed=3), filler=2)

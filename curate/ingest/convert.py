@@ -75,7 +75,7 @@ def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tup
     parsed = parse_table(table, mapping)
     turns, repaired = repair(parsed.turns, section.repair)
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
-    rejected = _rejected(parsed.problems, findings)
+    rejected = _first_problems(parsed.problems, findings)
     folded = _fold_accepted(turns, parsed.tools, rejected)
     members = parsed.members if parsed.members.height else None
     converted = ImportBatch(
@@ -114,7 +114,7 @@ def join_batches(batches: Iterable[Batch]) -> Batch:
     )
 
 
-def _rejected(problems: pl.DataFrame, findings: pl.DataFrame) -> pl.DataFrame:
+def _first_problems(problems: pl.DataFrame, findings: pl.DataFrame) -> pl.DataFrame:
     """Row, code and reason of every rejected conversation: parse problems first, then violated rules."""
     violations = findings.filter(pl.col("severity") == "reject").select("row", "code", "reason")
     return pl.concat([problems, violations]).unique("row", keep="first", maintain_order=True)

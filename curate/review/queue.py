@@ -255,7 +255,7 @@ def filterable_metadata(connection: DuckDBPyConnection, recipe: Recipe) -> dict[
     return {key: kind for key, kind in metadata_types(connection, recipe).items() if key in keys}
 
 
-def read_members(connection: DuckDBPyConnection, recipe: Recipe, members: pl.DataFrame) -> list[dict[str, Any]]:
+def read_task_rows(connection: DuckDBPyConnection, recipe: Recipe, members: pl.DataFrame) -> list[dict[str, Any]]:
     """One row per member, in order, as `questions.build_task` requires it."""
     scores = score_columns(connection, recipe)
     columns = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())

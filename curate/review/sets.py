@@ -30,7 +30,7 @@ from curate.review.queue import (
     QueueSelection,
     RejectionReason,
     filterable_metadata,
-    read_members,
+    read_task_rows,
     select_members,
 )
 from curate.review.verdicts import find_disputed
@@ -124,7 +124,7 @@ def prepare_set(
         if existing:
             check_same_questions(questions, existing, f"The set {name}{'' if stored else ' on the server'}")
         metadata = filterable_metadata(connection, recipe)
-        rows = read_members(connection, recipe, selection.members)
+        rows = read_task_rows(connection, recipe, selection.members)
         sent = _load_sent_digests(connection, name)
     questions = existing or questions
     guidelines = build_guidelines(recipe.review, questions, overlap)

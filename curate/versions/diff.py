@@ -13,6 +13,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.selection import RULE
 from schemas.conversation import Conversation, Turn
+from schemas.digest import flatten_keys
 from schemas.version import Version, find_version
 
 CHANGES = ("added", "removed", "edited", "moved")
@@ -174,7 +175,7 @@ def diff_recipes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     >>> list(diff_recipes({"freeze": {"salt": ""}}, {"freeze": {"salt": "b"}}))
     [KeyChange(key='freeze.salt', before='', after='b')]
     """
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    old, new = dict(flatten_keys(before)), dict(flatten_keys(after))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield KeyChange(key, old.get(key), new.get(key))
@@ -242,14 +243,6 @@ def _origin() -> pl.Expr:
 
 def _microseconds(version: Version) -> int:
     return round(version.frozen_at.timestamp() * 1e6)
-
-
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _turn_text(turn: Turn | None) -> str:

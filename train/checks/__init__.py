@@ -1,1 +1,1 @@
-"""Exported models → whether engines see the tokens of the training."""
+"""Exported models → whether inference engines produce the training tokens."""

@@ -22,7 +22,7 @@ import polars as pl
 
 from schemas.errors import ExportError
 from train.export.output import ExportTarget
-from train.export.source import Source, find_source, read_conversations
+from train.export.source import ExportSource, find_source, read_conversations
 from train.export.targets import EXPORT_TARGETS
 from train.inference.backends import Backend, Ids, LlamaCppBackend, RenderRequest, TransformersBackend, detect_backend
 from train.inference.generate import find_stop_ids
@@ -159,7 +159,7 @@ def check_export(store: Path, target: str) -> ParityReport | None:
 # --------------------------------------------------------------------------------------------------------- exports
 
 
-def _find_exports(store: Path, target: str) -> tuple[Source, dict[ExportTarget, Path]]:
+def _find_exports(store: Path, target: str) -> tuple[ExportSource, dict[ExportTarget, Path]]:
     """The run that `target` names with all its exports, or the run of the one export that it names."""
     path = Path(target).expanduser()
     for export in reversed(EXPORT_TARGETS):  # a Modelfile may be in the folder of a merged model
@@ -170,7 +170,7 @@ def _find_exports(store: Path, target: str) -> tuple[Source, dict[ExportTarget, 
     return source, {export: path for export, path in found.items() if path is not None}
 
 
-def _find_run(store: Path, run: str, adapter_digest: str | None) -> Source:
+def _find_run(store: Path, run: str, adapter_digest: str | None) -> ExportSource:
     """The run of an export. Raises `ExportError` if the store has a different run with this name."""
     source = find_source(store, run, weights=False)
     if source.manifest.adapter_digest != adapter_digest:
@@ -181,7 +181,7 @@ def _find_run(store: Path, run: str, adapter_digest: str | None) -> Source:
     return source
 
 
-def _list_missing(exports: Mapping[ExportTarget, Path], source: Source) -> dict[str, str]:
+def _list_missing(exports: Mapping[ExportTarget, Path], source: ExportSource) -> dict[str, str]:
     if len(exports) == 1:
         return {}
     existing = {export.folder for export in exports}
@@ -201,7 +201,7 @@ class TrainingBackend:
     name = "training, generation prompt"
     note = ""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ExportSource) -> None:
         self._renderer = source.renderer
 
     def encode_prompts(self, requests: Sequence[RenderRequest]) -> list[Ids | str]:
@@ -218,7 +218,7 @@ class TrainingBackend:
         return None
 
 
-def _build_cases(store: Path, source: Source, limit: int) -> tuple[list[Case], int]:
+def _build_cases(store: Path, source: ExportSource, limit: int) -> tuple[list[Case], int]:
     """The cases of the version's conversations and the probes, and how many of these the template cannot render."""
     members = read_conversations(store, source.manifest).head(limit)
     rows = [*members.iter_rows(named=True), *build_probes(source)]
@@ -234,7 +234,9 @@ def _build_cases(store: Path, source: Source, limit: int) -> tuple[list[Case], i
     return cases, len(rows) - len(cases)
 
 
-def _build_case(source: Source, row: Mapping[str, Any], rendering: Rendering, ids: Ids, labels: Ids) -> Case | None:
+def _build_case(
+    source: ExportSource, row: Mapping[str, Any], rendering: Rendering, ids: Ids, labels: Ids
+) -> Case | None:
     turns = strip_reasoning(row["conversations"]) if source.reasoning == "strip" else row["conversations"]
     messages = to_messages(turns)[: message_numbers(turns)[rendering.loss_spans[-1].turn]]
     tools = to_tools(row.get("tools"))
@@ -248,7 +250,7 @@ def _build_case(source: Source, row: Mapping[str, Any], rendering: Rendering, id
     return Case(row["id"], ids, encoding.ids, RenderRequest(messages, tools, rendering.text), starts_with_prompt)
 
 
-def build_probes(source: Source) -> list[dict[str, Any]]:
+def build_probes(source: ExportSource) -> list[dict[str, Any]]:
     """Conversations with features that the data may lack: white space, scripts, special tokens, systems, tools."""
     marker = " ".join(sorted(source.tokenizer.stops)) + source.renderer.generation_prompt
     questions = {
@@ -281,7 +283,7 @@ def _probe(name: str, turns: Sequence[tuple[str, str]], tools: str | None = None
 # ------------------------------------------------------------------------------------------------------ comparison
 
 
-def _check_backend(backend: Backend, cases: Sequence[Case], stops: Sequence[int], source: Source) -> EngineParity:
+def _check_backend(backend: Backend, cases: Sequence[Case], stops: Sequence[int], source: ExportSource) -> EngineParity:
     requests = [case.request for case in cases]
     prompts, texts = backend.encode_prompts(requests), backend.encode_texts(requests)
     results = [
@@ -302,7 +304,9 @@ def _check_backend(backend: Backend, cases: Sequence[Case], stops: Sequence[int]
     )
 
 
-def _find_mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Source, backend: Backend) -> Mismatch | None:
+def _find_mismatch(
+    case: Case, prompt: Ids | str, text: Ids | str, source: ExportSource, backend: Backend
+) -> Mismatch | None:
     """The first mismatch with training; for `TrainingBackend` also whether the loss starts after the prompt."""
     if isinstance(backend, TrainingBackend) and not case.starts_with_prompt:
         return _compare(case, "after the prompt", case.ids, case.prompt, source)
@@ -314,7 +318,7 @@ def _find_mismatch(case: Case, prompt: Ids | str, text: Ids | str, source: Sourc
     return None
 
 
-def _compare(case: Case, where: str, trained: Ids, served: Ids | str, source: Source) -> Mismatch:
+def _compare(case: Case, where: str, trained: Ids, served: Ids | str, source: ExportSource) -> Mismatch:
     if isinstance(served, str):
         return Mismatch(case.id, where, 0, "", "a prompt", f"refused: {served}")
     token = first_difference(trained, served)
@@ -322,11 +326,11 @@ def _compare(case: Case, where: str, trained: Ids, served: Ids | str, source: So
     return Mismatch(case.id, where, token, *(_decode(ids, source) for ids in parts))
 
 
-def _decode(ids: Ids, source: Source) -> str:
+def _decode(ids: Ids, source: ExportSource) -> str:
     return str(source.tokenizer.backend.decode(ids, skip_special_tokens=False))
 
 
-def _known_reason(case: Case, served: Ids | str, source: Source) -> str:
+def _known_reason(case: Case, served: Ids | str, source: ExportSource) -> str:
     """`SIX_DIGITS` if the prompts differ only in the digits of numbers in tool calls, otherwise ""."""
     if isinstance(served, str):
         return ""

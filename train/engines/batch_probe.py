@@ -132,7 +132,7 @@ def _measure_speed(trainer: Any, batch: int, device: torch.device) -> float:
 
 
 def _forward_backward(trainer: Any, inputs: Mapping[str, Any]) -> None:
-    """One pass in the precision of the training."""
+    """One pass in the precision of training."""
     loss_tokens = (inputs["labels"] != IGNORE_INDEX).sum()
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16
     with torch.autocast(loss_tokens.device.type, dtype=dtype, enabled=trainer.args.bf16 or trainer.args.fp16):

@@ -27,7 +27,7 @@ from train.engines.distributed import graceful_stop, is_sharded, rank, world_siz
 from train.engines.embeddings import base_embedding, cast_to_fp32, embedding_facts, set_embedding_rate
 from train.engines.epoch_counts import count_epochs, steps_per_epoch
 from train.engines.evaluation import copy_best, held_out_loss, measure_losses
-from train.engines.sharding import share_sequences
+from train.engines.sampler import share_sequences
 from train.engines.token_check import check_packing, check_tokens, is_packed, sum_tokens, to_dataset
 from train.model.checkpoints import mark_complete
 from train.tokens.template_check import check_token_ids
@@ -129,7 +129,7 @@ def make_trainer(
     if job.tensorboard is not None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.tensorboard)
     callback = TrainingCallback(
-        job, tokens=sum_tokens(rows).tokens, save=lambda folder: save_adapter(loaded.model, folder)
+        job, tokens=sum_tokens(rows).tokens, save=lambda folder: save_weights(loaded.model, folder)
     )
     trainer = SFTTrainer(
         model=loaded.model,
@@ -171,7 +171,7 @@ def _smaller(loaded: Loaded, batch_config: BatchConfig) -> BatchConfig | None:
     return smaller
 
 
-def save_adapter(model: Any, folder: Path) -> None:
+def save_weights(model: Any, folder: Path) -> None:
     """Write the adapter as safetensors: by the first process, or by all of them if the model is sharded."""
     if rank() == 0 or is_sharded():
         model.save_pretrained(folder, safe_serialization=True)
@@ -180,7 +180,7 @@ def save_adapter(model: Any, folder: Path) -> None:
 def _save_best(job: Job, finished: _Finished, base_loss: float | None) -> dict[str, float]:
     """Save the adapter, the best one if held-out losses were computed during the run, and return the losses."""
     model = finished.trainer.model
-    save_adapter(model, job.adapter)  # first: sharded weights no longer require gradients once the adapter was off
+    save_weights(model, job.adapter)  # first: sharded weights no longer require gradients once the adapter was off
     losses = measure_losses(model, job.held_out, base_loss)
     evaluated = bool(finished.callback.evaluations)
     best = copy_best(finished.callback.best, job.adapter, losses["eval_loss"]) if evaluated else None

@@ -38,7 +38,7 @@ from train.export.logit_diff import (
 from train.export.merge import merge, read_dtype
 from train.export.output import ExportTarget, explain_write_errors, export_dir
 from train.export.quant_choice import GgufFile, recommend
-from train.export.source import Source, find_source, render_held_out, render_train
+from train.export.source import ExportSource, find_source, render_held_out, render_train
 from train.inference.backends import LlamaCppBackend
 from train.inference.generate import find_stop_ids
 
@@ -106,7 +106,7 @@ def read_kind(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-def _find_or_merge(store: Path, source: Source, report: Report) -> Path:
+def _find_or_merge(store: Path, source: ExportSource, report: Report) -> Path:
     """The merged model next to the store, created if it is missing; for a full fine-tune the run's own folder.
 
     Raises `ExportError` if the existing one was merged from another adapter.
@@ -146,7 +146,7 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     return {field.name: field.contents() for field in fields if field.types == [GGUFValueType.STRING]}
 
 
-def _convert(converter: Path, model: Path, folder: Path, source: Source, report: Report) -> Path:
+def _convert(converter: Path, model: Path, folder: Path, source: ExportSource, report: Report) -> Path:
     """The 16-bit GGUF: bf16 for a model in bf16, otherwise f16."""
     kind = "bf16" if OUT_TYPES.get(read_dtype(model)) == "bf16" else "f16"
     path = folder / f"{source.name}-{kind}.gguf"
@@ -158,7 +158,7 @@ def _convert(converter: Path, model: Path, folder: Path, source: Source, report:
     return path
 
 
-def _compute_imatrix(store: Path, model: Path, original: Path, source: Source, report: Report) -> Path:
+def _compute_imatrix(store: Path, model: Path, original: Path, source: ExportSource, report: Report) -> Path:
     """The importance matrix in llama.cpp's format, next to the GGUF files."""
     path = original.with_name(f"{source.name}.imatrix")
     if not _exists(path, source):
@@ -172,7 +172,7 @@ def _compute_imatrix(store: Path, model: Path, original: Path, source: Source, r
     return path
 
 
-def _quantise(run: Callable[[Path, str], None], path: Path, kind: str, source: Source, report: Report) -> Path:
+def _quantise(run: Callable[[Path, str], None], path: Path, kind: str, source: ExportSource, report: Report) -> Path:
     if not _exists(path, source):
         report(f"Quantising to {kind}")
         with atomic_file(path) as temporary:
@@ -180,7 +180,7 @@ def _quantise(run: Callable[[Path, str], None], path: Path, kind: str, source: S
     return path
 
 
-def _exists(path: Path, source: Source) -> bool:
+def _exists(path: Path, source: ExportSource) -> bool:
     """Whether a file of this adapter exists already. Raises `ExportError` for a file of another adapter."""
     if not path.exists():
         return False
@@ -208,7 +208,13 @@ def _limit_rate(report: Report, verb: str) -> Callable[[int, int], None]:
 
 
 def _compare_files(
-    held_out: pl.DataFrame | None, model: Path, source: Source, paths: Mapping[str, Path], *, rows: int, report: Report
+    held_out: pl.DataFrame | None,
+    model: Path,
+    source: ExportSource,
+    paths: Mapping[str, Path],
+    *,
+    rows: int,
+    report: Report,
 ) -> list[GgufFile]:
     """Each file with its size and comparison: the first with the merged model, the others with the first."""
     if held_out is None:

@@ -29,7 +29,7 @@ from train.export.logit_diff import (
     take_sample,
 )
 from train.export.output import ExportTarget, check_free, export_dir, resumable_dir, to_json
-from train.export.source import Source, find_source, render_held_out
+from train.export.source import ExportSource, find_source, render_held_out
 from train.inference.backends import TransformersBackend
 from train.inference.generate import find_stop_ids
 from train.model.adapter import CARD_FILE, provenance, write_tokenizer
@@ -119,7 +119,7 @@ def read_dtype(base: Path) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32")
 
 
-def _is_identical(folder: Path, source: Source, dtype: str) -> bool:
+def _is_identical(folder: Path, source: ExportSource, dtype: str) -> bool:
     """Whether `folder` has this merge already: the same metadata files, and weights of the expected length."""
     from safetensors import SafetensorError
 
@@ -131,7 +131,7 @@ def _is_identical(folder: Path, source: Source, dtype: str) -> bool:
         return False
 
 
-def _has_metadata_files(folder: Path, source: Source) -> bool:
+def _has_metadata_files(folder: Path, source: ExportSource) -> bool:
     """Compare all files but the config, where `base` and its type are written differently, and the manifest's text."""
     with tempfile.TemporaryDirectory() as name:
         _write_metadata_files(Path(name), source, "base")
@@ -140,7 +140,7 @@ def _has_metadata_files(folder: Path, source: Source) -> bool:
     return same and read_manifest(folder) == source.manifest
 
 
-def _has_shards(folder: Path, source: Source) -> bool:
+def _has_shards(folder: Path, source: ExportSource) -> bool:
     """Opening a shard compares its length with its header. Earlier releases used other names for manifest keys."""
     from safetensors import safe_open
 
@@ -154,7 +154,7 @@ def _has_shards(folder: Path, source: Source) -> bool:
     return True
 
 
-def _identity(source: Source, dtype: str) -> str:
+def _identity(source: ExportSource, dtype: str) -> str:
     """The inputs of a merge: an interrupted merge with the same identity is resumed."""
     return digest({"merge": 1, "adapter": source.manifest.adapter_digest, "dtype": dtype, "run": source.name})
 
@@ -167,7 +167,7 @@ def _read_config(base: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------- metadata files
 
 
-def _write_metadata_files(partial: Path, source: Source, dtype: str) -> None:
+def _write_metadata_files(partial: Path, source: ExportSource, dtype: str) -> None:
     """Everything except weights and model card: configs, tokenizer, template, manifest, the base model's licence."""
     config = _read_config(source.base)
     if dtype != "base":
@@ -181,7 +181,7 @@ def _write_metadata_files(partial: Path, source: Source, dtype: str) -> None:
         shutil.copy(path, partial)
 
 
-def _generation_config(source: Source) -> dict[str, Any]:
+def _generation_config(source: ExportSource) -> dict[str, Any]:
     """The base model's generation config with all stop tokens, the template's own first."""
     path = source.base / "generation_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -223,7 +223,7 @@ or in Python: `AutoModelForCausalLM.from_pretrained(folder)`; vLLM and TGI load 
 # --------------------------------------------------------------------------------------------------------- weights
 
 
-def _write_shards(partial: Path, source: Source, dtype: str, progress: Progress) -> None:
+def _write_shards(partial: Path, source: ExportSource, dtype: str, progress: Progress) -> None:
     """Write the weights, except shards that an interrupted merge has finished."""
     import torch
 
@@ -258,7 +258,7 @@ def _write_index(partial: Path, base: Path) -> None:
 
 
 def _compare(
-    folder: Path, source: Source, held_out: pl.DataFrame | None, rows: int, dtype: str
+    folder: Path, source: ExportSource, held_out: pl.DataFrame | None, rows: int, dtype: str
 ) -> LogitComparison | None:
     """Compare the merged model with the adapter on its base model; None without held-out conversations.
 

@@ -23,7 +23,7 @@ from train.export.go_template import find_slots, read_slots, to_go
 from train.export.llamacpp.server import run_cpu_server
 from train.export.output import ExportTarget, check_free, explain_write_errors, export_dir
 from train.export.quant_choice import find_gguf
-from train.export.source import Source, find_source, read_conversations
+from train.export.source import ExportSource, find_source, read_conversations
 from train.inference.backends import Ids, LlamaCppBackend, RenderRequest, map_requests
 from train.inference.openai_client import Messages, OpenAIClient
 
@@ -92,7 +92,7 @@ def _find_system(conversations: pl.DataFrame) -> str:
     return str(systems[0]) if systems.n_unique() == 1 and systems[0] is not None else ""
 
 
-def format_modelfile(source: Source, gguf: Path, folder: Path, template: str, system: str) -> str:
+def format_modelfile(source: ExportSource, gguf: Path, folder: Path, template: str, system: str) -> str:
     """The text of the Modelfile. Raises `ExportError` if a text contains the quotes that would end it."""
     manifest = source.manifest
     turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]

@@ -16,7 +16,7 @@ from schemas.errors import ExportError
 from schemas.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from train.export.source import Source
+    from train.export.source import ExportSource
     from train.inference.backends import Backend
 
 IDENTITY_FILE = "identity"
@@ -46,7 +46,7 @@ class ExportTarget:
     """The export in a run's default folder; by default the folder itself if it matches."""
     read_origin: Callable[[Path], tuple[str, str | None]] = read_origin
     """The run and the adapter digest that an export names."""
-    is_expected: Callable[[Source, Collection[str]], bool] = lambda _source, _existing: False
+    is_expected: Callable[[ExportSource, Collection[str]], bool] = lambda _source, _existing: False
     """Whether a report suggests it for a run, given the `folder` names of its existing exports."""
 
     def find_default(self, store: Path, run: str) -> Path | None:

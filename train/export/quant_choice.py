@@ -17,7 +17,7 @@ from schemas.atomic import write_text
 from schemas.errors import ExportError
 from train.export.logit_diff import LogitComparison
 from train.export.output import export_dir
-from train.export.source import Source
+from train.export.source import ExportSource
 
 MAX_KL, MAX_PERPLEXITY_RATIO = 0.02, 1.01
 """The recommended file is the smallest whose divergence from 16 bits is at most this (nats per token), and whose
@@ -73,7 +73,7 @@ class MeasuredFiles(BaseModel):
     files: tuple[GgufFile, ...]
 
 
-def recommend(files: Sequence[GgufFile], source: Source) -> list[GgufFile]:
+def recommend(files: Sequence[GgufFile], source: ExportSource) -> list[GgufFile]:
     """The measured files, followed by those measured earlier that still exist; one of them is `recommended`.
 
     It is the smallest one within the limits (`MAX_KL`). The measurements are stored in `MEASURED_FILE`.
@@ -88,7 +88,7 @@ def recommend(files: Sequence[GgufFile], source: Source) -> list[GgufFile]:
     return _mark_recommended(known)
 
 
-def _read_measured(folder: Path, source: Source) -> list[GgufFile]:
+def _read_measured(folder: Path, source: ExportSource) -> list[GgufFile]:
     """The files measured earlier that still exist with the same size."""
     path = folder / MEASURED_FILE
     if not path.exists():
@@ -110,7 +110,9 @@ def _mark_recommended(files: Sequence[GgufFile]) -> list[GgufFile]:
     return [replace(file, recommended=file is best) for file in files]
 
 
-def find_gguf(store: Path, source: Source, quant: str = "", report: Callable[[str], None] = lambda _: None) -> Path:
+def find_gguf(
+    store: Path, source: ExportSource, quant: str = "", report: Callable[[str], None] = lambda _: None
+) -> Path:
     """The GGUF of a run: of the kind `quant` if given, otherwise the recommended one, otherwise by `DEFAULT_KINDS`.
 
     `report` receives the chosen file and the reason. Raises `ExportError` if there is none.

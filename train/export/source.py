@@ -28,7 +28,7 @@ from train.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What an export is made from: an adapter, its base model and its manifest."""
 
     adapter: Path
@@ -66,7 +66,7 @@ class Source:
         return ChatRenderer(self.template, self.tokenizer, self.reasoning)
 
 
-def find_source(store: Path, target: str, *, weights: bool = True) -> Source:
+def find_source(store: Path, target: str, *, weights: bool = True) -> ExportSource:
     """Find the run or adapter folder that `target` names, and check it against its manifest.
 
     Raises `TrainError` if there is none or a file of it is missing or damaged, `ExportError` if the base model, the
@@ -76,14 +76,14 @@ def find_source(store: Path, target: str, *, weights: bool = True) -> Source:
     adapter, _ = find_adapter(store, target)
     manifest = read_manifest(adapter)
     base = adapter if manifest.engine["method"] == "full" else find_base(adapter, manifest)
-    source = Source(adapter, base, manifest)
+    source = ExportSource(adapter, base, manifest)
     if weights:
         _check_weights(source)
     _check_rendering(source)
     return source
 
 
-def _check_weights(source: Source) -> None:
+def _check_weights(source: ExportSource) -> None:
     check_weights(source.adapter, source.manifest)
     if not source.is_full_finetune and model_digest(source.base) != source.manifest.model.digest:
         raise ExportError(
@@ -98,7 +98,7 @@ def _check_weights(source: Source) -> None:
         )
 
 
-def _check_rendering(source: Source) -> None:
+def _check_rendering(source: ExportSource) -> None:
     read_template(source.adapter, source.manifest)
     for folder in (source.base, source.adapter):
         if Tokenizer.load(folder).digest != source.manifest.rendering.tokenizer_digest:
@@ -123,12 +123,12 @@ def read_conversations(store: Path, manifest: Manifest) -> pl.DataFrame:
         return read_members(connection, version)
 
 
-def render_held_out(store: Path, source: Source) -> pl.DataFrame:
+def render_held_out(store: Path, source: ExportSource) -> pl.DataFrame:
     """Render the held-out conversations, or all if none were held out: columns of `RENDERED`."""
     return _render(_read_split(store, source, "held_out"), source)
 
 
-def render_train(store: Path, source: Source, limit: int) -> pl.DataFrame:
+def render_train(store: Path, source: ExportSource, limit: int) -> pl.DataFrame:
     """Render the first `limit` conversations of the training split that can be rendered: columns of `RENDERED`.
 
     Renders `limit` at a time until there are enough, because a version may have millions.
@@ -141,13 +141,13 @@ def render_train(store: Path, source: Source, limit: int) -> pl.DataFrame:
     return rendered
 
 
-def _read_split(store: Path, source: Source, split: str) -> pl.DataFrame:
+def _read_split(store: Path, source: ExportSource, split: str) -> pl.DataFrame:
     """The conversations of a split, or all if it is empty."""
     conversations = read_conversations(store, source.manifest)
     members = conversations.filter(pl.col("split") == split)
     return members if members.height else conversations
 
 
-def _render(conversations: pl.DataFrame, source: Source) -> pl.DataFrame:
+def _render(conversations: pl.DataFrame, source: ExportSource) -> pl.DataFrame:
     rendered = render(conversations, source.template, source.tokenizer, source.reasoning)
     return rendered.filter(pl.col("problem").is_null())

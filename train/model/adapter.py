@@ -79,7 +79,7 @@ def _write_config(path: Path, manifest: Manifest, model: Path) -> None:
 
 
 def write_tokenizer(folder: Path, model: Path, template: Template) -> None:
-    """Copy the model's tokenizer, with the chat template of the training in place of its own."""
+    """Copy the model's tokenizer, with the chat template used in training in place of its own."""
     for name in TOKENIZER_FILES:
         if name not in NOT_COPIED and (model / name).exists():
             shutil.copy(model / name, folder)

@@ -25,14 +25,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
-        raise _damaged(path, error) from error
+        raise _damaged_error(path, error) from error
     if not isinstance(settings, dict):
-        raise _damaged(path, "it does not contain settings")
+        raise _damaged_error(path, "it does not contain settings")
     return settings
 
 
 def read_template(adapter: Path, manifest: Manifest) -> Template:
-    """The chat template of the training. Raises `TrainError` if the file is missing or has another digest."""
+    """The chat template used in training. Raises `TrainError` if the file is missing or has another digest."""
     path = adapter / "chat_template.jinja"
     template = Template(manifest.rendering.template, _read_text(path))
     if template.digest != manifest.rendering.template_digest:
@@ -59,7 +59,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")  # unchanged line ends: the digest includes them
     except UnicodeDecodeError as error:
-        raise _damaged(path, error) from error
+        raise _damaged_error(path, error) from error
 
 
 def _check_exists(path: Path) -> None:
@@ -67,7 +67,7 @@ def _check_exists(path: Path) -> None:
         raise TrainError(f"{path.parent} has no {path.name}.", _hint(path.parent))
 
 
-def _damaged(path: Path, reason: Exception | str) -> TrainError:
+def _damaged_error(path: Path, reason: Exception | str) -> TrainError:
     return TrainError(f"{path} is damaged: {reason}.", _hint(path.parent))
 
 

@@ -1,7 +1,7 @@
-"""A model's config, a recipe and a GPU → an estimate of the memory of a training, by part, and of its speed.
+"""A model's config, a recipe and a GPU → an estimate of the memory of a training run, by part, and of its speed.
 
 Nothing is loaded. The estimate models Unsloth's engine, fitted to measurements on an H200 with a Llama of 8 billion
-parameters (tests/bench/RESULTS.md). There its error is at most 5 % for memory and 10 % for speed, elsewhere about 20 %.
+parameters (tests/bench/RESULTS.md). There its error is at most 6 % for memory and 10 % for speed, elsewhere about 20 %.
 `batch = "auto"` measures instead.
 """
 
@@ -95,7 +95,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """The memory and speed of a training on a GPU. `parts` are GiB used with every batch size."""
+    """The memory and speed of a training run on a GPU. `parts` are GiB used with every batch size."""
 
     gpu: Gpu
     limit: float  # GiB

@@ -24,7 +24,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of a training. Tokens and lengths are of the train split."""
+    """The size of a training run. Tokens and lengths are of the train split."""
 
     version: str
     version_digest: str

@@ -72,7 +72,7 @@ LOCK_RETRY = 0.2
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """A training before it begins: its tokens, and a manifest with everything that is known so far."""
+    """A training run before it starts: its tokens, and a manifest with everything that is known so far."""
 
     rows: pl.DataFrame
     held_out: pl.DataFrame
@@ -132,7 +132,7 @@ def prepare_run(
     processes: Processes = SINGLE_PROCESS,
     rendering: Progress = lambda *_: None,
 ) -> PreparedRun:
-    """Everything before the training: the version rendered, the ledger, every digest.
+    """Everything before training: the version rendered, the ledger, every digest.
 
     Raises `TrainError` if the ledger exceeds the recipe's limits, or no conversation can be trained on.
     """

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from schemas.digest import flatten_keys
 from schemas.errors import TrainError
 from schemas.manifest import Manifest, read_manifest
 from schemas.recipe import TrainSection
@@ -69,7 +70,7 @@ class Retraining:
 def retrain(
     store: Path, target: str, *, to: Path | None = None, report: Callable[[Step], None] = lambda _: None
 ) -> Retraining:
-    """Repeat the training of `target`, a run or an adapter's folder, as a new run, and compare the adapters.
+    """Repeat the training run of `target`, a run or an adapter's folder, as a new run, and compare the adapters.
 
     An interrupted repetition is resumed. Raises `TrainError` if the version, the base model or the template are not
     those of the manifest.
@@ -105,15 +106,8 @@ def retrain(
 def differences(before: Manifest, after: Manifest) -> list[str]:
     """Differences between the determining parts, such as `packages.torch: 2.13.0 → 2.14.0`."""
     parts = set(DETERMINING_PARTS)
-    old, new = (_flatten(manifest.model_dump(mode="json", include=parts)) for manifest in (before, after))
+    old, new = (dict(flatten_keys(manifest.model_dump(mode="json", include=parts))) for manifest in (before, after))
     return [f"{key}: {old.get(key)} → {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def largest_difference(one: Path, other: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""A job and a number of GPUs → the `Fit` of a training that torchrun distributes over several processes.
+"""A job and a number of GPUs → the `Fit` of a training run that torchrun distributes over several processes.
 
 The command keeps the store, the ledger, the seeds and the manifest. It writes the job to a folder and starts torchrun;
 every process reads the same tokens from the folder and checks their digest. All processes shuffle with the same seed
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """How a training is distributed: `gpus` processes on each of `nodes` machines, of which this is number `node`.
+    """How a training run is distributed: `gpus` processes on each of `nodes` machines, of which this is number `node`.
 
     With `ddp` each process has its own model, with `fsdp` they share one. `master` is HOST:PORT of the first machine.
     """
@@ -77,7 +77,7 @@ def make_processes(gpus: int, sharding: str, nodes: int = 1, node: int = 0, mast
 
 
 def join_training(adapter: Path | None, processes: Processes) -> None:
-    """Join a training that another machine began with the same options, and return when it ends.
+    """Join a training run that another machine began with the same options, and return when it ends.
 
     The machines share only the run's folder: `adapter` is the `--to` of the first machine. Raises `TrainError` if the
     training does not begin or fails.
@@ -90,7 +90,7 @@ def join_training(adapter: Path | None, processes: Processes) -> None:
         if time.monotonic() > deadline:
             raise TrainError(f"No training began in {run_folder}.", "Start the first machine with the same --to.")
         time.sleep(POLL_INTERVAL)
-    logger.info("Joining the training in %s …", run_folder)
+    logger.info("Joining the training run in %s …", run_folder)
     log = run_folder / f"training-{processes.node}.log"
     with log.open("a", encoding="utf-8") as output:
         finished = subprocess.run(
@@ -130,7 +130,7 @@ def _environment(processes: Processes) -> dict[str, str]:
 
 
 def check_devices(processes: Processes, recipe: TrainSection) -> None:
-    """Raise `TrainError` if there are fewer GPUs than requested, or the engine cannot distribute the training."""
+    """Raise `TrainError` if there are fewer GPUs than requested, or the engine cannot distribute the training run."""
     import torch
 
     on_gpu, engine = torch.cuda.is_available(), find_engine(recipe.engine)

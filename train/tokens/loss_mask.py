@@ -4,7 +4,7 @@ The loss covers what the model has to generate: from the end of the generation p
 included. Its position is not searched for in the text. Each conversation is rendered twice, as it is and with every
 text of every turn between two private-use characters (marks). If the two renderings are equal without the marks, the
 marks give the spans; otherwise the conversation has a `problem`. So a quoted control token in a user's turn cannot move
-the loss. The second rendering is skipped if an earlier conversation of the same shape predicts it (`CachedMask`).
+the loss. The second rendering is skipped if an earlier one of the same turn pattern predicts it (`CachedMask`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, Look
 """Exceptions of a template, which is a program, for a conversation that it does not support."""
 
 MAX_CACHED = 1_000
-"""Number of conversation shapes in a renderer's cache of masks."""
+"""Number of turn patterns in a renderer's cache of masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class ChatRenderer:
     generation_prompt: str = field(init=False)
     """The text that the template adds to request an answer, such as `<|im_start|>assistant` and a newline, or ""."""
     _apply: Callable[..., str] = field(init=False, repr=False)
-    _masks: dict[Shape, CachedMask] = field(init=False, repr=False, default_factory=dict)
+    _masks: dict[TurnPattern, CachedMask] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._apply = compile_template(self.template)
@@ -123,15 +123,15 @@ class ChatRenderer:
     def _render(self, turns: Sequence[Mapping[str, Any]], tools: object) -> Rendering:
         messages = to_messages(turns)
         text = self.apply_template(messages, tools)
-        shape = _shape(turns, tools)
-        mask = self._masks.get(shape) if shape else None
+        pattern = _turn_pattern(turns, tools)
+        mask = self._masks.get(pattern) if pattern else None
         cached = mask.fill(turns, text) if mask else None
         if cached is not None:
             return cached
         rendering = self._render_marked(turns, messages, tools, text)
-        mask = CachedMask.of(turns, rendering) if shape else None
-        if shape and mask and (shape in self._masks or len(self._masks) < MAX_CACHED):
-            self._masks[shape] = mask
+        mask = CachedMask.of(turns, rendering) if pattern else None
+        if pattern and mask and (pattern in self._masks or len(self._masks) < MAX_CACHED):
+            self._masks[pattern] = mask
         return rendering
 
     def _render_marked(
@@ -268,12 +268,12 @@ def _loss_spans(
 
 # -------------------------------------------------------------------------------------------------- cached masks
 
-Shape = tuple[tuple[str, bool], ...]
+TurnPattern = tuple[tuple[str, bool], ...]
 """The role of each turn, and whether it is trained on."""
 
 
-def _shape(turns: Sequence[Mapping[str, Any]], tools: object) -> Shape | None:
-    """The shape of a conversation; None with tools or calls, whose text is rendered in another form."""
+def _turn_pattern(turns: Sequence[Mapping[str, Any]], tools: object) -> TurnPattern | None:
+    """The turn pattern of a conversation; None with tools or calls, whose text is rendered in another form."""
     if tools is not None or any(turn["from"] == "function_call" for turn in turns):
         return None
     return tuple((turn["from"], _is_trained(turn)) for turn in turns)
@@ -281,11 +281,11 @@ def _shape(turns: Sequence[Mapping[str, Any]], tools: object) -> Shape | None:
 
 @dataclass(frozen=True, slots=True)
 class CachedMask:
-    """The text that a template renders around the turns of a conversation of one shape, from a marked rendering.
+    """The text that a template renders around the turns of a turn pattern, from a marked rendering.
 
-    It replaces the marked rendering of later conversations of this shape, but not the proof: filled with their texts it
-    has to equal the template's rendering, character by character. If it does not, because the template trims text or
-    removes reasoning, the conversation is rendered with marks.
+    It replaces the marked rendering of later conversations with this pattern, but not the check: filled with their
+    texts it has to equal the template's rendering, character by character. If it does not, because the template trims
+    text or removes reasoning, the conversation is rendered with marks.
     """
 
     literals: tuple[str, ...]  # before, between and after the texts

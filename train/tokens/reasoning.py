@@ -1,4 +1,4 @@
-"""Answers that begin with `<think>…</think>` → this reasoning learned, skipped or stripped.
+"""Answers that begin with `<think>…</think>` → this reasoning in the loss, out of the loss, or removed.
 
 - learn: the reasoning that the template renders contributes to the loss like the rest of the answer;
 - skip: the reasoning is context; the loss starts after `</think>`. An answer without `</think>` is not in the loss;

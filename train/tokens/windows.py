@@ -137,7 +137,7 @@ def _loss_specials(
 
     If no token of a text is a typed special (some match only as a separate word), all its windows keep the text's.
     """
-    specials = _typed_specials(texts, tokenizer)
+    specials = _special_ids(texts, tokenizer)
     at = ids.is_in(specials["id"].implode()).arg_true().cast(pl.Int64)
     typed = (
         pl.DataFrame({"place": np.searchsorted(offsets, at, "right") - 1, "at": at, "id": ids.gather(at)})
@@ -154,7 +154,7 @@ def _loss_specials(
     return each.select(pl.when(is_found).then("typed").otherwise(of_text.name).alias(of_text.name)).to_series()
 
 
-def _typed_specials(texts: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
+def _special_ids(texts: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
     """The special tokens typed in any of the texts, with their ids."""
     typed = sorted(set(tokenizer.special_text.findall(" ".join(texts["loss_specials"].drop_nulls()))))
     ids = [tokenizer.id_of(text) for text in typed]

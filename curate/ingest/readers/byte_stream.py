@@ -201,10 +201,10 @@ class ByteStream:
 def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     """The same items, each computed in a thread while the previous one is used; the first is started at once."""
     thread = ThreadPoolExecutor(1)
-    return _prefetched(thread, items, thread.submit(next, items, None))
+    return _read_ahead(thread, items, thread.submit(next, items, None))
 
 
-def _prefetched(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[T | None]) -> Generator[T, None, None]:
+def _read_ahead(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[T | None]) -> Generator[T, None, None]:
     try:
         while (item := pending.result()) is not None:
             pending = thread.submit(next, items, None)

@@ -60,12 +60,12 @@ FIELDS = {
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a column of transcripts."""
     cells = number_cells(mapping.column(table, "transcript").fill_null(""))
-    pieces = cells.with_columns(_marked().str.split(_TURN).alias("piece"))
+    pieces = cells.with_columns(_mark_speakers().str.split(_TURN).alias("piece"))
     turns, contradicting = add_system_turns(_turns(pieces), mapping.column(table, "system"))
     return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [*_problems(pieces), contradicting])
 
 
-def _marked() -> pl.Expr:
+def _mark_speakers() -> pl.Expr:
     """The text with a mark before and after each speaker's name.
 
     Names are recognised at the start of a line; if no line starts with an assistant's name, after any white space.
