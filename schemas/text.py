@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 
@@ -49,6 +50,18 @@ def printable(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).translate(_VISIBLE)
+
+
+def indent_json(text: str) -> str:
+    r"""JSON over several lines; other text unchanged.
+
+    >>> indent_json('{"a": 1}'), indent_json("a: 1")
+    ('{\n  "a": 1\n}', 'a: 1')
+    """
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
 
 
 def is_formula(cell: str) -> bool:

@@ -44,6 +44,7 @@ COMMANDS: "dict[str, dict[str, Callable[..., None]]]" = {
     },
     "Inspect": {
         "status": store.status,
+        "show": inspect.show,
         "search": inspect.search,
         "sql": store.sql,
         "trace": store.trace,

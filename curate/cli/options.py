@@ -29,6 +29,15 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, for example train.steps=20; repeatable."),
 ]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="FOLDER", help="Base model.", show_default="train.model")
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--template", metavar="NAME", help="Chat template, a name or a Jinja file.", show_default="train.template"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

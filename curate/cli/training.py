@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curate.cli.console import print_json, progress_bar
-from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.options import JsonOption, ModelOption, RecipeOption, SetOption, StoreOption, TemplateOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
 VersionArgument = Annotated[
     str, typer.Argument(metavar="NAME@n", help="Frozen version; NAME is the newest one.", show_default=False)
-]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", metavar="FOLDER", help="Base model.", show_default="train.model")
-]
-TemplateOption = Annotated[
-    str | None,
-    typer.Option(
-        "--template", metavar="NAME", help="Chat template, a name or a Jinja file.", show_default="train.template"
-    ),
 ]
 
 

@@ -8,7 +8,6 @@ answers suggested by scores and rules, unless it is blind.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from schemas.review import (
     Suggestion,
     Task,
 )
+from schemas.text import indent_json
 
 RATINGS = (1, 2, 3, 4, 5)
 
@@ -143,19 +143,11 @@ def render_messages(
             MARKED_NAMES[role].format(next(numbers)) if role in MARKED_NAMES else ROLE_NAMES[role] for role in roles
         ]
     texts = [
-        _indent_json(turn["value"]) if turn["from"] in ("function_call", "observation") else turn["value"]
+        indent_json(turn["value"]) if turn["from"] in ("function_call", "observation") else turn["value"]
         for turn in turns
     ]
-    head = ((TOOLS_ROLE, _indent_json(tools)),) if tools else ()
+    head = ((TOOLS_ROLE, indent_json(tools)),) if tools else ()
     return head + tuple(zip(names, texts, strict=True))
-
-
-def _indent_json(text: str) -> str:
-    """JSON over several lines; other text unchanged."""
-    try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
-    except ValueError:
-        return text
 
 
 def uses_turn_numbers(questions: Sequence[Question]) -> bool:

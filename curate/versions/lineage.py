@@ -12,7 +12,7 @@ from typing import Any
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.readers.byte_stream import ByteStream, split_lines
-from schemas.conversation import Conversation
+from schemas.conversation import Conversation, preview_prompts
 from schemas.errors import SourceError, TrainError, VersionError
 from schemas.ledger import LEDGER_FILE, read_ledger
 from schemas.run import resolve_run
@@ -91,6 +91,15 @@ RUNS_SQL = """
     SELECT run, runs.version, split, status, adapter FROM runs JOIN members ON members.version = runs.version
     WHERE conversation = ? ORDER BY started_at
 """
+MEMBERS_SQL = """
+    SELECT other.conversation, other.nearest, other.similarity,
+        coalesce(other.conversation = own.nearest, false) AS kept_instead
+    FROM clusters own JOIN clusters other USING (method, cluster)
+    WHERE own.conversation = ? AND other.conversation <> own.conversation
+    ORDER BY other.nearest IS NOT NULL, other.similarity DESC, other.conversation LIMIT ?
+"""
+"""The other members of a conversation's cluster: the kept ones, then by their similarity to the one kept instead."""
+
 CURRENT_VERDICT_SQL = "SELECT kept, by_whom, reason FROM current_verdicts WHERE conversation = ?"
 
 Rows = list[dict[str, Any]]
@@ -166,6 +175,16 @@ def trace(connection: DuckDBPyConnection, query: str) -> list[Lineage | Rejected
             "Give at least 4 hex digits of an id, or a place such as data.csv:7 (line) or data.csv#6 (row).",
         )
     return [_read_record(connection, record) for record in _find_records(connection, place)]
+
+
+def list_near_duplicates(connection: DuckDBPyConnection, id_: str, limit: int) -> Rows:
+    """The first `limit` other conversations of its near-duplicate cluster, each with the beginning of its question.
+
+    `similarity` is that of a conversation to the one that is kept instead of it (`nearest`), null for a kept one.
+    """
+    members: Rows = connection.sql(MEMBERS_SQL, params=[id_, limit]).pl().to_dicts()
+    prompts = preview_prompts(connection, [member["conversation"] for member in members])
+    return [{**member, "prompt": prompts[member["conversation"]]} for member in members]
 
 
 def find_earlier_line(connection: DuckDBPyConnection, query: str) -> int | None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import polars as pl
 
+from schemas.conversation import TURN, Conversation
 from schemas.recipe import TrainSection
 from schemas.store import reading
-from schemas.version import Version, find_version, read_members
+from schemas.version import SPLITS, Version, find_version, read_members
 from train.tokens.cache import render_version
 from train.tokens.chat_template import Template, find_template
 from train.tokens.ledger import build_ledger
@@ -23,16 +24,22 @@ from train.tokens.windows import render_members
 
 
 @dataclass(frozen=True)
-class PreparedVersion:
-    """A version, rendered with one chat template and one tokenizer."""
+class PreparedConversations:
+    """Conversations, rendered with one chat template and one tokenizer."""
 
-    version: Version
     section: TrainSection
     template: Template
     tokenizer: Tokenizer
     members: pl.DataFrame  # of `read_members`
     rendered: pl.DataFrame  # columns of `train.tokens.labels.RENDERED`, and split
     ledger: pl.DataFrame  # columns of `schemas.ledger.LEDGER`
+
+
+@dataclass(frozen=True)
+class PreparedVersion(PreparedConversations):
+    """A version, rendered with one chat template and one tokenizer."""
+
+    version: Version
 
     def build_ledger(self, section: TrainSection) -> pl.DataFrame:
         """The ledger of the same version under another recipe."""
@@ -63,4 +70,16 @@ def prepare_version(
     else:
         members = only(members)
         rendered = render_members(section, members, template, tokenizer, progress)
-    return PreparedVersion(version, section, template, tokenizer, members, rendered, build_ledger(rendered, section))
+    ledger = build_ledger(rendered, section)
+    return PreparedVersion(section, template, tokenizer, members, rendered, ledger, version)
+
+
+def prepare_conversation(conversation: Conversation, section: TrainSection) -> PreparedConversations:
+    """One conversation, rendered as a member of the train split of a version would be, whether it is one or not."""
+    tokenizer = Tokenizer.load(find_tokenizer(section.model))
+    template = find_template(section.template, tokenizer.folder)
+    turns = [turn.as_row() for turn in conversation.turns]
+    row = {"id": conversation.id, "conversations": turns, "tools": conversation.tools, "split": SPLITS[0]}
+    members = pl.DataFrame([row], schema_overrides={"conversations": pl.List(TURN), "tools": pl.String})
+    rendered = render_members(section, members, template, tokenizer)
+    return PreparedConversations(section, template, tokenizer, members, rendered, build_ledger(rendered, section))

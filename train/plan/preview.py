@@ -18,7 +18,7 @@ from tokenizers import Encoding
 from schemas.errors import TrainError, VersionError
 from schemas.store import reading
 from schemas.text import plural
-from train.plan.prepare import PreparedVersion
+from train.plan.prepare import PreparedConversations, PreparedVersion
 from train.tokens.labels import IGNORE_INDEX, token_range
 from train.tokens.loss_mask import ChatRenderer, Rendering, TurnSpan
 from train.tokens.windows import window_turns
@@ -113,7 +113,7 @@ def first_members(members: pl.DataFrame, prefix: str, limit: int) -> pl.DataFram
 
 
 def find_windows(
-    prepared: PreparedVersion, conversations: list[str], window: int | None
+    prepared: PreparedConversations, conversations: list[str], window: int | None
 ) -> list[tuple[str, int | None]]:
     """The conversations with the numbers of all their windows (None: not split), or with window number `window` only.
 
@@ -130,7 +130,7 @@ def find_windows(
     return rows.select("conversation", "window").rows()
 
 
-def preview(prepared: PreparedVersion, conversation: str, window: int | None = None) -> Preview:
+def preview(prepared: PreparedConversations, conversation: str, window: int | None = None) -> Preview:
     """The conversation with this id, or one of its windows (from 1), as it is trained."""
     numbers, member, row, entry = _find_rows(prepared, conversation, window)
     rendering, encoding = _render_and_encode(prepared, member, row)
@@ -185,7 +185,7 @@ _Row = dict[str, Any]
 
 
 def _find_rows(
-    prepared: PreparedVersion, conversation: str, window: int | None
+    prepared: PreparedConversations, conversation: str, window: int | None
 ) -> tuple[Sequence[int], _Row, _Row, _Row]:
     """The numbers of the turns, and the rows of the member with only these turns, its rendering, and the ledger."""
     member = prepared.members.row(by_predicate=pl.col("id") == conversation, named=True)
@@ -199,7 +199,7 @@ def _find_rows(
 
 
 def _render_and_encode(
-    prepared: PreparedVersion, member: Mapping[str, Any], row: Mapping[str, Any]
+    prepared: PreparedConversations, member: Mapping[str, Any], row: Mapping[str, Any]
 ) -> tuple[Rendering, Encoding | None]:
     """The rendering and its tokens; for a window of a raw text, the complete text and the window's tokens."""
     rendering = ChatRenderer(prepared.template, prepared.tokenizer, prepared.section.reasoning).render(member)

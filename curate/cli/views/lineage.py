@@ -34,6 +34,11 @@ def lineage_lines(lineage: Lineage | RejectedRow) -> Iterator[str]:
         yield f"  {turn.role}{flag}: {_excerpt(turn.value)}"
     if lineage.conversation.tools:
         yield f"  tools: {_excerpt(lineage.conversation.tools)}"
+    yield from fact_lines(lineage)
+
+
+def fact_lines(lineage: Lineage) -> Iterator[str]:
+    """The lines of a lineage after its turns: origins, edits, near-duplicates, scores, verdicts, versions, runs."""
     yield from _section("imported from", map(_origin_line, lineage.origins))
     if lineage.parent:
         yield f"edited from {lineage.parent}"
