@@ -13,8 +13,9 @@ from itertools import product
 import polars as pl
 
 from curate.ingest.answer_labels import check_labels, label_hint
+from curate.ingest.preference import CHOSEN, check_preference_data
 from curate.ingest.shapes import SHAPES
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape, base_column
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
 from schemas.text import join_names, plural
@@ -46,6 +47,8 @@ def find_mapping(table: pl.DataFrame, section: ImportSection) -> ColumnMapping:
     options = _check_options(table, section)
     candidates = _candidates(table, section.shape, options)
     mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
+    if not mappings and section.shape is None and not options:
+        check_preference_data(table)
     if len(mappings) != 1:
         error = (
             _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
@@ -65,7 +68,9 @@ def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, section: ImportS
     rejects. Raises `SourceError` if the batch contradicts the mapping.
     """
     options = {
-        name: column for name, column in _field_options(section).items() if not column or column in table.columns
+        name: column
+        for name, column in _field_options(section).items()
+        if not column or base_column(column, table.columns)
     }
     candidates = _candidates(table, section.shape, options)
     mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
@@ -135,7 +140,7 @@ def _check_options(table: pl.DataFrame, section: ImportSection) -> dict[str, str
     for name, column in options.items():
         if name not in fields:
             raise _unknown_name(f"field of {section.shape}" if section.shape else "field", name, fields)
-        if column and column not in table.columns:
+        if column and base_column(column, table.columns) is None:
             raise _unknown_name("column", column, table.columns)
     return options
 
@@ -177,7 +182,7 @@ def _candidates_among(
     if shape is not None or options:
         by_name = [replace(candidate, sure=True) for candidate in by_name]
     else:
-        _check_preference_data(table)
+        check_preference_data(table, CHOSEN)
     if any(candidate.sure for candidate in by_name):
         return by_name
     by_cells = [found for name in shapes for found in _candidates_of(table, name, options, any_name=True)]
@@ -266,28 +271,6 @@ def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
     return [
         mapping for mapping, own in zip(mappings, columns, strict=True) if not any(own < other for other in columns)
     ]
-
-
-def _check_preference_data(table: pl.DataFrame) -> None:
-    """Raise `SourceError` for rows with a chosen and a rejected answer."""
-    if {"chosen", "rejected"} <= set(table.columns):
-        raise SourceError(
-            "This is preference data (columns chosen and rejected): a better and a worse answer to each question, "
-            "not conversations.",
-            _chosen_only_hint(table),
-        )
-
-
-def _chosen_only_hint(table: pl.DataFrame) -> str:
-    for shape, name in (("messages", "messages"), ("sharegpt", "conversations"), ("transcript", "transcript")):
-        if _mostly_fits(SHAPES[shape].fields[name], table["chosen"]):
-            return f"Import only the chosen conversations: {ColumnMapping(shape, {name: 'chosen'}).as_options()}"
-    names = ("instruction", *SHAPES["pairs"].fields["question"].names)
-    question = next(_find_named(names, table.columns), None)
-    if question is None or not _can_be(SHAPES["pairs"].fields["question"], table[question]):
-        return "Write each conversation with its chosen answer into one column first."
-    mapping = ColumnMapping("pairs", {"question": question, "answer": "chosen"})
-    return f"Import only the chosen answers: {mapping.as_options()}"
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -19,7 +19,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.shape import ColumnMapping, base_column
 from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
 from schemas.text import is_formula
@@ -195,8 +195,8 @@ def _count_formulas(row: RejectRow) -> int:
 def _import_options(rows: list[RejectRow], mapping: str) -> str:
     """The options that read the exported rows like their source."""
     stored = json.loads(mapping)
-    columns = {column for row in rows for column in row.cells or {}}
-    fields = {name: column for name, column in stored["fields"].items() if column in columns}
+    columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
+    fields = {name: column for name, column in stored["fields"].items() if base_column(column, columns)}
     return ColumnMapping(stored["shape"], fields).as_options()
 
 

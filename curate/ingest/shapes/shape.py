@@ -54,11 +54,32 @@ class ColumnMapping:
         return " ".join([f"--shape {self.shape}", *(_option(name, column) for name, column in self.fields.items())])
 
     def column(self, table: pl.DataFrame, name: str) -> pl.Series:
-        """The cells of a field; nulls if the field is not mapped or its column is missing in this table."""
+        """The cells of a field; nulls if the field is not mapped or its column is missing in this table.
+
+        `answer.text` is the value of the key `text` in the objects of the column `answer`, if no column has that name.
+        """
         column = self.fields.get(name)
-        if column is None or column not in table.columns:
+        base = None if column is None else base_column(column, table.columns)
+        if column is None or base is None:
             return pl.Series(name, [None], dtype=pl.String).new_from_index(0, table.height)
-        return table[column].rename(name)
+        cells = table[base].rename(name)
+        if base == column:
+            return cells
+        keys = "".join(f'["{key}"]' for key in column.removeprefix(f"{base}.").split("."))
+        return cells.to_frame().select(pl.col(name).str.json_path_match(f"${keys}")).to_series()
+
+
+def base_column(name: str, columns: Sequence[str]) -> str | None:
+    """The column that a mapping reads: `name`, or the part before a dot if `name` is a path into its objects.
+
+    >>> base_column("a.b", ["a"]), base_column("a.b", ["a", "a.b"]), base_column("c.b", ["a"])
+    ('a', 'a.b', None)
+    """
+    if name in columns:
+        return name
+    parts = name.split(".")
+    bases = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    return next((base for base in bases if base in columns), None)
 
 
 @dataclass(frozen=True, slots=True)

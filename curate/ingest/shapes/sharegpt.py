@@ -21,6 +21,7 @@ def fits(cells: pl.Series) -> pl.Series:
 
 FIELDS = {
     "conversations": Field(NAMES, required=True, fits=fits, any_name=True),
+    "completion": Field(("completion",), fits=fits),
     "system": SYSTEM,
     "tools": turn_lists.TOOLS_FIELD,
 }

@@ -137,10 +137,14 @@ def parse_tools(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _append_completion(cells: pl.Series, completion: pl.Series) -> pl.Series:
-    """Each list concatenated with the list of its completion."""
+    """Each list concatenated with its completion: a list of turns, or a single turn."""
     if completion.null_count() == completion.len():
         return cells
     pair = pl.DataFrame({"cell": cells.str.strip_chars(), "completion": completion.str.strip_chars()})
+    single = pl.col("completion").str.starts_with("{") & pl.col("completion").str.ends_with("}")
+    pair = pair.with_columns(
+        pl.when(single).then(pl.format("[{}]", "completion")).otherwise("completion").alias("completion")
+    )
     both_lists = pl.all_horizontal(pl.all().str.contains(r"^\[\s*\{") & pl.all().str.ends_with("]"))
     text = pl.concat_str(pl.col("cell").str.head(-1), pl.lit(", "), pl.col("completion").str.slice(1))
     return pair.select(pl.when(both_lists).then(text).otherwise("cell")).to_series()
