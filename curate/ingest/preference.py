@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import polars as pl
 
@@ -65,7 +66,7 @@ def _good_side(table: pl.DataFrame, good: str) -> ColumnMapping | None:
     """The mapping that imports the better answers; None if no column has the questions."""
     cells = table[good].head(_SAMPLE)
     for shape, name in (("messages", "messages"), ("sharegpt", "conversations")):
-        column = _find(table, SHAPES[shape].fields[name].names, lambda part, of=(shape, name): _fits(*of, part))
+        column = _find(table, SHAPES[shape].fields[name].names, partial(_fits, shape, name))
         is_answer = cells.str.contains(r'^\s*(?:\[\s*)?\{[^{}]*"(?:from|role)"\s*:\s*"(?:gpt|assistant|model|bot)"')
         if column is not None and column != good and _mostly(is_answer):
             return ColumnMapping(shape, {name: column, "completion": good})
@@ -85,8 +86,7 @@ def _inner(cells: pl.Series, key: str) -> pl.Series:
     return cells.str.contains(rf'^\s*\{{(?s:.*)"{key}"\s*:\s*"')
 
 
-def _find(table: pl.DataFrame, names: Sequence[str], fits: object) -> str | None:
-    assert callable(fits)
+def _find(table: pl.DataFrame, names: Sequence[str], fits: Callable[[pl.Series], bool]) -> str | None:
     plain = {"".join(c for c in name.casefold() if c.isalnum()): name for name in reversed(table.columns)}
     columns = (plain.get(name.replace("_", "")) for name in names)
     return next((column for column in columns if column is not None and fits(table[column].head(_SAMPLE))), None)
