@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_table
+from curate.ingest.media import media_problems
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
@@ -75,7 +76,8 @@ def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tup
     parsed = parse_table(table, mapping)
     turns, repaired = repair(parsed.turns, section.repair)
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
-    rejected = _first_problems(parsed.problems, findings)
+    problems = pl.concat([parsed.problems, media_problems(table, mapping, parsed.turns, parsed.members)])
+    rejected = _first_problems(problems, findings)
     folded = _fold_accepted(turns, parsed.tools, rejected)
     members = parsed.members if parsed.members.height else None
     converted = ImportBatch(

@@ -32,6 +32,7 @@ PARSE_RULES = {
     "text-before-speaker": "A transcript starts with a speaker.",
     "reserved-character": "A transcript does not contain the noncharacters U+FDD0 and U+FDD1.",
     "missing-group": "In long format, every row has a conversation id.",
+    "refers-to-media": "A row has no image, sound or video, and no placeholder of one in a question.",
     "excluded-by-where": "The condition of --where is true for the row.",
     "missing-order": "In long format, every row has a value in the order column.",
 }
