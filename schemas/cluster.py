@@ -42,12 +42,12 @@ def write_clustering(
     conversations: int,
     clusters: pl.DataFrame,
 ) -> None:
-    """Write a clustering, replacing the previous one of the same method.
+    """Write a clustering, replacing the previous one, whatever its method, so that two searches are never mixed.
 
     `clusters` has the columns `conversation`, `cluster`, `nearest`, `similarity`.
     """
-    connection.execute("DELETE FROM clusters WHERE method = ?", [method])
-    connection.execute("DELETE FROM clusterings WHERE method = ?", [method])
+    connection.execute("DELETE FROM clusters")
+    connection.execute("DELETE FROM clusterings")
     connection.execute(
         "INSERT INTO clusterings (method, parameters, conversations) VALUES (?, ?, ?)",
         [method, canonical_json(parameters), conversations],

@@ -100,6 +100,23 @@ def test_a_second_run_replaces_the_clusters(store):
     assert clusters(store) == []
 
 
+def test_clusters_of_an_earlier_search_are_replaced_and_their_version_keeps_its_digest(store):
+    add(store, [advice_chat(), advice_chat(" Thanks!"), *questions(20)])
+    deduplicate_store(store, recipe())
+    with writing(store) as connection:
+        new = freeze(connection, "chats", recipe(), dry_run=True).version.digest
+        connection.execute("UPDATE clusters SET method = 'shingles'")
+        connection.execute("UPDATE clusterings SET method = 'shingles'")
+        assert freeze(connection, "chats", recipe(), dry_run=True).version.digest == new
+    add(store, questions(1, start=90), source="b.csv")
+    with reading(store) as connection, pytest.raises(VersionError, match="does not cover 1 conversation"):
+        freeze(connection, "chats", recipe(), dry_run=True)
+    deduplicate_store(store, recipe())
+    with reading(store) as connection:
+        query = "SELECT method FROM clusters UNION SELECT method FROM clusterings"
+        assert connection.sql(query).fetchall() == [("shingles-2",)]
+
+
 def test_a_missing_store_is_an_error(tmp_path):
     with pytest.raises(StoreError, match=r"The store .* does not exist"):
         deduplicate_store(tmp_path / "none.duckdb", recipe())

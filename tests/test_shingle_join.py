@@ -94,6 +94,38 @@ def test_no_two_kept_texts_are_near_duplicates(monkeypatch, seed, choose):
     assert not [pair for pair in itertools.combinations(kept, 2) if jaccard(*pair) >= 0.6]
 
 
+def crowded_texts(rng, kind, count):
+    """Texts that share most of their shingles with all others, so that every group is larger than the limit."""
+    pattern = [f"word{number}" for number in range(40)]
+    if kind == "one slot":
+        return [" ".join([*pattern[:20], *rng.choices("abcdefgh", k=rng.randint(1, 4)), *pattern[20:]])
+                for _ in range(count)]  # fmt: skip
+    if kind == "long prefix":
+        return [" ".join([*pattern, *(f"own{rng.randrange(30)}" for _ in range(rng.randint(1, 14)))])
+                for _ in range(count)]  # fmt: skip
+    changed = []
+    for number in range(count):
+        words = list(pattern)
+        for _ in range(rng.randint(1, 3)):
+            words[rng.randrange(40)] = f"own{number % 17}"
+        changed.append(" ".join(words))
+    return changed
+
+
+@pytest.mark.parametrize("choose", [greedy_cover, rank_by_degree])
+@pytest.mark.parametrize("kind", ["one slot", "long prefix", "changed words"])
+@pytest.mark.parametrize("limit", [2, 32])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_two_kept_texts_of_a_crowded_group_are_near_duplicates(monkeypatch, choose, kind, limit, seed):
+    texts = crowded_texts(random.Random(seed), kind, 300)
+    monkeypatch.setattr(shingle_join, "GROUP_LIMIT", limit)
+    dropped = choose(near_pairs(reader(texts), len(texts), 0.8, choose=choose))
+    assert dropped.height < len(texts)
+    gone = set(dropped["number"])
+    kept = [shingles(text) for number, text in enumerate(texts) if number not in gone]
+    assert not [pair for pair in itertools.combinations(kept, 2) if jaccard(*pair) >= 0.8]
+
+
 def test_a_copy_is_dropped_together_with_its_original():
     pairs = pl.DataFrame({"a": [0, 1], "b": [1, 2], "similarity": [0.9, 1.0]}, schema=shingle_join.PAIRS)
     assert greedy_cover(pairs).rows() == [(1, 0, 0.9), (2, 0, 0.9)]

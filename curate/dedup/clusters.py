@@ -23,8 +23,8 @@ from schemas.errors import RecipeError
 from schemas.recipe import Recipe
 from schemas.store import reading, writing
 
-METHOD = "shingles"
-"""The value of `clusters.method`."""
+METHOD = "shingles-2"
+"""The value of `clusters.method`: the search and its revision. `shingles` missed pairs in crowded groups."""
 
 LONGEST_FIRST = "length(prompt) + length(answer) desc"
 """The default order among conversations with equally many near-duplicates."""
@@ -77,8 +77,11 @@ def deduplicate_store(
     check_not_empty(store)
     with (reading if dry_run else writing)(store) as connection:
         numbered = _number(connection, recipe)
-        pairs = _find_pairs(connection, numbered, recipe.dedup.similarity, lambda done: progress(done, numbered.height))
-        dropped = greedy_cover(pairs) if recipe.dedup.prefer else rank_by_degree(pairs)
+        choose = greedy_cover if recipe.dedup.prefer else rank_by_degree
+        pairs = _find_pairs(
+            connection, numbered, recipe.dedup.similarity, choose, lambda done: progress(done, numbered.height)
+        )
+        dropped = choose(pairs)
         clusters = _form_clusters(pairs, dropped, numbered)
         if not dry_run:
             write_clustering(connection, METHOD, recipe.dedup.model_dump(mode="json"), numbered.height, clusters)
@@ -91,7 +94,7 @@ def find_near_duplicates(connection: DuckDBPyConnection, conversations: pl.DataF
     A cluster is named after its smallest id. Conversations without near-duplicates are not included.
     """
     numbered = conversations.select(pl.col("conversation").sort()).with_row_index("number")
-    pairs = _find_pairs(connection, numbered, REVIEW_SIMILARITY)
+    pairs = _find_pairs(connection, numbered, REVIEW_SIMILARITY, greedy_cover)
     clusters = _form_clusters(pairs, greedy_cover(pairs), numbered)
     return clusters.select("conversation", cluster=pl.col("conversation").min().over("cluster"))
 
@@ -109,10 +112,11 @@ def _find_pairs(
     connection: DuckDBPyConnection,
     numbered: pl.DataFrame,
     similarity: float,
+    choose: Callable[[pl.DataFrame], pl.DataFrame],
     progress: Callable[[int], None] = lambda _: None,
 ) -> pl.DataFrame:
     connection.register("numbered", numbered)
-    pairs = near_pairs(_text_reader(connection), numbered.height, similarity, progress)
+    pairs = near_pairs(_text_reader(connection), numbered.height, similarity, progress, choose)
     connection.unregister("numbered")
     return pairs
 

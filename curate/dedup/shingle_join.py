@@ -38,13 +38,13 @@ MIN_SHARED = 4
 """Shingles that two prefixes must share, and by which prefixes are extended. With 1, 300,000 Alpaca-like rows gave 3.5
 times as many candidates (210,698 instead of 60,103), most of them the same instruction with another answer."""
 
-GROUP_LIMIT = 32
+GROUP_LIMIT, GROUP_GROWTH = 32, 4
 """In a group of texts that share a shingle, this many are compared with all later ones. Larger groups need several
-rounds, each with twice as many, and without the texts that are near-duplicates already."""
+rounds, each with four times as many, and without the texts that are dropped already."""
 
-MIN_YIELD = 0.01
-"""Share of the compared pairs that must be near-duplicates for another round. Below it, the texts only share a
-template."""
+MAX_GROUP, MIN_YIELD = 8_192, 0.01
+"""Groups of up to this many kept texts are compared completely. In a larger group another round requires that this
+share of the compared pairs were near-duplicates; below it, the texts only share a template."""
 
 SAMPLE_TEXTS, COMMON_COUNT = 20_000, 4
 """Shingles that occur this often in a sample of this size are sorted to the end of every prefix, because they rarely
@@ -77,13 +77,19 @@ class ShingleSets(NamedTuple):
 
 
 def near_pairs(
-    read: ReadTexts, total: int, threshold: float, progress: Callable[[int], None] = lambda _: None
+    read: ReadTexts,
+    total: int,
+    threshold: float,
+    progress: Callable[[int], None] = lambda _: None,
+    choose: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
 ) -> pl.DataFrame:
     """The pairs among the texts numbered from 0 to `total` with a similarity of at least `threshold`: columns `PAIRS`.
 
     Of texts with equal shingles, only the first is paired with others. If more than `GROUP_LIMIT` texts share a
-    shingle, not all their pairs are compared, but more in each round, as long as a round finds near-duplicates. A text
-    without words has no near-duplicates. `progress` is called with the number of texts that were read.
+    shingle, the pairs may be incomplete: more of them are compared in each round, among the texts that `choose` (from
+    pairs to the texts to drop, by default `greedy_cover`) keeps, until no two kept texts are near-duplicates. Only in
+    a group of more than `MAX_GROUP` kept texts a pair may be missed. A text without words has no near-duplicates.
+    `progress` is called with the number of texts that were read.
     """
     common = _sample_common(read, total)
     size, pairs, prefixes = _prefixes(read, total, threshold, common, progress)
@@ -93,10 +99,12 @@ def near_pairs(
         candidates = np.setdiff1d(candidates, compared, assume_unique=True)
         new_pairs = _verify(candidates, read, common, threshold)
         pairs = pl.concat([pairs, new_pairs])
-        if new_pairs.height <= MIN_YIELD * len(candidates) or not (is_limited or len(compared)):
+        is_complete = not is_limited and (new_pairs.is_empty() or rest is prefixes)
+        if is_complete or (limit > MAX_GROUP and new_pairs.height <= MIN_YIELD * len(candidates)):
             return pairs
         compared = np.union1d(compared, candidates)
-        rest, limit = prefixes.join(greedy_cover(pairs), on="number", how="anti"), 2 * limit
+        dropped = (choose or greedy_cover)(pairs)
+        rest, limit = prefixes.join(dropped, on="number", how="anti"), GROUP_GROWTH * limit
 
 
 def greedy_cover(pairs: pl.DataFrame) -> pl.DataFrame:
