@@ -23,6 +23,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from curate.review.argilla import process
+from schemas.conversation import PRESENT_SQL
 from schemas.environment import DISTRIBUTION, count_cores, install_command, installed_version
 from schemas.errors import StoreError
 from schemas.store import reading
@@ -226,7 +227,7 @@ def _check_store(path: Path) -> Finding:
         return Finding("store", "note", f"none at {path}", "curate import FILE creates it")
     try:
         with reading(path) as connection:
-            ((count,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
+            ((count,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}").fetchall()
     except StoreError as error:
         return Finding("store", "conflict", error.what, error.hint)
     size = path.stat().st_size

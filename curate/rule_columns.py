@@ -33,14 +33,15 @@ _TEXTS = "array_to_string([t.value FOR t IN c.conversations IF t.\"from\" = '{}'
 FACTS = {
     "id": "c.id",
     "source": "o.path",
+    "import_id": "o.source",
     "file": "parse_filename(o.path)",
     "turns": "len(c.conversations)",
     "has_tools": "c.tools IS NOT NULL",
     "prompt": _TEXTS.format("human"),
     "answer": _TEXTS.format("gpt"),
 }
-"""Names that a rule can read besides scores and `meta.<column>`: the conversation id, the path and file name of its
-first import, the number of turns, whether it has tools, and the texts of the user and of the assistant."""
+"""Names that a rule can read besides scores and `meta.<column>`: the conversation id; the path, id and file name of its
+first import; the number of turns, whether it has tools, and the texts of the user and of the assistant."""
 
 NULL_ON_DIVISION_BY_ZERO = "SET ieee_floating_point_ops = false; SET error_on_division_by_zero = false"
 """By default DuckDB returns infinity, which exceeds every threshold: `1 / 0 > 1` would keep every conversation."""
@@ -157,7 +158,8 @@ def _near_duplicate_column(connection: DuckDBPyConnection, rule: Expression) -> 
     """Whether another conversation of the cluster is kept instead. Raises `RecipeError` if it is not computed."""
     clustering = find_clustering(connection)
     if clustering is None or (count := count_unclustered(connection, clustering)):
-        which = "any conversation" if clustering is None else f"{plural(count, 'conversation')} imported since"
+        none = clustering is None or not clustering.conversations
+        which = "any conversation" if none else f"{plural(count, 'conversation')} imported since"
         raise RecipeError(f"{_reads(rule, NEAR_DUPLICATE)}, which is not computed for {which}.", "curate dedup")
     return Column("c.id IN (SELECT conversation FROM clusters WHERE nearest IS NOT NULL)")
 
@@ -197,11 +199,12 @@ def facts_query(columns: Mapping[str, Column]) -> str:
     values |= {f"{alias}{AS_NUMBER}": f'TRY_CAST(o."{_escape(alias)}" AS DOUBLE)' for alias in metadata}
     named = [f'{sql} AS "{_escape(alias)}"' for alias, sql in values.items()]
     first_values = [f'arg_min({sql}, origins.rowid) AS "{_escape(alias)}"' for alias, sql in metadata.items()]
+    first = [f"arg_min({name}, origins.rowid) AS {name}" for name in ("path", "source")]
     return f"""
         SELECT {", ".join(["c.id AS conversation", *named])} FROM conversations c
         LEFT JOIN scores s ON s.conversation = c.id
         LEFT JOIN (
-            SELECT {", ".join(["conversation", "arg_min(path, origins.rowid) AS path", *first_values])}
+            SELECT {", ".join(["conversation", *first, *first_values])}
             FROM origins LEFT JOIN sources USING (source) GROUP BY conversation
         ) o ON o.conversation = c.id
         WHERE {IMPORTED_SQL}"""

@@ -76,6 +76,7 @@ def search(
             f"--role is {role!r}, which is not a role{nearest(role, ROLES)}", f"Roles: {', '.join(ROLES)}."
         )
     conditions = [f"({_any_turn(pattern, role)})" for pattern in patterns]
+    conditions.append("id NOT IN (SELECT conversation FROM removed_conversations)")
     if where is not None:
         conditions.append(f"id IN ({matching_query(connection, recipe, where)})")
     with _time_limit(connection, text):

@@ -7,7 +7,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from schemas.conversation import IMPORTED_SQL
+from schemas.conversation import IMPORTED_SQL, PRESENT_SQL
 from schemas.run import partial_of, resolve_run
 from schemas.store import folder_of
 
@@ -17,12 +17,13 @@ SOURCES_SQL = """
            imported_at::VARCHAR AS imported_at, source
     FROM sources s ORDER BY s.imported_at, path
 """
-COUNTS_SQL = """
-    SELECT (SELECT count(*) FROM conversations) AS conversations,
+COUNTS_SQL = f"""
+    SELECT (SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}) AS conversations,
            (SELECT count(*) FROM current_verdicts WHERE kept) AS kept,
            (SELECT count(*) FROM current_verdicts WHERE by_whom IS NOT NULL) AS with_verdict,
            (SELECT count(*) FROM scorers) AS scorers,
-           (SELECT count(*) FROM conversations WHERE id NOT IN (SELECT conversation FROM scores)) AS unscored,
+           (SELECT count(*) FROM conversations c
+            WHERE {PRESENT_SQL} AND id NOT IN (SELECT conversation FROM scores)) AS unscored,
            (SELECT count(*) FROM rejects WHERE closed_by IS NULL) AS open_rejects,
            (SELECT count(*) FROM rejects WHERE closed_by IS NOT NULL) AS closed_rejects,
            (SELECT count(*) FROM rejects r JOIN sources s USING (source)
@@ -52,9 +53,11 @@ VERSIONS_SQL = """
 RULES_SQL = "SELECT rules FROM selections ORDER BY selected_at DESC, rowid DESC LIMIT 1"
 UNSELECTED_SQL = f"""
     SELECT count(*) FROM conversations c WHERE {IMPORTED_SQL}
-    AND id NOT IN (SELECT conversation FROM verdicts WHERE by_whom = 'rule') AND EXISTS (FROM selections)
+    AND id NOT IN (
+        SELECT conversation FROM verdicts WHERE by_whom = 'rule'
+        GROUP BY conversation HAVING arg_max(verdict, (decided_at, rowid)) <> 'undecided') AND EXISTS (FROM selections)
 """
-"""Conversations that were imported after the latest selection."""
+"""Conversations that were imported, or imported again after a removal, since the latest selection."""
 
 CHANGED_SQL = """
     SELECT count(*) FROM (SELECT conversation FROM current_verdicts WHERE kept) AS present

@@ -58,9 +58,9 @@ def write_clustering(
 
 
 def count_unclustered(connection: DuckDBPyConnection, clustering: Clustering) -> int:
-    """How many conversations were imported after the clustering. Conversations are never deleted."""
+    """How many imported conversations the clustering does not cover; `curate.ingest.removal` subtracts removed ones."""
     ((imported,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {IMPORTED_SQL}").fetchall()
-    return int(imported) - clustering.conversations
+    return max(0, int(imported) - clustering.conversations)
 
 
 def connected_components(links: pl.DataFrame) -> pl.DataFrame:

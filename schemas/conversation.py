@@ -31,8 +31,11 @@ CONVERSATIONS = {"id": pl.String, "conversations": pl.List(TURN), "tools": pl.St
 FIRST_QUESTION_SQL = """conversations[list_position([turn."from" for turn in conversations], 'human')].value"""
 """SQL: the first user turn of a row of `conversations`; null if there is none."""
 
-IMPORTED_SQL = "(c.parent IS NULL OR c.id IN (SELECT conversation FROM origins))"
-"""Condition on a row `c` of `conversations`: it was imported, and is not only the result of an edit."""
+PRESENT_SQL = "c.id NOT IN (SELECT conversation FROM removed_conversations)"
+"""Condition on a row `c` of `conversations`: its imports were not all removed."""
+
+IMPORTED_SQL = f"(c.parent IS NULL OR c.id IN (SELECT conversation FROM origins)) AND {PRESENT_SQL}"
+"""Condition on a row `c` of `conversations`: it has an import, and is not only the result of an edit."""
 
 PREVIEW_CHARACTERS = 80
 

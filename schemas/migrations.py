@@ -225,6 +225,38 @@ def field_terms(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def removed_imports(connection: DuckDBPyConnection) -> None:
+    """Removed imports with the places of their rows, and the conversations that are stored without an import."""
+    connection.execute("""
+        CREATE TABLE removed_sources (
+            removal BIGINT NOT NULL,          -- 1, 2, …: an import can be removed, repeated and removed again
+            source VARCHAR NOT NULL,          -- as in `sources`
+            path VARCHAR NOT NULL,
+            sha256 VARCHAR NOT NULL,
+            shape VARCHAR NOT NULL,
+            mapping JSON NOT NULL,
+            rows_read BIGINT NOT NULL,
+            rows_kept BIGINT NOT NULL,
+            rows_duplicate BIGINT NOT NULL,
+            rows_rejected BIGINT NOT NULL,
+            conversations BIGINT NOT NULL,    -- conversations that no other import has: removed with the import
+            imported_at TIMESTAMPTZ NOT NULL,
+            removed_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            reason VARCHAR NOT NULL           -- removed by a command, or replaced by another import
+        );
+        CREATE TABLE removed_rows (
+            removal BIGINT NOT NULL,
+            "row" BIGINT NOT NULL,
+            line BIGINT,
+            conversation VARCHAR,             -- null: the row was rejected
+            code VARCHAR                      -- of the reject
+        );
+        CREATE TABLE retained (
+            conversation VARCHAR NOT NULL     -- without an import; versions, reviews or edits need its text
+        );
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -237,4 +269,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     shown_suggestions,
     near_duplicates,
     field_terms,
+    removed_imports,
 ]

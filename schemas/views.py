@@ -16,6 +16,26 @@ CURRENT_ANSWERS = """
 """
 """The latest submitted answer per conversation and annotator, over all review sets."""
 
+REMOVED_CONVERSATIONS = """
+    WITH RECURSIVE links AS (
+        SELECT parent AS original, id AS edit FROM conversations WHERE parent IS NOT NULL
+        UNION SELECT conversation, edited_to FROM verdicts WHERE edited_to IS NOT NULL
+    ), affected AS (
+        SELECT conversation FROM retained
+        UNION SELECT edit FROM links JOIN affected ON original = conversation
+    ), present AS (
+        SELECT conversation FROM affected WHERE conversation IN (SELECT conversation FROM origins)
+        UNION SELECT edit FROM links JOIN affected ON edit = conversation
+            WHERE original NOT IN (SELECT a.conversation FROM affected a)
+        UNION SELECT edit FROM links JOIN present ON original = conversation
+    )
+    SELECT conversation FROM affected EXCEPT SELECT conversation FROM present
+"""
+"""Conversations whose imports were all removed, and edits of only such conversations.
+
+They are stored because versions, reviews or edits need their text; no later command keeps, scores or counts them.
+"""
+
 CURRENT_VERDICTS = """
     WITH latest AS (
         SELECT conversation, verdict, edited_to, reason, by_whom, selection, decided_at, rowid AS number
@@ -45,15 +65,22 @@ CURRENT_VERDICTS = """
     FROM conversations c
     LEFT JOIN latest_human h ON h.conversation = c.id
     LEFT JOIN latest_rule r ON r.conversation = c.id
+    WHERE c.id NOT IN (SELECT conversation FROM removed_conversations)
 """
 """Whether each conversation is kept, and by whose verdict: the only definition of "kept", which a freeze uses.
 
 The latest human verdict overrides every rule; `undecided` withdraws it. The result of an edit replaces the conversation
 it was made from, until the edit is withdrawn. Without a human verdict the latest rule verdict counts, and conversations
-imported after the latest selection are not kept until the next one. Without any selection all are kept.
+imported after the latest selection are not kept until the next one. Without any selection all are kept. Conversations
+whose imports were removed are not in the view.
 """
 
-VIEWS = {"latest_reviews": LATEST_REVIEWS, "current_answers": CURRENT_ANSWERS, "current_verdicts": CURRENT_VERDICTS}
+VIEWS = {
+    "latest_reviews": LATEST_REVIEWS,
+    "current_answers": CURRENT_ANSWERS,
+    "removed_conversations": REMOVED_CONVERSATIONS,
+    "current_verdicts": CURRENT_VERDICTS,
+}
 """Name -> definition, in order of dependency."""
 
 

@@ -15,7 +15,7 @@ from support.documents import (
     purpose,
 )
 from support.project import ROOT, demo_project, project_files
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = all_commands()
 
@@ -23,7 +23,7 @@ COMMANDS = all_commands()
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_a_purpose_an_example_and_a_heading(name):
     command = COMMANDS[name]
-    assert isinstance(command, TyperCommand)
+    assert isinstance(command, TyperCommand | TyperGroup)
     assert purpose(command).endswith("."), "the docstring starts with the purpose, a sentence"
     example = (command.help or "").partition("\b\n")[2]
     assert example.startswith(f"curate {name}"), "after a line with \\b follows an example"

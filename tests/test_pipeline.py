@@ -38,7 +38,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def import_one(store: Path, path: Path | str, **options: Any) -> ImportResult:
-    (result,) = import_files(store, [str(path)], ImportSection(**options))
+    (result,) = import_files(store, [str(path)], ImportSection(**options), on_changed="add")
     return result
 
 
@@ -336,7 +336,7 @@ def test_the_import_prints_counts_repairs_and_the_next_step(tmp_path: Path, cura
     write_jsonl(tmp_path / "chats.jsonl", chats)
     ran = curate("import", "chats.jsonl")
     assert "2 rows read = 1 conversation + 0 duplicates + 1 rejected" in ran.stdout
-    assert "--repair trailing-user" in ran.stdout
+    assert "--repair trailing-user --replace" in ran.stdout
     assert "curate rejects" in ran.stdout
     assert ran.stderr == ""
 

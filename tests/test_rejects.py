@@ -136,7 +136,7 @@ def test_importing_the_same_file_with_another_mapping_supersedes_its_rejects(sto
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"conversations": turns}) + '\n{"conversations": 7}\n', encoding="utf-8")
     assert import_one(store, path).rows_rejected == 2
-    (repaired,) = import_files(store, [str(path)], ImportSection(repair=("trailing-user",)))
+    (repaired,) = import_files(store, [str(path)], ImportSection(repair=("trailing-user",)), on_changed="add")
     assert (repaired.rows_kept, repaired.rows_rejected, repaired.closed) == (1, 1, 2)
     assert [row for row, _ in open_rejects(store)] == [2]
 

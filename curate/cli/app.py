@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from curate.cli import data, inspect, models, start, store, training, versions
+from curate.cli import data, inspect, models, sources, start, store, training, versions
 from curate.cli.console import note
 from curate.cli.options import GroupedHelp
 from curate.cli.startup import INTERRUPTED
@@ -111,6 +111,7 @@ class ReviewGroup(GroupedHelp):
         """Ignore the empty mapping that Typer sets when it creates the group."""
 
 
+app.add_typer(sources.app, name="sources", rich_help_panel="Data")
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)

@@ -63,6 +63,12 @@ def import_(
             show_default="100%",
         ),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove earlier imports of a file that was imported before.")
+    ] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep earlier imports of a file that was imported before.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the mapping, examples and rejects; write nothing.")
     ] = False,
@@ -86,6 +92,7 @@ def import_(
         hasher.start(files[0])  # before the imports below, which take longer
         from curate.cli.views.ingest import note_skipped, show_import
         from curate.ingest.pipeline import apply_options, import_files
+        from schemas.errors import SourceError
         from schemas.recipe import load_recipe
         from schemas.store import store_path
 
@@ -94,6 +101,8 @@ def import_(
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
             **{"where": where},
         }
+        if replace and add:
+            raise SourceError("--replace and --add exclude each other.", "Give one of them.")
         section = apply_options(load_recipe(recipe, set_ or []).import_, options)
         with progress_bar("Importing") as advance:
             results = import_files(
@@ -101,6 +110,7 @@ def import_(
                 files,
                 section,
                 dry_run=dry_run,
+                on_changed="replace" if replace else "add" if add else "stop",
                 progress=advance,
                 on_mapping=lambda path, mapping: advance(description=f"{path} as {mapping.shape}"),
                 hasher=hasher,
@@ -231,9 +241,9 @@ def select(
 ) -> None:
     """Apply the filter rules and show how many conversations each rule drops.
 
-    A rule is an SQL expression over scores (curate score --list), source columns (meta.NAME), id, source, file, turns,
-    has_tools, prompt, answer and, after curate dedup, near_duplicate. A conversation is dropped by the first rule it
-    fails; a rule that evaluates to NULL, for example on an empty cell, counts as failed.
+    A rule is an SQL expression over scores (curate score --list), source columns (meta.NAME), id, source, import_id,
+    file, turns, has_tools, prompt, answer and, after curate dedup, near_duplicate. A conversation is dropped by the
+    first rule it fails; a rule that evaluates to NULL, for example on an empty cell, counts as failed.
 
     \b
     curate select --where "quality >= 0.6 and not refusal" --dry-run

@@ -12,6 +12,7 @@ from curate.cli.options import JsonOption, ModelOption, RecipeOption, SetOption,
 
 if TYPE_CHECKING:
     from curate.versions.lineage import Lineage, RejectedRow
+    from curate.versions.removed_rows import RemovedRow
     from schemas.recipe import TrainSection
     from train.plan.preview import Preview
 
@@ -58,20 +59,25 @@ def show(
     return None
 
 
-def _as_json(lineage: "Lineage | RejectedRow", members: "list[dict[str, object]]", previews: "list[Preview]") -> object:
+def _as_json(
+    lineage: "Lineage | RejectedRow | RemovedRow", members: "list[dict[str, object]]", previews: "list[Preview]"
+) -> object:
     added = {"near_duplicates": members, "loss_mask": [preview.as_json() for preview in previews]}
-    return lineage.as_json() if "rejected" in lineage.as_json() else lineage.as_json() | added
+    is_row = {"rejected", "removed"} & lineage.as_json().keys() and "id" not in lineage.as_json()
+    return lineage.as_json() if is_row else lineage.as_json() | added
 
 
-def _previews(lineage: "Lineage | RejectedRow", section: "TrainSection", *, required: bool) -> "list[Preview]":
+def _previews(
+    lineage: "Lineage | RejectedRow | RemovedRow", section: "TrainSection", *, required: bool
+) -> "list[Preview]":
     """The loss mask of a conversation, by windows; none without a model.
 
     A model that only the recipe names may be unavailable here, which is noted, unless the mask is `required`.
     """
-    from curate.versions.lineage import RejectedRow
+    from curate.versions.lineage import Lineage
     from schemas.errors import TrainError
 
-    if isinstance(lineage, RejectedRow) or not (required or section.model):
+    if not isinstance(lineage, Lineage) or not (required or section.model):
         return []
     from train.plan.prepare import prepare_conversation
     from train.plan.preview import find_windows, preview

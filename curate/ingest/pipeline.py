@@ -20,10 +20,12 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.column_mapping import find_mapping
-from curate.ingest.convert import Conversion, drop_export_columns, join_batches, prefix_errors
+from curate.ingest.convert import EXPORT_COLUMNS, Conversion, drop_export_columns, join_batches, prefix_errors
 from curate.ingest.file_hash import Digest, FileHasher, stamp
 from curate.ingest.readers import Batch, Source, expand, open_source
 from curate.ingest.readers.byte_stream import prefetch
+from curate.ingest.reimport import ChangedFile, EarlierImport, OnChanged, dry_run_tables, find_earlier, replace_earlier
+from curate.ingest.removal import sweep
 from curate.ingest.repairs import REPAIRS, STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED, filter_batches
 from curate.ingest.shapes.shape import ColumnMapping
@@ -46,6 +48,7 @@ from schemas.migrations import MIGRATIONS
 from schemas.recipe import OPTIONS, ImportSection, check_recipe, parse_share
 from schemas.store import reading, writing
 from schemas.text import plural
+from schemas.views import create_views
 
 Progress = Callable[[int, int], None]
 """Called with the number of bytes read so far, and the size of all files."""
@@ -99,6 +102,10 @@ class ImportResult:
     """rejects of earlier imports that these rows corrected"""
     imported_before: str | None = None
     """path of an identical earlier import; nothing was added"""
+    replaced: list[str] = field(default_factory=list)
+    """ids of earlier imports of this path that were removed"""
+    disappeared: int = 0
+    """conversations of those imports that no import has any more"""
     reject_examples: list[dict[str, Any]] = field(default_factory=list)
     """the first reject of every code: row, line, code, reason, raw"""
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -111,6 +118,7 @@ def import_files(
     section: ImportSection,
     *,
     dry_run: bool = False,
+    on_changed: OnChanged = "stop",
     progress: Progress = lambda *_: None,
     on_mapping: OnMapping = lambda *_: None,
     hasher: FileHasher | None = None,
@@ -118,8 +126,10 @@ def import_files(
     """Import files, folders or globs into the store, which is created if missing; one result per file.
 
     With `dry_run` nothing is written and no store is created. A file that was already imported, with the same bytes
-    and mapping, adds nothing. `hasher` may have started files already. Raises `SourceError` if a file cannot be read,
-    its columns are ambiguous, or its share of rejects exceeds `section.max_rejects`; then no file is imported.
+    and mapping, adds nothing. If a path was imported before with other bytes or another mapping, `on_changed` decides:
+    `stop` raises `SourceError`, `replace` removes the earlier import, `add` keeps both. `hasher` may have started files
+    already. Raises `SourceError` if a file cannot be read, its columns are ambiguous, or
+    its share of rejects exceeds `section.max_rejects`; then no file is imported.
     """
     _check_repairs(section.repair)
     files = expand(paths)
@@ -128,9 +138,16 @@ def import_files(
         opened = (_open_file(path, digests.start(path), section) for path in files)
         # Prefetch while the store is opened, but not from a pipe: if the store failed, the thread would wait for it.
         sources = prefetch(opened) if all(Path(path).is_file() for path in files) else opened
-        with _dry_run_store(store) if dry_run else _bulk_writing(store) as connection:
+        with _dry_run_store(store, on_changed) if dry_run else _bulk_writing(store) as connection:
             return [
-                _import_file(connection, source, dry_run=dry_run, count_bytes=count_bytes, on_mapping=on_mapping)
+                _import_file(
+                    connection,
+                    source,
+                    dry_run=dry_run,
+                    on_changed=on_changed,
+                    count_bytes=count_bytes,
+                    on_mapping=on_mapping,
+                )
                 for source in sources
             ]
 
@@ -177,21 +194,24 @@ def _bulk_writing(store: Path) -> Iterator[DuckDBPyConnection]:
 
 
 @contextmanager
-def _dry_run_store(store: Path) -> Iterator[DuckDBPyConnection]:
+def _dry_run_store(store: Path, on_changed: OnChanged) -> Iterator[DuckDBPyConnection]:
     """A temporary store in memory with the ids, sources and rejects of the real one, without its texts."""
     with duckdb.connect(":memory:") as connection:
         for step in MIGRATIONS:
             step(connection)
+        create_views(connection)
         if store.exists():
             with reading(store) as real:
                 known_ids = real.sql("SELECT id FROM conversations").to_arrow_table()  # noqa: F841  found by its name
                 known_sources = real.sql("FROM sources").to_arrow_table()  # noqa: F841
                 known_rejects = real.sql(REJECTS_SQL).to_arrow_table()  # noqa: F841
                 known_repairs = real.sql(REPAIRS_SQL).to_arrow_table()  # noqa: F841
+                dry_run_tables(real, connection, with_origins=on_changed == "replace")
             connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM known_ids")
             connection.execute("INSERT INTO sources FROM known_sources")
             connection.execute("INSERT INTO rejects FROM known_rejects")
-            connection.execute("INSERT INTO origins BY NAME FROM known_repairs")
+            if on_changed != "replace":  # otherwise all origins were copied
+                connection.execute("INSERT INTO origins BY NAME FROM known_repairs")
         yield connection
 
 
@@ -211,6 +231,8 @@ class OpenFile:
     """from the first rows; that of `conversion` may be extended"""
     conversion: Conversion
     batches: Iterator[ImportBatch]
+    corrects_rejects: bool
+    """whether its rows are exported rejects, which may be imported again under the same name"""
 
     def source_id(self, sha256: str) -> str:
         """The id of the import: equal bytes, read in the same way, have the same id under any name."""
@@ -239,8 +261,9 @@ def _open_file(path: str, digest: Digest | None, section: ImportSection) -> Open
         mapping = find_mapping(drop_export_columns(head[-1].table), section)
     all_batches = itertools.chain(head, batches)
     conversion = Conversion(path, mapping, section)
+    corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns
     converted = conversion.convert_all(iter([join_batches(all_batches)]) if mapping.shape == "long" else all_batches)
-    return OpenFile(source, digest, mapping, conversion, prefetch(rebatch(converted)))
+    return OpenFile(source, digest, mapping, conversion, prefetch(rebatch(converted)), corrects_rejects)
 
 
 def _import_file(
@@ -248,6 +271,7 @@ def _import_file(
     file: OpenFile,
     *,
     dry_run: bool,
+    on_changed: OnChanged,
     count_bytes: Callable[[int], None],
     on_mapping: OnMapping,
 ) -> ImportResult:
@@ -258,6 +282,11 @@ def _import_file(
     written_as = file.source_id(digest.sha256.result()) if digest else PENDING
     if earlier := _earlier_import(connection, written_as, source.path):
         return earlier
+    changed: list[EarlierImport] = []
+    removals: list[int] = []
+    if digest and not file.corrects_rejects and (changed := find_earlier(connection, source.path)):
+        new = ChangedFile(source.path, written_as, digest.sha256.result(), file.mapping)
+        removals = replace_earlier(connection, changed, new, on_changed)
     conversations_before, bytes_before = count_conversations(connection), 0
     for batch in itertools.chain(first, file.batches):
         write_batch(connection, written_as, _drop_texts(batch) if dry_run else batch)
@@ -276,6 +305,9 @@ def _import_file(
         rename_source(connection, written_as, source_id)
     counts = count_source(connection, source_id, conversations_before)
     result = _finish(connection, source_id, file, counts, sha256)
+    if removals:
+        replaced = [earlier.source for earlier in changed]
+        result = replace(result, replaced=replaced, disappeared=sweep(connection, removals))
     return replace(result, examples=file.conversion.examples) if dry_run else result
 
 

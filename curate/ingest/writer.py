@@ -96,9 +96,9 @@ def rebatch(batches: Iterable[ImportBatch]) -> Iterator[ImportBatch]:
 
 def write_batch(connection: DuckDBPyConnection, source: str, batch: ImportBatch) -> None:
     """Insert the new conversations, origins and rejects of a batch, and close the rejects that it corrects."""
-    is_new = _find_new(connection, batch.conversations)
-    if is_new.any():
-        new = _to_arrow(batch.conversations.filter(is_new))  # noqa: F841  DuckDB finds the variable by its name
+    is_new, is_stored = _find_new(connection, batch.conversations)
+    if (is_added := is_new & ~is_stored).any():
+        new = _to_arrow(batch.conversations.filter(is_added))  # noqa: F841  DuckDB finds the variable by its name
         connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM new")
     if batch.origins.height:
         identified = _to_arrow(_identify(batch, is_new))  # noqa: F841
@@ -127,8 +127,13 @@ def count_source(connection: DuckDBPyConnection, source: str, conversations_befo
 
 
 def count_conversations(connection: DuckDBPyConnection) -> int:
-    """Number of conversations in the store."""
-    ((number,),) = connection.execute("SELECT count(*) FROM conversations").fetchall()
+    """Number of conversations in the store, without those whose imports were removed."""
+    ((number, retained),) = connection.execute(
+        "SELECT (SELECT count(*) FROM conversations), (SELECT count(*) FROM retained)"
+    ).fetchall()
+    if retained:
+        ((removed,),) = connection.execute("SELECT count(*) FROM removed_conversations").fetchall()
+        return int(number - removed)
     return int(number)
 
 
@@ -154,14 +159,19 @@ def delete_source(connection: DuckDBPyConnection, source: str) -> None:
     connection.execute("DELETE FROM rejects WHERE source = ?", [source])
 
 
-def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> pl.Series:
-    """Whether each conversation is not in the store; of equal ones, only the first."""
-    if conversations.is_empty():
-        return pl.Series("new", [], pl.Boolean)
+def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+    """Whether each conversation is new, of equal ones only the first; and whether its text is in the store.
+
+    The text of a new one is in the store if its imports were removed and a version, review or edit needs it.
+    """
     ids = conversations.select("id")
-    known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
     is_first = ids["id"].is_first_distinct()
-    return is_first & ~ids["id"].is_in(known.implode()) if known.len() else is_first
+    known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
+    if known.is_empty():
+        return is_first, pl.repeat(False, ids.height, eager=True)
+    removed = connection.sql("SELECT conversation FROM removed_conversations").pl()["conversation"]
+    is_stored = ids["id"].is_in(known.implode())
+    return is_first & (~is_stored | ids["id"].is_in(removed.implode())), is_stored
 
 
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:

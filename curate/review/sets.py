@@ -35,7 +35,7 @@ from curate.review.queue import (
 )
 from curate.review.verdicts import find_disputed
 from curate.versions.freeze import check_name
-from schemas.conversation import ASSISTANT_ROLES
+from schemas.conversation import ASSISTANT_ROLES, PRESENT_SQL
 from schemas.digest import canonical_json, digest
 from schemas.errors import ReviewError
 from schemas.recipe import Recipe
@@ -175,7 +175,7 @@ def _empty_selection(
         )
     if query.queue == DISAGREEMENT:
         return ReviewError("No conversation is disputed.", "curate review status shows the answers.")
-    ((stored,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
+    ((stored,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}").fetchall()
     if not stored:
         return ReviewError("The store has no conversations.", "Import a file: curate import FILE")
     condition = f"{'' if query.also_dropped else 'kept, '}unreviewed and selected by --where"

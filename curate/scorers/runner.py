@@ -18,6 +18,7 @@ from duckdb import DuckDBPyConnection
 from curate.scorers.features import compute_features
 from curate.scorers.plan import PlannedScorer, plan_scorers
 from curate.scorers.summary import summarise
+from schemas.conversation import PRESENT_SQL
 from schemas.errors import StoreError
 from schemas.recipe import Recipe
 from schemas.store import reading, writing
@@ -60,7 +61,7 @@ def score_store(
     with writing(store) as connection:
         _drop_outdated(connection, scorers, again=again)
         computed = _compute_missing(connection, scorers, progress)
-        ((conversations,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
+        ((conversations,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}").fetchall()
         stored = stored_columns(connection)
         summaries = summarise(connection, {scorer.column: stored[scorer.column] for scorer in scorers})
         return ScoreReport(int(conversations), computed, summaries)
@@ -69,7 +70,7 @@ def score_store(
 def check_not_empty(store: Path) -> None:
     """Raise `StoreError` if the store has no conversations or does not exist. Does not create the file."""
     with reading(store) as connection:
-        if not connection.sql("SELECT 1 FROM conversations LIMIT 1").fetchall():
+        if not connection.sql(f"SELECT 1 FROM conversations c WHERE {PRESENT_SQL} LIMIT 1").fetchall():
             raise StoreError(f"There are no conversations in {store} yet.", "curate import FILE")
 
 
@@ -141,7 +142,8 @@ def _find_missing(connection: DuckDBPyConnection, scorers: Sequence[PlannedScore
         CREATE OR REPLACE TEMP TABLE missing AS
         SELECT *, (row_number() OVER (PARTITION BY new, lacks ORDER BY number) - 1) // {SLICE_ROWS} AS slice
         FROM (SELECT c.rowid AS number, s.conversation IS NULL AS new, [{", ".join(lacks)}] AS lacks
-              FROM conversations c LEFT JOIN scores s ON s.conversation = c.id)
+              FROM conversations c LEFT JOIN scores s ON s.conversation = c.id
+              WHERE {PRESENT_SQL})
         WHERE list_bool_or(lacks)""")
     rows = connection.sql("""
         SELECT new, lacks, min(number), max(number), count(*) FROM missing

@@ -15,6 +15,8 @@ from schemas.errors import VersionError
 from schemas.recipe import Recipe
 from schemas.store import reading
 
+_PRESENT = "conversation NOT IN (SELECT conversation FROM removed_conversations)"
+
 
 def summarise(connection: DuckDBPyConnection, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """One row per column of `columns` (name -> DuckDB type).
@@ -31,14 +33,15 @@ def summarise(connection: DuckDBPyConnection, columns: Mapping[str, str]) -> lis
 def _summarise_numbers(connection: DuckDBPyConnection, column: str) -> dict[str, Any]:
     low, median, p95, high, lowest, highest = connection.sql(f"""
         SELECT min("{column}"), median("{column}"), quantile_disc("{column}", 0.95), max("{column}"),
-            arg_min(conversation, "{column}", 3), arg_max(conversation, "{column}", 3) FROM scores""").fetchall()[0]
+            arg_min(conversation, "{column}", 3), arg_max(conversation, "{column}", 3) FROM scores
+        WHERE {_PRESENT}""").fetchall()[0]
     return {"min": low, "median": median, "p95": p95, "max": high, "lowest": lowest or [], "highest": highest or []}
 
 
 def _count_values(connection: DuckDBPyConnection, column: str) -> dict[str, Any]:
     rows = connection.sql(f"""
         SELECT "{column}" AS value, count(*) AS conversations, arg_min(conversation, conversation, 3) AS examples
-        FROM scores GROUP BY value ORDER BY conversations DESC, value LIMIT 8""").fetchall()
+        FROM scores WHERE {_PRESENT} GROUP BY value ORDER BY conversations DESC, value LIMIT 8""").fetchall()
     return {"values": [{"value": value, "conversations": count, "examples": ids} for value, count, ids in rows]}
 
 

@@ -17,6 +17,7 @@ from curate.scorers.plan import plan_scorers
 from curate.selection import latest_selection
 from curate.versions.split import count_groups, count_splits, split_members
 from schemas.cluster import NEAR_DUPLICATE, Clustering, count_unclustered, find_clustering
+from schemas.conversation import PRESENT_SQL
 from schemas.digest import canonical_json
 from schemas.errors import VersionError
 from schemas.recipe import Recipe
@@ -164,7 +165,7 @@ def check_name(name: str) -> str:
 def _check_not_empty(connection: DuckDBPyConnection, members: pl.DataFrame) -> None:
     if members.height:
         return
-    ((stored,),) = connection.sql("SELECT count(*) FROM conversations").fetchall()
+    ((stored,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}").fetchall()
     if stored:
         raise VersionError(
             f"None of the {stored:,} conversations in the store is kept, so there is nothing to freeze.",

@@ -12,6 +12,7 @@ from typing import Any
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.readers.byte_stream import ByteStream, split_lines
+from curate.versions.removed_rows import RemovedRow, find_removed_at, find_removed_ids, find_removed_rows
 from schemas.conversation import Conversation, preview_prompts
 from schemas.errors import SourceError, TrainError, VersionError
 from schemas.ledger import LEDGER_FILE, read_ledger
@@ -141,6 +142,8 @@ class Lineage:
     clusters: Rows
     versions: Rows
     runs: Rows
+    removed: Rows
+    """rows of removed imports: path, row, line, source, imported_at, removed_at, reason"""
 
     def as_json(self) -> dict[str, Any]:
         """The lineage as plain values."""
@@ -160,20 +163,26 @@ class _Record:
     conversation: str | None
 
 
-def trace(connection: DuckDBPyConnection, query: str) -> list[Lineage | RejectedRow]:
+def trace(connection: DuckDBPyConnection, query: str) -> list[Lineage | RejectedRow | RemovedRow]:
     """The lineages of an id or the beginning of one, of `FILE:LINE`, or of `FILE#ROW`.
 
-    A line on which several records start gives several. Raises `VersionError` if nothing matches, if several ids begin
-    with `query` (the message lists them), or if `query` is neither an id nor a place.
+    A line on which several records start gives several. What was deleted with its import gives its removed rows. Raises
+    `VersionError` if nothing matches, if several ids begin with `query` (the message lists them), or if `query` is
+    neither an id nor a place.
     """
     if PREFIX.fullmatch(query):
-        return [_read_lineage(connection, _complete_id(connection, query.lower()))]
+        id_ = _complete_id(connection, query.lower())
+        stored = connection.execute("SELECT 1 FROM conversations WHERE id = ?", [id_]).fetchall()
+        return [_read_lineage(connection, id_)] if stored else [*find_removed_rows(connection, id_)]
     place = PLACE.fullmatch(query)
     if place is None:
         raise VersionError(
             f"{query!r} is neither an id nor a place in a file.",
             "Give at least 4 hex digits of an id, or a place such as data.csv:7 (line) or data.csv#6 (row).",
         )
+    file, by, number = place["file"], place["by"], int(place["number"])
+    if not _records_at(connection, place) and (removed := find_removed_at(connection, file, by, number)):
+        return [*removed]
     return [_read_record(connection, record) for record in _find_records(connection, place)]
 
 
@@ -195,7 +204,7 @@ def find_earlier_line(connection: DuckDBPyConnection, query: str) -> int | None:
     place = PLACE.fullmatch(query)
     if place is None or place["by"] == "#":
         return None
-    start = max(record.start for record in _records_at(connection, place))
+    start = max((record.start for record in _records_at(connection, place)), default=None)
     return None if start == int(place["number"]) else start
 
 
@@ -203,6 +212,7 @@ def _complete_id(connection: DuckDBPyConnection, prefix: str) -> str:
     """The one id that begins with `prefix`."""
     query = "SELECT id FROM conversations WHERE starts_with(id, ?) ORDER BY id LIMIT ?"
     ids = [str(id_) for (id_,) in connection.execute(query, [prefix, MOST_NAMES + 1]).fetchall()]
+    ids = ids or find_removed_ids(connection, prefix, MOST_NAMES + 1)
     if len(ids) == 1:
         return ids[0]
     if not ids:
@@ -322,6 +332,7 @@ def _read_lineage(connection: DuckDBPyConnection, id_: str) -> Lineage:
         clusters=rows(CLUSTERS_SQL),
         versions=rows(VERSIONS_SQL),
         runs=[_add_ledger(connection, run, id_) for run in rows(RUNS_SQL)],
+        removed=[asdict(row) for row in find_removed_rows(connection, id_)],
     )
 
 

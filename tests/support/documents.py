@@ -19,6 +19,8 @@ def all_commands(group=None, prefix=""):
     """Visible commands by name, for example `review users add`, in the order of the help."""
     commands = {}
     for name, command in (group or typer.main.get_command(app)).commands.items():
+        if isinstance(command, TyperGroup) and command.invoke_without_command:
+            commands[f"{prefix}{name}"] = command
         if isinstance(command, TyperGroup):
             commands |= all_commands(command, f"{prefix}{name} ")
         elif not command.hidden:

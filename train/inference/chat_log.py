@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from schemas.conversation import Conversation, Turn, fold
+from schemas.conversation import PRESENT_SQL, Conversation, Turn, fold
 from schemas.digest import digest
 from schemas.errors import TrainError
 from schemas.manifest import Manifest
@@ -61,8 +61,11 @@ def _write(
 ) -> None:
     """Insert the source with its single row, the conversation if it is new, and its origin."""
     rows = [turn.as_row() for turn in conversation.turns]
-    is_new = not connection.execute("SELECT 1 FROM conversations WHERE id = ?", [conversation.id]).fetchall()
-    if is_new:
+    is_stored = connection.execute("SELECT 1 FROM conversations WHERE id = ?", [conversation.id]).fetchall()
+    is_new = not connection.execute(
+        f"SELECT 1 FROM conversations c WHERE id = ? AND {PRESENT_SQL}", [conversation.id]
+    ).fetchall()
+    if not is_stored:
         frame = pl.DataFrame([{"row": 1, **row} for row in rows], schema_overrides=NULLABLE)
         connection.register("folded", fold(frame))
         connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM folded")

@@ -10,6 +10,7 @@ from curate.cli.views.lineage import fact_lines, lineage_lines
 from curate.cli.views.plans import ID_PREFIX, LOSS_END, LOSS_START, show_previews
 from curate.search import Match, SearchResult
 from curate.versions.lineage import Lineage, RejectedRow
+from curate.versions.removed_rows import RemovedRow
 from schemas.conversation import Conversation
 from schemas.text import indent_json, plural, shorten
 
@@ -41,10 +42,12 @@ def _excerpt(match: Match) -> str:
 
 
 def show_conversation(
-    lineage: Lineage | RejectedRow, near_duplicates: Sequence[Mapping[str, Any]], previews: Sequence[Preview]
+    lineage: Lineage | RejectedRow | RemovedRow,
+    near_duplicates: Sequence[Mapping[str, Any]],
+    previews: Sequence[Preview],
 ) -> None:
     """Print all turns of a conversation, what the store contains about it, and its loss mask if there are previews."""
-    if isinstance(lineage, RejectedRow):
+    if not isinstance(lineage, Lineage):
         lines = lineage_lines(lineage)
     else:
         lines = _conversation_lines(lineage, near_duplicates)

@@ -142,19 +142,28 @@ def _location(example: Mapping[str, Any]) -> str:
 
 
 def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
-    """Sentences on repairs, closed rejects, warnings and possible repairs."""
+    """Sentences on replaced imports, repairs, closed rejects, warnings and possible repairs."""
+    for result in results:
+        if result.replaced:
+            ids = ", ".join(source[:12] for source in result.replaced)
+            gone = plural(result.disappeared, "conversation")
+            yield f"Replaced the import {ids} of {result.path}; {gone} of it disappeared and {_was(result)} removed."
     for repair, count in _sum_counts(result.repaired for result in results).items():
         yield f"Repaired by {repair}: {plural(count, 'row')}; the original rows are stored with their conversations."
     closed = sum(result.closed for result in results)
     if closed:
         yield f"Closed {plural(closed, 'reject')} of earlier imports."
     for code, count in _sum_counts(result.warnings for result in results).items():
-        repair = f" (--repair {RULES[code].repair})" if RULES[code].repair else ""
+        repair = f" (--repair {RULES[code].repair} --replace)" if RULES[code].repair else ""
         yield f"Warning {code}: {plural(count, 'conversation')}. {RULES[code].description}{repair}"
     for code, count in _sum_counts(result.rejected for result in results).items():
         rule = RULES.get(code)
         if rule and rule.repair:
-            yield f"{plural(count, 'row')} rejected for {code} can be repaired: --repair {rule.repair}"
+            yield f"{plural(count, 'row')} rejected for {code} can be repaired: --repair {rule.repair} --replace"
+
+
+def _was(result: ImportResult) -> str:
+    return "was" if result.disappeared == 1 else "were"
 
 
 def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from curate.cli.console import print_line
 from curate.versions.lineage import Lineage, RejectedRow
+from curate.versions.removed_rows import RemovedRow
 from schemas.text import printable
 
 MOST_ENTRIES = 5
@@ -16,15 +18,18 @@ MOST_ENTRIES = 5
 MOST_CHARACTERS = 300
 
 
-def show_lineages(lineages: Iterable[Lineage | RejectedRow]) -> None:
+def show_lineages(lineages: Iterable[Lineage | RejectedRow | RemovedRow]) -> None:
     """Print each lineage, a fact per line."""
     for lineage in lineages:
         for line in lineage_lines(lineage):
             print_line(line)
 
 
-def lineage_lines(lineage: Lineage | RejectedRow) -> Iterator[str]:
-    """The lines of a lineage or of a rejected row."""
+def lineage_lines(lineage: Lineage | RejectedRow | RemovedRow) -> Iterator[str]:
+    """The lines of a lineage, of a rejected row, or of a row of a removed import."""
+    if isinstance(lineage, RemovedRow):
+        yield _removed_line(asdict(lineage))
+        return
     if isinstance(lineage, RejectedRow):
         yield from _rejected_row_lines(lineage)
         return
@@ -40,6 +45,7 @@ def lineage_lines(lineage: Lineage | RejectedRow) -> Iterator[str]:
 def fact_lines(lineage: Lineage) -> Iterator[str]:
     """The lines of a lineage after its turns: origins, edits, near-duplicates, scores, verdicts, versions, runs."""
     yield from _section("imported from", map(_origin_line, lineage.origins))
+    yield from _section("removed imports", map(_removed_line, lineage.removed))
     if lineage.parent:
         yield f"edited from {lineage.parent}"
     yield from _section("edited to", lineage.edits)
@@ -85,6 +91,12 @@ def _origin_line(origin: Mapping[str, Any]) -> str:
     if origin["metadata"]:
         parts.append(f"metadata: {_excerpt(json.dumps(origin['metadata'], ensure_ascii=False))}")
     return "; ".join(parts)
+
+
+def _removed_line(row: Mapping[str, Any]) -> str:
+    outcome = f"conversation {row['conversation']}" if row["conversation"] else f"rejected: {row['code']}"
+    head = f"{_place(row['path'], row['row'], row['line'])}: {outcome}"
+    return f"{head}; its import {row['source'][:12]} was removed on {row['removed_at']:%Y-%m-%d %H:%M}: {row['reason']}"
 
 
 def _cluster_line(cluster: Mapping[str, Any]) -> str:
