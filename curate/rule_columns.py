@@ -235,6 +235,13 @@ def bind_condition(connection: DuckDBPyConnection, rule: Expression, columns: Ma
 def _bind(connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column]) -> tuple[str, str]:
     """An expression as SQL over `facts_query`, and its DuckDB type."""
     aliases = _aliases(columns)
+    for parts, number in rule.quoted_numbers:
+        if columns[".".join(parts)].is_metadata:
+            raise RecipeError(
+                f"{_reads(rule, '.'.join(parts))}, which is text, and compares it with the text '{number}': "
+                "as texts, '10' is less than '4' and 'n/a' is greater.",
+                f"Write the number without quotes: {number}. Cells that are not numbers then give NULL.",
+            )
 
     def alias(parts: tuple[str, ...], as_number: bool) -> str:
         name = ".".join(parts)

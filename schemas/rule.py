@@ -8,6 +8,7 @@ the tree, not from the text, so that nothing outside the expression can run.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,10 @@ _CLASSES = {
     "COLUMN_REF",
     "FUNCTION",
     "TYPE",
+}
+_ORDER_COMPARISONS = {
+    *("COMPARE_GREATERTHAN", "COMPARE_GREATERTHANOREQUALTO", "COMPARE_LESSTHAN", "COMPARE_LESSTHANOREQUALTO"),
+    "COMPARE_BETWEEN",
 }
 MAX_DEPTH = 254
 """Maximum nesting of dictionaries and lists in a tree. DuckDB serialises at most 256, including the statement."""
@@ -87,6 +92,23 @@ class Expression:
         """The columns it reads, in order, without repetition; `meta.rating` has two parts."""
         columns = (tuple(node["column_names"]) for node in _nodes(self.tree) if node["class"] == "COLUMN_REF")
         return tuple(dict.fromkeys(columns))
+
+    @property
+    def quoted_numbers(self) -> tuple[tuple[tuple[str, ...], str], ...]:
+        """The columns that are compared by order with a number in quotes, and the number.
+
+        >>> Expression.read("score > '4' and topic = '4'", "rule good").quoted_numbers
+        ((('score',), '4'),)
+        """
+        orders = [node for node in _nodes(self.tree) if node["type"] in _ORDER_COMPARISONS]
+        parts = [list(_children(node)) for node in orders]
+        return tuple(
+            (tuple(column["column_names"]), constant["literal"]["text"])
+            for children in parts
+            for column in children
+            for constant in children
+            if column["class"] == "COLUMN_REF" and _is_quoted_number(constant)
+        )
 
     def sql(self, column: Callable[[tuple[str, ...], bool], str]) -> str:
         """The expression as SQL text, with each column replaced by `column(name, as_number)`.
@@ -210,6 +232,14 @@ def _children(node: Node) -> Iterator[Node]:
                 inner = part.get("expression", part)
                 if isinstance(inner, dict) and "class" in inner:
                     yield inner
+
+
+def _is_quoted_number(node: Node) -> bool:
+    literal = node.get("literal", {})
+    return literal.get("kind") == "STRING" and re.fullmatch(_NUMBER, literal["text"].strip()) is not None
+
+
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def _is_number(node: Node) -> bool:

@@ -189,6 +189,9 @@ def test_a_rule_reads_scores_facts_and_metadata(store, rule, questions):
         ("words + 1", "is not a condition, its type is BIGINT"),
         ("refusal > 'often'", "often"),
         ("meta.rating::integer > 3", "cannot be applied"),
+        ("meta.rating > '4'", "compares it with the text '4'"),
+        ("' -4.5e1' <= rating", "compares it with the text"),
+        ("rating between '1' and '3' or words > 3", "compares it with the text '1'"),
     ],
 )
 def test_anything_but_a_condition_over_known_names_is_an_error(store, rule, message):
