@@ -26,8 +26,6 @@ from schemas.views import create_views
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STORE = Path("curate.duckdb")
-STORE_VARIABLE = "CURATE_STORE"
 
 DISK_FULL_MESSAGES = ("Could not write", "max_temp_directory_size")
 """Parts of DuckDB's messages about a full disk: for the store or its log, and for spilled data."""
@@ -309,8 +307,3 @@ def _steps(connection: DuckDBPyConnection) -> list[tuple[int, str]]:
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def store_path(given: Path | None = None) -> Path:
-    """The store to use: `given`, else the variable `CURATE_STORE`, else `curate.duckdb` in the current folder."""
-    return given or Path(os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)

@@ -93,8 +93,8 @@ def test_an_interrupt_leaves_the_store_unchanged(large: Path, tmp_path: Path, se
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
-    assert (process.returncode, output) == (130, "")
-    assert errors == "Interrupted; nothing is damaged. Run the same command again to finish.\n"
+    message = "Interrupted; nothing is damaged. Run the same command again to finish.\n"
+    assert (errors, output, process.returncode) == (message, "", 130)
     assert content(tmp_path / "curate.duckdb")["origins"] == []
 
 

@@ -26,49 +26,18 @@ if TYPE_CHECKING:
 
     from typer._click import Command
 
-COMMANDS: "dict[str, dict[str, Callable[..., None]]]" = {
-    "Start": {"init": start.init, "doctor": start.doctor, "demo": start.demo},
-    "Data": {
-        "import": data.import_,
-        "rejects": data.rejects,
-        "score": data.score,
-        "dedup": data.dedup,
-        "select": data.select,
-    },
-    "Versions": {
-        "freeze": versions.freeze,
-        "versions": versions.versions,
-        "diff": versions.diff,
-        "export": versions.export,
-        "restore": versions.restore,
-    },
-    "Inspect": {
-        "status": store.status,
-        "show": inspect.show,
-        "search": inspect.search,
-        "sql": store.sql,
-        "trace": store.trace,
-    },
-    "Train": {
-        "preview": training.preview_command,
-        "plan": training.plan_command,
-        "train": training.train_command,
-        "runs": training.runs_command,
-        "verify": training.verify_command,
-        "retrain": training.retrain_command,
-        "chat": training.chat_command,
-        "templates": training.templates_command,
-        "check-packing": training.check_packing_command,
-    },
-    "Deploy": {
-        "merge": models.merge_command,
-        "gguf": models.gguf_command,
-        "ollama": models.ollama_command,
-        "serve": models.serve_command,
-        "check-serving": models.check_serving_command,
-    },
+COMMANDS: "dict[str, list[Callable[..., None]]]" = {
+    "Start": [start.init, start.doctor, start.demo],
+    "Data": [data.import_, data.rejects, data.score, data.dedup, data.select],
+    "Versions": [versions.freeze, versions.versions, versions.diff, versions.export, versions.restore],
+    "Inspect": [store.status, inspect.show, inspect.search, store.sql, store.trace],
+    "Train": [
+        *(training.preview, training.plan, training.train, training.runs, training.verify, training.retrain),
+        *(training.chat, training.templates, training.check_packing),
+    ],
+    "Deploy": [models.merge, models.gguf, models.ollama, models.serve, models.check_serving],
 }
-"""Heading of the help -> command -> function. `curate review …` is the group below."""
+"""Heading of the help -> functions, named like their commands. `curate review …` is the group below."""
 
 app = typer.Typer(
     name="curate",
@@ -113,7 +82,8 @@ class ReviewGroup(GroupedHelp):
 
 app.add_typer(sources.app, name="sources", rich_help_panel="Data")
 for panel, commands in COMMANDS.items():
-    for name, command in commands.items():
+    for command in commands:
+        name = command.__name__.rstrip("_").replace("_", "-")
         app.command(name, rich_help_panel=panel)(command)
 app.add_typer(
     typer.Typer(
@@ -147,18 +117,11 @@ def main() -> None:
         _note_error(CurateError("The output cannot be written: the disk is full.", "Free some space."))
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
         sys.exit(1)
-    except KeyboardInterrupt:  # before a command runs
-        _note_interruption()
-        sys.exit(INTERRUPTED)
-    except RuntimeError as error:
-        if str(error) != "Query interrupted":  # DuckDB's exception for Ctrl-C, on any connection
+    except (KeyboardInterrupt, RuntimeError, SystemExit) as end:
+        if not _is_interruption(end):
             raise
-        _note_interruption()
+        note("Interrupted; nothing is damaged. Run the same command again to finish.")
         sys.exit(INTERRUPTED)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            _note_interruption()
-        raise
 
 
 def _check_encoding(arguments: list[str]) -> None:
@@ -187,5 +150,8 @@ def _explain_missing(error: ModuleNotFoundError) -> CurateError | None:
     return CurateError(f"This needs {error.name}, which is not installed.", install_command(extra))
 
 
-def _note_interruption() -> None:
-    note("Interrupted; nothing is damaged. Run the same command again to finish.")
+def _is_interruption(end: BaseException) -> bool:
+    """Whether an exception stands for Ctrl-C: Python's before a command runs, DuckDB's, or Typer's exit code."""
+    if isinstance(end, SystemExit):
+        return end.code == INTERRUPTED
+    return isinstance(end, KeyboardInterrupt) or str(end) == "Query interrupted"

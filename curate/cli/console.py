@@ -7,10 +7,10 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -189,16 +189,12 @@ def file_names(paths: Iterable[str]) -> dict[str, str]:
     return names if len(set(names.values())) == len(unique) else {path: path for path in unique}
 
 
-class Advance(Protocol):
-    """Moves a progress bar: how much is done, of how much in total (0: unknown), and a new description."""
-
-    def __call__(self, done: float | None = None, total: float | None = None, description: str | None = None) -> None:
-        """Update what is given."""
-
-
 @contextmanager
-def progress_bar(description: str) -> Iterator[Advance]:
-    """A progress bar on stderr, and the function that moves it; nothing is displayed if stderr is not a terminal."""
+def progress_bar(description: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; nothing is displayed if stderr is not a terminal.
+
+    Yields the function that moves it: `advance(done, total, description)`; all are optional, a total of 0 is unknown.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

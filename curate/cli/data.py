@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import print_json, print_table, progress_bar
-from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
 from curate.cli.startup import tune_import
 
 MAX_LIMIT = 10**9
@@ -74,7 +74,7 @@ def import_(
     ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Import files: every row becomes a conversation, a duplicate, or a reject with a reason.
@@ -94,7 +94,6 @@ def import_(
         from curate.ingest.pipeline import apply_options, import_files
         from schemas.errors import SourceError
         from schemas.recipe import load_recipe
-        from schemas.store import store_path
 
         options = {
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
@@ -106,7 +105,7 @@ def import_(
         section = apply_options(load_recipe(recipe, set_ or []).import_, options)
         with progress_bar("Importing") as advance:
             results = import_files(
-                store_path(store),
+                store,
                 files,
                 section,
                 dry_run=dry_run,
@@ -132,7 +131,7 @@ def rejects(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Let --export overwrite an existing file.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="Show all rules and repairs, and no rows.")] = False,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Show rejected rows with their reasons, or export them for repair and re-import.
@@ -144,12 +143,12 @@ def rejects(
 
     from curate.cli.views import ingest as views
     from curate.ingest.rejects import RejectFilter, export_rejects, group_rejects, list_rejects
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
     if rules:
         return print_json(views.rule_rows()) if as_json else views.show_rules()
     criteria = RejectFilter(source, code, closed=all_)
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         if export is not None:
             exported = export_rejects(connection, criteria, export, replace=replace)
             return print_json(asdict(exported)) if as_json else views.show_exported_rejects(exported, store)
@@ -170,7 +169,7 @@ def score(
     list_: Annotated[bool, typer.Option("--list", help="List the scorers and their parameters.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Compute the missing scores of all conversations.
@@ -185,18 +184,17 @@ def score(
     from curate.scorers.runner import score_store
     from curate.scorers.summary import explain_quality
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
 
     settings = load_recipe(recipe, set_ or [])
     if list_:
         scorers = describe_scorers()
         print_json(scorers) if as_json else print_table(scorers, ["scorer", "parameters", "description"])
     elif why is not None:
-        explanation = explain_quality(store_path(store), settings, why)
+        explanation = explain_quality(store, settings, why)
         print_json(explanation) if as_json else show_explanation(explanation)
     else:
         with progress_bar("Scoring") as advance:
-            report = score_store(store_path(store), settings, only or [], again=again, progress=advance)
+            report = score_store(store, settings, only or [], again=again, progress=advance)
         print_json(asdict(report)) if as_json else show_scores(report)
 
 
@@ -204,7 +202,7 @@ def dedup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the near-duplicates; write nothing.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Find near-duplicate conversations and choose which one of each cluster to keep.
@@ -221,11 +219,10 @@ def dedup(
     from curate.cli.views.curation import show_duplicates
     from curate.dedup.clusters import deduplicate_store
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
 
     settings = load_recipe(recipe, set_ or [])
     with progress_bar("Comparing") as advance:
-        result = deduplicate_store(store_path(store), settings, dry_run=dry_run, progress=advance)
+        result = deduplicate_store(store, settings, dry_run=dry_run, progress=advance)
     print_json(asdict(result)) if as_json else show_duplicates(result)
 
 
@@ -236,7 +233,7 @@ def select(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the dropped conversations; write nothing.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Apply the filter rules and show how many conversations each rule drops.
@@ -253,7 +250,6 @@ def select(
     from curate.cli.views.curation import show_selection
     from curate.selection import select_store
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
 
-    selection = select_store(store_path(store), load_recipe(recipe, set_ or []), where, dry_run=dry_run)
+    selection = select_store(store, load_recipe(recipe, set_ or []), where, dry_run=dry_run)
     print_json(asdict(selection)) if as_json else show_selection(selection, dry_run=dry_run)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curate.cli.console import note, print_json
-from curate.cli.options import JsonOption, ModelOption, RecipeOption, SetOption, StoreOption, TemplateOption
+from curate.cli.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    ModelOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    TemplateOption,
+)
 
 if TYPE_CHECKING:
     from curate.versions.lineage import Lineage, RejectedRow
@@ -26,7 +34,7 @@ def show(
     template: TemplateOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Show a conversation: all turns, scores, verdicts, near-duplicates, source lines and versions.
@@ -39,12 +47,12 @@ def show(
     from curate.cli.views.conversations import show_conversation
     from curate.versions.lineage import Lineage, list_near_duplicates, trace
     from schemas.recipe import load_recipe
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
     options = {"model": model, "template": template}
     named = [f"train.{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     section = load_recipe(recipe, [*(set_ or []), *named]).train
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         lineages = trace(connection, target)
         members = [
             list_near_duplicates(connection, lineage.id, MOST_MEMBERS) if isinstance(lineage, Lineage) else []
@@ -106,7 +114,7 @@ def search(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Number of conversations to print.")] = 20,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Find the conversations that contain all the words, in any turn and any case.
@@ -117,9 +125,9 @@ def search(
     from curate.cli.views.conversations import show_matches
     from curate.search import search as search_store
     from schemas.recipe import load_recipe
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
     settings = load_recipe(recipe, set_ or [])
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         found = search_store(connection, text, settings, regex=regex, role=role, where=where, limit=limit)
     print_json(found.as_json()) if as_json else show_matches(found)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curate.cli.console import note, print_json, progress_bar
-from curate.cli.options import JsonOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 
 if TYPE_CHECKING:
     from train.checks.serving_parity import ParityReport
@@ -28,7 +28,7 @@ QuantOption = Annotated[
 ]
 
 
-def merge_command(
+def merge(
     run: RunArgument,
     to: Annotated[
         Path | None,
@@ -39,7 +39,7 @@ def merge_command(
     ] = "base",
     rows: RowsOption = 8,
     check: CheckOption = True,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into its base model: a complete model with tokenizer, chat template, stop tokens and manifest.
@@ -48,13 +48,12 @@ def merge_command(
     curate merge r1
     """
     from curate.cli.views.models import show_merged
-    from schemas.store import store_path
     from train.export.merge import DTYPE_NAMES, merge
 
     kind = _check_choice(dtype, DTYPE_NAMES, "--dtype")
     note(f"Reading {run} and its base model …")
     with progress_bar("merging") as advance:
-        merged = merge(store_path(store), run, to=to, dtype=kind, rows=rows, check=check, progress=advance)
+        merged = merge(store, run, to=to, dtype=kind, rows=rows, check=check, progress=advance)
     report = _check_export(store, merged.folder) if check else None
     if as_json:
         print_json({**asdict(merged), "parity": report and report.as_json()})
@@ -63,12 +62,11 @@ def merge_command(
     _finish(report, as_json=as_json)
 
 
-def _check_export(store: Path | None, path: Path) -> "ParityReport | None":
+def _check_export(store: Path, path: Path) -> "ParityReport | None":
     """The serving parity of a new export; None for a run on raw text."""
-    from schemas.store import store_path
     from train.checks.serving_parity import check_export
 
-    return check_export(store_path(store), str(path))
+    return check_export(store, str(path))
 
 
 def _finish(report: "ParityReport | None", *, as_json: bool) -> None:
@@ -89,7 +87,7 @@ def _check_choice(value: str, choices: tuple[str, ...], option: str) -> str:
     return value
 
 
-def gguf_command(
+def gguf(
     run: RunArgument,
     quant: Annotated[
         str,
@@ -113,7 +111,7 @@ def gguf_command(
     ] = False,
     rows: RowsOption = 8,
     check: CheckOption = True,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run as GGUF files for llama.cpp, measure each quantisation and recommend one.
@@ -122,12 +120,11 @@ def gguf_command(
     curate gguf r1 --quant q4_k_m,q8_0
     """
     from curate.cli.views.models import show_gguf
-    from schemas.store import store_path
     from train.export.gguf import export_gguf
 
     kinds = [kind.strip().lower() for kind in quant.split(",") if kind.strip() not in ("", "none")]
     paths = {"to": to, "llama_cpp": llama_cpp}
-    files = export_gguf(store_path(store), run, kinds, **paths, imatrix=imatrix, rows=rows, check=check, report=note)
+    files = export_gguf(store, run, kinds, **paths, imatrix=imatrix, rows=rows, check=check, report=note)
     report = _check_export(store, files[0].path) if check else None
     if as_json:
         print_json({"files": [file.as_json() for file in files], "parity": report and report.as_json()})
@@ -136,7 +133,7 @@ def gguf_command(
     _finish(report, as_json=as_json)
 
 
-def ollama_command(
+def ollama(
     run: RunArgument,
     to: Annotated[
         Path | None,
@@ -144,7 +141,7 @@ def ollama_command(
     ] = None,
     quant: QuantOption = "",
     check: CheckOption = True,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Write an Ollama Modelfile with a run's chat template, stop tokens and GGUF.
@@ -153,10 +150,9 @@ def ollama_command(
     curate ollama r1
     """
     from curate.cli.views.models import show_ollama
-    from schemas.store import store_path
     from train.export.modelfile import write_modelfile
 
-    export = write_modelfile(store_path(store), run, to=to, quant=quant.lower(), report=note)
+    export = write_modelfile(store, run, to=to, quant=quant.lower(), report=note)
     report = _check_export(store, export.folder) if check else None
     if as_json:
         print_json({**asdict(export), "parity": report and report.as_json()})
@@ -165,7 +161,7 @@ def ollama_command(
     _finish(report, as_json=as_json)
 
 
-def serve_command(
+def serve(
     target: Annotated[
         str, typer.Argument(metavar="RUN|GGUF", help="Run with a GGUF, or a GGUF file.", show_default=False)
     ],
@@ -193,7 +189,7 @@ def serve_command(
     engine: Annotated[
         str, typer.Option("--engine", help="llama.cpp for a GGUF, vllm for the merged model.")
     ] = "llama.cpp",
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a run or a GGUF with an OpenAI-compatible API until Ctrl-C.
@@ -202,21 +198,20 @@ def serve_command(
     curate serve r1 --port 8080
     """
     from curate.cli.views.models import show_server
-    from schemas.store import store_path
     from train.export.llamacpp.server import ServeOptions
     from train.export.serve import ENGINES, exec_vllm, serve
 
     options = ServeOptions(host, port, key, origins, context, slots)
     on_ready = partial(show_server, as_json=as_json)
     if _check_choice(engine, ENGINES, "--engine") == "vllm":
-        exec_vllm(store_path(store), target, options, on_ready)
+        exec_vllm(store, target, options, on_ready)
     try:
-        serve(store_path(store), target, options, on_ready, quant=quant.lower(), report=note)
+        serve(store, target, options, on_ready, quant=quant.lower(), report=note)
     except KeyboardInterrupt:
         note("Stopped.")
 
 
-def check_serving_command(
+def check_serving(
     target: Annotated[
         str,
         typer.Argument(
@@ -235,7 +230,7 @@ def check_serving_command(
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Number of conversations of the version to compare.")
     ] = 500,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Check that inference engines produce the training tokens and stop at the trained stop token.
@@ -245,10 +240,9 @@ def check_serving_command(
     \b
     curate check-serving r1
     """
-    from schemas.store import store_path
     from train.checks.serving_parity import check_serving
 
-    report = check_serving(store_path(store), target, url=url, key=key, model=model, limit=limit)
+    report = check_serving(store, target, url=url, key=key, model=model, limit=limit)
     if as_json:
         print_json(report.as_json())
     _finish(report, as_json=as_json)

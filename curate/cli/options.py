@@ -11,15 +11,9 @@ from typer.core import TyperCommand, TyperGroup
 if TYPE_CHECKING:
     from typer._click import Context, HelpFormatter
 
+DEFAULT_STORE = Path("curate.duckdb")
 StoreOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        metavar="FILE",
-        help="DuckDB file of the project.",
-        envvar="CURATE_STORE",
-        show_default="curate.duckdb",
-    ),
+    Path, typer.Option("--store", metavar="FILE", help="DuckDB file of the project.", envvar="CURATE_STORE")
 ]
 RecipeOption = Annotated[
     Path | None,

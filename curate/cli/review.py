@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import print_json, progress_bar
-from curate.cli.options import GroupedHelp, JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, GroupedHelp, JsonOption, RecipeOption, SetOption, StoreOption
 from curate.cli.review_server import HomeOption, UrlOption
 from curate.cli.review_server import register as register_server_commands
 
@@ -75,7 +75,7 @@ def push(
     home: HomeOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Send conversations and questions to the labelling server. Idempotent.
@@ -88,12 +88,11 @@ def push(
     from curate.review.push import push as push_set
     from curate.review.queue import QueueQuery
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
     query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
     with connect(url, home, workspace) as server, progress_bar("pushing") as advance:
-        result = push_set(store_path(store), settings, server, name, query, dry_run=dry_run, progress=advance)
+        result = push_set(store, settings, server, name, query, dry_run=dry_run, progress=advance)
     print_json(asdict(result)) if as_json else show_push(result, dry_run=dry_run)
 
 
@@ -107,7 +106,7 @@ def pull(
     home: HomeOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch answers from the labelling server and resolve them to verdicts.
@@ -119,11 +118,10 @@ def pull(
     from curate.review.argilla.client import connect
     from curate.review.pull import pull as pull_set
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
 
     section = load_recipe(recipe, set_ or []).review
     with connect(url, home, workspace) as server, progress_bar("pulling") as advance:
-        result = pull_set(store_path(store), section, server, name, partial=partial, again=again, progress=advance)
+        result = pull_set(store, section, server, name, partial=partial, again=again, progress=advance)
     print_json(asdict(result)) if as_json else show_pull(result)
 
 
@@ -133,7 +131,7 @@ def status(
     list_: Annotated[bool, typer.Option("--list", help="List disputed conversations with their answers.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Show progress, inter-annotator agreement and suggestion bias.
@@ -144,10 +142,10 @@ def status(
     from curate.cli.views.reviews import show_stats
     from curate.review.agreement import review_stats
     from schemas.recipe import load_recipe
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
     section = load_recipe(recipe, set_ or []).review
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         stats = review_stats(connection, section, name)
     print_json(asdict(stats)) if as_json else show_stats(stats, list_disputed=list_)
 
@@ -168,7 +166,7 @@ def export(
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Write conversations and questions to a spreadsheet for annotators to fill in.
@@ -180,11 +178,10 @@ def export(
     from curate.review.queue import QueueQuery
     from curate.review.spreadsheet import export_sheet
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
     query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
-    result = export_sheet(store_path(store), settings, file, name or file.stem.lower(), query, replace=replace)
+    result = export_sheet(store, settings, file, name or file.stem.lower(), query, replace=replace)
     print_json(asdict(result)) if as_json else show_export(result)
 
 
@@ -197,7 +194,7 @@ def import_(
     partial: PartialOption = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Read answers from a filled spreadsheet and resolve them to verdicts.
@@ -208,9 +205,8 @@ def import_(
     from curate.cli.views.reviews import show_import
     from curate.review.spreadsheet import import_sheet
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
 
-    result = import_sheet(store_path(store), load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial)
+    result = import_sheet(store, load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial)
     print_json(asdict(result)) if as_json else show_import(result)
     if result.rejected and not result.answered:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import print_json
-from curate.cli.options import GroupedHelp, JsonOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, GroupedHelp, JsonOption, StoreOption
 
 app = typer.Typer(cls=GroupedHelp, invoke_without_command=True, rich_markup_mode=None)
 
@@ -16,7 +16,7 @@ app = typer.Typer(cls=GroupedHelp, invoke_without_command=True, rich_markup_mode
 def sources(
     context: typer.Context,
     all_: Annotated[bool, typer.Option("--all", help="Include removed imports.")] = False,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """List the imports with their ids and counts, and the conversations that only one import contributed.
@@ -30,9 +30,9 @@ def sources(
         return
     from curate.cli.views.sources import show_sources
     from curate.ingest.sources import list_sources
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         rows = list_sources(connection, removed=all_)
     print_json(rows) if as_json else show_sources(rows)
 
@@ -41,7 +41,7 @@ def sources(
 def remove(
     name: Annotated[str, typer.Argument(metavar="ID|FILE", help="Beginning of the id, or path, of an import.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the numbers; write nothing.")] = False,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Remove an import: its rows, its rejects, and the conversations that only it contributed.
@@ -56,7 +56,6 @@ def remove(
 
     from curate.cli.views.sources import show_removal
     from curate.ingest.removal import remove_source
-    from schemas.store import store_path
 
-    report = remove_source(store_path(store), name, dry_run=dry_run)
+    report = remove_source(store, name, dry_run=dry_run)
     print_json(asdict(report)) if as_json else show_removal(report)

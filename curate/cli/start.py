@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import print_json, print_line
-from curate.cli.options import JsonOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 
 
 def init(
@@ -27,7 +27,7 @@ def init(
     print_line("To train, set a base model in it: model = … under [train].")
 
 
-def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
+def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Check the installed packages, the GPU and the store, and show a command for each problem.
 
     \b
@@ -37,9 +37,8 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
     from curate.cli.views.doctor import show_findings
     from curate.doctor import run_checks
-    from schemas.store import store_path
 
-    findings = run_checks(store_path(store))
+    findings = run_checks(store)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import note, print_json
-from curate.cli.options import JsonOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 
 
-def status(store: StoreOption = None, as_json: JsonOption = False) -> None:
+def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show the contents of the store and the next command.
 
     \b
@@ -18,9 +18,9 @@ def status(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """
     from curate.cli.views.store import show_status
     from curate.status import read_status
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
-    path = store_path(store)
+    path = store
     with reading(path) as connection:
         contents = read_status(connection)
     print_json(contents) if as_json else show_status(path, contents)
@@ -32,7 +32,7 @@ def sql(
         int | None, typer.Option(min=1, help="Number of rows to print.", show_default="40 in a table, all otherwise")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Run a read-only SQL query on the store.
@@ -45,9 +45,9 @@ def sql(
     """
     from curate.cli.views.store import print_csv, show_rows
     from curate.sql import run_query
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         result = run_query(connection, query)
         if as_csv:
             print_csv(result, limit)
@@ -59,7 +59,7 @@ def sql(
 
 def trace(
     target: Annotated[str, typer.Argument(metavar="ID|FILE:LINE", help="Prefix of an id, or a line of a file.")],
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Trace a source line to its conversation, verdicts, versions and runs, or a conversation to its source lines.
@@ -70,9 +70,9 @@ def trace(
     from curate.cli.views.lineage import show_lineages
     from curate.versions.lineage import find_earlier_line
     from curate.versions.lineage import trace as trace_lineage
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         lineages = trace_lineage(connection, target)
         earlier = find_earlier_line(connection, target)
     if earlier is not None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curate.cli.console import print_json, progress_bar
-from curate.cli.options import JsonOption, ModelOption, RecipeOption, SetOption, StoreOption, TemplateOption
+from curate.cli.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    ModelOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    TemplateOption,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +34,7 @@ VersionArgument = Annotated[
 ]
 
 
-def preview_command(
+def preview(
     version: VersionArgument,
     conversation: Annotated[
         str, typer.Option("--id", metavar="PREFIX", help="Only conversations whose id starts with this.")
@@ -41,7 +49,7 @@ def preview_command(
     ] = None,
     model: ModelOption = None,
     template: TemplateOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -52,14 +60,13 @@ def preview_command(
     curate preview support@1 --model data/tiny --limit 1
     """
     from curate.cli.views.plans import show_previews, show_token_origin
-    from schemas.store import store_path
     from train.plan.preview import find_ids, find_windows, first_members, preview, trace_token
 
     only = partial(first_members, prefix=conversation, limit=limit)
     prepared = _prepare(version, model, template, store, recipe, overrides, only)
     windows = find_windows(prepared, find_ids(prepared, conversation, limit), window)
     if token is not None:
-        origin = trace_token(prepared, store_path(store), windows[0][0], token, windows[0][1])
+        origin = trace_token(prepared, store, windows[0][0], token, windows[0][1])
         return print_json(asdict(origin)) if as_json else show_token_origin(origin)
     previews = [preview(prepared, *window) for window in windows]
     if as_json:
@@ -67,7 +74,7 @@ def preview_command(
     return show_previews(previews, tokens=tokens)
 
 
-def plan_command(
+def plan(
     version: VersionArgument,
     model: ModelOption = None,
     template: TemplateOption = None,
@@ -75,12 +82,12 @@ def plan_command(
         str | None,
         typer.Option("--gpu", metavar="NAME", help="Estimate memory and speed on this, h100-80g, rtx4090-24g, 24g …"),
     ] = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the tokens, packs, steps and losses of a training run before it starts.
+    """Show the tokens, packs, steps and dropped conversations of a training run before it starts.
 
     Exit code 1 if curate train would refuse to start.
 
@@ -108,19 +115,18 @@ def _prepare(
     version: str,
     model: str | None,
     template: str | None,
-    store: Path | None,
+    store: Path,
     recipe: Path | None,
     overrides: list[str] | None,
     only: "Callable[[DataFrame], DataFrame] | None" = None,
 ) -> "PreparedVersion":
     """The version, or the members that `only` selects, rendered by the recipe with the options applied."""
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
     from train.plan.prepare import prepare_version
 
     section = load_recipe(recipe, _with_options(overrides, model=model, template=template)).train
     with progress_bar("Rendering") as advance:
-        return prepare_version(store_path(store), version, section, advance, only=only)
+        return prepare_version(store, version, section, advance, only=only)
 
 
 def _with_options(overrides: list[str] | None, **options: str | None) -> list[str]:
@@ -140,7 +146,7 @@ ToOption = Annotated[
 ]
 
 
-def train_command(
+def train(
     version: VersionArgument,
     model: ModelOption = None,
     template: TemplateOption = None,
@@ -175,7 +181,7 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the inputs of the run; train and write nothing.")
     ] = False,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -189,7 +195,6 @@ def train_command(
     """
     from curate.cli.views.runs import show_prepared_run, show_run, training_progress
     from schemas.recipe import load_recipe
-    from schemas.store import store_path
     from train.runs.fit import prepare_run, train_version
     from train.runs.torchrun import join_training, make_processes
 
@@ -202,15 +207,13 @@ def train_command(
         return
     if dry_run:
         with progress_bar("Rendering") as advance:
-            prepared = prepare_run(
-                store_path(store), version, section, overrides=settings, processes=processes, rendering=advance
-            )
+            prepared = prepare_run(store, version, section, overrides=settings, processes=processes, rendering=advance)
         print_json(prepared.manifest.model_dump(mode="json")) if as_json else show_prepared_run(prepared)
         return
     start: Start = "auto" if resume is None else "resume" if resume else "fresh"
     with training_progress() as report:
         run = train_version(
-            store_path(store),
+            store,
             version,
             section,
             overrides=settings,
@@ -223,7 +226,7 @@ def train_command(
     print_json(run.as_json()) if as_json else show_run(run)
 
 
-def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None:
+def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs with their versions, states, losses and adapters.
 
     \b
@@ -231,14 +234,14 @@ def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None
     """
     from curate.cli.views.runs import show_runs
     from schemas.run import read_runs
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         runs = read_runs(connection)
     print_json([run.as_json() for run in runs]) if as_json else show_runs(runs)
 
 
-def verify_command(adapter: AdapterArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def verify(adapter: AdapterArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Recompute every digest in an adapter's manifest and report differences.
 
     Exit code 1 if a digest differs or cannot be checked.
@@ -247,10 +250,9 @@ def verify_command(adapter: AdapterArgument, store: StoreOption = None, as_json:
     curate verify r1
     """
     from curate.cli.views.runs import show_verification
-    from schemas.store import store_path
     from train.runs.verify import verify
 
-    verification = verify(store_path(store), adapter)
+    verification = verify(store, adapter)
     if as_json:
         print_json({**asdict(verification), "proven": verification.proven})
     else:
@@ -259,8 +261,8 @@ def verify_command(adapter: AdapterArgument, store: StoreOption = None, as_json:
         raise typer.Exit(1)
 
 
-def retrain_command(
-    adapter: AdapterArgument, to: ToOption = None, store: StoreOption = None, as_json: JsonOption = False
+def retrain(
+    adapter: AdapterArgument, to: ToOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Repeat a run with the same version and recipe, and compare the two adapters.
 
@@ -268,15 +270,14 @@ def retrain_command(
     curate retrain r1
     """
     from curate.cli.views.runs import show_retraining, training_progress
-    from schemas.store import store_path
     from train.runs.retrain import retrain
 
     with training_progress() as report:
-        retraining = retrain(store_path(store), adapter, to=to, report=report.step)
+        retraining = retrain(store, adapter, to=to, report=report.step)
     print_json(retraining.as_json()) if as_json else show_retraining(retraining)
 
 
-def chat_command(
+def chat(
     adapter: AdapterArgument,
     prompt: Annotated[
         list[str] | None,
@@ -304,7 +305,7 @@ def chat_command(
     save: Annotated[
         str, typer.Option("--save", metavar="good|bad", help="Save the chat to the store as a good or bad example.")
     ] = "",
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Chat with an adapter, its base model, or both.
@@ -318,14 +319,13 @@ def chat_command(
         raise typer.BadParameter("good or bad", param_hint="--save")
     from curate.cli.chat_repl import ChatLog, answer_prompts, run_repl
     from curate.cli.views.runs import show_answers
-    from schemas.store import store_path
     from train.inference.generate import Sampling
     from train.model.base_model import find_adapter
 
-    folder, _ = find_adapter(store_path(store), adapter)
+    folder, _ = find_adapter(store, adapter)
     sides = ("base", "adapter") if compare else ("base",) if base else ("adapter",)
     sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
-    log = ChatLog(store_path(store), folder, sampling)
+    log = ChatLog(store, folder, sampling)
     if not prompt:
         run_repl(folder, sides, system=system, sampling=sampling, log=log, rating=save)
         return
@@ -334,7 +334,7 @@ def chat_command(
     print_json(answers) if as_json else show_answers(answers)
 
 
-def check_packing_command(
+def check_packing(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Base model.", show_default="train.model")
     ] = None,
@@ -366,7 +366,7 @@ def check_packing_command(
         raise typer.Exit(1)
 
 
-def templates_command(
+def templates(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAME", help="Names of templates, or Jinja files.", show_default="all")
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import print_json
-from curate.cli.options import JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
 
 
 def freeze(
@@ -24,7 +24,7 @@ def freeze(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the split and the digest; write nothing.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Freeze the kept conversations as the next version of NAME, with a leak-free split.
@@ -38,11 +38,11 @@ def freeze(
     from curate.review.verdicts import find_disputed
     from curate.versions import freeze as freezing
     from schemas.recipe import load_recipe, parse_share
-    from schemas.store import reading, store_path, writing
+    from schemas.store import reading, writing
 
     share = [] if held_out is None else [f"freeze.held_out={parse_share(held_out, '--held-out')}"]
     settings = load_recipe(recipe, [*(set_ or []), *share])
-    with (reading if dry_run else writing)(store_path(store)) as connection:
+    with (reading if dry_run else writing)(store) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
         disputed = find_disputed(connection, settings.review, only_kept=True)
     if as_json:
@@ -53,7 +53,7 @@ def freeze(
 
 def versions(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this dataset.")] = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """List the frozen versions with their sizes, parents and runs.
@@ -63,9 +63,9 @@ def versions(
     """
     from curate.cli.views.versions import show_versions
     from curate.versions.freeze import list_versions
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         listed = list_versions(connection, name)
     if as_json:
         print_json(listed)
@@ -80,7 +80,7 @@ def diff(
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Number of conversations that --list shows; 0 for all.")
     ] = 20,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Show the conversations that were added, removed, edited or moved between two versions, with reasons.
@@ -90,9 +90,9 @@ def diff(
     """
     from curate.cli.views.versions import show_diff
     from curate.versions.diff import diff_versions, list_changes
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         difference = diff_versions(connection, before, after)
         changes = list_changes(connection, difference, limit or None) if list_ or as_json else []
     if as_json:
@@ -121,7 +121,7 @@ def export(
         bool, typer.Option("--with-origins", help="Add origins.parquet with file, line and raw row.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Write a version to files with checksums and a dataset card.
@@ -131,11 +131,11 @@ def export(
     """
     from curate.cli.views.versions import show_export
     from curate.versions.bundle import export_version
-    from schemas.store import reading, store_path
+    from schemas.store import reading
 
     options = {"parquet": parquet, "skip_unfit": skip_unfit, "force": force}
     sides = {"with_scores": with_scores, "with_origins": with_origins}
-    with reading(store_path(store)) as connection:
+    with reading(store) as connection:
         exported = export_version(connection, version, to, format=format_, split=split, **options, **sides)
     if as_json:
         print_json(exported.as_json())
@@ -146,7 +146,7 @@ def export(
 def restore(
     bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder written by curate export.")],
     name: Annotated[str | None, typer.Option("--name", help="Restore the version under this name.")] = None,
-    store: StoreOption = None,
+    store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Restore a version from its exported folder and check its digest.
@@ -156,10 +156,10 @@ def restore(
     """
     from curate.cli.views.versions import show_restore
     from curate.versions import restore as restoring
-    from schemas.store import store_path, writing
+    from schemas.store import writing
 
     stated = restoring.read_bundle(bundle)
-    with writing(store_path(store)) as connection:
+    with writing(store) as connection:
         restored = restoring.restore(connection, stated, name=name)
     if as_json:
         print_json(restored.as_json())
