@@ -50,6 +50,8 @@ def run_query(connection: DuckDBPyConnection, query: str) -> QueryResult:
                 "curate import, select and freeze modify the store.",
             )
         relation = connection.sql(query)  # bound, but not run yet
+        if query.lstrip().lower().startswith("show"):  # or the list of tables would contain the view below
+            relation = connection.from_arrow(relation.to_arrow_table())
         cells = ", ".join(_cell_sql(number, str(type)) for number, type in enumerate(relation.types, 1))
         connection.register(_VIEW, relation)
         result = connection.execute(f'SELECT {cells} FROM "{_VIEW}"')

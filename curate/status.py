@@ -74,7 +74,7 @@ RUNS_SQL = (
 def read_status(connection: DuckDBPyConnection) -> dict[str, Any]:
     """The contents of the store: `sources`, `versions`, `runs` (lists), `counts`, `reviews`, and the `next` command.
 
-    `reviews` has the review sets, the reviewers, the number of answers, and the current human verdicts.
+    `reviews` has the review sets, the annotators, the number of answers, and the current human verdicts.
     """
     (reviews,) = _rows(connection, REVIEWS_SQL)
     (counts,) = _rows(connection, COUNTS_SQL)

@@ -245,12 +245,12 @@ def test_an_existing_export_is_replaced_only_with_force(store, tmp_path):
     export(store, tmp_path / "bundle")
     with pytest.raises(ExportError, match="already exists"):
         export(store, tmp_path / "bundle")
-    export(store, tmp_path / "bundle", parquet=True, force=True)
+    export(store, tmp_path / "bundle", parquet=True, replace=True)
     assert (tmp_path / "bundle" / "train.parquet").exists()
     assert not (tmp_path / "bundle" / "train.jsonl").exists()
     (tmp_path / "bundle" / "thesis.tex").write_text("years of work")
     with pytest.raises(ExportError, match=r"thesis\.tex, which is not part of an export"):
-        export(store, tmp_path / "bundle", force=True)
+        export(store, tmp_path / "bundle", replace=True)
 
 
 def test_neighbouring_files_of_an_export_are_not_changed(store, tmp_path):
@@ -259,7 +259,7 @@ def test_neighbouring_files_of_an_export_are_not_changed(store, tmp_path):
         file.parent.mkdir()
         file.write_text("precious")
     export(store, tmp_path / "bundle")
-    export(store, tmp_path / "bundle", force=True)
+    export(store, tmp_path / "bundle", replace=True)
     assert [file.read_text() for file in kept] == ["precious", "precious"]
 
 
@@ -286,7 +286,7 @@ def test_the_second_of_two_simultaneous_exports_is_an_error(store, tmp_path, cur
 
 
 def test_the_next_export_removes_only_the_files_of_killed_exports(store, tmp_path, curate):
-    to = ["export", "support@1", "--to", "bundle", "--force", "--store", str(store)]
+    to = ["export", "support@1", "--to", "bundle", "--replace", "--store", str(store)]
     code = "import os, signal; from curate.versions import bundle; from curate.cli.app import main\n"
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
     own = [".bundle.16635.partial", ".curate.toml.20251121", "x.curate-unfinished"]

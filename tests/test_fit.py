@@ -415,7 +415,7 @@ def test_a_full_fine_tune_is_verified_repeated_and_answers(tuned, tmp_path, monk
     assert run.metrics["eval_loss_base"] == pytest.approx(7.858, abs=0.01)
     assert run.engine["trainable_parameters"] > 1_500_000
     assert not (folder / "adapter_config.json").exists()
-    assert verify(project, "r1").proven
+    assert verify(project, "r1").verified
     model = load_chat_model(folder)
     question = [{"role": "user", "content": "What about the blue tent?"}]
     assert model.answer(question).startswith("Hello!")
@@ -425,7 +425,7 @@ def test_a_full_fine_tune_is_verified_repeated_and_answers(tuned, tmp_path, monk
     again = subprocess.run(command("retrain", "r1", "--json"), cwd=project.parent, capture_output=True, check=False)
     assert json.loads(again.stdout)["identical"]
     (folder / "model.safetensors").unlink()
-    assert not verify(project, "r1").proven
+    assert not verify(project, "r1").verified
 
 
 def test_runs_are_listed_within_80_columns_with_failures_below(trained, manifest, capsys, monkeypatch):

@@ -187,8 +187,9 @@ def test_versions_and_the_ledger_row_of_each_run_are_listed(store, tmp_path):
     assert [(v["version"], v["split"]) for v in lineage.versions] == [("support@1", "train")]
     assert lineage.runs[0]["ledger"]["outcome"] == "truncated"
     assert "ledger.parquet does not exist" in lineage.runs[1]["note"]
-    assert "r1 on support@1 (train), done: outcome truncated, reason too long, tokens 12, cut 3, seen 2 times" in text(
-        [lineage]
+    assert (
+        "r1 on support@1 (train), done: outcome truncated, reason too long, tokens 12, cut 3, trained on 2 times"
+        in text([lineage])
     )
 
 
@@ -216,8 +217,8 @@ def test_every_window_of_a_divided_conversation_is_listed(store, tmp_path):
     (lineage,) = trace_store(store, one)
     assert [window["outcome"] for window in lineage.runs[0]["windows"]] == ["split", "dropped"]
     assert (
-        "done: window 1, outcome split, tokens 12, not reached by its steps; window 2, outcome dropped, tokens 99"
-        in text([lineage])
+        "done: window 1, outcome split, tokens 12, not trained on: the run had too few steps; "
+        "window 2, outcome dropped, tokens 99" in text([lineage])
     )
 
 

@@ -99,5 +99,5 @@ def test_the_command_shows_the_estimate_above_the_plan(curate, tmp_path):
     assert "a GPU of 24 GiB" in ran.stdout
     assert "Ready to train." in ran.stdout
     output = json.loads(curate("plan", "chats@1", "--model", str(TINY), "--gpu", "h100-80g", "--json").stdout)
-    assert output["budget"]["best"]["checkpointing"] is False
+    assert output["memory"]["best"]["checkpointing"] is False
     assert output["packs"] == 1

@@ -60,7 +60,7 @@ def test_preview_of_a_version_shows_the_answers_of_an_imported_spreadsheet(curat
         two: {"quality": "3", "decision": "fix", "answer": "A better answer."},
         three: {"quality": "5", "decision": "keep", "note": "=HYPERLINK(0)"},
     })  # fmt: skip
-    imported = curate("review", "import", "desk.csv", "--reviewer", "ann")
+    imported = curate("review", "import", "desk.csv", "--annotator", "ann")
     assert imported.returncode == 0, imported.stderr
     assert "4 rows with answers, 2 empty, 0 rejected" in imported.stdout
     assert curate("freeze", "desk", "--held-out", "0").returncode == 0
@@ -80,7 +80,7 @@ def test_a_spreadsheet_without_annotator_names_is_rejected_with_one_message(cura
     assert ran.returncode == 1
     assert ran.stdout.count("the annotator is missing") == 1
     assert " and 2 more rows: the annotator is missing: fill the column reviewer" in ran.stdout
-    imported = curate("review", "import", "desk.csv", "--reviewer", "ann")
+    imported = curate("review", "import", "desk.csv", "--annotator", "ann")
     assert imported.returncode == 0
     assert "Verdicts for desk, combined with all other review sets:" in imported.stdout
 
@@ -94,7 +94,7 @@ def test_status_trace_and_diff_show_answers_and_verdicts(curate, tmp_path, store
         one: {"decision": "drop", "note": "nobody says that"},
         two: {"decision": "fix", "answer": "A better answer."},
     })  # fmt: skip
-    curate("review", "import", "desk.csv", "--reviewer", "ann")
+    curate("review", "import", "desk.csv", "--annotator", "ann")
     curate("freeze", "desk", "--held-out", "0")
     compared = curate("diff", "desk@1", "desk@2", "--list").stdout
     assert "3 unchanged, 0 added, 1 removed, 2 edited, 0 moved" in compared
@@ -108,7 +108,7 @@ def test_status_trace_and_diff_show_answers_and_verdicts(curate, tmp_path, store
     status = json.loads(curate("status", "--json").stdout)
     assert status["counts"]["with_human_verdict"] == 3
     shown = curate("status").stdout
-    assert "3 by people" in shown
+    assert "3 by annotators" in shown
     assert "3 of 6 conversations answered in desk by ann; verdicts: 1 drop, 2 edit" in shown
 
 
@@ -190,7 +190,7 @@ def test_answers_from_two_copies_of_a_spreadsheet_both_count(tmp_path, store):
 @pytest.mark.parametrize(
     ("cells", "reason"),
     [
-        ({"decision": "keep"}, "the annotator is missing: fill the column reviewer, or add --reviewer NAME"),
+        ({"decision": "keep"}, "the annotator is missing: fill the column reviewer, or add --annotator NAME"),
         ({"reviewer": "ann", "quality": "3"}, "decision is empty"),
         ({"reviewer": "ann", "decision": "maybe"}, "decision is 'maybe', not one of keep, fix, drop"),
         ({"reviewer": "ann", "decision": "keep", "quality": "6"}, "quality is '6', not one of 1, 2, 3, 4, 5"),

@@ -297,3 +297,11 @@ def test_the_status_of_a_missing_store_is_an_error(curate: Callable[..., Any]) -
     ran = curate("status")
     assert ran.returncode == 1
     assert "curate import" in ran.stderr
+
+
+def test_show_tables_lists_the_tables_of_the_store_only(filled: Path, curate: Callable[..., Any]) -> None:
+    ran = curate("sql", "SHOW TABLES", "--json")
+    names = {row["name"] for row in json.loads(ran.stdout)}
+    assert {"conversations", "current_verdicts"} <= names
+    assert all(curate("sql", f'SELECT count(*) FROM "{name}"').returncode == 0 for name in sorted(names)[:3])
+    assert "curate sql query" not in names

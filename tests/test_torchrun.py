@@ -84,12 +84,12 @@ def test_two_interrupted_processes_have_the_loss_curve_of_one(folder):
     assert set(counts[0].drop_nulls()) == {8}  # filler is not counted
 
 
-def test_the_manifest_records_the_processes_and_the_adapter_is_proven(folder):
+def test_the_manifest_records_the_processes_and_the_adapter_is_verified(folder):
     one, two = read_manifest(folder / "one"), read_manifest(folder / "two")
     assert (two.machine.gpus, two.machine.sharding) == (2, "ddp")
     assert (two.engine["batch"], two.engine["accumulate"]) == (2, 1)
     assert (two.tokens, two.data) == (one.tokens, one.data)
-    assert verify(folder / "curate.duckdb", str(folder / "two")).proven
+    assert verify(folder / "curate.duckdb", str(folder / "two")).verified
     with reading(folder / "curate.duckdb") as connection:
         assert [run.status for run in read_runs(connection)] == ["done", "done"]
     assert not (folder / "two.partial").exists()

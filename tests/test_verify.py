@@ -40,16 +40,16 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def test_an_unchanged_adapter_is_proven(trained):
+def test_an_unchanged_adapter_is_verified(trained):
     verification = verify(trained / "curate.duckdb", "r1")
     assert failed_checks(verification) == {}
-    assert verification.proven
+    assert verification.verified
     names = {check.what for check in verification.checks}
     assert {"adapter", "base model", "version", "conversations", "tokenizer", "template", "tokens", "ledger"} <= names
 
 
 def test_an_adapter_can_be_given_by_its_folder(trained):
-    assert verify(trained / "curate.duckdb", str(trained / "adapters" / "r1")).proven
+    assert verify(trained / "curate.duckdb", str(trained / "adapters" / "r1")).verified
 
 
 def test_one_changed_byte_of_the_weights_is_detected(project):
@@ -84,7 +84,7 @@ def test_another_template_is_detected(project):
     assert failed_checks(verify(project, "r1")) == {"template": "differs"}
 
 
-def test_a_manifest_with_a_template_digest_without_pinned_date_is_proven_and_repeated(project, curate):
+def test_a_manifest_with_a_template_digest_without_pinned_date_is_verified_and_repeated(project, curate):
     settings = project.parent / "tiny/tokenizer_config.json"
     asks = '{% if strftime_now is not defined %}{{ strftime_now("%d %b %Y") }}{% endif %}'
     template = asks + json.loads(settings.read_text())["chat_template"]
@@ -148,23 +148,23 @@ def test_an_edited_manifest_differs_from_the_one_in_the_store(project):
     assert failed_checks(verify(project, "r1")) == {"manifest": "differs", "recipe": "differs"}
 
 
-def test_an_impossible_check_is_not_proven(trained, tmp_path):
+def test_an_impossible_check_is_not_verified(trained, tmp_path):
     verification = verify(tmp_path / "none.duckdb", str(trained / "adapters" / "r1"))
     assert failed_checks(verification) == {
         "manifest in the store": "unchecked",
         "version": "unchecked",
         "tokens": "unchecked",
     }
-    assert not verification.proven
+    assert not verification.verified
 
 
-def test_a_moved_project_is_proven_by_run_and_by_folder(project, tmp_path, monkeypatch):
+def test_a_moved_project_is_verified_by_run_and_by_folder(project, tmp_path, monkeypatch):
     moved = tmp_path / "moved"
     project.parent.rename(moved)
     monkeypatch.chdir(moved)
     for target in ("r1", "adapters/r1"):
         verification = verify(moved / "curate.duckdb", target)
-        assert verification.proven
+        assert verification.verified
         assert verification.run_is_known
     shutil.rmtree(moved / "adapters")
     with pytest.raises(TrainError, match=r"The adapter of run r1 is not in .*/moved/adapters/r1"):
@@ -176,14 +176,14 @@ def test_in_a_copied_project_the_copy_of_the_adapter_is_checked(project, tmp_pat
     monkeypatch.chdir(copied)
     (copied / "adapters/r1/recipe.json").write_text("{}")
     assert failed_checks(verify(copied / "curate.duckdb", "r1")) == {"file recipe.json": "differs"}
-    assert verify(project, "r1").proven
+    assert verify(project, "r1").verified
 
 
-def test_an_adapter_from_another_store_is_proven_and_reported_as_such(project):
+def test_an_adapter_from_another_store_is_verified_and_reported_as_such(project):
     with writing(project) as connection:
         connection.execute("DELETE FROM runs")
     verification = verify(project, "adapters/r1")
-    assert verification.proven
+    assert verification.verified
     assert not verification.run_is_known
     assert failed_checks(verification) == {"manifest in the store": "unchecked"}
     ran = run_here("verify", "adapters/r1")
@@ -289,7 +289,7 @@ def test_a_base_model_may_be_moved(project):
     (project.parent / "tiny").rename(moved)
     config = project.parent / "adapters/r1/adapter_config.json"
     edit(config, str(project.parent / "tiny"), str(moved))
-    assert verify(project, "r1").proven
+    assert verify(project, "r1").verified
 
 
 def test_a_repeated_run_of_another_store_is_named_by_its_folder(trained, capsys):

@@ -235,7 +235,7 @@ def check_serving(
 ) -> None:
     """Check that inference engines produce the training tokens and stop at the trained stop token.
 
-    Exits with code 1 if an engine differs.
+    Exit code 1 if an engine differs.
 
     \b
     curate check-serving r1

@@ -39,7 +39,7 @@ QueueOption = Annotated[
     ),
 ]
 SampleOption = Annotated[
-    int | None, typer.Option("--sample", min=1, help="Size of the set at most.", show_default="all")
+    int | None, typer.Option("--sample", min=1, help="Maximum size of the set.", show_default="all")
 ]
 OverlapOption = Annotated[
     int | None, typer.Option("--overlap", min=1, help="Answers per conversation.", show_default="1, or the recipe's")
@@ -189,7 +189,7 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Filled spreadsheet.")],
     reviewer: Annotated[
-        str | None, typer.Option("--reviewer", metavar="NAME", help="Annotator of rows without a name.")
+        str | None, typer.Option("--annotator", metavar="NAME", help="Annotator of rows without a name.")
     ] = None,
     partial: PartialOption = False,
     recipe: RecipeOption = None,
@@ -200,7 +200,7 @@ def import_(
     """Read answers from a filled spreadsheet and resolve them to verdicts.
 
     \b
-    curate review import support.csv --reviewer ann
+    curate review import support.csv --annotator ann
     """
     from curate.cli.views.reviews import show_import
     from curate.review.spreadsheet import import_sheet

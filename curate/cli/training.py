@@ -102,7 +102,7 @@ def plan(
     result = plan(prepared, on_gpu=gpu is not None or has_gpu())
     memory = None if gpu is None else estimate_memory(prepared.tokenizer.folder, prepared.section, result.tokens, gpu)
     if as_json:
-        print_json(result.as_json() | ({} if memory is None else {"budget": memory.as_json()}))
+        print_json(result.as_json() | ({} if memory is None else {"memory": memory.as_json()}))
     else:
         if memory is not None:
             show_memory(memory)
@@ -254,10 +254,10 @@ def verify(adapter: AdapterArgument, store: StoreOption = DEFAULT_STORE, as_json
 
     verification = verify(store, adapter)
     if as_json:
-        print_json({**asdict(verification), "proven": verification.proven})
+        print_json({**asdict(verification), "verified": verification.verified})
     else:
         show_verification(verification)
-    if not verification.proven:
+    if not verification.verified:
         raise typer.Exit(1)
 
 

@@ -15,7 +15,11 @@ def freeze(
     name: Annotated[str, typer.Argument(help="Name of the dataset, such as support.")],
     held_out: Annotated[
         str | None,
-        typer.Option("--held-out", help="Share of conversations to hold out.", show_default="freeze.held_out"),
+        typer.Option(
+            "--held-out",
+            help="Expected share of groups (conversations with the same first question) to hold out.",
+            show_default="freeze.held_out",
+        ),
     ] = None,
     parent: Annotated[
         str | None,
@@ -120,7 +124,7 @@ def export(
     with_origins: Annotated[
         bool, typer.Option("--with-origins", help="Add origins.parquet with file, line and raw row.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing export.")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -133,7 +137,7 @@ def export(
     from curate.versions.bundle import export_version
     from schemas.store import reading
 
-    options = {"parquet": parquet, "skip_unfit": skip_unfit, "force": force}
+    options = {"parquet": parquet, "skip_unfit": skip_unfit, "replace": replace}
     sides = {"with_scores": with_scores, "with_origins": with_origins}
     with reading(store) as connection:
         exported = export_version(connection, version, to, format=format_, split=split, **options, **sides)

@@ -278,7 +278,7 @@ def _parse_row(
     if conversation not in conversations:
         raise ValueError(f"the set {row[SET]} has no conversation {conversation!r}")
     if not annotator:
-        raise ValueError("the annotator is missing: fill the column reviewer, or add --reviewer NAME")
+        raise ValueError("the annotator is missing: fill the column reviewer, or add --annotator NAME")
     values: dict[str, Any] = {}
     for question in questions:
         cell = row[question.name]

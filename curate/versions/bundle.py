@@ -116,7 +116,7 @@ def export_version(
     parquet: bool = False,
     split: str | None = None,
     skip_unfit: bool = False,
-    force: bool = False,
+    replace: bool = False,
     with_scores: bool = False,
     with_origins: bool = False,
 ) -> ExportResult:
@@ -135,7 +135,7 @@ def export_version(
         if is_file
         else _plan_folder(version, ".parquet" if parquet else ".jsonl", split)
     )
-    with _replace(to, force=force) as temporary:
+    with _replace(to, replace=replace) as temporary:
         files, left_out = _write_files(connection, version, export_format, temporary, plan)
         result = ExportResult(version, export_format.name, to, files, left_out)
         if left_out.height and not skip_unfit:
@@ -364,31 +364,35 @@ def _version_json(result: ExportResult) -> dict[str, Any]:
 
 
 @contextmanager
-def _replace(to: Path, *, force: bool) -> Iterator[Path]:
+def _replace(to: Path, *, replace: bool) -> Iterator[Path]:
     """A temporary folder, or path for a file, that becomes `to` when the block ends, and is removed if it raises.
 
     Raises `ExportError` if `to` exists or cannot be written.
     """
     try:
         to = to.resolve() if to.is_dir() else to.absolute()  # keeps a link to a folder
-        _check_target(to, force=force)
+        _check_target(to, replace=replace)
         with staging_path(to) as temporary:
             if to.suffix not in SUFFIXES:
                 temporary.mkdir()
             yield temporary
-            _check_target(to, force=force)  # another export may have finished in the meantime
+            _check_target(to, replace=replace)  # another export may have finished in the meantime
             _move(temporary, to)
     except OSError as error:
         raise ExportError(f"{to} cannot be written: {error.strerror or error}.", write_hint(error, to)) from error
 
 
-def _check_target(to: Path, *, force: bool) -> None:
+def _check_target(to: Path, *, replace: bool) -> None:
     if not to.parent.is_dir():
         raise ExportError(f"The folder {to.parent} does not exist.", f"mkdir -p {to.parent}")
+    if to.suffix in (".csv", ".json", ".xlsx"):
+        raise ExportError(
+            f"Versions are not written as {to.suffix}.", f"Use {to.with_suffix('.jsonl')}, .parquet or a folder."
+        )
     if not to.exists() or (to.is_dir() and to.suffix not in SUFFIXES and not any(to.iterdir())):
         return
-    if not force:
-        raise ExportError(f"{to} already exists.", "Use --force to replace it, or another --to.")
+    if not replace:
+        raise ExportError(f"{to} already exists.", "Use --replace to replace it, or another --to.")
     if to.is_dir() == (to.suffix in SUFFIXES):
         raise ExportError(f"{to} is a {'folder' if to.is_dir() else 'file'}.", "Use another --to.")
     foreign = _foreign_entries(to) if to.is_dir() else []

@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All checks of an adapter. It is proven if every check is `same`; notes do not count.
+    """All checks of an adapter. It is verified if every check is `same`; notes do not count.
 
     `UNKNOWN_RUN` does not count either, since an adapter may be verified in another store than its own.
     """
@@ -62,7 +62,7 @@ class Verification:
     notes: tuple[Check, ...]
 
     @property
-    def proven(self) -> bool:
+    def verified(self) -> bool:
         """Whether every digest was computed and none differs."""
         return not self.failed
 

@@ -1,4 +1,4 @@
-"""Conversations that a search found, or that are shown in full → text for people."""
+"""Conversations that a search found, or that are shown in full → terminal output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def show_matches(result: SearchResult) -> None:
     if shown < result.conversations:
         note(f"{shown:,} of {plural(result.conversations, 'conversation')} are shown. (--limit)")
     elif result.conversations:
-        note(f"{plural(result.conversations, 'conversation')}. curate show ID prints one of them.")
+        note(f"Found {plural(result.conversations, 'conversation')}; curate show ID prints one of them.")
     else:
         note("No conversation matches.")
 

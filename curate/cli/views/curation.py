@@ -1,4 +1,4 @@
-"""Near-duplicates and selections → text for people."""
+"""Near-duplicates and selections → terminal output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings of `curate doctor` → lines for people."""
+"""Findings of `curate doctor` → terminal output."""
 
 from __future__ import annotations
 

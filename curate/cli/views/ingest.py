@@ -1,4 +1,4 @@
-"""Imports and rejects → text for people."""
+"""Imports and rejects → terminal output."""
 
 from __future__ import annotations
 

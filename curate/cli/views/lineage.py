@@ -1,4 +1,4 @@
-"""Lineages of conversations and rejected rows → text for people."""
+"""Lineages of conversations and rejected rows → terminal output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from curate.cli.console import print_line
 from curate.versions.lineage import Lineage, RejectedRow
 from curate.versions.removed_rows import RemovedRow
-from schemas.text import printable
+from schemas.text import plural, printable
 
 MOST_ENTRIES = 5
 """Entries that are shown of a list; of scores all are."""
@@ -137,7 +137,7 @@ def _ledger_line(ledger: Mapping[str, Any]) -> str:
     times = values.pop("epoch_count", None)
     parts = [f"{name} {printable(value)}" for name, value in values.items() if value is not None]
     if times is not None:
-        parts.append(f"seen {times:,} {'time' if times == 1 else 'times'}" if times else "not reached by its steps")
+        parts.append(f"trained on {plural(times, 'time')}" if times else "not trained on: the run had too few steps")
     return ", ".join(parts)
 
 

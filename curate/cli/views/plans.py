@@ -1,4 +1,4 @@
-"""Training plans, memory estimates, previews, and checks of packing and templates → text for people."""
+"""Training plans, memory estimates, previews, and checks of packing and templates → terminal output."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ LOSS_START, LOSS_END, CUT = "⟦", "⟧", "✂"
 
 
 def show_plan(plan: Plan) -> None:
-    """Print the size of a training, its losses of conversations and tokens, and whether it would start."""
-    print_fields(dict(_plan_fields(plan)), title=f"Plan of a training on {plan.version}")
+    """Print the size of a training run, its dropped and truncated conversations, and whether it would start."""
+    print_fields(dict(_plan_fields(plan)), title=f"Training plan for {plan.version}")
     unit = ", each window counted" if plan.split_conversations else ""
     print_table(_histogram(plan), ["tokens", "conversations", ""], title=f"Lengths of the train split{unit}")
     if plan.problems:
@@ -40,7 +40,7 @@ def show_plan(plan: Plan) -> None:
         print_table(plan.too_long, ["conversation", "tokens", "outcome", "cut"], title="Longest conversations")
     if plan.warnings:
         warnings = [{"warning": name, "conversations": count} for name, count in plan.warnings.items()]
-        print_table(warnings, ["warning", "conversations"], title="Trained, but worth a look")
+        print_table(warnings, ["warning", "conversations"], title="Warnings (these conversations are trained on)")
     if plan.refusal:
         print_line(f"curate train would refuse to start: {plan.refusal}\n  → {plan.hint}")
     else:
@@ -56,7 +56,7 @@ def _plan_fields(plan: Plan) -> Iterator[tuple[str, str]]:
     share = f" ({plan.loss_tokens / plan.tokens:.0%})" if plan.tokens else ""
     yield "tokens", f"{plan.tokens:,}, of which {plan.loss_tokens:,} in the loss{share}"
     yield "cut", plural(plan.tokens_cut, "token")
-    yield "longest", f"{plan.longest:,} of {plan.max_length:,} tokens"
+    yield "longest", f"{plan.longest:,} tokens (max_length {plan.max_length:,})"
     packs = f"{plan.packs:,}, {plan.fill:.1%} full"
     yield "packs", packs if plan.packing else f"off: one conversation per row; with packing, as on a GPU: {packs}"
     yield "steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} per epoch)"
@@ -83,7 +83,7 @@ def _problem_row(row: Mapping[str, Any]) -> dict[str, object]:
 
 
 def show_memory(estimate: MemoryEstimate) -> None:
-    """Print the memory of a training on a GPU: parts that are always needed, then each batch configuration."""
+    """Print the memory of a training run on a GPU: parts that are always needed, then each batch configuration."""
     parts = ", ".join(f"{name} {size:.1f}" for name, size in estimate.parts.items())
     title = f"{estimate.gpu.name}, {estimate.limit:.1f} GiB: {parts} and activations"
     columns = ["checkpointing", "batch", "activations", "GiB", "tokens/s", "time"]
@@ -180,7 +180,8 @@ def show_isolation(isolation: Isolation) -> None:
     print_line(
         "Packed conversations do not attend to each other."
         if isolation.isolated
-        else "They attend to each other, or the check cannot detect it: --set train.packing=false turns packing off."
+        else "Packed conversations attend to each other, or this check cannot tell. "
+        "Turn packing off: --set train.packing=false"
     )
 
 

@@ -1,4 +1,4 @@
-"""Progress of a training, runs, verifications and repeated runs → text for people."""
+"""Progress of a training run, runs, verifications and repeated runs → terminal output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ProgressCallbacks:
 
 @contextmanager
 def training_progress() -> Iterator[ProgressCallbacks]:
-    """Display a training on stderr: its log messages, and a bar on a terminal or `PROGRESS_LINES` lines elsewhere."""
+    """Display a training run on stderr: log messages, and a bar on a terminal or `PROGRESS_LINES` lines elsewhere."""
     logger = logging.getLogger("train")
     level, handler = logger.level, _NoteHandler()
     logger.addHandler(handler)
@@ -163,7 +163,7 @@ def show_verification(verification: Verification) -> None:
         if check.state != "same":
             note(f"Note: {check.what} was {check.expected}, is {check.found}.")
     passed = sum(check.state == "same" for check in verification.checks)
-    if verification.proven:
+    if verification.verified:
         print_line(f"Run {verification.run} is verified: {plural(passed, 'check')} passed.")
     else:
         print_line(f"Run {verification.run} is not verified: {', '.join(verification.failed)}.")

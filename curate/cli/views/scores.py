@@ -1,4 +1,4 @@
-"""Score reports and quality explanations → tables for people."""
+"""Score reports and quality explanations → terminal output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contents of the store and results of SQL queries → text for people."""
+"""The contents of the store and results of SQL queries → terminal output."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def show_status(store: Path, status: Mapping[str, Any]) -> None:
             print_table(rows, list(rows[0]))
     unscored = f", {plural(counts['unscored'], 'conversation')} without scores" if counts["unscored"] else ""
     print_line(f"Scores    {plural(counts['scorers'], 'scorer') if counts['scorers'] else 'none'}{unscored}")
-    human = f", {counts['with_human_verdict']:,} by people" if counts["with_human_verdict"] else ""
-    print_line(f"Verdicts  {plural(counts['with_verdict'], 'conversation')} judged{human}; kept: {counts['kept']:,}")
+    human = f", {counts['with_human_verdict']:,} by annotators" if counts["with_human_verdict"] else ""
+    verdicts = plural(counts["with_verdict"], "conversation") if counts["with_verdict"] else "none yet"
+    print_line(f"Verdicts  {verdicts}{human}; kept: {counts['kept']:,}")
     if status["reviews"]["sets"]:
         print_line(f"Reviews   {_review_line(status['reviews'])}")
     print_line(f"Rejects   {_reject_line(counts)}")
@@ -78,7 +79,7 @@ def _reject_line(counts: Mapping[str, int]) -> str:
 
 
 def _review_line(reviews: Mapping[str, Any]) -> str:
-    """Answered conversations of all review sets, the reviewers, and their current verdicts."""
+    """Answered conversations of all review sets, the annotators, and their current verdicts."""
     sets = ", ".join(reviews["sets"])
     if not reviews["answers"]:
         return f"no answers yet for {plural(reviews['conversations'], 'conversation')} in {sets}"

@@ -1,4 +1,4 @@
-"""Results of freeze, versions, diff, export and restore → text for people."""
+"""Results of freeze, versions, diff, export and restore → terminal output."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def show_freeze(result: FreezeResult) -> None:
     print_line(f"digest {version.digest}")
     print_line(f"parent {version.parent or 'none'}")
     if result.moved:
-        print_line(f"In the other split than in {version.parent}: {plural(result.moved, 'conversation')}.")
+        print_line(f"{plural(result.moved, 'conversation')} in a different split than in {version.parent}.")
     if not version.counts["held_out"]:
-        print_line("held_out is empty: a small share of few groups may select none. Try --held-out 20%.")
+        print_line("held_out is empty: the share is too small for so few groups. Try --held-out 20%.")
 
 
 def note_disputes(count: int) -> None:
