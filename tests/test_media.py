@@ -58,13 +58,18 @@ def test_an_empty_media_column_is_no_media(tmp_path, empty):
 @pytest.mark.parametrize("shape", ["pairs", "alpaca", "sharegpt", "messages"])
 @pytest.mark.parametrize("placeholder", ["<image>", "<audio>", "<video>", "<|image_pad|>"])
 def test_a_placeholder_in_a_question_is_rejected(tmp_path, shape, placeholder):
-    rows = [shaped(shape, "What is a tug?"), shaped(shape, f"{placeholder}\nWhat is this?")]
+    column = {} if shape in ("sharegpt", "messages") else {"images": []}
+    rows = [{**shaped(shape, text), **column} for text in ("What is a tug?", f"{placeholder}\nWhat is this?")]
     assert outcome(tmp_path, rows) == [(2, "refers-to-media", f"A question contains the placeholder {placeholder}.")]
 
 
 @pytest.mark.parametrize("question", ["Close <image>a.png</image>, please.", "Why is img onerror in <img onerror>?"])
 def test_markup_is_text(tmp_path, question):
     assert outcome(tmp_path, [shaped("pairs", question)]) == []
+
+
+def test_a_placeholder_in_a_table_without_media_is_text(tmp_path):
+    assert outcome(tmp_path, [shaped("alpaca", "Describe it: <image>")]) == []
 
 
 def test_a_mapped_column_is_text(tmp_path):
