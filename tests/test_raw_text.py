@@ -320,7 +320,7 @@ def test_a_run_on_texts_is_trained_proven_merged_and_repeated_bit_for_bit(tmp_pa
     assert run["manifest"]["rendering"]["template"] == "raw"
     assert metrics["parts"] > run["manifest"]["tokens"]["conversations"] > metrics["seen_conversations"]
     assert 0 < metrics["seen_parts"] <= metrics["parts"]
-    assert verify(store, "r1").proven
+    assert verify(store, "r1").verified
     merged = merge(store, "r1", rows=2)
     assert merged.comparison.largest < 0.02
     saved = load_file(merged.folder / "model.safetensors")
