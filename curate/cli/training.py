@@ -80,7 +80,9 @@ def plan(
     template: TemplateOption = None,
     gpu: Annotated[
         str | None,
-        typer.Option("--gpu", metavar="NAME", help="Estimate memory and speed on this, h100-80g, rtx4090-24g, 24g …"),
+        typer.Option(
+            "--gpu", metavar="NAME", help="GPU to estimate for: this (the installed one), h100-80g, rtx4090-24g, 24g …"
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     recipe: RecipeOption = None,
@@ -168,7 +170,11 @@ def train(
     gpus: Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="Number of GPUs on this machine.")] = 1,
     sharding: Annotated[
         str,
-        typer.Option("--sharding", metavar="ddp|fsdp", help="One copy of the model per GPU, or one that all share."),
+        typer.Option(
+            "--sharding",
+            metavar="ddp|fsdp",
+            help="ddp: a copy of the model per GPU; fsdp: one model, sharded over all.",
+        ),
     ] = "ddp",
     nodes: Annotated[
         int, typer.Option("--nodes", min=1, metavar="N", help="Number of machines that train together.")
