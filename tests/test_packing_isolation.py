@@ -62,7 +62,7 @@ def test_documents_that_attend_to_each_other_are_detected(results):
 def test_the_command_reports_that_unsloth_does_not_pack_without_a_gpu(curate, sample):
     ran = curate("check-packing", str(sample / "tiny"), "--engine", "unsloth")
     assert ran.returncode == 0, ran.stderr
-    assert "trained one conversation a sequence here, so none can see another" in ran.stdout
+    assert "packing is off; conversations are trained in separate rows" in ran.stdout
 
 
 def test_a_missing_model_is_an_error(curate):
