@@ -580,3 +580,11 @@ def test_the_commands_export_and_restore(store, tmp_path):
     assert json.loads(output.stdout)["left_out"] == {}
     again = run.invoke(app, ["restore", bundle, "--store", str(tmp_path / "other.duckdb")])
     assert "support@1 restored: 35 conversations" in again.stdout
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.xlsx"])
+def test_a_format_that_is_not_written_is_named_with_one_that_is(store, tmp_path, name):
+    with pytest.raises(ExportError, match=r"Versions are not written as \.") as refused:
+        export(store, tmp_path / name)
+    assert "a.jsonl" in refused.value.hint
+    assert not (tmp_path / name).exists()
