@@ -11,7 +11,9 @@ import polars as pl
 import pytest
 
 from curate.ingest import writer
-from curate.ingest.pipeline import ImportResult, apply_options, import_files
+from curate.ingest.import_options import apply_options
+from curate.ingest.import_result import ImportResult
+from curate.ingest.pipeline import import_files
 from curate.ingest.readers import REJECTS, byte_stream
 from schemas.errors import RecipeError, SourceError
 from schemas.recipe import ImportSection

@@ -14,7 +14,8 @@ from unittest.mock import ANY
 import pytest
 
 from curate.cli.views.lineage import lineage_lines
-from curate.ingest.pipeline import ImportResult, import_files
+from curate.ingest.import_result import ImportResult
+from curate.ingest.pipeline import import_files
 from curate.ingest.rejects import RejectFilter, export_rejects, group_rejects, list_rejects
 from curate.versions.lineage import trace
 from schemas.errors import ExportError, SourceError

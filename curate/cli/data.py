@@ -91,7 +91,8 @@ def import_(
     with FileHasher() as hasher:
         hasher.start(files[0])  # before the imports below, which take longer
         from curate.cli.views.ingest import note_skipped, show_import
-        from curate.ingest.pipeline import apply_options, import_files
+        from curate.ingest.import_options import apply_options
+        from curate.ingest.pipeline import import_files
         from schemas.errors import SourceError
         from schemas.recipe import load_recipe
 

@@ -89,16 +89,3 @@ def _changed_error(earlier: EarlierImport, file: ChangedFile) -> SourceError:
         "Add --replace to remove the earlier import in the same step, or --add to keep both; "
         "curate sources lists all imports.",
     )
-
-
-def dry_run_tables(store: DuckDBPyConnection, copy: DuckDBPyConnection, *, with_origins: bool) -> None:
-    """Copy to the temporary store of a dry run which conversations have no import, and with `with_origins` all origins.
-
-    The texts are not copied. The copy of `conversations` is made by the caller.
-    """
-    removed = store.sql("SELECT conversation FROM removed_conversations").to_arrow_table()  # noqa: F841  found by name
-    copy.execute("INSERT INTO retained FROM removed")
-    if with_origins:
-        query = 'SELECT source, "row", line, conversation, duplicate, repairs FROM origins ORDER BY rowid'
-        known_origins = store.sql(query).to_arrow_table()  # noqa: F841
-        copy.execute("INSERT INTO origins BY NAME FROM known_origins")

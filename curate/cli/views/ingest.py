@@ -9,7 +9,7 @@ from typing import Any
 
 from curate.cli.console import file_names, note, print_line, print_table
 from curate.ingest.convert import EXPORT_COLUMNS
-from curate.ingest.pipeline import ImportResult
+from curate.ingest.import_result import ImportResult
 from curate.ingest.readers.paths import find_skipped
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS

@@ -1,0 +1,102 @@
+"""A source id and the store → the result of its import: counts, reasons, examples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from curate.ingest.row_filter import EXCLUDED
+from schemas.errors import SourceError
+from schemas.text import plural
+
+CLOSED_SQL = """
+    SELECT count(*) FROM rejects JOIN sources USING (source) JOIN sources AS closing ON closing.source = closed_by
+    WHERE closed_by = ? AND sources.imported_at <= closing.imported_at
+"""
+"""Rejects closed by a source, except those of later imports, which repeated rejects of the source itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """The result of importing one file: rows_read = rows_kept + rows_duplicate + rows_rejected."""
+
+    path: str
+    source: str
+    sha256: str
+    bytes: int
+    shape: str
+    mapping: dict[str, Any]
+    columns: tuple[str, ...]
+    rows_read: int
+    rows_kept: int
+    rows_duplicate: int
+    rows_rejected: int
+    conversations: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    """code → rows"""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """code → conversations"""
+    repaired: dict[str, int] = field(default_factory=dict)
+    """repair → rows"""
+    closed: int = 0
+    """rejects of earlier imports that these rows corrected"""
+    imported_before: str | None = None
+    """path of an identical earlier import; nothing was added"""
+    replaced: list[str] = field(default_factory=list)
+    """ids of earlier imports of this path that were removed"""
+    disappeared: int = 0
+    """conversations of those imports that no import has any more"""
+    reject_examples: list[dict[str, Any]] = field(default_factory=list)
+    """the first reject of every code: row, line, code, reason, raw"""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """the first conversations, in a dry run"""
+
+
+def find_import(connection: DuckDBPyConnection, source_id: str, path: str) -> ImportResult | None:
+    """The result of an earlier import with this id, if there is one."""
+    known = connection.execute("SELECT path FROM sources WHERE source = ?", [source_id]).fetchall()
+    return replace(load_result(connection, source_id), path=path, imported_before=known[0][0]) if known else None
+
+
+def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
+    """The result of an import, from the store."""
+    row = (
+        connection.sql("FROM sources WHERE source = ?", params=[source_id]).pl().drop("imported_at").row(0, named=True)
+    )
+    rejects = connection.sql(
+        """SELECT "row", line, code, reason, raw, count(*) OVER (PARTITION BY code) AS count FROM rejects
+           WHERE source = ? QUALIFY row_number() OVER (PARTITION BY code ORDER BY "row") = 1
+           ORDER BY count DESC, code""",
+        params=[source_id],
+    ).pl()
+    repaired = connection.execute(
+        """SELECT repair, count(*) FROM (
+               SELECT unnest(repairs) AS repair FROM origins WHERE source = ? AND repairs IS NOT NULL
+           ) GROUP BY repair ORDER BY repair""",
+        [source_id],
+    ).fetchall()
+    ((closed,),) = connection.execute(CLOSED_SQL, [source_id]).fetchall()
+    return ImportResult(
+        **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
+        rejected=dict(rejects.select("code", "count").iter_rows()),
+        repaired=dict(repaired),
+        closed=closed,
+        reject_examples=rejects.drop("count").to_dicts(),
+    )
+
+
+def check_max_rejects(result: ImportResult, allowed: float) -> None:
+    """Raise `SourceError` if a larger share of the rows was rejected, not counting those that `where` excluded."""
+    rejected = {code: count for code, count in result.rejected.items() if code != EXCLUDED}  # by the user's request
+    count = sum(rejected.values())
+    share = count / max(result.rows_read, 1)
+    if share > allowed:
+        reasons = ", ".join(f"{count:,} {code}" for code, count in rejected.items())
+        raise SourceError(
+            f"{result.path}: {count:,} of {plural(result.rows_read, 'row')} ({share:.1%}) would be "
+            f"rejected, more than the allowed {allowed:.1%}: {reasons}. Nothing was imported.",
+            "Show an example of each with curate import --dry-run, or allow more with --max-rejects.",
+        )

@@ -1,0 +1,80 @@
+"""A path and the import options → an open file: its mapping, and its import batches, computed in a thread."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import polars as pl
+
+from curate.ingest.column_mapping import find_mapping
+from curate.ingest.convert import EXPORT_COLUMNS, Conversion, drop_export_columns, join_batches, prefix_errors
+from curate.ingest.file_hash import Digest
+from curate.ingest.import_options import row_options
+from curate.ingest.readers import Batch, Source, open_source
+from curate.ingest.readers.byte_stream import prefetch
+from curate.ingest.repairs import STORED_REPAIRS
+from curate.ingest.row_filter import EXCLUDED, filter_batches
+from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.writer import ImportBatch, rebatch
+from schemas.conversation import ID_LENGTH
+from schemas.digest import digest
+from schemas.errors import SourceError
+from schemas.recipe import ImportSection
+from schemas.text import plural
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is being imported; its first import batch is computed in a thread."""
+
+    source: Source
+    digest: Digest | None
+    mapping: ColumnMapping
+    """from the first rows; that of `conversion` may be extended"""
+    conversion: Conversion
+    batches: Iterator[ImportBatch]
+    corrects_rejects: bool
+    """whether its rows are exported rejects, which may be imported again under the same name"""
+
+    def source_id(self, sha256: str) -> str:
+        """The id of the import: equal bytes, read in the same way, have the same id under any name."""
+        section = self.conversion.section
+        how = {"encoding": section.encoding, "format": section.format, STORED_REPAIRS: list(section.repair)}
+        return digest({"sha256": sha256, **asdict(self.mapping), **how, **row_options(section)})[:ID_LENGTH]
+
+
+def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenFile:
+    """Open a file, find its mapping from the first batch that has rows, and start the conversion."""
+    source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
+    batches, head = prefetch(filter_batches(path, source.batches(), section.where)), []
+    for batch in batches:
+        head.append(batch)
+        if batch.table.height:
+            break
+    else:
+        raise _no_rows_error(path, head)
+    with prefix_errors(path):
+        mapping = find_mapping(drop_export_columns(head[-1].table), section)
+    all_batches = itertools.chain(head, batches)
+    conversion = Conversion(path, mapping, section)
+    corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns
+    converted = conversion.convert_all(iter([join_batches(all_batches)]) if mapping.shape == "long" else all_batches)
+    return OpenFile(source, digest, mapping, conversion, prefetch(rebatch(converted)), corrects_rejects)
+
+
+def _no_rows_error(path: str, batches: list[Batch]) -> SourceError:
+    rejects = pl.concat([batch.rejects for batch in batches]) if batches else pl.DataFrame()
+    if rejects.is_empty():
+        return SourceError(f"{path} has no rows.", "Import a file with at least one record.")
+    first = rejects.row(0, named=True)
+    where = f"row {first['row']}" if first["line"] is None else f"line {first['line']}"
+    if (rejects["code"] == EXCLUDED).all():
+        return SourceError(
+            f"{path}: {first['reason'][:-1]} for any of its {plural(rejects.height, 'row')}.", "Change --where."
+        )
+    return SourceError(
+        f"{path}: none of its {plural(rejects.height, 'row')} can be read. {where}: {first['reason']}",
+        "If the file has another format or encoding, add --format or --encoding.",
+    )
