@@ -11,6 +11,7 @@ import polars as pl
 from curate.ingest.shapes import turn_lists
 from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable
+from curate.ingest.shapes.tools import TOOLS_FIELD
 
 NAMES = ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns", "prompt")
 
@@ -24,7 +25,7 @@ FIELDS = {
     "messages": Field(NAMES, required=True, fits=fits, any_name=True),
     "completion": Field(("completion",), fits=fits),
     "system": SYSTEM,
-    "tools": turn_lists.TOOLS_FIELD,
+    "tools": TOOLS_FIELD,
 }
 
 

@@ -10,6 +10,7 @@ import polars as pl
 from curate.ingest.shapes import turn_lists
 from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable
+from curate.ingest.shapes.tools import TOOLS_FIELD
 
 NAMES = ("conversations", "conversation", "turns", "dialog", "dialogue", "dialogs", "chat", "items", "messages")
 
@@ -23,7 +24,7 @@ FIELDS = {
     "conversations": Field(NAMES, required=True, fits=fits, any_name=True),
     "completion": Field(("completion",), fits=fits),
     "system": SYSTEM,
-    "tools": turn_lists.TOOLS_FIELD,
+    "tools": TOOLS_FIELD,
 }
 
 
