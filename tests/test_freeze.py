@@ -12,7 +12,8 @@ from curate.cli.app import app
 from curate.scorers.runner import score_store
 from curate.selection import select_store
 from curate.versions.freeze import freeze, list_versions
-from curate.versions.split import split_members
+from curate.versions.placement import place_members
+from curate.versions.split import group_members
 from schemas.errors import RecipeError, VersionError
 from schemas.recipe import check_recipe
 from schemas.store import reading, writing
@@ -33,7 +34,7 @@ def freeze_store(store, name="support", recipe=RECIPE, **options):
 
 def read_splits(store, recipe=RECIPE):
     with reading(store) as connection:
-        members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)
+        members = place_members(connection, recipe.freeze)
     return dict(members.select("conversation", "split").iter_rows())
 
 
@@ -102,7 +103,7 @@ def test_clusters_connected_by_a_shared_question_form_one_group(store):
             rows = [[member.id, method, first.id] for member, method, first in pairs]
             connection.executemany("INSERT INTO clusters (conversation, method, cluster) VALUES (?, ?, ?)", rows)
     with reading(store) as connection:
-        groups = split_members(connection, 0.2).group_by("group").agg(pl.len(), pl.col("split").n_unique())
+        groups = place_members(connection, RECIPE.freeze).group_by("group").agg(pl.len(), pl.col("split").n_unique())
     assert groups.select("len", "split").rows() == [(4, 1)] * 40
 
 
@@ -155,7 +156,7 @@ def test_a_share_of_zero_leaves_held_out_empty(store):
 def test_each_conversation_without_a_question_is_a_group(store):
     add(store, [chat("", f"A{n}") for n in range(20)])
     with reading(store) as connection:
-        assert split_members(connection, 0.5)["group"].n_unique() == 20
+        assert group_members(connection)["group"].n_unique() == 20
 
 
 def test_only_kept_conversations_are_frozen(store):

@@ -15,7 +15,8 @@ from duckdb import DuckDBPyConnection
 from curate.rule_columns import WHERE
 from curate.scorers.plan import plan_scorers
 from curate.selection import latest_selection
-from curate.versions.split import count_groups, count_splits, split_members
+from curate.versions.placement import place_members
+from curate.versions.split import count_groups, count_splits
 from schemas.cluster import NEAR_DUPLICATE, Clustering, count_unclustered, find_clustering
 from schemas.conversation import PRESENT_SQL
 from schemas.digest import canonical_json
@@ -73,7 +74,7 @@ def freeze(
     plan_scorers(recipe.score)
     data_recipe = recipe.data_part() | applied_clustering(connection, recipe)
     data_recipe["select"]["rules"] = applied_rules(connection, recipe)
-    members = split_members(connection, recipe.freeze.held_out, recipe.freeze.salt)
+    members = place_members(connection, recipe.freeze)
     _check_not_empty(connection, members)
     digest = version_digest(members, data_recipe)
     newest = _find_newest(connection, name)

@@ -1,7 +1,7 @@
-"""Kept conversations → `train` or `held_out`, a function of content alone, so that no group leaks between the splits.
+"""Kept conversations → groups that a split must not separate, a function of content alone.
 
-Conversations with the same first question, in the same near-duplicate cluster, or connected by an edit form a group.
-A group is placed as a unit by a hash, so the split is independent of random seeds and of the order of import.
+Conversations with the same first question, in the same near-duplicate cluster, or connected by an edit form a group,
+as do those that further links connect. `curate/versions/placement.py` places each group as a unit.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ LINKS_SQL = """
     UNION ALL SELECT unnest([id, parent]), 'edit ' || parent FROM conversations WHERE parent IS NOT NULL
     UNION ALL SELECT unnest([conversation, edited_to]), 'edit ' || conversation FROM verdicts
     WHERE edited_to IS NOT NULL
+    UNION ALL SELECT conversation, link FROM further_links
 """
-"""Links between conversations with different questions: near-duplicate clusters and edits."""
+"""Links between conversations with different questions: near-duplicate clusters, edits, and links that are passed."""
+
+NO_LINKS = pl.DataFrame(schema={"conversation": pl.String, "link": pl.String})
 
 LINKED_PROMPTS_SQL = f"""
     WITH links AS ({LINKS_SQL}), prompts AS ({PROMPTS_SQL})
@@ -40,28 +43,23 @@ LINKED_PROMPTS_SQL = f"""
 """`rank` sorts questions that only edits contain last, so that an edit never renames the group it joins."""
 
 
-def split_members(connection: DuckDBPyConnection, held_out: float, salt: str = "") -> pl.DataFrame:
-    """The kept conversations with their splits: columns `conversation`, `split`, `group`.
+def group_members(connection: DuckDBPyConnection, links: pl.DataFrame = NO_LINKS) -> pl.DataFrame:
+    """The kept conversations with their groups: columns `conversation`, `group`.
 
-    A group is held out if SHA-256(salt + group), read as a fraction, is below `held_out`. A larger share therefore only
-    moves groups from `train` to `held_out`. Groups are formed over all conversations of the store, not only the kept
-    ones, so a conversation stays in its split when others are dropped or imported, and an edit is in the split of the
-    original. A group changes its split only if a new near-duplicate with a smaller hash joins it or connects two
-    groups; then the complete group moves, and `FreezeResult.moved` counts its conversations.
-
-    `held_out` is the expected share of groups, not an exact one: with n groups the standard deviation is
-    sqrt(p(1-p)/n). 5 % of 1,000 groups is between 4.3 % and 5.7 % in two of three cases; with 20 groups `held_out` is
-    empty in one of three cases. A large group, such as many chats that open with the same greeting, moves as a unit.
+    `links` (`conversation`, `link`) connects further conversations: those with the same link. Groups are formed over
+    all conversations of the store, not only the kept ones, so that a conversation stays in its group when others are
+    dropped or imported, and an edit is in the group of the original. A group gets another name only if a new
+    conversation with a smaller hash joins it or connects two groups.
     """
+    connection.register("further_links", links)
     groups = connected_components(connection.sql(LINKED_PROMPTS_SQL).pl()).rename({"member": "prompt"})
+    connection.unregister("further_links")
     connection.register("prompt_groups", groups)
     members: pl.DataFrame = connection.sql(
         f"""
-        SELECT conversation, if(sha256(? || "group") < ?, 'held_out', 'train') AS split, "group" FROM (
-            SELECT conversation, coalesce("group", prompt) AS "group"
-            FROM ({KEPT_SQL}) JOIN ({PROMPTS_SQL}) USING (conversation) LEFT JOIN prompt_groups USING (prompt))
-        """,
-        params=[salt, f"{int(held_out * 2**64):016x}"],
+        SELECT conversation, coalesce("group", prompt) AS "group"
+        FROM ({KEPT_SQL}) JOIN ({PROMPTS_SQL}) USING (conversation) LEFT JOIN prompt_groups USING (prompt)
+        """
     ).pl()
     connection.unregister("prompt_groups")
     return members
