@@ -324,6 +324,25 @@ def parquet(path: Path, names: list[str], *columns: pa.Array) -> Path:
     return path
 
 
+def test_keys_that_only_fill_up_an_arrow_struct_are_omitted(tmp_path):
+    tools = [
+        [{"name": "depth", "properties": {"harbour": {"type": "string"}}}],
+        [{"name": "heat", "properties": {"place": {"type": "string"}, "note": {"type": None}}}, None],
+        [{"name": 'a "place":null b', "properties": None}],
+    ]
+    keys = pa.array([[("a", None)], [], None], pa.map_(pa.string(), pa.string()))
+    path = parquet(tmp_path / "a.parquet", ["q", "tools", "keys"], pa.array(["x", None, "z"]), pa.array(tools), keys)
+    (batch,) = open_source(path).batches()
+    assert batch.table["tools"].to_list() == [
+        '[{"name":"depth","properties":{"harbour":{"type":"string"}}}]',
+        '[{"name":"heat","properties":{"place":{"type":"string"},"note":{}}},null]',
+        r'[{"name":"a \"place\":null b"}]',
+    ]
+    assert batch.table["keys"].to_list() == ['{"a":null}', "{}", None]
+    raw = json.loads(batch.raw(pl.Series([1]))[0])
+    assert raw == {"q": None, "tools": json.loads(batch.table["tools"][1]), "keys": {}}
+
+
 def test_duplicate_parquet_column_names_are_made_unique(tmp_path):
     path = parquet(tmp_path / "a.parquet", ["id", "q", "id", ""], *(pa.array([text]) for text in "xyz0"))
     (batch,) = open_source(path).batches()

@@ -16,9 +16,15 @@ from schemas.errors import SourceError
 ROWS = 50_000
 """Maximum number of rows of a batch: a Parquet row group may contain the whole file."""
 
+_LATER_NULL, _FIRST_NULL = r',"[^"\\]*":null', r'\{"[^"\\]*":null,?'
+"""A key with null in DuckDB's JSON, after another key and at the start of an object; strings have escaped quotes."""
+
 
 def read_rows(tables: Iterable[pa.RecordBatch], path: str) -> Iterator[Batch]:
     """One batch per record batch: nested values as JSON text, other values as DuckDB casts them to text, NaN as null.
+
+    Every struct of an Arrow column has the keys of all of them, with null for those that its object does not have, so
+    keys with null are omitted, also in `raw`. A map has its own keys: columns with maps keep their nulls.
 
     `raw` returns a row as a JSON object. Raises `SourceError` for a damaged column or an unsupported type.
     """
@@ -94,14 +100,29 @@ def _is_supported(type: pa.DataType) -> bool:
 
 def _text_sql(field: pa.Field) -> str:
     if pa.types.is_nested(field.type):
-        return f"to_json({field.name})::VARCHAR AS {field.name}"
+        return f"{_nested_sql(field.name, field.type)} AS {field.name}"
     if pa.types.is_floating(field.type):
         return f"(CASE WHEN NOT isnan({field.name}) THEN {field.name} END)::VARCHAR AS {field.name}"
     return f"{field.name}::VARCHAR AS {field.name}"
 
 
+def _nested_sql(name: str, type: pa.DataType) -> str:
+    """The JSON text of a nested column, without the keys that only fill up its structs."""
+    text, kinds = f"to_json({name})::VARCHAR", str(type)
+    if "struct<" not in kinds or "map<" in kinds:
+        return text
+    return f"regexp_replace(regexp_replace({text}, '{_LATER_NULL}', '', 'g'), '{_FIRST_NULL}', '{{', 'g')"
+
+
 def _rows_as_json(rows: pa.Table) -> pl.Series:
+    names = [f"c{at}" for at in range(rows.num_columns)]
+    cells = [
+        f"{_nested_sql(name, field.type)}::JSON" if pa.types.is_nested(field.type) else name
+        for name, field in zip(names, rows.schema, strict=True)
+    ]
+    keys = ["'" + name.replace("'", "''") + "'" for name in rows.column_names]
+    pairs = ", ".join(f"{key}, {cell}" for key, cell in zip(keys, cells, strict=True))
     with duckdb.connect() as connection:
-        connection.register("rows", rows)
-        frame: pl.DataFrame = connection.sql("SELECT to_json(rows)::VARCHAR AS raw FROM rows").pl()
+        connection.register("rows", rows.rename_columns(names))
+        frame: pl.DataFrame = connection.sql(f"SELECT json_object({pairs})::VARCHAR AS raw FROM rows").pl()
         return frame["raw"]
