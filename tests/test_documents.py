@@ -4,6 +4,7 @@ import re
 import shlex
 
 import pytest
+import typer
 from support.documents import (
     FOLDERS,
     README,
@@ -17,6 +18,8 @@ from support.documents import (
 from support.project import ROOT, demo_project, project_files
 from typer.core import TyperCommand, TyperGroup
 
+from curate.cli.app import Commands, app
+
 COMMANDS = all_commands()
 
 
@@ -28,6 +31,14 @@ def test_a_command_has_a_purpose_an_example_and_a_heading(name):
     example = (command.help or "").partition("\b\n")[2]
     assert example.startswith(f"curate {name}"), "after a line with \\b follows an example"
     assert command.rich_help_panel, "the command has a heading in `curate --help`"
+
+
+def test_the_help_of_curate_shows_the_purposes_of_its_commands():
+    """They are in a table, because the help does not import the commands."""
+    stated = {command.name: command.short_help for command in Commands.lazy_commands}
+    group = typer.main.get_command(app)
+    loaded = {name: purpose(group.get_command(typer.Context(group), name)) for name in stated}
+    assert stated == loaded
 
 
 def test_the_command_table_of_the_readme_is_the_help_of_the_commands():

@@ -3,17 +3,31 @@
 import subprocess
 import sys
 
+import pytest
 from support.project import demo_project
 
+from curate.cli.app import Commands
 from schemas.environment import install_command
 
-HEAVY = ("polars", "duckdb", "pydantic", "torch", "pyarrow", "numpy", "tokenizers", "transformers", "rich.console")
+HEAVY = {"polars", "duckdb", "pydantic", "torch", "pyarrow", "numpy", "tokenizers", "transformers", "rich.console"}
 
 
-def test_the_command_line_imports_no_heavy_package_at_start():
-    script = "import sys, curate.cli.app; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
-    assert set(HEAVY) & set(done.stdout.split()) == set()
+def imported_modules(script):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"{script}; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_help_imports_no_command():
+    script = "import sys; from curate.cli.app import app; app(['--help'], standalone_mode=False)"
+    commands = {f"curate.cli.{command.module}" for command in Commands.lazy_commands}
+    assert commands & imported_modules(script) == set()
+
+
+@pytest.mark.parametrize("module", sorted({command.module for command in Commands.lazy_commands}))
+def test_a_command_imports_heavy_packages_only_when_it_runs(module):
+    assert HEAVY & imported_modules(f"import sys, curate.cli.{module}") == set()
 
 
 def test_ctrl_c_during_the_first_imports_ends_without_a_traceback(curate, tmp_path):

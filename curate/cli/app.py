@@ -2,49 +2,109 @@
 
 Exit codes: 0 done; 1 an explained failure, or a check that did not pass; 2 wrong usage; 130 interrupted.
 
-Nothing heavy is imported here: each command imports what it needs when it runs, so that `curate --help` starts fast.
+`curate --help` starts fast: a command is imported when it runs, and imports what it needs itself.
 """
 
-# No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
+from __future__ import annotations
 
 import errno
 import os
 import sys
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from curate.cli import data, inspect, models, sources, start, store, training, versions
 from curate.cli.console import note
-from curate.cli.options import GroupedHelp
+from curate.cli.groups import LazyCommand, LazyGroup
 from curate.cli.startup import INTERRUPTED
 from schemas.errors import CurateError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
-
-    from typer._click import Command
-
-COMMANDS: "dict[str, list[Callable[..., None]]]" = {
-    "Start": [start.init, start.doctor, start.demo],
-    "Data": [data.import_, data.rejects, data.score, data.dedup, data.select],
-    "Versions": [versions.freeze, versions.versions, versions.diff, versions.export, versions.restore],
-    "Inspect": [store.status, inspect.show, inspect.search, store.sql, store.trace],
-    "Train": [
-        *(training.preview, training.plan, training.train, training.runs, training.verify, training.retrain),
-        *(training.chat, training.templates, training.check_packing),
-    ],
-    "Deploy": [models.merge, models.gguf, models.ollama, models.serve, models.check_serving],
+COMMANDS = {
+    "Start": {
+        "start.init": "Write a recipe with every key, its default and its meaning.",
+        "start.doctor": "Check the installed packages, the GPU and the store, and show a command for each problem.",
+        "start.demo": "Run all steps on a sample, from a CSV file to a fine-tuned model, and show each command.",
+    },
+    "Data": {
+        "data.import_": "Import files: every row becomes a conversation, a duplicate, or a reject with a reason.",
+        "data.rejects": "Show rejected rows with their reasons, or export them for repair and re-import.",
+        "data.score": "Compute the missing scores of all conversations.",
+        "data.dedup": "Find near-duplicate conversations and choose which one of each cluster to keep.",
+        "data.select": "Apply the filter rules and show how many conversations each rule drops.",
+        "sources.sources": (
+            "List the imports with their ids and counts, and the conversations that only one import contributed."
+        ),
+    },
+    "Versions": {
+        "versions.freeze": "Freeze the kept conversations as the next version of NAME, with a leak-free split.",
+        "versions.versions": "List the frozen versions with their sizes, parents and runs.",
+        "versions.diff": (
+            "Show the conversations that were added, removed, edited or moved between two versions, with reasons."
+        ),
+        "versions.export": "Write a version to files with checksums and a dataset card.",
+        "versions.restore": "Restore a version from its exported folder and check its digest.",
+    },
+    "Inspect": {
+        "store.status": "Show the contents of the store and the next command.",
+        "inspect.show": "Show a conversation: all turns, scores, verdicts, near-duplicates, source lines and versions.",
+        "inspect.search": "Find the conversations that contain all the words, in any turn and any case.",
+        "store.sql": "Run a read-only SQL query on the store.",
+        "store.trace": (
+            "Trace a source line to its conversation, verdicts, versions and runs, "
+            "or a conversation to its source lines."
+        ),
+    },
+    "Train": {
+        "training.preview": (
+            "Show conversations as they are trained, with the tokens in the loss in colour and ⟦brackets⟧."
+        ),
+        "training.plan": "Show the tokens, packs, steps and dropped conversations of a training run before it starts.",
+        "training.train": "Train an adapter on a version.",
+        "training.runs": "List the runs with their versions, states, losses and adapters.",
+        "training.verify": "Recompute every digest in an adapter's manifest and report differences.",
+        "training.retrain": "Repeat a run with the same version and recipe, and compare the two adapters.",
+        "training.chat": "Chat with an adapter, its base model, or both.",
+        "training.templates": (
+            "Check chat templates token by token against transformers, and show their handling of tools and reasoning."
+        ),
+        "training.check_packing": "Check that packed conversations do not attend to each other.",
+    },
+    "Deploy": {
+        "models.merge": (
+            "Merge an adapter into its base model: a complete model with tokenizer, "
+            "chat template, stop tokens and manifest."
+        ),
+        "models.gguf": "Write a run as GGUF files for llama.cpp, measure each quantisation and recommend one.",
+        "models.ollama": "Write an Ollama Modelfile with a run's chat template, stop tokens and GGUF.",
+        "models.serve": "Serve a run or a GGUF with an OpenAI-compatible API until Ctrl-C.",
+        "models.check_serving": (
+            "Check that inference engines produce the training tokens and stop at the trained stop token."
+        ),
+    },
+    "Review": {
+        "review.review": "Review conversations with annotators, on a labelling server or in spreadsheets.",
+    },
 }
-"""Heading of the help -> functions, named like their commands. `curate review …` is the group below."""
+"""Heading of the help -> module and function of each command or group -> first sentence of its help."""
+
+
+class Commands(LazyGroup):
+    """The commands of `curate`."""
+
+    lazy_commands = tuple(
+        LazyCommand(target, purpose, panel)
+        for panel, purposes in COMMANDS.items()
+        for target, purpose in purposes.items()
+    )
+
 
 app = typer.Typer(
     name="curate",
     help="Curate instruction data and fine-tune on versioned datasets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    cls=GroupedHelp,
+    cls=Commands,
     rich_markup_mode=None,  # see GroupedHelp
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
@@ -59,42 +119,6 @@ def options(
     """Curate instruction data and fine-tune on versioned datasets."""
     if debug:
         os.environ["CURATE_DEBUG"] = "1"
-
-
-class ReviewGroup(GroupedHelp):
-    """`curate review …`, whose commands are imported when they are needed: they would take a tenth of every start."""
-
-    _imported: "MutableMapping[str, Command] | None" = None
-
-    @property
-    def commands(self) -> "MutableMapping[str, Command]":
-        """The commands by name."""
-        if self._imported is None:
-            from curate.cli.review import app as review
-
-            self._imported = typer.main.get_group(review).commands
-        return self._imported
-
-    @commands.setter
-    def commands(self, empty: "MutableMapping[str, Command]") -> None:
-        """Ignore the empty mapping that Typer sets when it creates the group."""
-
-
-app.add_typer(sources.app, name="sources", rich_help_panel="Data")
-for panel, commands in COMMANDS.items():
-    for command in commands:
-        name = command.__name__.rstrip("_").replace("_", "-")
-        app.command(name, rich_help_panel=panel)(command)
-app.add_typer(
-    typer.Typer(
-        cls=ReviewGroup,
-        help="Review conversations with annotators, on a labelling server or in spreadsheets.",
-        no_args_is_help=True,
-        rich_markup_mode=None,  # see GroupedHelp
-    ),
-    name="review",
-    rich_help_panel="Review",
-)
 
 
 def main() -> None:

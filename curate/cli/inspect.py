@@ -1,6 +1,6 @@
 """Commands show and search: conversations in the store → text. Nothing is written."""
 
-# No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start, 25 ms.
+from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -68,16 +68,14 @@ def show(
 
 
 def _as_json(
-    lineage: "Lineage | RejectedRow | RemovedRow", members: "list[dict[str, object]]", previews: "list[Preview]"
+    lineage: Lineage | RejectedRow | RemovedRow, members: list[dict[str, object]], previews: list[Preview]
 ) -> object:
     added = {"near_duplicates": members, "loss_mask": [preview.as_json() for preview in previews]}
     is_row = {"rejected", "removed"} & lineage.as_json().keys() and "id" not in lineage.as_json()
     return lineage.as_json() if is_row else lineage.as_json() | added
 
 
-def _previews(
-    lineage: "Lineage | RejectedRow | RemovedRow", section: "TrainSection", *, required: bool
-) -> "list[Preview]":
+def _previews(lineage: Lineage | RejectedRow | RemovedRow, section: TrainSection, *, required: bool) -> list[Preview]:
     """The loss mask of a conversation, by windows; none without a model.
 
     A model that only the recipe names may be unavailable here, which is noted, unless the mask is `required`.

@@ -1,6 +1,6 @@
 """Commands of `curate review`: push, pull, status, export, import. Each imports its libraries when it runs."""
 
-# No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start.
+from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import print_json, progress_bar
-from curate.cli.options import DEFAULT_STORE, GroupedHelp, JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.groups import GroupedHelp
+from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
 from curate.cli.review_server import HomeOption, UrlOption
 from curate.cli.review_server import register as register_server_commands
 
 SERVER, SPREADSHEETS = "Review on a server", "Review in spreadsheets"
 
-app = typer.Typer(
+review = typer.Typer(
     help="Review conversations with annotators, on a labelling server or in spreadsheets.",
     no_args_is_help=True,
     cls=GroupedHelp,
@@ -59,7 +60,7 @@ PartialOption = Annotated[
 ]
 
 
-@app.command(rich_help_panel=SERVER)
+@review.command(rich_help_panel=SERVER)
 def push(
     name: Annotated[str, typer.Argument(help="Name of the review set, for example support.")],
     where: WhereOption = None,
@@ -96,7 +97,7 @@ def push(
     print_json(asdict(result)) if as_json else show_push(result, dry_run=dry_run)
 
 
-@app.command(rich_help_panel=SERVER)
+@review.command(rich_help_panel=SERVER)
 def pull(
     name: Annotated[str, typer.Argument(help="Name of the review set.")],
     partial: PartialOption = False,
@@ -125,7 +126,7 @@ def pull(
     print_json(asdict(result)) if as_json else show_pull(result)
 
 
-@app.command(rich_help_panel=SERVER)
+@review.command(rich_help_panel=SERVER)
 def status(
     name: Annotated[str | None, typer.Argument(help="Only this review set.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List disputed conversations with their answers.")] = False,
@@ -150,7 +151,7 @@ def status(
     print_json(asdict(stats)) if as_json else show_stats(stats, list_disputed=list_)
 
 
-@app.command(rich_help_panel=SPREADSHEETS)
+@review.command(rich_help_panel=SPREADSHEETS)
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Spreadsheet to write.")],
     name: Annotated[
@@ -185,7 +186,7 @@ def export(
     print_json(asdict(result)) if as_json else show_export(result)
 
 
-@app.command("import", rich_help_panel=SPREADSHEETS)
+@review.command("import", rich_help_panel=SPREADSHEETS)
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Filled spreadsheet.")],
     reviewer: Annotated[
@@ -224,4 +225,4 @@ def _overrides(set_: list[str] | None, overlap: int | None, blind: str | None) -
     return overrides
 
 
-register_server_commands(app)
+register_server_commands(review)

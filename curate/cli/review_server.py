@@ -1,6 +1,6 @@
 """Commands of the labelling server: serve, users, backup, restore, compose. Each imports its libraries when it runs."""
 
-# No `from __future__ import annotations` here: Typer would evaluate every annotation again at each start.
+from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import note, print_json, print_line, print_table, progress_bar
-from curate.cli.options import GroupedHelp, JsonOption
+from curate.cli.groups import GroupedHelp
+from curate.cli.options import JsonOption
 from schemas.text import plural
 
 PANEL = "Labelling server"

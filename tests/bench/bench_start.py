@@ -2,14 +2,14 @@
 
     python tests/bench/bench_start.py
 
-Prints the best of several alternating runs and their ratio; a ratio above 1.5 exits with 1.
+Prints the best of several alternating runs and their ratio; a ratio above 1.3 exits with 1.
 """
 
 import subprocess
 import sys
 import time
 
-LIMIT = 1.5
+LIMIT = 1.3
 ROUNDS = 15
 MINIMUM = [sys.executable, "-c", "import typer, rich"]
 HELP = [sys.executable, "-P", "-m", "curate", "--help"]

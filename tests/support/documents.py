@@ -17,8 +17,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def all_commands(group=None, prefix=""):
     """Visible commands by name, for example `review users add`, in the order of the help."""
-    commands = {}
-    for name, command in (group or typer.main.get_command(app)).commands.items():
+    group, commands = group or typer.main.get_command(app), {}
+    context = typer.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, TyperGroup) and command.invoke_without_command:
             commands[f"{prefix}{name}"] = command
         if isinstance(command, TyperGroup):
