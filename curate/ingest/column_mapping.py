@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 import polars as pl
@@ -228,6 +229,7 @@ def _find_named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
         yield from [name] if name in columns else [column for column in columns if _plain(column) == _plain(name)]
 
 
+@lru_cache(maxsize=4096)  # every batch compares the columns with the names of all shapes
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
@@ -266,10 +268,19 @@ def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
 
 
 def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
-    """The mappings whose columns are not a subset of another's: instruction, input, output beats input, output."""
+    """The mappings whose columns are not a subset of another's: instruction, input, output beats input, output.
+
+    A mapping of a proven shape also beats those of other shapes that use one of its columns.
+    """
     columns = [set(mapping.fields.values()) for mapping in mappings]
+    proven = [SHAPES[mapping.shape].proven for mapping in mappings]
     return [
-        mapping for mapping, own in zip(mappings, columns, strict=True) if not any(own < other for other in columns)
+        mapping
+        for mapping, own, is_proven in zip(mappings, columns, proven, strict=True)
+        if not any(
+            own < other or (other_is_proven and not is_proven and own & other)
+            for other, other_is_proven in zip(columns, proven, strict=True)
+        )
     ]
 
 
@@ -344,4 +355,10 @@ def _describe(mapping: ColumnMapping) -> str:
 
 def _list_options(mappings: list[ColumnMapping], choice: str = "Choose one with") -> str:
     more = [f"\n    and {len(mappings) - _MAX_LISTED:,} more"] if len(mappings) > _MAX_LISTED else []
-    return f"{choice}:" + "".join([*(f"\n    {mapping.as_options()}" for mapping in mappings[:_MAX_LISTED]), *more])
+    return f"{choice}:" + "".join([*(f"\n    {_option_line(mapping)}" for mapping in mappings[:_MAX_LISTED]), *more])
+
+
+def _option_line(mapping: ColumnMapping) -> str:
+    """The options of a mapping, followed by its summary as a comment of the shell."""
+    summary = SHAPES[mapping.shape].summary
+    return f"{mapping.as_options()}  # {summary}" if summary else mapping.as_options()

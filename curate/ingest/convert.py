@@ -42,6 +42,9 @@ class Conversion:
     section: ImportSection
     columns: tuple[str, ...] = ()
     rows: int = 0
+    conversations: int = 0
+    several: bool = False
+    """whether some row has several conversations"""
     warnings: Counter[str] = field(default_factory=Counter)
     """code → conversations"""
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -50,12 +53,15 @@ class Conversion:
     def convert_all(self, batches: Iterable[Batch]) -> Iterator[ImportBatch]:
         """One import batch per batch. Raises `SourceError` if a batch contradicts the mapping."""
         for batch in batches:
-            self.rows += batch.table.height + batch.rejects.height
+            rows = batch.table.height + batch.rejects.height
+            self.rows += rows
             with prefix_errors(self.path):
                 if batch.table.height:
                     self.mapping = extend_mapping(self.mapping, drop_export_columns(batch.table), self.section)
                     self.columns = tuple(dict.fromkeys([*self.columns, *batch.table.columns]))
-                converted, warnings = convert(batch, self.mapping, self.section)
+                converted, warnings = convert(batch, self.mapping, self.section, first_key=self.conversations)
+            self.conversations += converted.conversations.height
+            self.several = self.several or converted.rows > rows
             self.warnings.update(warnings)
             self.examples = self.examples or _first_distinct(converted.conversations)
             yield converted
@@ -70,8 +76,13 @@ def prefix_errors(path: str) -> Iterator[None]:
         raise SourceError(f"{path}: {error.what}", error.hint) from error
 
 
-def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tuple[ImportBatch, dict[str, int]]:
-    """Parse, repair, validate and fold the rows of one batch; also the number of conversations per warning."""
+def convert(
+    batch: Batch, mapping: ColumnMapping, section: ImportSection, *, first_key: int = 0
+) -> tuple[ImportBatch, dict[str, int]]:
+    """Parse, repair, validate and fold the rows of one batch; also the number of conversations per warning.
+
+    `first_key` is the key of the first conversation; keys distinguish the conversations of a source.
+    """
     table = drop_export_columns(batch.table)
     parsed = parse_table(table, mapping)
     turns, repaired = repair(parsed.turns, section.repair)
@@ -80,9 +91,10 @@ def convert(batch: Batch, mapping: ColumnMapping, section: ImportSection) -> tup
     rejected = _first_problems(problems, findings)
     folded = _fold_accepted(turns, parsed.tools, rejected)
     members = parsed.members if parsed.members.height else None
+    keys = folded.select("row", key=pl.int_range(first_key, first_key + pl.len()))
     converted = ImportBatch(
-        conversations=folded.select(pl.Series("key", batch.row.gather(folded["row"])), "id", "conversations", "tools"),
-        origins=_origins(batch, metadata_json(table, mapping), folded["row"], members, repaired),
+        conversations=folded.select(keys["key"], "id", "conversations", "tools"),
+        origins=_origins(batch, metadata_json(table, mapping), keys, members, repaired),
         rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, rejected, members)]).sort("row"),
         corrections=_corrections(batch),
     )
@@ -133,37 +145,35 @@ def _fold_accepted(turns: pl.DataFrame, tools: pl.DataFrame, rejected: pl.DataFr
 
 
 def _origins(
-    batch: Batch, metadata: pl.Series, accepted: pl.Series, members: pl.DataFrame | None, repaired: pl.DataFrame
+    batch: Batch, metadata: pl.Series, keys: pl.DataFrame, members: pl.DataFrame | None, repaired: pl.DataFrame
 ) -> pl.DataFrame:
-    """The origins of the accepted conversations, one per row of the source."""
-    owners = pl.DataFrame({"position": accepted, "owner": accepted})
-    if members is not None:
-        is_accepted = pl.col("owner").is_in(accepted.implode())
-        owners = members.select("position", owner="row").filter(is_accepted).sort("position")
+    """The origins of the accepted conversations (`row`, `key`): one per row of the source that a conversation uses."""
+    if members is None:
+        owners = keys.with_columns(position="row")
+    else:
+        owners = members.join(keys, on="row", how="inner").sort("position", "row")
     position = owners["position"]
     origins = pl.DataFrame(
         {
             "row": batch.row.gather(position),
             "line": batch.line.gather(position),
-            "key": batch.row.gather(owners["owner"]),
+            "key": owners["key"],
             "metadata": metadata.gather(position),
         }
     )
     if repaired.is_empty():
         return origins.with_columns(repairs=pl.lit(None, pl.List(pl.String)), raw=pl.lit(None, pl.String))
-    repairs = owners.join(repaired, left_on="owner", right_on="row", how="left", maintain_order="left")["repairs"]
-    changed = position.filter(repairs.is_not_null())
+    repairs = owners.join(repaired, on="row", how="left", maintain_order="left")["repairs"]
+    changed = position.filter(repairs.is_not_null()).unique(maintain_order=True)
     raw = pl.DataFrame({"row": batch.row.gather(changed), "raw": batch.raw(changed)})
     return origins.with_columns(repairs=repairs).join(raw, on="row", how="left", maintain_order="left")
 
 
 def _rejects(batch: Batch, rejected: pl.DataFrame, members: pl.DataFrame | None) -> pl.DataFrame:
-    """The rows of rejected conversations with their original text."""
+    """The rows of rejected conversations with their original text, each row once."""
     if rejected.is_empty():
         return pl.DataFrame(schema=REJECTS)
-    rows = rejected.with_columns(position="row")
-    if members is not None:
-        rows = members.join(rejected, on="row", how="inner")
+    rows = rejected.with_columns(position="row") if members is None else _reasons_by_position(rejected, members)
     rows = rows.sort("position")
     position = rows["position"]
     return pl.DataFrame(
@@ -175,6 +185,23 @@ def _rejects(batch: Batch, rejected: pl.DataFrame, members: pl.DataFrame | None)
             "raw": batch.raw(position),
         }
     )
+
+
+def _reasons_by_position(rejected: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
+    """`position`, `code`, `reason` of each row with a rejected conversation.
+
+    The reason for a row with several conversations names those that are rejected; the code is that of the first.
+    """
+    number, several = pl.int_range(1, pl.len() + 1).over("position"), pl.col("of") > 1
+    numbered = members.sort("position", "row").with_columns(number=number, of=pl.len().over("position"))
+    found = numbered.join(rejected, on="row", how="inner", maintain_order="left")
+    by_reason = found.group_by("position", "of", "code", "reason", maintain_order=True).agg(
+        plural=pl.when(pl.len() > 1).then(pl.lit("s")).otherwise(pl.lit("")),
+        numbers=pl.col("number").cast(pl.String).str.join(", "),
+    )
+    reason = pl.format("Conversation{} {} of {}: {}", "plural", "numbers", "of", "reason")
+    sentences = by_reason.with_columns(pl.when(several).then(reason).otherwise("reason").alias("reason"))
+    return sentences.group_by("position", maintain_order=True).agg(pl.first("code"), pl.col("reason").str.join(" "))
 
 
 def _count_warnings(findings: pl.DataFrame, rejected: pl.DataFrame) -> dict[str, int]:

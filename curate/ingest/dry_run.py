@@ -22,7 +22,11 @@ REJECTS_SQL = """
 """
 """The rejects that a dry run may close or report, with the text of only the first per code, which is an example."""
 
-REPAIRS_SQL = 'SELECT source, "row", conversation, duplicate, repairs FROM origins WHERE repairs IS NOT NULL'
+REPORTED_ORIGINS_SQL = """
+    SELECT source, "row", conversation, duplicate, repairs FROM origins
+    WHERE repairs IS NOT NULL OR (source, "row") IN (SELECT (source, "row") FROM rejects)
+"""
+"""The origins that the result of an import reports: of repaired and of partly rejected rows."""
 
 
 @contextmanager
@@ -37,13 +41,13 @@ def dry_run_store(store: Path, on_changed: OnChanged) -> Iterator[DuckDBPyConnec
                 known_ids = real.sql("SELECT id FROM conversations").to_arrow_table()  # noqa: F841  found by its name
                 known_sources = real.sql("FROM sources").to_arrow_table()  # noqa: F841
                 known_rejects = real.sql(REJECTS_SQL).to_arrow_table()  # noqa: F841
-                known_repairs = real.sql(REPAIRS_SQL).to_arrow_table()  # noqa: F841
+                known_origins = real.sql(REPORTED_ORIGINS_SQL).to_arrow_table()  # noqa: F841
                 _copy_origins(real, connection, with_origins=on_changed == "replace")
             connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM known_ids")
             connection.execute("INSERT INTO sources FROM known_sources")
             connection.execute("INSERT INTO rejects FROM known_rejects")
             if on_changed != "replace":  # otherwise all origins were copied
-                connection.execute("INSERT INTO origins BY NAME FROM known_repairs")
+                connection.execute("INSERT INTO origins BY NAME FROM known_origins")
         yield connection
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.row_filter import EXCLUDED
@@ -37,6 +38,8 @@ class ImportResult:
     conversations: int
     rejected: dict[str, int] = field(default_factory=dict)
     """code → rows"""
+    partly_rejected: dict[str, int] = field(default_factory=dict)
+    """code → rows with several conversations, of which some were rejected and others not; not among `rejected`"""
     warnings: dict[str, int] = field(default_factory=dict)
     """code → conversations"""
     repaired: dict[str, int] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class ImportResult:
     disappeared: int = 0
     """conversations of those imports that no import has any more"""
     reject_examples: list[dict[str, Any]] = field(default_factory=list)
-    """the first reject of every code: row, line, code, reason, raw"""
+    """the first reject of every code: row, line, code, reason, raw, and whether it is `partly` rejected"""
     examples: list[dict[str, Any]] = field(default_factory=list)
     """the first conversations, in a dry run"""
 
@@ -67,11 +70,15 @@ def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
         connection.sql("FROM sources WHERE source = ?", params=[source_id]).pl().drop("imported_at").row(0, named=True)
     )
     rejects = connection.sql(
-        """SELECT "row", line, code, reason, raw, count(*) OVER (PARTITION BY code) AS count FROM rejects
-           WHERE source = ? QUALIFY row_number() OVER (PARTITION BY code ORDER BY "row") = 1
-           ORDER BY count DESC, code""",
-        params=[source_id],
+        """SELECT "row", line, code, reason, raw, partly, count(*) OVER same AS count FROM (
+               SELECT *, "row" IN (SELECT "row" FROM origins WHERE source = $source) AS partly FROM rejects
+               WHERE source = $source)
+           WINDOW same AS (PARTITION BY code, partly)
+           QUALIFY row_number() OVER (PARTITION BY code, partly ORDER BY "row") = 1
+           ORDER BY partly, count DESC, code""",
+        params={"source": source_id},
     ).pl()
+    counts = {partly: rejects.filter(pl.col("partly") == partly).select("code", "count") for partly in (False, True)}
     repaired = connection.execute(
         """SELECT repair, count(*) FROM (
                SELECT unnest(repairs) AS repair FROM origins WHERE source = ? AND repairs IS NOT NULL
@@ -81,7 +88,8 @@ def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
     ((closed,),) = connection.execute(CLOSED_SQL, [source_id]).fetchall()
     return ImportResult(
         **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
-        rejected=dict(rejects.select("code", "count").iter_rows()),
+        rejected=dict(counts[False].iter_rows()),
+        partly_rejected=dict(counts[True].iter_rows()),
         repaired=dict(repaired),
         closed=closed,
         reject_examples=rejects.drop("count").to_dicts(),

@@ -16,6 +16,7 @@ from curate.ingest.readers import Batch, Source, open_source
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED, filter_batches
+from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.writer import ImportBatch, rebatch
 from schemas.conversation import ID_LENGTH
@@ -60,7 +61,8 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
     all_batches = itertools.chain(head, batches)
     conversion = Conversion(path, mapping, section)
     corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns
-    converted = conversion.convert_all(iter([join_batches(all_batches)]) if mapping.shape == "long" else all_batches)
+    whole = SHAPES[mapping.shape].spans_rows
+    converted = conversion.convert_all(iter([join_batches(all_batches)]) if whole else all_batches)
     return OpenFile(source, digest, mapping, conversion, prefetch(rebatch(converted)), corrects_rejects)
 
 

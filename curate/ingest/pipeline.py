@@ -154,7 +154,7 @@ def _import_file(
             delete_source(connection, written_as)
             return earlier
         rename_source(connection, written_as, source_id)
-    counts = count_source(connection, source_id, conversations_before)
+    counts = count_source(connection, source_id, conversations_before, several=file.conversion.several)
     result = _finish(connection, source_id, file, counts, sha256)
     if removals:
         replaced = [earlier.source for earlier in changed]

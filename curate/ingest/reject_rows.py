@@ -15,6 +15,7 @@ import polars as pl
 from curate.ingest.column_mapping import parse_table
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.repairs import STORED_REPAIRS, repair
+from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.json_cells import split_object
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.text import shorten
@@ -94,7 +95,7 @@ def build_excerpts(rejects: pl.DataFrame) -> list[str]:
     turns: dict[int, str] = {}
     for (stored,), group in numbered.filter(pl.col("turn").is_not_null()).group_by("mapping"):  # one per source
         mapping = json.loads(str(stored))
-        if mapping["shape"] != "long":  # there, the previous turns are other rows
+        if not SHAPES[mapping["shape"]].spans_rows:  # there, the previous turns are other rows
             turns |= _turn_excerpts(mapping, group)
     return [turns.get(reject["at"]) or _text_excerpt(reject) for reject in numbered.iter_rows(named=True)]
 
@@ -113,9 +114,10 @@ def _turn_excerpts(mapping: Mapping[str, Any], rejects: pl.DataFrame) -> dict[in
     table = pl.DataFrame([cells for _, _, cells in rows], schema=columns)
     parsed = parse_table(table, ColumnMapping(mapping["shape"], mapping["fields"])) if columns else None
     by_row = repair(parsed.turns, mapping[STORED_REPAIRS])[0].partition_by("row", as_dict=True) if parsed else {}
+    numbers = dict(parsed.members.select("position", "row").iter_rows()) if parsed else {}
     excerpts = {}
     for row, (at, turn, cells) in enumerate(rows):
-        frame = by_row.get((row,))
+        frame = by_row.get((numbers.get(row, row),))
         turns = _elements(cells, mapping["fields"]) if frame is None else frame.select("from", "value").rows()
         if turn <= len(turns):
             shown = turns[max(turn - 2, 0) : turn]

@@ -14,6 +14,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
+from curate.ingest.shapes import SHAPES
 from curate.ingest.sources import find_source
 from schemas.store import reading, writing
 
@@ -154,22 +155,26 @@ def _reopen_rejects(connection: DuckDBPyConnection, source: str) -> None:
 def _keep_duplicates(connection: DuckDBPyConnection) -> None:
     """Make the next row of each conversation in `lost` its kept row, and count the changed imports again.
 
-    If several rows form a conversation (`long`), all rows of the conversation in the next import are kept rows.
+    If several rows can form a conversation, all rows of the conversation in the next import are kept rows.
     """
     connection.execute("""
         CREATE OR REPLACE TEMP TABLE next_rows AS
         SELECT conversation, arg_min(source, origins.rowid) AS source, min(origins.rowid) AS number
         FROM origins WHERE conversation IN (SELECT conversation FROM lost) GROUP BY conversation""")
-    connection.execute("""
-        UPDATE origins SET duplicate = false FROM next_rows
-        WHERE origins.conversation = next_rows.conversation AND origins.source = next_rows.source
-        AND (origins.rowid = next_rows.number
-             OR next_rows.source IN (SELECT s.source FROM sources s WHERE s.shape = 'long'))""")
+    connection.execute(
+        """UPDATE origins SET duplicate = false FROM next_rows
+           WHERE origins.conversation = next_rows.conversation AND origins.source = next_rows.source
+           AND (origins.rowid = next_rows.number
+                OR next_rows.source IN (SELECT s.source FROM sources s WHERE s.shape IN (SELECT unnest(?))))""",
+        [[name for name, shape in SHAPES.items() if shape.spans_rows]],
+    )
     connection.execute("""
         UPDATE sources SET rows_kept = c.kept, rows_duplicate = c.duplicate, conversations = conversations + c.gained
-        FROM (SELECT source, count(*) FILTER (NOT duplicate) AS kept, count(*) FILTER (duplicate) AS duplicate,
-                     (SELECT count(*) FROM next_rows n WHERE n.source = origins.source) AS gained
-              FROM origins WHERE source IN (SELECT n.source FROM next_rows n) GROUP BY source) AS c
+        FROM (SELECT source, count(*) FILTER (new) AS kept, count(*) FILTER (NOT new) AS duplicate,
+                     (SELECT count(*) FROM next_rows n WHERE n.source = accepted.source) AS gained
+              FROM (SELECT source, bool_or(NOT duplicate) AS new FROM origins
+                    WHERE source IN (SELECT n.source FROM next_rows n) GROUP BY source, "row") AS accepted
+              GROUP BY source) AS c
         WHERE sources.source = c.source""")
 
 

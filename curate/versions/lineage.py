@@ -235,6 +235,11 @@ def _find_records(connection: DuckDBPyConnection, place: re.Match[str]) -> list[
             f"{file} has no record on line {place['number']}: its last one starts on line {start}.",
             f"curate trace {file}:{start}",
         )
+    if len(records) > MOST_RECORDS and len({record.row for record in records}) == 1:
+        ids = join_names([record.conversation for record in records if record.conversation], MOST_NAMES)
+        raise VersionError(
+            f"Row {records[0].row} of {file} has {len(records):,} conversations.", f"Trace one by its id: {ids}."
+        )
     if len(records) > MOST_RECORDS:
         raise VersionError(
             f"{len(records):,} records start on line {records[0].start} of {file}.",

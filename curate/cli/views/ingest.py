@@ -13,6 +13,7 @@ from curate.ingest.import_result import ImportResult
 from curate.ingest.readers.paths import find_skipped
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS
+from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import PARSE_RULES
 from curate.ingest.validation import RULES
 from schemas.text import join_names, plural, shorten
@@ -62,7 +63,8 @@ def _mapping_line(result: ImportResult) -> str:
         name = "" if result.imported_before == result.path else f" as {result.imported_before}"
         return f"{result.path}: already imported{name}; nothing was added."
     fields = ", ".join(f"{name} = {column}" for name, column in result.mapping["fields"].items())
-    return f"{result.path}: {result.shape} ({fields})"
+    summary = SHAPES[result.shape].summary
+    return f"{result.path}: {result.shape} ({fields})" + (f"\n  {summary}" if summary else "")
 
 
 def _metadata_columns(result: ImportResult) -> list[str]:
@@ -133,6 +135,7 @@ def _reject_reasons(result: ImportResult) -> dict[str, dict[str, Any]]:
             "reason": example["reason"],
         }
         for example in result.reject_examples
+        if not example["partly"]
     }
 
 
@@ -150,6 +153,9 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
             yield f"Replaced the import {ids} of {result.path}; {gone} of it disappeared and {_was(result)} removed."
     for repair, count in _sum_counts(result.repaired for result in results).items():
         yield f"Repaired by {repair}: {plural(count, 'row')}; the original rows are stored with their conversations."
+    for code, count in _sum_counts(result.partly_rejected for result in results).items():
+        where = f"In {plural(count, 'row')}"
+        yield f"{where}, some conversations were imported and others rejected for {code}; curate rejects shows them."
     closed = sum(result.closed for result in results)
     if closed:
         yield f"Closed {plural(closed, 'reject')} of earlier imports."

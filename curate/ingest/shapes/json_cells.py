@@ -63,20 +63,24 @@ def filled_cells(cells: pl.Series) -> pl.DataFrame:
 
 def list_cells(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The cells that contain a JSON list (`row`, `cell`), and the problems of the other cells that are not blank."""
+    sound, problems = valid_cells(cells)
+    is_list = pl.col("cell").str.starts_with("[")
+    not_a_list = pl.format("Expected a list of turns, found: {}", shorten_expr(pl.col("cell")))
+    return sound.filter(is_list), pl.concat([problems, problem_rows(sound.filter(~is_list), "not-a-list", not_a_list)])
+
+
+def valid_cells(cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The cells that contain JSON (`row`, `cell`), and the problems of the other cells that are not blank."""
     filled = filled_cells(cells)
     if filled.is_empty():
         return filled, pl.DataFrame(schema=PROBLEMS)
     broken = query_frames("SELECT row FROM filled WHERE NOT json_valid(cell)", filled=filled)
     valid = filled.join(broken, on="row", how="anti", maintain_order="left") if broken.height else filled
     deep = is_too_deep(valid["cell"])
-    sound = valid.filter(~deep)
-    is_list = pl.col("cell").str.starts_with("[")
-    not_a_list = pl.format("Expected a list of turns, found: {}", shorten_expr(pl.col("cell")))
-    return sound.filter(is_list), pl.concat(
+    return valid.filter(~deep), pl.concat(
         [
             problem_rows(filled.join(broken, on="row", how="semi"), "broken-json", _explain_broken()),
             problem_rows(valid.filter(deep), "too-deep", f"Lists and objects are nested more than {DEEPEST} levels."),
-            problem_rows(sound.filter(~is_list), "not-a-list", not_a_list),
         ]
     )
 

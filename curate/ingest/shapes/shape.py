@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ TURNS = {"row": pl.Int64, "from": pl.String, "value": pl.String, "train": pl.Boo
 TOOLS = {"row": pl.Int64, "tools": pl.String}
 PROBLEMS = {"row": pl.Int64, "code": pl.String, "reason": pl.String}
 MEMBERS = {"row": pl.Int64, "position": pl.Int64}
+
+_FIRST = 1_000
+"""Cells that `starts_json` inspects."""
 
 PARSE_RULES = {
     "missing-conversation": "The cell with the conversation is not empty.",
@@ -31,6 +35,7 @@ PARSE_RULES = {
     "no-speaker": "A transcript names its speakers.",
     "text-before-speaker": "A transcript starts with a speaker.",
     "reserved-character": "A transcript does not contain the noncharacters U+FDD0 and U+FDD1.",
+    "no-answer": "A prompt has an answer.",
     "missing-group": "In long format, every row has a conversation id.",
     "refers-to-media": "A row has no image, sound or video, and no placeholder of one in a question.",
     "excluded-by-where": "The condition of --where is true for the row.",
@@ -85,13 +90,14 @@ def base_column(name: str, columns: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ParsedTable:
-    """The result of parsing a table: every row is in `turns` or in `problems`, never in both.
+    """The result of parsing a table: every conversation is in `turns` or in `problems`, never in both.
 
     `turns`: row (position in the table, from 0), from, value, train, tool_call_id; sorted by row, turns in order.
     `tools`: row, tools (JSON text of a list); only rows with tools.
     `problems`: row, code, reason; one per row.
-    `members`: row, position; only if several rows of the table form one conversation (long format): every position
-    of the table with the `row` of its conversation or problem. Empty for other shapes.
+    `members`: row, position; empty if every row of the table is one conversation. Otherwise `row` numbers the
+    conversations, in the order of the table, and `members` has every position of the table at least once: with the
+    conversations or problems that it contains (several answers to a prompt) or is part of (long format).
     """
 
     turns: pl.DataFrame
@@ -128,6 +134,12 @@ class Shape:
     """Whether it is detected only if no other shape fits."""
     has_questions: bool = True
     """Whether its conversations have user turns; otherwise they are a single assistant turn."""
+    spans_rows: bool = False
+    """Whether several rows can form one conversation, so that `parse` needs the whole table."""
+    proven: bool = False
+    """Whether the cells that its fields accept leave no doubt: it precedes other shapes with the same columns."""
+    summary: str = ""
+    """What becomes a prompt and an answer, if the names of the fields do not show it."""
 
 
 def number_cells(cells: pl.Series, name: str = "cell") -> pl.DataFrame:
@@ -144,6 +156,19 @@ def complete_turns(turns: pl.DataFrame) -> pl.DataFrame:
 def is_plain_text(cells: pl.Series) -> pl.Series:
     """Whether each cell is text other than a JSON list of objects."""
     return ~cells.str.contains(r"^\s*\[\s*\{").fill_null(False)
+
+
+def mostly(fits: pl.Series) -> pl.Series:
+    """The mask unchanged if at least half of its values that are not null are true; otherwise all false."""
+    filled = fits.len() - fits.null_count()
+    is_so = filled > 0 and int(fits.sum()) * 2 >= filled
+    return fits.fill_null(False) if is_so else pl.repeat(False, fits.len(), eager=True)
+
+
+def starts_json(cells: pl.Series, brackets: str = "[{") -> bool:
+    """Whether the first cells that are not null contain a JSON list or object: a cheap test before an exact one."""
+    first = cells.head(_FIRST).drop_nulls()
+    return bool(first.str.contains(rf"^\s*[{re.escape(brackets)}]").any())
 
 
 def drop_problem_rows(turns: pl.DataFrame, tools: pl.DataFrame, problems: Sequence[pl.DataFrame]) -> ParsedTable:

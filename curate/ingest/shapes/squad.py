@@ -1,0 +1,93 @@
+"""SQuAD, a passage with questions and the places of their answers in it → one conversation per question.
+
+The prompt is the passage, a blank line and the question; the answer is the first of the accepted ones. A question
+without an answer (SQuAD 2.0: `is_impossible`) is rejected. Both layouts are read: one question per row, and the
+original file with one article per row. https://rajpurkar.github.io/SQuAD-explorer
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from curate.ingest.shapes.json_cells import list_cells, query_frames, valid_cells
+from curate.ingest.shapes.parts import join_texts, parse_parts
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, starts_json
+
+
+def _has_spans(cells: pl.Series) -> pl.Series:
+    """Whether each cell has answers with their places: columns of texts as on the Hugging Face Hub, or a list."""
+    if not starts_json(cells):
+        return pl.repeat(False, cells.len(), eager=True)
+    in_columns = cells.str.contains(r"^\s*\{") & cells.str.contains(r'"(?:text|spans)"\s*:\s*\[')
+    is_list = cells.str.contains(r"^\s*\[\s*(?:\]|\{)") & cells.str.contains(r'^\s*\[\s*\]|"answer_start"\s*:')
+    return mostly(in_columns | is_list)
+
+
+def _has_questions(cells: pl.Series) -> pl.Series:
+    """Whether each cell is a list of paragraphs with questions."""
+    if not starts_json(cells, "["):
+        return pl.repeat(False, cells.len(), eager=True)
+    return mostly(cells.str.contains(r"^\s*\[") & cells.str.contains(r'"qas"\s*:\s*\['))
+
+
+FIELDS = {
+    "answers": Field(("answers", "answers_spans", "answer"), required=True, fits=_has_spans),
+    "context": Field(("context", "passage", "paragraph", "document"), required=True, fits=is_plain_text),
+    "question": Field(("question",), required=True, fits=is_plain_text),
+    "impossible": Field(("is_impossible",)),
+}
+ARTICLE_FIELDS = {"paragraphs": Field(("paragraphs",), required=True, fits=_has_questions)}
+
+_ANSWERS = """
+    SELECT row AS position,
+        coalesce(cell ->> '$.text[0]', cell ->> '$.spans[0]', cell ->> '$[0].text', cell ->> '$[0]') AS gpt
+    FROM cells
+"""
+_ARTICLES = """
+    SELECT row AS position, context, qa.question AS question, qa.answers[1].text AS gpt, qa.is_impossible AS impossible
+    FROM (
+        SELECT row, p, paragraph.context AS context, unnest(paragraph.qas) AS qa,
+            generate_subscripts(paragraph.qas, 1) AS q
+        FROM (
+            SELECT row, unnest(paragraphs) AS paragraph, generate_subscripts(paragraphs, 1) AS p
+            FROM (
+                SELECT row, from_json(cell, '[{"context": "VARCHAR", "qas": [{"question": "VARCHAR",
+                    "is_impossible": "VARCHAR", "answers": [{"text": "VARCHAR"}]}]}]') AS paragraphs FROM cells
+            )
+        )
+    )
+    ORDER BY row, p, q
+"""
+
+
+def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of a table with one question per row."""
+    cells, problems = valid_cells(mapping.column(table, "answers"))
+    names = ("context", "question", "impossible")
+    rows = pl.DataFrame([mapping.column(table, name) for name in names]).with_row_index("position")
+    answers = query_frames(_ANSWERS, cells=cells)
+    parts = rows.with_columns(pl.col("position").cast(pl.Int64)).join(answers, on="position", maintain_order="left")
+    return parse_parts(table.height, _to_parts(parts), [problems])
+
+
+def parse_articles(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of a table with one article per row."""
+    cells, problems = list_cells(mapping.column(table, "paragraphs"))
+    return parse_parts(table.height, _to_parts(query_frames(_ARTICLES, cells=cells)), [problems])
+
+
+def _to_parts(questions: pl.DataFrame) -> pl.DataFrame:
+    """The parts of questions with `context`, `question`, `gpt`, `impossible`."""
+    is_impossible = (pl.col("impossible").str.to_lowercase() == "true").fill_null(False)
+    has_answer = (pl.col("gpt").str.strip_chars() != "").fill_null(False)
+    blank = pl.col("question").fill_null("").str.strip_chars() == ""
+    return questions.select(
+        "position",
+        pl.when(blank).then(pl.lit("")).otherwise(join_texts("context", "question")).alias("human"),
+        "gpt",
+        pl.when(is_impossible)
+        .then(pl.lit("The question is marked as impossible to answer."))
+        .when(~has_answer)
+        .then(pl.lit("The question has no answer in its text."))
+        .alias("no_answer"),
+    )
