@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from schemas.atomic import write_hint, write_text
 from schemas.errors import RecipeError
-from schemas.recipe import Recipe, Section
+from schemas.recipe import Recipe
+from schemas.section import Section
 
 TITLE = """\
 # The recipe: all settings from source files to a fine-tuned model.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
+import polars as pl
 from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 from curate.scorers import SCORERS
@@ -43,10 +44,28 @@ FACTS = {
 """Names that a rule can read besides scores and `meta.<column>`: the conversation id; the path, id and file name of its
 first import; the number of turns, whether it has tools, and the texts of the user and of the assistant."""
 
+EDITS_SQL = f"""
+    WITH RECURSIVE edits AS (
+        SELECT id AS conversation, id AS imported FROM conversations c WHERE {IMPORTED_SQL}
+        UNION ALL
+        SELECT c.id, edits.imported FROM conversations c JOIN edits ON c.parent = edits.conversation
+        WHERE NOT ({IMPORTED_SQL})
+    )
+"""
+"""Each imported conversation and each edit, with the imported one that it goes back to."""
+
 NULL_ON_DIVISION_BY_ZERO = "SET ieee_floating_point_ops = false; SET error_on_division_by_zero = false"
 """By default DuckDB returns infinity, which exceeds every threshold: `1 / 0 > 1` would keep every conversation."""
 
 AS_NUMBER = " as number"
+
+BY_IMPORT, BY_PATH = "origins.rowid", '(path, origins.source, origins."row")'
+"""Orders of a conversation's imports. The second one does not depend on the order of the import commands."""
+
+VALUE_HINT = (
+    "A rule has a value outside the domain of a function, such as ln(0). A condition such as "
+    "case when turns > 2 then ln(turns - 2) < 1 end gives NULL there. Use curate select --where to try a single rule."
+)
 
 CAST_HINT = f"Metadata is text: write try_cast({META}.price AS DOUBLE), which gives NULL for text that is not a number."
 
@@ -90,6 +109,33 @@ def matching_query(connection: DuckDBPyConnection, recipe: Recipe, where: str) -
     columns = resolve_columns(connection, recipe, [condition])
     connection.execute(NULL_ON_DIVISION_BY_ZERO)
     return f"SELECT conversation FROM ({facts_query(columns)}) WHERE {bind_condition(connection, condition, columns)}"
+
+
+def find_values(
+    connection: DuckDBPyConnection, recipe: Recipe, expressions: Sequence[Expression], *, per_import: bool = False
+) -> pl.DataFrame:
+    """The values of expressions as text: columns `conversation`, and `0`, `1`, … for the expressions in their order.
+
+    An edited conversation has the values of the imported one. If a conversation was imported several times, the first
+    import by path counts, whatever the order of the commands; with `per_import` there is one row for each import.
+    Raises `RecipeError` as for rules.
+    """
+    columns = resolve_columns(connection, recipe, expressions)
+    connection.execute(NULL_ON_DIVISION_BY_ZERO)
+    values = [
+        f'CAST({_bind(connection, expression, columns)[0]} AS VARCHAR) AS "{number}"'
+        for number, expression in enumerate(expressions)
+    ]
+    facts = facts_query(columns, None if per_import else BY_PATH)
+    query = f"""
+        {EDITS_SQL} SELECT edits.conversation, found.* EXCLUDE imported
+        FROM edits JOIN (SELECT conversation AS imported, {", ".join(values)} FROM ({facts})) found USING (imported)"""
+    try:
+        found: pl.DataFrame = connection.sql(query).pl()
+    except duckdb.Error as error:
+        texts = ", ".join(dict.fromkeys(f"{expression.where}: {expression.text}" for expression in expressions))
+        raise RecipeError(f"{shorten(texts)}: {str(error).splitlines()[0]}", VALUE_HINT) from error
+    return found
 
 
 def _split_direction(order: str) -> tuple[str, bool]:
@@ -187,25 +233,27 @@ def metadata_keys(connection: DuckDBPyConnection) -> list[str]:
 # --- from rules to SQL ---
 
 
-def facts_query(columns: Mapping[str, Column]) -> str:
+def facts_query(columns: Mapping[str, Column], order: str | None = BY_IMPORT) -> str:
     """A query with one row per imported conversation and one column per name.
 
-    A metadata column occurs twice: as text, and as a number, which is null if the text is not a number.
+    A metadata column occurs twice: as text, and as a number, which is null if the text is not a number. Of several
+    imports the first in `order` that has a value counts; without an order, there is one row for each of them.
     """
+    first_of = "{}" if order is None else f"arg_min({{}}, {order})"
     aliases = _aliases(columns)
     metadata = {aliases[name]: column.sql for name, column in columns.items() if column.is_metadata}
     values = {aliases[name]: column.sql for name, column in columns.items() if not column.is_metadata}
     values |= {alias: f'o."{_escape(alias)}"' for alias in metadata}
     values |= {f"{alias}{AS_NUMBER}": f'TRY_CAST(o."{_escape(alias)}" AS DOUBLE)' for alias in metadata}
     named = [f'{sql} AS "{_escape(alias)}"' for alias, sql in values.items()]
-    first_values = [f'arg_min({sql}, origins.rowid) AS "{_escape(alias)}"' for alias, sql in metadata.items()]
-    first = [f"arg_min({name}, origins.rowid) AS {name}" for name in ("path", "source")]
+    first_values = [f'{first_of.format(sql)} AS "{_escape(alias)}"' for alias, sql in metadata.items()]
+    first = [f"{first_of.format(name)} AS {name}" for name in ("path", "source")]
     return f"""
         SELECT {", ".join(["c.id AS conversation", *named])} FROM conversations c
         LEFT JOIN scores s ON s.conversation = c.id
         LEFT JOIN (
             SELECT {", ".join(["conversation", *first, *first_values])}
-            FROM origins LEFT JOIN sources USING (source) GROUP BY conversation
+            FROM origins LEFT JOIN sources USING (source) {"GROUP BY conversation" if order else ""}
         ) o ON o.conversation = c.id
         WHERE {IMPORTED_SQL}"""
 

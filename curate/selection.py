@@ -19,6 +19,7 @@ from duckdb import DuckDBPyConnection
 from curate.rule_columns import (
     CAST_HINT,
     NULL_ON_DIVISION_BY_ZERO,
+    VALUE_HINT,
     WHERE,
     Column,
     bind_condition,
@@ -48,11 +49,6 @@ EXAMPLES = 5
 
 NO_RULES, ALL_PASSED, UNKNOWN = "no rules", "every rule holds", " (unknown: NULL)"
 """Stored reasons: of a verdict without rules, of a kept conversation, and the suffix if the rule gave NULL."""
-
-VALUE_HINT = (
-    "A rule has a value outside the domain of a function, such as ln(0). A condition such as "
-    "case when turns > 2 then ln(turns - 2) < 1 end gives NULL there. Use curate select --where to try a single rule."
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import RecipeError, nearest
 from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, KindName, Policy, StandardQuestion
+from schemas.section import Section
+from schemas.version_recipe import FreezeSection
 
 DEFAULT_RECIPE = Path("curate.toml")
 
@@ -30,12 +32,6 @@ AUTO_COUNTS_AS = 2
 SECRET_KEY = re.compile(r"(hub|auth|access|api)_?(token|key)|password|secret", re.IGNORECASE)
 SECRET = re.compile(r"\bhf_\w{16,}|\bsk-[\w-]{16,}|\bgh[pousr]_\w{20,}|\bAKIA[0-9A-Z]{16}\b|://[^/\s:@]+:[^/\s@]+@")
 """Keys and values that grant access: tokens of Hugging Face, OpenAI, GitHub and AWS, and passwords in URLs."""
-
-
-class Section(BaseModel):
-    """A section of the recipe: frozen, unknown keys rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class ImportSection(Section):
@@ -169,15 +165,6 @@ class ReviewSection(Section):
         return self
 
 
-class FreezeSection(Section):
-    """How a version is split into train and held_out."""
-
-    held_out: float = Field(
-        0.05, ge=0, lt=1, description="expected share of groups held out from training, chosen by content hash"
-    )
-    salt: str = Field("", description="any text; changing it changes the split")
-
-
 class TrainSection(Section):
     """How an adapter is trained. Other trainer arguments go into `extra`, which is passed on unchanged."""
 
@@ -288,23 +275,8 @@ class Recipe(Section):
 
     def data_part(self) -> dict[str, Any]:
         """The sections that determine a version: score, select, freeze."""
-        return self.model_dump(mode="json", include={"score", "select", "freeze"})
-
-
-def parse_share(text: str, option: str) -> float:
-    """A share written as `5%` or `0.05`. Raises `RecipeError` that names the option.
-
-    >>> parse_share("5%", "--held-out"), parse_share("0.05", "--held-out")
-    (0.05, 0.05)
-    """
-    number, percent, rest = text.strip().partition("%")
-    try:
-        share = float(number) / (100 if percent else 1)
-    except ValueError:
-        share = -1.0
-    if rest or not 0 <= share <= 1:
-        raise RecipeError(f"{option} {text!r} is not a share.", f"Write {option} 5% or {option} 0.05.")
-    return share
+        part = self.model_dump(mode="json", include={"score", "select"})
+        return part | {"freeze": self.freeze.data_part()}
 
 
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -398,12 +370,18 @@ def _problem(kind: str, location: tuple[int | str, ...], message: str) -> str:
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
         return f"{key}: {message}"
-    return f"{key} is not a known key{nearest(key, _known_keys(Recipe)).rstrip('.')}"
+    return f"{key} is not a known key{nearest(key, _known_keys(Recipe, location)).rstrip('.')}"
 
 
-def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _known_keys(section: type[BaseModel], location: Sequence[int | str], prefix: str = "") -> Iterator[str]:
+    """All keys of a section; in tables with names of the user's choice, those below the name in `location`."""
     for name, field in section.model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        yield key
+        alias = field.alias or name
+        inner = location[1:] if location[:1] == (alias,) else ()
+        yield f"{prefix}{alias}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{key}.")
+            yield from _known_keys(field.annotation, inner, f"{prefix}{alias}.")
+        elif get_origin(field.annotation) is dict and inner:
+            value = get_args(field.annotation)[1]
+            if isinstance(value, type) and issubclass(value, BaseModel):
+                yield from _known_keys(value, inner[1:], f"{prefix}{alias}.{inner[0]}.")

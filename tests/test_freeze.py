@@ -34,7 +34,7 @@ def freeze_store(store, name="support", recipe=RECIPE, **options):
 
 def read_splits(store, recipe=RECIPE):
     with reading(store) as connection:
-        members = place_members(connection, recipe.freeze)
+        members = place_members(connection, recipe).members
     return dict(members.select("conversation", "split").iter_rows())
 
 
@@ -103,7 +103,7 @@ def test_clusters_connected_by_a_shared_question_form_one_group(store):
             rows = [[member.id, method, first.id] for member, method, first in pairs]
             connection.executemany("INSERT INTO clusters (conversation, method, cluster) VALUES (?, ?, ?)", rows)
     with reading(store) as connection:
-        groups = place_members(connection, RECIPE.freeze).group_by("group").agg(pl.len(), pl.col("split").n_unique())
+        groups = place_members(connection, RECIPE).members.group_by("group").agg(pl.len(), pl.col("split").n_unique())
     assert groups.select("len", "split").rows() == [(4, 1)] * 40
 
 

@@ -215,7 +215,7 @@ def import_(
 
 def _overrides(set_: list[str] | None, overlap: int | None, blind: str | None) -> list[str]:
     """The overrides of the recipe by --set and the other options."""
-    from schemas.recipe import parse_share
+    from schemas.section import parse_share
 
     overrides = list(set_ or [])
     if overlap is not None:

@@ -17,8 +17,17 @@ def freeze(
         str | None,
         typer.Option(
             "--held-out",
-            help="Expected share of groups (conversations with the same first question) to hold out.",
+            help="Expected share of groups (conversations with the same first question) to hold out, or a number of "
+            "conversations.",
             show_default="freeze.held_out",
+        ),
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            "--sample",
+            help="Only so many of the kept conversations, by content hash: a number or a share.",
+            show_default="freeze.sample, or all",
         ),
     ] = None,
     parent: Annotated[
@@ -37,15 +46,19 @@ def freeze(
 
     \b
     curate freeze support --held-out 5%
+    curate freeze support-small --sample 5000 --held-out 200
     """
     from curate.cli.views.versions import note_disputes, show_freeze
     from curate.review.verdicts import find_disputed
     from curate.versions import freeze as freezing
-    from schemas.recipe import load_recipe, parse_share
+    from schemas.recipe import load_recipe
+    from schemas.section import parse_amount
     from schemas.store import reading, writing
 
-    share = [] if held_out is None else [f"freeze.held_out={parse_share(held_out, '--held-out')}"]
-    settings = load_recipe(recipe, [*(set_ or []), *share])
+    amounts = {"held_out": held_out, "sample": sample}
+    given = {key: (text, f"--{key.replace('_', '-')}") for key, text in amounts.items() if text is not None}
+    options = [f"freeze.{key}={parse_amount(text, option)}" for key, (text, option) in given.items()]
+    settings = load_recipe(recipe, [*(set_ or []), *options])
     with (reading if dry_run else writing)(store) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
         disputed = find_disputed(connection, settings.review, only_kept=True)

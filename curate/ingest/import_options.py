@@ -7,7 +7,8 @@ from typing import Any
 
 from curate.ingest.repairs import REPAIRS
 from schemas.errors import RecipeError
-from schemas.recipe import OPTIONS, ImportSection, check_recipe, parse_share
+from schemas.recipe import OPTIONS, ImportSection, check_recipe
+from schemas.section import parse_share
 
 
 def apply_options(section: ImportSection, options: Mapping[str, Any]) -> ImportSection:

@@ -8,7 +8,7 @@ from typing import Self
 import polars as pl
 from pydantic import Field, FiniteFloat, model_validator
 
-from schemas.recipe import Section
+from schemas.section import Section
 
 
 class Penalty(Section):

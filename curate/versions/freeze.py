@@ -14,8 +14,8 @@ from duckdb import DuckDBPyConnection
 
 from curate.rule_columns import WHERE
 from curate.scorers.plan import plan_scorers
-from curate.selection import latest_selection
-from curate.versions.placement import place_members
+from curate.selection import KEPT_SQL, latest_selection
+from curate.versions.placement import Placement, place_members
 from curate.versions.split import count_groups, count_splits
 from schemas.cluster import NEAR_DUPLICATE, Clustering, count_unclustered, find_clustering
 from schemas.conversation import PRESENT_SQL
@@ -44,10 +44,11 @@ class FreezeResult:
     """split -> groups"""
     moved: int
     """conversations that are in the other split than in the parent version"""
+    placement: Placement
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
-        version = self.version
+        version, placement = self.version, self.placement
         return {
             "version": version.label,
             "new": self.new,
@@ -57,6 +58,9 @@ class FreezeResult:
             "counts": version.counts,
             "groups": self.groups,
             "moved_since_parent": self.moved,
+            "kept": placement.kept,
+            "held_out_wanted": placement.wanted,
+            "strata": placement.strata,
         }
 
 
@@ -66,16 +70,18 @@ def freeze(
     """Write the kept conversations and `recipe` as a new version, or return the version of this name with this digest.
 
     `parent` is a label, `none`, or None for the newest version of this name. `dry_run` writes nothing and accepts a
-    read-only connection. Raises `RecipeError` for invalid scorer parameters; raises `VersionError` for an invalid name,
-    an unknown parent, no kept conversation, and if the latest selection or near-duplicate search used other rules or
-    parameters than `recipe`, because a version states the recipe that produced it.
+    read-only connection. Raises `RecipeError` for invalid scorer parameters and unknown columns. Raises `VersionError`
+    for an invalid name, an unknown parent, no kept conversation or fewer than the recipe asks for, and if the latest
+    selection or near-duplicate search used other rules or parameters than `recipe`, because a version states the recipe
+    that produced it.
     """
     check_name(name)
     plan_scorers(recipe.score)
     data_recipe = recipe.data_part() | applied_clustering(connection, recipe)
     data_recipe["select"]["rules"] = applied_rules(connection, recipe)
-    members = place_members(connection, recipe.freeze)
-    _check_not_empty(connection, members)
+    _check_not_empty(connection)
+    placement = place_members(connection, recipe)
+    members = placement.members
     digest = version_digest(members, data_recipe)
     newest = _find_newest(connection, name)
     existing = _find_by_digest(connection, name, digest)
@@ -86,7 +92,7 @@ def freeze(
     if written:
         write_version(connection, version, members)
     moved = _count_moved(connection, version.parent, members)
-    return FreezeResult(version, existing is None, written, count_groups(members), moved)
+    return FreezeResult(version, existing is None, written, count_groups(members), moved, placement)
 
 
 def applied_rules(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
@@ -163,8 +169,9 @@ def check_name(name: str) -> str:
     return name
 
 
-def _check_not_empty(connection: DuckDBPyConnection, members: pl.DataFrame) -> None:
-    if members.height:
+def _check_not_empty(connection: DuckDBPyConnection) -> None:
+    ((kept,),) = connection.sql(f"SELECT count(*) FROM ({KEPT_SQL})").fetchall()
+    if kept:
         return
     ((stored,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}").fetchall()
     if stored:

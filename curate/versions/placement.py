@@ -1,22 +1,92 @@
-"""Kept conversations and `[freeze]` → the members of a version: `train` or `held_out` for each group.
+"""Kept conversations and `[freeze]` → the members of a version: a sample of them, `train` or `held_out` for each group.
 
-A group is placed as a unit by a hash, so the split is independent of random seeds and of the order of import.
+A group is placed as a unit by a hash, so sample and split are independent of random seeds and of the order of import.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 import polars_hash  # noqa: F401  registers the namespace `chash`
 from duckdb import DuckDBPyConnection
 
-from curate.versions.split import group_members
-from schemas.recipe import FreezeSection
+from curate.rule_columns import find_values
+from curate.versions.split import NO_LINKS, group_members
+from schemas.errors import VersionError
+from schemas.recipe import Recipe
+from schemas.rule import Expression
+from schemas.text import plural
+from schemas.version import SPLITS
+from schemas.version_recipe import FreezeSection
+
+TRAIN, HELD_OUT = SPLITS
+
+EMPTY = "(empty)"
+"""How a stratum shows that a column has no value."""
 
 
-def place_members(connection: DuckDBPyConnection, section: FreezeSection) -> pl.DataFrame:
-    """The kept conversations with their splits: columns `conversation`, `group`, `split`."""
-    members = group_members(connection)
-    return members.with_columns(split=_split_by_share(section.held_out, section.salt))
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The members of a version, and how they were chosen and placed."""
+
+    members: pl.DataFrame
+    """`conversation`, `group`, `split`"""
+    kept: int
+    """kept conversations, of which the members are a sample"""
+    wanted: int | None = None
+    """conversations to hold out, if the recipe gives or implies a number; groups can make it impossible"""
+    strata: list[dict[str, Any]] = field(default_factory=list)
+    """`stratum`, `conversations`, `held_out`"""
+
+    @property
+    def unrepresented(self) -> list[str]:
+        """The strata without a held-out conversation."""
+        return [stratum["stratum"] for stratum in self.strata if not stratum["held_out"]]
+
+
+def place_members(connection: DuckDBPyConnection, recipe: Recipe) -> Placement:
+    """Group, sample and split the kept conversations.
+
+    Raises `RecipeError` for unknown columns, and `VersionError` if more conversations are asked for than there are.
+    """
+    section = recipe.freeze
+    kept = group_members(connection, _group_links(connection, recipe))
+    members = _sample(kept, section)
+    columns = [Expression.read(column, "freeze.stratify") for column in section.stratify]
+    if not columns and isinstance(section.held_out, float):
+        placed = members.with_columns(split=_split_by_share(section.held_out, section.salt))
+        return Placement(placed, kept.height)
+    wanted = _count_wanted(members.height, section.held_out)
+    strata = _read_strata(connection, recipe, members, columns)
+    groups = _split_by_count(strata, wanted, section.salt)
+    placed = members.join(groups, on="group", how="left", maintain_order="left")
+    return Placement(placed, kept.height, wanted, _count_strata(placed, strata, section.stratify) if columns else [])
+
+
+def _group_links(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
+    """A link for each value of each column in `freeze.group`, in all imports of a conversation."""
+    columns = [Expression.read(column, "freeze.group") for column in recipe.freeze.group]
+    if not columns:
+        return NO_LINKS
+    values = find_values(connection, recipe, columns, per_import=True)
+    links = values.unpivot(index="conversation", variable_name="column", value_name="value").drop_nulls("value")
+    return links.select("conversation", link=pl.format("column {} {}", "column", "value")).unique()
+
+
+def _sample(kept: pl.DataFrame, section: FreezeSection) -> pl.DataFrame:
+    """The first conversations in the order of a hash, so that a larger sample contains the smaller one."""
+    if section.sample is None:
+        return kept
+    size = section.sample if isinstance(section.sample, int) else max(1, round(section.sample * kept.height))
+    if size > kept.height:
+        raise VersionError(
+            f"A sample of {size:,} is asked for, but only {plural(kept.height, 'conversation')} are kept.",
+            f"Use --sample {kept.height} or less; curate select --dry-run shows how many each rule drops.",
+        )
+    return kept.sort(_hash(f"sample {section.salt} ", "conversation"), "conversation").head(size)
 
 
 def _split_by_share(share: float, salt: str) -> pl.Expr:
@@ -27,6 +97,84 @@ def _split_by_share(share: float, salt: str) -> pl.Expr:
     sqrt(p(1-p)/n). 5 % of 1,000 groups is between 4.3 % and 5.7 % in two of three cases; with 20 groups `held_out` is
     empty in one of three cases. A large group, such as many chats that open with the same greeting, moves as a unit.
     """
-    hashed = pl.concat_str(pl.lit(salt), "group").chash.sha2_256()  # type: ignore[attr-defined]
-    is_held_out = hashed < f"{int(share * 2**64):016x}"
-    return pl.when(is_held_out).then(pl.lit("held_out")).otherwise(pl.lit("train"))
+    is_held_out = _hash(salt, "group") < f"{int(share * 2**64):016x}"
+    return pl.when(is_held_out).then(pl.lit(HELD_OUT)).otherwise(pl.lit(TRAIN))
+
+
+def _hash(prefix: str, column: str) -> pl.Expr:
+    hashed: pl.Expr = pl.concat_str(pl.lit(prefix), column).chash.sha2_256()  # type: ignore[attr-defined]
+    return hashed
+
+
+# --- numbers of conversations
+
+
+def _count_wanted(members: int, held_out: int | float) -> int:
+    wanted = held_out if isinstance(held_out, int) else round(held_out * members)
+    if wanted >= max(members, 1):
+        raise VersionError(
+            f"{plural(wanted, 'conversation')} would be held out of {members:,}, which leaves none to train on.",
+            f"Use a smaller number, such as --held-out {members // 10}, or a share, such as --held-out 10%.",
+        )
+    return wanted
+
+
+def _read_strata(
+    connection: DuckDBPyConnection, recipe: Recipe, members: pl.DataFrame, columns: Sequence[Expression]
+) -> pl.DataFrame:
+    """The members with the values of `columns` (`conversation`, `group`, `0`, `1`, …)."""
+    if not columns:
+        return members
+    values = find_values(connection, recipe, columns)
+    return members.join(values, on="conversation", how="left", maintain_order="left")
+
+
+def _split_by_count(members: pl.DataFrame, wanted: int, salt: str) -> pl.DataFrame:
+    """The split of each group (`group`, `split`), so that `wanted` conversations are held out, in proportion.
+
+    Each stratum gets its share of `wanted`, by largest remainder. Its groups are taken in the order of a hash, without
+    those that no longer fit, so that groups are whole and `wanted` is never exceeded. What a stratum cannot fill is
+    taken from all strata. The result is exact if there are enough groups of one conversation.
+    """
+    values = pl.exclude("conversation", "group")
+    strata = members.with_columns(stratum=pl.struct(pl.lit(0).alias("all"), values).rank("dense"))
+    sizes = strata.group_by("group", "stratum").len("size").sort("size", "stratum", descending=[True, False])
+    groups = sizes.group_by("group", maintain_order=True).agg(pl.sum("size"), pl.first("stratum"))
+    ordered = groups.sort(_hash(salt, "group"), "group")
+    first = _fill(ordered, _share_out(ordered, wanted))
+    missing = wanted - int(ordered.filter(first)["size"].sum())
+    rest = ordered.with_columns(size=pl.when(first).then(wanted + 1).otherwise("size"), stratum=0)
+    held_out = first | _fill(rest, {0: missing})
+    return ordered.select("group", split=pl.when(held_out).then(pl.lit(HELD_OUT)).otherwise(pl.lit(TRAIN)))
+
+
+def _share_out(groups: pl.DataFrame, wanted: int) -> dict[int, int]:
+    """`wanted`, distributed to the strata in proportion to their sizes by largest remainder; it adds up."""
+    total = max(int(groups["size"].sum()), 1)
+    strata = groups.group_by("stratum").agg(pl.sum("size")).with_columns(
+        share=pl.col("size") * wanted // total, remainder=pl.col("size") * wanted % total
+    )  # fmt: skip
+    left = wanted - int(strata["share"].sum())
+    ranked = strata.sort("remainder", "stratum", descending=[True, False]).with_row_index("place")
+    return dict(ranked.select("stratum", pl.col("share") + (pl.col("place") < left)).iter_rows())
+
+
+def _fill(groups: pl.DataFrame, left: dict[int, int]) -> pl.Series:
+    """Which groups are taken, in their order, if `left` conversations are to be taken of each stratum."""
+    taken = []
+    for stratum, size in groups.select("stratum", "size").iter_rows():  # each step depends on those before
+        fits = size <= left[stratum]
+        left[stratum] -= size * fits
+        taken.append(fits)
+    return pl.Series(taken, dtype=pl.Boolean)
+
+
+def _count_strata(placed: pl.DataFrame, strata: pl.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The conversations of each stratum and those held out, the largest first."""
+    values = [pl.col(str(number)).fill_null(EMPTY) for number in range(len(columns))]
+    parts = [pl.format("{} = {}", pl.lit(column), value) for column, value in zip(columns, values, strict=True)]
+    named = strata.select("conversation", stratum=pl.concat_str(parts, separator=", "))
+    counted = named.join(placed, on="conversation").group_by("stratum").agg(
+        pl.len().alias("conversations"), (pl.col("split") == HELD_OUT).sum().alias(HELD_OUT)
+    )  # fmt: skip
+    return counted.sort("conversations", "stratum", descending=[True, False]).to_dicts()

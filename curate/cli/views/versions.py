@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from curate.cli.console import note, print_line, print_table
 from schemas.digest import canonical_json
-from schemas.text import plural
+from schemas.text import join_names, plural
 
 if TYPE_CHECKING:  # the commands import only what they run
     from curate.versions.bundle import ExportResult
@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # the commands import only what they run
 
 SHORT_DIGEST = 12
 """Digits of an id or a digest in a table."""
+
+MAX_STRATA = 5
+"""Names of strata in a message."""
 
 
 def show_freeze(result: FreezeResult) -> None:
@@ -31,8 +34,30 @@ def show_freeze(result: FreezeResult) -> None:
     print_line(f"parent {version.parent or 'none'}")
     if result.moved:
         print_line(f"{plural(result.moved, 'conversation')} in a different split than in {version.parent}.")
-    if not version.counts["held_out"]:
-        print_line("held_out is empty: the share is too small for so few groups. Try --held-out 20%.")
+    for line in _placement_lines(result):
+        print_line(line)
+
+
+def _placement_lines(result: FreezeResult) -> Iterator[str]:
+    """How the members were chosen and placed, as far as it differs from all kept conversations and a share of them."""
+    placement, counts = result.placement, result.version.counts
+    members = placement.members.height
+    if members < placement.kept:
+        yield f"A sample of {members:,} of {plural(placement.kept, 'kept conversation')}."
+    if placement.wanted is not None and counts["held_out"] != placement.wanted:
+        yield (
+            f"{counts['held_out']:,} instead of {plural(placement.wanted, 'conversation')} held out: groups stay whole."
+        )
+    if unrepresented := placement.unrepresented:
+        names = join_names(unrepresented, MAX_STRATA)
+        count = f"{plural(len(unrepresented), 'stratum').replace('stratums', 'strata')} of {len(placement.strata):,}"
+        yield f"{count} without a held-out conversation, use a larger --held-out: {names}"
+    if not counts["train"]:
+        yield "train is empty: nothing is left to train on."
+    if not counts["held_out"] and sum(result.groups.values()) == 1:
+        yield "held_out is empty: all conversations are in one group."
+    elif not counts["held_out"] and placement.wanted is None:
+        yield "held_out is empty: the share is too small for so few groups. Try --held-out 20%."
 
 
 def note_disputes(count: int) -> None:
