@@ -270,15 +270,16 @@ def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
 def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
     """The mappings whose columns are not a subset of another's: instruction, input, output beats input, output.
 
-    A mapping of a proven shape also beats those of other shapes that use one of its columns.
+    A mapping of a proven shape instead beats those of other shapes that use one of its columns.
     """
     columns = [set(mapping.fields.values()) for mapping in mappings]
     proven = [SHAPES[mapping.shape].proven for mapping in mappings]
     return [
         mapping
         for mapping, own, is_proven in zip(mappings, columns, proven, strict=True)
-        if not any(
-            own < other or (other_is_proven and not is_proven and own & other)
+        if is_proven
+        or not any(
+            own < other or (other_is_proven and own & other)
             for other, other_is_proven in zip(columns, proven, strict=True)
         )
     ]
@@ -359,6 +360,6 @@ def _list_options(mappings: list[ColumnMapping], choice: str = "Choose one with"
 
 
 def _option_line(mapping: ColumnMapping) -> str:
-    """The options of a mapping, followed by its summary as a comment of the shell."""
+    """The options of a mapping, and its summary on the next line."""
     summary = SHAPES[mapping.shape].summary
-    return f"{mapping.as_options()}  # {summary}" if summary else mapping.as_options()
+    return f"{mapping.as_options()}\n        {summary}" if summary else mapping.as_options()

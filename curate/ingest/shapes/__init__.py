@@ -5,8 +5,28 @@ A new shape is a module with `FIELDS` and `parse`, and one line here.
 
 from __future__ import annotations
 
-from curate.ingest.shapes import alpaca, messages, pairs, raw_text, sharegpt, squad, transcript, turn_per_row
-from curate.ingest.shapes.shape import Shape
+from collections.abc import Mapping
+
+from curate.ingest.shapes import (
+    alpaca,
+    answers,
+    chatgpt,
+    messages,
+    pairs,
+    raw_text,
+    sharegpt,
+    squad,
+    transcript,
+    tree,
+    turn_per_row,
+)
+from curate.ingest.shapes.shape import Field, Parse, Shape
+
+
+def _proven(fields: Mapping[str, Field], parse: Parse, summary: str, *, spans_rows: bool = False) -> Shape:
+    """A shape that the keys in its cells prove; `summary` states what becomes of them."""
+    return Shape(fields, parse, proven=True, spans_rows=spans_rows, summary=summary)
+
 
 SHAPES: dict[str, Shape] = {
     "sharegpt": Shape(sharegpt.FIELDS, sharegpt.parse),
@@ -15,15 +35,18 @@ SHAPES: dict[str, Shape] = {
     "pairs": Shape(pairs.FIELDS, pairs.parse),
     "transcript": Shape(transcript.FIELDS, transcript.parse),
     "long": Shape(turn_per_row.FIELDS, turn_per_row.parse, detected=False, spans_rows=True),
-    "squad": Shape(
-        squad.FIELDS, squad.parse, proven=True, summary="prompt: context and question; answer: the first of answers"
-    ),
-    "squad-articles": Shape(
-        squad.ARTICLE_FIELDS,
-        squad.parse_articles,
-        proven=True,
-        summary="prompt: context and question; answer: the first of answers",
-    ),
     "text": Shape(raw_text.FIELDS, raw_text.parse, fallback=True, has_questions=False),
+    "squad": _proven(squad.FIELDS, squad.parse, "prompt: context and question; answer: the first of answers"),
+    "squad-articles": _proven(
+        squad.ARTICLE_FIELDS, squad.parse_articles, "prompt: context and question; answer: the first of answers"
+    ),
+    "best-answer": _proven(answers.BEST_FIELDS, answers.parse_best, "the best-rated of the answers to each prompt"),
+    "first-answer": _proven(answers.FIRST_FIELDS, answers.parse_first, "the first of the answers to each prompt"),
+    "answers": _proven(answers.FIELDS, answers.parse, "every answer, each a conversation with its prompt"),
+    "best-branch": _proven(tree.RANKED_FIELDS, tree.parse_best, "of several replies the best-ranked", spans_rows=True),
+    "tree": _proven(tree.FIELDS, tree.parse, "every branch, each a conversation", spans_rows=True),
+    "best-replies": _proven(tree.RANKED_NESTED_FIELDS, tree.parse_nested_best, "of several replies the best-ranked"),
+    "replies": _proven(tree.NESTED_FIELDS, tree.parse_nested, "every branch, each a conversation"),
+    "chatgpt": _proven(chatgpt.FIELDS, chatgpt.parse, "the branch that ChatGPT shows, without hidden messages"),
 }
 """Name → shape, in the order in which candidates are listed."""

@@ -12,12 +12,15 @@ from curate.ingest.shapes.shape import MEMBERS, PROBLEMS, ParsedTable, problem_r
 NO_ANSWER = "no-answer"
 
 
-def parse_parts(height: int, parts: pl.DataFrame, problems: Sequence[pl.DataFrame] = ()) -> ParsedTable:
+def parse_parts(
+    height: int, parts: pl.DataFrame, problems: Sequence[pl.DataFrame] = (), *, earlier: pl.DataFrame | None = None
+) -> ParsedTable:
     """The conversations of a table with `height` rows, one per row of `parts`.
 
     `parts` has the `position` of the row in the table, in order, the texts of the turns (`human` and `gpt`, or other
     roles, in their order; a null is not a turn), and optionally `no_answer`, the reason why a part has none. A row with
-    one of `problems` has no other parts; one without parts and problems has no answer.
+    one of `problems` has no other parts; one without parts and problems has no answer. `earlier` are turns that precede
+    those of every part of their row, which is the position.
     """
     failed = pl.concat([pl.DataFrame(schema=PROBLEMS), *problems]).unique("row", keep="first", maintain_order=True)
     parts = parts.with_columns(pl.col("position").cast(pl.Int64)).join(
@@ -33,17 +36,20 @@ def parse_parts(height: int, parts: pl.DataFrame, problems: Sequence[pl.DataFram
             pl.when(missing).then(pl.lit(NO_ANSWER)).otherwise("code").alias("code"),
             pl.coalesce("no_answer", "reason").alias("reason"),
         ).drop("no_answer")
-    return _to_table(height, parts.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64)))
+    return _to_table(height, parts.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64)), earlier)
 
 
-def _to_table(height: int, parts: pl.DataFrame) -> ParsedTable:
+def _to_table(height: int, parts: pl.DataFrame, earlier: pl.DataFrame | None) -> ParsedTable:
     """The parsed table of numbered parts: those with a `code` are problems, all others have turns."""
     sound = parts.filter(pl.col("code").is_null())
     roles = [name for name in parts.columns if name not in ("row", "position", "code", "reason")]
     turns = interleave({role: sound[role] for role in roles})
-    numbers = sound["row"].gather(turns["row"]).alias("row")
+    turns = turns.with_columns(sound["row"].gather(turns["row"]).alias("row"))
+    if earlier is not None and earlier.height:
+        before = sound.select("row", "position").join(earlier.rename({"row": "position"}), on="position", how="inner")
+        turns = pl.concat([before.select(turns.columns), turns]).sort("row", maintain_order=True)
     return ParsedTable(
-        turns.with_columns(numbers),
+        turns,
         problems=parts.filter(pl.col("code").is_not_null()).select(*PROBLEMS),
         members=pl.DataFrame(schema=MEMBERS) if parts.height == height else parts.select(*MEMBERS),
     )

@@ -35,6 +35,9 @@ PARSE_RULES = {
     "no-speaker": "A transcript names its speakers.",
     "text-before-speaker": "A transcript starts with a speaker.",
     "reserved-character": "A transcript does not contain the noncharacters U+FDD0 and U+FDD1.",
+    "uses-tools": "A conversation of a ChatGPT export uses no tools, which the export does not describe completely.",
+    "missing-parent": "The parent of a message is in the file.",
+    "lower-ranked": "With best-branch, a reply has the best rank among the replies to its message.",
     "no-answer": "A prompt has an answer.",
     "missing-group": "In long format, every row has a conversation id.",
     "refers-to-media": "A row has no image, sound or video, and no placeholder of one in a question.",
@@ -122,12 +125,16 @@ class Field:
     any_name: bool = False
 
 
+Parse = Callable[[pl.DataFrame, ColumnMapping], ParsedTable]
+"""A table and its mapping → its conversations."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A way to write conversations as rows: its fields, and the function that parses a table."""
 
     fields: Mapping[str, Field]
-    parse: Callable[[pl.DataFrame, ColumnMapping], ParsedTable]
+    parse: Parse
     detected: bool = True
     """Whether it is used without `--shape`; otherwise it is only suggested."""
     fallback: bool = False
