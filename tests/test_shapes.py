@@ -189,11 +189,30 @@ def test_tool_calls_and_results_keep_their_original_text():
 
 def test_a_tool_call_in_another_notation_is_normalised():
     nested = json.dumps({"id": "c1", "function": {"name": "add", "arguments": '{"a": 1.0}'}})
-    parsed = sharegpt(("function_call", nested), ("function_call", '{"name": "add", "parameters": {"a": 1.0}}'))
+    parsed = sharegpt(
+        ("function_call", nested), ("gpt", "2"), ("function_call", '{"name": "add", "parameters": {"a": 1.0}}')
+    )
     assert talk(parsed) == [
         ("function_call", '{"name": "add", "arguments": {"a": 1.0}, "id": "c1"}'),
+        ("gpt", "2"),
         ("function_call", CALL),
     ]
+
+
+def test_consecutive_calls_are_one_list_of_parallel_calls():
+    parsed = sharegpt(("function_call", CALL), ("function_call", f" [{CALL},{CALL}] "), ("observation", "2"))
+    assert talk(parsed) == [("function_call", f"[{CALL}, {CALL},{CALL}]"), ("observation", "2")]
+
+
+def test_consecutive_calls_with_different_training_flags_stay_apart():
+    turn = {"from": "function_call", "value": CALL}
+    parsed = read("sharegpt", {"conversations": [json.dumps([turn, {**turn, "train": False}])]})
+    assert talk(parsed) == [("function_call", CALL), ("function_call", CALL)]
+
+
+def test_calls_in_consecutive_rows_of_a_long_table_are_parallel():
+    table = {"group_by": ["1"] * 4, "role": ["user", "tool_call", "tool_call", "tool"], "text": ["?", CALL, CALL, "2"]}
+    assert talk(read("long", table)) == [("human", "?"), ("function_call", f"[{CALL}, {CALL}]"), ("observation", "2")]
 
 
 def test_a_tool_call_that_is_not_json_is_left_to_validation():

@@ -55,6 +55,7 @@ REJECTED = {
     "same-role-twice": [("human", "Hi"), ("gpt", "Hello"), ("gpt", "Still there?")],
     "unanswered-tool-call": [("human", "1+1?"), ("function_call", CALL), ("gpt", "2")],
     "result-without-call": [("human", "1+1?"), ("observation", "2"), ("gpt", "2")],
+    "only-reasoning": [("human", "Hi"), ("gpt", "<think>\nA greeting.\n</think>\n\n")],
     "wrong-order": [("human", "?"), ("function_call", CALL), ("observation", "2"), ("human", "So?"), ("gpt", "2")],
     "broken-tool-call": [("human", "1+1?"), ("function_call", '{"name": "add", "arguments": "a=1"}')],
     "mismatched-results": [
@@ -148,6 +149,47 @@ def test_a_long_decimal_and_nan_in_a_string_are_valid():
 
 def test_a_tool_call_at_the_end_of_a_conversation_is_a_warning():
     assert codes([("human", "1+1?"), ("function_call", CALL)]) == [(0, "open-tool-call")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_found"),
+    [
+        *((" <think>a</think> \n", True), ("<think>cut off", True), ("<think>a</think><think>b</think>", True)),
+        *(("<think>a</think>b", False), ("Write <think></think>", False), ("<think>a</think>b<think>c</think>", False)),
+    ],
+)
+def test_an_answer_that_is_only_reasoning_is_rejected(answer, is_found):
+    found = [(0, "only-reasoning")] if is_found else []
+    assert [
+        finding for finding in codes([("human", "Hi"), ("gpt", answer)]) if finding[1] != "outer-white-space"
+    ] == found
+
+
+def test_reasoning_before_a_tool_call_needs_no_answer():
+    assert (
+        codes(
+            [("human", "?"), ("gpt", "<think>a</think>"), ("function_call", CALL), ("observation", "2"), ("gpt", "2")]
+        )
+        == []
+    )
+
+
+def test_a_call_of_a_tool_that_is_not_defined_is_a_warning():
+    talk = VALID[4]
+    tools = [
+        '[{"type": "function", "function": {"name": "add"}}]',
+        '[{"name": "sub"}, {"name": "add"}]',
+        '[{"name": "sub"}]',
+    ]
+    findings = validate(turns(*[talk] * 4, VALID[0]), pl.DataFrame({"row": [0, 1, 2], "tools": tools}))
+    assert findings.select("row", "code", "severity").rows() == [
+        (2, "undeclared-tool", "warning"),
+        (3, "calls-without-tools", "warning"),
+    ]
+    assert findings["reason"].to_list() == [
+        "Turn 2 (function_call) calls add, which is not among the tools.",
+        "Turn 2 (function_call) calls add; the conversation has no tools.",
+    ]
 
 
 def plain_verdict(talk: list[tuple]) -> bool:

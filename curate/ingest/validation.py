@@ -15,8 +15,8 @@ from typing import Literal
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import is_nonstandard, query_frames
 from curate.ingest.shapes.shape import shorten_expr
+from curate.ingest.tool_checks import check_calls, check_reasoning, check_tools
 from schemas.control_tokens import CONTROL_TOKENS
 from schemas.conversation import ASSISTANT_ROLES, ROLES
 
@@ -67,7 +67,7 @@ def validate(
     broken = context.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items())
     codes = [code for code in rules if broken[code].any()]
     findings = [_findings(code, context.filter(broken[code]), limits) for code in codes]
-    others = _check_calls(context) | _check_tools(tools)
+    others = check_calls(context, tools) | check_tools(tools) | check_reasoning(context)
     findings += [_findings(code, rows, limits) for code, rows in others.items()]
     return _keep_first_reject(findings)
 
@@ -170,6 +170,11 @@ RULES: dict[str, Rule] = {
         lambda _: pl.col("empty") & ROLE.is_in(["system", "observation"]),
         _turn("is empty"),
     ),
+    "only-reasoning": Rule(
+        "An answer has text after its reasoning (<think>…</think>).",
+        lambda _: pl.lit(False),  # checked by `check_reasoning`
+        _turn("has reasoning and no answer after it"),
+    ),
     "not-ending-with-assistant": Rule(
         "A conversation ends with an assistant turn; later turns would not be trained on.",
         lambda _: pl.col("last") & ~ROLE.is_in(list(ASSISTANT_ROLES)),
@@ -222,12 +227,12 @@ RULES: dict[str, Rule] = {
     ),
     "broken-tool-call": Rule(
         "A tool call is JSON: an object with a name and an arguments object, or a list of such objects.",
-        lambda _: pl.lit(False),  # checked by `_check_calls`, only for turns with tool calls
+        lambda _: pl.lit(False),  # checked by `check_calls`, only for turns with tool calls
         _turn_quoting("is not a valid tool call"),
     ),
     "mismatched-results": Rule(
         "A tool call has as many results as calls, with equal ids if both have ids.",
-        lambda _: pl.lit(False),  # checked by `_check_calls`
+        lambda _: pl.lit(False),  # checked by `check_calls`
         lambda _: pl.format(
             "Turn {} ({}) makes {} calls, {} results follow; ids of the calls: {}; ids of the results: {}.",
             *("turn", "from", "calls", "results", _join_ids("ids"), _join_ids("result_ids")),
@@ -235,8 +240,20 @@ RULES: dict[str, Rule] = {
     ),
     "broken-tools": Rule(
         "The tools of a conversation are a JSON list of objects.",
-        lambda _: pl.lit(False),  # checked by `_check_tools`
+        lambda _: pl.lit(False),  # checked by `check_tools`
         lambda _: pl.format("The tools are not a JSON list of objects: {}", shorten_expr(pl.col("value"))),
+    ),
+    "undeclared-tool": Rule(
+        "A call names a tool that the tools of the conversation do not define.",
+        lambda _: pl.lit(False),  # checked by `check_calls`
+        lambda _: pl.format("Turn {} ({}) calls {}, which is not among the tools.", "turn", "from", "name"),
+        severity="warning",
+    ),
+    "calls-without-tools": Rule(
+        "A conversation calls tools and defines none; the prompt of a server lists them.",
+        lambda _: pl.lit(False),  # checked by `check_calls`
+        lambda _: pl.format("Turn {} ({}) calls {}; the conversation has no tools.", "turn", "from", "name"),
+        severity="warning",
     ),
     "open-tool-call": Rule(
         "The conversation ends with a tool call without a result; the call itself is trained on.",
@@ -276,62 +293,7 @@ RULES: dict[str, Rule] = {
 """Code → rule, in the order in which findings are reported."""
 
 
-# -------------------------------------------------------------------------------------------- tool calls and findings
-
-_CALLS = """
-    SELECT * EXCLUDE (entries), len(entries) AS calls,
-        calls = 0 OR list_bool_or([
-            coalesce(json_type(c, '$.name') <> 'VARCHAR' OR json_type(c, '$.arguments') <> 'OBJECT', true)
-            FOR c IN entries
-        ]) AS broken,
-        [c ->> '$.id' FOR c IN entries IF c ->> '$.id' IS NOT NULL] AS ids
-    FROM (
-        SELECT *, CASE
-            WHEN NOT json_valid(value) THEN []
-            WHEN json_type(value::JSON) = 'ARRAY' THEN CAST(value::JSON AS JSON[])
-            ELSE [value::JSON] END AS entries
-        FROM call_turns
-    )
-"""
-
-
-def _check_calls(context: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The turns with invalid tool calls, and those whose results do not match the calls, by code."""
-    call_turns = context.filter(ROLE == "function_call")
-    if call_turns.is_empty():
-        return {}
-    calls = query_frames(_CALLS, call_turns=call_turns)
-    calls = calls.with_columns(broken=calls["broken"] | is_nonstandard(calls["value"]))
-    call_index = pl.when(ROLE == "function_call").then("index").forward_fill()
-    results = context.select("row", "role", "tool_call_id", call_index.alias("index")).filter(ROLE == "observation")
-    by_call = results.group_by("row", "index").agg(results=pl.len(), result_ids=pl.col("tool_call_id").drop_nulls())
-    mismatched = calls.filter(~pl.col("broken")).join(by_call, on=["row", "index"]).filter(_is_mismatched())
-    return {"broken-tool-call": calls.filter("broken"), "mismatched-results": mismatched.sort("index")}
-
-
-def _is_mismatched() -> pl.Expr:
-    """Whether the results that follow a tool call do not match it.
-
-    Several calls without ids may have one result that contains all of theirs, as in ShareGPT files.
-    """
-    ids, result_ids = pl.col("ids").list.len(), pl.col("result_ids").list.len()
-    all_have_ids = (ids == pl.col("calls")) & (result_ids == pl.col("results"))
-    others = pl.col("ids").list.set_symmetric_difference("result_ids").list.len() > 0
-    in_one = (pl.col("results") == 1) & (ids + result_ids == 0)
-    return ((pl.col("results") != pl.col("calls")) & ~in_one) | (all_have_ids & others)
-
-
-def _check_tools(tools: pl.DataFrame | None) -> dict[str, pl.DataFrame]:
-    """The rows whose tools are not a JSON list of objects, by code."""
-    if tools is None or tools.is_empty():
-        return {}
-    cells = tools.with_columns(nonstandard=is_nonstandard(tools["tools"]))
-    query = """
-        SELECT row, tools AS value FROM cells
-        WHERE nonstandard OR NOT json_valid(tools) OR json_type(tools::JSON) <> 'ARRAY'
-            OR list_bool_or([json_type(t) <> 'OBJECT' FOR t IN CAST(tools::JSON AS JSON[])])
-    """
-    return {"broken-tools": query_frames(query, cells=cells)}
+# ------------------------------------------------------------------------------------------------------------ findings
 
 
 def _findings(code: str, turns: pl.DataFrame, limits: Limits) -> pl.DataFrame:

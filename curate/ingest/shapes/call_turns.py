@@ -62,3 +62,24 @@ def drop_empty_announcements(turns: pl.DataFrame) -> pl.DataFrame:
     calls_next = (pl.col("from").shift(-1) == "function_call") & (pl.col("row").shift(-1) == pl.col("row"))
     empty = (pl.col("from") == "gpt") & (pl.col("value").str.strip_chars() == "")
     return turns.filter(~(empty & calls_next).fill_null(False))
+
+
+def join_parallel_calls(turns: pl.DataFrame) -> pl.DataFrame:
+    """The turns with consecutive calls as one turn, a list of calls; calls with different training flags stay apart."""
+    is_call = turns["from"] == "function_call"
+    if not (is_call & is_call.shift(1)).any():
+        return turns
+    same = [pl.col(name) == pl.col(name).shift(1) for name in ("row", "from", "train")]
+    joins = pl.all_horizontal(*same, pl.col("from") == "function_call").fill_null(False)
+    numbered = turns.with_columns(joins.not_().cum_sum().alias("turn"), inner=_without_brackets(pl.col("value")))
+    groups = numbered.group_by("turn", maintain_order=True)
+    joined = groups.agg(pl.exclude("inner", "value").first(), pl.col("value").first(), pl.col("inner"))
+    as_list = pl.concat_str(pl.lit("["), pl.col("inner").list.join(", "), pl.lit("]"))
+    value = pl.when(pl.col("inner").list.len() > 1).then(as_list).otherwise("value").alias("value")
+    return joined.with_columns(value).select(turns.columns)
+
+
+def _without_brackets(text: pl.Expr) -> pl.Expr:
+    plain = text.str.strip_chars()
+    is_list = plain.str.starts_with("[") & plain.str.ends_with("]")
+    return pl.when(is_list).then(plain.str.slice(1).str.head(-1).str.strip_chars()).otherwise(plain)

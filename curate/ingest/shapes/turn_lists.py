@@ -8,6 +8,7 @@ from curate.ingest.shapes.call_turns import (
     add_call_turns,
     drop_empty_announcements,
     element_calls,
+    join_parallel_calls,
     normalise_calls,
 )
 from curate.ingest.shapes.json_cells import list_cells
@@ -100,7 +101,7 @@ def _turns(elements: pl.DataFrame, lists: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col("from") == "observation").then("tool_call_id").alias("tool_call_id"),
     )
     turns = add_call_turns(turns, element_calls(elements, lists))
-    return drop_empty_announcements(normalise_calls(turns)).select(*TURNS)
+    return join_parallel_calls(drop_empty_announcements(normalise_calls(turns))).select(*TURNS)
 
 
 def _text_with_reasoning() -> pl.Expr:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import polars as pl
 
+from curate.ingest.shapes.call_turns import join_parallel_calls
 from curate.ingest.shapes.json_cells import query_frames
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
@@ -59,7 +60,9 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     turns = grouped.sort("row", "order", "position").with_columns(to_role(pl.col("name")).alias("from"))
     ungrouped = ungrouped.with_columns(pl.col("position").alias("row"))
     members = pl.concat([grouped, ungrouped]).select("row", "position").sort("position")
-    parsed = drop_problem_rows(complete_turns(turns), pl.DataFrame(schema=TOOLS), _problems(ungrouped, grouped))
+    parsed = drop_problem_rows(
+        join_parallel_calls(complete_turns(turns)), pl.DataFrame(schema=TOOLS), _problems(ungrouped, grouped)
+    )
     return replace(parsed, members=members)
 
 
