@@ -32,6 +32,9 @@ class FreezeSection(Section):
         description="only so many of the kept conversations, by content hash: a number or a share",
         examples=[5000],
     )
+    named_splits: bool = Field(
+        True, description="hold out rows of files, folders or a column split that are named test, validation, …"
+    )
 
     @field_validator("held_out", "sample", mode="before")
     @classmethod

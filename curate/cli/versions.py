@@ -30,6 +30,10 @@ def freeze(
             show_default="freeze.sample, or all",
         ),
     ] = None,
+    ignore_splits: Annotated[
+        bool,
+        typer.Option("--ignore-splits", help="Ignore the names of files, folders and a column split, such as test."),
+    ] = False,
     parent: Annotated[
         str | None,
         typer.Option("--parent", metavar="VERSION", help="Parent version, or none.", show_default="the newest NAME@n"),
@@ -58,6 +62,7 @@ def freeze(
     amounts = {"held_out": held_out, "sample": sample}
     given = {key: (text, f"--{key.replace('_', '-')}") for key, text in amounts.items() if text is not None}
     options = [f"freeze.{key}={parse_amount(text, option)}" for key, (text, option) in given.items()]
+    options += ["freeze.named_splits=false"] if ignore_splits else []
     settings = load_recipe(recipe, [*(set_ or []), *options])
     with (reading if dry_run else writing)(store) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)

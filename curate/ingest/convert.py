@@ -15,6 +15,7 @@ import polars as pl
 
 from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_table
 from curate.ingest.media import media_problems
+from curate.ingest.named_split import COLUMN
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
@@ -40,6 +41,8 @@ class Conversion:
     mapping: ColumnMapping
     """extended by the optional columns of later batches"""
     section: ImportSection
+    split: str | None = None
+    """the split that the source is named after"""
     columns: tuple[str, ...] = ()
     rows: int = 0
     conversations: int = 0
@@ -59,7 +62,9 @@ class Conversion:
                 if batch.table.height:
                     self.mapping = extend_mapping(self.mapping, drop_export_columns(batch.table), self.section)
                     self.columns = tuple(dict.fromkeys([*self.columns, *batch.table.columns]))
-                converted, warnings = convert(batch, self.mapping, self.section, first_key=self.conversations)
+                converted, warnings = convert(
+                    batch, self.mapping, self.section, first_key=self.conversations, split=self.split
+                )
             self.conversations += converted.conversations.height
             self.several = self.several or converted.rows > rows
             self.warnings.update(warnings)
@@ -77,11 +82,12 @@ def prefix_errors(path: str) -> Iterator[None]:
 
 
 def convert(
-    batch: Batch, mapping: ColumnMapping, section: ImportSection, *, first_key: int = 0
+    batch: Batch, mapping: ColumnMapping, section: ImportSection, *, first_key: int = 0, split: str | None = None
 ) -> tuple[ImportBatch, dict[str, int]]:
     """Parse, repair, validate and fold the rows of one batch; also the number of conversations per warning.
 
-    `first_key` is the key of the first conversation; keys distinguish the conversations of a source.
+    `first_key` is the key of the first conversation; keys distinguish the conversations of a source. `split` becomes
+    metadata of rows without a column of this name.
     """
     table = drop_export_columns(batch.table)
     parsed = parse_table(table, mapping)
@@ -94,11 +100,15 @@ def convert(
     keys = folded.select("row", key=pl.int_range(first_key, first_key + pl.len()))
     converted = ImportBatch(
         conversations=folded.select(keys["key"], "id", "conversations", "tools"),
-        origins=_origins(batch, metadata_json(table, mapping), keys, members, repaired),
+        origins=_origins(batch, metadata_json(_with_split(table, split), mapping), keys, members, repaired),
         rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, rejected, members)]).sort("row"),
         corrections=_corrections(batch),
     )
     return converted, _count_warnings(findings, rejected)
+
+
+def _with_split(table: pl.DataFrame, split: str | None) -> pl.DataFrame:
+    return table if split is None or COLUMN in table.columns else table.with_columns(pl.lit(split).alias(COLUMN))
 
 
 def drop_export_columns(table: pl.DataFrame) -> pl.DataFrame:

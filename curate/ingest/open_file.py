@@ -12,6 +12,7 @@ from curate.ingest.column_mapping import find_mapping
 from curate.ingest.convert import EXPORT_COLUMNS, Conversion, drop_export_columns, join_batches, prefix_errors
 from curate.ingest.file_hash import Digest
 from curate.ingest.import_options import row_options
+from curate.ingest.named_split import find_named_split
 from curate.ingest.readers import Batch, Source, open_source
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.repairs import STORED_REPAIRS
@@ -59,7 +60,7 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
     with prefix_errors(path):
         mapping = find_mapping(drop_export_columns(head[-1].table), section)
     all_batches = itertools.chain(head, batches)
-    conversion = Conversion(path, mapping, section)
+    conversion = Conversion(path, mapping, section, find_named_split(path))
     corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns
     whole = SHAPES[mapping.shape].spans_rows
     converted = conversion.convert_all(iter([join_batches(all_batches)]) if whole else all_batches)

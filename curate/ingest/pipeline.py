@@ -20,6 +20,7 @@ from curate.ingest.dry_run import drop_texts, dry_run_store
 from curate.ingest.file_hash import Digest, FileHasher, stamp
 from curate.ingest.import_options import check_repairs, row_options
 from curate.ingest.import_result import ImportResult, check_max_rejects, find_import, load_result
+from curate.ingest.named_split import COLUMN
 from curate.ingest.open_file import OpenFile, open_file
 from curate.ingest.readers import expand
 from curate.ingest.readers.byte_stream import prefetch
@@ -190,6 +191,8 @@ def _finish(
     section = conversion.section
     how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
     mapping = {**asdict(conversion.mapping), **how, STORED_REPAIRS: list(section.repair), **row_options(section)}
+    if conversion.split and COLUMN not in conversion.columns:
+        mapping[COLUMN] = conversion.split
     connection.execute(
         """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
                                 rows_duplicate, rows_rejected, conversations, warnings)

@@ -14,6 +14,7 @@ import polars as pl
 
 from curate.ingest.column_mapping import parse_table
 from curate.ingest.convert import EXPORT_COLUMNS
+from curate.ingest.named_split import COLUMN
 from curate.ingest.repairs import STORED_REPAIRS, repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.json_cells import split_object
@@ -43,13 +44,16 @@ class RejectRow:
 
 
 def parse_reject(reject: Mapping[str, Any]) -> RejectRow:
-    """A reject in the columns of its source."""
-    delimiter = json.loads(reject["mapping"]).get("delimiter")
+    """A reject in the columns of its source, and with the split that its file is named after."""
+    mapping = json.loads(reject["mapping"])
+    delimiter = mapping.get("delimiter")
     cells = _csv_cells(reject["raw"], reject["columns"], delimiter) if delimiter else _json_cells(reject["raw"])
     if cells is not None:
         cells = {column: cell for column, cell in cells.items() if column not in EXPORT_COLUMNS}
     values = (f"{reject['source']}:{reject['row']}", reject["reason"])
-    return RejectRow(reject["raw"], cells, not delimiter, dict(zip(EXPORT_COLUMNS, values, strict=False)))
+    added = dict(zip(EXPORT_COLUMNS, values, strict=False))
+    split = {COLUMN: mapping[COLUMN]} if COLUMN in mapping else {}
+    return RejectRow(reject["raw"], cells, not delimiter, added | split)
 
 
 def _json_cells(raw: str) -> dict[str, str | None] | None:

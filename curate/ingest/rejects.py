@@ -180,7 +180,7 @@ def _to_csv(rows: list[RejectRow]) -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
     if any(row.cells is None for row in rows):
         columns.append(EXPORT_COLUMNS[2])
-    columns += EXPORT_COLUMNS[:2]
+    columns += dict.fromkeys(column for row in rows for column in row.export_columns)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

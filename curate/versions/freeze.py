@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -61,6 +61,7 @@ class FreezeResult:
             "kept": placement.kept,
             "held_out_wanted": placement.wanted,
             "strata": placement.strata,
+            "named_splits": asdict(placement.named) if placement.named else None,
         }
 
 

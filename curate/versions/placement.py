@@ -13,7 +13,8 @@ import polars as pl
 import polars_hash  # noqa: F401  registers the namespace `chash`
 from duckdb import DuckDBPyConnection
 
-from curate.rule_columns import find_values
+from curate.ingest.named_split import COLUMN, HELD_OUT_NAMES, TRAIN_NAMES
+from curate.rule_columns import EDITS_SQL, find_values
 from curate.versions.split import NO_LINKS, group_members
 from schemas.errors import VersionError
 from schemas.recipe import Recipe
@@ -28,6 +29,30 @@ EMPTY = "(empty)"
 """How a stratum shows that a column has no value."""
 
 
+NAMED_SQL = f"""
+    {EDITS_SQL}, named AS (
+        SELECT conversation AS imported, lower(trim(metadata ->> '$."{COLUMN}"')) AS name FROM origins
+        WHERE contains(metadata::VARCHAR, '"{COLUMN}"')
+    )
+    SELECT edits.conversation,
+        CASE WHEN bool_or(list_contains(?, name)) THEN 'held_out' WHEN bool_or(list_contains(?, name)) THEN 'train' END
+        AS named
+    FROM edits JOIN named USING (imported) GROUP BY ALL
+"""
+"""The split by which the rows of a conversation are named, in all of its imports; an edit has that of the original."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSplits:
+    """How many members are placed by the name of a split, and how many are not."""
+
+    train: int
+    held_out: int
+    moved: int
+    """of `held_out`: named as train, in a group with a row that is named as held out"""
+    unnamed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """The members of a version, and how they were chosen and placed."""
@@ -40,6 +65,8 @@ class Placement:
     """conversations to hold out, if the recipe gives or implies a number; groups can make it impossible"""
     strata: list[dict[str, Any]] = field(default_factory=list)
     """`stratum`, `conversations`, `held_out`"""
+    named: NamedSplits | None = None
+    """if the store has rows that are named as held out, and the recipe uses such names"""
 
     @property
     def unrepresented(self) -> list[str]:
@@ -54,16 +81,48 @@ def place_members(connection: DuckDBPyConnection, recipe: Recipe) -> Placement:
     """
     section = recipe.freeze
     kept = group_members(connection, _group_links(connection, recipe))
-    members = _sample(kept, section)
+    named = _read_named(connection, kept) if section.named_splits else kept.with_columns(named=None, placed=None)
+    members = _sample(named, section)
     columns = [Expression.read(column, "freeze.stratify") for column in section.stratify]
-    if not columns and isinstance(section.held_out, float):
-        placed = members.with_columns(split=_split_by_share(section.held_out, section.salt))
-        return Placement(placed, kept.height)
-    wanted = _count_wanted(members.height, section.held_out)
     strata = _read_strata(connection, recipe, members, columns)
-    groups = _split_by_count(strata, wanted, section.salt)
-    placed = members.join(groups, on="group", how="left", maintain_order="left")
-    return Placement(placed, kept.height, wanted, _count_strata(placed, strata, section.stratify) if columns else [])
+    free = strata.filter(pl.col("placed").is_null())
+    wanted = None
+    if free.is_empty() or (not columns and isinstance(section.held_out, float)):
+        groups = free.select("group", split=_split_by_share(float(section.held_out), section.salt)).unique()
+    else:
+        wanted = _count_wanted(free.height, section.held_out, named=members.height > free.height)
+        groups = _split_by_count(free.drop("named", "placed"), wanted, section.salt)
+    placed = members.join(groups, on="group", how="left", maintain_order="left").select(
+        "conversation", "group", pl.coalesce("placed", "split").alias("split")
+    )
+    by_stratum = _count_strata(placed, strata, section.stratify) if columns else []
+    return Placement(placed, kept.height, wanted, by_stratum, _count_named(members))
+
+
+def _read_named(connection: DuckDBPyConnection, kept: pl.DataFrame) -> pl.DataFrame:
+    """The kept conversations with the split that their rows name, and the one that follows for their groups.
+
+    A group with a row that is named as held out is held out. If no row is, names decide nothing: a lone `train.jsonl`
+    is split like any other file.
+    """
+    names = connection.sql(NAMED_SQL, params=[list(HELD_OUT_NAMES), list(TRAIN_NAMES)]).pl()
+    named = kept.join(names, on="conversation", how="left", maintain_order="left")
+    if not (named["named"] == HELD_OUT).any():
+        return kept.with_columns(named=None, placed=None)
+    return named.with_columns(placed=pl.col("named").min().over("group"))  # held_out comes before train
+
+
+def _count_named(members: pl.DataFrame) -> NamedSplits | None:
+    if members["placed"].null_count() == members.height:
+        return None
+    placed = pl.col("placed")
+    counts = members.select(
+        train=(placed == TRAIN).sum(),
+        held_out=(placed == HELD_OUT).sum(),
+        moved=((placed == HELD_OUT) & (pl.col("named") == TRAIN)).sum(),
+        unnamed=placed.is_null().sum(),
+    )
+    return NamedSplits(**counts.row(0, named=True))
 
 
 def _group_links(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
@@ -109,11 +168,12 @@ def _hash(prefix: str, column: str) -> pl.Expr:
 # --- numbers of conversations
 
 
-def _count_wanted(members: int, held_out: int | float) -> int:
+def _count_wanted(members: int, held_out: int | float, *, named: bool) -> int:
     wanted = held_out if isinstance(held_out, int) else round(held_out * members)
     if wanted >= max(members, 1):
+        which = " without a named split" if named else ""
         raise VersionError(
-            f"{plural(wanted, 'conversation')} would be held out of {members:,}, which leaves none to train on.",
+            f"{plural(wanted, 'conversation')} would be held out of {members:,}{which}, which leaves none to train on.",
             f"Use a smaller number, such as --held-out {members // 10}, or a share, such as --held-out 10%.",
         )
     return wanted
@@ -122,7 +182,7 @@ def _count_wanted(members: int, held_out: int | float) -> int:
 def _read_strata(
     connection: DuckDBPyConnection, recipe: Recipe, members: pl.DataFrame, columns: Sequence[Expression]
 ) -> pl.DataFrame:
-    """The members with the values of `columns` (`conversation`, `group`, `0`, `1`, …)."""
+    """The members with the values of `columns`, named `0`, `1`, …."""
     if not columns:
         return members
     values = find_values(connection, recipe, columns)

@@ -10,6 +10,8 @@ from typing import Any
 from curate.cli.console import file_names, note, print_line, print_table
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.import_result import ImportResult
+from curate.ingest.named_split import COLUMN as SPLIT_COLUMN
+from curate.ingest.named_split import HELD_OUT_NAMES
 from curate.ingest.readers.paths import find_skipped
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS
@@ -156,6 +158,7 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     for code, count in _sum_counts(result.partly_rejected for result in results).items():
         where = f"In {plural(count, 'row')}"
         yield f"{where}, some conversations were imported and others rejected for {code}; curate rejects shows them."
+    yield from _named_splits(results)
     closed = sum(result.closed for result in results)
     if closed:
         yield f"Closed {plural(closed, 'reject')} of earlier imports."
@@ -166,6 +169,19 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
         rule = RULES.get(code)
         if rule and rule.repair:
             yield f"{plural(count, 'row')} rejected for {code} can be repaired: --repair {rule.repair} --replace"
+
+
+def _named_splits(results: Sequence[ImportResult]) -> Iterator[str]:
+    """The rows of files that are named after a split, by its name."""
+    rows: Counter[str] = Counter()
+    for result in results:
+        if word := result.mapping.get(SPLIT_COLUMN):
+            rows[word] += result.rows_kept + result.rows_duplicate
+    if rows:
+        counts = ", ".join(f"{word} {plural(count, 'row')}" for word, count in rows.items())
+        held_out = [word for word in rows if word in HELD_OUT_NAMES]
+        use = f"; curate freeze holds out {' and '.join(held_out)}" if held_out else ""
+        yield f"Splits named by files or folders (meta.{SPLIT_COLUMN}): {counts}{use}."
 
 
 def _was(result: ImportResult) -> str:

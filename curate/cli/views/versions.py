@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from curate.cli.console import note, print_line, print_table
 from schemas.digest import canonical_json
 from schemas.text import join_names, plural
+from schemas.version_recipe import FreezeSection
 
 if TYPE_CHECKING:  # the commands import only what they run
     from curate.versions.bundle import ExportResult
     from curate.versions.diff import VersionDiff
     from curate.versions.freeze import FreezeResult
+    from curate.versions.placement import NamedSplits
     from curate.versions.restore import RestoreResult
 
 SHORT_DIGEST = 12
@@ -44,10 +46,11 @@ def _placement_lines(result: FreezeResult) -> Iterator[str]:
     members = placement.members.height
     if members < placement.kept:
         yield f"A sample of {members:,} of {plural(placement.kept, 'kept conversation')}."
-    if placement.wanted is not None and counts["held_out"] != placement.wanted:
-        yield (
-            f"{counts['held_out']:,} instead of {plural(placement.wanted, 'conversation')} held out: groups stay whole."
-        )
+    if placement.named:
+        yield from _named_lines(placement.named, result.version.recipe["freeze"]["held_out"])
+    held_out = counts["held_out"] - (placement.named.held_out if placement.named else 0)
+    if placement.wanted is not None and held_out != placement.wanted:
+        yield f"{held_out:,} instead of {plural(placement.wanted, 'conversation')} held out: groups stay whole."
     if unrepresented := placement.unrepresented:
         names = join_names(unrepresented, MAX_STRATA)
         count = f"{plural(len(unrepresented), 'stratum').replace('stratums', 'strata')} of {len(placement.strata):,}"
@@ -58,6 +61,20 @@ def _placement_lines(result: FreezeResult) -> Iterator[str]:
         yield "held_out is empty: all conversations are in one group."
     elif not counts["held_out"] and placement.wanted is None:
         yield "held_out is empty: the share is too small for so few groups. Try --held-out 20%."
+
+
+def _named_lines(named: NamedSplits, held_out: int | float) -> Iterator[str]:
+    """How many members were placed by the name of a split, and by what the others were."""
+    yield (
+        f"By the names of splits (meta.split): {named.train:,} train, {named.held_out:,} held_out; "
+        "--ignore-splits ignores the names."
+    )
+    if named.moved:
+        yield f"{plural(named.moved, 'train row')} moved to held_out: their groups have rows that are held out."
+    if named.unnamed:
+        yield f"{plural(named.unnamed, 'conversation')} without such a name, split by held_out = {held_out:g}."
+    elif held_out != FreezeSection().held_out:
+        yield f"held_out = {held_out:g} was not used: every conversation has such a name."
 
 
 def note_disputes(count: int) -> None:

@@ -1,0 +1,68 @@
+"""The path of a source → the split that its file, folder or dataset is named after, such as `test`.
+
+It is stored with each row as `meta.split`, unless the source has a column `split`; `curate freeze` uses both.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from curate.ingest.readers.compression import COMPRESSED
+
+COLUMN = "split"
+
+TRAIN_NAMES = ("train", "training")
+HELD_OUT_NAMES = (
+    *("test", "testing", "validation", "valid", "val", "dev", "development", "eval", "evaluation"),
+    *("held_out", "heldout", "holdout"),
+)
+"""Words for the splits of published datasets and of our own exports."""
+
+_WORD = "|".join(sorted((*TRAIN_NAMES, *HELD_OUT_NAMES), key=len, reverse=True))
+_FIRST, _LAST = re.compile(rf"({_WORD})(?=[-_. ]|$)"), re.compile(rf"(?:^|(?<=[-_. ]))({_WORD})$")
+_SHARD = re.compile(r"([-_. ](v?\d[\d.]*|of|[0-9a-f]{16}))+$")
+"""The end of `train-00000-of-00002-0123456789abcdef` and of `dev-v1.1`."""
+
+
+def find_named_split(path: str) -> str | None:
+    """The word for a split in `name#split`, or in the name of a file or its folder; None if there is none.
+
+    `test.jsonl`, `train-00000-of-00002.parquet` and `dev-v1.1.json` are named after a split. With further words
+    (`squad_train.json`), and for folders (`test/part-1.csv`), a neighbour of the other split is required
+    (`squad_dev.json`, `train/`): `test_results.csv` and `~/dev/tickets.csv` are not named after a split.
+    """
+    _name, _, part = path.partition("#")
+    if part and not Path(path).exists():
+        word, rest = _split_name(part)
+        return word if not rest else None
+    file = Path(path)
+    word, rest = _split_name(_stem(file.name))
+    if word and (not rest or _has_neighbour(file, word, rest)):
+        return word
+    word, rest = _split_name(file.parent.name)
+    return word if word and not rest and _has_neighbour(file.parent, word, rest) else None
+
+
+def _stem(name: str) -> str:
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return Path(name).stem
+
+
+def _split_name(name: str) -> tuple[str | None, str]:
+    """The word for a split at the start or the end of a name, and the rest without the numbers of a shard."""
+    stem = _SHARD.sub("", name.lower())
+    match = _FIRST.match(stem) or _LAST.search(stem)
+    return (match[1], stem[: match.start(1)] + stem[match.end(1) :]) if match else (None, stem)
+
+
+def _has_neighbour(path: Path, word: str, rest: str) -> bool:
+    """Whether the folder of `path` has an entry with the same name for the other split."""
+    is_folder = path.is_dir()
+    try:
+        neighbours = [entry for entry in path.absolute().parent.iterdir() if entry.is_dir() == is_folder]
+    except OSError:
+        return False
+    names = (_split_name(entry.name if is_folder else _stem(entry.name)) for entry in neighbours)
+    return any(other and same == rest and (other in TRAIN_NAMES) != (word in TRAIN_NAMES) for other, same in names)
