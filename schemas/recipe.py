@@ -54,6 +54,20 @@ class ImportSection(Section):
         None, description="shape long: the column that orders the turns", examples=["created_at"]
     )
     role: str | None = Field(None, description="shape long: the column that holds the role", examples=["author"])
+    roles: dict[str, str] = Field(
+        {},
+        description="name of a speaker = system, human, gpt, function_call or observation, besides the known names",
+        examples=[{"customer": "human", "Ann": "gpt"}],
+    )
+    turns_key: str | None = Field(
+        None, description="the column, or path, with a list of turns that have other keys", examples=["chat.turns"]
+    )
+    role_key: str | None = Field(
+        None, description="lists of turns: the key, or path, of the role", examples=["author.role"]
+    )
+    text_key: str | None = Field(
+        None, description="lists of turns: the key, or path, of the text", examples=["utterance"]
+    )
     text: str | None = Field(
         None, description="shapes long and text: the column that holds the text", examples=["body"]
     )

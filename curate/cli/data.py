@@ -46,7 +46,20 @@ def import_(
         str | None, typer.Option(metavar="COLUMN", help="One turn per row: column that orders the turns.")
     ] = None,
     role: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="One turn per row: column with the turn's role.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ROLE|COLUMN",
+            help="Assign a speaker's name to system, human or gpt; repeatable. A column: one turn per row, its role.",
+        ),
+    ] = None,
+    turns_key: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Column or path with a list of turns, such as chat.turns.")
+    ] = None,
+    role_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Lists of turns: key or path of the role, such as author.role.")
+    ] = None,
+    text_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Lists of turns: key or path of the text, such as utterance.")
     ] = None,
     text: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="One turn per row, or plain text: column with the text.")
@@ -99,7 +112,7 @@ def import_(
         options = {
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
-            **{"where": where},
+            **{"where": where, "turns_key": turns_key, "role_key": role_key, "text_key": text_key},
         }
         if replace and add:
             raise SourceError("--replace and --add exclude each other.", "Give one of them.")

@@ -16,7 +16,8 @@ import polars as pl
 from curate.ingest.answer_labels import check_labels, label_hint
 from curate.ingest.preference import CHOSEN, check_preference_data
 from curate.ingest.shapes import SHAPES
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape, base_column
+from curate.ingest.shapes.cell_path import base_column
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
 from schemas.text import join_names, plural
@@ -94,7 +95,7 @@ def merge_mappings(first: ColumnMapping, following: ColumnMapping) -> ColumnMapp
     """
     same = all(following.fields.get(name, column) == column for name, column in first.fields.items())
     if first.shape == following.shape and same:
-        return ColumnMapping(first.shape, {**first.fields, **following.fields})
+        return replace(first, fields={**first.fields, **following.fields})
     raise SourceError(
         f"The columns change within the source, from {_describe(first)} to {_describe(following)}.",
         _list_options([first, following]),

@@ -19,7 +19,8 @@ from curate.ingest.named_split import COLUMN
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.cell_path import path_cells
+from curate.ingest.shapes.shape import PROBLEMS, ColumnMapping, ParsedTable, number_cells, problem_rows
 from curate.ingest.validation import validate
 from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
@@ -93,7 +94,9 @@ def convert(
     parsed = parse_table(table, mapping)
     turns, repaired = repair(parsed.turns, section.repair)
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
-    problems = pl.concat([parsed.problems, media_problems(table, mapping, parsed.turns, parsed.members)])
+    missing = _missing_values(table, mapping, parsed)
+    media = media_problems(table, mapping, parsed.turns, parsed.members)
+    problems = pl.concat([missing, parsed.problems, media])
     rejected = _first_problems(problems, findings)
     folded = _fold_accepted(turns, parsed.tools, rejected)
     members = parsed.members if parsed.members.height else None
@@ -136,6 +139,22 @@ def join_batches(batches: Iterable[Batch]) -> Batch:
         pl.concat([part.rejects for part in parts]),
         raw,
     )
+
+
+def _missing_values(table: pl.DataFrame, mapping: ColumnMapping, parsed: ParsedTable) -> pl.DataFrame:
+    """Problems of rows in which the path of a required field leads to no value, if every row is one conversation."""
+    if parsed.members.height:
+        return pl.DataFrame(schema=PROBLEMS)
+    required = [name for name, field in SHAPES[mapping.shape].fields.items() if field.required]
+    paths = [path for name in required if (path := mapping.fields.get(name)) and path not in table.columns]
+    missing = [
+        problem_rows(
+            number_cells(cells).filter(pl.col("cell").is_null()), "missing-value", f"{path} has no value in this row."
+        )
+        for path in paths
+        if (cells := path_cells(table, path)) is not None
+    ]
+    return pl.concat([pl.DataFrame(schema=PROBLEMS), *missing])
 
 
 def _first_problems(problems: pl.DataFrame, findings: pl.DataFrame) -> pl.DataFrame:

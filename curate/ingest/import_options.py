@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
+
 from curate.ingest.repairs import REPAIRS
-from schemas.errors import RecipeError
+from curate.ingest.shapes.roles import ROLE_NAMES, plain_name
+from curate.ingest.shapes.turn_lists import MESSAGES, SHAREGPT
+from schemas.conversation import ROLES
+from schemas.errors import RecipeError, SourceError
 from schemas.recipe import OPTIONS, ImportSection, check_recipe
 from schemas.section import parse_share
+from schemas.text import join_names, plural
+
+SHAREGPT_FIELD = "conversations"
 
 
 def apply_options(section: ImportSection, options: Mapping[str, Any]) -> ImportSection:
     """The recipe's import section with the given options, which take precedence; `None` and `[]` are not given.
 
-    `map` is a list of `field=column`, `max_rejects` a share such as `5%`. Raises `RecipeError`.
+    `map` is a list of `field=column`, `role` a list of `name=role` or a column, `max_rejects` a share such as `5%`.
+    Raises `RecipeError`.
     """
     given = {key: value for key, value in options.items() if value not in (None, [])}
+    names = given.pop("role", [])
+    if columns := [name for name in names if "=" not in name]:
+        given["role"] = columns[-1]
+    if assigned := [name for name in names if "=" in name]:
+        given["roles"] = {**section.roles, **dict(name.rsplit("=", 1) for name in assigned)}
     if "map" in given:
         given["map"] = {**section.map, **dict(_parse_pair(text) for text in given["map"])}
     if "max_rejects" in given:
         given["max_rejects"] = parse_share(given["max_rejects"], "--max-rejects")
     return check_recipe({"import": {**section.model_dump(), **given}}, OPTIONS).import_
+
+
+def canonical_roles(section: ImportSection) -> dict[str, str]:
+    """Name → role as stored in turns, from roles such as `user` or `assistant`."""
+    return {name: ROLE_NAMES[plain_name(role)] for name, role in section.roles.items()}
 
 
 def _parse_pair(text: str) -> tuple[str, str]:
@@ -31,11 +53,57 @@ def _parse_pair(text: str) -> tuple[str, str]:
     return field_name.strip(), column
 
 
-def check_repairs(names: Sequence[str]) -> None:
-    """Raise `RecipeError` for a repair that does not exist."""
-    unknown = [name for name in names if name not in REPAIRS]
-    if unknown:
+def check_section(section: ImportSection) -> None:
+    """Raise `RecipeError` for a repair or a role that does not exist."""
+    if unknown := [name for name in section.repair if name not in REPAIRS]:
         raise RecipeError(f"Unknown repair: {', '.join(unknown)}.", f"Known repairs: {', '.join(sorted(REPAIRS))}.")
+    for name, role in section.roles.items():
+        if plain_name(role) not in ROLE_NAMES:
+            column = shlex.quote(f"role={name}={role}")
+            raise RecipeError(
+                f"--role {name}={role} assigns an unknown role.",
+                f"Known roles: {', '.join(ROLES)}. If it is the name of a column: --map {column}",
+            )
+
+
+def name_turns(table: pl.DataFrame, section: ImportSection) -> ImportSection:
+    """The section with the shape and the column of the lists of turns, if their keys are options.
+
+    Raises `SourceError` for another shape, and if no column or several have lists of objects with these keys.
+    """
+    if not (section.turns_key or turn_keys(section)):
+        return section
+    shape = section.shape or (SHAREGPT if SHAREGPT_FIELD in section.map else MESSAGES)
+    if shape not in (SHAREGPT, MESSAGES):
+        raise SourceError(
+            f"--turns-key, --role-key and --text-key are for lists of turns, not for the shape {shape}.",
+            f"Omit them, or give --shape {MESSAGES}.",
+        )
+    field = SHAREGPT_FIELD if shape == SHAREGPT else MESSAGES
+    column = section.turns_key or section.map.get(field) or _find_turns(table, turn_keys(section))
+    return section.model_copy(update={"shape": shape, "map": {**section.map, field: column}})
+
+
+def _find_turns(table: pl.DataFrame, keys: Mapping[str, str]) -> str:
+    """The one column with lists of objects that have these keys."""
+    heads = [re.escape(json.dumps(re.split(r"[.\[]", key)[0], ensure_ascii=False)) for key in keys.values()]
+
+    def has_turns(cells: pl.Series) -> bool:
+        return all(cells.str.contains(pattern).any() for pattern in (r"^\s*\[\s*\{", *(rf"{key}\s*:" for key in heads)))
+
+    found = [name for name in table.columns if has_turns(table[name])]
+    if len(found) == 1:
+        return found[0]
+    options = " ".join(f"--{name}-key {shlex.quote(key)}" for name, key in keys.items())
+    raise SourceError(
+        f"{options}: {plural(len(found), 'column')} with lists of objects that have these keys.",
+        f"Name the column or path with --turns-key; the columns are {join_names(found or table.columns, 20)}.",
+    )
+
+
+def turn_keys(section: ImportSection) -> dict[str, str]:
+    """`role` and `text` → the key of the option, if it is given."""
+    return {name: key for name, key in (("role", section.role_key), ("text", section.text_key)) if key}
 
 
 def row_options(section: ImportSection) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.row_filter import EXCLUDED
+from curate.ingest.shapes.roles import UNKNOWN_ROLE
 from schemas.errors import SourceError
 from schemas.text import plural
 
@@ -44,6 +45,8 @@ class ImportResult:
     """code → conversations"""
     repaired: dict[str, int] = field(default_factory=dict)
     """repair → rows"""
+    unknown_roles: dict[str, int] = field(default_factory=dict)
+    """name of a speaker that has no role → rejected rows, most frequent first"""
     closed: int = 0
     """rejects of earlier imports that these rows corrected"""
     imported_before: str | None = None
@@ -85,12 +88,21 @@ def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
            ) GROUP BY repair ORDER BY repair""",
         [source_id],
     ).fetchall()
+    unknown_roles = connection.execute(
+        """SELECT name, count(*) AS count FROM (
+               SELECT unnest(names) AS name, "row", generate_subscripts(names, 1) AS position
+               FROM (SELECT "row", string_split(regexp_extract(reason, ?, 1), ', ') AS names FROM rejects
+                     WHERE source = ? AND code = 'unknown-role')
+           ) GROUP BY name ORDER BY count DESC, min("row"), min(position)""",
+        [UNKNOWN_ROLE, source_id],
+    ).fetchall()
     ((closed,),) = connection.execute(CLOSED_SQL, [source_id]).fetchall()
     return ImportResult(
         **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
         rejected=dict(counts[False].iter_rows()),
         partly_rejected=dict(counts[True].iter_rows()),
         repaired=dict(repaired),
+        unknown_roles=dict(unknown_roles),
         closed=closed,
         reject_examples=rejects.drop("count").to_dicts(),
     )

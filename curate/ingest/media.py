@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.shape import PROBLEMS, ColumnMapping, base_column, problem_rows, shorten_expr
+from curate.ingest.shapes.cell_path import base_column
+from curate.ingest.shapes.shape import PROBLEMS, ColumnMapping, problem_rows, shorten_expr
 
 CODE = "refers-to-media"
 

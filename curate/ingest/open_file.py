@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from curate.ingest.column_mapping import find_mapping
 from curate.ingest.convert import EXPORT_COLUMNS, Conversion, drop_export_columns, join_batches, prefix_errors
 from curate.ingest.file_hash import Digest
-from curate.ingest.import_options import row_options
+from curate.ingest.import_options import canonical_roles, name_turns, row_options, turn_keys
 from curate.ingest.named_split import find_named_split
 from curate.ingest.readers import Batch, Source, open_source
 from curate.ingest.readers.byte_stream import prefetch
@@ -44,7 +44,7 @@ class OpenFile:
         """The id of the import: equal bytes, read in the same way, have the same id under any name."""
         section = self.conversion.section
         how = {"encoding": section.encoding, "format": section.format, STORED_REPAIRS: list(section.repair)}
-        return digest({"sha256": sha256, **asdict(self.mapping), **how, **row_options(section)})[:ID_LENGTH]
+        return digest({"sha256": sha256, **self.mapping.stored(), **how, **row_options(section)})[:ID_LENGTH]
 
 
 def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenFile:
@@ -58,7 +58,10 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
     else:
         raise _no_rows_error(path, head)
     with prefix_errors(path):
-        mapping = find_mapping(drop_export_columns(head[-1].table), section)
+        table = drop_export_columns(head[-1].table)
+        section = name_turns(table, section)
+        mapping = find_mapping(table, section)
+        mapping = replace(mapping, roles=canonical_roles(section), keys=turn_keys(section))
     all_batches = itertools.chain(head, batches)
     conversion = Conversion(path, mapping, section, find_named_split(path))
     corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns

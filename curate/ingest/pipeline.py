@@ -11,14 +11,14 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.dry_run import drop_texts, dry_run_store
 from curate.ingest.file_hash import Digest, FileHasher, stamp
-from curate.ingest.import_options import check_repairs, row_options
+from curate.ingest.import_options import check_section, row_options
 from curate.ingest.import_result import ImportResult, check_max_rejects, find_import, load_result
 from curate.ingest.named_split import COLUMN
 from curate.ingest.open_file import OpenFile, open_file
@@ -76,7 +76,7 @@ def import_files(
     already. Raises `SourceError` if a file cannot be read, its columns are ambiguous, or
     its share of rejects exceeds `section.max_rejects`; then no file is imported.
     """
-    check_repairs(section.repair)
+    check_section(section)
     files = expand(paths)
     count_bytes = _byte_counter(progress, files)
     with hasher or FileHasher() as digests:
@@ -190,7 +190,7 @@ def _finish(
     supersede_rejects(connection, source_id, sha256)
     section = conversion.section
     how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
-    mapping = {**asdict(conversion.mapping), **how, STORED_REPAIRS: list(section.repair), **row_options(section)}
+    mapping = {**conversion.mapping.stored(), **how, STORED_REPAIRS: list(section.repair), **row_options(section)}
     if conversion.split and COLUMN not in conversion.columns:
         mapping[COLUMN] = conversion.split
     connection.execute(

@@ -76,7 +76,7 @@ def replace_earlier(
 
 
 def _changed_error(earlier: EarlierImport, file: ChangedFile) -> SourceError:
-    before = ColumnMapping(earlier.mapping["shape"], earlier.mapping.get("fields", {}))
+    before = ColumnMapping.from_stored(earlier.mapping)
     if earlier.sha256 != file.sha256:
         change = "other content"
     elif before == file.mapping:

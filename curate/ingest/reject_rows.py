@@ -116,7 +116,7 @@ def _turn_excerpts(mapping: Mapping[str, Any], rejects: pl.DataFrame) -> dict[in
     ]
     columns = dict.fromkeys((column for _, _, cells in rows for column in cells), pl.String)
     table = pl.DataFrame([cells for _, _, cells in rows], schema=columns)
-    parsed = parse_table(table, ColumnMapping(mapping["shape"], mapping["fields"])) if columns else None
+    parsed = parse_table(table, ColumnMapping.from_stored(mapping)) if columns else None
     by_row = repair(parsed.turns, mapping[STORED_REPAIRS])[0].partition_by("row", as_dict=True) if parsed else {}
     numbers = dict(parsed.members.select("position", "row").iter_rows()) if parsed else {}
     excerpts = {}

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from duckdb import DuckDBPyConnection
 
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
-from curate.ingest.shapes.shape import ColumnMapping, base_column
+from curate.ingest.shapes.cell_path import base_column
+from curate.ingest.shapes.shape import ColumnMapping
 from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
 from schemas.text import is_formula
@@ -150,7 +151,7 @@ def _check_same_mapping(rejects: pl.DataFrame, path: Path) -> None:
     """Raise `ExportError` for sources with different mappings, with an export command for each source."""
     sources = rejects.unique("source", maintain_order=True).select("path", "source", "mapping").rows()
     mappings = [json.loads(mapping) for _, _, mapping in sources]
-    if len({json.dumps([mapping["shape"], mapping["fields"]], sort_keys=True) for mapping in mappings}) == 1:
+    if len({json.dumps(ColumnMapping.from_stored(mapping).stored(), sort_keys=True) for mapping in mappings}) == 1:
         return
     paths = [source_path for source_path, _, _ in sources]
     names = [source if paths.count(source_path) > 1 else source_path for source_path, source, _ in sources]
@@ -197,7 +198,7 @@ def _import_options(rows: list[RejectRow], mapping: str) -> str:
     stored = json.loads(mapping)
     columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
     fields = {name: column for name, column in stored["fields"].items() if base_column(column, columns)}
-    return ColumnMapping(stored["shape"], fields).as_options()
+    return replace(ColumnMapping.from_stored(stored), fields=fields).as_options()
 
 
 def _exists(path: Path) -> bool:

@@ -8,7 +8,8 @@ import duckdb
 import polars as pl
 
 from curate.ingest.readers import REJECTS, Batch
-from curate.ingest.shapes.json_cells import query_frames
+from curate.ingest.shapes.cell_path import base_column, path_cells
+from curate.ingest.shapes.frames import query_frames
 from schemas.errors import SourceError, nearest
 from schemas.rule import Expression
 from schemas.text import join_names, shorten
@@ -49,9 +50,10 @@ def _check_columns(path: str, columns: list[str], condition: Expression) -> None
 
 
 def _column(name: tuple[str, ...], columns: list[str]) -> str | None:
-    """The column with this name, also written as `meta.NAME`, as in the rules of a recipe."""
+    """The column with this name, or the path in one; also written as `meta.NAME`, as in the rules of a recipe."""
     names = [".".join(name), *([".".join(name[1:])] if name[0] == "meta" and len(name) > 1 else [])]
-    return next((text for text in names if text in columns), None)
+    paths = [text for text in names if base_column(text, columns)]
+    return next((text for text in names if text in columns), paths[0] if paths else None)
 
 
 def _filter_batch(path: str, batch: Batch, condition: Expression) -> Batch:
@@ -83,10 +85,9 @@ def _holds(path: str, table: pl.DataFrame, condition: Expression) -> pl.Series:
     """Whether the condition is true for each row."""
     used = {name: _column(name, table.columns) for name in condition.names}
     aliases = {name: f"c{number}" for number, name in enumerate(used)}
-    cells = {
-        aliases[name]: (table[column] if column else pl.Series([None], dtype=pl.String).new_from_index(0, table.height))
-        for name, column in used.items()
-    }
+    found = {name: path_cells(table, column) if column else None for name, column in used.items()}
+    missing = pl.Series([None], dtype=pl.String).new_from_index(0, table.height)
+    cells = {aliases[name]: missing if values is None else values for name, values in found.items()}
     rows = pl.DataFrame([pl.int_range(table.height, eager=True).alias("row")] + [c.alias(a) for a, c in cells.items()])
     numbers = [pl.col(alias).cast(pl.Float64, strict=False).alias(f"n{alias}") for alias in aliases.values()]
     sql = condition.sql(lambda name, as_number: f"n{aliases[name]}" if as_number else aliases[name])

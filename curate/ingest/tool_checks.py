@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import is_nonstandard, query_frames
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import is_nonstandard
 
 _CALLS = """
     SELECT * EXCLUDE (entries), len(entries) AS calls,

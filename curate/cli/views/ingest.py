@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ ROLE_WIDTH = 13
 EXAMPLE_CHARACTERS = 400
 """Characters of a turn in a dry run."""
 
-MAX_EXAMPLES, MAX_SKIPPED, MAX_COLUMNS = 8, 5, 8
-"""Groups of rejects with an example, names of skipped files, names of metadata columns."""
+MAX_EXAMPLES, MAX_SKIPPED, MAX_COLUMNS, MAX_ROLES = 8, 5, 8, 6
+"""Groups of rejects with an example, names of skipped files, metadata columns and unknown roles."""
 
 
 def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
@@ -64,9 +65,16 @@ def _mapping_line(result: ImportResult) -> str:
     if result.imported_before is not None:
         name = "" if result.imported_before == result.path else f" as {result.imported_before}"
         return f"{result.path}: already imported{name}; nothing was added."
-    fields = ", ".join(f"{name} = {column}" for name, column in result.mapping["fields"].items())
+    names = {**result.mapping["fields"], **_role_settings(result)}
+    fields = ", ".join(f"{name} = {column}" for name, column in names.items())
     summary = SHAPES[result.shape].summary
     return f"{result.path}: {result.shape} ({fields})" + (f"\n  {summary}" if summary else "")
+
+
+def _role_settings(result: ImportResult) -> dict[str, str]:
+    """The own keys and roles of the import."""
+    keys = {f"{name} key": key for name, key in result.mapping.get("keys", {}).items()}
+    return {**keys, **{f"role {name}": role for name, role in result.mapping.get("roles", {}).items()}}
 
 
 def _metadata_columns(result: ImportResult) -> list[str]:
@@ -159,6 +167,9 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
         where = f"In {plural(count, 'row')}"
         yield f"{where}, some conversations were imported and others rejected for {code}; curate rejects shows them."
     yield from _named_splits(results)
+    unknown = _sum_counts(result.unknown_roles for result in results)
+    if unknown:
+        yield _unknown_roles(unknown)
     closed = sum(result.closed for result in results)
     if closed:
         yield f"Closed {plural(closed, 'reject')} of earlier imports."
@@ -182,6 +193,16 @@ def _named_splits(results: Sequence[ImportResult]) -> Iterator[str]:
         held_out = [word for word in rows if word in HELD_OUT_NAMES]
         use = f"; curate freeze holds out {' and '.join(held_out)}" if held_out else ""
         yield f"Splits named by files or folders (meta.{SPLIT_COLUMN}): {counts}{use}."
+
+
+def _unknown_roles(unknown: Mapping[str, int]) -> str:
+    """The names without a role with their rejected rows, and options that assign them, the first to a user."""
+    names = [f"{shorten(name, 30)} ({plural(count, 'row')})" for name, count in unknown.items()]
+    whole = [name for name in unknown if name and not name.endswith("…")][:MAX_ROLES]
+    roles = ("human" if number % 2 == 0 else "gpt" for number in range(len(whole)))
+    options = " ".join(f"--role {shlex.quote(f'{name}={role}')}" for name, role in zip(whole, roles, strict=True))
+    advice = f" Assign each name its role, for example: {options}" if options else ""
+    return f"Unknown {'role' if len(unknown) == 1 else 'roles'}: {join_names(names, MAX_ROLES)}.{advice}"
 
 
 def _was(result: ImportResult) -> str:

@@ -13,7 +13,8 @@ from typing import Literal
 import polars as pl
 
 from curate.ingest.shapes import transcript
-from curate.ingest.shapes.json_cells import list_cells, query_frames
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import list_cells
 from curate.ingest.shapes.pairs import QUESTION_NAMES, SYSTEM
 from curate.ingest.shapes.parts import parse_parts
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, starts_json

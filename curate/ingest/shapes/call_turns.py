@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import is_too_deep, query_frames
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import is_too_deep
 from curate.ingest.shapes.tool_calls import format_calls, has_object_arguments, is_other_notation, wrap_in_list
 from curate.ingest.shapes.turn_elements import original_elements
 

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from curate.ingest.shapes.branches import collect_paths, in_circle, number_parents
-from curate.ingest.shapes.json_cells import query_frames, valid_cells
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
     TOOLS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import list_cells, query_frames
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import list_cells
 from curate.ingest.shapes.shape import TURNS, complete_turns, problem_rows
 
 _PAIRS = """

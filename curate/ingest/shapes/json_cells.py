@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
 from typing import NoReturn
 
-import duckdb
 import polars as pl
 
+from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.shape import PROBLEMS, number_cells, problem_rows, shorten_expr
 
 _DECODER = json.JSONDecoder(parse_int=str)  # integers of more than 4,300 digits raise; only their text is needed
@@ -33,25 +32,6 @@ _LONG = "[0-9]{4301}"
 
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def query_frames(query: str, **frames: pl.DataFrame) -> pl.DataFrame:
-    """The result of `query` in an in-memory DuckDB; the query may name the frames.
-
-    Every call uses a cursor with its own tables, which costs nothing; opening a database takes 11 ms.
-    """
-    with _database().cursor() as connection:
-        for name, frame in frames.items():
-            connection.register(name, frame)
-        result: pl.DataFrame = connection.sql(query).pl()
-    return result
-
-
-@cache
-def _database() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
-    connection.execute("SET GLOBAL TimeZone = 'UTC'")  # times without a zone are the same on every machine
-    return connection
 
 
 def filled_cells(cells: pl.Series) -> pl.DataFrame:
@@ -149,15 +129,18 @@ def split_object(text: str) -> dict[str, str]:
     >>> split_object('{"name": "add", "arguments": {"a": 1.0}}')
     {'name': '"add"', 'arguments': '{"a": 1.0}'}
     """
-    values = {}
+    return dict(object_items(text))
+
+
+def object_items(text: str) -> Iterator[tuple[str, str]]:
+    """Each key of a JSON object, also if it occurs twice, and the original text of its value."""
     at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "}":
         key, end = _DECODER.raw_decode(text, at)
         at = skip_space(text, skip_space(text, end) + 1)
         _, end = _DECODER.raw_decode(text, at)
-        values[key] = text[at:end]
+        yield key, text[at:end]
         at = _after_comma(text, end)
-    return values
 
 
 def skip_space(text: str, at: int) -> int:

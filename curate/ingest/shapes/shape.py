@@ -6,8 +6,11 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
+
+from curate.ingest.shapes.cell_path import path_cells
 
 TURNS = {"row": pl.Int64, "from": pl.String, "value": pl.String, "train": pl.Boolean, "tool_call_id": pl.String}
 TOOLS = {"row": pl.Int64, "tools": pl.String}
@@ -25,6 +28,7 @@ PARSE_RULES = {
     "empty-conversation": "A conversation has turns.",
     "duplicate-key": "An object has no key twice.",
     "missing-role": "Every turn has a role.",
+    "missing-text": "Every turn has its text under a known key, or under the key of --text-key.",
     "unknown-role": "Every turn has a known role.",
     "broken-tool-call": "Tool calls are a list of objects.",
     "non-text-content": "Every turn is text, without images or audio.",
@@ -42,6 +46,7 @@ PARSE_RULES = {
     "missing-group": "In long format, every row has a conversation id.",
     "refers-to-media": "A row has no image, sound or video, and no placeholder of one in a question.",
     "excluded-by-where": "The condition of --where is true for the row.",
+    "missing-value": "A path of --map, such as answers.text[0], leads to a value in the row.",
     "missing-order": "In long format, every row has a value in the order column.",
 }
 """Code of a problem → the rule that a row must satisfy to be parsed."""
@@ -53,6 +58,20 @@ class ColumnMapping:
 
     shape: str
     fields: dict[str, str]
+    roles: dict[str, str] = field(default_factory=dict)
+    """Name → role, in addition to the names that are known."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """In lists of turns: `role` and `text` → the key, or path, that holds it in place of the known keys."""
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> ColumnMapping:
+        """The mapping in a value of `sources.mapping`."""
+        return cls(stored["shape"], *(stored.get(name, {}) for name in ("fields", "roles", "keys")))
+
+    def stored(self) -> dict[str, Any]:
+        """The mapping as part of `sources.mapping` and of the id of an import: without roles and keys if not given."""
+        more = {"roles": self.roles, "keys": self.keys}
+        return {"shape": self.shape, "fields": self.fields, **{name: value for name, value in more.items() if value}}
 
     def as_options(self) -> str:
         """The command-line options that select exactly this mapping.
@@ -60,35 +79,21 @@ class ColumnMapping:
         >>> ColumnMapping("pairs", {"question": "title", "answer": "best reply"}).as_options()
         "--shape pairs --map question=title --map 'answer=best reply'"
         """
-        return " ".join([f"--shape {self.shape}", *(_option(name, column) for name, column in self.fields.items())])
+        return " ".join(
+            [
+                *(f"--shape {self.shape}", *(_option(name, column) for name, column in self.fields.items())),
+                *(f"--{name}-key {shlex.quote(key)}" for name, key in self.keys.items()),
+                *(f"--role {shlex.quote(f'{name}={role}')}" for name, role in self.roles.items()),
+            ]
+        )
 
     def column(self, table: pl.DataFrame, name: str) -> pl.Series:
-        """The cells of a field; nulls if the field is not mapped or its column is missing in this table.
-
-        `answer.text` is the value of the key `text` in the objects of the column `answer`, if no column has that name.
-        """
+        """The cells of a field; nulls if the field is not mapped or its column is missing in this table."""
         column = self.fields.get(name)
-        base = None if column is None else base_column(column, table.columns)
-        if column is None or base is None:
+        cells = None if column is None else path_cells(table, column)
+        if cells is None:
             return pl.Series(name, [None], dtype=pl.String).new_from_index(0, table.height)
-        cells = table[base].rename(name)
-        if base == column:
-            return cells
-        keys = "".join(f'["{key}"]' for key in column.removeprefix(f"{base}.").split("."))
-        return cells.to_frame().select(pl.col(name).str.json_path_match(f"${keys}")).to_series()
-
-
-def base_column(name: str, columns: Sequence[str]) -> str | None:
-    """The column that a mapping reads: `name`, or the part before a dot if `name` is a path into its objects.
-
-    >>> base_column("a.b", ["a"]), base_column("a.b", ["a", "a.b"]), base_column("c.b", ["a"])
-    ('a', 'a.b', None)
-    """
-    if name in columns:
-        return name
-    parts = name.split(".")
-    bases = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
-    return next((base for base in bases if base in columns), None)
+        return cells.rename(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import list_cells, query_frames, valid_cells
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import list_cells, valid_cells
 from curate.ingest.shapes.parts import join_texts, parse_parts
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, starts_json
 

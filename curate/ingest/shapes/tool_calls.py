@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import query_frames, split_list, split_object
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import split_list, split_object
 
 _ENTRIES = """
     SELECT row, position, n,

@@ -14,14 +14,8 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import (
-    filled_cells,
-    is_nonstandard,
-    query_frames,
-    reject_constant,
-    split_list,
-    split_object,
-)
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import filled_cells, is_nonstandard, reject_constant, split_list, split_object
 from curate.ingest.shapes.shape import PROBLEMS, TOOLS, Field, problem_rows
 from curate.ingest.shapes.tool_calls import wrap_in_list
 from schemas.text import shorten

@@ -5,6 +5,8 @@ Example: `Human: … Assistant: …`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from curate.ingest.shapes.pairs import SYSTEM
@@ -27,16 +29,29 @@ _ASSISTANTS = ("Assistant", "ChatGPT", "GPT", "AI", "Bot", "Chatbot", "Model", "
 
 
 def _speaker(*names: str) -> str:
-    alternatives = "|".join((*names, *(name.upper() for name in names)))
+    alternatives = "|".join((*names, *(name.upper() for name in names if name.isalpha())))
     return rf"(?:#{{1,4}} *|\*\*)?({alternatives})(?:\*\*)?[ \t]*:(?:\*\*)?"
 
 
-_ANY_SPEAKER = _speaker(*_USERS, *_ASSISTANTS, "System")
-_START = rf"^\s*{_ANY_SPEAKER}"
-_ASSISTANT_LINE = rf"(?m)^[ \t]*{_speaker(*_ASSISTANTS)}"
-_ASSISTANT_INLINE = rf"\s{_speaker(*_ASSISTANTS)}"
-_LINES = rf"(?m)^[ \t]*{_ANY_SPEAKER}"
-_INLINE = rf"(?:^|\s+){_ANY_SPEAKER}"
+def _any_speaker(roles: Mapping[str, str]) -> str:
+    return _speaker(*map(_own_name, roles), *_USERS, *_ASSISTANTS, "System")
+
+
+def _any_assistant(roles: Mapping[str, str]) -> str:
+    return _speaker(*(_own_name(name) for name, role in roles.items() if role == "gpt"), *_ASSISTANTS)
+
+
+def _own_name(name: str) -> str:
+    return f"(?i:{pl.escape_regex(name.strip())})"
+
+
+def _on_line(speaker: str) -> str:
+    return rf"(?m)^[ \t]*{speaker}"
+
+
+_START = rf"^\s*{_any_speaker({})}"
+_ASSISTANT_LINE = _on_line(_any_assistant({}))
+_ASSISTANT_INLINE = rf"\s{_any_assistant({})}"
 
 _TURN, _NAME_END = "\ufdd0", "\ufdd1"
 """Unicode noncharacters, reserved for internal use by programs."""
@@ -60,25 +75,26 @@ FIELDS = {
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a column of transcripts."""
     cells = number_cells(mapping.column(table, "transcript").fill_null(""))
-    pieces = cells.with_columns(_mark_speakers().str.split(_TURN).alias("piece"))
-    turns, contradicting = add_system_turns(_turns(pieces), mapping.column(table, "system"))
+    pieces = cells.with_columns(_mark_speakers(mapping.roles).str.split(_TURN).alias("piece"))
+    turns, contradicting = add_system_turns(_turns(pieces, mapping.roles), mapping.column(table, "system"))
     return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [*_problems(pieces), contradicting])
 
 
-def _mark_speakers() -> pl.Expr:
+def _mark_speakers(roles: Mapping[str, str]) -> pl.Expr:
     """The text with a mark before and after each speaker's name.
 
     Names are recognised at the start of a line; if no line starts with an assistant's name, after any white space.
     """
     text, marks = pl.col("cell"), f"{_TURN}${{1}}{_NAME_END}"
-    by_line = text.str.contains(_ASSISTANT_LINE)
-    return pl.when(by_line).then(text.str.replace_all(_LINES, marks)).otherwise(text.str.replace_all(_INLINE, marks))
+    by_line = text.str.contains(_on_line(_any_assistant(roles)))
+    lines, inline = _on_line(_any_speaker(roles)), rf"(?:^|\s+){_any_speaker(roles)}"
+    return pl.when(by_line).then(text.str.replace_all(lines, marks)).otherwise(text.str.replace_all(inline, marks))
 
 
-def _turns(pieces: pl.DataFrame) -> pl.DataFrame:
+def _turns(pieces: pl.DataFrame, roles: Mapping[str, str]) -> pl.DataFrame:
     turns = pieces.select("row", pl.col("piece").list.slice(1)).explode("piece", empty_as_null=False)
     named = turns.with_columns(pl.col("piece").str.splitn(_NAME_END, 2).struct.rename_fields(["name", "text"]))
-    role, text = to_role(pl.col("name")), pl.col("text").str.strip_chars()
+    role, text = to_role(pl.col("name"), roles), pl.col("text").str.strip_chars()
     return complete_turns(named.unnest("piece").select("row", role.alias("from"), text.alias("value")))
 
 

@@ -7,13 +7,15 @@ https://huggingface.co/datasets/OpenAssistant/oasst1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import polars as pl
 
 from curate.ingest.shapes.branches import Mask, find_branches, mark_descendants, number_parents
-from curate.ingest.shapes.json_cells import query_frames, valid_cells
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.parts import NO_ANSWER
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
@@ -86,7 +88,7 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, *, best: bool = False) ->
     messages = pl.DataFrame([mapping.column(table, name).alias(name) for name in names]).with_columns(
         pl.col("id", "parent").str.strip_chars(), tree=pl.lit(0)
     )
-    return _to_table(messages.with_columns(position=pl.int_range(table.height, eager=True)), best=best)
+    return _to_table(messages.with_columns(position=pl.int_range(table.height, eager=True)), mapping.roles, best=best)
 
 
 def parse_nested(table: pl.DataFrame, mapping: ColumnMapping, *, best: bool = False) -> ParsedTable:
@@ -98,16 +100,18 @@ def parse_nested(table: pl.DataFrame, mapping: ColumnMapping, *, best: bool = Fa
     )
     problems = pl.concat([problems, problem_rows(blank, "missing-conversation", "The column with the tree is empty.")])
     messages = query_frames(_NESTED, cells=sound).with_columns(pl.col("row").alias("tree"), position="row")
-    return _to_table(messages.drop("row"), best=best, problems=problems)
+    return _to_table(messages.drop("row"), mapping.roles, best=best, problems=problems)
 
 
 parse_best = partial(parse, best=True)
 parse_nested_best = partial(parse_nested, best=True)
 
 
-def _to_table(messages: pl.DataFrame, *, best: bool, problems: pl.DataFrame | None = None) -> ParsedTable:
+def _to_table(
+    messages: pl.DataFrame, roles: Mapping[str, str], *, best: bool, problems: pl.DataFrame | None = None
+) -> ParsedTable:
     """The branches of messages with `tree`, `id`, `parent`, `role`, `text`, `rank`, `position` (of the row)."""
-    messages = messages.with_columns(to_role(pl.col("role")).alias("from")).with_row_index("message")
+    messages = messages.with_columns(to_role(pl.col("role"), roles).alias("from")).with_row_index("message")
     messages = messages.with_columns(pl.col("message").cast(pl.Int64))
     parents, missing = number_parents(messages, "tree")
     lower = mark_descendants(parents, _lower_ranked(messages)) if best else np.zeros(len(parents), np.bool_)

@@ -7,12 +7,13 @@ same in both.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from curate.ingest.shapes.json_cells import KEY_END, query_frames, split_list, split_object
-from curate.ingest.shapes.roles import to_role
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import KEY_END, split_list, split_object
+from curate.ingest.shapes.roles import to_role, unknown_roles
 from curate.ingest.shapes.shape import PROBLEMS, problem_rows, shorten_expr
 
 ROLE_KEYS = ("from", "role", "speaker", "author")
@@ -66,11 +67,11 @@ _PARTS = f"""
 """
 
 
-def read_elements(lists: pl.DataFrame) -> pl.DataFrame:
-    """One row per element of the lists: role, text, and all other known keys."""
+def read_elements(lists: pl.DataFrame, roles: Mapping[str, str]) -> pl.DataFrame:
+    """One row per element of the lists: role (by known names, and by `roles`), text, and all other known keys."""
     is_nan = (pl.col("kind") != '"') & pl.col("text").is_in(["NaN", "Infinity", "-Infinity"])
     elements = query_frames(_ELEMENTS, lists=lists).with_columns(
-        to_role(pl.col("name")).alias("from"), pl.when(~is_nan).then("text").alias("text")
+        to_role(pl.col("name"), roles).alias("from"), pl.when(~is_nan).then("text").alias("text")
     )
     nested = elements.filter(pl.col("nested").is_not_null()).select("row", "position", "from", "nested")
     if nested.is_empty():
@@ -128,13 +129,15 @@ def find_duplicate_keys(elements: pl.DataFrame, lists: pl.DataFrame) -> pl.DataF
     return problem_rows(turns, "duplicate-key", pl.format("Turn {} has a duplicate key.", "position"))
 
 
-def element_problems(elements: pl.DataFrame) -> list[pl.DataFrame]:
-    """The problems of single elements, in the order of precedence."""
+def element_problems(elements: pl.DataFrame, role_key: str | None) -> list[pl.DataFrame]:
+    """The problems of single elements, in the order of precedence. `role_key` is the given key of the role."""
     no_role = elements.filter(pl.col("name").is_null())
-    unknown = elements.filter(pl.col("name").is_not_null() & pl.col("from").is_null())
+    unknown = unknown_roles(elements)
     no_list = elements.filter(~pl.col("calls").str.starts_with("["))
     no_text = elements.filter(pl.col("nested").is_not_null() & pl.col("text").is_null())
     odd_flag = elements.filter(~pl.col("trains").str.to_lowercase().is_in([*TRUE_FLAGS, *FALSE_FLAGS]))
+
+    role_keys = f"no {role_key}" if role_key else f"none of {', '.join(ROLE_KEYS)}"
 
     def reason(text: str, *columns: str | pl.Expr) -> pl.Expr:
         return pl.format(f"Turn {{}} {text}", "position", *columns)
@@ -142,7 +145,7 @@ def element_problems(elements: pl.DataFrame) -> list[pl.DataFrame]:
     name, calls, trains = (shorten_expr(pl.col(column)) for column in ("name", "calls", "trains"))
     part = pl.col("other").fill_null("a structure without text")
     return [
-        problem_rows(no_role, "missing-role", reason(f"has no role (none of {', '.join(ROLE_KEYS)}).")),
+        problem_rows(no_role, "missing-role", reason("has no role ({}).", pl.lit(role_keys))),
         problem_rows(unknown, "unknown-role", reason("has an unknown role: {}", name)),
         problem_rows(no_list, "broken-tool-call", reason("has tool calls that are not a list: {}", calls)),
         problem_rows(no_text, "non-text-content", reason("is not text: it contains {}.", part)),

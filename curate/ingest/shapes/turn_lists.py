@@ -23,6 +23,7 @@ from curate.ingest.shapes.shape import (
 from curate.ingest.shapes.system_prompt import add_system_turns
 from curate.ingest.shapes.tools import parse_tools
 from curate.ingest.shapes.turn_elements import FALSE_FLAGS, element_problems, find_duplicate_keys, read_elements
+from curate.ingest.shapes.turn_keys import missing_texts, rename_keys
 from schemas.conversation import ASSISTANT_ROLES
 
 SHAREGPT, MESSAGES = "sharegpt", "messages"
@@ -53,11 +54,13 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable
     """The conversations in the column of the field `name`, with the columns of the fields `system` and `tools`."""
     cells = _append_completion(mapping.column(table, name), mapping.column(table, "completion"))
     lists, invalid = list_cells(cells)
-    elements = read_elements(lists)
+    lists = rename_keys(lists, mapping.keys)
+    elements = read_elements(lists, mapping.roles)
     turns, contradicting = add_system_turns(_turns(elements, lists), mapping.column(table, "system"))
     tools, broken_tools = parse_tools(mapping.column(table, "tools"))
     empty, duplicates = _empty_rows(cells, elements), find_duplicate_keys(elements, lists)
-    problems = [invalid, empty, duplicates, *element_problems(elements), contradicting, broken_tools]
+    problems = [invalid, empty, duplicates, *element_problems(elements, mapping.keys.get("role"))]
+    problems += [missing_texts(elements, lists), contradicting, broken_tools]
     return drop_problem_rows(turns, tools, problems)
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import polars as pl
 
 from curate.ingest.shapes.call_turns import join_parallel_calls
-from curate.ingest.shapes.json_cells import query_frames
-from curate.ingest.shapes.roles import to_role
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.roles import to_role, unknown_roles
 from curate.ingest.shapes.shape import (
     TOOLS,
     ColumnMapping,
@@ -57,11 +57,13 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     ungrouped = rows.filter(pl.col("group").is_null())
     grouped = rows.filter(pl.col("group").is_not_null())
     grouped = grouped.with_columns(pl.col("position").first().over("group").alias("row"))
-    turns = grouped.sort("row", "order", "position").with_columns(to_role(pl.col("name")).alias("from"))
+    turns = grouped.sort("row", "order", "position").with_columns(to_role(pl.col("name"), mapping.roles).alias("from"))
     ungrouped = ungrouped.with_columns(pl.col("position").alias("row"))
     members = pl.concat([grouped, ungrouped]).select("row", "position").sort("position")
     parsed = drop_problem_rows(
-        join_parallel_calls(complete_turns(turns)), pl.DataFrame(schema=TOOLS), _problems(ungrouped, grouped)
+        join_parallel_calls(complete_turns(turns)),
+        pl.DataFrame(schema=TOOLS),
+        _problems(ungrouped, grouped, mapping),
     )
     return replace(parsed, members=members)
 
@@ -100,9 +102,9 @@ def _to_sort_keys(cells: pl.Series, column: str) -> pl.Series:
     return dates["date"].cast(pl.Float64)
 
 
-def _problems(ungrouped: pl.DataFrame, grouped: pl.DataFrame) -> list[pl.DataFrame]:
+def _problems(ungrouped: pl.DataFrame, grouped: pl.DataFrame, mapping: ColumnMapping) -> list[pl.DataFrame]:
     unnamed = grouped.filter(pl.col("name").is_null())
-    unknown = grouped.filter(pl.col("name").is_not_null() & to_role(pl.col("name")).is_null())
+    unknown = unknown_roles(grouped.with_columns(to_role(pl.col("name"), mapping.roles).alias("from")))
     unknown_role = pl.format("The role of a row is unknown: {}", shorten_expr(pl.col("name")))
     unordered = grouped.filter(pl.col("order").is_null())
     return [
