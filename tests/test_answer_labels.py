@@ -1,10 +1,10 @@
 """Answers marked as good or bad, and `curate import --where`: bad rows are never imported unasked."""
 
 import json
-import shlex
 
 import polars as pl
 import pytest
+from support.advice import printed_options
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -55,11 +55,6 @@ def curate(*args):
     return result.exit_code, result.output
 
 
-def advice(error):
-    """The options that a message lists, one list per line."""
-    return [shlex.split(line) for line in error.hint.splitlines() if line.startswith("    --")]
-
-
 def kept(store):
     with reading(store) as connection:
         rows = connection.sql("SELECT line FROM origins ORDER BY line").fetchall()
@@ -79,7 +74,8 @@ def test_bad_answers_are_imported_only_on_request(tmp_path, layout, column, good
     assert f"The column {column} marks answers as good or bad" in what
     assert "2 rows" in what
     assert "3 rows" in what
-    good_only, everything = advice(error.value) if len(advice(error.value)) == 2 else (None, advice(error.value)[0])
+    *selecting, everything = printed_options(error.value)
+    good_only = selecting[0] if selecting else None
     if good_only:  # a value that is no judgement can only be imported with all others
         code, output = curate("import", path, "--store", tmp_path / "s.duckdb", *good_only)
         assert code == 0, output

@@ -1,10 +1,10 @@
 """Column mapping: the mapping of columns and cells, and the errors for ambiguous ones."""
 
 import json
-import shlex
 
 import polars as pl
 import pytest
+from support.advice import printed_options, section_fields
 
 from curate.ingest.column_mapping import extend_mapping, find_mapping, merge_mappings, metadata_json
 from curate.ingest.shapes.shape import ColumnMapping
@@ -150,15 +150,6 @@ def test_a_missing_field_is_an_error_with_the_option_to_add():
 # ---------------------------------------------------------------------------------------------------------- ambiguity
 
 
-def options_of(line: str) -> dict[str, object]:
-    """The fields of `ImportSection` for the options in a hint."""
-    words = shlex.split(line)
-    pairs = list(zip(words[::2], words[1::2], strict=True))
-    fields = {name: value for name, _, value in (word.partition("=") for option, word in pairs if option == "--map")}
-    others = {option[2:].replace("-", "_"): word for option, word in pairs if option != "--map"}
-    return {**others, **({"map": fields} if fields else {})}
-
-
 @pytest.mark.parametrize(
     ("columns", "candidates"),
     [
@@ -175,9 +166,9 @@ def options_of(line: str) -> dict[str, object]:
 def test_every_candidate_is_listed_with_the_options_that_select_it(columns, candidates):
     frame = table(**columns)
     error = error_for(frame)
-    lines = error.hint.split("\n")[1:]
-    assert len(lines) == candidates
-    mappings = [mapped(frame, **options_of(line.strip())) for line in lines]
+    commands = printed_options(error)
+    assert len(commands) == candidates
+    mappings = [mapped(frame, **section_fields(options)) for options in commands]
     assert len({json.dumps(mapping) for mapping in mappings}) == candidates
 
 
@@ -210,7 +201,7 @@ def test_preference_data_is_an_error_with_options_for_the_chosen_side(columns, h
     error = error_for(table(**columns))
     assert error.what.startswith("This is preference data")
     assert error.hint.endswith(hint)
-    assert mapped(table(**columns), **options_of(hint))[1]
+    assert mapped(table(**columns), **section_fields(printed_options(error)[0]))[1]
 
 
 def test_labelled_answers_are_an_error():
@@ -220,14 +211,19 @@ def test_labelled_answers_are_an_error():
 
 def test_columns_without_a_shape_are_listed():
     error = error_for(table(colour="red", taste="sweet"))
-    assert error.what == "No shape fits these columns: colour, taste."
-    assert error.hint.endswith("--shape pairs --map question=colour --map answer=taste")
+    assert error.what == (
+        "No shape fits these columns, and no two of them seem to be questions and answers:\n"
+        "    colour: words, such as red\n    taste: words, such as sweet"
+    )
 
 
 def test_an_error_lists_at_most_twenty_columns_and_counts_the_rest():
     frame = table(**{f"c{number}": "words" for number in range(120)})
     first = ", ".join(f"c{number}" for number in range(20)) + " and 100 more"
-    assert error_for(frame).what == f"No shape fits these columns: {first}."
+    assert error_for(frame).what.endswith("    c7: words, such as words\n    and 112 more")
+    named = frame.rename({"c0": "Did she ask?", "c1": "ideal"}).with_columns(ideal=pl.lit("She did."))
+    named = named.with_columns(pl.lit("Did she?").alias("Did she ask?"))
+    assert error_for(named).what == f"No shape fits these columns: {first.replace('c0, c1', 'Did she ask?, ideal')}."
     assert error_for(frame, map={"question": "c7"}).what.endswith(f"the columns are {first}.")
     assert error_for(frame, map={"question": "c777"}).hint == f"Known names: {first}."
 

@@ -222,7 +222,7 @@ def test_a_command_imports_all_of_its_files_or_none(store: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("second", "options", "message"),
     [
-        ([{"colour": "red", "size": 3}], {}, "No shape fits these columns: colour, size."),
+        ([{"colour": "red", "size": 3}], {}, "No shape fits these columns, and no two"),
         ([{"text": "a", "code": "b", "n": 1}], {}, "The meaning of these columns is not certain: text, code, n."),
         ([{"question": "a", "answer": "b"}], {"map": {"answer": "output"}}, "output is not a known column."),
         ([alpaca(1)] * 99 + [{"instruction": "a", "response": "b"}], {}, "The columns fit 2 mappings: "),

@@ -1,9 +1,9 @@
 """Preference data in any layout: the printed options import the better answers, and nothing else."""
 
 import json
-import shlex
 
 import pytest
+from support.advice import printed_options
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -55,7 +55,7 @@ def test_the_printed_options_import_the_better_answer(tmp_path, layout):
     path, store = write(tmp_path / "p.jsonl", LAYOUTS[layout]), tmp_path / "s.duckdb"
     with pytest.raises(SourceError, match="preference data") as error:
         import_files(store, [path], ImportSection())
-    options = shlex.split(error.value.hint.splitlines()[-1])
+    options = printed_options(error.value)[-1]
     result = CliRunner().invoke(app, ["import", path, "--store", str(store), *options])
     assert result.exit_code == 0, result.output
     with reading(store) as connection:

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from support.advice import printed_options
 
 from curate.ingest.import_options import apply_options
 from curate.ingest.import_result import ImportResult
@@ -221,8 +222,7 @@ def test_rated_answers_are_imported_only_on_request(store: Path, tmp_path: Path)
     path = write(tmp_path / "n.jsonl", {"prompt": "How?", "answers": RATED})
     with pytest.raises(SourceError) as error:
         import_one(store, path)
-    commands = [line.strip() for line in error.value.hint.splitlines() if "--shape" in line]
-    assert commands == [
+    assert [" ".join(options) for options in printed_options(error.value)] == [
         "--shape best-answer --map answers=answers --map prompt=prompt",
         "--shape answers --map answers=answers --map prompt=prompt",
     ]

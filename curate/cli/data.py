@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from curate.cli.console import print_json, print_table, progress_bar
-from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption, repeat_options
 from curate.cli.startup import tune_import
 
 MAX_LIMIT = 10**9
 
 
+MAPPING_OPTIONS = {"shape", "map_", "group_by", "order_by", "role", "text"}
+"""Parameters that an error about columns suggests anew."""
+
+
 def import_(
+    context: typer.Context,
     files: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, a Hugging Face dataset, or - for standard input.")
     ],
@@ -118,18 +124,34 @@ def import_(
             raise SourceError("--replace and --add exclude each other.", "Give one of them.")
         section = apply_options(load_recipe(recipe, set_ or []).import_, options)
         with progress_bar("Importing") as advance:
-            results = import_files(
-                store,
-                files,
-                section,
-                dry_run=dry_run,
-                on_changed="replace" if replace else "add" if add else "stop",
-                progress=advance,
-                on_mapping=lambda path, mapping: advance(description=f"{path} as {mapping.shape}"),
-                hasher=hasher,
-            )
+            try:
+                results = import_files(
+                    store,
+                    files,
+                    section,
+                    dry_run=dry_run,
+                    on_changed="replace" if replace else "add" if add else "stop",
+                    progress=advance,
+                    on_mapping=lambda path, mapping: advance(description=f"{path} as {mapping.shape}"),
+                    hasher=hasher,
+                )
+            except SourceError as error:
+                raise SourceError(error.what, _complete_commands(error.hint, context)) from error
     note_skipped(files)
     print_json([asdict(result) for result in results]) if as_json else show_import(results, dry_run=dry_run)
+
+
+def _complete_commands(hint: str, context: typer.Context) -> str:
+    """The hint, in which the import commands have the options of the running one, unless the hint sets them."""
+    replaced = {
+        name
+        for option, names in (("--where ", {"where"}), ("--add ", {"add", "replace"}))
+        for name in names
+        if option in hint
+    }
+    roles = "".join(f" --role {shlex.quote(name)}" for name in context.params["role"] or [] if "=" in name)
+    given = repeat_options(context, MAPPING_OPTIONS | replaced) + roles
+    return hint.replace("\n    curate import ", f"\n    curate import{given} ")
 
 
 def rejects(

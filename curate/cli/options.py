@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -29,3 +31,16 @@ TemplateOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def repeat_options(context: typer.Context, omitted: Collection[str]) -> str:
+    """The options of the running command as they were typed, except the parameters `omitted`, each after a space."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        source, name = context.get_parameter_source(parameter.name or ""), parameter.name or ""
+        if parameter.param_type_name != "option" or name in omitted or source is None or source.name != "COMMANDLINE":
+            continue
+        value, option = context.params[name], max(parameter.opts, key=len)
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [option if one is True else f"{option} {shlex.quote(str(one))}" for one in values]
+    return "".join(f" {word}" for word in words)

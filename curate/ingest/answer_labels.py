@@ -117,8 +117,8 @@ class AnswerLabels:
     missing: int
 
 
-def check_labels(table: pl.DataFrame, mapping: ColumnMapping) -> None:
-    """Raise `SourceError` if an unmapped column marks some answer as bad."""
+def check_labels(table: pl.DataFrame, mapping: ColumnMapping, where: str | None = None) -> None:
+    """Raise `SourceError` if an unmapped column marks some answer as bad in the rows that `where` selected."""
     found = find_labels(table, mapping.fields)
     if found is None:
         return
@@ -128,12 +128,12 @@ def check_labels(table: pl.DataFrame, mapping: ColumnMapping) -> None:
         for value, rows in list(values.items())[:_MAX_VALUES]
     )
     rest = f", no value ({plural(found.missing, 'row')})" if found.missing else ""
-    name, options = found.column, mapping.as_options()
-    everything = f"Import all answers, also the bad ones:\n    {options}"
-    condition = _shell_quote(_is_good(found))
+    everything = f"Import all answers, also the bad ones:{mapping.as_command()}"
+    condition = f"({where}) AND {_is_good(found)}" if where else _is_good(found)
+    good = mapping.as_command(f"--where {_shell_quote(condition)}")
     raise SourceError(
-        f"The column {name} marks answers as good or bad: {counts}{rest}.",
-        f"Import the good answers; the other rows become rejects:\n    --where {condition} {options}\n{everything}"
+        f"The column {found.column} marks answers as good or bad: {counts}{rest}.",
+        f"Import the good answers; the other rows become rejects:{good}\n{everything}"
         if found.good
         else f"No row is marked as good. {everything}",
     )

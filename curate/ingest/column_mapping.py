@@ -6,18 +6,27 @@ expected content. If several mappings are possible, the error lists them with th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
 
 import polars as pl
 
 from curate.ingest.answer_labels import check_labels, label_hint
+from curate.ingest.column_content import Content
+from curate.ingest.column_names import find_named
+from curate.ingest.plausibility import check_plausibility
 from curate.ingest.preference import CHOSEN, check_preference_data
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import base_column
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape
+from curate.ingest.suggestions import (
+    describe_columns,
+    list_commands,
+    list_contents,
+    may_be_plain_text,
+    suggest_mappings,
+)
 from schemas.errors import SourceError, nearest
 from schemas.recipe import ImportSection
 from schemas.text import join_names, plural
@@ -59,7 +68,8 @@ def find_mapping(table: pl.DataFrame, section: ImportSection) -> ColumnMapping:
         )
         raise SourceError(error.what, f"{error.hint}{label_hint(table)}")
     if section.shape is None and not options:
-        check_labels(table, mappings[0])
+        check_labels(table, mappings[0], section.where)
+        check_plausibility(table, mappings[0])
     return mappings[0]
 
 
@@ -80,7 +90,7 @@ def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, section: ImportS
     if len(mappings) > 1:
         raise _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
     if section.shape is None and not options:
-        check_labels(table, mapping)
+        check_labels(table, mapping, section.where)
     return merge_mappings(mapping, mappings[0]) if mappings else mapping
 
 
@@ -215,24 +225,12 @@ def _cells(table: pl.DataFrame, column: str) -> pl.Series:
 
 def _matching_columns(field: Field, free: dict[str, pl.Series], any_name: bool) -> list[str]:
     """The columns that can be a field, by name, by cells (`any_name`) or by a weak name: the first that gives any."""
-    named = [column for column in _find_named(field.names, free) if _can_be(field, free[column])]
+    named = [column for column in find_named(field.names, free) if _can_be(field, free[column])]
     if named:
         return named
     if any_name and field.any_name:
         return [column for column, cells in free.items() if _mostly_fits(field, cells)]
-    return [column for column in _find_named(field.weak_names, free) if _can_be(field, free[column])]
-
-
-def _find_named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
-    """The columns with one of `names`; `System Prompt` matches `system_prompt`, unless that exists too."""
-    columns = list(columns)
-    for name in names:
-        yield from [name] if name in columns else [column for column in columns if _plain(column) == _plain(name)]
-
-
-@lru_cache(maxsize=4096)  # every batch compares the columns with the names of all shapes
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return [column for column in find_named(field.weak_names, free) if _can_be(field, free[column])]
 
 
 def _can_be(field: Field, cells: pl.Series) -> bool:
@@ -264,7 +262,7 @@ def _assign(shape: Shape, chosen: dict[str, str]) -> tuple[tuple[str, str], ...]
 
 def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
     """Whether a mapping may be used without a request: at most one field has a weak name."""
-    weak = [name for name, column in fields.items() if column in _find_named(shape.fields[name].weak_names, [column])]
+    weak = [name for name, column in fields.items() if column in find_named(shape.fields[name].weak_names, [column])]
     return shape.detected and len(weak) <= 1
 
 
@@ -297,10 +295,7 @@ def _no_mapping_error(
         choice = "Confirm it with" if len(unsure) == 1 else "Choose one with"
         return SourceError(f"The meaning of these columns is not certain: {columns}.", _list_options(unsure, choice))
     if shape is None and not options:
-        example = ColumnMapping(
-            "pairs", dict(zip(("question", "answer"), (*table.columns, "COLUMN", "COLUMN"), strict=False))
-        )
-        return SourceError(f"No shape fits these columns: {columns}.", f"Map them, for example: {example.as_options()}")
+        return _unknown_columns_error(table, columns)
     shapes = [shape] if shape else _shapes_with(options)
     if not shapes:
         return SourceError(f"No shape has all of the fields {', '.join(options)}.", "Omit one of them.")
@@ -312,6 +307,32 @@ def _no_mapping_error(
         f"{shapes[0]} needs a column for {' and '.join(missing)}; the columns are {columns}.",
         "Add " + " ".join(f"--map {name}=COLUMN" for name in missing),
     )
+
+
+def _unknown_columns_error(table: pl.DataFrame, columns: str) -> SourceError:
+    """The error for columns without known names: the mappings that their cells suggest, or a list of the cells."""
+    suggested = suggest_mappings(table)
+    if suggested:
+        return SourceError(f"No shape fits these columns: {columns}.", list_commands(suggested))
+    contents = describe_columns(table)
+    texts = [content for content in contents.values() if content.kind == "text"]
+    plain = (
+        ColumnMapping("text", {"text": texts[0].column}) if len(texts) == 1 and may_be_plain_text(texts[0]) else None
+    )
+    return SourceError(
+        f"No shape fits these columns, and no two of them seem to be questions and answers:{list_contents(contents)}",
+        "If two columns are questions and answers, add --map question=COLUMN --map answer=COLUMN."
+        + (f"\nAs plain text without questions:{plain.as_command()}" if plain else "")
+        + _python_values_hint(contents),
+    )
+
+
+def _python_values_hint(contents: dict[str, Content]) -> str:
+    """A line for columns with lists and dicts as Python prints them, which are not JSON."""
+    names = [content.column for content in contents.values() if content.example.startswith(("[{'", "{'", "['"))]
+    if not names:
+        return ""
+    return f"\n{names[0]} has values as Python prints them, not JSON: write the file again with json.dumps or to_json."
 
 
 def _mixed_shapes_error(table: pl.DataFrame, mappings: list[ColumnMapping]) -> SourceError | None:
@@ -357,10 +378,10 @@ def _describe(mapping: ColumnMapping) -> str:
 
 def _list_options(mappings: list[ColumnMapping], choice: str = "Choose one with") -> str:
     more = [f"\n    and {len(mappings) - _MAX_LISTED:,} more"] if len(mappings) > _MAX_LISTED else []
-    return f"{choice}:" + "".join([*(f"\n    {_option_line(mapping)}" for mapping in mappings[:_MAX_LISTED]), *more])
+    return f"{choice.removesuffix(':')}:" + "".join([*(_command(mapping) for mapping in mappings[:_MAX_LISTED]), *more])
 
 
-def _option_line(mapping: ColumnMapping) -> str:
-    """The options of a mapping, and its summary on the next line."""
+def _command(mapping: ColumnMapping) -> str:
+    """The command that imports with a mapping, and its summary on the next line."""
     summary = SHAPES[mapping.shape].summary
-    return f"{mapping.as_options()}\n        {summary}" if summary else mapping.as_options()
+    return f"{mapping.as_command()}\n        {summary}" if summary else mapping.as_command()

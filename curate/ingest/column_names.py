@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import count
 
 
@@ -18,3 +19,19 @@ def make_unique(names: Iterable[str]) -> list[str]:
         candidates = (base if number == 1 else f"{base}_{number}" for number in count(1))
         unique[next(candidate for candidate in candidates if candidate not in unique)] = None
     return list(unique)
+
+
+def find_named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
+    """The columns with one of `names`; `System Prompt` matches `system_prompt`, unless that exists too.
+
+    >>> list(find_named(["system_prompt"], ["id", "System Prompt"]))
+    ['System Prompt']
+    """
+    columns = list(columns)
+    for name in names:
+        yield from [name] if name in columns else [column for column in columns if _plain(column) == _plain(name)]
+
+
+@lru_cache(maxsize=4096)  # every batch compares the columns with the names of all shapes
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

@@ -20,7 +20,15 @@ from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import path_cells
-from curate.ingest.shapes.shape import PROBLEMS, ColumnMapping, ParsedTable, number_cells, problem_rows
+from curate.ingest.shapes.shape import (
+    IMPORT_COMMAND,
+    PROBLEMS,
+    ColumnMapping,
+    ParsedTable,
+    number_cells,
+    problem_rows,
+    shell_quote,
+)
 from curate.ingest.validation import validate
 from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
@@ -75,11 +83,12 @@ class Conversion:
 
 @contextmanager
 def prefix_errors(path: str) -> Iterator[None]:
-    """Add the path of the source to the messages of `SourceError`, because a command may import many files."""
+    """Add the path of the source to the messages and commands of `SourceError`; a command may import many files."""
     try:
         yield
     except SourceError as error:
-        raise SourceError(f"{path}: {error.what}", error.hint) from error
+        command = f"{IMPORT_COMMAND.removesuffix('FILE')}{shell_quote(path)}"
+        raise SourceError(f"{path}: {error.what}", error.hint.replace(IMPORT_COMMAND, command)) from error
 
 
 def convert(

@@ -40,7 +40,7 @@ def check_preference_data(table: pl.DataFrame, sides: Sequence[tuple[str, str]] 
     raise SourceError(
         f"This is preference data (columns {good} and {bad}): a better and a worse answer to each question, "
         "not conversations.",
-        f"Import only the better answers, of the column {good}:\n    {mapping.as_options()}"
+        f"Import only the better answers, of the column {good}:{mapping.as_command()}"
         if mapping
         else f"No column has the questions to {good}. Write each conversation with its better answer into one column.",
     )

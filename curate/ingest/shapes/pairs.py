@@ -17,11 +17,15 @@ HISTORY = Field(("history",))
 QUESTION_NAMES = (
     *("question", "query", "prompt", "input", "user", "human", "problem", "ask", "q"),
     *("user_message", "user_input", "user_prompt", "user_query", "customer_message", "question_text"),
+    *("input_text", "inputs_pretokenized", "frage", "pregunta", "domanda", "pergunta", "vraag", "вопрос"),
+    *("问题", "問題", "質問", "질문", "pytanie", "fråga"),
 )
 ANSWER_NAMES = (
     *("answer", "response", "reply", "completion", "output", "assistant", "solution", "gpt", "bot", "a"),
     *("assistant_response", "model_response", "agent_response", "ai_response", "bot_response", "answer_text"),
     *("assistant_message", "agent_reply", "canonical_solution"),
+    *("output_text", "targets_pretokenized", "generated_solution", "antwort", "respuesta", "réponse", "risposta"),
+    *("resposta", "antwoord", "ответ", "回答", "答案", "답변", "odpowiedź", "svar"),
 )
 WEAK_QUESTION_NAMES = ("content", "text", "title")
 WEAK_ANSWER_NAMES = ("target", "text", "summary", "code")

@@ -52,6 +52,10 @@ PARSE_RULES = {
 """Code of a problem → the rule that a row must satisfy to be parsed."""
 
 
+IMPORT_COMMAND = "    curate import FILE"
+"""The beginning of an import command in a hint, on a line of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnMapping:
     """A shape, and the source column of each of its fields."""
@@ -86,6 +90,16 @@ class ColumnMapping:
                 *(f"--role {shlex.quote(f'{name}={role}')}" for name, role in self.roles.items()),
             ]
         )
+
+    def as_command(self, more: str = "") -> str:
+        r"""The line of a hint with the import command that selects this mapping, with `more` options.
+
+        The caller that knows the file replaces `FILE`.
+
+        >>> ColumnMapping("text", {"text": "body"}).as_command("--add")
+        '\n    curate import FILE --add --shape text --text body'
+        """
+        return f"\n{IMPORT_COMMAND} {more and f'{more} '}{self.as_options()}"
 
     def column(self, table: pl.DataFrame, name: str) -> pl.Series:
         """The cells of a field; nulls if the field is not mapped or its column is missing in this table."""
@@ -209,5 +223,17 @@ def problem_rows(rows: pl.DataFrame, code: str, reason: str | pl.Expr) -> pl.Dat
 
 def _option(name: str, column: str) -> str:
     if name in ("group_by", "order_by", "role", "text"):
-        return f"--{name.replace('_', '-')} {shlex.quote(column)}"
-    return f"--map {shlex.quote(f'{name}={column}')}"
+        return f"--{name.replace('_', '-')} {shell_quote(column)}"
+    return f"--map {shell_quote(f'{name}={column}')}"
+
+
+def shell_quote(text: str) -> str:
+    r"""The text as one word of bash or zsh, on one line.
+
+    >>> print(shell_quote("a b"), shell_quote("a\nb"))
+    'a b' $'a\U0000000ab'
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (c if c.isprintable() and c not in "\\'" else f"\\U{ord(c):08x}" for c in text)
+    return f"$'{''.join(escaped)}'"
