@@ -87,6 +87,8 @@ def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, section: ImportS
     candidates = _candidates(table, section.shape, options)
     mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
     mappings = [found for found in mappings if found.shape == mapping.shape or not SHAPES[found.shape].fallback]
+    if mapping in mappings and all(SHAPES[found.shape].proven for found in mappings):
+        return mapping  # such as choices counted from 0 in a batch without a 0
     if len(mappings) > 1:
         raise _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
     if section.shape is None and not options:
@@ -271,17 +273,14 @@ def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
 
     A mapping of a proven shape instead beats those of other shapes that use one of its columns.
     """
-    columns = [set(mapping.fields.values()) for mapping in mappings]
-    proven = [SHAPES[mapping.shape].proven for mapping in mappings]
-    return [
-        mapping
-        for mapping, own, is_proven in zip(mappings, columns, proven, strict=True)
-        if is_proven
-        or not any(
-            own < other or (other_is_proven and own & other)
-            for other, other_is_proven in zip(columns, proven, strict=True)
-        )
-    ]
+    return [mapping for mapping in mappings if not any(_beats(other, mapping) for other in mappings)]
+
+
+def _beats(mapping: ColumnMapping, other: ColumnMapping) -> bool:
+    columns, others = set(mapping.fields.values()), set(other.fields.values())
+    if SHAPES[other.shape].proven:
+        return mapping.shape == other.shape and others < columns
+    return others < columns or (SHAPES[mapping.shape].proven and bool(others & columns))
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

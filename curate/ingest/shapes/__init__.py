@@ -11,6 +11,7 @@ from curate.ingest.shapes import (
     alpaca,
     answers,
     chatgpt,
+    choices,
     messages,
     pairs,
     raw_text,
@@ -48,5 +49,17 @@ SHAPES: dict[str, Shape] = {
     "best-replies": _proven(tree.RANKED_NESTED_FIELDS, tree.parse_nested_best, "of several replies the best-ranked"),
     "replies": _proven(tree.NESTED_FIELDS, tree.parse_nested, "every branch, each a conversation"),
     "chatgpt": _proven(chatgpt.FIELDS, chatgpt.parse, "the branch that ChatGPT shows, without hidden messages"),
+    "choices": _proven(choices.FIELDS, choices.parse, "question and choices; the right choice, named by its letter"),
+    "choices-from-0": _proven(choices.FIELDS_FROM_0, choices.parse_from_0, "the right choice, counted from 0"),
+    "choices-from-1": _proven(choices.FIELDS_FROM_1, choices.parse_from_1, "the right choice, counted from 1"),
+    "choice-columns": _proven(
+        choices.COLUMN_FIELDS, choices.parse_columns, "question and choices; the right choice, named by its letter"
+    ),
+    "choice-columns-from-0": _proven(
+        choices.COLUMN_FIELDS_FROM_0, choices.parse_columns_from_0, "the right choice, counted from 0"
+    ),
+    "choice-columns-from-1": _proven(
+        choices.COLUMN_FIELDS_FROM_1, choices.parse_columns_from_1, "the right choice, counted from 1"
+    ),
 }
 """Name → shape, in the order in which candidates are listed."""
