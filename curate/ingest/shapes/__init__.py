@@ -17,6 +17,7 @@ from curate.ingest.shapes import (
     raw_text,
     sharegpt,
     squad,
+    traces,
     transcript,
     tree,
     turn_per_row,
@@ -60,6 +61,13 @@ SHAPES: dict[str, Shape] = {
     ),
     "choice-columns-from-1": _proven(
         choices.COLUMN_FIELDS_FROM_1, choices.parse_columns_from_1, "the right choice, counted from 1"
+    ),
+    "trace": _proven(traces.FIELDS, traces.parse, "the messages of the input, then those of the output"),
+    "generation": _proven(
+        traces.GENERATION_FIELDS, traces.parse, "the messages of the input, then those of the output"
+    ),
+    "openai-batch": _proven(
+        traces.BATCH_FIELDS, traces.parse_batch, "each request with its result, by custom_id", spans_rows=True
     ),
 }
 """Name → shape, in the order in which candidates are listed."""

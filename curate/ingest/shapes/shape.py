@@ -42,6 +42,7 @@ PARSE_RULES = {
     "uses-tools": "A conversation of a ChatGPT export uses no tools, which the export does not describe completely.",
     "missing-parent": "The parent of a message is in the file.",
     "lower-ranked": "With best-branch, a reply has the best rank among the replies to its message.",
+    "no-question": "An answer has its question in the file.",
     "no-answer": "A prompt has an answer.",
     "missing-group": "In long format, every row has a conversation id.",
     "refers-to-media": "A row has no image, sound or video, and no placeholder of one in a question.",
