@@ -110,7 +110,7 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
 
 def latest_selection(connection: DuckDBPyConnection) -> tuple[dict[str, str], dict[str, Any]] | None:
     """The rules of the latest selection, including `--where`, and the `[score]` sections of its recipe."""
-    query = "SELECT rules, scores FROM selections ORDER BY selected_at DESC, rowid DESC LIMIT 1"
+    query = "SELECT rules, scores FROM selections ORDER BY seq DESC LIMIT 1"
     rows = connection.sql(query).fetchall()
     return (json.loads(rows[0][0]), json.loads(rows[0][1])) if rows else None
 
@@ -182,7 +182,7 @@ def _write_verdicts(connection: DuckDBPyConnection, texts: Mapping[str, str], se
             FROM rule_results
         ), latest AS (
             SELECT * FROM verdicts WHERE by_whom = $rule
-            QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
+            QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY seq DESC) = 1
         )
         SELECT new.conversation, new.verdict, new.reason, $rule, $selection FROM new
         LEFT JOIN latest ON latest.conversation = new.conversation AND latest.verdict = new.verdict

@@ -15,7 +15,7 @@ SOURCES_SQL = """
     SELECT path, shape, rows_read, conversations, rows_duplicate, rows_rejected,
            (SELECT count(*) FROM rejects r WHERE r.source = s.source AND r.closed_by IS NULL) AS open_rejects,
            imported_at::VARCHAR AS imported_at, source
-    FROM sources s ORDER BY s.imported_at, path
+    FROM sources s ORDER BY s.seq
 """
 COUNTS_SQL = f"""
     SELECT (SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}) AS conversations,
@@ -28,7 +28,7 @@ COUNTS_SQL = f"""
            (SELECT count(*) FROM rejects WHERE closed_by IS NOT NULL) AS closed_rejects,
            (SELECT count(*) FROM rejects r JOIN sources s USING (source)
             JOIN sources later ON later.source = r.closed_by
-            WHERE later.imported_at >= s.imported_at AND later.sha256 <> s.sha256) AS corrected_rejects
+            WHERE later.seq >= s.seq AND later.sha256 <> s.sha256) AS corrected_rejects
 """
 """A closed reject counts as corrected if a later file contains the row. Otherwise the row was rejected again, so its
 first reject is open (it was closed by an earlier source), or the same file was imported with another mapping."""
@@ -43,19 +43,19 @@ REVIEWS_SQL = """
            (SELECT list({'verdict': verdict, 'count': number} ORDER BY verdict) FROM (
                SELECT verdict, count(*) AS number FROM (
                    SELECT verdict FROM verdicts WHERE by_whom <> 'rule'
-                   QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
+                   QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY seq DESC) = 1
                ) WHERE verdict <> 'undecided' GROUP BY verdict)) AS verdicts
 """
 VERSIONS_SQL = """
     SELECT version, name, digest, counts, frozen_at::VARCHAR AS frozen_at FROM versions
-    ORDER BY versions.frozen_at, version
+    ORDER BY versions.seq
 """
-RULES_SQL = "SELECT rules FROM selections ORDER BY selected_at DESC, rowid DESC LIMIT 1"
+RULES_SQL = "SELECT rules FROM selections ORDER BY seq DESC LIMIT 1"
 UNSELECTED_SQL = f"""
     SELECT count(*) FROM conversations c WHERE {IMPORTED_SQL}
     AND id NOT IN (
         SELECT conversation FROM verdicts WHERE by_whom = 'rule'
-        GROUP BY conversation HAVING arg_max(verdict, (decided_at, rowid)) <> 'undecided') AND EXISTS (FROM selections)
+        GROUP BY conversation HAVING arg_max(verdict, seq) <> 'undecided') AND EXISTS (FROM selections)
 """
 """Conversations that were imported, or imported again after a removal, since the latest selection."""
 
@@ -66,9 +66,7 @@ CHANGED_SQL = """
 """
 """Conversations that are kept now or in a version, but not in both."""
 
-RUNS_SQL = (
-    "SELECT run, version, status, adapter, started_at::VARCHAR AS started_at FROM runs ORDER BY runs.started_at, run"
-)
+RUNS_SQL = "SELECT run, version, status, adapter, started_at::VARCHAR AS started_at FROM runs ORDER BY runs.seq"
 
 
 def read_status(connection: DuckDBPyConnection) -> dict[str, Any]:

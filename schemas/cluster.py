@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -25,12 +24,13 @@ class Clustering:
     method: str
     parameters: dict[str, Any]
     conversations: int
-    clustered_at: datetime
+    seq: int
+    """orders it among selections, by the number that the store assigned"""
 
 
 def find_clustering(connection: DuckDBPyConnection) -> Clustering | None:
     """The latest clustering of the store, or None."""
-    query = "SELECT method, parameters, conversations, clustered_at FROM clusterings ORDER BY clustered_at DESC LIMIT 1"
+    query = "SELECT method, parameters, conversations, seq FROM clusterings ORDER BY seq DESC LIMIT 1"
     found = connection.sql(query).fetchall()
     return Clustering(found[0][0], json.loads(found[0][1]), *found[0][2:]) if found else None
 

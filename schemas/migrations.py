@@ -257,6 +257,41 @@ def removed_imports(connection: DuckDBPyConnection) -> None:
     """)
 
 
+TIMED_TABLES = {
+    "removed_sources": "imported_at",
+    "sources": "imported_at",
+    "clusterings": "clustered_at",
+    "selections": "selected_at",
+    "reviews": "coalesce(pulled_at, answered_at)",
+    "verdicts": "decided_at",
+    "versions": "frozen_at",
+    "runs": "started_at",
+}
+"""Tables in which "latest" has a meaning -> the time that ordered their rows before `sequence_numbers`."""
+
+
+def sequence_numbers(connection: DuckDBPyConnection) -> None:
+    """`seq`, assigned by the store, orders the rows of these tables: the clock of a machine can be set back."""
+    times = [
+        f"SELECT '{table}' AS name, {order} AS place, rowid AS number, {time} AS time FROM {table}"
+        for order, (table, time) in enumerate(TIMED_TABLES.items())
+    ]
+    connection.execute(
+        f"""CREATE TEMP TABLE numbered AS
+            SELECT name, number, row_number() OVER (ORDER BY time, place, number) AS seq
+            FROM ({" UNION ALL ".join(times)})"""
+    )
+    ((used,),) = connection.sql("SELECT count(*) FROM numbered").fetchall()
+    connection.execute(f"CREATE SEQUENCE seq START {used + 1}")
+    for table in TIMED_TABLES:
+        connection.execute(f"""
+            ALTER TABLE {table} ADD COLUMN seq BIGINT;
+            UPDATE {table} SET seq = n.seq FROM numbered n WHERE n.name = '{table}' AND n.number = {table}.rowid;
+            ALTER TABLE {table} ALTER COLUMN seq SET DEFAULT nextval('seq');
+        """)
+    connection.execute("DROP TABLE numbered")
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -270,4 +305,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     near_duplicates,
     field_terms,
     removed_imports,
+    sequence_numbers,
 ]

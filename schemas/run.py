@@ -136,10 +136,11 @@ def next_run(connection: DuckDBPyConnection) -> str:
 def write_run(connection: DuckDBPyConnection, run: Run) -> None:
     """Write a run's row, replacing an earlier one."""
     manifest = run.manifest
-    connection.execute("DELETE FROM runs WHERE run = ?", [run.run])
+    earlier = connection.execute("DELETE FROM runs WHERE run = ? RETURNING seq", [run.run]).fetchall()
     connection.execute(
         """INSERT INTO runs (run, version, version_digest, adapter, adapter_digest, status, manifest, metrics,
-                             started_at, finished_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                             started_at, finished_at, seq)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, coalesce(?, nextval('seq')))""",
         [
             run.run,
             manifest.data.version,
@@ -151,5 +152,6 @@ def write_run(connection: DuckDBPyConnection, run: Run) -> None:
             json.dumps(manifest.metrics),
             manifest.started,
             manifest.finished,
+            earlier[0][0] if earlier else None,
         ],
     )

@@ -38,19 +38,19 @@ They are stored because versions, reviews or edits need their text; no later com
 
 CURRENT_VERDICTS = """
     WITH latest AS (
-        SELECT conversation, verdict, edited_to, reason, by_whom, selection, decided_at, rowid AS number
+        SELECT conversation, verdict, edited_to, reason, by_whom, selection, seq
         FROM verdicts
         QUALIFY row_number() OVER (
-            PARTITION BY conversation, by_whom = 'rule' ORDER BY decided_at DESC, rowid DESC) = 1
+            PARTITION BY conversation, by_whom = 'rule' ORDER BY seq DESC) = 1
     ), human_verdicts AS (
-        SELECT conversation, verdict = 'keep' AS kept, reason, by_whom, decided_at, number
+        SELECT conversation, verdict = 'keep' AS kept, reason, by_whom, seq
         FROM latest WHERE by_whom <> 'rule' AND verdict <> 'undecided'
         UNION ALL
-        SELECT edited_to, true, reason, by_whom, decided_at, number
+        SELECT edited_to, true, reason, by_whom, seq
         FROM latest WHERE by_whom <> 'rule' AND verdict = 'edit'
     ), latest_human AS (
         SELECT * FROM human_verdicts
-        QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, number DESC, kept DESC) = 1
+        QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY seq DESC, kept DESC) = 1
     ), latest_rule AS (SELECT * FROM latest WHERE by_whom = 'rule')
     SELECT
         c.id AS conversation,

@@ -22,7 +22,7 @@ ROWS = 20_000
 KILLS = 12
 
 CONTENT = {
-    "sources": "SELECT * EXCLUDE (imported_at) FROM sources ORDER BY source",
+    "sources": "SELECT * EXCLUDE (imported_at, seq) FROM sources ORDER BY source",
     "conversations": "FROM conversations ORDER BY id",
     "origins": 'FROM origins ORDER BY source, "row"',
     "rejects": 'FROM rejects ORDER BY source, "row"',

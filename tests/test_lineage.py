@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pytest
-from support.stores import add, add_verdict, chat, questions
+from support.stores import add, add_run, add_verdict, chat, questions
 from typer.testing import CliRunner
 
 from curate.cli.app import app
@@ -168,10 +168,7 @@ def test_versions_and_the_ledger_row_of_each_run_are_listed(store, tmp_path):
     with writing(store) as connection:
         freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
         for run, adapter in (("r1", tmp_path / "one"), ("r2", tmp_path / "gone")):
-            connection.execute(
-                "INSERT INTO runs VALUES (?, 'support@1', 'd', ?, NULL, 'done', '{}', '{}', now(), now())",
-                [run, str(adapter)],
-            )
+            add_run(connection, run, "support@1", "done", adapter)
     one = chat("Hello?", "Hi.").id
     (tmp_path / "one").mkdir()
     ledger = {
@@ -196,10 +193,7 @@ def test_versions_and_the_ledger_row_of_each_run_are_listed(store, tmp_path):
 def test_an_interrupted_run_is_listed_without_a_ledger(store, tmp_path):
     with writing(store) as connection:
         freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
-        connection.execute(
-            "INSERT INTO runs VALUES ('r1', 'support@1', 'd', ?, NULL, 'running', '{}', '{}', now(), NULL)",
-            [str(tmp_path / "adapters/r1")],
-        )
+        add_run(connection, "r1", "support@1", "running", tmp_path / "adapters/r1")
     shown = text(trace_store(store, chat("Hello?", "Hi.").id))
     assert "r1 on support@1 (train), interrupted: a run writes its ledger when it ends" in shown
 
@@ -207,10 +201,7 @@ def test_an_interrupted_run_is_listed_without_a_ledger(store, tmp_path):
 def test_every_window_of_a_divided_conversation_is_listed(store, tmp_path):
     with writing(store) as connection:
         freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
-        connection.execute(
-            "INSERT INTO runs VALUES ('r1', 'support@1', 'd', ?, NULL, 'done', '{}', '{}', now(), now())",
-            [str(tmp_path)],
-        )
+        add_run(connection, "r1", "support@1", "done", tmp_path)
     one = chat("Hello?", "Hi.").id
     ledger = {"conversation": [one, one], "window": [1, 2], "outcome": ["split", "dropped"], "tokens": [12, 99]}
     pl.DataFrame(ledger | {"epoch_count": [0, None]}).write_parquet(tmp_path / "ledger.parquet")
@@ -225,10 +216,7 @@ def test_every_window_of_a_divided_conversation_is_listed(store, tmp_path):
 def test_an_unreadable_ledger_is_noted_and_not_fatal(store, tmp_path):
     with writing(store) as connection:
         freeze(connection, "support", check_recipe({}, "the test"))
-        connection.execute(
-            "INSERT INTO runs VALUES ('r1', 'support@1', 'd', ?, NULL, 'done', '{}', '{}', now(), now())",
-            [str(tmp_path)],
-        )
+        add_run(connection, "r1", "support@1", "done", tmp_path)
     (tmp_path / "ledger.parquet").write_text("not Parquet")
     assert "cannot be read" in trace_store(store, chat("Hello?", "Hi.").id)[0].runs[0]["note"]
 

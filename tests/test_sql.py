@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.stores import add, add_verdict, questions
+from support.stores import add, add_run, add_verdict, questions
 
 from curate.status import read_status
 from schemas.store import writing
@@ -254,12 +254,14 @@ def test_the_next_command_verifies_the_latest_finished_run(
     with writing(tmp_path / "x.duckdb") as connection:
         connection.execute("INSERT INTO scores SELECT id FROM conversations")
         for number in (1, 2):
-            insert = "INSERT INTO versions VALUES ('desk@' || $1, 'desk', $1, 'd', NULL, '{}', '{}', to_timestamp($1))"
-            connection.execute(insert, [number])
+            connection.execute(
+                """INSERT INTO versions (version, name, number, digest, recipe, counts)
+                   VALUES ('desk@' || $1, 'desk', $1, 'd', '{}', '{}')""",
+                [number],
+            )
             connection.execute("INSERT INTO members VALUES ('desk@' || $1, $2, 'train')", [number, talk])
         for number, (version, status) in enumerate(runs, 1):
-            row = "('r' || $1, $2, 'd', 'adapters/r' || $1, NULL, $3, '{}', '{}', to_timestamp($1), NULL)"
-            connection.execute(f"INSERT INTO runs VALUES {row}", [number, version, status])
+            add_run(connection, f"r{number}", version, status, f"adapters/r{number}")
         assert read_status(connection)["next"] == next_command
 
 
@@ -267,8 +269,7 @@ def test_the_status_shows_the_partial_folder_of_an_interrupted_run(tmp_path: Pat
     adapter = tmp_path / "adapters" / "r1"
     (tmp_path / "adapters" / "r1.partial").mkdir(parents=True)
     with writing(tmp_path / "x.duckdb") as connection:
-        row = "('r1', 'desk@1', 'd', ?, NULL, 'interrupted', '{}', '{}', now(), NULL)"
-        connection.execute(f"INSERT INTO runs VALUES {row}", [str(adapter)])
+        add_run(connection, "r1", "desk@1", "interrupted", adapter)
         assert read_status(connection)["runs"][0]["adapter"] == f"{adapter}.partial"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from schemas import store
 from schemas.errors import StoreError
-from schemas.migrations import MIGRATIONS, field_terms
+from schemas.migrations import MIGRATIONS, field_terms, sequence_numbers
 from schemas.store import reading, writing
 from schemas.views import VIEWS
 
@@ -120,3 +120,26 @@ def test_a_store_of_an_earlier_release_is_migrated_and_keeps_its_rows(tmp_path, 
         assert connection.sql("SELECT conversation, reviewer FROM current_answers").fetchall() == [("c1", "ann")]
         views = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         assert {view for (view,) in views} == set(VIEWS)
+
+
+def test_the_rows_of_an_earlier_release_keep_their_order_and_new_rows_are_later(tmp_path, monkeypatch):
+    path = tmp_path / "curate.duckdb"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(store, "MIGRATIONS", MIGRATIONS[: MIGRATIONS.index(sequence_numbers)])
+        earlier.setattr(store, "create_views", lambda _: None)
+        with writing(path) as connection:
+            connection.execute("""
+                INSERT INTO conversations VALUES ('c1', [], NULL, NULL);
+                INSERT INTO verdicts (conversation, verdict, reason, by_whom, decided_at) VALUES
+                    ('c1', 'drop', 'second', 'ann', '2026-01-03'), ('c1', 'keep', 'first', 'ann', '2026-01-01');
+                INSERT INTO selections VALUES ('s1', '{}', '{}', '2026-01-02');
+            """)
+    with writing(path) as connection:
+        numbers = "SELECT reason, seq FROM verdicts UNION ALL SELECT selection, seq FROM selections ORDER BY seq"
+        assert connection.sql(numbers).fetchall() == [("first", 1), ("s1", 2), ("second", 3)]
+        assert connection.sql("SELECT reason FROM current_verdicts").fetchall() == [("second",)]
+        connection.execute(
+            """INSERT INTO verdicts (conversation, verdict, reason, by_whom, decided_at)
+               VALUES ('c1', 'keep', 'third', 'ann', '2020-01-01')"""
+        )
+        assert connection.sql("SELECT reason FROM current_verdicts").fetchall() == [("third",)]

@@ -44,7 +44,10 @@ def dry_run_store(store: Path, on_changed: OnChanged) -> Iterator[DuckDBPyConnec
                 known_origins = real.sql(REPORTED_ORIGINS_SQL).to_arrow_table()  # noqa: F841
                 _copy_origins(real, connection, with_origins=on_changed == "replace")
             connection.execute("INSERT INTO conversations SELECT id, [], NULL, NULL FROM known_ids")
-            connection.execute("INSERT INTO sources FROM known_sources")
+            connection.execute(  # before the numbers that this temporary store assigns
+                """INSERT INTO sources
+                   SELECT * REPLACE (seq - (SELECT max(seq) FROM known_sources) AS seq) FROM known_sources"""
+            )
             connection.execute("INSERT INTO rejects FROM known_rejects")
             if on_changed != "replace":  # otherwise all origins were copied
                 connection.execute("INSERT INTO origins BY NAME FROM known_origins")

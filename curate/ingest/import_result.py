@@ -16,7 +16,7 @@ from schemas.text import plural
 
 CLOSED_SQL = """
     SELECT count(*) FROM rejects JOIN sources USING (source) JOIN sources AS closing ON closing.source = closed_by
-    WHERE closed_by = ? AND sources.imported_at <= closing.imported_at
+    WHERE closed_by = ? AND sources.seq <= closing.seq
 """
 """Rejects closed by a source, except those of later imports, which repeated rejects of the source itself."""
 
@@ -69,9 +69,8 @@ def find_import(connection: DuckDBPyConnection, source_id: str, path: str) -> Im
 
 def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
     """The result of an import, from the store."""
-    row = (
-        connection.sql("FROM sources WHERE source = ?", params=[source_id]).pl().drop("imported_at").row(0, named=True)
-    )
+    query = "SELECT * EXCLUDE (imported_at, seq) FROM sources WHERE source = ?"
+    row = connection.sql(query, params=[source_id]).pl().row(0, named=True)
     rejects = connection.sql(
         """SELECT "row", line, code, reason, raw, partly, count(*) OVER same AS count FROM (
                SELECT *, "row" IN (SELECT "row" FROM origins WHERE source = $source) AS partly FROM rejects

@@ -47,7 +47,7 @@ def find_earlier(connection: DuckDBPyConnection, path: str) -> list[EarlierImpor
     rows = connection.execute(
         """SELECT source, sha256, mapping, rows_read, imported_at, path FROM sources
            WHERE parse_filename(path) = parse_filename(?) AND NOT list_contains(columns, ?)
-           ORDER BY imported_at, source""",
+           ORDER BY seq""",
         [path, EXPORT_COLUMNS[0]],
     ).fetchall()
     return [

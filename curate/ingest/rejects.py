@@ -74,7 +74,7 @@ def list_rejects(
     """Single rejects in the order of the files: path, row, line, code, reason, raw, closed_by, excerpt."""
     _check_filter(connection, reject_filter)
     query = f"""SELECT path, source, "row", line, code, reason, raw, closed_by, mapping, columns FROM selected
-                ORDER BY imported_at, path, "row" {"" if limit is None else f"LIMIT {limit}"}"""
+                ORDER BY seq, "row" {"" if limit is None else f"LIMIT {limit}"}"""
     return _with_excerpts(_select(connection, reject_filter, query))
 
 
@@ -96,7 +96,7 @@ def export_rejects(
     rejects = _select(
         connection,
         reject_filter,
-        'SELECT path, source, "row", reason, raw, columns, mapping FROM selected ORDER BY imported_at, "row"',
+        'SELECT path, source, "row", reason, raw, columns, mapping FROM selected ORDER BY seq, "row"',
     )
     if rejects.is_empty():
         raise ExportError("No reject matches.", "List all rejects with curate rejects.")
@@ -117,7 +117,7 @@ def export_rejects(
 
 
 _SQL = """WITH selected AS (
-    SELECT rejects.*, sources.path, sources.columns, sources.mapping, sources.imported_at
+    SELECT rejects.*, sources.path, sources.columns, sources.mapping, sources.seq
     FROM rejects JOIN sources USING (source)
     WHERE ($closed OR closed_by IS NULL) AND ($code IS NULL OR code = $code) AND ($source IS NULL OR $source = path
           OR ends_with(path, '/' || $source) OR starts_with(source, $source))
@@ -137,7 +137,7 @@ def _with_excerpts(rejects: pl.DataFrame) -> list[dict[str, Any]]:
 def _check_filter(connection: DuckDBPyConnection, reject_filter: RejectFilter) -> None:
     """Raise `SourceError` for an unknown source or code."""
     if (name := reject_filter.source) is not None:
-        known = connection.execute("SELECT path, source FROM sources ORDER BY imported_at").fetchall()
+        known = connection.execute("SELECT path, source FROM sources ORDER BY seq").fetchall()
         if not any(path == name or path.endswith(f"/{name}") or source.startswith(name) for path, source in known):
             paths = ", ".join(path for path, _ in known) or "none"
             raise SourceError(f"Unknown source {name}.", f"Imported sources: {paths}.")

@@ -144,8 +144,8 @@ def _reopen_rejects(connection: DuckDBPyConnection, source: str) -> None:
     """Open the rejects that the import closed, unless another import contains all rows of the same file again."""
     connection.execute(
         """UPDATE rejects SET closed_by = (
-               SELECT arg_min(other.source, other.imported_at) FROM sources AS own JOIN sources AS other
-               ON other.sha256 = own.sha256 AND other.imported_at > own.imported_at AND other.source <> $source
+               SELECT arg_min(other.source, other.seq) FROM sources AS own JOIN sources AS other
+               ON other.sha256 = own.sha256 AND other.seq > own.seq AND other.source <> $source
                WHERE own.source = rejects.source)
            WHERE closed_by = $source AND source <> $source""",
         {"source": source},
@@ -209,7 +209,7 @@ def _withdraw_rule_verdicts(connection: DuckDBPyConnection) -> None:
         """INSERT INTO verdicts (conversation, verdict, reason, by_whom)
            SELECT conversation, 'undecided', 'its import was removed', $rule FROM verdicts
            WHERE by_whom = $rule AND conversation IN (SELECT conversation FROM swept)
-           GROUP BY conversation HAVING arg_max(verdict, (decided_at, rowid)) <> 'undecided'""",
+           GROUP BY conversation HAVING arg_max(verdict, seq) <> 'undecided'""",
         {"rule": RULE},
     )
 
@@ -229,8 +229,8 @@ def _adjust_clustering(connection: DuckDBPyConnection) -> None:
                    conversations - (SELECT count(*) FROM (
                        SELECT conversation FROM removed_rows JOIN removed_sources USING (removal)
                        WHERE conversation IN (SELECT conversation FROM swept)
-                       GROUP BY conversation HAVING min(imported_at) <= (
-                           SELECT clustered_at FROM clusterings WHERE method = $method))))
+                       GROUP BY conversation HAVING min(seq) <= (
+                           SELECT seq FROM clusterings WHERE method = $method))))
                WHERE method = $method""",
             {"method": method},
         )

@@ -21,13 +21,13 @@ SOURCES_SQL = """
         ) GROUP BY source
     )
     SELECT s.source, path, shape, rows_read, rows_kept, rows_duplicate, rows_rejected, s.conversations,
-           coalesce(o.conversations, 0) AS only_here, mapping, imported_at,
+           coalesce(o.conversations, 0) AS only_here, mapping, imported_at, seq,
            NULL::TIMESTAMPTZ AS removed_at, NULL::VARCHAR AS reason
     FROM sources s LEFT JOIN only_here o USING (source)
 """
 REMOVED_SQL = """
     UNION ALL SELECT source, path, shape, rows_read, rows_kept, rows_duplicate, rows_rejected, 0, conversations,
-                     mapping, imported_at, removed_at, reason
+                     mapping, imported_at, seq, removed_at, reason
     FROM removed_sources
 """
 
@@ -37,7 +37,7 @@ def list_sources(connection: DuckDBPyConnection, *, removed: bool = False) -> li
 
     With `removed` also the removed imports; their `only_here` is the number of conversations removed with them.
     """
-    query = f"FROM ({SOURCES_SQL}{REMOVED_SQL if removed else ''}) ORDER BY imported_at, path, removed_at"
+    query = f"SELECT * EXCLUDE (seq) FROM ({SOURCES_SQL}{REMOVED_SQL if removed else ''}) ORDER BY seq, removed_at"
     rows: list[dict[str, Any]] = connection.sql(query).pl().to_dicts()
     return [{**row, "mapping": json.loads(row["mapping"])} for row in rows]
 

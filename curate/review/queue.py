@@ -216,11 +216,11 @@ MEMBERS_SQL = """
     ) o ON o.conversation = members_of_set.conversation
     LEFT JOIN near k ON k.conversation = members_of_set.conversation
     LEFT JOIN (
-        SELECT conversation, arg_max(version, frozen_at) AS version FROM members JOIN versions USING (version)
+        SELECT conversation, arg_max(version, versions.seq) AS version FROM members JOIN versions USING (version)
         GROUP BY conversation
     ) v ON v.conversation = members_of_set.conversation
     LEFT JOIN (
-        SELECT conversation, arg_max(verdict = 'keep', (decided_at, rowid)) AS rules_keep FROM verdicts
+        SELECT conversation, arg_max(verdict = 'keep', seq) AS rules_keep FROM verdicts
         WHERE by_whom = 'rule' GROUP BY conversation
     ) r ON r.conversation = members_of_set.conversation
     LEFT JOIN scores s ON s.conversation = members_of_set.conversation

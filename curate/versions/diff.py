@@ -52,18 +52,19 @@ EDITED_SQL = """
 VERDICTS_SQL = """
     SELECT conversation, by_whom || ': ' || reason AS verdict_reason, by_whom, verdict FROM (
         SELECT * FROM verdicts
-        WHERE epoch_us(decided_at) <= $until AND conversation IN (SELECT coalesce(before, after) FROM changed)
+        WHERE seq < (SELECT seq FROM versions WHERE version = $version)
+          AND conversation IN (SELECT coalesce(before, after) FROM changed)
         QUALIFY row_number() OVER (
-            PARTITION BY conversation, by_whom = 'rule' ORDER BY decided_at DESC, verdicts.rowid DESC) = 1
+            PARTITION BY conversation, by_whom = 'rule' ORDER BY seq DESC) = 1
     ) WHERE verdict <> 'undecided'
     QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY by_whom = 'rule') = 1
 """
-"""The valid verdict on each conversation at a time: the latest human one, otherwise the latest rule verdict."""
+"""The valid verdict on each conversation when a version was frozen: the latest human one, otherwise that of a rule."""
 
 ORIGINS_SQL = """
     SELECT conversation, arg_min(path, number) AS path, arg_min(coalesce(line, row), number) AS line,
-        min(epoch_us(imported_at)) AS imported_us
-    FROM (SELECT *, row_number() OVER (ORDER BY imported_at, path, row) AS number
+        min(seq) > (SELECT seq FROM versions WHERE version = $before) AS is_new
+    FROM (SELECT *, row_number() OVER (ORDER BY seq, row) AS number
           FROM origins JOIN sources USING (source) WHERE conversation IN (SELECT after FROM changed))
     GROUP BY conversation
 """
@@ -139,9 +140,9 @@ def diff_versions(connection: DuckDBPyConnection, before: str, after: str) -> Ve
     connection.register("changed", changed)
     edits = connection.sql(EDITED_SQL).pl()
     earlier, current = (
-        connection.sql(VERDICTS_SQL, params={"until": _microseconds(version)}).pl() for version in (first, second)
+        connection.sql(VERDICTS_SQL, params={"version": version.label}).pl() for version in (first, second)
     )
-    origins = connection.sql(ORIGINS_SQL).pl()
+    origins = connection.sql(ORIGINS_SQL, params={"before": first.label}).pl()
     connection.unregister("changed")
     drops = earlier.filter(pl.col("verdict") == "drop").select(
         "conversation", pl.col("verdict_reason").alias("dropped_by")
@@ -152,7 +153,7 @@ def diff_versions(connection: DuckDBPyConnection, before: str, after: str) -> Ve
         .join(current, left_on=conversation, right_on="conversation", how="left")
         .join(drops, left_on=conversation, right_on="conversation", how="left")
         .join(origins, left_on="after", right_on="conversation", how="left")
-        .with_columns(_reason(first, recipe), _origin())
+        .with_columns(_reason(recipe), _origin())
         .sort(pl.col("change").cast(pl.Enum(CHANGES)), "before", "after")
     )
     return VersionDiff(first, second, changes.select(*changed.columns, "reason", "origin"), recipe)
@@ -213,22 +214,22 @@ def _join_edits(changed: pl.DataFrame, edits: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([changed.filter(~is_part_of_edit), edited])
 
 
-def _reason(first: Version, recipe: tuple[KeyChange, ...]) -> pl.Expr:
+def _reason(recipe: tuple[KeyChange, ...]) -> pl.Expr:
     new_split = any(change.key.startswith("freeze.") for change in recipe)
     moved = "freeze.* in the recipe changed" if new_split else "its group grew and got another hash"
     return (
-        pl.when(pl.col("change") == "added").then(_reason_of_added(first))
+        pl.when(pl.col("change") == "added").then(_reason_of_added())
         .when(pl.col("change") == "moved").then(pl.lit(moved))
         .otherwise(pl.coalesce("verdict_reason", pl.lit("not kept, without a verdict")))
         .alias("reason")
     )  # fmt: skip
 
 
-def _reason_of_added(first: Version) -> pl.Expr:
+def _reason_of_added() -> pl.Expr:
     """Why a conversation is only in the later version; for a rule verdict, the rule that dropped it before."""
     return (
-        pl.when(pl.col("imported_us").is_null()).then(pl.coalesce("verdict_reason", pl.lit("result of an edit")))
-        .when(pl.col("imported_us") > _microseconds(first)).then(pl.concat_str(pl.lit("imported from "), "path"))
+        pl.when(pl.col("is_new").is_null()).then(pl.coalesce("verdict_reason", pl.lit("result of an edit")))
+        .when("is_new").then(pl.concat_str(pl.lit("imported from "), "path"))
         .when(pl.col("by_whom") != RULE).then(pl.concat_str(pl.lit("already imported, now kept by "), "verdict_reason"))
         .otherwise(pl.coalesce(
             pl.concat_str(pl.lit("already imported, no longer dropped by "), "dropped_by"),
@@ -239,10 +240,6 @@ def _reason_of_added(first: Version) -> pl.Expr:
 
 def _origin() -> pl.Expr:
     return pl.concat_str("path", pl.lit(":"), pl.col("line").cast(pl.String)).alias("origin")
-
-
-def _microseconds(version: Version) -> int:
-    return round(version.frozen_at.timestamp() * 1e6)
 
 
 def _turn_text(turn: Turn | None) -> str:

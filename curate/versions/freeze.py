@@ -143,11 +143,11 @@ def applied_clustering(connection: DuckDBPyConnection, recipe: Recipe) -> dict[s
 
 def _selected_before(connection: DuckDBPyConnection, clustering: Clustering) -> bool:
     """Whether the latest selection has a rule on near-duplicates and is older than `clustering`."""
-    latest = connection.sql("SELECT rules, selected_at FROM selections ORDER BY selected_at DESC, rowid DESC LIMIT 1")
+    latest = connection.sql("SELECT rules, seq FROM selections ORDER BY seq DESC LIMIT 1")
     return any(
-        selected_at < clustering.clustered_at
+        seq < clustering.seq
         and any((NEAR_DUPLICATE,) in Expression.read(rule, name).names for name, rule in json.loads(rules).items())
-        for rules, selected_at in latest.fetchall()
+        for rules, seq in latest.fetchall()
     )
 
 
@@ -256,7 +256,7 @@ def list_versions(connection: DuckDBPyConnection, name: str | None = None) -> li
 
 
 def _version_row(connection: DuckDBPyConnection, version: Version) -> dict[str, Any]:
-    runs = connection.execute("SELECT run FROM runs WHERE version = ? ORDER BY started_at", [version.label]).fetchall()
+    runs = connection.execute("SELECT run FROM runs WHERE version = ? ORDER BY seq", [version.label]).fetchall()
     return {
         "version": version.label,
         "conversations": sum(version.counts.values()),

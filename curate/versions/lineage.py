@@ -62,22 +62,22 @@ TEXT_SQL = """
 
 ORIGINS_SQL = """
     SELECT path, "row", line, duplicate, shape, sha256, imported_at, metadata, repairs, raw
-    FROM origins JOIN sources USING (source) WHERE conversation = ? ORDER BY imported_at, path, "row"
+    FROM origins JOIN sources USING (source) WHERE conversation = ? ORDER BY sources.seq, "row"
 """
 REJECT_SQL = """
     SELECT s.path, r."row", r.line, r.code, r.reason, r.raw,
-           if(closing.imported_at >= s.imported_at, closing.path, NULL) AS corrected_in,
-           if(closing.imported_at < s.imported_at, closing.path, NULL) AS again_of
+           if(closing.seq >= s.seq, closing.path, NULL) AS corrected_in,
+           if(closing.seq < s.seq, closing.path, NULL) AS again_of
     FROM rejects r JOIN sources s USING (source) LEFT JOIN sources closing ON closing.source = r.closed_by
     WHERE r.source = ? AND r."row" = ?
 """
 VERDICTS_SQL = """
     SELECT verdict, reason, by_whom, edited_to, decided_at FROM verdicts
-    WHERE conversation = ? ORDER BY decided_at, rowid
+    WHERE conversation = ? ORDER BY seq
 """
 REVIEWS_SQL = """
     SELECT dataset, reviewer, status, answers, answered_at, blind FROM reviews WHERE conversation = ?
-    ORDER BY answered_at, rowid
+    ORDER BY seq
 """
 CLUSTERS_SQL = """
     SELECT method, cluster, own.nearest, own.similarity, count(*) AS size
@@ -90,7 +90,7 @@ VERSIONS_SQL = """
 """
 RUNS_SQL = """
     SELECT run, runs.version, split, status, adapter FROM runs JOIN members ON members.version = runs.version
-    WHERE conversation = ? ORDER BY started_at
+    WHERE conversation = ? ORDER BY runs.seq
 """
 MEMBERS_SQL = """
     SELECT other.conversation, other.nearest, other.similarity,

@@ -39,8 +39,10 @@ def add(store, conversations, source="data.csv", parent=None, metadata=None):
         )
         if parent is None:
             connection.execute(
-                """INSERT INTO sources VALUES (?, ?, 'f00d', 1, 'pairs', '{}', ['q', 'a'], ?, ?, 0, 0, ?, '{}',
-                   TIMESTAMPTZ '2026-01-01 00:00:00+00')""",
+                """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
+                       rows_duplicate, rows_rejected, conversations, warnings, imported_at)
+                   VALUES (?, ?, 'f00d', 1, 'pairs', '{}', ['q', 'a'], ?, ?, 0, 0, ?, '{}',
+                       TIMESTAMPTZ '2026-01-01 00:00:00+00')""",
                 [f"id of {source}", source, *[len(conversations)] * 3],
             )
             connection.execute(
@@ -64,3 +66,12 @@ def add_verdict(store, conversation, verdict, *, by_whom="rule", reason="because
                VALUES (?, ?, ?, ?, ?, ?)""",
             [conversation, verdict, reason, by_whom, edited_to, "s1" if by_whom == "rule" else None],
         )
+
+
+def add_run(connection, run, version, status, adapter):
+    """Write a run that started now and has an empty manifest."""
+    connection.execute(
+        """INSERT INTO runs (run, version, version_digest, adapter, status, manifest, metrics, started_at)
+           VALUES (?, ?, 'd', ?, ?, '{}', '{}', now())""",
+        [run, version, str(adapter), status],
+    )
