@@ -292,6 +292,11 @@ def sequence_numbers(connection: DuckDBPyConnection) -> None:
     connection.execute("DROP TABLE numbered")
 
 
+def partial_sets(connection: DuckDBPyConnection) -> None:
+    """Whether fewer answers than the overlap of a set are enough: a verdict must not depend on how it was pulled."""
+    connection.execute("ALTER TABLE review_sets ADD COLUMN partial BOOLEAN DEFAULT false")
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -306,4 +311,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     field_terms,
     removed_imports,
     sequence_numbers,
+    partial_sets,
 ]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from duckdb import DuckDBPyConnection
 
 LATEST_REVIEWS = """
-    SELECT * FROM reviews
-    QUALIFY row_number() OVER (PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, rowid DESC) = 1
+    SELECT * FROM (
+        SELECT * FROM reviews
+        QUALIFY row_number() OVER (PARTITION BY dataset, conversation, reviewer, record IS NULL ORDER BY seq DESC) = 1
+    ) QUALIFY row_number() OVER (PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, seq DESC) = 1
 """
-"""The latest answer per review set, conversation and annotator, by the time of the answer."""
+"""The latest answer per review set, conversation and annotator: the one that was read last, whatever its time; of an
+answer on a server and one in a spreadsheet the later one."""
 
 CURRENT_ANSWERS = """
     SELECT * FROM latest_reviews WHERE status = 'submitted'

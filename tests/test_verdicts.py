@@ -1,6 +1,7 @@
 """Answers of several annotators → verdicts by each policy, and edited conversations."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from random import Random
 
 import polars as pl
 import pytest
@@ -303,6 +304,20 @@ def test_the_later_of_a_spreadsheet_answer_and_a_server_answer_counts_however_of
     assert [verdict for verdict, _, _ in verdicts(store)] == ["keep", "drop"]
 
 
+def test_a_changed_answer_counts_although_the_clock_of_the_server_was_set_back(store):
+    make_set(store, [TALK.id])
+    assert submit(store, answer("ann", at=5, **DROP)).outcomes["drop"] == 1
+    assert submit(store, answer("ann", at=1, **KEEP)).outcomes["keep"] == 1
+
+
+def test_the_same_answer_submitted_again_is_newer_than_one_in_another_set(store):
+    make_set(store, [TALK.id])
+    make_set(store, [TALK.id], name="more")
+    submit(store, answer("ann", at=1, **KEEP))
+    assert submit(store, answer("ann", at=2, **DROP), name="more").outcomes["drop"] == 1
+    assert submit(store, answer("ann", at=3, **KEEP)).outcomes["keep"] == 1
+
+
 def test_an_answer_submitted_again_after_its_withdrawal_counts_again(store):
     make_set(store, [TALK.id], overlap=2)
     present = {f"record of {TALK.id}": TALK.id}
@@ -347,8 +362,100 @@ def test_after_a_withdrawn_correction_the_rules_decide_again(store):
     submit(store, answer("ann", answer="Tuesday.", **FIX), answer("bob", answer="Tuesday.", **FIX), present=present)
     assert kept(store)[0].turns[-1].value == "Tuesday."
     done = submit(store, answer("bob", answer="Tuesday.", **FIX), present=present)
-    assert (done.outcomes["undecided"], done.outcomes["waiting"]) == (1, 0)
+    assert (done.outcomes["waiting"], done.ended) == (1, 1)
+    assert verdicts(store)[-1] == ("undecided", "bob", "review (majority): fix 1")
     assert kept(store) == []
+
+
+def test_a_tie_after_a_changed_answer_ends_the_verdict(store):
+    make_set(store, [TALK.id], overlap=2)
+    assert submit(store, answer("ann", **DROP), answer("bob", **DROP)).outcomes["drop"] == 1
+    done = submit(store, answer("ann", at=2, **KEEP), answer("bob", **DROP))
+    assert (done.outcomes["disputed"], done.verdicts, done.ended) == (1, 1, 1)
+    assert verdicts(store)[-1] == ("undecided", "ann, bob", "review (majority): keep 1, drop 1")
+    assert kept(store) == [TALK]
+    assert submit(store, answer("ann", at=2, **KEEP), answer("bob", **DROP)).verdicts == 0
+
+
+def test_another_policy_resolves_the_answers_of_all_sets_again(store):
+    (other,) = add(store, [chat("Really?", "Yes.")], source="other.csv")
+    make_set(store, [TALK.id], overlap=2)
+    make_set(store, [other], name="second")
+    submit(store, answer("ann", **DROP), answer("bob", **KEEP))
+    done = submit(store, answer("cyd", conversation=other, **KEEP), name="second", policy="any-drop")
+    assert done.outcomes == {"keep": 1, "edit": 0, "drop": 0, "waiting": 0, "disputed": 0, "undecided": 0}
+    assert [verdict for verdict, _, _ in verdicts(store)] == ["drop", "keep"]
+
+
+def test_partial_stays_in_force_until_it_is_ended(store):
+    make_set(store, [TALK.id], overlap=2)
+    outcomes = [
+        next(name for name, count in submit(store, answer("ann", **DROP), partial=partial).outcomes.items() if count)
+        for partial in (None, True, None, False)
+    ]
+    assert outcomes == ["waiting", "drop", "drop", "waiting"]
+    assert [verdict for verdict, _, _ in verdicts(store)] == ["drop", "undecided"]
+
+
+ACTIONS = [KEEP, DROP, {"decision": "fix", "answer": "Never."}, {"decision": "fix", "answer": "Soon."}, None, "discard"]
+"""Answers; `None` deletes an answer and `discard` discards it."""
+
+
+class Desk:
+    """A server with two sets of the same conversations, on which annotators answer, change and withdraw."""
+
+    def __init__(self, conversations, random):
+        self.conversations, self.random = conversations, random
+        self.answers, self.partial, self.time = {"desk": {}, "more": {}}, {"desk": False, "more": False}, 0
+
+    def act(self):
+        """One random answer, change or withdrawal."""
+        self.time += 1
+        rows = self.answers[self.random.choice(["desk", "more"])]
+        key = self.random.choice(["ann", "bob", "cyd"]), self.random.choice(self.conversations)
+        action = self.random.choice(ACTIONS)
+        if action is None:
+            rows.pop(key, None)
+        else:
+            values = {"status": "discarded"} if action == "discard" else action
+            row = answer(*key, **values)
+            rows[key] = {**row, "answered_at": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=self.time)}
+
+    def pull(self, store, name, policy):
+        present = {f"record of {one}": one for one in self.conversations}
+        rows = self.answers[name].values()
+        submit(store, *rows, name=name, present=present, partial=self.partial[name], policy=policy, experts=["ann"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_verdicts_follow_from_the_current_answers_whatever_happened_before(tmp_path, seed):
+    random = Random(seed)
+    talks = [chat(f"Where is parcel {n}?", "On its way.") for n in range(100)]
+    desk = Desk([talk.id for talk in talks], random)
+    for name in ("lived", "fresh"):
+        add(tmp_path / name, talks)
+        make_set(tmp_path / name, desk.conversations, overlap=1 + seed % 2)
+        make_set(tmp_path / name, desk.conversations, name="more", overlap=3)
+    policies = ["majority", "any-drop", "expert", "mean >= 3"]
+    for _ in range(6):
+        for _ in range(150):
+            desk.act()
+        desk.partial[random.choice(["desk", "more"])] = random.random() < 0.3
+        desk.pull(tmp_path / "lived", random.choice(["desk", "more"]), random.choice(policies))
+    policy = random.choice(policies)
+    for name in ("desk", "more"):
+        desk.pull(tmp_path / "lived", name, policy)
+    for name in ("more", "desk"):
+        desk.pull(tmp_path / "fresh", name, policy)
+    current = "SELECT conversation, kept, by_whom, reason FROM current_verdicts ORDER BY conversation"
+    results = []
+    for name in ("lived", "fresh"):
+        with reading(tmp_path / name) as connection:
+            results.append({one: verdict for one, *verdict in connection.sql(current).fetchall()})
+    lived, fresh = results
+    assert [lived[one] for one in desk.conversations] == [fresh[one] for one in desk.conversations]
+    kept_lived, kept_fresh = ({one for one, verdict in result.items() if verdict[0]} for result in results)
+    assert kept_lived == kept_fresh
 
 
 def test_a_verdict_is_kept_while_a_set_with_a_larger_overlap_waits(store):
@@ -356,7 +463,7 @@ def test_a_verdict_is_kept_while_a_set_with_a_larger_overlap_waits(store):
     submit(store, answer("ann", **DROP))
     make_set(store, [TALK.id], name="more", overlap=3)
     done = submit(store, answer("bob", status="discarded"), name="more")
-    assert (done.outcomes["waiting"], done.verdicts, kept(store)) == (1, 0, [])
+    assert (done.outcomes["drop"], done.verdicts, kept(store)) == (1, 0, [])
 
 
 def test_a_record_deleted_on_the_server_keeps_its_answers(store):

@@ -56,7 +56,12 @@ WorkspaceOption = Annotated[
 ]
 AlsoDroppedOption = Annotated[bool, typer.Option("--also-dropped", help="Include conversations that rules dropped.")]
 PartialOption = Annotated[
-    bool, typer.Option("--partial", help="Resolve conversations with fewer answers than the set asks for, too.")
+    bool | None,
+    typer.Option(
+        "--partial/--no-partial",
+        help="Whether fewer answers than the set asks for are enough, also in later pulls.",
+        show_default="unchanged",
+    ),
 ]
 
 
@@ -100,7 +105,7 @@ def push(
 @review.command(rich_help_panel=SERVER)
 def pull(
     name: Annotated[str, typer.Argument(help="Name of the review set.")],
-    partial: PartialOption = False,
+    partial: PartialOption = None,
     again: Annotated[bool, typer.Option("--again", help="Read all records, even without new answers.")] = False,
     workspace: WorkspaceOption = None,
     url: UrlOption = None,
@@ -192,7 +197,7 @@ def import_(
     reviewer: Annotated[
         str | None, typer.Option("--annotator", metavar="NAME", help="Annotator of rows without a name.")
     ] = None,
-    partial: PartialOption = False,
+    partial: PartialOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,

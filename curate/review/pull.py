@@ -31,7 +31,7 @@ that push was still running, or the server's clock is slow."""
 NEW_ANSWERS_SQL = """
     WITH known AS (
         SELECT *, record IS NULL AS sheet FROM reviews WHERE dataset = $name
-        QUALIFY row_number() OVER (PARTITION BY conversation, reviewer, record IS NULL ORDER BY rowid DESC) = 1
+        QUALIFY row_number() OVER (PARTITION BY conversation, reviewer, record IS NULL ORDER BY seq DESC) = 1
     ), answered AS (
         SELECT p.*, record IS NULL AS sheet FROM pulled p
         SEMI JOIN (SELECT conversation FROM review_records WHERE review_set = $name) r USING (conversation)
@@ -39,7 +39,7 @@ NEW_ANSWERS_SQL = """
     SELECT a.conversation, a.reviewer, a.response, a.answers, a.status, a.answered_at, a.record
     FROM answered a LEFT JOIN known k USING (conversation, reviewer, sheet)
     WHERE (a.status, a.answers, a.record) IS DISTINCT FROM (k.status, k.answers::VARCHAR, k.record)
-       OR (NOT a.sheet AND a.response <> k.response)
+       OR (NOT a.sheet AND (a.response, a.answered_at) IS DISTINCT FROM (k.response, k.answered_at))
     UNION ALL
     SELECT k.conversation, k.reviewer, k.response, k.answers::VARCHAR, $withdrawn, k.answered_at, k.record
     FROM known k ANTI JOIN answered USING (conversation, reviewer, sheet)
@@ -48,7 +48,8 @@ NEW_ANSWERS_SQL = """
 """Answers that are new or changed, and known ones that are missing from the server.
 
 Answers in spreadsheets are compared with the annotator's latest from a spreadsheet, answers on a server with the latest
-from the server. Reading either again therefore never turns an old answer into the newest.
+from the server. Reading either again therefore never turns an old answer into the newest. The same answer submitted
+again on a server is newer than an answer given in another set in between.
 """
 
 APPEND_SQL = f"""
@@ -66,7 +67,9 @@ OUTCOMES = ("keep", "edit", "drop", WAITING, DISPUTED, UNDECIDED)
 
 @dataclass(slots=True)
 class PullResult:
-    """Counts of a pull: answers written by status, outcomes of all answered conversations, verdicts written.
+    """Counts of a pull: answers written by status, outcomes of the set's answered conversations, verdicts written.
+
+    `ended` of the verdicts end an earlier one that no longer follows from the answers.
 
     `uncorrected` counts conversations marked "fix" without a correction, `deleted` records deleted on the server,
     `unknown` answers to records that this store did not push.
@@ -75,6 +78,7 @@ class PullResult:
     review_set: str
     answers: dict[str, int] = field(default_factory=dict)
     verdicts: int = 0
+    ended: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     uncorrected: int = 0
     deleted: int = 0
@@ -88,15 +92,15 @@ def pull(
     server: ReviewServer,
     name: str,
     *,
-    partial: bool = False,
+    partial: bool | None = None,
     again: bool = False,
     progress: Progress | None = None,
 ) -> PullResult:
     """Fetch the answers to the set `name` and resolve them by the recipe's policy.
 
-    Without new answers no record is read, unless `again`. `partial` resolves conversations with fewer answers than the
-    set asks for. Raises `ReviewError` for an unknown set, a question renamed on the server, or a server failure; the
-    store is then unchanged.
+    Without new answers no record is read, unless `again`. `partial`, which the store keeps, resolves conversations of
+    the set with fewer answers than it asks for. Raises `ReviewError` for an unknown set, a question renamed on the
+    server, or a server failure; the store is then unchanged.
     """
     with reading(store) as connection:
         stored = _load_pushed_set(connection, name)
@@ -116,7 +120,7 @@ def pull(
         # The overlap can be changed on the server's page.
         connection.execute("UPDATE review_sets SET overlap = ? WHERE review_set = ?", [remote.overlap, name])
         if unchanged:
-            return _resolve(connection, section, PullResult(name, unchanged=True), partial=partial)
+            return _resolve(connection, section, PullResult(name, unchanged=True), partial)
         result = store_answers(connection, section, name, answers, records, partial=partial)
         connection.execute(
             "UPDATE review_sets SET activity = ?, pulled_at = now(), server = ? WHERE review_set = ?",
@@ -132,9 +136,9 @@ def store_answers(
     answers: pl.DataFrame,
     records: dict[str, str] | None = None,
     *,
-    partial: bool = False,
+    partial: bool | None = None,
 ) -> PullResult:
-    """Append the new answers of an answers frame, and the verdicts that all answers resolve to.
+    """Append the new answers of an answers frame, and the verdicts that all answers in the store resolve to.
 
     `records` are all records on the server, id -> conversation. Known answers to them that are not in `answers` were
     withdrawn; records of the set that are not in `records` were deleted.
@@ -149,7 +153,7 @@ def store_answers(
     result.answers = _append(connection, name)
     connection.unregister("pulled")
     connection.unregister("present")
-    return _resolve(connection, section, result, partial=partial)
+    return _resolve(connection, section, result, partial)
 
 
 def _load_pushed_set(connection: DuckDBPyConnection, name: str) -> StoredSet:
@@ -228,17 +232,25 @@ def _append(connection: DuckDBPyConnection, name: str) -> dict[str, int]:
 
 
 def _resolve(
-    connection: DuckDBPyConnection, section: ReviewSection, result: PullResult, *, partial: bool
+    connection: DuckDBPyConnection, section: ReviewSection, result: PullResult, partial: bool | None
 ) -> PullResult:
-    """Resolve the answers to all conversations of the set, and write new verdicts."""
+    """Resolve all answers in the store, also those of other sets: they are combined, and the policy may have changed.
+
+    The outcomes in the result are those of the set.
+    """
+    if partial is not None:
+        connection.execute("UPDATE review_sets SET partial = ? WHERE review_set = ?", [partial, result.review_set])
     answered = connection.sql(
-        "SELECT DISTINCT conversation FROM reviews WHERE conversation IN ("
-        "SELECT conversation FROM review_records WHERE review_set = ?)",
+        """SELECT conversation, bool_or(conversation IN (
+               SELECT conversation FROM review_records WHERE review_set = ?)) AS is_member
+           FROM reviews GROUP BY conversation""",
         params=[result.review_set],
-    ).pl()["conversation"]
-    resolved = resolve_answers(connection, section, answered.to_list(), partial=partial)
-    result.verdicts = write_verdicts(connection, resolved, result.review_set)
-    counts = dict(resolved.outcomes.group_by("outcome").len().iter_rows())
+    ).pl()
+    resolved = resolve_answers(connection, section, answered["conversation"].to_list())
+    written = write_verdicts(connection, resolved, result.review_set)
+    result.verdicts, result.ended = sum(written.values()), written.get(UNDECIDED, 0)
+    outcomes = resolved.outcomes.join(answered.filter("is_member"), on="conversation", how="semi")
+    counts = dict(outcomes.group_by("outcome").len().iter_rows())
     result.outcomes = {outcome: int(counts.get(outcome, 0)) for outcome in OUTCOMES}
-    result.uncorrected = resolved.outcomes.filter(pl.col("reason").str.ends_with(NO_CORRECTION)).height
+    result.uncorrected = outcomes.filter(pl.col("reason").str.ends_with(NO_CORRECTION)).height
     return result

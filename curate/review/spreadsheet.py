@@ -93,7 +93,7 @@ def export_sheet(
 
 
 def import_sheet(
-    store: Path, section: ReviewSection, path: Path, reviewer: str | None = None, *, partial: bool = False
+    store: Path, section: ReviewSection, path: Path, reviewer: str | None = None, *, partial: bool | None = None
 ) -> SheetImport:
     """Store the answers of a filled spreadsheet and resolve them by the recipe's policy, as `pull` does.
 

@@ -1,13 +1,14 @@
 """Annotators' answers and the recipe's policy → one outcome per conversation, stored as a verdict.
 
 An answer that corrects the text or marks turns is an edit: it creates a conversation whose parent is the one shown. If
-the policy cannot decide, no verdict is written: the conversation waits, or is disputed and needs another annotator. An
-earlier verdict remains valid until then, unless an answer that it was based on is withdrawn and too few are left: then
-the verdict is withdrawn, too, and the rules apply again.
+the policy cannot decide, the conversation waits, or is disputed and needs another annotator. A verdict that no longer
+follows from the current answers is ended by another row, and the rules apply again. So the latest verdicts depend on
+the current answers, the sets and the policy, not on the order in which answers arrived.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ WAITING, DISPUTED = "waiting", "disputed"
 """Outcomes without a verdict: too few answers, or answers that disagree."""
 
 UNDECIDED, ANSWER_WITHDRAWN = "undecided", "answer withdrawn"
-"""The verdict that withdraws an earlier human verdict, and its reason."""
+"""The verdict that ends an earlier human verdict, and its reason if no answer is left."""
 
 NO_CORRECTION, NOTHING_LEFT = "marked fix without a correction", "no turn left to train on"
 """Reasons to drop a conversation whose annotators did not answer drop."""
@@ -32,42 +33,46 @@ FORMER_NO_CORRECTION, FORMER_NOTHING_LEFT = "to be fixed, and nobody has written
 """The same reasons as stored by earlier releases; they count as equal, so that no verdict is stored again."""
 
 ANSWERS_SQL = """
-    SELECT a.conversation, a.reviewer, a.answered_at,
+    SELECT a.conversation, a.reviewer, a.answered_at, asked.overlap,
         TRY_CAST(a.answers ->> 'quality' AS INTEGER) AS quality,
         a.answers ->> 'decision' AS decision,
         TRY_CAST(a.answers -> 'issues' AS VARCHAR[]) AS issues,
         TRY_CAST(a.answers -> 'turns' AS INTEGER[]) AS turns,
         a.answers ->> 'answer' AS answer
-    FROM current_answers a WHERE a.conversation IN (SELECT conversation FROM reviewed)
+    FROM current_answers a JOIN (
+        SELECT conversation, reviewer, min(if(partial, 1, s.overlap)) AS overlap
+        FROM latest_reviews JOIN review_sets s ON s.review_set = dataset WHERE status = 'submitted' GROUP BY ALL
+    ) asked USING (conversation, reviewer)
+    WHERE a.conversation IN (SELECT conversation FROM reviewed)
 """
-NEEDED_SQL = """
-    SELECT conversation,
-        coalesce(max(overlap) FILTER (NOT gone AND (record IS NOT NULL OR server IS NULL)), max(overlap)) AS needed
-    FROM review_records JOIN review_sets USING (review_set)
-    WHERE conversation IN (SELECT conversation FROM reviewed) GROUP BY conversation
+"""The current answers; `overlap` is that of the least demanding set in which the annotator answered."""
+
+OVERLAPS_SQL = """
+    WITH sets AS (
+        SELECT conversation, if(partial, 1, overlap) AS overlap,
+            NOT gone AND (record IS NOT NULL OR server IS NULL) AS is_open
+        FROM review_records JOIN review_sets USING (review_set)
+        WHERE conversation IN (SELECT conversation FROM reviewed)
+    ), largest AS (
+        SELECT conversation, coalesce(max(overlap) FILTER (is_open), max(overlap)) AS largest FROM sets GROUP BY ALL
+    )
+    SELECT DISTINCT conversation, overlap FROM sets JOIN largest USING (conversation) WHERE overlap <= largest
 """
-"""Answers needed per conversation: the largest overlap of its sets in which it can be answered, because it was sent and
-is not deleted."""
+"""The numbers of answers that the sets of each conversation ask for; the largest is that of a set in which it can be
+answered, because it was sent and is not deleted."""
 
 LATEST_SQL = f"""
     SELECT conversation, verdict, by_whom, edited_to, decided_at, replace(
         replace(reason, '{FORMER_NO_CORRECTION}', '{NO_CORRECTION}'), '{FORMER_NOTHING_LEFT}', '{NOTHING_LEFT}'
     ) AS reason
     FROM verdicts WHERE review IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY decided_at DESC, rowid DESC) = 1
+    QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY seq DESC) = 1
 """
-WITHDRAWN_SQL = f"""
-    SELECT v.conversation, string_agg(DISTINCT before.reviewer, ', ' ORDER BY before.reviewer) AS by_whom
-    FROM ({LATEST_SQL}) v
-    JOIN reviews before ON before.conversation = v.conversation
-        AND before.status = 'submitted' AND before.pulled_at <= v.decided_at
-    JOIN reviews since ON since.conversation = v.conversation AND since.reviewer = before.reviewer
-        AND since.status <> 'submitted' AND since.pulled_at > v.decided_at
-    WHERE v.verdict <> '{UNDECIDED}' AND v.conversation IN (SELECT conversation FROM reviewed)
-      AND (v.conversation, before.reviewer) NOT IN (SELECT conversation, reviewer FROM current_answers)
-    GROUP BY v.conversation
+UNANSWERED_SQL = f"""
+    SELECT conversation, by_whom FROM ({LATEST_SQL})
+    WHERE verdict <> '{UNDECIDED}' AND conversation IN (SELECT conversation FROM reviewed)
 """
-"""Conversations whose verdict is based on an answer that its author withdrew without giving another."""
+"""Conversations with a human verdict, which ends if none of their answers is left."""
 
 EDITED: dict[str, Any] = {**CONVERSATIONS, "parent": pl.String, "trained": pl.Boolean}
 
@@ -89,29 +94,26 @@ class ReviewOutcomes:
 
 
 def resolve_answers(
-    connection: DuckDBPyConnection, section: ReviewSection, conversations: Sequence[str], *, partial: bool = False
+    connection: DuckDBPyConnection, section: ReviewSection, conversations: Sequence[str]
 ) -> ReviewOutcomes:
-    """Resolve the current answers to these conversations, over all review sets; writes nothing.
-
-    `partial` resolves conversations with fewer answers than their sets ask for.
-    """
+    """Resolve the current answers to these conversations, over all review sets; writes nothing."""
     policy = Policy.parse(section.policy)
     reviewed = pl.DataFrame({"conversation": conversations}, schema={"conversation": pl.String})
     connection.register("reviewed", reviewed)
-    needed = connection.sql(NEEDED_SQL).pl()
+    overlaps = connection.sql(OVERLAPS_SQL).pl()
+    largest = overlaps.group_by("conversation").agg(largest=pl.col("overlap").max())
     answers = _normalize_edits(connection.sql(ANSWERS_SQL).pl(), _read_turns(connection))
-    if partial:
-        needed = needed.with_columns(needed=pl.lit(1))
+    answers = answers.join(largest, on="conversation").with_columns(overlap=pl.min_horizontal("overlap", "largest"))
     if policy.name == "expert":
         answers = _select_experts(answers, section)
     else:
         answers = answers.with_columns(expert=pl.lit(False))
-    decided = _decide(_tally(answers), needed, policy)
+    decided = _decide(answers, overlaps, policy)
     edits = _combine_edits(answers, decided, policy)
     edited = _apply_edits(connection, edits)
-    withdrawn = connection.sql(WITHDRAWN_SQL).pl()
+    verdicts = connection.sql(UNANSWERED_SQL).pl()
     connection.unregister("reviewed")
-    outcomes = _add_withdrawn(_build_outcomes(decided, edits, edited, policy), withdrawn, policy)
+    outcomes = _add_unanswered(_build_outcomes(decided, edits, edited, policy), verdicts, policy)
     changed = edited.filter((pl.col("id") != pl.col("parent")) & pl.col("trained")).drop("trained")
     return ReviewOutcomes(outcomes, changed)
 
@@ -125,26 +127,31 @@ def find_disputed(connection: DuckDBPyConnection, section: ReviewSection, *, onl
     return resolve_answers(connection, section, answered).with_outcome(DISPUTED)
 
 
-def write_verdicts(connection: DuckDBPyConnection, resolved: ReviewOutcomes, review_set: str) -> int:
-    """Append the edited conversations, and the verdicts that differ from the latest; the number of those verdicts."""
+def write_verdicts(connection: DuckDBPyConnection, resolved: ReviewOutcomes, review_set: str) -> dict[str, int]:
+    """Append the edited conversations, and the verdicts that differ from the latest; their number by verdict.
+
+    A conversation that waits or is disputed gets an `undecided` verdict if it has a verdict.
+    """
     connection.register("edited", resolved.edited)
     connection.execute(
         """INSERT INTO conversations (id, conversations, tools, parent) SELECT id, conversations, tools, parent
            FROM edited WHERE id NOT IN (SELECT id FROM conversations)"""
     )
-    connection.register("outcomes", resolved.outcomes.filter(pl.col("outcome").is_in([KEEP, DROP, "edit", UNDECIDED])))
+    verdict = pl.when(pl.col("outcome").is_in([WAITING, DISPUTED])).then(pl.lit(UNDECIDED)).otherwise("outcome")
+    connection.register("outcomes", resolved.outcomes.with_columns(verdict=verdict))
     written = connection.execute(
         f"""INSERT INTO verdicts (conversation, verdict, reason, by_whom, edited_to, review)
-            SELECT conversation, outcome, o.reason, o.by_whom, o.edited_to, ? FROM outcomes o
+            SELECT conversation, o.verdict, o.reason, o.by_whom, o.edited_to, $review_set FROM outcomes o
             LEFT JOIN ({LATEST_SQL}) l USING (conversation)
-            WHERE (outcome, o.reason, o.by_whom, o.edited_to) IS DISTINCT FROM
-                  (l.verdict, l.reason, l.by_whom, l.edited_to)
-            ORDER BY conversation""",
-        [review_set],
+            WHERE if(o.verdict = $undecided, coalesce(l.verdict, $undecided) <> $undecided,
+                     (o.verdict, o.reason, o.by_whom, o.edited_to) IS DISTINCT FROM
+                     (l.verdict, l.reason, l.by_whom, l.edited_to))
+            ORDER BY conversation RETURNING verdict""",
+        {"review_set": review_set, "undecided": UNDECIDED},
     ).fetchall()
     connection.unregister("edited")
     connection.unregister("outcomes")
-    return int(written[0][0])
+    return Counter(verdict for (verdict,) in written)
 
 
 # --- answers ---
@@ -225,9 +232,23 @@ def _tally(answers: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _decide(tallied: pl.DataFrame, needed: pl.DataFrame, policy: Policy) -> pl.DataFrame:
-    """The tally with `side`: keep, fix or drop by the policy, or waiting, or disputed."""
-    rows = tallied.join(needed, on="conversation", how="left").with_columns(pl.col("needed").fill_null(1))
+def _decide(answers: pl.DataFrame, overlaps: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+    """One row per conversation: the tally, `side`, and `needed`, the overlap of the sets whose answers were counted.
+
+    If the most demanding set of a conversation has too few answers, those to less demanding sets decide. So a new set
+    that asks for more answers does not end the verdict of an earlier one.
+    """
+    counted = answers.join(overlaps.rename({"overlap": "needed"}), on="conversation")
+    counted = counted.filter(pl.col("overlap") <= pl.col("needed"))
+    numbers = counted["needed"].unique().sort(descending=True).to_list() or [1]
+    sides = [_add_side(_tally(counted.filter(pl.col("needed") == number)), policy, number) for number in numbers]
+    decided_first = pl.concat(sides).sort(pl.col("side") == WAITING, maintain_order=True)
+    return decided_first.unique("conversation", keep="first").sort("conversation")
+
+
+def _add_side(tallied: pl.DataFrame, policy: Policy, needed: int) -> pl.DataFrame:
+    """The tally with `needed` and `side`: keep, fix or drop by the policy, or waiting, or disputed."""
+    rows = tallied.with_columns(needed=pl.lit(needed, pl.Int64))
     decisions = pl.sum_horizontal(KEEP, FIX, DROP)
     too_few = (pl.col("rated") if policy.name == "mean" else decisions) < pl.col("needed")
     most = pl.max_horizontal(KEEP, FIX, DROP)
@@ -254,9 +275,10 @@ def _combine_edits(answers: pl.DataFrame, decided: pl.DataFrame, policy: Policy)
     frequent correction is used; if two are equally frequent, the conversation is disputed. An annotator who answers
     keep without a correction votes for the original answer, except under any-drop; one who answers fix does not.
     """
-    sides = answers.join(decided.select("conversation", "side"), on="conversation")
+    sides = answers.join(decided.select("conversation", "side", "needed"), on="conversation")
     winning = sides.filter(
-        pl.col("side").is_in([KEEP, FIX])
+        (pl.col("overlap") <= pl.col("needed"))
+        & pl.col("side").is_in([KEEP, FIX])
         & (pl.lit(policy.name in ("any-drop", "mean")) | (pl.col("decision") == pl.col("side")))
         & (pl.col("decision").fill_null(KEEP) != DROP)
     )
@@ -357,15 +379,13 @@ def _reason(policy: Policy) -> pl.Expr:
     return pl.format(f"review ({policy}): {{}}", parts)
 
 
-def _add_withdrawn(outcomes: pl.DataFrame, withdrawn: pl.DataFrame, policy: Policy) -> pl.DataFrame:
-    """The outcomes with `undecided` for withdrawn answers, unless the other answers are enough."""
-    resolved = outcomes.filter(pl.col("outcome") != WAITING).select("conversation")
-    undecided = withdrawn.join(resolved, on="conversation", how="anti").select(
+def _add_unanswered(outcomes: pl.DataFrame, verdicts: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+    """The outcomes, and `undecided` for conversations with a verdict (`verdicts`) and without an answer."""
+    undecided = verdicts.join(outcomes, on="conversation", how="anti").select(
         "conversation",
         outcome=pl.lit(UNDECIDED),
         reason=pl.lit(f"review ({policy}): {ANSWER_WITHDRAWN}"),
         by_whom="by_whom",
         edited_to=pl.lit(None, pl.String),
     )
-    others = outcomes.join(undecided, on="conversation", how="anti")
-    return pl.concat([others, undecided]).sort("conversation")
+    return pl.concat([outcomes, undecided]).sort("conversation")

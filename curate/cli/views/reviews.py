@@ -75,8 +75,9 @@ def show_pull(result: PullResult) -> None:
         note(f"{records} deleted on the server. Pulled answers are kept; a push creates the records again.")
     if result.unknown:
         note(f"Ignored {plural(result.unknown, 'answer')} to records that this store did not push.")
-    if outcomes.get("undecided"):
-        note("Undecided: the answer was withdrawn. Rules decide until there is another answer.")
+    if result.ended:
+        verdicts = plural(result.ended, "earlier verdict")
+        note(f"{verdicts} ended: changed or withdrawn answers no longer lead to it. Rules decide these conversations.")
     if outcomes.get("disputed"):
         note("Disputed: curate review push NAME --queue disagreement asks another annotator.")
     note("Next: curate review status, then curate freeze NAME.")
