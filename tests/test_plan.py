@@ -180,8 +180,8 @@ def test_the_sample_has_the_version_and_token_digests_of_the_demo(curate, tmp_pa
     monkeypatch.chdir(folder)  # the recipe names the model by a relative path
     prepared = prepare_version(folder / "curate.duckdb", "support@1", load_recipe(None, []).train)
     rows = trainable(prepared.rendered, prepared.ledger).filter(pl.col("split") == "train")
-    assert prepared.version.digest == "ec8aa2f4b49dc4bd6b92dbaaf7b9ddd07cf03bb41c8ecd61147ea5837eb9edc4"
-    assert token_digest(rows) == "dceabf27bd1089db4c1c938e64efc991a866ef613a5b8eddfc6389c2f7157d2b"
+    assert prepared.version.digest == "7c03524677d565fb2fbf4d8304137dbbeea32f7cd76851d2f78f183ded9f8475"
+    assert token_digest(rows) == "cae02871e0c2a4198759e0cda15a3412fb0110b1aba1551e4974641534bb855c"
 
 
 # --------------------------------------------------------------------------------------------------------- preview

@@ -46,7 +46,8 @@ def freeze(
 ) -> None:
     """Freeze the kept conversations as the next version of NAME, with a leak-free split.
 
-    Conversations with the same first question, and near-duplicates after curate dedup, land in the same split.
+    Conversations with the same first question land in the same split: case, accents, punctuation, white space, markup
+    and, from 8 words, one typo do not count. So do near-duplicates after curate dedup.
 
     \b
     curate freeze support --held-out 5%

@@ -1,7 +1,7 @@
 """Kept conversations → groups that a split must not separate, a function of content alone.
 
-Conversations with the same first question, in the same near-duplicate cluster, or connected by an edit form a group,
-as do those that further links connect. `curate/versions/placement.py` places each group as a unit.
+Conversations with nearly the same first question, in the same near-duplicate cluster, or connected by an edit form a
+group, as do those that further links connect. `curate/versions/placement.py` places each group as a unit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.selection import KEPT_SQL
+from curate.versions.question_links import link_questions
 from schemas.cluster import connected_components
 from schemas.conversation import FIRST_QUESTION_SQL
 from schemas.version import SPLITS
@@ -24,6 +25,8 @@ PROMPTS_SQL = f"""
 """
 """The hash of each conversation's first question; a conversation without one is a group of its own."""
 
+QUESTIONS_SQL = f"SELECT DISTINCT sha256({NORMAL_SQL}) AS prompt, {NORMAL_SQL} AS question FROM conversations"
+
 LINKS_SQL = """
     SELECT conversation, 'cluster ' || method || ' ' || cluster AS link FROM clusters
     UNION ALL SELECT unnest([id, parent]), 'edit ' || parent FROM conversations WHERE parent IS NOT NULL
@@ -36,9 +39,10 @@ LINKS_SQL = """
 NO_LINKS = pl.DataFrame(schema={"conversation": pl.String, "link": pl.String})
 
 LINKED_PROMPTS_SQL = f"""
-    WITH links AS ({LINKS_SQL}), prompts AS ({PROMPTS_SQL})
+    WITH links AS (
+        SELECT prompt, link FROM ({LINKS_SQL}) JOIN prompts USING (conversation) UNION ALL FROM question_links)
     SELECT DISTINCT prompt AS member, link, if(prompt IN (SELECT prompt FROM prompts WHERE NOT edited), '', '~') AS rank
-    FROM links JOIN prompts USING (conversation)
+    FROM links
 """
 """`rank` sorts questions that only edits contain last, so that an edit never renames the group it joins."""
 
@@ -51,17 +55,19 @@ def group_members(connection: DuckDBPyConnection, links: pl.DataFrame = NO_LINKS
     dropped or imported, and an edit is in the group of the original. A group gets another name only if a new
     conversation with a smaller hash joins it or connects two groups.
     """
+    connection.register("prompts", connection.sql(PROMPTS_SQL).pl())
+    connection.register("question_links", link_questions(connection.sql(QUESTIONS_SQL)))
     connection.register("further_links", links)
     groups = connected_components(connection.sql(LINKED_PROMPTS_SQL).pl()).rename({"member": "prompt"})
-    connection.unregister("further_links")
     connection.register("prompt_groups", groups)
     members: pl.DataFrame = connection.sql(
         f"""
         SELECT conversation, coalesce("group", prompt) AS "group"
-        FROM ({KEPT_SQL}) JOIN ({PROMPTS_SQL}) USING (conversation) LEFT JOIN prompt_groups USING (prompt)
+        FROM ({KEPT_SQL}) JOIN prompts USING (conversation) LEFT JOIN prompt_groups USING (prompt)
         """
     ).pl()
-    connection.unregister("prompt_groups")
+    for name in ("prompts", "question_links", "further_links", "prompt_groups"):
+        connection.unregister(name)
     return members
 
 

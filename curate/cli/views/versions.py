@@ -56,10 +56,10 @@ def _placement_lines(result: FreezeResult) -> Iterator[str]:
         count = f"{plural(len(unrepresented), 'stratum').replace('stratums', 'strata')} of {len(placement.strata):,}"
         yield f"{count} without a held-out conversation, use a larger --held-out: {names}"
     if not counts["train"]:
-        yield "train is empty: nothing is left to train on."
+        yield "train is empty: nothing is left to train on. Try a smaller --held-out, or --set freeze.salt=1."
     if not counts["held_out"] and sum(result.groups.values()) == 1:
         yield "held_out is empty: all conversations are in one group."
-    elif not counts["held_out"] and placement.wanted is None:
+    elif not counts["held_out"] and placement.wanted is None and result.version.recipe["freeze"]["held_out"]:
         yield "held_out is empty: the share is too small for so few groups. Try --held-out 20%."
 
 
