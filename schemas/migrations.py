@@ -24,7 +24,7 @@ def import_tables(connection: DuckDBPyConnection) -> None:
             shape VARCHAR NOT NULL,           -- alpaca, pairs, sharegpt, messages, transcript, long
             mapping JSON NOT NULL,            -- role of each column, encoding, repairs
             columns VARCHAR[] NOT NULL,       -- columns of the file, in its order
-            rows_read BIGINT NOT NULL,        -- = rows_kept + rows_duplicate + rows_rejected
+            rows_read BIGINT NOT NULL,        -- = rows_kept + rows_duplicate + rows_rejected + rows_excluded
             rows_kept BIGINT NOT NULL,
             rows_duplicate BIGINT NOT NULL,
             rows_rejected BIGINT NOT NULL,
@@ -297,6 +297,19 @@ def partial_sets(connection: DuckDBPyConnection) -> None:
     connection.execute("ALTER TABLE review_sets ADD COLUMN partial BOOLEAN DEFAULT false")
 
 
+def excluded_rows(connection: DuckDBPyConnection) -> None:
+    """The rows that the SELECT of an import left out."""
+    connection.execute("""
+        CREATE TABLE excluded_rows (
+            source VARCHAR NOT NULL,
+            "row" BIGINT NOT NULL,
+            line BIGINT
+        );
+        ALTER TABLE sources ADD COLUMN rows_excluded BIGINT DEFAULT 0;  -- rows_read = kept + duplicate + rejected + it
+        ALTER TABLE removed_sources ADD COLUMN rows_excluded BIGINT DEFAULT 0;
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -312,4 +325,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     removed_imports,
     sequence_numbers,
     partial_sets,
+    excluded_rows,
 ]

@@ -79,6 +79,11 @@ class ImportSection(Section):
         description="an SQL condition on columns; other rows become rejects with the code excluded-by-where",
         examples=["label = 'good'"],
     )
+    sql: str | None = Field(
+        None,
+        description="a SELECT over the table rows, with row_number, whose result is imported; other rows are excluded",
+        examples=["SELECT * FROM rows WHERE length(answer) > 100"],
+    )
     max_rejects: float = Field(1.0, ge=0, le=1, description="maximum share of rejected rows per file")
 
 

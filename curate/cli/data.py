@@ -74,6 +74,12 @@ def import_(
         str | None,
         typer.Option(metavar="SQL", help="Import only rows for which this is true, such as \"label = 'good'\"."),
     ] = None,
+    sql: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SELECT", help="Import the result of this SELECT over the table rows, with its column row_number."
+        ),
+    ] = None,
     max_rejects: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +124,7 @@ def import_(
         options = {
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
-            **{"where": where, "turns_key": turns_key, "role_key": role_key, "text_key": text_key},
+            **{"where": where, "sql": sql, "turns_key": turns_key, "role_key": role_key, "text_key": text_key},
         }
         if replace and add:
             raise SourceError("--replace and --add exclude each other.", "Give one of them.")

@@ -19,8 +19,7 @@ from curate.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from curate.versions.lineage import Lineage, RejectedRow
-    from curate.versions.removed_rows import RemovedRow
+    from curate.versions.lineage import Found
     from schemas.recipe import TrainSection
     from train.plan.preview import Preview
 
@@ -67,15 +66,13 @@ def show(
     return None
 
 
-def _as_json(
-    lineage: Lineage | RejectedRow | RemovedRow, members: list[dict[str, object]], previews: list[Preview]
-) -> object:
+def _as_json(lineage: Found, members: list[dict[str, object]], previews: list[Preview]) -> object:
     added = {"near_duplicates": members, "loss_mask": [preview.as_json() for preview in previews]}
-    is_row = {"rejected", "removed"} & lineage.as_json().keys() and "id" not in lineage.as_json()
+    is_row = {"rejected", "excluded", "removed"} & lineage.as_json().keys() and "id" not in lineage.as_json()
     return lineage.as_json() if is_row else lineage.as_json() | added
 
 
-def _previews(lineage: Lineage | RejectedRow | RemovedRow, section: TrainSection, *, required: bool) -> list[Preview]:
+def _previews(lineage: Found, section: TrainSection, *, required: bool) -> list[Preview]:
     """The loss mask of a conversation, by windows; none without a model.
 
     A model that only the recipe names may be unavailable here, which is noted, unless the mask is `required`.

@@ -65,8 +65,7 @@ class Conversion:
     def convert_all(self, batches: Iterable[Batch]) -> Iterator[ImportBatch]:
         """One import batch per batch. Raises `SourceError` if a batch contradicts the mapping."""
         for batch in batches:
-            rows = batch.table.height + batch.rejects.height
-            self.rows += rows
+            self.rows += batch.records
             with prefix_errors(self.path):
                 if batch.table.height:
                     self.mapping = extend_mapping(self.mapping, drop_export_columns(batch.table), self.section)
@@ -75,7 +74,7 @@ class Conversion:
                     batch, self.mapping, self.section, first_key=self.conversations, split=self.split
                 )
             self.conversations += converted.conversations.height
-            self.several = self.several or converted.rows > rows
+            self.several = self.several or batch.sources is not None or converted.rows > batch.records
             self.warnings.update(warnings)
             self.examples = self.examples or _first_distinct(converted.conversations)
             yield converted
@@ -108,15 +107,26 @@ def convert(
     problems = pl.concat([missing, parsed.problems, media])
     rejected = _first_problems(problems, findings)
     folded = _fold_accepted(turns, parsed.tools, rejected)
-    members = parsed.members if parsed.members.height else None
+    members = _members(batch, parsed)
     keys = folded.select("row", key=pl.int_range(first_key, first_key + pl.len()))
     converted = ImportBatch(
         conversations=folded.select(keys["key"], "id", "conversations", "tools"),
         origins=_origins(batch, metadata_json(_with_split(table, split), mapping), keys, members, repaired),
         rejects=pl.concat([batch.rejects.select(*REJECTS), _rejects(batch, rejected, members)]).sort("row"),
         corrections=_corrections(batch),
+        excluded=batch.excluded,
     )
     return converted, _count_warnings(findings, rejected)
+
+
+def _members(batch: Batch, parsed: ParsedTable) -> pl.DataFrame | None:
+    """Each conversation (`row`) with the `position` and `record` of its rows; None if each is one row and record."""
+    if batch.sources is None:
+        return parsed.members.with_columns(record="position") if parsed.members.height else None
+    if not parsed.members.height:
+        return batch.sources.with_columns(row="position")
+    members = parsed.members.join(batch.sources, on="position", maintain_order="left")
+    return members.unique(["row", "record"], keep="first", maintain_order=True)
 
 
 def _with_split(table: pl.DataFrame, split: str | None) -> pl.DataFrame:
@@ -131,6 +141,8 @@ def drop_export_columns(table: pl.DataFrame) -> pl.DataFrame:
 def join_batches(batches: Iterable[Batch]) -> Batch:
     """All batches as one, for shapes whose conversations may span batches."""
     parts = list(batches)
+    if len(parts) == 1:
+        return parts[0]
     ends = pl.Series([part.table.height for part in parts], dtype=pl.Int64).cum_sum()
 
     def raw(positions: pl.Series) -> pl.Series:
@@ -147,6 +159,7 @@ def join_batches(batches: Iterable[Batch]) -> Batch:
         pl.concat([part.line for part in parts]),
         pl.concat([part.rejects for part in parts]),
         raw,
+        excluded=pl.concat([part.excluded for part in parts]),
     )
 
 
@@ -187,22 +200,22 @@ def _origins(
 ) -> pl.DataFrame:
     """The origins of the accepted conversations (`row`, `key`): one per row of the source that a conversation uses."""
     if members is None:
-        owners = keys.with_columns(position="row")
+        owners = keys.with_columns(position="row", record="row")
     else:
-        owners = members.join(keys, on="row", how="inner").sort("position", "row")
-    position = owners["position"]
+        owners = members.join(keys, on="row", how="inner").sort("record", "row")
+    record = owners["record"]
     origins = pl.DataFrame(
         {
-            "row": batch.row.gather(position),
-            "line": batch.line.gather(position),
+            "row": batch.row.gather(record),
+            "line": batch.line.gather(record),
             "key": owners["key"],
-            "metadata": metadata.gather(position),
+            "metadata": metadata.gather(owners["position"]),
         }
     )
     if repaired.is_empty():
         return origins.with_columns(repairs=pl.lit(None, pl.List(pl.String)), raw=pl.lit(None, pl.String))
     repairs = owners.join(repaired, on="row", how="left", maintain_order="left")["repairs"]
-    changed = position.filter(repairs.is_not_null()).unique(maintain_order=True)
+    changed = record.filter(repairs.is_not_null()).unique(maintain_order=True)
     raw = pl.DataFrame({"row": batch.row.gather(changed), "raw": batch.raw(changed)})
     return origins.with_columns(repairs=repairs).join(raw, on="row", how="left", maintain_order="left")
 
@@ -211,35 +224,35 @@ def _rejects(batch: Batch, rejected: pl.DataFrame, members: pl.DataFrame | None)
     """The rows of rejected conversations with their original text, each row once."""
     if rejected.is_empty():
         return pl.DataFrame(schema=REJECTS)
-    rows = rejected.with_columns(position="row") if members is None else _reasons_by_position(rejected, members)
-    rows = rows.sort("position")
-    position = rows["position"]
+    rows = rejected.with_columns(record="row") if members is None else _reasons_by_record(rejected, members)
+    rows = rows.sort("record")
+    record = rows["record"]
     return pl.DataFrame(
         {
-            "row": batch.row.gather(position),
-            "line": batch.line.gather(position),
+            "row": batch.row.gather(record),
+            "line": batch.line.gather(record),
             "code": rows["code"],
             "reason": rows["reason"],
-            "raw": batch.raw(position),
+            "raw": batch.raw(record),
         }
     )
 
 
-def _reasons_by_position(rejected: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
-    """`position`, `code`, `reason` of each row with a rejected conversation.
+def _reasons_by_record(rejected: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
+    """`record`, `code`, `reason` of each row with a rejected conversation.
 
     The reason for a row with several conversations names those that are rejected; the code is that of the first.
     """
-    number, several = pl.int_range(1, pl.len() + 1).over("position"), pl.col("of") > 1
-    numbered = members.sort("position", "row").with_columns(number=number, of=pl.len().over("position"))
+    number, several = pl.int_range(1, pl.len() + 1).over("record"), pl.col("of") > 1
+    numbered = members.sort("record", "row").with_columns(number=number, of=pl.len().over("record"))
     found = numbered.join(rejected, on="row", how="inner", maintain_order="left")
-    by_reason = found.group_by("position", "of", "code", "reason", maintain_order=True).agg(
+    by_reason = found.group_by("record", "of", "code", "reason", maintain_order=True).agg(
         plural=pl.when(pl.len() > 1).then(pl.lit("s")).otherwise(pl.lit("")),
         numbers=pl.col("number").cast(pl.String).str.join(", "),
     )
     reason = pl.format("Conversation{} {} of {}: {}", "plural", "numbers", "of", "reason")
     sentences = by_reason.with_columns(pl.when(several).then(reason).otherwise("reason").alias("reason"))
-    return sentences.group_by("position", maintain_order=True).agg(pl.first("code"), pl.col("reason").str.join(" "))
+    return sentences.group_by("record", maintain_order=True).agg(pl.first("code"), pl.col("reason").str.join(" "))
 
 
 def _count_warnings(findings: pl.DataFrame, rejected: pl.DataFrame) -> dict[str, int]:
@@ -260,4 +273,12 @@ def _corrections(batch: Batch) -> pl.DataFrame:
         return pl.DataFrame(schema=CORRECTIONS)
     parts = batch.table[column].str.splitn(":", 2).struct
     row = parts.field("field_1").cast(pl.Int64, strict=False)
-    return pl.DataFrame({"source": parts.field("field_0"), "row": row, "by": batch.row}).drop_nulls()
+    by = batch.row if batch.sources is None else _first_records(batch.row, batch.sources)
+    return (
+        pl.DataFrame({"source": parts.field("field_0"), "row": row, "by": by}).drop_nulls().unique(maintain_order=True)
+    )
+
+
+def _first_records(row: pl.Series, sources: pl.DataFrame) -> pl.Series:
+    """The number of the first record of each row of a table."""
+    return row.gather(sources.unique("position", keep="first", maintain_order=True)["record"])

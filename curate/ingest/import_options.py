@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from curate.ingest.repairs import REPAIRS
+from curate.ingest.select_statement import check_select
 from curate.ingest.shapes.roles import ROLE_NAMES, plain_name
 from curate.ingest.shapes.turn_lists import MESSAGES, SHAREGPT
 from schemas.conversation import ROLES
@@ -54,9 +55,11 @@ def _parse_pair(text: str) -> tuple[str, str]:
 
 
 def check_section(section: ImportSection) -> None:
-    """Raise `RecipeError` for a repair or a role that does not exist."""
+    """Raise `RecipeError` for a repair or a role that does not exist, and for SQL that is not allowed."""
     if unknown := [name for name in section.repair if name not in REPAIRS]:
         raise RecipeError(f"Unknown repair: {', '.join(unknown)}.", f"Known repairs: {', '.join(sorted(REPAIRS))}.")
+    if section.sql is not None:
+        check_select(section.sql)
     for name, role in section.roles.items():
         if plain_name(role) not in ROLE_NAMES:
             column = shlex.quote(f"role={name}={role}")
@@ -108,5 +111,5 @@ def turn_keys(section: ImportSection) -> dict[str, str]:
 
 def row_options(section: ImportSection) -> dict[str, Any]:
     """The options that choose rows, if they are set: ids of imports without them do not depend on them."""
-    options = {"where": section.where}
+    options = {"where": section.where, "sql": section.sql}
     return {name: value for name, value in options.items() if value is not None}

@@ -23,7 +23,7 @@ CLOSED_SQL = """
 
 @dataclass(frozen=True, slots=True)
 class ImportResult:
-    """The result of importing one file: rows_read = rows_kept + rows_duplicate + rows_rejected."""
+    """The result of importing one file: rows_read = rows_kept + rows_duplicate + rows_rejected + rows_excluded."""
 
     path: str
     source: str
@@ -37,6 +37,8 @@ class ImportResult:
     rows_duplicate: int
     rows_rejected: int
     conversations: int
+    rows_excluded: int
+    """rows that the SELECT of `sql` left out"""
     rejected: dict[str, int] = field(default_factory=dict)
     """code → rows"""
     partly_rejected: dict[str, int] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED, filter_batches
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.sql_transform import transform_batches
 from curate.ingest.writer import ImportBatch, rebatch
 from schemas.conversation import ID_LENGTH
 from schemas.digest import digest
@@ -50,7 +51,8 @@ class OpenFile:
 def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenFile:
     """Open a file, find its mapping from the first batch that has rows, and start the conversion."""
     source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
-    batches, head = prefetch(filter_batches(path, source.batches(), section.where)), []
+    filtered = filter_batches(path, source.batches(), section.where)
+    batches, head = prefetch(transform_batches(path, filtered, section.sql)), []
     for batch in batches:
         head.append(batch)
         if batch.table.height:

@@ -184,7 +184,7 @@ def _finish(
 ) -> ImportResult:
     """Check that every row is in the store exactly once, write the row of `sources`, and check the share of rejects."""
     source, conversion = file.source, file.conversion
-    placed = counts.rows_kept + counts.rows_duplicate + counts.rows_rejected
+    placed = counts.rows_kept + counts.rows_duplicate + counts.rows_rejected + counts.rows_excluded
     if placed != conversion.rows:  # a defect of this program
         raise AssertionError(f"{conversion.rows} rows were read, but {placed} are in the store: {counts}")
     supersede_rejects(connection, source_id, sha256)
@@ -193,15 +193,18 @@ def _finish(
     mapping = {**conversion.mapping.stored(), **how, STORED_REPAIRS: list(section.repair), **row_options(section)}
     if conversion.split and COLUMN not in conversion.columns:
         mapping[COLUMN] = conversion.split
+    columns = list(
+        source.columns if section.sql else conversion.columns
+    )  # those of rejects, which were not transformed
     connection.execute(
         """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
-                                rows_duplicate, rows_rejected, conversations, warnings)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                                rows_duplicate, rows_rejected, conversations, warnings, rows_excluded)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
             *(source_id, source.path, sha256, source.bytes, conversion.mapping.shape),
-            *(json.dumps(mapping, ensure_ascii=False), list(conversion.columns), conversion.rows),
+            *(json.dumps(mapping, ensure_ascii=False), columns, conversion.rows),
             *(counts.rows_kept, counts.rows_duplicate, counts.rows_rejected, counts.conversations),
-            canonical_json(conversion.warnings),
+            *(canonical_json(conversion.warnings), counts.rows_excluded),
         ],
     )
     result = load_result(connection, source_id)

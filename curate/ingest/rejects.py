@@ -196,6 +196,8 @@ def _count_formulas(row: RejectRow) -> int:
 def _import_options(rows: list[RejectRow], mapping: str) -> str:
     """The options that read the exported rows like their source."""
     stored = json.loads(mapping)
+    if sql := stored.get("sql"):  # its result has the columns of the mapping
+        return f"{ColumnMapping.from_stored(stored).as_options()} --sql {shlex.quote(sql)}"
     columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
     fields = {name: column for name, column in stored["fields"].items() if base_column(column, columns)}
     return replace(ColumnMapping.from_stored(stored), fields=fields).as_options()

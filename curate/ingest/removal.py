@@ -129,12 +129,13 @@ def detach(connection: DuckDBPyConnection, source: str, reason: str) -> int:
     connection.execute(
         """INSERT INTO removed_rows
            SELECT $removal, "row", line, conversation, NULL FROM origins WHERE source = $source
-           UNION ALL SELECT $removal, "row", line, NULL, code FROM rejects WHERE source = $source""",
+           UNION ALL SELECT $removal, "row", line, NULL, code FROM rejects WHERE source = $source
+           UNION ALL SELECT $removal, "row", line, NULL, 'excluded-by-sql' FROM excluded_rows WHERE source = $source""",
         {**params, "removal": removal},
     )
     connection.execute("INSERT INTO retained FROM orphans")
     _reopen_rejects(connection, source)
-    for table in ("origins", "rejects", "sources"):
+    for table in ("origins", "rejects", "excluded_rows", "sources"):
         connection.execute(f"DELETE FROM {table} WHERE source = $source", params)
     _keep_duplicates(connection)
     return int(removal)

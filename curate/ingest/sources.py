@@ -20,14 +20,15 @@ SOURCES_SQL = """
             GROUP BY conversation HAVING min(source) = max(source)
         ) GROUP BY source
     )
-    SELECT s.source, path, shape, rows_read, rows_kept, rows_duplicate, rows_rejected, s.conversations,
+    SELECT s.source, path, shape, rows_read, rows_kept, rows_duplicate, rows_rejected, rows_excluded,
+           s.conversations,
            coalesce(o.conversations, 0) AS only_here, mapping, imported_at, seq,
            NULL::TIMESTAMPTZ AS removed_at, NULL::VARCHAR AS reason
     FROM sources s LEFT JOIN only_here o USING (source)
 """
 REMOVED_SQL = """
-    UNION ALL SELECT source, path, shape, rows_read, rows_kept, rows_duplicate, rows_rejected, 0, conversations,
-                     mapping, imported_at, seq, removed_at, reason
+    UNION ALL SELECT source, path, shape, rows_read, rows_kept, rows_duplicate, rows_rejected, rows_excluded, 0,
+                     conversations, mapping, imported_at, seq, removed_at, reason
     FROM removed_sources
 """
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
+
+from curate.ingest.readers.batch import EXCLUDED_ROWS
 
 BATCH_ROWS = 100_000
 """Rows written together. Every write searches all conversations for known ids: ten writes for a million rows took
@@ -49,6 +51,9 @@ class ImportBatch:
     corrections: pl.DataFrame
     """`CORRECTIONS`: the reject of an earlier import (`source`, `row`) that the row number `by` corrects."""
 
+    excluded: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EXCLUDED_ROWS))
+    """`EXCLUDED_ROWS` of curate/ingest/readers/batch.py."""
+
     @property
     def rows(self) -> int:
         """Number of rows to write."""
@@ -68,6 +73,7 @@ class SourceCounts:
     rows_duplicate: int
     rows_rejected: int
     conversations: int
+    rows_excluded: int
 
 
 def configure_bulk_load(connection: DuckDBPyConnection) -> None:
@@ -115,6 +121,9 @@ def write_batch(connection: DuckDBPyConnection, source: str, batch: ImportBatch)
         connection.execute(
             """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM rejected""", [source]
         )
+    if batch.excluded.height:
+        excluded = _to_arrow(batch.excluded)  # noqa: F841
+        connection.execute('INSERT INTO excluded_rows SELECT ?, "row", line FROM excluded', [source])
     if batch.corrections.height:
         _close_rejects(connection, source, batch)
 
@@ -138,7 +147,9 @@ def count_source(
             SELECT count(*) FROM rejects WHERE source = $source AND "row" NOT IN (SELECT "row" FROM accepted))
         FROM accepted"""
     ((kept, duplicate, rejected),) = connection.execute(grouped if several else one_each, {"source": source}).fetchall()
-    return SourceCounts(kept, duplicate, rejected, count_conversations(connection) - conversations_before)
+    ((excluded,),) = connection.execute("SELECT count(*) FROM excluded_rows WHERE source = ?", [source]).fetchall()
+    added = count_conversations(connection) - conversations_before
+    return SourceCounts(kept, duplicate, rejected, added, excluded)
 
 
 def count_conversations(connection: DuckDBPyConnection) -> int:
@@ -165,6 +176,7 @@ def rename_source(connection: DuckDBPyConnection, source: str, to: str) -> None:
     """Replace the source id of written rows."""
     connection.execute("UPDATE origins SET source = ? WHERE source = ?", [to, source])
     connection.execute("UPDATE rejects SET source = ? WHERE source = ?", [to, source])
+    connection.execute("UPDATE excluded_rows SET source = ? WHERE source = ?", [to, source])
     connection.execute("UPDATE rejects SET closed_by = ? WHERE closed_by = ?", [to, source])
 
 
@@ -172,6 +184,7 @@ def delete_source(connection: DuckDBPyConnection, source: str) -> None:
     """Delete the origins and rejects of a source that added no conversations."""
     connection.execute("DELETE FROM origins WHERE source = ?", [source])
     connection.execute("DELETE FROM rejects WHERE source = ?", [source])
+    connection.execute("DELETE FROM excluded_rows WHERE source = ?", [source])
 
 
 def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
@@ -228,4 +241,5 @@ def _concat(batches: list[ImportBatch]) -> ImportBatch:
         pl.concat([batch.origins for batch in batches]),
         pl.concat([batch.rejects for batch in batches]),
         pl.concat([batch.corrections for batch in batches]),
+        pl.concat([batch.excluded for batch in batches]),
     )

@@ -32,6 +32,7 @@ RECORDS_SQL = """
     WITH records AS (
         SELECT source, "row", line, conversation, NULL AS code FROM origins
         UNION ALL SELECT source, "row", line, NULL, code FROM rejects
+        UNION ALL SELECT source, "row", line, NULL, NULL FROM excluded_rows
     ), in_file AS (
         SELECT source, "row", if($by = '#', "row", coalesce(line, "row")) AS start, conversation
         FROM records JOIN sources USING (source)
@@ -47,7 +48,8 @@ RECORDS_SQL = """
 LAST_RECORD_SQL = """
     SELECT mapping->>'$.format' AS format, path, sha256, mapping->>'$.encoding' AS encoding, (
         SELECT max(coalesce(line, "row")) FROM (SELECT source, "row", line FROM origins
-                                                UNION ALL SELECT source, "row", line FROM rejects) AS records
+                                                UNION ALL SELECT source, "row", line FROM rejects
+                                                UNION ALL SELECT source, "row", line FROM excluded_rows) AS records
         WHERE records.source = sources.source) AS last
     FROM sources WHERE source = ?
 """
@@ -70,6 +72,10 @@ REJECT_SQL = """
            if(closing.seq < s.seq, closing.path, NULL) AS again_of
     FROM rejects r JOIN sources s USING (source) LEFT JOIN sources closing ON closing.source = r.closed_by
     WHERE r.source = ? AND r."row" = ?
+"""
+EXCLUDED_SQL = """
+    SELECT path, "row", line, mapping->>'$.sql' AS sql FROM excluded_rows JOIN sources USING (source)
+    WHERE source = ? AND "row" = ?
 """
 VERDICTS_SQL = """
     SELECT verdict, reason, by_whom, edited_to, decided_at FROM verdicts
@@ -127,6 +133,20 @@ class RejectedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExcludedRow:
+    """A row that the SELECT of its import left out: its place and the SELECT."""
+
+    path: str
+    row: int
+    line: int | None
+    sql: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return {"excluded": asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
 class Lineage:
     """Everything that the store and the ledgers of its runs contain about one conversation."""
 
@@ -153,6 +173,10 @@ class Lineage:
         return values
 
 
+Found = Lineage | RejectedRow | ExcludedRow | RemovedRow
+"""What is at a place: a conversation, or a row without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     """A record of a source, the line (for `#` the row) on which it starts, and its conversation unless rejected."""
@@ -163,7 +187,7 @@ class _Record:
     conversation: str | None
 
 
-def trace(connection: DuckDBPyConnection, query: str) -> list[Lineage | RejectedRow | RemovedRow]:
+def trace(connection: DuckDBPyConnection, query: str) -> list[Found]:
     """The lineages of an id or the beginning of one, of `FILE:LINE`, or of `FILE#ROW`.
 
     A line on which several records start gives several. What was deleted with its import gives its removed rows. Raises
@@ -279,7 +303,7 @@ def _ends_before(connection: DuckDBPyConnection, record: _Record, line: int) -> 
         end = _end_of_array(source["path"], source["sha256"], source["encoding"])
         return end is not None and line > end
     texts = connection.execute(TEXT_SQL, {"source": record.source, "row": record.row}).fetchall()
-    breaks = max(text.count("\n") + (metadata or "").count("\\n") for text, metadata in texts)
+    breaks = max((text.count("\n") + (metadata or "").count("\\n") for text, metadata in texts), default=0)
     return bool(line > record.start + breaks)
 
 
@@ -311,10 +335,13 @@ def _no_such_place(connection: DuckDBPyConnection, place: re.Match[str]) -> Vers
     return VersionError(f"Nothing was imported from {file}.", hint)
 
 
-def _read_record(connection: DuckDBPyConnection, record: _Record) -> Lineage | RejectedRow:
+def _read_record(connection: DuckDBPyConnection, record: _Record) -> Found:
     if record.conversation is not None:
         return _read_lineage(connection, record.conversation)
-    (reject,) = connection.sql(REJECT_SQL, params=[record.source, record.row]).pl().to_dicts()
+    place = [record.source, record.row]
+    if excluded := connection.sql(EXCLUDED_SQL, params=place).pl().to_dicts():
+        return ExcludedRow(**excluded[0])
+    (reject,) = connection.sql(REJECT_SQL, params=place).pl().to_dicts()
     return RejectedRow(**reject)
 
 

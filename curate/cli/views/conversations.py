@@ -9,8 +9,7 @@ from curate.cli.console import note, print_line
 from curate.cli.views.lineage import fact_lines, lineage_lines
 from curate.cli.views.plans import ID_PREFIX, LOSS_END, LOSS_START, show_previews
 from curate.search import Match, SearchResult
-from curate.versions.lineage import Lineage, RejectedRow
-from curate.versions.removed_rows import RemovedRow
+from curate.versions.lineage import Found, Lineage
 from schemas.conversation import Conversation
 from schemas.text import indent_json, plural, shorten
 
@@ -42,7 +41,7 @@ def _excerpt(match: Match) -> str:
 
 
 def show_conversation(
-    lineage: Lineage | RejectedRow | RemovedRow,
+    lineage: Found,
     near_duplicates: Sequence[Mapping[str, Any]],
     previews: Sequence[Preview],
 ) -> None:

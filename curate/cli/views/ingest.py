@@ -80,7 +80,9 @@ def _role_settings(result: ImportResult) -> dict[str, str]:
 def _metadata_columns(result: ImportResult) -> list[str]:
     """The columns outside the conversations; none if the file was imported before."""
     used = {*result.mapping["fields"].values(), *EXPORT_COLUMNS}
-    return [] if result.imported_before is not None else [name for name in result.columns if name not in used]
+    if result.imported_before is not None or result.mapping.get("sql"):
+        return []
+    return [name for name in result.columns if name not in used]
 
 
 def _show_file(result: ImportResult) -> None:
@@ -89,6 +91,7 @@ def _show_file(result: ImportResult) -> None:
     rows = [
         {"outcome": kept, "rows": result.rows_kept, "first at": "", "reason": ""},
         {"outcome": "duplicates", "rows": result.rows_duplicate, "first at": "", "reason": ""},
+        *_excluded_row(result),
         *({"outcome": f"rejected: {code}", **reason} for code, reason in _reject_reasons(result).items()),
     ]
     print_table(rows, list(rows[0]))
@@ -127,13 +130,22 @@ def sum_line(results: Iterable[ImportResult]) -> str:
             kept=result.rows_kept,
             duplicate=result.rows_duplicate,
             rejected=result.rows_rejected,
+            excluded=result.rows_excluded,
             conversations=result.conversations,
         )
     kept = plural(total["conversations"], "conversation")
     if total["kept"] != total["conversations"]:
         kept = f"{plural(total['kept'], 'row')} in {kept}"
     duplicates = plural(total["duplicate"], "duplicate")
-    return f"{plural(total['read'], 'row')} read = {kept} + {duplicates} + {total['rejected']:,} rejected"
+    excluded = f" + {total['excluded']:,} excluded" if total["excluded"] else ""
+    return f"{plural(total['read'], 'row')} read = {kept} + {duplicates} + {total['rejected']:,} rejected{excluded}"
+
+
+def _excluded_row(result: ImportResult) -> list[dict[str, Any]]:
+    """The row of the table with the rows that the SELECT left out, if there are any."""
+    reason = "The SELECT of --sql does not return them."
+    rows = [{"outcome": "excluded", "rows": result.rows_excluded, "first at": "", "reason": reason}]
+    return rows if result.rows_excluded else []
 
 
 def _reject_reasons(result: ImportResult) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from curate.cli.console import print_line
-from curate.versions.lineage import Lineage, RejectedRow
+from curate.versions.lineage import ExcludedRow, Found, Lineage, RejectedRow
 from curate.versions.removed_rows import RemovedRow
 from schemas.text import plural, printable
 
@@ -18,17 +18,21 @@ MOST_ENTRIES = 5
 MOST_CHARACTERS = 300
 
 
-def show_lineages(lineages: Iterable[Lineage | RejectedRow | RemovedRow]) -> None:
+def show_lineages(lineages: Iterable[Found]) -> None:
     """Print each lineage, a fact per line."""
     for lineage in lineages:
         for line in lineage_lines(lineage):
             print_line(line)
 
 
-def lineage_lines(lineage: Lineage | RejectedRow | RemovedRow) -> Iterator[str]:
+def lineage_lines(lineage: Found) -> Iterator[str]:
     """The lines of a lineage, of a rejected row, or of a row of a removed import."""
     if isinstance(lineage, RemovedRow):
         yield _removed_line(asdict(lineage))
+        return
+    if isinstance(lineage, ExcludedRow):
+        yield f"{_place(lineage.path, lineage.row, lineage.line)} was excluded: the SELECT of --sql does not return it"
+        yield f"  {_excerpt(lineage.sql)}"
         return
     if isinstance(lineage, RejectedRow):
         yield from _rejected_row_lines(lineage)

@@ -27,13 +27,15 @@ def show_sources(sources: Sequence[Mapping[str, Any]]) -> None:
             "kept": source["rows_kept"],
             "duplicates": source["rows_duplicate"],
             "rejected": source["rows_rejected"],
+            "excluded": source["rows_excluded"],
             "only here": source["only_here"],
             "imported at": f"{source['imported_at']:%Y-%m-%d %H:%M}",
             "removed at": f"{source['removed_at']:%Y-%m-%d %H:%M}" if source["removed_at"] else "",
         }
         for source in sources
     ]
-    columns = [name for name in rows[0] if name != "removed at" or any(row[name] for row in rows)]
+    optional = ("excluded", "removed at")
+    columns = [name for name in rows[0] if name not in optional or any(row[name] for row in rows)]
     print_table([{name: row[name] for name in columns} for row in rows], columns)
     for source in sources:
         reason = f"; {source['reason']}" if source["reason"] else ""

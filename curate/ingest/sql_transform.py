@@ -1,0 +1,154 @@
+"""Batches of a source and the SELECT of `--sql` → batches of its result, which keep the records they come from.
+
+A row of the result names its records in the column `row_number`: a number, or a list of numbers. Records that no row
+names are excluded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from curate.ingest.column_names import make_unique
+from curate.ingest.convert import EXPORT_COLUMNS, join_batches
+from curate.ingest.readers import Batch
+from curate.ingest.readers.arrow import ROWS as BATCH_ROWS
+from curate.ingest.readers.arrow import read_rows
+from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered
+from schemas.errors import SourceError
+from schemas.text import join_names, shorten
+
+_MAX_NAMES = 20
+"""Column names that an error lists."""
+
+
+def transform_batches(path: str, batches: Iterator[Batch], sql: str | None) -> Iterator[Batch]:
+    """The batches, or those of the result of the SELECT over all their rows. Raises `SourceError` if it fails.
+
+    The cells of `rows` are text, nested values are JSON text, and `row_number` is the number of the record.
+    """
+    return batches if sql is None else _transformed(path, batches, sql)
+
+
+def _transformed(path: str, batches: Iterator[Batch], sql: str) -> Iterator[Batch]:
+    parts = list(batches)
+    if not any(part.table.height for part in parts):
+        yield from parts
+        return
+    whole = join_batches(parts)
+    result = _run(path, whole, sql)
+    sources = _find_records(path, result.column(ROW_NUMBER), whole.row)
+    table = _to_text(path, result.drop_columns([ROW_NUMBER]))
+    if not table.height:
+        raise SourceError(f"{path}: {shorten(sql)!r} returns no rows.", "Change the SELECT of --sql.")
+    if not is_ordered(sql):  # a sample comes in any order
+        first = sources.group_by("position").agg(pl.col("record").min()).sort("record", "position")["position"]
+        table = table[first]
+        places = pl.DataFrame({"position": first}).with_row_index("place")
+        sources = sources.join(places, on="position").select(position=pl.col("place").cast(pl.Int64), record="record")
+    batch = _keep_records(whole, table, sources.sort("position", "record"))
+    yield from [batch] if batch.sources is not None else _slices(batch)
+
+
+def _run(path: str, whole: Batch, sql: str) -> pa.Table:
+    """The result of the SELECT with unique column names and JSON strings as text; it can access `rows` only."""
+    cells = whole.table.drop(EXPORT_COLUMNS, strict=False)
+    names = make_unique([ROW_NUMBER, *cells.columns])
+    rows = pl.DataFrame([whole.row.alias(ROW_NUMBER), *map(pl.Series.alias, cells.get_columns(), names[1:])])
+    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
+        connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET threads = 1")  # a sample with a seed is the same every time
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register(ROWS, rows.to_arrow(compat_level=pl.CompatLevel.newest()))
+        connection.execute("SET lock_configuration = true")
+        try:
+            relation = connection.sql(sql.strip().rstrip(";"))
+            result: pa.Table = relation.project(_select_list(relation)).to_arrow_table()
+        except duckdb.Error as error:
+            raise SourceError(
+                f"{path}: {shorten(sql)!r} cannot be run: {shorten(str(error).splitlines()[0])}",
+                f"Columns of {ROWS}: {join_names(names, _MAX_NAMES)}. Cells are text, nested values JSON text.",
+            ) from error
+    if ROW_NUMBER not in result.column_names:
+        raise SourceError(
+            f"{path}: {shorten(sql)!r} has no column {ROW_NUMBER}, which names the line of each row.",
+            f"SELECT {ROW_NUMBER}, …, or list({ROW_NUMBER}) AS {ROW_NUMBER} with GROUP BY.",
+        )
+    return result
+
+
+def _select_list(relation: duckdb.DuckDBPyRelation) -> str:
+    """All columns of a relation; JSON strings without quotes, as the reader of JSON files writes them."""
+    names = (name.replace('"', '""') for name in make_unique(relation.columns))
+    values = (f"#{at} ->> '$'" if str(type) == "JSON" else f"#{at}" for at, type in enumerate(relation.types, 1))
+    return ", ".join(f'{value} AS "{name}"' for value, name in zip(values, names, strict=True))
+
+
+def _find_records(path: str, numbers: pa.ChunkedArray, row: pl.Series) -> pl.DataFrame:
+    """Each `position` in the result with the `record` (its position in `row`) that it names, in Int64."""
+    named = pl.DataFrame({ROW_NUMBER: pl.from_arrow(numbers)}).with_row_index("position")
+    if isinstance(named.schema[ROW_NUMBER], pl.List):
+        named = named.explode(ROW_NUMBER).unique(maintain_order=True)
+    known = pl.DataFrame({ROW_NUMBER: row}).with_row_index("record")
+    found = named.with_columns(pl.col(ROW_NUMBER).cast(pl.Int64, strict=False)).join(
+        known, on=ROW_NUMBER, how="left", maintain_order="left"
+    )
+    if found["record"].null_count():
+        wrong = named[ROW_NUMBER].gather(found["record"].is_null().arg_true())[0]
+        raise SourceError(
+            f"{path}: the SELECT returns the {ROW_NUMBER} {wrong}, which is not a number of a row.",
+            f"Return {ROW_NUMBER} of {ROWS} unchanged, or a list of them.",
+        )
+    return found.select(pl.col("position", "record").cast(pl.Int64))
+
+
+def _to_text(path: str, result: pa.Table) -> pl.DataFrame:
+    """The result as text, as the reader of Parquet files writes it."""
+    others = [field.name for field in result.schema if not pa.types.is_string(field.type)]
+    parts = [batch.table for batch in read_rows(result.select(others).to_batches(), path)] if others else []
+    values = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(others, pl.String))
+    texts = {name: pl.from_arrow(result.column(name)) for name in result.column_names if name not in others}
+    return pl.DataFrame({name: texts[name] if name in texts else values[name] for name in result.column_names})
+
+
+def _keep_records(whole: Batch, table: pl.DataFrame, sources: pl.DataFrame) -> Batch:
+    """The batch of the table with the records that it uses; the others are excluded."""
+    used = sources["record"].unique().sort()
+    one_each = sources.height == used.len() == table.height
+    records = sources["record"] if one_each else used
+    numbers = pl.int_range(whole.row.len(), eager=True)
+    unused = numbers.filter(~numbers.is_in(used.implode()))
+    if EXPORT_COLUMNS[0] in whole.table.columns:
+        first = sources.unique("position", keep="first", maintain_order=True)["record"]
+        table = table.with_columns(whole.table[EXPORT_COLUMNS[0]].gather(first))
+    return replace(
+        whole,
+        table=table,
+        row=whole.row.gather(records),
+        line=whole.line.gather(records),
+        raw=lambda positions: whole.raw(records.gather(positions)),
+        sources=None if one_each else sources.with_columns(record=used.search_sorted(sources["record"]).cast(pl.Int64)),
+        excluded=pl.DataFrame({"row": whole.row.gather(unused), "line": whole.line.gather(unused)}),
+    )
+
+
+def _slices(batch: Batch) -> Iterator[Batch]:
+    """The batch in parts, so that they are converted and written at the same time; the first has all other rows."""
+    for start in range(0, batch.table.height, BATCH_ROWS):
+        part = replace(
+            batch,
+            table=batch.table.slice(start, BATCH_ROWS),
+            row=batch.row.slice(start, BATCH_ROWS),
+            line=batch.line.slice(start, BATCH_ROWS),
+            raw=partial(_raw_after, batch, start),
+        )
+        yield part if start == 0 else replace(part, rejects=batch.rejects.clear(), excluded=batch.excluded.clear())
+
+
+def _raw_after(batch: Batch, start: int, positions: pl.Series) -> pl.Series:
+    return batch.raw(positions + start)
