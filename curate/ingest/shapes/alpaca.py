@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from curate.ingest.shapes.pairs import ANSWER_NAMES, HISTORY, SYSTEM, WEAK_ANSWER_NAMES, parse_pairs
+from curate.ingest.shapes.pairs import ANSWER_NAMES, HISTORY, WEAK_ANSWER_NAMES, parse_pairs
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text
+from curate.ingest.shapes.system_prompt import SYSTEM
 
 FIELDS = {
     "instruction": Field(("instruction",), required=True, fits=is_plain_text),

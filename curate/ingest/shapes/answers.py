@@ -15,9 +15,10 @@ import polars as pl
 from curate.ingest.shapes import transcript
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import list_cells
-from curate.ingest.shapes.pairs import QUESTION_NAMES, SYSTEM
+from curate.ingest.shapes.pairs import QUESTION_NAMES
 from curate.ingest.shapes.parts import parse_parts
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, starts_json
+from curate.ingest.shapes.system_prompt import SYSTEM, read_prompts
 
 Choice = Literal["all", "first", "best"]
 
@@ -90,16 +91,19 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, *, choice: Choice = "all"
         answers = answers.unique("position", keep="first", maintain_order=True)
     prompts = mapping.column(table, "prompt").fill_null("")
     is_transcript = prompts.str.contains(_SPEAKER) & prompts.str.contains(_ASSISTANT_NEXT)
+    system, broken = read_prompts(mapping.column(table, "system"))
     rows = pl.DataFrame(
         {
             "position": pl.int_range(table.height, eager=True),
-            "system": mapping.column(table, "system"),
+            "system": system,
             "human": prompts.set(is_transcript, None),
         }
     ).with_columns(pl.when(pl.col("system").str.strip_chars() != "").then("system").alias("system"))
     parts = answers.drop("n", "rating").join(rows, on="position", maintain_order="left")
     names = [name for name in ("position", "system", "human", "gpt", "no_answer") if name in parts.columns]
-    return parse_parts(table.height, parts.select(names), [problems], earlier=_transcript_turns(prompts, is_transcript))
+    return parse_parts(
+        table.height, parts.select(names), [problems, broken], earlier=_transcript_turns(prompts, is_transcript)
+    )
 
 
 parse_best = partial(parse, choice="best")

@@ -13,7 +13,6 @@ import polars as pl
 
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import valid_cells
-from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.parts import join_texts, parse_parts
 from curate.ingest.shapes.shape import (
     ColumnMapping,
@@ -24,6 +23,7 @@ from curate.ingest.shapes.shape import (
     shorten_expr,
     starts_json,
 )
+from curate.ingest.shapes.system_prompt import SYSTEM, read_prompts
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -156,8 +156,9 @@ def _parse(
     table: pl.DataFrame, mapping: ColumnMapping, choices: pl.DataFrame, problems: list[pl.DataFrame], first: int | None
 ) -> ParsedTable:
     """The conversations of `choices`: `position`, `n` (from 1), `text`, and `given`, a label of the source or null."""
-    names = ("system", "context", "question", "answer")
-    rows = pl.DataFrame([mapping.column(table, name) for name in names]).with_row_index("position")
+    prompts, no_text = read_prompts(mapping.column(table, "system"))
+    names = ("context", "question", "answer")
+    rows = pl.DataFrame([prompts, *(mapping.column(table, name) for name in names)]).with_row_index("position")
     key = pl.col("answer").str.strip_chars(" ().\t").str.to_uppercase()
     label = pl.coalesce("given", pl.lit(list(LETTERS)).list.get(pl.col("n") - 1, null_on_oob=True))
     by_label = label.str.to_uppercase() == key
@@ -180,4 +181,4 @@ def _parse(
     reason = pl.when(unnamed).then(pl.lit("The row names no right choice.")).otherwise(wrong)
     no_answer = pl.when(pl.col("gpt").is_null()).then(reason).alias("no_answer")
     parts = parts.select("position", system.alias("system"), human.alias("human"), "gpt", no_answer)
-    return parse_parts(table.height, parts, problems)
+    return parse_parts(table.height, parts, [*problems, no_text])

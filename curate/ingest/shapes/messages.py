@@ -9,11 +9,11 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes import turn_lists
-from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable
+from curate.ingest.shapes.system_prompt import SYSTEM
 from curate.ingest.shapes.tools import TOOLS_FIELD
 
-NAMES = ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns", "prompt")
+NAMES = ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns", "prompt", "contents")
 
 
 def fits(cells: pl.Series) -> pl.Series:
@@ -23,7 +23,7 @@ def fits(cells: pl.Series) -> pl.Series:
 
 FIELDS = {
     "messages": Field(NAMES, required=True, fits=fits, any_name=True),
-    "completion": Field(("completion",), fits=fits),
+    "completion": Field(("completion", "output"), fits=fits),
     "system": SYSTEM,
     "tools": TOOLS_FIELD,
 }

@@ -9,9 +9,17 @@ import numpy as np
 import polars as pl
 
 from curate.ingest.shapes.history import parse_history
-from curate.ingest.shapes.shape import TOOLS, ColumnMapping, Field, ParsedTable, drop_problem_rows, is_plain_text
+from curate.ingest.shapes.shape import (
+    PROBLEMS,
+    TOOLS,
+    ColumnMapping,
+    Field,
+    ParsedTable,
+    drop_problem_rows,
+    is_plain_text,
+)
+from curate.ingest.shapes.system_prompt import SYSTEM, read_prompts
 
-SYSTEM = Field(("system", "system_prompt", "system_message"))
 HISTORY = Field(("history",))
 
 QUESTION_NAMES = (
@@ -53,15 +61,16 @@ def parse_pairs(
         "human": append_context(mapping.column(table, question), mapping.column(table, context)),
         "gpt": mapping.column(table, answer).fill_null(""),
     }
+    broken = pl.DataFrame(schema=PROBLEMS)
     if "system" in mapping.fields:
-        system = pl.DataFrame({"system": mapping.column(table, "system")})
-        blank = pl.col("system").str.strip_chars() == ""
+        texts, broken = read_prompts(mapping.column(table, "system"))
+        system, blank = pl.DataFrame({"system": texts}), pl.col("system").str.strip_chars() == ""
         cells = {"system": system.select(pl.when(~blank).then("system")).to_series(), **cells}
     turns = interleave(cells)
     if "history" not in mapping.fields:
-        return ParsedTable(turns)
+        return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [broken])
     earlier, problems = parse_history(mapping.column(table, "history"))
-    return drop_problem_rows(_insert_history(turns, earlier), pl.DataFrame(schema=TOOLS), [problems])
+    return drop_problem_rows(_insert_history(turns, earlier), pl.DataFrame(schema=TOOLS), [broken, problems])
 
 
 def append_context(question: pl.Series, context: pl.Series) -> pl.Series:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes import turn_lists
-from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable
+from curate.ingest.shapes.system_prompt import SYSTEM
 from curate.ingest.shapes.tools import TOOLS_FIELD
 
 NAMES = ("conversations", "conversation", "turns", "dialog", "dialogue", "dialogs", "chat", "items", "messages")

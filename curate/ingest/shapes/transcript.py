@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from curate.ingest.shapes.pairs import SYSTEM
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
     TOOLS,
@@ -22,7 +21,7 @@ from curate.ingest.shapes.shape import (
     problem_rows,
     shorten_expr,
 )
-from curate.ingest.shapes.system_prompt import add_system_turns
+from curate.ingest.shapes.system_prompt import SYSTEM, add_system_turns
 
 _USERS = ("Human", "User", "Customer", "Client", "Prompter")
 _ASSISTANTS = ("Assistant", "ChatGPT", "GPT", "AI", "Bot", "Chatbot", "Model", "Agent", "Support")

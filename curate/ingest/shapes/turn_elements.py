@@ -18,10 +18,10 @@ from curate.ingest.shapes.shape import PROBLEMS, problem_rows, shorten_expr
 
 ROLE_KEYS = ("from", "role", "speaker", "author")
 TEXT_KEYS = ("value", "content", "text", "message")
-TRAIN_KEYS = ("train", "weight", "loss", "trainable")
+TRAIN_KEYS = ("train", "weight", "loss", "trainable", "loss_weight")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of a content part that are text; other parts (image_url, input_audio …) are not supported."""
+"""Types of content parts that are text; lists with other parts are read by `block_messages`."""
 
 TRUE_FLAGS, FALSE_FLAGS = ("true", "1", "1.0"), ("false", "0", "0.0")
 
@@ -52,15 +52,21 @@ _ELEMENTS = f"""
         )
     )
 """
+_PART = '{"type": "VARCHAR", "text": "JSON", "value": "JSON", "thought": "VARCHAR"}'
 _PARTS = f"""
-    SELECT row, position, string_agg(part.text, '' ORDER BY n) AS joined,
-        bool_and(part.text IS NOT NULL AND coalesce(part.type, 'text') IN {TEXT_PARTS}) AS all_text,
+    SELECT row, position, string_agg(text ->> '$', '' ORDER BY n) AS joined,
+        bool_and(coalesce(left(text, 1) = '"' AND coalesce(part.type, 'text') IN {TEXT_PARTS}
+            AND part.thought IS DISTINCT FROM 'true', false)) AS all_text,
         first(part.type) FILTER (WHERE part.type NOT IN {TEXT_PARTS}) AS other
     FROM (
-        SELECT row, position, unnest(parts) AS part, generate_subscripts(parts, 1) AS n
+        SELECT row, position, part, n, coalesce(part.text, CASE WHEN part.type = 'text' THEN part.value END) AS text
         FROM (
-            SELECT row, position, from_json(nested, '[{{"type": "VARCHAR", "text": "VARCHAR"}}]') AS parts
-            FROM nested WHERE left(nested, 1) = '['
+            SELECT row, position, unnest(parts) AS part, generate_subscripts(parts, 1) AS n
+            FROM (
+                SELECT row, position,
+                    from_json(nested, '[{_PART}]') AS parts
+                FROM nested WHERE left(nested, 1) = '['
+            )
         )
     )
     GROUP BY row, position
@@ -135,6 +141,9 @@ def element_problems(elements: pl.DataFrame, role_key: str | None) -> list[pl.Da
     unknown = unknown_roles(elements)
     no_list = elements.filter(~pl.col("calls").str.starts_with("["))
     no_text = elements.filter(pl.col("nested").is_not_null() & pl.col("text").is_null())
+    odd_calls = elements.filter(
+        pl.col("calls").is_not_null() & pl.col("from").is_in(["human", "system", "observation"])
+    )
     odd_flag = elements.filter(~pl.col("trains").str.to_lowercase().is_in([*TRUE_FLAGS, *FALSE_FLAGS]))
 
     role_keys = f"no {role_key}" if role_key else f"none of {', '.join(ROLE_KEYS)}"
@@ -148,6 +157,7 @@ def element_problems(elements: pl.DataFrame, role_key: str | None) -> list[pl.Da
         problem_rows(no_role, "missing-role", reason("has no role ({}).", pl.lit(role_keys))),
         problem_rows(unknown, "unknown-role", reason("has an unknown role: {}", name)),
         problem_rows(no_list, "broken-tool-call", reason("has tool calls that are not a list: {}", calls)),
+        problem_rows(odd_calls, "broken-tool-call", reason("calls tools, but is not an assistant turn: {}", calls)),
         problem_rows(no_text, "non-text-content", reason("is not text: it contains {}.", part)),
         problem_rows(odd_flag, "odd-train-flag", reason("has the training flag {}, not true, false, 1 or 0.", trains)),
     ]

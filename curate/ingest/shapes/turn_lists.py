@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from curate.ingest.shapes.block_messages import expand_lists
 from curate.ingest.shapes.call_turns import (
     add_call_turns,
     drop_empty_announcements,
@@ -56,10 +57,15 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable
     lists, invalid = list_cells(cells)
     lists = rename_keys(lists, mapping.keys)
     elements = read_elements(lists, mapping.roles)
+    empty, duplicates = _empty_rows(cells, elements), find_duplicate_keys(elements, lists)
+    expanded, no_text = expand_lists(elements, lists)
+    if expanded.height:
+        lists = pl.concat([lists.join(expanded, on="row", how="anti"), expanded]).sort("row")
+        others, read = elements.join(expanded, on="row", how="anti"), read_elements(expanded, mapping.roles)
+        elements = pl.concat([others, read], how="diagonal").sort("row", "position")
     turns, contradicting = add_system_turns(_turns(elements, lists), mapping.column(table, "system"))
     tools, broken_tools = parse_tools(mapping.column(table, "tools"))
-    empty, duplicates = _empty_rows(cells, elements), find_duplicate_keys(elements, lists)
-    problems = [invalid, empty, duplicates, *element_problems(elements, mapping.keys.get("role"))]
+    problems = [invalid, empty, duplicates, no_text, *element_problems(elements, mapping.keys.get("role"))]
     problems += [missing_texts(elements, lists), contradicting, broken_tools]
     return drop_problem_rows(turns, tools, problems)
 
