@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from schemas.errors import RecipeError, nearest
 from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, KindName, Policy, StandardQuestion
@@ -74,6 +74,22 @@ class ImportSection(Section):
     format: str | None = Field(
         None, description="file format, such as csv or jsonl; detected by default", examples=["jsonl"]
     )
+    delimiter: str | None = Field(
+        None, description="delimited text: the character between cells; detected by default", examples=[";"]
+    )
+    quote: str | None = Field(
+        None, description='delimited text: the character around cells, "" for none', examples=["'"]
+    )
+    escape: str | None = Field(
+        None, description="delimited text: the character that takes away the meaning of the next", examples=["\\"]
+    )
+    skip_lines: int = Field(0, ge=0, description="delimited text and workbooks: lines before the header")
+    header: bool | None = Field(
+        None,
+        description="whether the first row has the column names; otherwise they are column_1 ...",
+        examples=[False],
+    )
+    sheet: str | None = Field(None, description="sheet of a workbook, or table of a database", examples=["Sheet1"])
     where: str | None = Field(
         None,
         description="an SQL condition on columns; other rows become rejects with the code excluded-by-where",
@@ -85,6 +101,24 @@ class ImportSection(Section):
         examples=["SELECT * FROM rows WHERE length(answer) > 100"],
     )
     max_rejects: float = Field(1.0, ge=0, le=1, description="maximum share of rejected rows per file")
+
+    @field_validator("delimiter", "quote", "escape")
+    @classmethod
+    def _check_sign(cls, text: str | None, info: ValidationInfo) -> str | None:
+        """One ASCII character, also `tab` for a tab; an empty quote means that there is none."""
+        sign = "\t" if text in ("\\t", "tab") else text
+        if sign == "" and info.field_name == "quote":
+            return sign
+        if sign is not None and (len(sign) != 1 or not sign.isascii() or sign in "\r\n\0"):
+            raise ValueError(f"{sign!r} is not one ASCII character")
+        return sign
+
+    @model_validator(mode="after")
+    def _check_signs(self) -> ImportSection:
+        signs = [sign for sign in (self.delimiter, self.quote, self.escape) if sign]
+        if len(set(signs)) < len(signs):
+            raise ValueError("delimiter, quote and escape must be different characters")
+        return self
 
 
 class DedupSection(Section):

@@ -246,8 +246,8 @@ def test_hostile_cells_are_read_unchanged(tmp_path):
 
 def test_a_row_may_have_many_thousand_columns(tmp_path):
     names = [f"c{number}" for number in range(20_000)]
-    batch = one_batch(write(tmp_path / "a.csv", ",".join(names) + "\n" + ",".join(names) + "\n"))
-    assert batch.table.row(0) == tuple(names)
+    batch = one_batch(write(tmp_path / "a.csv", ",".join(names) + "\n" + ",".join(names).upper() + "\n"))
+    assert batch.table.row(0) == tuple(name.upper() for name in names)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -269,17 +269,3 @@ def test_well_formed_csv_is_read_as_the_standard_library_reads_it(tmp_path, smal
 def test_line_ends_without_newlines_are_an_error(tmp_path):
     with pytest.raises(SourceError, match="carriage returns without newlines"):
         read_batches(write(tmp_path / "a.csv", "q,a\r1,2\r3,4\r"))
-
-
-@pytest.mark.parametrize("line", ["sep=;\r\n", '"sep=,"\n', "SEP=\t\n"])
-def test_a_delimiter_hint_for_excel_is_an_error(tmp_path, line):
-    with pytest.raises(
-        SourceError, match=r"The first line of .*a\.csv, (?i:sep)=., is a delimiter hint for Excel"
-    ) as caught:
-        read_batches(write(tmp_path / "a.csv", f"{line}question;answer\r\nq;a\r\n"))
-    assert caught.value.hint == "Remove it: tail -n +2 FILE"
-
-
-def test_a_column_name_may_start_like_a_delimiter_hint(tmp_path):
-    (batch,) = read_batches(write(tmp_path / "a.csv", "sep=;answer\nq;a\n"))
-    assert batch.table.columns == ["sep=", "answer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,30 @@ def import_(
     format: Annotated[
         str | None,
         typer.Option(help="Format of the files, such as csv or jsonl.", show_default="detected by suffix and content"),
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(metavar="CHAR", help="CSV: character between cells.", show_default="detected")
+    ] = None,
+    quote: Annotated[
+        str | None, typer.Option(metavar="CHAR", help="CSV: character around cells, '' for none.", show_default='"')
+    ] = None,
+    escape: Annotated[
+        str | None,
+        typer.Option(metavar="CHAR", help="CSV: character that makes the next one text.", show_default="none"),
+    ] = None,
+    skip_lines: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Lines above the header.", show_default="0")
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether the first row has the column names; without them, they are column_1 and so on.",
+            show_default="it must look like names",
+        ),
+    ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Sheet of a workbook.", show_default="the only one")
     ] = None,
     repair: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Apply this repair, such as trailing-user; repeatable.")
@@ -125,6 +150,8 @@ def import_(
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
             **{"where": where, "sql": sql, "turns_key": turns_key, "role_key": role_key, "text_key": text_key},
+            **{"delimiter": delimiter, "quote": quote, "escape": escape, "skip_lines": skip_lines},
+            **{"header": header, "sheet": sheet},
         }
         if replace and add:
             raise SourceError("--replace and --add exclude each other.", "Give one of them.")
@@ -148,16 +175,26 @@ def import_(
 
 
 def _complete_commands(hint: str, context: typer.Context) -> str:
-    """The hint, in which the import commands have the options of the running one, unless the hint sets them."""
-    replaced = {
-        name
-        for option, names in (("--where ", {"where"}), ("--add ", {"add", "replace"}))
-        for name in names
-        if option in hint
-    }
+    """The hint, in which the import commands have the options of the running one, unless they set them."""
+    return re.sub(
+        r"\n    curate import (.*)",
+        lambda line: f"\n    curate import{_given_options(line[1], context)} {line[1]}",
+        hint,
+    )
+
+
+def _given_options(command: str, context: typer.Context) -> str:
+    """The options of the running command that a suggested one does not set."""
+    options = {word for word in command.split() if word.startswith("--")}
+    set_here = {name for name in context.params if f"--{name.replace('_', '-')}" in options}
+    if "--no-header" in options:
+        set_here.add("header")
+    if "--add" in options:
+        set_here.add("replace")
+    if "--shape" not in options:
+        return repeat_options(context, set_here)
     roles = "".join(f" --role {shlex.quote(name)}" for name in context.params["role"] or [] if "=" in name)
-    given = repeat_options(context, MAPPING_OPTIONS | replaced) + roles
-    return hint.replace("\n    curate import ", f"\n    curate import{given} ")
+    return repeat_options(context, MAPPING_OPTIONS | set_here) + roles
 
 
 def rejects(

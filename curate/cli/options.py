@@ -42,5 +42,10 @@ def repeat_options(context: typer.Context, omitted: Collection[str]) -> str:
             continue
         value, option = context.params[name], max(parameter.opts, key=len)
         values = value if isinstance(value, list | tuple) else [value]
-        words += [option if one is True else f"{option} {shlex.quote(str(one))}" for one in values]
+        off = parameter.secondary_opts[:1]  # --no-header
+        words += (
+            off
+            if value is False
+            else [option if one is True else f"{option} {shlex.quote(str(one))}" for one in values]
+        )
     return "".join(f" {word}" for word in words)

@@ -81,7 +81,7 @@ def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, section: ImportS
     """
     options = {
         name: column
-        for name, column in _field_options(section).items()
+        for name, column in field_options(section).items()
         if not column or base_column(column, table.columns)
     }
     candidates = _candidates(table, section.shape, options)
@@ -138,7 +138,7 @@ def metadata_json(table: pl.DataFrame, mapping: ColumnMapping) -> pl.Series:
 # ------------------------------------------------------------------------------------------------------------- options
 
 
-def _field_options(section: ImportSection) -> dict[str, str]:
+def field_options(section: ImportSection) -> dict[str, str]:
     """Field → column from the options; an empty column excludes the field."""
     long = {"group_by": section.group_by, "order_by": section.order_by, "role": section.role, "text": section.text}
     return {**section.map, **{name: column for name, column in long.items() if column is not None}}
@@ -146,7 +146,7 @@ def _field_options(section: ImportSection) -> dict[str, str]:
 
 def _check_options(table: pl.DataFrame, section: ImportSection) -> dict[str, str]:
     """The field options. Raises `SourceError` for an unknown shape, field or column."""
-    options = _field_options(section)
+    options = field_options(section)
     if section.shape is not None and section.shape not in SHAPES:
         raise _unknown_name("shape", section.shape, SHAPES)
     shapes = list(SHAPES.values()) if section.shape is None else [SHAPES[section.shape]]

@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from curate.ingest.column_mapping import field_options
+from curate.ingest.readers import TableOptions
 from curate.ingest.repairs import REPAIRS
 from curate.ingest.select_statement import check_select
 from curate.ingest.shapes.roles import ROLE_NAMES, plain_name
@@ -110,6 +112,20 @@ def turn_keys(section: ImportSection) -> dict[str, str]:
 
 
 def row_options(section: ImportSection) -> dict[str, Any]:
-    """The options that choose rows, if they are set: ids of imports without them do not depend on them."""
-    options = {"where": section.where, "sql": section.sql}
-    return {name: value for name, value in options.items() if value is not None}
+    """The options that choose rows and cells, if they are set: ids of imports without them do not depend on them."""
+    rows = {"where": section.where, "sql": section.sql}
+    given = {name: value for name, value in rows.items() if value is not None}
+    return {**given, **{name: getattr(section, name) for name in table_options(section).given()}}
+
+
+def table_options(section: ImportSection) -> TableOptions:
+    """The options that say how a source is divided into rows and cells."""
+    return TableOptions(
+        delimiter=section.delimiter,
+        quote=section.quote,
+        escape=section.escape,
+        skip_lines=section.skip_lines,
+        header=section.header,
+        sheet=section.sheet,
+        named=tuple(field_options(section).values()),
+    )

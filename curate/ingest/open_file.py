@@ -11,7 +11,7 @@ import polars as pl
 from curate.ingest.column_mapping import find_mapping
 from curate.ingest.convert import EXPORT_COLUMNS, Conversion, drop_export_columns, join_batches, prefix_errors
 from curate.ingest.file_hash import Digest
-from curate.ingest.import_options import canonical_roles, name_turns, row_options, turn_keys
+from curate.ingest.import_options import canonical_roles, name_turns, row_options, table_options, turn_keys
 from curate.ingest.named_split import find_named_split
 from curate.ingest.readers import Batch, Source, open_source
 from curate.ingest.readers.byte_stream import prefetch
@@ -50,7 +50,9 @@ class OpenFile:
 
 def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenFile:
     """Open a file, find its mapping from the first batch that has rows, and start the conversion."""
-    source = open_source(path, encoding=section.encoding, format=section.format, hashed=digest is None)
+    source = open_source(
+        path, encoding=section.encoding, format=section.format, options=table_options(section), hashed=digest is None
+    )
     filtered = filter_batches(path, source.batches(), section.where)
     batches, head = prefetch(transform_batches(path, filtered, section.sql)), []
     for batch in batches:

@@ -13,19 +13,25 @@ from curate.ingest.readers.encoding import check_encoding
 from curate.ingest.readers.formats import FORMATS
 from curate.ingest.readers.paths import expand
 from curate.ingest.readers.source import Source
+from curate.ingest.readers.table_options import DETECTED, TableOptions
 from schemas.errors import SourceError, nearest_name
 
-__all__ = ["FORMATS", "REJECTS", "Batch", "Source", "expand", "open_source"]
+__all__ = ["FORMATS", "REJECTS", "Batch", "Source", "TableOptions", "expand", "open_source"]
 
 
 def open_source(
-    path: str | Path, *, encoding: str | None = None, format: str | None = None, hashed: bool = True
+    path: str | Path,
+    *,
+    encoding: str | None = None,
+    format: str | None = None,
+    options: TableOptions = DETECTED,
+    hashed: bool = True,
 ) -> Source:
     """Open a file, the folder or name of a dataset, or standard input (`-`).
 
     `encoding` is a Python codec name; the text must be valid in it. The default is UTF-8. `format` is a key of
-    `FORMATS`; the default is to detect it from the name and the first bytes. `hashed=False` leaves the digest of a
-    file to the caller. Raises `SourceError`.
+    `FORMATS`; the default is to detect it from the name and the first bytes. `options` must apply to the format.
+    `hashed=False` leaves the digest of a file to the caller. Raises `SourceError`.
     """
     if encoding is not None:
         check_encoding(encoding)
@@ -34,4 +40,4 @@ def open_source(
         hint = f"Did you mean {near}?" if near else f"Known formats: {', '.join(FORMATS)}."
         raise SourceError(f"Unknown format {format!r}.", hint)
     binary = tuple(known.magic for known in FORMATS.values() if known.magic)
-    return Source(ByteStream(str(path), encoding, hashed=hashed, binary=binary), format)
+    return Source(ByteStream(str(path), encoding, hashed=hashed, binary=binary), format, options)

@@ -108,14 +108,19 @@ class ByteStream:
                 self._head = read_bytes(self._top, HEAD)
         return self._head
 
-    def chunks(self, split: Splitter[T]) -> Iterator[Chunk[T]]:
-        """The file in chunks of complete records, as determined by `split`.
+    @property
+    def is_short(self) -> bool:
+        """Whether `head` is the whole file."""
+        return len(self.head()) < HEAD
+
+    def chunks(self, split: Splitter[T], skip: int = 0) -> Iterator[Chunk[T]]:
+        """The file in chunks of complete records, as determined by `split`, without its first `skip` bytes.
 
         The buffer grows until it contains a complete record, so a record may be longer than a chunk.
         """
         self.head()
         with self._wrapped_errors(), self._layers:
-            yield from prefetch(self._split(split))
+            yield from prefetch(self._split(split, skip))
 
     def seekable(self) -> Path | io.BytesIO:
         """The content with random access: the path, or a copy in memory of compressed files and standard input.
@@ -132,9 +137,9 @@ class ByteStream:
                     copy.write(block)
         return copy if needs_copy else Path(self.path)
 
-    def _split(self, split: Splitter[T]) -> Iterator[Chunk[T]]:
-        rest: Bytes = np.frombuffer(self._head, np.uint8)
-        size, line, last = min(FIRST_CHUNK, CHUNK), 1, False
+    def _split(self, split: Splitter[T], skip: int) -> Iterator[Chunk[T]]:
+        rest: Bytes = np.frombuffer(self._head, np.uint8)[skip:]
+        size, line, last = min(FIRST_CHUNK, CHUNK), 1 + self._head.count(b"\n", 0, skip), False
         while not last:
             data, last = self._fill(rest, size)
             newlines = find_byte(data, ord("\n"))

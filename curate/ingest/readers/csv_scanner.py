@@ -3,7 +3,8 @@
 A newline or delimiter separates cells if the number of quotes between the start of the record and it is even. This
 holds while quotes are well placed: an opening quote follows a delimiter or newline, a closing quote precedes one, and
 a quote in a quoted cell is doubled. A record with a misplaced quote is parsed cell by cell: a quote in an unquoted
-cell is text; a quoted cell without a proper end makes the record a reject, and scanning continues after it.
+cell is text; a quoted cell without a proper end makes the record a reject, and scanning continues after it. A character
+after the escape character, if the dialect has one, is none of these.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from curate.ingest.readers.byte_stream import CHUNK, Bytes, Positions, find_byte, find_bytes
 
-NEWLINE, RETURN, QUOTE = 10, 13, 34
+NEWLINE, RETURN = 10, 13
 
 LOOK_AHEAD = 3
 """Number of complete records that must follow a line to conclude that its quote is unclosed."""
@@ -55,15 +56,26 @@ class Records:
     """Number of quotes in each cell."""
     faults: dict[int, Fault]
     """Position of the separator that ends an invalid record → its fault. The record counts as one cell."""
+    last: bool
+    """Whether the file ends with them."""
+
+
+class Signs(NamedTuple):
+    """The characters with a meaning, each ASCII; an empty one does not exist."""
+
+    delimiter: str
+    quote: str = '"'
+    escape: str = ""
 
 
 class RecordSplitter:
     """Splits chunks of CSV after complete records. `width` is the number of cells of a record; 0 if unknown."""
 
-    def __init__(self, delimiter: str, width: int) -> None:
-        self.delimiter = ord(delimiter)
+    def __init__(self, signs: Signs, width: int) -> None:
+        self.signs = signs
         self.width = width
-        self.cell = cell_pattern(delimiter)
+        self.cell = cell_pattern(signs)
+        self.open_cell = open_cell_pattern(signs)
 
     def __call__(self, data: Bytes, newlines: Positions, last: bool) -> tuple[int, Records]:
         """The number of bytes of `data` that are complete records, and these records."""
@@ -85,10 +97,47 @@ class RecordSplitter:
         return min(at, len(data)), chunk.records(np.concatenate(parts), faults)
 
 
-def cell_pattern(delimiter: str) -> re.Pattern[bytes]:
+def cell_pattern(signs: Signs) -> re.Pattern[bytes]:
     """Matches one cell, quoted or not, up to its delimiter or the end of its record."""
-    sign = re.escape(delimiter.encode())
-    return re.compile(rb'(?:"[^"]*+(?:""[^"]*+)*+"|(?!")[^' + sign + rb"\n]*+)(?=" + sign + rb"|\r?\n|\r?\Z)")
+    delimiter, quote, _ = (re.escape(sign) for sign in signs)
+    unquoted = _unquoted(signs)
+    cell = f"{_quoted(signs)}{quote}|(?!{quote}){unquoted}" if quote else unquoted
+    return re.compile(rf"(?:{cell})(?={delimiter}|\r?\n|\r?\Z)".encode())
+
+
+def open_cell_pattern(signs: Signs) -> re.Pattern[bytes]:
+    """Matches a cell that continues after the data: a quoted one without its last quote, or an escape."""
+    escape = re.escape(signs.escape)
+    more = f"{escape}?\\Z|{_unquoted(signs)}{escape}" if escape else ""
+    return re.compile(f"(?:{_quoted(signs)}{more})\\Z".encode())
+
+
+def _unquoted(signs: Signs) -> str:
+    delimiter, _, escape = (re.escape(sign) for sign in signs)
+    plain = f"[^{delimiter}{escape}\\n]*+"
+    return f"{plain}(?:{escape}(?s:.){plain})*+" if escape else plain
+
+
+def _quoted(signs: Signs) -> str:
+    """Matches a quoted cell without its last quote; nothing if there are no quotes."""
+    quote, escape = re.escape(signs.quote), re.escape(signs.escape)
+    if not quote:
+        return "(?!)"
+    pair = f"(?:{quote}{quote}|{escape}(?s:.))" if escape else quote + quote
+    return f"{quote}[^{quote}{escape}]*+(?:{pair}[^{quote}{escape}]*+)*+"
+
+
+def _find_sign(data: Bytes, sign: str) -> Positions:
+    return find_byte(data, ord(sign)) if sign else np.empty(0, np.int64)
+
+
+def _find_escaped(data: Bytes, escape: str) -> Positions:
+    """Positions of the characters after an escape character that is not escaped itself."""
+    escapes = _find_sign(data, escape)
+    run_starts = np.flatnonzero(np.diff(escapes, prepend=-2) > 1)
+    lengths = np.diff(np.append(run_starts, len(escapes)))
+    active: Positions = escapes[(np.arange(len(escapes)) - np.repeat(run_starts, lengths)) % 2 == 0]
+    return active + 1
 
 
 class _Chunk:
@@ -101,19 +150,25 @@ class _Chunk:
         self._last = last
         self._width = splitter.width
         self._cell = splitter.cell
-        self._quotes = find_byte(data, QUOTE)
-        self._separators = find_bytes(data, lambda block: (block == NEWLINE) | (block == splitter.delimiter))
+        self._open_cell = splitter.open_cell
+        delimiter, quote, escape = splitter.signs
+        self._quotes = _find_sign(data, quote)
+        self._separators = find_bytes(data, lambda block: (block == NEWLINE) | (block == ord(delimiter)))
+        escaped = _find_escaped(data, escape)
+        if len(escaped):
+            found = (self._newlines, self._quotes, self._separators)
+            self._newlines, self._quotes, self._separators = (at[~np.isin(at, escaped)] for at in found)
         self._ends = data[self._separators] == NEWLINE
         if last and len(data) and data[-1] != NEWLINE:
             self._separators, self._ends = np.append(self._separators, len(data)), np.append(self._ends, True)
         self._quote_counts = np.searchsorted(self._quotes, self._separators)
-        self._misplaced = _misplaced_quotes(data, self._quotes, splitter.delimiter)
+        self._misplaced = _misplaced_quotes(data, self._quotes, splitter.signs, escaped)
         self._step = len(self._separators)
 
     def records(self, separators: Positions, faults: dict[int, Fault]) -> Records:
         """The records that end at some of `separators`."""
         quotes = np.diff(self._quote_counts[separators], prepend=0)
-        return Records(self._separators[separators], self._ends[separators], quotes, faults)
+        return Records(self._separators[separators], self._ends[separators], quotes, faults, self._last)
 
     def end_of(self, separators: Positions, at: int) -> int:
         """The position after the last of `separators`; `at` if there are none."""
@@ -179,7 +234,7 @@ class _Chunk:
             if end >= len(self._data) or self._bytes[end] == NEWLINE:
                 return _Record(ends, complete=end < len(self._data) or self._last, open=end >= len(self._data))
             at = end + 1
-        return _Record(ends, complete=False, open=_OPEN.match(self._bytes, at) is not None)
+        return _Record(ends, complete=False, open=self._open_cell.match(self._bytes, at) is not None)
 
     def _spans_unclosed_quote(self, start: int, end: int) -> bool:
         """Whether a record of the wrong width spans several lines because a quote is unclosed."""
@@ -244,10 +299,7 @@ class _Record(NamedTuple):
     """Whether the data ends before the end of the record."""
 
 
-_OPEN = re.compile(rb'"[^"]*+(?:""[^"]*+)*+\Z')
-
-
-def _misplaced_quotes(data: Bytes, quotes: Positions, delimiter: int) -> tuple[Positions, Positions]:
+def _misplaced_quotes(data: Bytes, quotes: Positions, signs: Signs, escaped: Positions) -> tuple[Positions, Positions]:
     """Indices of the misplaced quotes, for records that start with an even-numbered quote and with an odd-numbered one.
 
     Quotes alternate between opening and closing; a doubled quote closes a cell and opens it again.
@@ -255,9 +307,9 @@ def _misplaced_quotes(data: Bytes, quotes: Positions, delimiter: int) -> tuple[P
     if not len(quotes):
         return quotes, quotes
     borders = np.zeros(256, np.bool_)
-    borders[[delimiter, NEWLINE, QUOTE]] = True
+    borders[[ord(signs.delimiter), NEWLINE, ord(signs.quote)]] = True
     end = len(data) - 1
-    cannot_open = ~borders[data[np.maximum(quotes - 1, 0)]] & (quotes > 0)
+    cannot_open = (~borders[data[np.maximum(quotes - 1, 0)]] | np.isin(quotes - 1, escaped)) & (quotes > 0)
     cannot_close = ~borders[data[np.minimum(quotes + 1, end)]] & (quotes < end)
     lines = np.flatnonzero(cannot_close & (data[np.minimum(quotes + 1, end)] == RETURN))
     cannot_close[lines] = data[np.minimum(quotes[lines] + 2, end)] != NEWLINE

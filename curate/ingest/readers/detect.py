@@ -10,10 +10,11 @@ from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.compression import data_suffix
 from curate.ingest.readers.formats import FORMATS, SUFFIXES, match_path
 from curate.ingest.readers.json_array import is_wrapper
+from curate.ingest.readers.table_options import TableOptions
 from schemas.errors import SourceError
 
 
-def detect_format(stream: ByteStream) -> str:
+def detect_format(stream: ByteStream, options: TableOptions) -> str:
     """The format of `stream`, a key of `FORMATS`. Raises `SourceError` if the stream is empty."""
     if named := match_path(stream.path):
         return named
@@ -22,6 +23,8 @@ def detect_format(stream: ByteStream) -> str:
         if format.magic and start.startswith(format.magic):
             return name
     by_suffix = SUFFIXES.get(data_suffix(stream.path))
+    if options.delimiter is not None and by_suffix is None:
+        return "csv"
     if by_suffix and FORMATS[by_suffix].suffix_decides:
         return by_suffix
     return _detect_text_format(stream.path, start, by_suffix)

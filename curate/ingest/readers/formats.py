@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import ByteStream
-from curate.ingest.readers.csv import find_csv_delimiter, find_tsv_delimiter, read_csv, read_tsv
+from curate.ingest.readers.csv import OPTIONS, find_csv_delimiter, find_tsv_delimiter, read_csv, read_tsv
 from curate.ingest.readers.hf_datasets import is_dataset, read_dataset
 from curate.ingest.readers.json_array import read_json
 from curate.ingest.readers.jsonl import read_jsonl
 from curate.ingest.readers.parquet import read_parquet
+from curate.ingest.readers.table_options import TableOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """A source format: a function that reads the records in order, and the marks that identify the format."""
 
-    read: Callable[[ByteStream], Iterator[Batch]]
+    read: Callable[[ByteStream, TableOptions], Iterator[Batch]]
+    options: tuple[str, ...] = ()
+    """The fields of `TableOptions` that the reader uses."""
     suffixes: tuple[str, ...] = ()
     """File suffixes, without that of a compression."""
     suffix_decides: bool = True
@@ -27,16 +30,16 @@ class Format:
     """The first bytes of a binary file, which is not decoded as text."""
     matches_path: Callable[[str], bool] | None = None
     """For sources that are not a single file: whether a path names one."""
-    find_delimiter: Callable[[bytes], str] | None = None
-    """For delimited text: the delimiter of a file that starts with these bytes."""
+    find_delimiter: Callable[[ByteStream, TableOptions], str] | None = None
+    """For delimited text: the delimiter of a file."""
 
 
 FORMATS = {
-    "jsonl": Format(read_jsonl, (".jsonl", ".ndjson"), suffix_decides=False),
-    "json": Format(read_json, (".json",), suffix_decides=False),
-    "csv": Format(read_csv, (".csv",), find_delimiter=find_csv_delimiter),
-    "tsv": Format(read_tsv, (".tsv", ".tab"), find_delimiter=find_tsv_delimiter),
-    "parquet": Format(read_parquet, (".parquet", ".pq"), magic=b"PAR1"),
+    "jsonl": Format(read_jsonl, suffixes=(".jsonl", ".ndjson"), suffix_decides=False),
+    "json": Format(read_json, suffixes=(".json",), suffix_decides=False),
+    "csv": Format(read_csv, OPTIONS, (".csv",), find_delimiter=find_csv_delimiter),
+    "tsv": Format(read_tsv, OPTIONS, (".tsv", ".tab"), find_delimiter=find_tsv_delimiter),
+    "parquet": Format(read_parquet, suffixes=(".parquet", ".pq"), magic=b"PAR1"),
     "hub": Format(read_dataset, matches_path=is_dataset),
 }
 

@@ -11,6 +11,7 @@ from curate.ingest.readers.arrow import ROWS, read_rows
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.compression import BLOCK, data_suffix
+from curate.ingest.readers.table_options import TableOptions
 from schemas.errors import SourceError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def is_dataset(path: str) -> bool:
     return is_name and (path.startswith("hf:") or not folder.parent.exists())
 
 
-def read_dataset(stream: ByteStream) -> Iterator[Batch]:
+def read_dataset(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
     """The rows of a dataset, in order. A dataset with several splits requires `name#split`.
 
     Digest and size are those of the Arrow files. Raises `SourceError` if `datasets` is not installed, the dataset or

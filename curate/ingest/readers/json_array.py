@@ -18,6 +18,7 @@ import numpy as np
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import CHUNK, Bytes, ByteStream, Positions, find_byte, find_bytes
 from curate.ingest.readers.json_objects import ObjectReader
+from curate.ingest.readers.table_options import TableOptions
 from curate.ingest.readers.text_arrays import slice_texts
 from curate.ingest.shapes.json_cells import skip_space
 from schemas.errors import SourceError
@@ -71,13 +72,13 @@ class Frame(NamedTuple):
     """Whether the list is a value in an object."""
 
 
-def read_json(stream: ByteStream) -> Iterator[Batch]:
+def read_json(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
     """The elements of a JSON list, in order; the line of a record is the line on which its element starts.
 
     An unclosed list adds a reject at the end. Raises `SourceError` if an object contains several lists.
     """
     splitter = ElementSplitter(find_frame(stream.head()))
-    objects = ObjectReader(stream.path)
+    objects = ObjectReader(stream)
     line, ends_open = 1, False
     for chunk in stream.chunks(splitter):
         starts, texts = chunk.parts, slice_texts(chunk.data, chunk.parts)

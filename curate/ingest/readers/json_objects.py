@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from curate.ingest.readers.batch import Batch
-from curate.ingest.readers.byte_stream import Positions
+from curate.ingest.readers.byte_stream import ByteStream, Positions
 from curate.ingest.readers.text_arrays import (
     Problem,
     RecordNumbers,
@@ -51,9 +51,9 @@ class ParsedObjects(NamedTuple):
 class ObjectReader:
     """Reads objects batch by batch and collects their keys: a key that first occurs later becomes a later column."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, stream: ByteStream) -> None:
         self.columns: list[str] = []
-        self._path = path
+        self._stream = stream
         self._rows = 0
         self._connection = duckdb.connect()
 
@@ -63,7 +63,7 @@ class ObjectReader:
         Raises `SourceError` if they are not UTF-8.
         """
         table, problems = parsed or self.parse(texts)
-        check_utf8(self._path, texts, problems, line)
+        check_utf8(self._stream, texts, problems, line)
         row = self._rows + 1 + np.arange(len(texts))
         self._rows += len(texts)
         good = np.delete(np.arange(len(texts)), [problem.position for problem in problems])
@@ -122,7 +122,7 @@ class ObjectReader:
         self.columns += new
         if len(self.columns) > MOST_COLUMNS:
             raise SourceError(
-                f"{self._path} has more than {MOST_COLUMNS:,} distinct keys, such as {new[-1]!r}.",
+                f"{self._stream.path} has more than {MOST_COLUMNS:,} distinct keys, such as {new[-1]!r}.",
                 "It may map ids to rows: write one object per row, with the id as a separate field.",
             )
         return bool(new)

@@ -11,12 +11,13 @@ import pyarrow as pa
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, split_lines
 from curate.ingest.readers.json_objects import ObjectReader
+from curate.ingest.readers.table_options import TableOptions
 from curate.ingest.readers.text_arrays import decode_texts, slice_texts, to_arrow
 
 
-def read_jsonl(stream: ByteStream) -> Iterator[Batch]:
+def read_jsonl(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
     """The records of a JSON lines file in order, one batch per chunk. Raises `SourceError` if it is not UTF-8."""
-    objects = ObjectReader(stream.path)
+    objects = ObjectReader(stream)
     for chunk in stream.chunks(split_lines):
         texts, line = _split_records(chunk)
         if len(texts):

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 from curate.ingest.readers.arrow import ROWS, read_rows
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import ByteStream
+from curate.ingest.readers.table_options import TableOptions
 from schemas.errors import SourceError
 
 
-def read_parquet(stream: ByteStream) -> Iterator[Batch]:
+def read_parquet(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
     """The rows of a Parquet file, in order. Raises `SourceError` if the file is damaged.
 
     The metadata is at the end of the file, so a file is hashed first and then read by its path; standard input and

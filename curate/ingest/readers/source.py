@@ -9,6 +9,8 @@ from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.detect import detect_format
 from curate.ingest.readers.formats import FORMATS
+from curate.ingest.readers.table_options import TableOptions
+from schemas.errors import SourceError
 
 
 class Source:
@@ -17,29 +19,42 @@ class Source:
     Digest, size and columns are final after the last batch.
     """
 
-    def __init__(self, stream: ByteStream, format: str | None) -> None:
+    def __init__(self, stream: ByteStream, format: str | None, options: TableOptions) -> None:
         self.path = stream.path
         self.columns: tuple[str, ...] = ()
         """The columns of the batches read so far, in the order of the source."""
         self._stream = stream
         self._format = format
+        self._options = options
 
     @cached_property
     def format(self) -> str:
         """The given or detected format, a key of `FORMATS`."""
-        return self._format or detect_format(self._stream)
+        return self._format or detect_format(self._stream, self._options)
 
     @property
     def delimiter(self) -> str | None:
         """The delimiter of a CSV or TSV file; None for other formats."""
         find_delimiter = FORMATS[self.format].find_delimiter
-        return find_delimiter(self._stream.head()) if find_delimiter else None
+        return find_delimiter(self._stream, self._options) if find_delimiter else None
 
     def batches(self) -> Iterator[Batch]:
-        """The records in order; can be iterated once. Raises `SourceError` if the source cannot be read."""
-        for batch in FORMATS[self.format].read(self._stream):
+        """The records in order; can be iterated once.
+
+        Raises `SourceError` if the source cannot be read, or an option does not apply to its format.
+        """
+        self._check_options()
+        for batch in FORMATS[self.format].read(self._stream, self._options):
             self.columns = tuple(batch.table.columns)
             yield batch
+
+    def _check_options(self) -> None:
+        unused = [name for name in self._options.given() if name not in FORMATS[self.format].options]
+        if unused:
+            raise SourceError(
+                f"{self.path} is read as {self.format}, for which {_option(unused[0])} has no meaning.",
+                f"Omit it, or add --format NAME with one of: {', '.join(_formats_with(unused[0]))}.",
+            )
 
     @property
     def sha256(self) -> str:
@@ -50,3 +65,11 @@ class Source:
     def bytes(self) -> int:
         """Size on disk; before the last batch, the number of bytes read so far."""
         return self._stream.size
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _formats_with(option: str) -> list[str]:
+    return [name for name, format in FORMATS.items() if option in format.options]

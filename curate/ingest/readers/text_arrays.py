@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from curate.ingest.readers.batch import REJECTS, Batch
-from curate.ingest.readers.byte_stream import Bytes, Positions
+from curate.ingest.readers.byte_stream import Bytes, ByteStream, Positions
 from curate.ingest.readers.encoding import encoding_error
 
 SAMPLE = 200
@@ -76,7 +76,7 @@ def utf8_problem(position: int, text: bytes) -> Problem:
     raise ValueError(text)
 
 
-def check_utf8(path: str, texts: pa.LargeStringArray, problems: Sequence[Problem], line: Positions) -> None:
+def check_utf8(stream: ByteStream, texts: pa.LargeStringArray, problems: Sequence[Problem], line: Positions) -> None:
     """Raise `SourceError` if most texts with non-ASCII characters are not UTF-8: the file has another encoding.
 
     If fewer are invalid, these texts are damaged and remain rejects.
@@ -86,7 +86,7 @@ def check_utf8(path: str, texts: pa.LargeStringArray, problems: Sequence[Problem
         text = decode_texts(texts)
         if len(invalid) >= (text.str.len_chars() != text.str.len_bytes()).sum():
             sample = b"".join(text_bytes(texts, position) for position in invalid[:SAMPLE])
-            raise encoding_error(path, sample, int(line[invalid[0]]))
+            raise encoding_error(stream.path, sample, int(line[invalid[0]]))
 
 
 def build_batch(
