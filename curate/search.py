@@ -6,8 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import duckdb
 from duckdb import DuckDBPyConnection
@@ -47,10 +46,6 @@ class SearchResult:
 
     conversations: int
     matches: list[Match]
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as plain values."""
-        return asdict(self)
 
 
 def search(

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 
 def print_json(value: object) -> None:
-    """Print `value` as JSON on stdout; dates and paths become text, control characters become escapes."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str).translate(_ESCAPED))
+    """Print `value` as JSON on stdout: dataclasses become objects, dates and paths text, control characters escapes."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain).translate(_ESCAPED))
+
+
+def _plain(value: Any) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *BIDI)}

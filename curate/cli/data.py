@@ -108,9 +108,7 @@ def import_(
     max_rejects: Annotated[
         str | None,
         typer.Option(
-            metavar="SHARE",
-            help="Import nothing if a larger share of a file's rows is rejected.",
-            show_default="100%",
+            metavar="SHARE", help="Import nothing if a larger share of a file's rows is rejected.", show_default="100%"
         ),
     ] = None,
     replace: Annotated[
@@ -134,8 +132,6 @@ def import_(
     curate import chats.csv --group-by ticket --order-by created_at --role author --text body
     """
     tune_import()
-    from dataclasses import asdict
-
     from curate.ingest.file_hash import FileHasher
 
     with FileHasher() as hasher:
@@ -171,7 +167,7 @@ def import_(
             except SourceError as error:
                 raise SourceError(error.what, _complete_commands(error.hint, context)) from error
     note_skipped(files)
-    print_json([asdict(result) for result in results]) if as_json else show_import(results, dry_run=dry_run)
+    print_json(results) if as_json else show_import(results, dry_run=dry_run)
 
 
 def _complete_commands(hint: str, context: typer.Context) -> str:
@@ -218,8 +214,6 @@ def rejects(
     \b
     curate rejects --code empty-answer --export fix.csv
     """
-    from dataclasses import asdict
-
     from curate.cli.views import ingest as views
     from curate.ingest.rejects import RejectFilter, export_rejects, group_rejects, list_rejects
     from schemas.store import reading
@@ -230,7 +224,7 @@ def rejects(
     with reading(store) as connection:
         if export is not None:
             exported = export_rejects(connection, criteria, export, replace=replace)
-            return print_json(asdict(exported)) if as_json else views.show_exported_rejects(exported, store)
+            return print_json(exported) if as_json else views.show_exported_rejects(exported, store)
         rows = list_rejects(connection, criteria, limit) if list_ else group_rejects(connection, criteria)
     if as_json:
         return print_json(rows)
@@ -238,12 +232,10 @@ def rejects(
 
 
 def score(
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="Run only this scorer; repeatable.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this scorer; repeatable.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Recompute scores that exist.")] = False,
     why: Annotated[
-        str | None, typer.Option("--why", metavar="ID", help="Show the scores and penalties of one conversation.")
+        str | None, typer.Option(metavar="ID", help="Show the scores and penalties of one conversation.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the scorers and their parameters.")] = False,
     recipe: RecipeOption = None,
@@ -256,8 +248,6 @@ def score(
     \b
     curate score
     """
-    from dataclasses import asdict
-
     from curate.cli.views.scores import show_explanation, show_scores
     from curate.scorers.plan import describe_scorers
     from curate.scorers.runner import score_store
@@ -274,7 +264,7 @@ def score(
     else:
         with progress_bar("Scoring") as advance:
             report = score_store(store, settings, only or [], again=again, progress=advance)
-        print_json(asdict(report)) if as_json else show_scores(report)
+        print_json(report) if as_json else show_scores(report)
 
 
 def dedup(
@@ -293,8 +283,6 @@ def dedup(
     \b
     curate dedup --set dedup.similarity=0.9 --dry-run
     """
-    from dataclasses import asdict
-
     from curate.cli.views.curation import show_duplicates
     from curate.dedup.clusters import deduplicate_store
     from schemas.recipe import load_recipe
@@ -302,13 +290,11 @@ def dedup(
     settings = load_recipe(recipe, set_ or [])
     with progress_bar("Comparing") as advance:
         result = deduplicate_store(store, settings, dry_run=dry_run, progress=advance)
-    print_json(asdict(result)) if as_json else show_duplicates(result)
+    print_json(result) if as_json else show_duplicates(result)
 
 
 def select(
-    where: Annotated[
-        str | None, typer.Option("--where", metavar="SQL", help='An additional rule, such as "words >= 20".')
-    ] = None,
+    where: Annotated[str | None, typer.Option(metavar="SQL", help='An additional rule, such as "words >= 20".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the dropped conversations; write nothing.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -324,11 +310,9 @@ def select(
     \b
     curate select --where "quality >= 0.6 and not refusal" --dry-run
     """
-    from dataclasses import asdict
-
     from curate.cli.views.curation import show_selection
     from curate.selection import select_store
     from schemas.recipe import load_recipe
 
     selection = select_store(store, load_recipe(recipe, set_ or []), where, dry_run=dry_run)
-    print_json(asdict(selection)) if as_json else show_selection(selection, dry_run=dry_run)
+    print_json(selection) if as_json else show_selection(selection, dry_run=dry_run)

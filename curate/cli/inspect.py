@@ -101,12 +101,10 @@ def search(
         bool, typer.Option("--regex", help="Search for a regular expression (RE2, case-sensitive, (?i) is not).")
     ] = False,
     role: Annotated[
-        str | None, typer.Option("--role", metavar="ROLE", help="Only turns of this role: human, gpt, system …")
+        str | None, typer.Option(metavar="ROLE", help="Only turns of this role: human, gpt, system …")
     ] = None,
-    where: Annotated[
-        str | None, typer.Option("--where", metavar="RULE", help="Only conversations that meet this rule.")
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of conversations to print.")] = 20,
+    where: Annotated[str | None, typer.Option(metavar="RULE", help="Only conversations that meet this rule.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of conversations to print.")] = 20,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -125,4 +123,4 @@ def search(
     settings = load_recipe(recipe, set_ or [])
     with reading(store) as connection:
         found = search_store(connection, text, settings, regex=regex, role=role, where=where, limit=limit)
-    print_json(found.as_json()) if as_json else show_matches(found)
+    print_json(found) if as_json else show_matches(found)

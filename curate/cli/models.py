@@ -13,6 +13,8 @@ from curate.cli.console import note, print_json, progress_bar
 from curate.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from train.checks.serving_parity import ParityReport
 
 RunArgument = Annotated[
@@ -23,19 +25,17 @@ CheckOption = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare the export's logits and tokens with those of training.")
 ]
 QuantOption = Annotated[
-    str,
-    typer.Option("--quant", metavar="KIND", help="GGUF of the run to use.", show_default="recommended by gguf"),
+    str, typer.Option("--quant", metavar="KIND", help="GGUF of the run to use.", show_default="recommended by gguf")
 ]
 
 
 def merge(
     run: RunArgument,
     to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="FOLDER", help="Output folder.", show_default="merged/RUN next to the store"),
+        Path | None, typer.Option(metavar="FOLDER", help="Output folder.", show_default="merged/RUN next to the store")
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="TYPE", help="base (the stored type), float32, float16 or bfloat16.")
+        str, typer.Option(metavar="TYPE", help="base (the stored type), float32, float16 or bfloat16.")
     ] = "base",
     rows: RowsOption = 8,
     check: CheckOption = True,
@@ -48,28 +48,26 @@ def merge(
     curate merge r1
     """
     from curate.cli.views.models import show_merged
+    from train.checks.serving_parity import check_export
     from train.export.merge import DTYPE_NAMES, merge
 
     kind = _check_choice(dtype, DTYPE_NAMES, "--dtype")
     note(f"Reading {run} and its base model …")
     with progress_bar("merging") as advance:
         merged = merge(store, run, to=to, dtype=kind, rows=rows, check=check, progress=advance)
-    report = _check_export(store, merged.folder) if check else None
-    if as_json:
-        print_json({**asdict(merged), "parity": report and report.as_json()})
-    else:
-        show_merged(merged)
-    _finish(report, as_json=as_json)
+    report = check_export(store, str(merged.folder)) if check else None
+    _show_export(asdict(merged), report, partial(show_merged, merged), as_json=as_json)
 
 
-def _check_export(store: Path, path: Path) -> ParityReport | None:
-    """The serving parity of a new export; None for a run on raw text."""
-    from train.checks.serving_parity import check_export
+def _show_export(
+    exported: Mapping[str, object], report: ParityReport | None, show: Callable[[], None], *, as_json: bool
+) -> None:
+    """Print an export and its serving parity, which a run on raw text does not have."""
+    print_json({**exported, "parity": report and report.as_json()}) if as_json else show()
+    _show_parity(report, as_json=as_json)
 
-    return check_export(store, str(path))
 
-
-def _finish(report: ParityReport | None, *, as_json: bool) -> None:
+def _show_parity(report: ParityReport | None, *, as_json: bool) -> None:
     """Print a parity report; exit code 1 if an engine failed."""
     if report is None:
         return
@@ -90,18 +88,14 @@ def _check_choice(value: str, choices: tuple[str, ...], option: str) -> str:
 def gguf(
     run: RunArgument,
     quant: Annotated[
-        str,
-        typer.Option("--quant", metavar="KINDS", help="Quantisations, such as q4_k_m,q8_0; none for 16 bits only."),
+        str, typer.Option(metavar="KINDS", help="Quantisations, such as q4_k_m,q8_0; none for 16 bits only.")
     ] = "q4_k_m,q5_k_m,q8_0",
     to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="FOLDER", help="Output folder.", show_default="gguf/RUN next to the store"),
+        Path | None, typer.Option(metavar="FOLDER", help="Output folder.", show_default="gguf/RUN next to the store")
     ] = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option(
-            "--llama-cpp", metavar="DIR", help="Folder of a llama.cpp to use.", show_default="the installed packages"
-        ),
+        typer.Option(metavar="DIR", help="Folder of a llama.cpp to use.", show_default="the installed packages"),
     ] = None,
     imatrix: Annotated[
         bool,
@@ -120,24 +114,20 @@ def gguf(
     curate gguf r1 --quant q4_k_m,q8_0
     """
     from curate.cli.views.models import show_gguf
+    from train.checks.serving_parity import check_export
     from train.export.gguf import export_gguf
 
     kinds = [kind.strip().lower() for kind in quant.split(",") if kind.strip() not in ("", "none")]
     paths = {"to": to, "llama_cpp": llama_cpp}
     files = export_gguf(store, run, kinds, **paths, imatrix=imatrix, rows=rows, check=check, report=note)
-    report = _check_export(store, files[0].path) if check else None
-    if as_json:
-        print_json({"files": [file.as_json() for file in files], "parity": report and report.as_json()})
-    else:
-        show_gguf(files)
-    _finish(report, as_json=as_json)
+    report = check_export(store, str(files[0].path)) if check else None
+    _show_export({"files": [file.as_json() for file in files]}, report, partial(show_gguf, files), as_json=as_json)
 
 
 def ollama(
     run: RunArgument,
     to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="FOLDER", help="Output folder.", show_default="ollama/RUN next to the store"),
+        Path | None, typer.Option(metavar="FOLDER", help="Output folder.", show_default="ollama/RUN next to the store")
     ] = None,
     quant: QuantOption = "",
     check: CheckOption = True,
@@ -150,24 +140,21 @@ def ollama(
     curate ollama r1
     """
     from curate.cli.views.models import show_ollama
+    from train.checks.serving_parity import check_export
     from train.export.modelfile import write_modelfile
 
     export = write_modelfile(store, run, to=to, quant=quant.lower(), report=note)
-    report = _check_export(store, export.folder) if check else None
-    if as_json:
-        print_json({**asdict(export), "parity": report and report.as_json()})
-    else:
-        show_ollama(export)
-    _finish(report, as_json=as_json)
+    report = check_export(store, str(export.folder)) if check else None
+    _show_export(asdict(export), report, partial(show_ollama, export), as_json=as_json)
 
 
 def serve(
     target: Annotated[
         str, typer.Argument(metavar="RUN|GGUF", help="Run with a GGUF, or a GGUF file.", show_default=False)
     ],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 uses a free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 uses a free one.")] = 8080,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; the default allows this machine only.")
+        str, typer.Option(help="Address to listen on; the default allows this machine only.")
     ] = "127.0.0.1",
     key: Annotated[
         str,
@@ -181,14 +168,10 @@ def serve(
             "--cors", metavar="ORIGINS", help="Web origins that may send requests.", show_default="the server's own"
         ),
     ] = "",
-    context: Annotated[
-        int, typer.Option("--context", min=0, help="Context length in tokens; 0 uses the model's own.")
-    ] = 0,
-    slots: Annotated[int, typer.Option("--slots", min=1, help="Number of simultaneous requests.")] = 1,
+    context: Annotated[int, typer.Option(min=0, help="Context length in tokens; 0 uses the model's own.")] = 0,
+    slots: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests.")] = 1,
     quant: QuantOption = "",
-    engine: Annotated[
-        str, typer.Option("--engine", help="llama.cpp for a GGUF, vllm for the merged model.")
-    ] = "llama.cpp",
+    engine: Annotated[str, typer.Option(help="llama.cpp for a GGUF, vllm for the merged model.")] = "llama.cpp",
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -218,18 +201,12 @@ def check_serving(
             metavar="RUN|FOLDER|GGUF", help="Run with all its exports, or a single export.", show_default=False
         ),
     ],
-    url: Annotated[
-        str, typer.Option("--url", help="OpenAI-compatible server to check as well.", show_default=False)
-    ] = "",
+    url: Annotated[str, typer.Option(help="OpenAI-compatible server to check as well.", show_default=False)] = "",
     key: Annotated[
         str, typer.Option("--api-key", help="API key of that server.", envvar="OPENAI_API_KEY", show_default=False)
     ] = "",
-    model: Annotated[
-        str, typer.Option("--model", help="Model of that server.", show_default="the first one it serves")
-    ] = "",
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Number of conversations of the version to compare.")
-    ] = 500,
+    model: Annotated[str, typer.Option(help="Model of that server.", show_default="the first one it serves")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Number of conversations of the version to compare.")] = 500,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -245,4 +222,4 @@ def check_serving(
     report = check_serving(store, target, url=url, key=key, model=model, limit=limit)
     if as_json:
         print_json(report.as_json())
-    _finish(report, as_json=as_json)
+    _show_parity(report, as_json=as_json)

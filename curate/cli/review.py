@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -99,7 +98,7 @@ def push(
     query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
     with connect(url, home, workspace) as server, progress_bar("pushing") as advance:
         result = push_set(store, settings, server, name, query, dry_run=dry_run, progress=advance)
-    print_json(asdict(result)) if as_json else show_push(result, dry_run=dry_run)
+    print_json(result) if as_json else show_push(result, dry_run=dry_run)
 
 
 @review.command(rich_help_panel=SERVER)
@@ -128,7 +127,7 @@ def pull(
     section = load_recipe(recipe, set_ or []).review
     with connect(url, home, workspace) as server, progress_bar("pulling") as advance:
         result = pull_set(store, section, server, name, partial=partial, again=again, progress=advance)
-    print_json(asdict(result)) if as_json else show_pull(result)
+    print_json(result) if as_json else show_pull(result)
 
 
 @review.command(rich_help_panel=SERVER)
@@ -153,15 +152,13 @@ def status(
     section = load_recipe(recipe, set_ or []).review
     with reading(store) as connection:
         stats = review_stats(connection, section, name)
-    print_json(asdict(stats)) if as_json else show_stats(stats, list_disputed=list_)
+    print_json(stats) if as_json else show_stats(stats, list_disputed=list_)
 
 
 @review.command(rich_help_panel=SPREADSHEETS)
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Spreadsheet to write.")],
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the review set.", show_default="the file's name")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the review set.", show_default="the file's name")] = None,
     where: WhereOption = None,
     order: OrderOption = None,
     queue: QueueOption = None,
@@ -188,7 +185,7 @@ def export(
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
     query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
     result = export_sheet(store, settings, file, name or file.stem.lower(), query, replace=replace)
-    print_json(asdict(result)) if as_json else show_export(result)
+    print_json(result) if as_json else show_export(result)
 
 
 @review.command("import", rich_help_panel=SPREADSHEETS)
@@ -213,7 +210,7 @@ def import_(
     from schemas.recipe import load_recipe
 
     result = import_sheet(store, load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial)
-    print_json(asdict(result)) if as_json else show_import(result)
+    print_json(result) if as_json else show_import(result)
     if result.rejected and not result.answered:
         raise typer.Exit(1)
 

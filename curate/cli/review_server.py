@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -100,7 +99,7 @@ def add(
 
     account = add_account(*resolve_server(url, home), name, role=role, workspace=workspace)
     if as_json:
-        print_json(asdict(account))
+        print_json(account)
     else:
         print_line(f"{account.name}, {account.role} in the workspace {account.workspace}\npassword {account.password}")
         note("The password is not stored and cannot be shown again.")

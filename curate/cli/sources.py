@@ -53,10 +53,8 @@ def remove(
     \b
     curate sources remove 1a2b3c4d --dry-run
     """
-    from dataclasses import asdict
-
     from curate.cli.views.sources import show_removal
     from curate.ingest.removal import remove_source
 
     report = remove_source(store, name, dry_run=dry_run)
-    print_json(asdict(report)) if as_json else show_removal(report)
+    print_json(report) if as_json else show_removal(report)

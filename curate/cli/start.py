@@ -33,22 +33,17 @@ def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     \b
     curate doctor
     """
-    from dataclasses import asdict
-
     from curate.cli.views.doctor import show_findings
     from curate.doctor import run_checks
 
     findings = run_checks(store)
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-    else:
-        show_findings(findings)
+    print_json(findings) if as_json else show_findings(findings)
     if any(finding.state == "conflict" for finding in findings):
         raise typer.Exit(1)
 
 
 def demo(
-    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="New folder for the demo.")] = Path("curate-demo"),
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the demo.")] = Path("curate-demo"),
 ) -> None:
     """Run all steps on a sample, from a CSV file to a fine-tuned model, and show each command.
 

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from train.plan.prepare import PreparedVersion
     from train.runs.fit import Start
 
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", metavar="NAME", help="Training engine, unsloth or transformers.", show_default="train.engine"
+    ),
+]
 VersionArgument = Annotated[
     str, typer.Argument(metavar="NAME@n", help="Frozen version; NAME is the newest one.", show_default=False)
 ]
@@ -39,13 +45,13 @@ def preview(
     conversation: Annotated[
         str, typer.Option("--id", metavar="PREFIX", help="Only conversations whose id starts with this.")
     ] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of conversations to show.")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Number of conversations to show.")] = 3,
     tokens: Annotated[bool, typer.Option("--tokens", help="List all tokens with id and label.")] = False,
     token: Annotated[
-        int | None, typer.Option("--token", metavar="N", min=0, help="Trace this token to its turn, file and line.")
+        int | None, typer.Option(metavar="N", min=0, help="Trace this token to its turn, file and line.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option("--window", metavar="N", min=1, help="Only this window of a split conversation.")
+        int | None, typer.Option(metavar="N", min=1, help="Only this window of a split conversation.")
     ] = None,
     model: ModelOption = None,
     template: TemplateOption = None,
@@ -67,7 +73,7 @@ def preview(
     windows = find_windows(prepared, find_ids(prepared, conversation, limit), window)
     if token is not None:
         origin = trace_token(prepared, store, windows[0][0], token, windows[0][1])
-        return print_json(asdict(origin)) if as_json else show_token_origin(origin)
+        return print_json(origin) if as_json else show_token_origin(origin)
     previews = [preview(prepared, *window) for window in windows]
     if as_json:
         return print_json([one.as_json(tokens=tokens) for one in previews])
@@ -81,7 +87,7 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            "--gpu", metavar="NAME", help="GPU to estimate for: this (the installed one), h100-80g, rtx4090-24g, 24g …"
+            metavar="NAME", help="GPU to estimate for: this (the installed one), h100-80g, rtx4090-24g, 24g …"
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -104,7 +110,7 @@ def plan(
     result = plan(prepared, on_gpu=gpu is not None or has_gpu())
     memory = None if gpu is None else estimate_memory(prepared.tokenizer.folder, prepared.section, result.tokens, gpu)
     if as_json:
-        print_json(result.as_json() | ({} if memory is None else {"memory": memory.as_json()}))
+        print_json(asdict(result) | ({} if memory is None else {"memory": memory}))
     else:
         if memory is not None:
             show_memory(memory)
@@ -152,38 +158,24 @@ def train(
     version: VersionArgument,
     model: ModelOption = None,
     template: TemplateOption = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            "--engine", metavar="NAME", help="Training engine, unsloth or transformers.", show_default="train.engine"
-        ),
-    ] = None,
+    engine: EngineOption = None,
     to: ToOption = None,
     resume: Annotated[
         bool | None,
         typer.Option(
-            "--resume/--fresh",
-            help="Resume an interrupted run, or start a new one.",
-            show_default="resume if possible",
+            "--resume/--fresh", help="Resume an interrupted run, or start a new one.", show_default="resume if possible"
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="Number of GPUs on this machine.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="Number of GPUs on this machine.")] = 1,
     sharding: Annotated[
         str,
-        typer.Option(
-            "--sharding",
-            metavar="ddp|fsdp",
-            help="ddp: a copy of the model per GPU; fsdp: one model, sharded over all.",
-        ),
+        typer.Option(metavar="ddp|fsdp", help="ddp: a copy of the model per GPU; fsdp: one model, sharded over all."),
     ] = "ddp",
-    nodes: Annotated[
-        int, typer.Option("--nodes", min=1, metavar="N", help="Number of machines that train together.")
-    ] = 1,
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Number of machines that train together.")] = 1,
     node: Annotated[
-        int,
-        typer.Option("--node", min=0, metavar="K", help="Number of this machine; 0 has the store, the others join it."),
+        int, typer.Option(min=0, metavar="K", help="Number of this machine; 0 has the store, the others join it.")
     ] = 0,
-    master: Annotated[str | None, typer.Option("--master", metavar="HOST:PORT", help="Address of machine 0.")] = None,
+    master: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of machine 0.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the inputs of the run; train and write nothing.")
     ] = False,
@@ -295,21 +287,18 @@ def chat(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show the answers of both, the base model and the adapter.")
     ] = False,
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum length of an answer.")] = 200,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 always picks the most likely token.")
+        float, typer.Option(min=0, help="Sampling temperature; 0 always picks the most likely token.")
     ] = 0.0,
     top_p: Annotated[
-        float,
-        typer.Option("--top-p", min=0, max=1, help="Sample from the most likely tokens with this total probability."),
+        float, typer.Option(min=0, max=1, help="Sample from the most likely tokens with this total probability.")
     ] = 1.0,
-    top_k: Annotated[
-        int, typer.Option("--top-k", min=0, help="Sample from this many most likely tokens; 0 for all.")
-    ] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from this many most likely tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     save: Annotated[
-        str, typer.Option("--save", metavar="good|bad", help="Save the chat to the store as a good or bad example.")
+        str, typer.Option(metavar="good|bad", help="Save the chat to the store as a good or bad example.")
     ] = "",
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -344,12 +333,7 @@ def check_packing(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Base model.", show_default="train.model")
     ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            "--engine", metavar="NAME", help="Training engine, unsloth or transformers.", show_default="train.engine"
-        ),
-    ] = None,
+    engine: EngineOption = None,
     recipe: RecipeOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -379,10 +363,7 @@ def templates(
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model",
-            metavar="FOLDER",
-            help="Check with the tokenizer of this model.",
-            show_default="a neutral tokenizer",
+            metavar="FOLDER", help="Check with the tokenizer of this model.", show_default="a neutral tokenizer"
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,

@@ -16,7 +16,6 @@ def freeze(
     held_out: Annotated[
         str | None,
         typer.Option(
-            "--held-out",
             help="Expected share of groups (conversations with the same first question) to hold out, or a number of "
             "conversations.",
             show_default="freeze.held_out",
@@ -25,7 +24,6 @@ def freeze(
     sample: Annotated[
         str | None,
         typer.Option(
-            "--sample",
             help="Only so many of the kept conversations, by content hash: a number or a share.",
             show_default="freeze.sample, or all",
         ),
@@ -35,8 +33,7 @@ def freeze(
         typer.Option("--ignore-splits", help="Ignore the names of files, folders and a column split, such as test."),
     ] = False,
     parent: Annotated[
-        str | None,
-        typer.Option("--parent", metavar="VERSION", help="Parent version, or none.", show_default="the newest NAME@n"),
+        str | None, typer.Option(metavar="VERSION", help="Parent version, or none.", show_default="the newest NAME@n")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the split and the digest; write nothing.")] = False,
     recipe: RecipeOption = None,
@@ -90,19 +87,14 @@ def versions(
 
     with reading(store) as connection:
         listed = list_versions(connection, name)
-    if as_json:
-        print_json(listed)
-    else:
-        show_versions(listed)
+    print_json(listed) if as_json else show_versions(listed)
 
 
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="The earlier version.")],
     after: Annotated[str, typer.Argument(metavar="B", help="The later version.")],
     list_: Annotated[bool, typer.Option("--list", help="Show the changed conversations, and edits as text.")] = False,
-    limit: Annotated[
-        int, typer.Option("--limit", min=0, help="Number of conversations that --list shows; 0 for all.")
-    ] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Number of conversations that --list shows; 0 for all.")] = 20,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,15 +110,12 @@ def diff(
     with reading(store) as connection:
         difference = diff_versions(connection, before, after)
         changes = list_changes(connection, difference, limit or None) if list_ or as_json else []
-    if as_json:
-        print_json({**difference.as_json(), "changes": changes})
-    else:
-        show_diff(difference, changes)
+    print_json({**difference.as_json(), "changes": changes}) if as_json else show_diff(difference, changes)
 
 
 def export(
     version: Annotated[str, typer.Argument(metavar="NAME@n", help="Version to write; NAME is the newest one.")],
-    to: Annotated[Path, typer.Option("--to", help="New folder, or a file name that ends in .jsonl or .parquet.")],
+    to: Annotated[Path, typer.Option(help="New folder, or a file name that ends in .jsonl or .parquet.")],
     format_: Annotated[
         str, typer.Option("--format", help="Format of the rows: sharegpt, messages or alpaca.")
     ] = "sharegpt",
@@ -134,7 +123,7 @@ def export(
         bool, typer.Option("--parquet", help="Write Parquet instead of JSON Lines into the folder.")
     ] = False,
     split: Annotated[
-        str | None, typer.Option("--split", help="Only this split, train or held_out; all writes both to one file.")
+        str | None, typer.Option(help="Only this split, train or held_out; all writes both to one file.")
     ] = None,
     skip_unfit: Annotated[
         bool, typer.Option("--skip-unfit", help="Leave out conversations that do not fit the format, and list them.")
@@ -160,15 +149,12 @@ def export(
     sides = {"with_scores": with_scores, "with_origins": with_origins}
     with reading(store) as connection:
         exported = export_version(connection, version, to, format=format_, split=split, **options, **sides)
-    if as_json:
-        print_json(exported.as_json())
-    else:
-        show_export(exported)
+    print_json(exported.as_json()) if as_json else show_export(exported)
 
 
 def restore(
     bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder written by curate export.")],
-    name: Annotated[str | None, typer.Option("--name", help="Restore the version under this name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Restore the version under this name.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -184,7 +170,4 @@ def restore(
     stated = restoring.read_bundle(bundle)
     with writing(store) as connection:
         restored = restoring.restore(connection, stated, name=name)
-    if as_json:
-        print_json(restored.as_json())
-    else:
-        show_restore(restored)
+    print_json(restored.as_json()) if as_json else show_restore(restored)

@@ -251,11 +251,6 @@ def _open_backend(path: Path) -> Iterator[LlamaCppBackend]:
         yield LlamaCppBackend(f"llama.cpp, {path.name}", client)
 
 
-def _find_largest(folder: Path) -> Path | None:
-    """The largest file of a run, which is the one with 16 bits."""
-    return max(folder.glob("*.gguf"), key=lambda file: file.stat().st_size, default=None)
-
-
 def _read_origin(path: Path) -> tuple[str, str | None]:
     text = read_metadata(path).get(MANIFEST_KEY)
     if text is None:
@@ -270,7 +265,7 @@ GGUF = ExportTarget(
     command="curate gguf",
     matches=lambda path: path.suffix == ".gguf",
     open_backend=_open_backend,
-    find=_find_largest,
+    find=lambda folder: max(folder.glob("*.gguf"), key=lambda file: file.stat().st_size, default=None),  # 16 bits
     read_origin=_read_origin,
     is_expected=lambda _source, _existing: True,
 )

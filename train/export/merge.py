@@ -96,7 +96,8 @@ def merge(
     if already_exists:
         comparison = _compare(folder, source, held_out, rows, kind)
     else:
-        with resumable_dir(folder, _identity(source, dtype)) as partial:
+        inputs = {"merge": 1, "adapter": source.manifest.adapter_digest, "dtype": dtype, "run": source.name}
+        with resumable_dir(folder, digest(inputs)) as partial:
             _write_metadata_files(partial, source, dtype)
             _write_shards(partial, source, dtype, progress)
             comparison = _compare(partial, source, held_out, rows, kind)
@@ -152,11 +153,6 @@ def _has_shards(folder: Path, source: ExportSource) -> bool:
         if Manifest.model_validate_json(text) != source.manifest.model_copy(update={"files": {}}):
             return False
     return True
-
-
-def _identity(source: ExportSource, dtype: str) -> str:
-    """The inputs of a merge: an interrupted merge with the same identity is resumed."""
-    return digest({"merge": 1, "adapter": source.manifest.adapter_digest, "dtype": dtype, "run": source.name})
 
 
 def _read_config(base: Path) -> dict[str, Any]:

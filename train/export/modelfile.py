@@ -64,7 +64,8 @@ def write_modelfile(
             with atomic_dir(folder) as temporary:
                 (temporary / MODELFILE).write_text(text, encoding="utf-8")
                 (temporary / MANIFEST_FILE).write_text(source.manifest.as_json(), encoding="utf-8")
-    return OllamaExport(folder, gguf, _model_name(source.manifest))
+    name = f"{source.manifest.data.version.replace('@', '-')}-{source.manifest.run}".lower()  # as Ollama allows
+    return OllamaExport(folder, gguf, name)
 
 
 def _exists(folder: Path, text: str, manifest: Manifest) -> bool:
@@ -78,11 +79,6 @@ def _read_prefix(client: OpenAIClient) -> str:
     """The text that the server adds before every prompt, such as a beginning-of-sequence token."""
     tokens = client.post("/tokenize", {"content": "", "add_special": True})["tokens"]
     return str(client.post("/detokenize", {"tokens": tokens})["content"]) if tokens else ""
-
-
-def _model_name(manifest: Manifest) -> str:
-    """A name for `ollama create` from the version and the run, in the characters that Ollama allows."""
-    return f"{manifest.data.version.replace('@', '-')}-{manifest.run}".lower()
 
 
 def _find_system(conversations: pl.DataFrame) -> str:

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,6 @@ class MemoryEstimate:
     parts: dict[str, float]
     configs: list[dict[str, Any]]  # one per batch size and checkpointing mode
     best: dict[str, Any] | None  # the fastest configuration that fits
-
-    def as_json(self) -> dict[str, Any]:
-        """The estimate as plain values."""
-        return asdict(self)
 
 
 def estimate_memory(folder: Path, recipe: TrainSection, tokens: int, name: str) -> MemoryEstimate:

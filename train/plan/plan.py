@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,6 @@ class Plan:
     warnings: dict[str, int]  # conversations that are trained on but have a peculiarity, by its name
     refusal: str | None  # why `curate train` would refuse
     hint: str | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The plan as plain values."""
-        return asdict(self)
 
 
 def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:

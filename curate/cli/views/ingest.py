@@ -171,8 +171,8 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     for result in results:
         if result.replaced:
             ids = ", ".join(source[:12] for source in result.replaced)
-            gone = plural(result.disappeared, "conversation")
-            yield f"Replaced the import {ids} of {result.path}; {gone} of it disappeared and {_was(result)} removed."
+            gone, was = plural(result.disappeared, "conversation"), "was" if result.disappeared == 1 else "were"
+            yield f"Replaced the import {ids} of {result.path}; {gone} of it disappeared and {was} removed."
     for repair, count in _sum_counts(result.repaired for result in results).items():
         yield f"Repaired by {repair}: {plural(count, 'row')}; the original rows are stored with their conversations."
     for code, count in _sum_counts(result.partly_rejected for result in results).items():
@@ -215,10 +215,6 @@ def _unknown_roles(unknown: Mapping[str, int]) -> str:
     options = " ".join(f"--role {shlex.quote(f'{name}={role}')}" for name, role in zip(whole, roles, strict=True))
     advice = f" Assign each name its role, for example: {options}" if options else ""
     return f"Unknown {'role' if len(unknown) == 1 else 'roles'}: {join_names(names, MAX_ROLES)}.{advice}"
-
-
-def _was(result: ImportResult) -> str:
-    return "was" if result.disappeared == 1 else "were"
 
 
 def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
