@@ -44,7 +44,7 @@ SCORERS: dict[str, Scorer] = {
     "quality": quality,
 }
 
-REVISIONS: dict[str, int] = {}
+REVISIONS: dict[str, int] = {"language": 2, "prompt_language": 2}
 """Revision of each scorer whose formula changed after its release, so that old values are recomputed. Default: 1."""
 
 ENTRY_POINTS = "curate.scorers"
