@@ -1,7 +1,8 @@
 """Names in rules and orders → SQL columns: facts about a conversation, scores, near-duplicates, and source columns.
 
 A rule is an SQL condition (`schemas.rule`). It is bound to a query with one row per imported conversation and one
-column per name that the rule reads. Used by selection, by `dedup.prefer` and by review queues.
+column per name that the rule reads. Used by selection, by `dedup.prefer` and by review queues. The view
+`rule_columns` has one column for every name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import duckdb
 import polars as pl
 from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
+from curate.ingest.column_names import make_unique
 from curate.scorers import SCORERS
 from curate.scorers.plan import plan_scorers, scorer_names
 from curate.scorers.runner import stored_columns
@@ -25,6 +27,9 @@ from schemas.text import plural, shorten
 
 META = "meta"
 """Prefix of source columns: `meta.rating`. An empty cell is null."""
+
+VIEW = "rule_columns"
+"""The temporary view of all names, for `curate sql`."""
 
 WHERE, ORDER = "--where", "--order"
 """Names of the rule and of the order that the command line adds."""
@@ -138,6 +143,42 @@ def find_values(
     return found
 
 
+def create_view(connection: DuckDBPyConnection, recipe: Recipe) -> None:
+    """Create `VIEW`: one row per imported conversation, one column for each name that a rule of the recipe can read.
+
+    Source columns are fields of `meta`, and columns of their own unless a fact or score has the name. DuckDB ignores
+    the case of names: of `Rating` and `rating`, the second is called `rating_2`. Scores that are not computed are null,
+    or missing if none is; so is `near_duplicate`, for all conversations, before `curate dedup`.
+    """
+    keys = sorted(metadata_keys(connection))
+    metadata = {
+        key if unique == key.lower() else unique: f"{META}.{key}"
+        for key, unique in zip(keys, make_unique(key.lower() for key in keys), strict=True)
+    }
+    ours = {name: Column(f's."{column}"') for name, column in _stored_scores(connection, recipe).items()}
+    ours |= {name: Column(sql) for name, sql in FACTS.items()}
+    ours[NEAR_DUPLICATE] = Column("NULL::BOOLEAN" if _find_unclustered(connection) else _NEAR_DUPLICATE_SQL)
+    columns = ours | {f"{META}.{key}": _metadata_column(key) for key in keys}
+    aliases = {name: f'"{_escape(alias)}"' for name, alias in _aliases(columns).items()}
+    order = dict.fromkeys((*FACTS, NEAR_DUPLICATE, *ours))
+    named = [f'{aliases[name]} AS "{_escape(name)}"' for name in order]
+    if metadata:
+        fields = [f'"{_escape(field)}" := {aliases[name]}' for field, name in metadata.items()]
+        named.append(f"struct_pack({', '.join(fields)}) AS {META}")
+    taken = {name.lower() for name in (*order, *scorer_names(), META)}
+    named += [f'{aliases[name]} AS "{_escape(key)}"' for key, name in metadata.items() if key.lower() not in taken]
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {VIEW} AS SELECT {', '.join(named)} FROM ({facts_query(columns)})")
+
+
+def _stored_scores(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, str]:
+    """Name in a rule -> column of `scores`: of each scorer with the recipe's parameters, and the columns themselves."""
+    stored = stored_columns(connection)
+    scorers = [name for name in scorer_names() if any(column.partition("__")[0] == name for column in stored)]
+    planned = {scorer.name: scorer.column for scorer in plan_scorers(recipe.score, scorers)} if scorers else {}
+    others = {column: column for column in stored if column not in scorer_names()}
+    return {name: column for name, column in {**planned, **others}.items() if column in stored}
+
+
 def _split_direction(order: str) -> tuple[str, bool]:
     """An order without a final `asc` or `desc`, and whether that was `desc`."""
     head, _, last = order.strip().rpartition(" ")
@@ -202,12 +243,21 @@ def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression)
 
 def _near_duplicate_column(connection: DuckDBPyConnection, rule: Expression) -> Column:
     """Whether another conversation of the cluster is kept instead. Raises `RecipeError` if it is not computed."""
-    clustering = find_clustering(connection)
-    if clustering is None or (count := count_unclustered(connection, clustering)):
-        none = clustering is None or not clustering.conversations
-        which = "any conversation" if none else f"{plural(count, 'conversation')} imported since"
+    if which := _find_unclustered(connection):
         raise RecipeError(f"{_reads(rule, NEAR_DUPLICATE)}, which is not computed for {which}.", "curate dedup")
-    return Column("c.id IN (SELECT conversation FROM clusters WHERE nearest IS NOT NULL)")
+    return Column(_NEAR_DUPLICATE_SQL)
+
+
+_NEAR_DUPLICATE_SQL = "c.id IN (SELECT conversation FROM clusters WHERE nearest IS NOT NULL)"
+
+
+def _find_unclustered(connection: DuckDBPyConnection) -> str:
+    """The conversations for which near-duplicates are not computed, in words; empty if there are none."""
+    clustering = find_clustering(connection)
+    if clustering is None or not clustering.conversations:
+        return "any conversation"
+    count = count_unclustered(connection, clustering)
+    return f"{plural(count, 'conversation')} imported since" if count else ""
 
 
 def _named_metadata_column(connection: DuckDBPyConnection, key: str, rule: Expression) -> Column:

@@ -49,14 +49,19 @@ def run_query(connection: DuckDBPyConnection, query: str) -> QueryResult:
                 "curate sql accepts one read-only statement, such as SELECT.",
                 "curate import, select and freeze modify the store.",
             )
-        relation = connection.sql(query)  # bound, but not run yet
-        if query.lstrip().lower().startswith("show"):  # or the list of tables would contain the view below
-            relation = connection.from_arrow(relation.to_arrow_table())
+        relation = connection.sql(query)  # bound, but not run
         cells = ", ".join(_cell_sql(number, str(type)) for number, type in enumerate(relation.types, 1))
-        connection.register(_VIEW, relation)
-        result = connection.execute(f'SELECT {cells} FROM "{_VIEW}"')
+        result = connection.execute(f"SELECT {cells} FROM ({_without_end(query)}\n)")  # a comment ends with the line
         columns = make_unique(column[0] for column in relation.description)
     return QueryResult(columns, _fetch(connection, query, result))
+
+
+def _without_end(query: str) -> str:
+    """The statement without its semicolon and what follows: spaces, comments and further semicolons."""
+    text = query.encode()
+    tokens = duckdb.tokenize(query)
+    ends = [start for start, kind in tokens if kind == duckdb.token_type.operator and text[start : start + 1] == b";"]
+    return text[: min(ends, default=len(text))].decode()
 
 
 def _cell_sql(number: int, type: str) -> str:
@@ -67,9 +72,6 @@ def _cell_sql(number: int, type: str) -> str:
     as_text = _TYPES.sub(lambda match: match[0] if match[0][0] in "'\"" else "VARCHAR", type)
     return f"#{number}" if as_text == type else f"CAST(#{number} AS {as_text})"
 
-
-_VIEW = "curate sql query"
-"""The view of the query: not the name of a table in a store."""
 
 _TYPES = re.compile(r"""TIMESTAMP WITH TIME ZONE|\bINTERVAL\b(?! )|"(?:[^"]|"")*"|'(?:[^']|'')*'""")
 """A type without Python equivalent, or a quoted name, which may contain its words."""

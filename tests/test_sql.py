@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from support.stores import add, add_run, add_verdict, questions
 
+from curate.rule_columns import FACTS, create_view, matching_query
 from curate.status import read_status
-from schemas.store import writing
+from schemas.recipe import load_recipe
+from schemas.store import reading, writing
 
 ROWS = [{"prompt": f"Question {n}?", "response": f"Answer {n}."} for n in range(60)]
 
@@ -300,9 +302,92 @@ def test_the_status_of_a_missing_store_is_an_error(curate: Callable[..., Any]) -
     assert "curate import" in ran.stderr
 
 
-def test_show_tables_lists_the_tables_of_the_store_only(filled: Path, curate: Callable[..., Any]) -> None:
-    ran = curate("sql", "SHOW TABLES", "--json")
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1 AS one; -- an end",
+        "SELECT 1 AS one -- no end",
+        "SELECT one FROM (SELECT 1 AS one); /* ; */ -- ;",
+        "/* ; */ SELECT 1 AS one;;",
+        "SELECT 1 AS one, -- ;\n;",
+    ],
+)
+def test_a_query_may_end_with_semicolons_and_comments(filled: Path, curate: Callable[..., Any], query: str) -> None:
+    assert json.loads(curate("sql", query, "--json").stdout) == [{"one": 1}]
+
+
+RATED = [
+    {
+        "prompt": "Why is the sky blue?",
+        "response": "Because small particles in the air scatter blue light most.",
+        "rating": "4",
+        "Rating": "a",
+    },
+    {
+        "prompt": "why is the sky blue",
+        "response": "Because small particles in the air scatter blue light most.",
+        "rating": "n/a",
+        "my col": "x",
+    },
+    {"prompt": "Say nothing.", "response": "I cannot help with that.", "quality": "poor", "meta": "m"},
+]
+
+
+@pytest.fixture
+def rated(tmp_path: Path, curate: Callable[..., Any]) -> Path:
+    """A store with scores, a near-duplicate pair, and columns that have the names of others."""
+    (tmp_path / "rated.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in RATED), encoding="utf-8")
+    for command in (["import", "rated.jsonl"], ["score"], ["dedup", "--set=dedup.similarity=0.5"]):
+        assert curate(*command).returncode == 0
+    return tmp_path / "curate.duckdb"
+
+
+def test_the_view_of_rules_has_for_every_name_the_values_that_a_rule_reads(rated: Path) -> None:
+    recipe = load_recipe(None, ["dedup.similarity=0.5"])
+    with reading(rated) as connection:
+        create_view(connection, recipe)
+        described = connection.sql("DESCRIBE rule_columns").fetchall()
+        names = {name: name for name, *_ in described if name != "meta"}
+        names |= {f"meta.{key}": f"meta.{key}" for key in ("rating_2", "Rating", '"my col"', "quality", "meta")}
+        names |= {"rating_2": "rating", "meta.rating_2": "meta.rating", '"my col"': '"my col"'}
+        names.pop("my col")
+        assert {*FACTS, "near_duplicate", "quality", "language", "Rating", "rating_2"} <= names.keys()
+        for column, name in names.items():
+            values = connection.sql(f"SELECT DISTINCT CAST({column} AS VARCHAR) FROM rule_columns").fetchall()
+            for (value,) in values:
+                condition = "IS NULL" if value is None else f"= '{value}'"
+                rule = matching_query(connection, recipe, f"CAST({name} AS VARCHAR) {condition}")
+                seen = f"SELECT id FROM rule_columns WHERE CAST({column} AS VARCHAR) {condition}"
+                assert connection.sql(f"({rule}) EXCEPT ({seen})").fetchall() == [], name
+                assert connection.sql(f"({seen}) EXCEPT ({rule})").fetchall() == [], name
+
+
+def test_the_view_of_rules_is_listed_and_has_the_scores_of_the_recipe(rated: Path, curate: Callable[..., Any]) -> None:
+    def column(name: str, *options: str) -> list[object]:
+        ran = curate("sql", f"SELECT {name} AS value FROM rule_columns ORDER BY id", "--json", *options)
+        return [row["value"] for row in json.loads(ran.stdout)]
+
+    assert "rule_columns" in curate("sql", "SHOW TABLES").stdout
+    assert sorted(column("near_duplicate")) == [False, False, True]
+    assert len(set(column("quality"))) == 2
+    strict = "--set=score.quality.penalties.refusal.weight=1.0"
+    missing = curate("sql", "SELECT quality FROM rule_columns", strict)
+    assert (missing.returncode, "quality" in missing.stderr) == (1, True)
+    assert curate("score", strict).returncode == 0
+    assert min(column("quality", strict)) < min(column("quality"))
+
+
+def test_near_duplicates_are_null_in_the_view_until_they_are_computed(filled: Path, curate: Callable[..., Any]) -> None:
+    query = "SELECT count(*) AS n, count(near_duplicate) AS known, count(answer) AS answers FROM rule_columns"
+    assert json.loads(curate("sql", query, "--json").stdout) == [{"n": 60, "known": 0, "answers": 60}]
+
+
+@pytest.mark.parametrize(
+    "query", ["SHOW TABLES", "/* tables */ SHOW TABLES", "SELECT * FROM (SHOW TABLES)", "SHOW ALL TABLES"]
+)
+def test_show_tables_lists_the_tables_of_the_store_only(filled: Path, curate: Callable[..., Any], query: str) -> None:
+    ran = curate("sql", query, "--json")
     names = {row["name"] for row in json.loads(ran.stdout)}
-    assert {"conversations", "current_verdicts"} <= names
+    assert {"conversations", "current_verdicts", "rule_columns"} <= names
+    assert {name for name in names if " " in name} == set()
     assert all(curate("sql", f'SELECT count(*) FROM "{name}"').returncode == 0 for name in sorted(names)[:3])
-    assert "curate sql query" not in names

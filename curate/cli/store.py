@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
 from curate.cli.console import note, print_json
-from curate.cli.options import DEFAULT_STORE, JsonOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
 
 
 def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
@@ -32,22 +33,29 @@ def sql(
         int | None, typer.Option(min=1, help="Number of rows to print.", show_default="40 in a table, all otherwise")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Run a read-only SQL query on the store.
 
     SHOW TABLES lists the tables, DESCRIBE conversations the columns of a table. The column `source` refers to the file
-    of a row. Rows that are too wide for the terminal are printed with one column per line.
+    of a row. The view rule_columns has the names of rules as columns: quality, prompt, near_duplicate, meta.NAME …
+    with the scores of the recipe. Rows that are too wide for the terminal are printed with one column per line.
 
     \b
     curate sql "SELECT path, rows_read, rows_rejected FROM sources"
     """
     from curate.cli.views.store import print_csv, show_rows
+    from curate.rule_columns import VIEW, create_view
     from curate.sql import run_query
+    from schemas.recipe import load_recipe
     from schemas.store import reading
 
     with reading(store) as connection:
+        if re.search(rf"\b({VIEW}|show)\b", query, re.IGNORECASE):  # takes a while: reads recipe and source columns
+            create_view(connection, load_recipe(recipe, set_ or []))
         result = run_query(connection, query)
         if as_csv:
             print_csv(result, limit)
