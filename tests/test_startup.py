@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from support.project import demo_project
 
 from curate.cli.app import Commands
-from schemas.environment import install_command
+from schemas.environment import DISTRIBUTION, install_command
 
 HEAVY = {"polars", "duckdb", "pydantic", "torch", "pyarrow", "numpy", "tokenizers", "transformers", "rich.console"}
 
@@ -28,6 +29,11 @@ def test_the_help_imports_no_command():
 @pytest.mark.parametrize("module", sorted({command.module for command in Commands.lazy_commands}))
 def test_a_command_imports_heavy_packages_only_when_it_runs(module):
     assert HEAVY & imported_modules(f"import sys, curate.cli.{module}") == set()
+
+
+def test_the_version_is_that_of_the_installed_package(curate):
+    ran = curate("--version")
+    assert (ran.returncode, ran.stdout) == (0, f"curate {version(DISTRIBUTION)}\n")
 
 
 def test_ctrl_c_during_the_first_imports_ends_without_a_traceback(curate, tmp_path):

@@ -110,10 +110,21 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from schemas.environment import DISTRIBUTION, installed_version
+
+        typer.echo(f"curate {installed_version(DISTRIBUTION) or 'is not installed as a package'}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the full traceback of an error.", envvar="CURATE_DEBUG")
+    ] = False,
+    version: Annotated[  # noqa: ARG001, its callback prints it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Curate instruction data and fine-tune on versioned datasets."""
