@@ -271,8 +271,10 @@ def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
 def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
     """The mappings whose columns are not a subset of another's: instruction, input, output beats input, output.
 
-    A mapping of a proven shape instead beats those of other shapes that use one of its columns.
+    A mapping of a proven shape instead beats those of other shapes that use one of its columns. One of a shape that
+    gives way is beaten by those of all others: a list of texts may be turns, or tags next to a question and its answer.
     """
+    mappings = [mapping for mapping in mappings if not SHAPES[mapping.shape].gives_way] or mappings
     return [mapping for mapping in mappings if not any(_beats(other, mapping) for other in mappings)]
 
 

@@ -15,12 +15,14 @@ from curate.ingest.shapes import (
     messages,
     pairs,
     raw_text,
+    segments,
     sharegpt,
     squad,
     traces,
     transcript,
     tree,
     turn_per_row,
+    turn_texts,
 )
 from curate.ingest.shapes.shape import Field, Parse, Shape
 
@@ -28,6 +30,10 @@ from curate.ingest.shapes.shape import Field, Parse, Shape
 def _proven(fields: Mapping[str, Field], parse: Parse, summary: str, *, spans_rows: bool = False) -> Shape:
     """A shape that the keys in its cells prove; `summary` states what becomes of them."""
     return Shape(fields, parse, proven=True, spans_rows=spans_rows, summary=summary)
+
+
+def _giving_way(fields: Mapping[str, Field], parse: Parse, summary: str) -> Shape:
+    return Shape(fields, parse, gives_way=True, summary=summary)
 
 
 SHAPES: dict[str, Shape] = {
@@ -62,6 +68,12 @@ SHAPES: dict[str, Shape] = {
     "choice-columns-from-1": _proven(
         choices.COLUMN_FIELDS_FROM_1, choices.parse_columns_from_1, "the right choice, counted from 1"
     ),
+    "alternating": _giving_way(turn_texts.FIELDS, turn_texts.parse, "the texts alternate, a user turn first"),
+    "exchanges": _giving_way(turn_texts.EXCHANGE_FIELDS, turn_texts.parse_exchanges, "questions and answers in turn"),
+    "turn-columns": _giving_way(
+        turn_texts.COLUMN_FIELDS, turn_texts.parse_columns, "the columns alternate, a user turn first"
+    ),
+    "segments": Shape(segments.FIELDS, segments.parse),
     "trace": _proven(traces.FIELDS, traces.parse, "the messages of the input, then those of the output"),
     "generation": _proven(
         traces.GENERATION_FIELDS, traces.parse, "the messages of the input, then those of the output"

@@ -165,6 +165,8 @@ class Shape:
     """Whether several rows can form one conversation, so that `parse` needs the whole table."""
     proven: bool = False
     """Whether the cells that its fields accept leave no doubt: it precedes other shapes with the same columns."""
+    gives_way: bool = False
+    """Whether other shapes that fit are used in its place."""
     summary: str = ""
     """What becomes a prompt and an answer, if the names of the fields do not show it."""
 
