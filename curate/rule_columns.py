@@ -117,20 +117,26 @@ def matching_query(connection: DuckDBPyConnection, recipe: Recipe, where: str) -
 
 
 def find_values(
-    connection: DuckDBPyConnection, recipe: Recipe, expressions: Sequence[Expression], *, per_import: bool = False
+    connection: DuckDBPyConnection,
+    recipe: Recipe,
+    expressions: Sequence[Expression],
+    *,
+    per_import: bool = False,
+    conditions: bool = False,
 ) -> pl.DataFrame:
     """The values of expressions as text: columns `conversation`, and `0`, `1`, … for the expressions in their order.
 
     An edited conversation has the values of the imported one. If a conversation was imported several times, the first
     import by path counts, whatever the order of the commands; with `per_import` there is one row for each import.
-    Raises `RecipeError` as for rules.
+    Raises `RecipeError` as for rules, with `conditions` also for an expression that is neither true nor false.
     """
     columns = resolve_columns(connection, recipe, expressions)
     connection.execute(NULL_ON_DIVISION_BY_ZERO)
-    values = [
-        f'CAST({_bind(connection, expression, columns)[0]} AS VARCHAR) AS "{number}"'
-        for number, expression in enumerate(expressions)
+    bound = [
+        bind_condition(connection, expression, columns) if conditions else _bind(connection, expression, columns)[0]
+        for expression in expressions
     ]
+    values = [f'CAST({sql} AS VARCHAR) AS "{number}"' for number, sql in enumerate(bound)]
     facts = facts_query(columns, None if per_import else BY_PATH)
     query = f"""
         {EDITS_SQL} SELECT edits.conversation, found.* EXCLUDE imported

@@ -22,9 +22,13 @@ LEDGER: dict[str, pl.DataType | type[pl.DataType]] = {
     "cut": pl.Int64,  # tokens not trained on; all tokens if dropped
     "loss_tokens": pl.Int64,  # trained tokens that contribute to the loss
     "loss_tokens_cut": pl.Int64,  # tokens cut that would contribute to the loss
+    "per_epoch": pl.Int64,  # how often an epoch uses the row, as decided by the version's mix
 }
-"""Columns of a ledger; `tokens - cut` tokens are trained on. After training it also has `epoch_count`: how many times
-the steps trained on the row, null if it was held out or dropped."""
+"""Columns of a ledger; an epoch trains on `tokens - cut` tokens, `per_epoch` times. After training it also has
+`epoch_count`: how many times the steps trained on the row, null if it was held out or dropped."""
+
+PER_EPOCH = "per_epoch"
+"""Missing in ledgers of earlier releases, whose versions had no mix."""
 
 OLD_COLUMNS = {"fate": "outcome", "learned": "loss_tokens", "learned_cut": "loss_tokens_cut", "seen": "epoch_count"}
 OLD_CODES = {"nothing-learned": "no-loss-tokens"}
@@ -38,6 +42,8 @@ def read_ledger(path: Path, conversation: str | None = None) -> pl.DataFrame:
     """
     try:
         ledger = pl.scan_parquet(path).rename(OLD_COLUMNS, strict=False)
+        if PER_EPOCH not in ledger.collect_schema():
+            ledger = ledger.with_columns(pl.lit(1, pl.Int64).alias(PER_EPOCH))
         if conversation is not None:
             ledger = ledger.filter(pl.col("conversation") == conversation)
         return ledger.with_columns(pl.col("^code$").cast(pl.String).replace(OLD_CODES)).collect()

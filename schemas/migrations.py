@@ -310,6 +310,11 @@ def excluded_rows(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def epochs_of_members(connection: DuckDBPyConnection) -> None:
+    """How often an epoch of training uses each member, as decided by the recipe's `[mix]`."""
+    connection.execute("ALTER TABLE members ADD COLUMN per_epoch INTEGER DEFAULT 1")
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -326,4 +331,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     sequence_numbers,
     partial_sets,
     excluded_rows,
+    epochs_of_members,
 ]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from schemas.errors import RecipeError, nearest
 from schemas.review import DECISION, ISSUES, QUALITY, STANDARD_QUESTIONS, KindName, Policy, StandardQuestion
 from schemas.section import Section
-from schemas.version_recipe import FreezeSection
+from schemas.version_recipe import FreezeSection, MixPart, check_shares
 
 DEFAULT_RECIPE = Path("curate.toml")
 
@@ -324,12 +324,30 @@ class Recipe(Section):
     select: SelectSection = SelectSection()
     review: ReviewSection = ReviewSection()
     freeze: FreezeSection = FreezeSection()
+    mix: dict[str, MixPart] = Field(
+        {},
+        description="name of your choice = a condition, and the share, count or epochs of its conversations in an "
+        "epoch; other conversations are used once, or share the rest",
+        examples=[
+            {
+                "support": {"where": "file = 'tickets.csv'", "share": 0.6},
+                "gold": {"where": "quality >= 0.95", "epochs": 3},
+            }
+        ],
+    )
     train: TrainSection = TrainSection()
 
+    @field_validator("mix")
+    @classmethod
+    def _check_mix(cls, mix: dict[str, MixPart]) -> dict[str, MixPart]:
+        check_shares(mix)
+        return mix
+
     def data_part(self) -> dict[str, Any]:
-        """The sections that determine a version: score, select, freeze."""
-        part = self.model_dump(mode="json", include={"score", "select"})
-        return part | {"freeze": self.freeze.data_part()}
+        """The sections that determine a version: score, select, freeze, and mix if there is one."""
+        part = self.model_dump(mode="json", include={"score", "select"}) | {"freeze": self.freeze.data_part()}
+        mix = {name: part.model_dump(mode="json", exclude_none=True) for name, part in self.mix.items()}
+        return part | ({"mix": mix} if mix else {})
 
 
 def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:

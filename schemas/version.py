@@ -19,6 +19,9 @@ from schemas.text import plural
 
 SPLITS = ("train", "held_out")
 
+MIX = "mix"
+"""The section of a version's recipe that makes an epoch use some members more than once; absent without one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -41,11 +44,12 @@ class Version:
 def version_digest(members: pl.DataFrame, recipe: dict[str, Any]) -> str:
     """SHA-256 (64 hex digits) over the lines `id split`, sorted by id, followed by the JSON of the recipe's data part.
 
-    `members` has the columns `conversation` and `split`, in any order.
+    A member that an epoch uses more than once has the line `id split per_epoch`. `members` has the columns
+    `conversation`, `split` and `per_epoch`, in any order.
     """
-    lines = members.sort("conversation").select(
-        pl.concat_str("conversation", pl.lit(" "), "split", pl.lit("\n")).str.join("")
-    )
+    times = pl.when(pl.col("per_epoch") == 1).then(pl.lit("")).otherwise(pl.format(" {}", "per_epoch"))
+    line = pl.concat_str("conversation", pl.lit(" "), "split", times, pl.lit("\n"))
+    lines = members.sort("conversation").select(line.str.join(""))
     text = lines.item() if members.height else ""
     return text_digest(f"{text}{canonical_json(recipe)}")
 
@@ -68,13 +72,14 @@ def find_version(connection: DuckDBPyConnection, label: str) -> Version:
 
 
 def read_members(connection: DuckDBPyConnection, version: Version, split: str | None = None) -> pl.DataFrame:
-    """The conversations of a version, sorted by id: columns `id`, `conversations`, `tools`, `split`.
+    """The conversations of a version, sorted by id: columns `id`, `conversations`, `tools`, `split`, `per_epoch`.
 
     `split` selects one split. Raises `VersionError` if the members no longer match the version's digest.
     """
     members = check_members(connection, version)
     frame: pl.DataFrame = connection.sql(
-        """SELECT c.id, c.conversations, c.tools, m.split FROM members m JOIN conversations c ON c.id = m.conversation
+        """SELECT c.id, c.conversations, c.tools, m.split, m.per_epoch
+           FROM members m JOIN conversations c ON c.id = m.conversation
            WHERE m.version = ? AND (m.split = ? OR ? IS NULL) ORDER BY c.id""",
         params=[version.label, split, split],
     ).pl()
@@ -88,12 +93,12 @@ def read_members(connection: DuckDBPyConnection, version: Version, split: str | 
 
 
 def check_members(connection: DuckDBPyConnection, version: Version) -> pl.DataFrame:
-    """The members of a version: columns `conversation`, `split`.
+    """The members of a version: columns `conversation`, `split`, `per_epoch`.
 
     Raises `VersionError` if they no longer match the version's digest.
     """
     members: pl.DataFrame = connection.sql(
-        "SELECT conversation, split FROM members WHERE version = ?", params=[version.label]
+        "SELECT conversation, split, per_epoch FROM members WHERE version = ?", params=[version.label]
     ).pl()
     if version_digest(members, version.recipe) != version.digest:
         raise VersionError(

@@ -1,15 +1,20 @@
-"""`[freeze]` of the recipe: the conversations of a version and its split."""
+"""`[freeze]` and `[mix]` of the recipe: the conversations of a version, its split, and how often an epoch uses each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from schemas.section import Section, read_amount
+from schemas.section import Section, read_amount, read_share
 
 FIRST_KEYS = ("held_out", "salt")
 """The keys of `[freeze]` that the digest of every version covers, also at their default."""
+
+
+MEASURES = ("share", "count", "epochs")
+"""Keys of a part of the mix, of which exactly one is set."""
 
 
 class FreezeSection(Section):
@@ -59,3 +64,32 @@ class FreezeSection(Section):
         """The keys that determine a version. Keys added after 0.1.0 are left out at their default: digests stay."""
         written, defaults = self.model_dump(mode="json"), FreezeSection().model_dump(mode="json")
         return {key: value for key, value in written.items() if key in FIRST_KEYS or value != defaults[key]}
+
+
+class MixPart(Section):
+    """The conversations that meet a condition, and how much of an epoch they make up."""
+
+    where: str = Field(description="an SQL condition on scores and metadata, as in a rule")
+    share: float | None = Field(None, gt=0, le=1, description="share of the conversations of an epoch, no repeats")
+    count: int | None = Field(None, ge=1, description="number of conversations in an epoch, no repeats")
+    epochs: float | None = Field(None, gt=0, description="how often an epoch uses each of them; 0.5: half of them")
+
+    @field_validator("share", mode="before")
+    @classmethod
+    def _read_percent(cls, share: object) -> object:
+        return None if share is None else read_share(share)
+
+    @model_validator(mode="after")
+    def _check_measures(self) -> MixPart:
+        given = [key for key in MEASURES if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of share, count and epochs, not {' and '.join(given) or 'none'}")
+        return self
+
+
+def check_shares(parts: Mapping[str, MixPart]) -> None:
+    """Raise `ValueError` if the shares add up to more than 1."""
+    shares = {name: part.share for name, part in parts.items() if part.share is not None}
+    if sum(shares.values()) > 1 + 1e-9:
+        listed = " + ".join(f"{share:g} ({name})" for name, share in shares.items())
+        raise ValueError(f"the shares add up to {sum(shares.values()):g}, more than 1: {listed}")

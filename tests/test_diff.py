@@ -61,7 +61,7 @@ def test_added_removed_and_edited_conversations_have_reasons(store):
     add_verdict(store, late, "keep", by_whom="ada", reason="good")
     freeze_store(store)
     diff = diff_store(store)
-    assert diff.counts == {"unchanged": 27, "added": 1, "removed": 2, "edited": 1, "moved": 0}
+    assert diff.counts == {"unchanged": 27, "added": 1, "removed": 2, "edited": 1, "moved": 0, "reweighted": 0}
     assert counts_add_up(diff)
     rows = {(row["change"], row["before"], row["after"]): row for row in diff.changes.to_dicts()}
     assert rows["removed", talks[0].id, None]["reason"] == "rule: quality >= 0.6"
@@ -145,7 +145,7 @@ def test_a_version_has_no_changes_to_itself(store):
     add(store, questions(10))
     freeze_store(store)
     diff = diff_store(store, after="support@1")
-    assert diff.counts == {"unchanged": 10, "added": 0, "removed": 0, "edited": 0, "moved": 0}
+    assert diff.counts == {"unchanged": 10, "added": 0, "removed": 0, "edited": 0, "moved": 0, "reweighted": 0}
     assert diff.changes.is_empty()
     shown = CliRunner().invoke(app, ["diff", "support@1", "support@1", "--store", str(store)])
     assert shown.stdout.splitlines()[-1] == "10 unchanged, 0 added, 0 removed, 0 edited, 0 moved"

@@ -11,13 +11,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 from support.stores import add, chat
-from support.training import SECRET, TINY, command, copy_project, make_project, section, train
+from support.training import RECIPE, SECRET, SETTINGS, TINY, command, copy_project, make_project, section, train
 
 from curate.cli.views.runs import show_run, show_runs
+from curate.versions.freeze import freeze
 from schemas.errors import TrainError
+from schemas.ledger import read_ledger
 from schemas.manifest import read_manifest
+from schemas.recipe import Recipe
 from schemas.run import Run, read_runs
-from schemas.store import reading
+from schemas.store import reading, writing
 from train import engines
 from train.engines.batch_size import BatchConfig
 from train.inference.generate import Sampling, load_chat_model
@@ -66,7 +69,7 @@ try:
 except KeyboardInterrupt:
     checkpoint = newest_complete(job.checkpoints)
 fit = ENGINES[engine].fit(replace(job, resume=checkpoint))
-given = Counter(tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows())
+given = [tuple(zip(i, l)) for i, l in rows.select("input_ids", "labels").iter_rows()]
 trained = Counter()
 for ids, labels in sequences:
     pairs = list(zip(ids, labels))
@@ -78,7 +81,9 @@ for ids, labels in sequences:
                 break
         else:
             raise SystemExit(f"not in the rows: {pairs[:9]}")
-counted = Counter({document: times for document, times in zip(given, fit.epoch_counts, strict=True)})
+counted = Counter()
+for document, times in zip(given, fit.epoch_counts, strict=True):
+    counted[document] += times
 assert trained == counted, (trained.values(), fit.epoch_counts)
 assert set(fit.epoch_counts) == {2, 3}
 assert losses[-1] < losses[0] - 0.5, losses
@@ -103,7 +108,8 @@ def manifest(trained):
 
 @pytest.mark.parametrize(("engine", "packing"), [("unsloth", "PACKING False 30"), ("transformers", "PACKING True")])
 def test_engines_train_on_exactly_the_given_rows_and_report_the_epoch_counts(engine, packing, project, tmp_path):
-    rows = prepare_run(project, "support@1", section()).rows.head(30)
+    distinct = prepare_run(project, "support@1", section()).rows.head(24)
+    rows = pl.concat([distinct, distinct.head(6)])  # as a mix repeats them
     rows.write_parquet(tmp_path / "rows.parquet")
     arguments = [
         sys.executable,
@@ -121,6 +127,43 @@ def test_engines_train_on_exactly_the_given_rows_and_report_the_epoch_counts(eng
     assert packing in ran.stdout
     if engine == "unsloth":  # its installer and statistics are disabled by default
         assert {"UNSLOTH_AUTO_INSTALL=0", "UNSLOTH_DISABLE_STATISTICS=1"} <= set(ran.stdout.split())
+
+
+def run_in(folder, *arguments):
+    """The JSON output of a command in its own process."""
+    ran = subprocess.run(command(*arguments, "--json"), cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_a_mix_repeats_conversations_and_every_token_is_accounted_for(project):
+    mix = {
+        "red": {"where": "prompt like '%red%'", "epochs": 3},
+        "green": {"where": "prompt like '%green%'", "epochs": 1.5},
+    }
+    recipe = Recipe.model_validate({"freeze": {"held_out": 0.2}, "mix": mix})
+    with writing(project) as connection:
+        version = freeze(connection, "mixed", recipe).version
+    prepared = prepare_run(project, "mixed", section())
+    uses = prepared.ledger.filter(pl.col("split") == "train")["per_epoch"].sum()
+    assert version.counts["train"] < uses == prepared.rows.height
+    steps = -(-uses // RECIPE["batch"])  # exactly one epoch, because a CPU does not pack here
+    settings = [*SETTINGS, f"--set=train.steps={steps}"]
+    planned = json.loads(run_in(project.parent, "plan", "mixed", *settings))
+    assert (planned["repeats"], planned["tokens"]) == (uses - version.counts["train"], prepared.manifest.tokens.tokens)
+    assert (planned["steps_per_epoch"], planned["packing"]) == (steps, False)
+    run_in(project.parent, "train", "mixed", *settings)
+    adapter = project.parent / "adapters" / "r1"
+    ledger = read_ledger(adapter / "ledger.parquet").filter(pl.col("split") == "train")
+    assert ledger["epoch_count"].to_list() == ledger["per_epoch"].to_list()
+    assert set(ledger["per_epoch"]) == {1, 2, 3}
+    tokens = read_manifest(adapter).tokens
+    assert tokens.tokens == ((ledger["tokens"] - ledger["cut"]) * ledger["per_epoch"]).sum() == planned["tokens"]
+    assert tokens.loss_tokens == (ledger["loss_tokens"] * ledger["per_epoch"]).sum() == planned["loss_tokens"]
+    assert (tokens.conversations, read_manifest(adapter).metrics["epochs"]) == (version.counts["train"], 1.0)
+    assert json.loads(run_in(project.parent, "verify", "r1"))["verified"]
+    again = json.loads(run_in(project.parent, "retrain", "r1"))
+    assert (again["same_tokens"], again["identical"]) == (True, True)
 
 
 def test_packed_conversations_do_not_attend_to_each_other():

@@ -1,5 +1,6 @@
 """The ledger: every conversation has one outcome, every lost token a reason, and losses must be allowed."""
 
+import random
 from functools import partial
 
 import polars as pl
@@ -56,6 +57,7 @@ def test_a_conversation_that_fits_is_kept_completely():
         "cut": 0,
         "loss_tokens": 2,
         "loss_tokens_cut": 0,
+        "per_epoch": 1,
     }
 
 
@@ -83,6 +85,7 @@ def test_no_answer_is_trained_in_part():
         "cut": 5,
         "loss_tokens": 2,
         "loss_tokens_cut": 2,
+        "per_epoch": 1,
     }
     row = trainable(rows, ledger).row(0, named=True)
     assert row["input_ids"] == list(range(11))
@@ -168,12 +171,14 @@ def test_a_ledger_of_an_earlier_release_is_read_with_todays_names_and_verified(t
     today = add_epoch_counts(ledger, [2])
     old_names = {"outcome": "fate", "loss_tokens": "learned", "loss_tokens_cut": "learned_cut", "epoch_count": "seen"}
     old_words = {"code": ["nothing-learned"], "reason": ["It has nothing to learn: no answer of it is trained."]}
-    old = today.rename(old_names).with_columns(
-        pl.col(name).replace(today[name].drop_nulls(), words) for name, words in old_words.items()
+    old = (
+        today.drop("per_epoch")
+        .rename(old_names)
+        .with_columns(pl.col(name).replace(today[name].drop_nulls(), words) for name, words in old_words.items())
     )
     old.write_parquet(tmp_path / "ledger.parquet")
     read = read_ledger(tmp_path / "ledger.parquet")
-    assert read.drop("reason").equals(today.drop("reason"))
+    assert read.select(today.columns).drop("reason").equals(today.drop("reason"))
     assert read["code"].to_list() == [None, "no-loss-tokens"]
     assert read_ledger(tmp_path / "ledger.parquet", "silent").equals(read.filter(pl.col("conversation") == "silent"))
     assert _compare_ledger(tmp_path / "ledger.parquet", ledger) == "every outcome"
@@ -193,6 +198,7 @@ def test_epoch_counts_are_added_to_trained_rows_only():
             "conversation": ["a", "b", "c", "c", "d", "e"],
             "split": ["held_out", "train", "train", "train", "train", "train"],
             "outcome": ["kept", "dropped", "split", "split", "truncated", "kept"],
+            "per_epoch": [1] * 6,
         }
     )
     counted = add_epoch_counts(ledger, [2, 0, 1, 0])
@@ -202,6 +208,23 @@ def test_epoch_counts_are_added_to_trained_rows_only():
     assert coverage_metrics(counted.filter(pl.col("conversation") != "c")) == {"seen_conversations": 1}
     with pytest.raises(AssertionError):
         add_epoch_counts(ledger, [1, 1, 1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_epoch_has_every_row_as_often_as_it_is_used_and_counts_add_up(seed):
+    rng = random.Random(seed)
+    times = [rng.choice([1, 1, 1, 2, 5]) for _ in range(40)]
+    talks = [(f"c{number}", [0, 1, number % 7, 1], {}) for number in range(40)]
+    rows = rendered(*talks).with_columns(split=pl.lit("train"), per_epoch=pl.Series(times))
+    ledger = build_ledger(rows, TrainSection())
+    epoch = trainable(rows, ledger)
+    assert dict(epoch.group_by("id").len().iter_rows()) == {f"c{n}": count for n, count in enumerate(times)}
+    assert epoch["id"].head(40).equals(rows["id"])  # every row once before the first repeat
+    counts = [rng.randrange(3) for _ in range(epoch.height)]
+    counted = add_epoch_counts(ledger, counts)
+    expected = epoch.with_columns(count=pl.Series(counts)).group_by("id").agg(pl.sum("count"))
+    assert dict(counted.select("conversation", "epoch_count").iter_rows()) == dict(expected.iter_rows())
+    assert counted["epoch_count"].sum() == sum(counts)
 
 
 def test_a_row_has_the_epoch_count_of_its_pack_and_equal_rows_are_distinguished():

@@ -14,9 +14,11 @@ from support.stores import add_version, chat
 
 from curate.cli.views.plans import show_plan
 from curate.demo import STEPS, copy_sample
+from curate.versions.freeze import freeze
 from schemas.conversation import Conversation, Turn
 from schemas.errors import TrainError, VersionError
-from schemas.recipe import TrainSection, load_recipe
+from schemas.recipe import Recipe, TrainSection, load_recipe
+from schemas.store import writing
 from train.engines import token_digest
 from train.plan.pack_count import count_packs
 from train.plan.plan import has_gpu, plan
@@ -169,6 +171,23 @@ def test_the_pack_count_equals_trls(tmp_path):
     rows = Dataset.from_dict({"input_ids": [[1] * length for length in lengths]})
     packed = pack_dataset(rows, 256, "bfd", {"keep_in_memory": True, "load_from_cache_file": False})
     assert count_packs(lengths, 256) == len(packed)
+
+
+def test_a_plan_counts_the_repeats_of_a_mix(store, tokenizer_dir):
+    mix = {"hi": {"where": "prompt like 'Hi %'", "epochs": 3}}
+    with writing(store) as connection:
+        freeze(connection, "mixed", Recipe.model_validate({"freeze": {"held_out": 0}, "mix": mix}))
+    section = TrainSection(model=str(tokenizer_dir), max_length=100, batch=2, accumulate=2)
+    once, mixed = (prepare_version(store, label, section) for label in ("chats@1", "mixed@1"))
+    short = once.ledger.filter(pl.col("conversation").is_in([talk.id for talk in SHORT]))
+    before, after = plan(once), plan(mixed)
+    assert (before.repeats, after.repeats) == (0, 20)
+    assert after.tokens - before.tokens == 2 * short["tokens"].sum()
+    assert after.loss_tokens - before.loss_tokens == 2 * short["loss_tokens"].sum()
+    assert after.conversations == before.conversations
+    rows = trainable(mixed.rendered, mixed.ledger)
+    assert after.packs == count_packs(rows["input_ids"].list.len().to_list(), 100) > before.packs
+    assert after.steps_unpacked == -(-rows.height // 4)
 
 
 def test_the_sample_has_the_version_and_token_digests_of_the_demo(curate, tmp_path, monkeypatch):

@@ -261,7 +261,7 @@ def test_the_next_command_verifies_the_latest_finished_run(
                    VALUES ('desk@' || $1, 'desk', $1, 'd', '{}', '{}')""",
                 [number],
             )
-            connection.execute("INSERT INTO members VALUES ('desk@' || $1, $2, 'train')", [number, talk])
+            connection.execute("INSERT INTO members VALUES ('desk@' || $1, $2, 'train', 1)", [number, talk])
         for number, (version, status) in enumerate(runs, 1):
             add_run(connection, f"r{number}", version, status, f"adapters/r{number}")
         assert read_status(connection)["next"] == next_command

@@ -20,7 +20,13 @@ import pyarrow.parquet as pq
 from duckdb import DuckDBPyConnection
 
 from curate.versions.bundle_reader import find_differences, read_records
-from curate.versions.card_stats import describe_languages, describe_rejects, describe_scores, describe_sources
+from curate.versions.card_stats import (
+    describe_languages,
+    describe_rejects,
+    describe_scores,
+    describe_sources,
+    describe_uses,
+)
 from curate.versions.formats import FORMATS
 from curate.versions.formats.dataset_card import CardFacts, write_card
 from curate.versions.formats.format import UNFIT, ExportFormat, json_string, to_json_lines, to_table
@@ -30,7 +36,7 @@ from schemas.digest import file_digest
 from schemas.environment import installed_version
 from schemas.errors import ExportError, VersionError
 from schemas.text import join_names, plural
-from schemas.version import SPLITS, Version, check_members, find_version
+from schemas.version import MIX, SPLITS, Version, check_members, find_version
 
 BUNDLE_FORMAT = 1
 """The value of `bundle` in `version.json`; higher numbers are newer forms of the file."""
@@ -223,8 +229,10 @@ def _write_file(
 ) -> tuple[int, pl.DataFrame]:
     """Write the conversations of some splits; returns their number and those that do not fit."""
     count, left_out = 0, [pl.DataFrame(schema={**UNFIT, "split": pl.String})]
-    with_split = len(splits) > 1
-    columns = {**export_format.columns, "split": pl.String()} if with_split else dict(export_format.columns)
+    added: dict[str, pl.DataType] = {"split": pl.String()} if len(splits) > 1 else {}
+    added |= {"per_epoch": pl.Int32()} if MIX in version.recipe else {}
+    as_json = {"split": json_string("split"), "per_epoch": pl.col("per_epoch").cast(pl.String)}
+    columns = {**export_format.columns, **added}
     with _WRITERS[path.suffix](path, columns) as write:
         for batch in _batches(connection, version, splits):
             turns = unfold(batch)
@@ -232,17 +240,18 @@ def _write_file(
             fitting = batch.join(unfit, on="id", how="anti", maintain_order="left") if unfit.height else batch
             turns = turns.join(unfit, on="id", how="anti", maintain_order="left") if unfit.height else turns
             cells = export_format.to_cells(fitting, turns)
-            write(cells.with_columns(fitting.select(json_string("split").alias("split"))) if with_split else cells)
+            write(cells.with_columns(fitting.select(as_json[name].alias(name) for name in added)))
             left_out.append(unfit.join(batch.select("id", "split"), on="id", maintain_order="left"))
             count += fitting.height
     return count, pl.concat(left_out)
 
 
 def _batches(connection: DuckDBPyConnection, version: Version, splits: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """The conversations of some splits by id: `id`, `conversations`, `tools`, `split`, `tools_are_canonical`."""
+    """The conversations of some splits by id: the columns of `read_members`, and `tools_are_canonical`."""
     ((canonical,),) = connection.execute(CANONICAL_TOOLS_SQL, [version.label]).fetchall()
     reader = connection.cursor().sql(
-        """SELECT c.id, c.conversations, c.tools, m.split FROM members m JOIN conversations c ON c.id = m.conversation
+        """SELECT c.id, c.conversations, c.tools, m.split, m.per_epoch
+           FROM members m JOIN conversations c ON c.id = m.conversation
            WHERE m.version = ? AND list_contains(?, m.split) ORDER BY c.id""",
         params=[version.label, list(splits)],
     ).to_arrow_reader(BATCH_ROWS)  # fmt: skip
@@ -332,6 +341,7 @@ def _write_metadata(connection: DuckDBPyConnection, result: ExportResult, folder
         sources=describe_sources(connection, version),
         rejects=describe_rejects(connection, version),
         scores=describe_scores(connection, version),
+        uses=describe_uses(connection, version) if MIX in version.recipe else (),
         left_out=result.reasons,
     )
     statement = json.dumps(_version_json(result), ensure_ascii=False, indent=2) + "\n"

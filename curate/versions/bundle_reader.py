@@ -20,8 +20,8 @@ from schemas.conversation import fold
 def read_records(path: Path, export_format: ExportFormat) -> Iterator[pl.DataFrame]:
     """The records of a file in batches.
 
-    Columns `row`, `line`, `stated_id` (in the record), `id` (of its content), `conversations`, `tools`, `problem` (why
-    there is no conversation).
+    Columns `row`, `line`, `stated_id` (in the record), `per_epoch` (1 if the record has none), `id` (of its content),
+    `conversations`, `tools`, `problem` (why there is no conversation).
     """
     columns = {column: column for column in export_format.columns if column != "id"}
     mapping = ColumnMapping(export_format.shape, columns)
@@ -41,11 +41,16 @@ def _parse(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
     rows = parsed.turns.select(pl.col("row").unique(maintain_order=True))
     tools = rows.join(parsed.tools, on="row", how="left", maintain_order="left")["tools"]
     stated_id = batch.table["id"] if "id" in batch.table.columns else pl.lit(None, pl.String)
-    records = pl.DataFrame({"row": batch.row, "line": batch.line}).with_columns(stated_id.alias("stated_id"))
+    times = batch.table["per_epoch"].cast(pl.Int32, strict=False) if "per_epoch" in batch.table.columns else pl.lit(1)
+    records = pl.DataFrame({"row": batch.row, "line": batch.line}).with_columns(
+        stated_id.alias("stated_id"), per_epoch=times.cast(pl.Int32)
+    )
     return (
         records.with_row_index("position")
         .with_columns(pl.col("position").cast(pl.Int64))
         .join(fold(parsed.turns, tools), left_on="position", right_on="row", how="left", maintain_order="left")
         .join(parsed.problems, left_on="position", right_on="row", how="left", maintain_order="left")
-        .select("row", "line", "stated_id", "id", "conversations", "tools", pl.col("reason").alias("problem"))
+        .select(
+            "row", "line", "stated_id", "per_epoch", "id", "conversations", "tools", pl.col("reason").alias("problem")
+        )
     )

@@ -69,6 +69,16 @@ def describe_languages(connection: DuckDBPyConnection, version: Version) -> list
     return [language for language, _ in rows]
 
 
+def describe_uses(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
+    """How many train conversations an epoch uses once, twice and so on."""
+    rows = connection.sql(
+        """SELECT per_epoch, count(*) AS conversations FROM members WHERE version = ? AND split = 'train'
+           GROUP BY per_epoch ORDER BY per_epoch""",
+        params=[version.label],
+    ).pl()
+    return list(rows.to_dicts())
+
+
 def _describe_score(connection: DuckDBPyConnection, version: Version, column: str) -> dict[str, Any]:
     value = '"' + column.replace('"', '""') + '"::DOUBLE'
     row = connection.sql(

@@ -14,22 +14,28 @@ from duckdb import DuckDBPyConnection
 from curate.selection import RULE
 from schemas.conversation import Conversation, Turn
 from schemas.digest import flatten_keys
-from schemas.version import Version, find_version
+from schemas.version import MIX, Version, find_version
 
-CHANGES = ("added", "removed", "edited", "moved")
+CHANGES = ("added", "removed", "edited", "moved", "reweighted")
 
 CHANGED_SQL = """
     SELECT
-        CASE WHEN a.split IS NULL THEN 'added' WHEN b.split IS NULL THEN 'removed' ELSE 'moved' END AS change,
+        CASE WHEN a.split IS NULL THEN 'added' WHEN b.split IS NULL THEN 'removed'
+            WHEN a.split <> b.split THEN 'moved' ELSE 'reweighted' END AS change,
         if(a.split IS NULL, NULL, conversation) AS before,
         if(b.split IS NULL, NULL, conversation) AS after,
         a.split AS split_before,
-        b.split AS split_after
-    FROM (SELECT conversation, split FROM members WHERE version = $before) a
-    FULL JOIN (SELECT conversation, split FROM members WHERE version = $after) b USING (conversation)
-    WHERE a.split IS DISTINCT FROM b.split
+        b.split AS split_after,
+        a.per_epoch AS per_epoch_before,
+        b.per_epoch AS per_epoch_after
+    FROM (SELECT conversation, split, per_epoch FROM members WHERE version = $before) a
+    FULL JOIN (SELECT conversation, split, per_epoch FROM members WHERE version = $after) b USING (conversation)
+    WHERE (a.split, a.per_epoch) IS DISTINCT FROM (b.split, b.per_epoch)
 """
-"""The members that are not in the same split in both versions."""
+"""The members that are not in the same split in both versions, or that an epoch uses more or less often."""
+
+LEFT_OUT = "kept, but not in the sample or the mix"
+"""The reason of a conversation that a version lacks although it is kept."""
 
 EDITED_SQL = """
     WITH RECURSIVE edits AS (
@@ -94,8 +100,9 @@ class VersionDiff:
     """The changes from one version to another.
 
     `changes` has one row per change: `change`, `before` and `after` (ids, null if there is none), `split_before`,
-    `split_after`, `reason`, `origin` (file and line of the first import). The counts add up: conversations before =
-    unchanged + moved + edited + removed, conversations after = unchanged + moved + edited + added.
+    `split_after`, `per_epoch_before`, `per_epoch_after`, `reason`, `origin` (file and line of the first import). The
+    counts add up: conversations before = unchanged + moved + reweighted + edited + removed, conversations after =
+    unchanged + moved + reweighted + edited + added.
     """
 
     before: Version
@@ -108,7 +115,7 @@ class VersionDiff:
         """The number of conversations per change, and of unchanged ones."""
         by_change = dict(self.changes.group_by("change").len().iter_rows())
         counts = {change: int(by_change.get(change, 0)) for change in CHANGES}
-        changed = counts["moved"] + counts["edited"] + counts["removed"]
+        changed = sum(counts.values()) - counts["added"]
         return {"unchanged": sum(self.before.counts.values()) - changed, **counts}
 
     @property
@@ -153,7 +160,7 @@ def diff_versions(connection: DuckDBPyConnection, before: str, after: str) -> Ve
         .join(current, left_on=conversation, right_on="conversation", how="left")
         .join(drops, left_on=conversation, right_on="conversation", how="left")
         .join(origins, left_on="after", right_on="conversation", how="left")
-        .with_columns(_reason(recipe), _origin())
+        .with_columns(_reason(first, second, recipe), _origin())
         .sort(pl.col("change").cast(pl.Enum(CHANGES)), "before", "after")
     )
     return VersionDiff(first, second, changes.select(*changed.columns, "reason", "origin"), recipe)
@@ -200,12 +207,12 @@ def _read_pair(connection: DuckDBPyConnection, before: str, after: str) -> tuple
 
 def _join_edits(changed: pl.DataFrame, edits: pl.DataFrame) -> pl.DataFrame:
     """The changes, with the two rows of each edit (one removed, one added) replaced by one."""
-    splits = changed.select(pl.coalesce("before", "after").alias("id"), "split_before", "split_after")
+    ends = changed.with_columns(id=pl.coalesce("before", "after"))
     edited = (
-        edits.join(splits.select("id", "split_before"), left_on="old", right_on="id")
-        .join(splits.select("id", "split_after"), left_on="new", right_on="id")
+        edits.join(ends.select("id", "split_before", "per_epoch_before"), left_on="old", right_on="id")
+        .join(ends.select("id", "split_after", "per_epoch_after"), left_on="new", right_on="id")
         .select(pl.lit("edited").alias("change"), pl.col("old").alias("before"), pl.col("new").alias("after"),
-                "split_before", "split_after")
+                *changed.columns[3:])
     )  # fmt: skip
     is_part_of_edit = (
         (pl.col("change") == "removed") & pl.col("before").is_in(edits["old"].implode())
@@ -214,18 +221,38 @@ def _join_edits(changed: pl.DataFrame, edits: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([changed.filter(~is_part_of_edit), edited])
 
 
-def _reason(recipe: tuple[KeyChange, ...]) -> pl.Expr:
-    new_split = any(change.key.startswith("freeze.") for change in recipe)
-    moved = "freeze.* in the recipe changed" if new_split else "its group grew and got another hash"
+def _reason(first: Version, second: Version, recipe: tuple[KeyChange, ...]) -> pl.Expr:
+    is_left_out = (pl.col("change") == "removed") & (pl.col("verdict").fill_null("keep") == "keep")
     return (
-        pl.when(pl.col("change") == "added").then(_reason_of_added())
-        .when(pl.col("change") == "moved").then(pl.lit(moved))
+        pl.when(pl.col("change") == "added").then(_reason_of_added(first))
+        .when(pl.col("change") == "moved").then(pl.lit(_reason_of_moved(second, recipe)))
+        .when(pl.col("change") == "reweighted").then(pl.lit(_reason_of_reweighted(recipe)))
+        .when(is_left_out & _has_subset(second)).then(pl.lit(LEFT_OUT))
         .otherwise(pl.coalesce("verdict_reason", pl.lit("not kept, without a verdict")))
         .alias("reason")
     )  # fmt: skip
 
 
-def _reason_of_added() -> pl.Expr:
+def _reason_of_moved(second: Version, recipe: tuple[KeyChange, ...]) -> str:
+    section = second.recipe.get("freeze", {})
+    if any(change.key.startswith("freeze.") for change in recipe):
+        return "freeze.* in the recipe changed"
+    if isinstance(section.get("held_out"), int) or "stratify" in section:
+        return "a number or strata are held out, and other conversations came or went"
+    return "its group grew and got another hash"
+
+
+def _reason_of_reweighted(recipe: tuple[KeyChange, ...]) -> str:
+    is_new = any(change.key.partition(".")[0] == MIX for change in recipe)
+    return "mix.* in the recipe changed" if is_new else "the sizes of the parts of the mix changed"
+
+
+def _has_subset(version: Version) -> bool:
+    """Whether the version may lack conversations that are kept."""
+    return MIX in version.recipe or "sample" in version.recipe.get("freeze", {})
+
+
+def _reason_of_added(first: Version) -> pl.Expr:
     """Why a conversation is only in the later version; for a rule verdict, the rule that dropped it before."""
     return (
         pl.when(pl.col("is_new").is_null()).then(pl.coalesce("verdict_reason", pl.lit("result of an edit")))
@@ -233,7 +260,11 @@ def _reason_of_added() -> pl.Expr:
         .when(pl.col("by_whom") != RULE).then(pl.concat_str(pl.lit("already imported, now kept by "), "verdict_reason"))
         .otherwise(pl.coalesce(
             pl.concat_str(pl.lit("already imported, no longer dropped by "), "dropped_by"),
-            pl.lit("already imported, without a verdict at the earlier freeze"),
+            pl.lit(
+                "already imported, but not in the earlier sample or mix"
+                if _has_subset(first)
+                else "already imported, without a verdict at the earlier freeze"
+            ),
         ))
     )  # fmt: skip
 

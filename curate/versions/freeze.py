@@ -59,9 +59,11 @@ class FreezeResult:
             "groups": self.groups,
             "moved_since_parent": self.moved,
             "kept": placement.kept,
+            "sampled": placement.sampled,
             "held_out_wanted": placement.wanted,
             "strata": placement.strata,
             "named_splits": asdict(placement.named) if placement.named else None,
+            "mix": [asdict(part) for part in placement.mix],
         }
 
 
@@ -209,7 +211,7 @@ def _parent_label(connection: DuckDBPyConnection, parent: str | None, newest: Ve
 
 
 def write_version(connection: DuckDBPyConnection, version: Version, members: pl.DataFrame) -> None:
-    """Insert a version and its members (`conversation`, `split`)."""
+    """Insert a version and its members (`conversation`, `split`, `per_epoch`)."""
     connection.execute(
         "INSERT INTO versions (version, name, number, digest, parent, recipe, counts, frozen_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -228,9 +230,9 @@ def write_version(connection: DuckDBPyConnection, version: Version, members: pl.
 
 
 def write_members(connection: DuckDBPyConnection, label: str, members: pl.DataFrame) -> None:
-    """Insert the members of a version (`conversation`, `split`)."""
+    """Insert the members of a version (`conversation`, `split`, `per_epoch`)."""
     connection.register("new_members", members)
-    connection.execute("INSERT INTO members SELECT ?, conversation, split FROM new_members", [label])
+    connection.execute("INSERT INTO members SELECT ?, conversation, split, per_epoch FROM new_members", [label])
     connection.unregister("new_members")
 
 

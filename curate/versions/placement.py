@@ -1,4 +1,4 @@
-"""Kept conversations and `[freeze]` → the members of a version: a sample of them, `train` or `held_out` for each group.
+"""Kept conversations, `[freeze]` and `[mix]` → the members of a version, with `train` or `held_out` for each group.
 
 A group is placed as a unit by a hash, so sample and split are independent of random seeds and of the order of import.
 """
@@ -15,6 +15,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.ingest.named_split import COLUMN, HELD_OUT_NAMES, TRAIN_NAMES
 from curate.rule_columns import EDITS_SQL, find_values
+from curate.versions.mixture import PartCount, mix_members
 from curate.versions.split import NO_LINKS, group_members
 from schemas.errors import VersionError
 from schemas.recipe import Recipe
@@ -58,15 +59,18 @@ class Placement:
     """The members of a version, and how they were chosen and placed."""
 
     members: pl.DataFrame
-    """`conversation`, `group`, `split`"""
+    """`conversation`, `group`, `split`, `per_epoch`"""
     kept: int
-    """kept conversations, of which the members are a sample"""
+    """kept conversations, before sampling"""
+    sampled: int
+    """of these in the sample, before mixing"""
     wanted: int | None = None
     """conversations to hold out, if the recipe gives or implies a number; groups can make it impossible"""
     strata: list[dict[str, Any]] = field(default_factory=list)
     """`stratum`, `conversations`, `held_out`"""
     named: NamedSplits | None = None
     """if the store has rows that are named as held out, and the recipe uses such names"""
+    mix: list[PartCount] = field(default_factory=list)
 
     @property
     def unrepresented(self) -> list[str]:
@@ -75,7 +79,7 @@ class Placement:
 
 
 def place_members(connection: DuckDBPyConnection, recipe: Recipe) -> Placement:
-    """Group, sample and split the kept conversations.
+    """Group, sample, split and mix the kept conversations.
 
     Raises `RecipeError` for unknown columns, and `VersionError` if more conversations are asked for than there are.
     """
@@ -96,7 +100,8 @@ def place_members(connection: DuckDBPyConnection, recipe: Recipe) -> Placement:
         "conversation", "group", pl.coalesce("placed", "split").alias("split")
     )
     by_stratum = _count_strata(placed, strata, section.stratify) if columns else []
-    return Placement(placed, kept.height, wanted, by_stratum, _count_named(members))
+    mixed, parts = mix_members(connection, recipe, placed)
+    return Placement(mixed, kept.height, members.height, wanted, by_stratum, _count_named(members), parts)
 
 
 def _read_named(connection: DuckDBPyConnection, kept: pl.DataFrame) -> pl.DataFrame:

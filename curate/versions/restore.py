@@ -246,7 +246,9 @@ def _read_file(
             line = record["line"] or record["row"]
             raise VersionError(f"{path} line {line} cannot be read: {record['problem']}", FETCH_HINT)
         rows += records.height
-        progress.members.append(records.select(pl.col("id").alias("conversation"), pl.lit(stated.split).alias("split")))
+        progress.members.append(
+            records.select(pl.col("id").alias("conversation"), pl.lit(stated.split).alias("split"), "per_epoch")
+        )
         differences = find_differences(records.filter(pl.col("stated_id").is_not_null()))
         progress.wrong_ids += [
             f"{name} line {record['line'] or record['row']}: the id is {record['id']}, not {record['stated_id']}"

@@ -16,6 +16,7 @@ from train.plan.pack_count import count_packs
 from train.plan.preflight import find_refusal
 from train.plan.prepare import PreparedVersion
 from train.tokens.chat_template import PINNED_DATE
+from train.tokens.ledger import order_epoch
 from train.tokens.loss_mask import ChatRenderer
 from train.tokens.render import MASK_POLICY
 
@@ -39,7 +40,10 @@ class Plan:
     conversations: dict[str, int]  # by split
     split_conversations: int  # of these, those divided into windows
     outcomes: dict[str, int]  # rows of the ledger that are kept, split (with long = "split"), truncated, dropped
-    tokens: int  # trained on
+    repeats: (
+        int  # rows of an epoch besides the first use of each, by the version's mix; tokens, packs and steps count them
+    )
+    tokens: int  # trained on in an epoch
     loss_tokens: int
     tokens_cut: int
     lengths: list[dict[str, Any]]  # histogram: up_to, conversations (a window counts as one)
@@ -62,7 +66,8 @@ def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:
     """The plan for a machine with or without a GPU: some engines do not pack on a CPU."""
     section, ledger = prepared.section, prepared.ledger
     train = ledger.filter((pl.col("split") == "train") & (pl.col("outcome") != "dropped"))
-    lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series().to_list()
+    order = order_epoch(train["per_epoch"])
+    lengths = train.select(pl.col("tokens") - pl.col("cut")).to_series()[order].to_list()
     packs = count_packs(lengths, section.max_length)
     engine = ENGINES.get(section.engine)
     packing = section.packing and (on_gpu or engine is None or engine.packs_on_cpu)
@@ -82,8 +87,9 @@ def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:
         conversations=dict(ledger.group_by("split").agg(pl.n_unique("conversation")).sort("split").rows()),
         split_conversations=ledger.filter(pl.col("window").is_not_null())["conversation"].n_unique(),
         outcomes={outcome: int((ledger["outcome"] == outcome).sum()) for outcome in _outcomes(section)},
+        repeats=len(lengths) - train.height,
         tokens=sum(lengths),
-        loss_tokens=int(train["loss_tokens"].sum()),
+        loss_tokens=int((train["loss_tokens"] * train["per_epoch"]).sum()),
         tokens_cut=int(ledger["cut"].sum()),
         lengths=_histogram(ledger.filter(pl.col("split") == "train")["tokens"], section.max_length),
         longest=int(ledger.select(pl.col("tokens").max().fill_null(0)).item()),

@@ -19,7 +19,7 @@ from train.tokens.labels import RENDERED
 from train.tokens.reasoning import REVISIONS
 from train.tokens.render import MASK_POLICY, Progress
 from train.tokens.tokenizer import Tokenizer
-from train.tokens.windows import TEXT_WINDOWS_REVISION, render_members
+from train.tokens.windows import DECIDED, TEXT_WINDOWS_REVISION, render_members
 
 FORMAT = 2
 """A part of the key: increased when the columns of a rendering change, so that older files are never read."""
@@ -44,7 +44,7 @@ def render_version(
     `members` is the result of `schemas.version.read_members` for the version with this digest.
     """
     path = _cache_path(version_digest, template, tokenizer, recipe)
-    rendered = _read(path, members["id"])
+    rendered = _read(path, members)
     if rendered is None:
         rendered = render_members(recipe, members, template, tokenizer, progress)
         _write(rendered, path)
@@ -67,8 +67,8 @@ def _cache_path(version_digest: str, template: Template, tokenizer: Tokenizer, r
     return cache_folder() / "rendered" / f"{digest(key)[:32]}.parquet"
 
 
-def _read(path: Path, ids: pl.Series) -> pl.DataFrame | None:
-    """The cached rendering of exactly these conversations in this order; None if it is missing or damaged."""
+def _read(path: Path, members: pl.DataFrame) -> pl.DataFrame | None:
+    """The cached rendering of exactly these members in this order; None if it is missing or damaged."""
     try:
         rendered = pl.read_parquet(path)
         path.touch()
@@ -77,8 +77,9 @@ def _read(path: Path, ids: pl.Series) -> pl.DataFrame | None:
     except (OSError, pl.exceptions.PolarsError) as error:
         log.warning("The cached rendering %s cannot be read (%s). Rendering again.", path, error)
         return None
-    is_same = rendered["id"].unique(maintain_order=True).equals(ids)
-    return rendered if is_same and rendered.columns == [*RENDERED, "split"] else None
+    is_same = rendered["id"].unique(maintain_order=True).equals(members["id"])
+    columns = [*RENDERED, *(name for name in DECIDED if name in members.columns)]
+    return rendered if is_same and rendered.columns == columns else None
 
 
 def _write(rendered: pl.DataFrame, path: Path) -> None:

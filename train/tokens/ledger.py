@@ -37,9 +37,11 @@ SHOWN = 5
 def build_ledger(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
     """The ledger of a rendered frame: the columns of `LEDGER`, one row for each of its rows, in the same order.
 
-    `rendered` has the columns of `train.tokens.labels.RENDERED` and optionally `split` (default: all `train`).
+    `rendered` has the columns of `train.tokens.labels.RENDERED` and optionally `split` (default: all `train`) and
+    `per_epoch` (default: 1).
     """
     split = pl.col("split") if "split" in rendered.columns else pl.lit("train").alias("split")
+    per_epoch = pl.col("per_epoch") if "per_epoch" in rendered.columns else pl.lit(1).alias("per_epoch")
     measured = rendered.select(
         pl.col("id").alias("conversation"),
         split,
@@ -51,6 +53,7 @@ def build_ledger(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
         "labels",
         "problem",
         "loss_specials",
+        per_epoch.cast(pl.Int64),
     )
     coded = measured.with_columns(code=_code(section))
     ledger = _with_counts(coded.with_columns(outcome=_outcome(section), reason=_reason(section)))
@@ -59,17 +62,35 @@ def build_ledger(rendered: pl.DataFrame, section: TrainSection) -> pl.DataFrame:
 
 
 def trainable(rendered: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
-    """The rows to train on: `id`, `split`, `input_ids` and `labels` of those not dropped, truncated ones cut.
+    """The rows to train on in an epoch: `id`, `split`, `input_ids`, `labels` of those not dropped, truncated ones cut.
 
-    `ledger` is `build_ledger` of `rendered`: one row for each of its rows, in the same order.
+    `ledger` is `build_ledger` of `rendered`: one row for each of its rows, in the same order. A row occurs as often as
+    an epoch uses it, in the order of `order_epoch`.
     """
     assert rendered["id"].equals(ledger["conversation"], check_names=False), "the ledger is of other conversations"
     left = pl.col("tokens") - pl.col("cut")
-    columns = ledger.select("split", "outcome", left.alias("left"))
+    columns = ledger.select("split", "outcome", "per_epoch", left.alias("left"))
     both = rendered.select("id", "input_ids", "labels").with_columns(columns)
-    return both.filter(pl.col("outcome") != "dropped").select(
-        "id", "split", pl.col("input_ids").list.head(pl.col("left")), pl.col("labels").list.head(pl.col("left"))
+    rows = both.filter(pl.col("outcome") != "dropped").select(
+        *("id", "split", pl.col("input_ids").list.head(pl.col("left")), pl.col("labels").list.head(pl.col("left"))),
+        "per_epoch",
     )
+    order = order_epoch(rows["per_epoch"])
+    return (rows if len(order) == rows.height else rows[order]).drop("per_epoch")
+
+
+def order_epoch(per_epoch: pl.Series) -> pl.Series:
+    """The places of the rows of an epoch: each row once, then those that are used again, and so on.
+
+    The uses of a conversation are far apart, so that they are rarely in the same pack.
+
+    >>> order_epoch(pl.Series([1, 3, 2])).to_list()
+    [0, 1, 2, 1, 2, 1]
+    """
+    uses = pl.DataFrame(
+        {"place": pl.int_range(len(per_epoch), eager=True), "use": pl.int_ranges(0, per_epoch, eager=True)}
+    )
+    return uses.explode("use").sort("use", "place")["place"]
 
 
 def check_limits(ledger: pl.DataFrame, section: TrainSection, rebuild: LedgerBuilder) -> None:
@@ -95,12 +116,14 @@ def check_limits(ledger: pl.DataFrame, section: TrainSection, rebuild: LedgerBui
 def add_epoch_counts(ledger: pl.DataFrame, counts: Sequence[int]) -> pl.DataFrame:
     """The ledger after training, with `epoch_count`: how many times the steps trained on each row.
 
-    `counts` has one number per row that was trained on, in the order of the ledger; other rows get null.
+    `counts` has one number per row of `trainable`, whose uses are added; rows that were not trained on get null.
     """
     is_trained = ledger.select((pl.col("split") == "train") & (pl.col("outcome") != "dropped")).to_series()
     places = is_trained.cum_sum().cast(pl.Int64) - 1
-    values = pl.Series("epoch_count", counts, dtype=pl.Int64)
-    assert values.len() == is_trained.sum(), "the counts are of other conversations than those trained on"
+    order = order_epoch(ledger.filter(is_trained)["per_epoch"])
+    assert len(counts) == len(order), "the counts are of other conversations than those trained on"
+    uses = pl.DataFrame({"place": order, "epoch_count": pl.Series(counts, dtype=pl.Int64)})
+    values = uses.group_by("place").agg(pl.sum("epoch_count")).sort("place")["epoch_count"]
     return ledger.with_columns(epoch_count=values.gather(places.clip(0)).set(~is_trained, None))
 
 

@@ -26,6 +26,9 @@ WINDOW = ("number", "of", "first", "last", "total_tokens")
 """Fields of a window: its number (from 1), the number of windows, its first and last turn (from 1; 1 for a raw text),
 and the tokens of the complete conversation or text."""
 
+DECIDED = ("split", "per_epoch")
+"""Columns of members that the version decides: they are kept with the rendering."""
+
 TEXT_WINDOWS_REVISION = 2
 """A part of the cache key. Since 2, each window of a raw text has its own special tokens."""
 
@@ -42,7 +45,7 @@ def render_members(
     tokenizer: Tokenizer,
     progress: Progress = lambda *_: None,
 ) -> pl.DataFrame:
-    """The rendered frame of a version's members under a recipe, in the same order, with `split` if members have it.
+    """The rendered frame of a version's members under a recipe, in the same order, with those of `DECIDED` they have.
 
     One row per conversation; with `long = "split"` one row per window of a conversation longer than `max_length`.
     """
@@ -51,9 +54,10 @@ def render_members(
         rendered = _split_texts(rendered, recipe.max_length, tokenizer)
     elif recipe.long == "split":
         rendered = _split_conversations(rendered, members, template, tokenizer, recipe)
-    if "split" not in members.columns:
+    decided = [name for name in DECIDED if name in members.columns]
+    if not decided:
         return rendered
-    return rendered.join(members.select("id", "split"), on="id", how="left", maintain_order="left")
+    return rendered.join(members.select("id", *decided), on="id", how="left", maintain_order="left")
 
 
 def is_text_window(window: pl.Expr) -> pl.Expr:

@@ -10,6 +10,7 @@ from typing import Any
 from curate.cli.console import print_line
 from curate.versions.lineage import ExcludedRow, Found, Lineage, RejectedRow
 from curate.versions.removed_rows import RemovedRow
+from schemas.ledger import PER_EPOCH
 from schemas.text import plural, printable
 
 MOST_ENTRIES = 5
@@ -136,8 +137,10 @@ def _run_line(run: Mapping[str, Any]) -> str:
 
 
 def _ledger_line(ledger: Mapping[str, Any]) -> str:
-    """The columns of a ledger row; `epoch_count` is printed as a phrase."""
+    """The columns of a ledger row; `epoch_count` is printed as a phrase, `per_epoch` if it is not 1."""
     values = {name: value for name, value in ledger.items() if name not in ("conversation", "split")}
+    if values.get(PER_EPOCH) == 1:
+        del values[PER_EPOCH]
     times = values.pop("epoch_count", None)
     parts = [f"{name} {printable(value)}" for name, value in values.items() if value is not None]
     if times is not None:

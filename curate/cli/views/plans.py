@@ -52,6 +52,8 @@ def _plan_fields(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "generation prompt", repr(plan.generation_prompt)
     yield "end of turn", " ".join(plan.end_of_turn)
     yield "conversations", ", ".join(f"{count:,} {split}" for split, count in plan.conversations.items())
+    if plan.repeats:
+        yield "repeated", f"{plan.repeats:,} further uses in an epoch (mix), counted in tokens, packs and steps"
     yield "outcomes", ", ".join(_outcome(outcome, count, plan) for outcome, count in plan.outcomes.items())
     share = f" ({plan.loss_tokens / plan.tokens:.0%})" if plan.tokens else ""
     yield "tokens", f"{plan.tokens:,}, of which {plan.loss_tokens:,} in the loss{share}"

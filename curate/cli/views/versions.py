@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the commands import only what they run
     from curate.versions.bundle import ExportResult
     from curate.versions.diff import VersionDiff
     from curate.versions.freeze import FreezeResult
-    from curate.versions.placement import NamedSplits
+    from curate.versions.placement import NamedSplits, Placement
     from curate.versions.restore import RestoreResult
 
 SHORT_DIGEST = 12
@@ -38,14 +38,15 @@ def show_freeze(result: FreezeResult) -> None:
         print_line(f"{plural(result.moved, 'conversation')} in a different split than in {version.parent}.")
     for line in _placement_lines(result):
         print_line(line)
+    if result.placement.mix:
+        _show_mix(result.placement)
 
 
 def _placement_lines(result: FreezeResult) -> Iterator[str]:
     """How the members were chosen and placed, as far as it differs from all kept conversations and a share of them."""
     placement, counts = result.placement, result.version.counts
-    members = placement.members.height
-    if members < placement.kept:
-        yield f"A sample of {members:,} of {plural(placement.kept, 'kept conversation')}."
+    if placement.sampled < placement.kept:
+        yield f"A sample of {placement.sampled:,} of {plural(placement.kept, 'kept conversation')}."
     if placement.named:
         yield from _named_lines(placement.named, result.version.recipe["freeze"]["held_out"])
     held_out = counts["held_out"] - (placement.named.held_out if placement.named else 0)
@@ -61,6 +62,28 @@ def _placement_lines(result: FreezeResult) -> Iterator[str]:
         yield "held_out is empty: all conversations are in one group."
     elif not counts["held_out"] and placement.wanted is None and result.version.recipe["freeze"]["held_out"]:
         yield "held_out is empty: the share is too small for so few groups. Try --held-out 20%."
+
+
+def _show_mix(placement: Placement) -> None:
+    """Print how much of an epoch each part of the mix makes up, and which part limits its size."""
+    rows = [
+        {
+            "part": part.part,
+            "train conversations": part.conversations,
+            "used per epoch": part.used,
+            "share": f"{part.share:.1%}",
+        }
+        for part in placement.mix
+    ]
+    print_table(rows, list(rows[0]))
+    unused = placement.sampled - placement.members.height
+    print_line(
+        f"An epoch uses {plural(sum(part.used for part in placement.mix), 'conversation')}, repeats counted; "
+        f"{unused:,} kept ones are not used and are not members."
+    )
+    for part in placement.mix:
+        if part.limits:
+            print_line(f"{part.part} limits the epoch: all of its conversations are used, and none is repeated.")
 
 
 def _named_lines(named: NamedSplits, held_out: int | float) -> Iterator[str]:
@@ -106,7 +129,8 @@ def show_diff(diff: VersionDiff, changes: Sequence[Mapping[str, Any]]) -> None:
     """Print the counts, recipe changes and reasons of a diff, and the conversations in `changes`."""
     before, after = sum(diff.before.counts.values()), sum(diff.after.counts.values())
     print_line(f"{diff.before.label}: {plural(before, 'conversation')}; {diff.after.label}: {after:,}")
-    print_line(", ".join(f"{count:,} {change}" for change, count in diff.counts.items()))
+    counts = {change: count for change, count in diff.counts.items() if count or change != "reweighted"}
+    print_line(", ".join(f"{count:,} {change}" for change, count in counts.items()))
     for key in diff.recipe:
         print_line(f"recipe {key.key}: {canonical_json(key.before)} → {canonical_json(key.after)}")
     if diff.changes.height:
@@ -120,7 +144,9 @@ def show_diff(diff: VersionDiff, changes: Sequence[Mapping[str, Any]]) -> None:
 def _show_change(change: Mapping[str, Any]) -> None:
     ids = " → ".join(change[end][:SHORT_DIGEST] for end in ("before", "after") if change[end])
     splits = " → ".join(dict.fromkeys(change[end] for end in ("split_before", "split_after") if change[end]))
-    print_line(f"{change['change']:8} {ids} ({splits}) {change['origin'] or ''} {change['reason']}")
+    times = f", {change['per_epoch_before']} → {change['per_epoch_after']} per epoch"
+    weight = times if change["change"] == "reweighted" else ""
+    print_line(f"{change['change']:8} {ids} ({splits}{weight}) {change['origin'] or ''} {change['reason']}")
     for turn in change.get("turns", []):
         print_line(f"    turn {turn['position'] + 1}, {turn['role']}")
         for line in turn["lines"]:

@@ -25,6 +25,8 @@ class CardFacts:
     sources: Sequence[Mapping[str, Any]] = ()
     rejects: Sequence[Mapping[str, Any]] = ()
     scores: Sequence[Mapping[str, Any]] = ()
+    uses: Sequence[Mapping[str, Any]] = ()
+    """how often an epoch of training uses conversations; only of versions with a mix"""
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -34,6 +36,7 @@ def write_card(version: Version, facts: CardFacts) -> str:
         _header(version, facts),
         _introduction(version, facts),
         _section("Left out of this export", _table(["conversations", "reason"], _left_out(facts))),
+        _section("Uses of train conversations per epoch", _table(["per_epoch", "conversations"], facts.uses)),
         _section("Sources", _table(_SOURCE_COLUMNS, facts.sources)),
         _section("Rejected rows", _table(["code", "rows", "repaired since"], facts.rejects)),
         _section("Scores", _table(["score", "conversations", "min", "median", "mean", "max"], facts.scores)),
@@ -47,6 +50,9 @@ _SOURCE_COLUMNS = ["source", "shape", "read", "kept", "duplicate", "rejected", "
 
 _DIGEST = """The digest is the SHA-256 of one line per conversation, `id split`, sorted by id, followed by the
 recipe as canonical JSON. An id is a hash of the conversation's content."""
+
+_MIXED = """ The line of a conversation that
+an epoch uses more than once is `id split per_epoch`."""
 
 _COMPLETE = """To verify the files, run
 
@@ -99,7 +105,8 @@ def _introduction(version: Version, facts: CardFacts) -> str:
 
 def _verify(version: Version, facts: CardFacts) -> str:
     how = _COMPLETE if facts.restorable else _INCOMPLETE
-    return f"{_DIGEST} {how.format(label=version.label, digest=version.digest)}"
+    mixed = f"{_DIGEST}{_MIXED}" if facts.uses else _DIGEST
+    return f"{mixed} {how.format(label=version.label, digest=version.digest)}"
 
 
 def _left_out(facts: CardFacts) -> list[dict[str, Any]]:
