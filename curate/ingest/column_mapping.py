@@ -58,6 +58,9 @@ def find_mapping(table: pl.DataFrame, section: ImportSection) -> ColumnMapping:
     options = _check_options(table, section)
     candidates = _candidates(table, section.shape, options)
     mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
+    asked = [found.mapping for found in candidates if not found.sure and SHAPES[found.mapping.shape].proven]
+    if asked and section.shape is None and not options:
+        raise _no_mapping_error(table, None, options, asked)
     if not mappings and section.shape is None and not options:
         check_preference_data(table)
     if len(mappings) != 1:
@@ -87,8 +90,8 @@ def extend_mapping(mapping: ColumnMapping, table: pl.DataFrame, section: ImportS
     candidates = _candidates(table, section.shape, options)
     mappings = _maximal([candidate.mapping for candidate in candidates if candidate.sure])
     mappings = [found for found in mappings if found.shape == mapping.shape or not SHAPES[found.shape].fallback]
-    if mapping in mappings and all(SHAPES[found.shape].proven for found in mappings):
-        return mapping  # such as choices counted from 0 in a batch without a 0
+    if all(SHAPES[found.shape].proven for found in mappings):  # such as choices counted from 0 in a batch without a 0
+        mappings = [found for found in mappings if found.shape == mapping.shape] or mappings
     if len(mappings) > 1:
         raise _mixed_shapes_error(table, mappings) or _ambiguity_error(mappings)
     if section.shape is None and not options:

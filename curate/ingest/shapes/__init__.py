@@ -6,23 +6,30 @@ A new shape is a module with `FIELDS` and `parse`, and one line here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from curate.ingest.shapes import (
     alpaca,
     answers,
+    chat_export,
     chatgpt,
     choices,
+    completion_pairs,
+    instances,
+    label_studio,
     messages,
     pairs,
     raw_text,
     segments,
     sharegpt,
     squad,
+    tickets,
     traces,
     transcript,
     tree,
     turn_per_row,
     turn_texts,
+    winner,
 )
 from curate.ingest.shapes.shape import Field, Parse, Shape
 
@@ -34,6 +41,9 @@ def _proven(fields: Mapping[str, Field], parse: Parse, summary: str, *, spans_ro
 
 def _giving_way(fields: Mapping[str, Field], parse: Parse, summary: str) -> Shape:
     return Shape(fields, parse, gives_way=True, summary=summary)
+def _asked(fields: Mapping[str, Field], parse: Parse, summary: str) -> Shape:
+    """A proven shape that is used only on request, because it leaves answers out."""
+    return replace(_proven(fields, parse, summary), detected=False)
 
 
 SHAPES: dict[str, Shape] = {
@@ -81,5 +91,27 @@ SHAPES: dict[str, Shape] = {
     "openai-batch": _proven(
         traces.BATCH_FIELDS, traces.parse_batch, "each request with its result, by custom_id", spans_rows=True
     ),
+    "openai-legacy": _proven(
+        completion_pairs.FIELDS, completion_pairs.parse, "without separators, stop sequences and the leading space"
+    ),
+    "instances": _proven(instances.FIELDS, instances.parse, "each instance with the instruction"),
+    "label-studio": _proven(
+        label_studio.FIELDS, label_studio.parse, "the text of data; what each annotator wrote, or the chosen labels"
+    ),
+    "zendesk": _proven(
+        tickets.FIELDS, tickets.parse, "comments of the requester, and all other public ones as one side, joined"
+    ),
+    "intercom": _proven(
+        tickets.PART_FIELDS, tickets.parse_parts, "messages of users, and those of admins and bots, joined"
+    ),
+    "slack": _proven(chat_export.SLACK_FIELDS, chat_export.parse_slack, "one conversation per thread", spans_rows=True),
+    "telegram": _proven(
+        chat_export.TELEGRAM_FIELDS, chat_export.parse_telegram, "the chat as one conversation, without notices"
+    ),
+    "discord": _proven(
+        chat_export.DISCORD_FIELDS, chat_export.parse_discord, "the channel as one conversation", spans_rows=True
+    ),
+    "winner": _asked(winner.FIELDS, winner.parse, "only the answer that won; ties are rejected"),
+    "winner-flags": _asked(winner.FLAG_FIELDS, winner.parse, "only the answer that won; ties are rejected"),
 }
 """Name → shape, in the order in which candidates are listed."""

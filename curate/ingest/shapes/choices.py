@@ -166,13 +166,18 @@ def _parse(
     is_right = by_label if first is None else pl.when(pl.col("given").is_null()).then(by_number).otherwise(by_label)
     line = pl.format("{}. {}", label, pl.col("text").str.strip_chars())
     lines = (
-        choices.with_columns(pl.col("position").cast(pl.UInt32))
+        choices.rechunk()  # `pl.format` panics on a filtered column of several chunks
+        .with_columns(pl.col("position").cast(pl.UInt32))
         .join(rows, on="position")
         .sort("position", "n")
         .group_by("position", maintain_order=True)
         .agg(choices=line.str.join("\n"), gpt=line.filter(is_right.fill_null(False)).first(), count=pl.len())
     )
-    parts = rows.join(lines, on="position", how="left", maintain_order="left").filter(pl.col("choices").is_not_null())
+    parts = (
+        rows.join(lines, on="position", how="left", maintain_order="left")
+        .filter(pl.col("choices").is_not_null())
+        .rechunk()
+    )
     wrong = pl.format("The answer {} names none of the {} choices.", shorten_expr(pl.col("answer"), 20), "count")
     blank = pl.col("question").fill_null("").str.strip_chars() == ""
     human = pl.when(blank).then(pl.lit("")).otherwise(join_texts("context", "question", "choices"))

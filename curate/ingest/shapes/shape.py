@@ -43,6 +43,8 @@ PARSE_RULES = {
     "missing-parent": "The parent of a message is in the file.",
     "lower-ranked": "With best-branch, a reply has the best rank among the replies to its message.",
     "no-question": "An answer has its question in the file.",
+    "no-message": "A row of a chat export is a message, not a notice such as a join.",
+    "no-winner": "One of two answers won.",
     "no-answer": "A prompt has an answer.",
     "missing-group": "In long format, every row has a conversation id.",
     "refers-to-media": "A row has no image, sound or video, and no placeholder of one in a question.",
@@ -221,6 +223,7 @@ def problem_rows(rows: pl.DataFrame, code: str, reason: str | pl.Expr) -> pl.Dat
     """Problems for `rows`, which have a column `row` and the columns used by the expression `reason`."""
     assert code in PARSE_RULES, code
     sentence = pl.lit(reason) if isinstance(reason, str) else reason
+    rows = rows.rechunk()  # `pl.format` panics on a filtered column of several chunks (Polars 2.1.0)
     return rows.select(pl.col("row").cast(pl.Int64), pl.lit(code).alias("code"), sentence.alias("reason"))
 
 

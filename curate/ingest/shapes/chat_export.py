@@ -1,0 +1,128 @@
+"""Messages of people, as chat programs export them → one conversation per thread or chat.
+
+Slack: one conversation per thread of a channel's file. Discord and Telegram: the file of a chat is one conversation.
+Notices such as joins, and messages without text, are rejected if they are rows, and left out of Telegram's lists. The
+authors are names: `--role NAME=human` and `--role NAME=gpt` assign them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import polars as pl
+
+from curate.ingest.shapes import turn_lists, turn_per_row
+from curate.ingest.shapes.frames import query_frames
+from curate.ingest.shapes.json_cells import list_cells
+from curate.ingest.shapes.shape import (
+    ColumnMapping,
+    Field,
+    ParsedTable,
+    mostly,
+    number_cells,
+    problem_rows,
+    shorten_expr,
+    starts_json,
+)
+
+_LONG = ("group_by", "role", "text")
+
+
+def _are_times(cells: pl.Series) -> pl.Series:
+    return mostly(cells.str.contains(r"^\d{9,11}\.\d{4,7}$"))
+
+
+def _have_accounts(cells: pl.Series) -> pl.Series:
+    if not starts_json(cells, "["):
+        return pl.repeat(False, cells.len(), eager=True)
+    return mostly(cells.str.contains(r'"from_id"\s*:\s*"(?:user|channel|chat)\d'))
+
+
+def _have_authors(cells: pl.Series) -> pl.Series:
+    if not starts_json(cells, "{"):
+        return pl.repeat(False, cells.len(), eager=True)
+    return mostly(cells.str.contains(r'"isBot"\s*:'))
+
+
+SLACK_FIELDS = {
+    "time": Field(("ts",), required=True, fits=_are_times),
+    "text": Field(("text",), required=True),
+    "author": Field(("user",), required=True),
+    "thread": Field(("thread_ts",)),
+    "bot": Field(("username", "bot_id")),
+    "kind": Field(("subtype",)),
+}
+TELEGRAM_FIELDS = {"messages": Field(("messages",), required=True, fits=_have_accounts)}
+DISCORD_FIELDS = {
+    "author": Field(("author",), required=True, fits=_have_authors),
+    "text": Field(("content",), required=True),
+    "kind": Field(("type",), required=True),
+}
+
+
+_SLACK_MESSAGES = ("", "thread_broadcast", "bot_message", "file_share", "me_message")
+_TELEGRAM = """
+    SELECT row, to_json([json_object('from', coalesce(m ->> '$.from', m ->> '$.from_id'), 'value', text_of(m))
+        FOR m IN from_json(cell, '["JSON"]') IF m ->> '$.type' = 'message' AND text_of(m) <> ''])::VARCHAR AS cell
+    FROM cells
+""".replace(
+    "text_of(m)",
+    """CASE WHEN json_type(m, '$.text') = 'ARRAY' THEN array_to_string(
+    [coalesce(p ->> '$.text', p ->> '$') FOR p IN from_json(m -> '$.text', '["JSON"]')], '') ELSE m ->> '$.text' END""",
+)
+
+
+def parse_slack(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The threads of a Slack channel, each with its first message; a thread that starts elsewhere is rejected."""
+    rows = _rows(table, mapping, ("time", "text", "author", "thread", "bot", "kind"))
+    rows = rows.with_columns(group=pl.coalesce("thread", "time"), author=pl.coalesce("author", "bot"))
+    rows = _mark_notices(rows, _SLACK_MESSAGES)
+    starts = rows.select(group="time").unique()
+    lost = rows.join(starts, on="group", how="anti").filter(~pl.col("notice"))
+    elsewhere = pl.format("The first message of the thread {} is not in the file.", "group")
+    return _parse(rows, mapping, problem_rows(lost, "missing-parent", elsewhere))
+
+
+def parse_telegram(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The messages of Telegram chats, a list per row; a text may be a list of texts and formatted pieces."""
+    cells = mapping.column(table, "messages")
+    lists, _ = list_cells(cells)  # other cells are left to the parser of turns
+    turns = number_cells(cells).join(query_frames(_TELEGRAM, cells=lists), on="row", how="left", suffix="_turns")
+    rewritten = turns.sort("row").select(conversations=pl.coalesce("cell_turns", "cell"))
+    named = ColumnMapping("sharegpt", {"conversations": "conversations"}, mapping.roles)
+    return turn_lists.parse(rewritten, named, "conversations")
+
+
+def parse_discord(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The messages of a Discord channel, as DiscordChatExporter writes them."""
+    rows = _rows(table, mapping, ("text", "author", "kind"))
+    rows = rows.with_columns(pl.col("author").str.json_path_match("$.name"), group=pl.lit("channel"))
+    return _parse(_mark_notices(rows, ("Default", "Reply")), mapping)
+
+
+def _mark_notices(rows: pl.DataFrame, messages: Sequence[str]) -> pl.DataFrame:
+    """The rows with `notice`: whether they have no text or a kind other than `messages`."""
+    blank = pl.col("text").fill_null("").str.strip_chars() == ""
+    kind = pl.when(blank).then(pl.lit("no text")).otherwise("kind").alias("kind")
+    return rows.with_columns(kind).with_columns(notice=~pl.col("kind").fill_null("").is_in(list(messages)))
+
+
+def _rows(table: pl.DataFrame, mapping: ColumnMapping, names: tuple[str, ...]) -> pl.DataFrame:
+    columns = [mapping.column(table, name).alias(name) for name in names]
+    return pl.DataFrame(columns).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+
+
+def _parse(rows: pl.DataFrame, mapping: ColumnMapping, problems: pl.DataFrame | None = None) -> ParsedTable:
+    """The conversations of rows with `group`, `author`, `text`, and `notice`, which is not a message."""
+    notices = rows.filter(pl.col("notice").fill_null(False))
+    kind = shorten_expr(pl.col("kind"))
+    left_out = problem_rows(notices, "no-message", pl.format("The row is a notice, not a message: {}.", kind))
+    left_out = left_out if problems is None else pl.concat([left_out, problems])
+    alone = pl.col("row").is_in(left_out["row"].implode())
+    group = pl.when(~alone).then("group")
+    table = rows.select(group.alias("group_by"), pl.col("author").alias("role"), pl.col("text").fill_null(""))
+    parsed = turn_per_row.parse(table, ColumnMapping("long", {name: name for name in _LONG}, mapping.roles))
+    reasons = parsed.problems.select("row").join(left_out, on="row", how="inner", maintain_order="left")
+    others = parsed.problems.join(left_out, on="row", how="anti", maintain_order="left")
+    return replace(parsed, problems=pl.concat([reasons, others]).sort("row"))

@@ -1,0 +1,243 @@
+"""Shapes of exports from labelling, support and chat tools, and of datasets with their own layout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_record_shapes import import_one, pairs, rejects, talks, write
+
+from schemas.errors import SourceError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "x.duckdb"
+
+
+def write_list(path: Path, *rows: Any) -> Path:
+    path.write_text(json.dumps(rows, ensure_ascii=False))
+    return path
+
+
+# ---------------------------------------------------------------------------------- datasets
+
+
+def test_each_instance_of_self_instruct_is_a_conversation(store: Path, tmp_path: Path) -> None:
+    instances = [{"input": "", "output": "A"}, {"input": "Text", "output": "B"}, {"input": "x", "output": ""}]
+    rows = [{"id": "seed", "instruction": "Do it.", "instances": instances}, {"instruction": "None", "instances": []}]
+    result = import_one(store, write(tmp_path / "s.jsonl", *rows))
+    assert (result.shape, result.rows_kept, result.rows_rejected) == ("instances", 1, 1)
+    assert pairs(store) == [("Do it.", "A"), ("Do it.\n\nText", "B")]
+    assert rejects(store) == [
+        (1, "empty-answer", "Conversation 3 of 3: Turn 2 (gpt) is empty."),
+        (2, "no-answer", "The row has no answer."),
+    ]
+
+
+@pytest.mark.parametrize("separator", ["\n\n###\n\n", "\n\n###", " ->", "\n\n---\n\n", "\n=>"])
+@pytest.mark.parametrize("stop", [" END", "###", "\n", ""])
+def test_separators_and_stop_sequences_of_old_openai_files_are_removed(
+    store: Path, tmp_path: Path, separator: str, stop: str
+) -> None:
+    row = {"prompt": f"What is a -> b?{separator}", "completion": f" An arrow, the END.{stop}"}
+    result = import_one(store, write(tmp_path / "old.jsonl", row))
+    assert (result.shape, result.warnings) == ("openai-legacy", {})
+    assert pairs(store) == [("What is a -> b?", "An arrow, the END.")]
+
+
+def test_prompts_without_separators_stay_pairs(store: Path, tmp_path: Path) -> None:
+    assert (
+        import_one(store, write(tmp_path / "p.jsonl", {"prompt": "Hi ### you", "completion": "Ho END"})).shape
+        == "pairs"
+    )
+    assert pairs(store) == [("Hi ### you", "Ho END")]
+
+
+A, B = (
+    [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "a"}],
+    [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "b"},
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"),
+    [
+        (
+            [{"conversation_a": A, "conversation_b": B, "winner": w} for w in ("model_b", "tie", "tie (bothbad)")],
+            "winner",
+        ),
+        ([{"prompt": "Q", "response_a": "a", "response_b": "b", "winner": w} for w in ("B", "tie", "both")], "winner"),
+        (
+            [
+                {"prompt": '["Q"]', "response_a": '["a"]', "response_b": '["b"]', "winner_model_a": 0,
+                 "winner_model_b": won, "winner_tie": 1 - won}
+                for won in (1, 0, 0)
+            ],
+            "winner-flags",
+        ),
+    ],
+)  # fmt: skip
+def test_the_answer_that_won_is_imported_on_request_and_ties_are_rejected(
+    store: Path, tmp_path: Path, rows: list[dict[str, Any]], shape: str
+) -> None:
+    path = write(tmp_path / "arena.jsonl", *rows)
+    with pytest.raises(SourceError) as error:
+        import_one(store, path)
+    assert f"--shape {shape} " in error.value.hint
+    result = import_one(store, path, shape=shape)
+    assert pairs(store) == [("Q", "b")]
+    assert result.rejected == {"no-winner": 2}
+
+
+# ---------------------------------------------------------------------------------- labelling tools
+
+
+def annotated(*annotations: Any, **data: str) -> dict[str, Any]:
+    return {"id": 1, "data": data, "annotations": list(annotations), "predictions": []}
+
+
+def wrote(*texts: str, name: str = "response", **more: Any) -> dict[str, Any]:
+    value = {"value": {"text": list(texts)}, "from_name": name, "to_name": "prompt", "type": "textarea"}
+    return {"id": 1, "result": [value, *more.pop("result", [])], "was_cancelled": False, **more}
+
+
+def test_each_annotation_of_label_studio_is_a_conversation(store: Path, tmp_path: Path) -> None:
+    chosen = {"value": {"choices": ["good", "short"]}, "from_name": "x", "to_name": "y", "type": "choices"}
+    rows = [
+        annotated(
+            wrote("Pull.", "Then turn."),
+            wrote("No.", was_cancelled=True),
+            wrote("Push.", result=[chosen]),
+            prompt="How?",
+        ),
+        annotated({"result": [chosen], "was_cancelled": False}, comment="A ship."),
+        annotated(prompt="Nobody?"),
+        annotated(wrote("a", result=wrote("b", name="reason")["result"]), prompt="Two?"),
+    ]
+    result = import_one(store, write_list(tmp_path / "ls.json", *rows))
+    assert result.shape == "label-studio"
+    assert pairs(store) == [("How?", "Pull.\nThen turn."), ("How?", "Push."), ("A ship.", "good, short")]
+    assert rejects(store) == [
+        (3, "no-answer", "The row has no answer."),
+        (4, "no-answer", "The annotation has several texts (response, reason)."),
+    ]
+
+
+def test_the_prompt_of_label_studio_can_be_any_key_of_the_data(store: Path, tmp_path: Path) -> None:
+    path = write_list(tmp_path / "ls.json", annotated(wrote("Pull."), ticket="How?", source="mail"))
+    assert import_one(store, path).rejected == {"no-question": 1}
+    assert "--map prompt=data.KEY" in rejects(store)[0][2]
+    import_one(store.with_name("y.duckdb"), path, map=["prompt=data.ticket"])
+    assert pairs(store.with_name("y.duckdb")) == [("How?", "Pull.")]
+
+
+# ---------------------------------------------------------------------------------- support and chat tools
+
+
+def comment(author: int, body: str, **more: Any) -> dict[str, Any]:
+    return {"id": 1, "author_id": author, "body": body, "public": True, **more}
+
+
+def test_comments_of_the_requester_are_the_user_and_internal_notes_are_left_out(store: Path, tmp_path: Path) -> None:
+    comments = [
+        comment(9, "How?"),
+        comment(9, "Really?"),
+        comment(5, "Ask Bob.", public=False),
+        comment(5, "<p>Pull.</p>", plain_body="Pull."),
+        comment(6, "Then turn."),
+    ]
+    rows = [
+        {"id": 1, "subject": "Hatch", "requester_id": 9, "comments": comments},
+        {"id": 2, "subject": "x", "requester_id": 9, "comments": [comment(5, "x", public=False)]},
+    ]
+    result = import_one(store, write(tmp_path / "tickets.jsonl", *rows))
+    assert result.shape == "zendesk"
+    assert pairs(store) == [("How?\n\nReally?", "Pull.\n\nThen turn.")]
+    assert rejects(store) == [(2, "empty-conversation", "The ticket has no public comments.")]
+
+
+def test_intercom_conversations_start_with_their_source_and_have_no_markup(store: Path, tmp_path: Path) -> None:
+    def part(author: str, body: str | None, kind: str = "comment") -> dict[str, Any]:
+        return {"type": "conversation_part", "part_type": kind, "body": body, "author": {"type": author, "id": "1"}}
+
+    parts = [
+        part("bot", None, "assignment"),
+        part("admin", "<p>Pull it.<br>Then turn.</p>"),
+        part("admin", "x", "note"),
+    ]
+    row = {
+        "id": "1",
+        "source": {"type": "conversation", "body": "<p>How?</p>", "author": {"type": "user", "id": "9"}},
+        "conversation_parts": {"type": "conversation_part.list", "conversation_parts": parts, "total_count": 3},
+    }
+    assert import_one(store, write(tmp_path / "i.jsonl", row)).shape == "intercom"
+    assert talks(store) == [[("human", "How?"), ("gpt", "Pull it.\nThen turn.")]]
+
+
+def slack(user: str, ts: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"type": "message", "user": user, "ts": f"17120000{ts}.000100", "text": text, **more}
+
+
+def test_a_slack_thread_is_a_conversation_between_assigned_names(store: Path, tmp_path: Path) -> None:
+    first, other = "1712000001.000100", "1711111111.000100"
+    rows = [
+        slack("U1", "01", "How?", thread_ts=first),
+        slack("U3", "02", "U3 has joined", subtype="channel_join"),
+        slack("U1", "03", "Which oil?"),
+        slack("U2", "04", "Pull.", thread_ts=first),
+        slack("U2", "05", "Late", thread_ts=other),
+        slack("U2", "06", "", thread_ts=first),
+    ]
+    path = write_list(tmp_path / "2024-04-01.json", *rows)
+    result = import_one(store, path, role=["U1=human", "U2=gpt"])
+    assert result.shape == "slack"
+    assert talks(store) == [[("human", "How?"), ("gpt", "Pull.")]]
+    assert rejects(store) == [
+        (2, "no-message", "The row is a notice, not a message: channel_join."),
+        (3, "not-ending-with-assistant", "Turn 1 (human) is the last turn, but not an assistant turn."),
+        (5, "missing-parent", f"The first message of the thread {other} is not in the file."),
+        (6, "no-message", "The row is a notice, not a message: no text."),
+    ]
+
+
+def test_slack_users_without_a_role_are_named(store: Path, tmp_path: Path) -> None:
+    path = write_list(tmp_path / "a.json", slack("U1", "01", "How?"))
+    result = import_one(store, path)
+    assert (result.rejected, result.unknown_roles) == ({"unknown-role": 1}, {"U1": 1})
+
+
+def test_a_telegram_chat_is_a_conversation_without_notices(store: Path, tmp_path: Path) -> None:
+    def said(name: str, text: Any, kind: str = "message") -> dict[str, Any]:
+        return {"id": 1, "type": kind, "date": "2024-05-01T10:00:00", "from": name, "from_id": "user1", "text": text}
+
+    messages = [
+        said("Ann", ["How do I ", {"type": "bold", "text": "open"}, " it?"]),
+        said("Bob", "", "service"),
+        said("Bob", ""),
+        said("Bob", "Pull."),
+    ]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"name": "Ship", "type": "personal_chat", "id": 1, "messages": messages}))
+    result = import_one(store, path, role=["Ann=human", "Bob=gpt"])
+    assert result.shape == "telegram"
+    assert talks(store) == [[("human", "How do I open it?"), ("gpt", "Pull.")]]
+
+
+def test_a_discord_channel_is_a_conversation_between_assigned_names(store: Path, tmp_path: Path) -> None:
+    def said(name: str, text: str, kind: str = "Default") -> dict[str, Any]:
+        return {"id": "1", "type": kind, "content": text, "author": {"id": "2", "name": name, "isBot": False}}
+
+    messages = [
+        said("ann", "How?"),
+        said("bob", "Pinned a message.", "ChannelPinnedMessage"),
+        said("bob", "Pull.", "Reply"),
+    ]
+    path = tmp_path / "channel.json"
+    path.write_text(json.dumps({"guild": {"id": "1"}, "channel": {"id": "2"}, "messages": messages}))
+    result = import_one(store, path, role=["ann=human", "bob=gpt"])
+    assert result.shape == "discord"
+    assert talks(store) == [[("human", "How?"), ("gpt", "Pull.")]]
