@@ -39,7 +39,7 @@ class ImportSection(Section):
 
     shape: str | None = Field(
         None,
-        description="alpaca, pairs, sharegpt, messages, transcript, long or text; detected by default",
+        description="shape of the rows, such as pairs, messages or long; detected by default",
         examples=["pairs"],
     )
     encoding: str | None = Field(None, description="such as cp1252; UTF-8 by default", examples=["cp1252"])

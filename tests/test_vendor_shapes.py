@@ -241,3 +241,81 @@ def test_a_discord_channel_is_a_conversation_between_assigned_names(store: Path,
     result = import_one(store, path, role=["ann=human", "bob=gpt"])
     assert result.shape == "discord"
     assert talks(store) == [[("human", "How?"), ("gpt", "Pull.")]]
+
+
+def test_a_claude_export_is_read_and_a_conversation_with_files_is_rejected(store: Path, tmp_path: Path) -> None:
+    def said(sender: str, text: str, **more: Any) -> dict[str, Any]:
+        return {"uuid": "1", "sender": sender, "text": text, "attachments": [], "files": [], **more}
+
+    rows = [
+        {"uuid": "1", "name": "x", "chat_messages": [said("human", "How?"), said("assistant", "Pull.")]},
+        {
+            "uuid": "2",
+            "name": "y",
+            "chat_messages": [said("human", "Read.", files=[{"file_name": "a"}]), said("assistant", "x")],
+        },
+    ]
+    result = import_one(store, write_list(tmp_path / "conversations.json", *rows))
+    assert (result.shape, talks(store)) == ("claude", [[("human", "How?"), ("gpt", "Pull.")]])
+    assert rejects(store) == [(2, "non-text-content", "A message has attached files.")]
+
+
+# ---------------------------------------------------------------------------------- more datasets and tools
+
+
+def test_accepted_prodigy_examples_have_what_was_written_or_chosen(store: Path, tmp_path: Path) -> None:
+    options = [{"id": "G", "text": "Good"}, {"id": "B", "text": "Bad"}]
+    rows = [
+        {"text": "a", "options": options, "accept": ["B", "G"], "answer": "accept", "_view_id": "choice"},
+        {"text": "b", "user_input": " Written ", "answer": "accept"},
+        {"text": "c", "label": "SHIP", "answer": "accept"},
+        {"text": "d", "label": "SHIP", "answer": "reject"},
+        {"text": "e", "answer": "accept"},
+    ]
+    result = import_one(store, write(tmp_path / "p.jsonl", *rows))
+    assert (result.shape, pairs(store)) == ("prodigy", [("a", "Good, Bad"), ("b", "Written"), ("c", "SHIP")])
+    assert rejects(store) == [
+        (4, "no-answer", "The annotator did not accept the example: reject."),
+        (5, "no-answer", "The example has no text, no accepted option and no label."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "pair"),
+    [
+        ({"question": "is it open", "passage": "P.", "answer": True}, "yes-no", ("P.\n\nis it open", "Yes")),
+        ({"question": "is it open", "passage": "P.", "answer": False}, "yes-no", ("P.\n\nis it open", "No")),
+        (
+            {"pubid": 1, "question": "Q?", "context": {"contexts": ["A.", "B."], "labels": ["x", "y"]},
+             "long_answer": "L.", "final_decision": "yes"},
+            "abstracts",
+            ("A.\n\nB.\n\nQ?", "L."),
+        ),
+        ({"question": "Q?", "answer": {"value": "Paris", "aliases": ["Paris", "paris"]}}, "trivia", ("Q?", "Paris")),
+        (
+            {"db_id": "ship", "query": "SELECT 1 FROM hatch", "question": "Q?", "query_toks": ["SELECT"]},
+            "text-to-sql",
+            ("Q?", "SELECT 1 FROM hatch"),
+        ),
+        ({"question": "Q?", "evidence": "E.", "SQL": "SELECT 1 FROM x"}, "text-to-sql",
+         ("Q?\n\nE.", "SELECT 1 FROM x")),
+        (
+            {"messages": [{"role": "user", "content": "Q?"}], "response": {"choices": [{"message": {
+                "role": "assistant", "content": "A."}}]}},
+            "completion",
+            ("Q?", "A."),
+        ),
+        (
+            {"object": "chat.completion", "input": [{"role": "user", "content": "Q?"}], "choices": [{"index": 0,
+             "message": {"role": "assistant", "content": "A."}}]},
+            "completion",
+            ("Q?", "A."),
+        ),
+    ],
+)  # fmt: skip
+def test_layouts_of_datasets_and_logs_are_read_with_their_context(
+    tmp_path: Path, row: dict[str, Any], shape: str, pair: tuple[str, str]
+) -> None:
+    store = tmp_path / "x.duckdb"
+    assert import_one(store, write(tmp_path / "d.jsonl", row)).shape == shape
+    assert pairs(store) == [pair]

@@ -28,7 +28,7 @@ def import_(
     shape: Annotated[
         str | None,
         typer.Option(
-            help="Shape of the rows: alpaca, pairs, sharegpt, messages, transcript, long or text.",
+            help="Shape of the rows, such as pairs, messages or long; an unknown name lists all.",
             show_default="detected",
         ),
     ] = None,

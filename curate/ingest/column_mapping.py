@@ -165,7 +165,8 @@ def _check_options(table: pl.DataFrame, section: ImportSection) -> dict[str, str
 def _unknown_name(kind: str, name: str, known: Iterable[str]) -> SourceError:
     names = list(known)
     what = f"{name} is not a known {kind}{nearest(name, names)}"
-    return SourceError(what, f"Known names: {join_names(names, _MAX_NAMES)}.")
+    most = len(SHAPES) if kind == "shape" else _MAX_NAMES
+    return SourceError(what, f"Known names: {join_names(names, most)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- candidates

@@ -19,9 +19,11 @@ from curate.ingest.shapes import (
     label_studio,
     messages,
     pairs,
+    prodigy,
     raw_text,
     segments,
     sharegpt,
+    sql_queries,
     squad,
     tickets,
     traces,
@@ -58,6 +60,12 @@ SHAPES: dict[str, Shape] = {
     "squad-articles": _proven(
         squad.ARTICLE_FIELDS, squad.parse_articles, "prompt: context and question; answer: the first of answers"
     ),
+    "text-to-sql": _proven(sql_queries.FIELDS, sql_queries.parse, "prompt: the question; answer: the query"),
+    "trivia": _proven(squad.TRIVIA_FIELDS, squad.parse, "the question; the value of the answer, without aliases"),
+    "yes-no": _proven(squad.YES_NO_FIELDS, squad.parse_yes_no, "prompt: passage and question; answer: Yes or No"),
+    "abstracts": _proven(
+        squad.ABSTRACT_FIELDS, squad.parse_abstracts, "prompt: the contexts and the question; answer: the long answer"
+    ),
     "best-answer": _proven(answers.BEST_FIELDS, answers.parse_best, "the best-rated of the answers to each prompt"),
     "first-answer": _proven(answers.FIRST_FIELDS, answers.parse_first, "the first of the answers to each prompt"),
     "answers": _proven(answers.FIELDS, answers.parse, "every answer, each a conversation with its prompt"),
@@ -88,6 +96,7 @@ SHAPES: dict[str, Shape] = {
     "generation": _proven(
         traces.GENERATION_FIELDS, traces.parse, "the messages of the input, then those of the output"
     ),
+    "completion": _proven(traces.COMPLETION_FIELDS, traces.parse, "the messages, then the message of the first choice"),
     "openai-batch": _proven(
         traces.BATCH_FIELDS, traces.parse_batch, "each request with its result, by custom_id", spans_rows=True
     ),
@@ -111,6 +120,8 @@ SHAPES: dict[str, Shape] = {
     "discord": _proven(
         chat_export.DISCORD_FIELDS, chat_export.parse_discord, "the channel as one conversation", spans_rows=True
     ),
+    "claude": _proven(chat_export.CLAUDE_FIELDS, chat_export.parse_claude, "the messages, without attached files"),
+    "prodigy": _proven(prodigy.FIELDS, prodigy.parse, "accepted examples: the text; what was written or chosen"),
     "winner": _asked(winner.FIELDS, winner.parse, "only the answer that won; ties are rejected"),
     "winner-flags": _asked(winner.FLAG_FIELDS, winner.parse, "only the answer that won; ties are rejected"),
 }

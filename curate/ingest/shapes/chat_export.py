@@ -2,7 +2,7 @@
 
 Slack: one conversation per thread of a channel's file. Discord and Telegram: the file of a chat is one conversation.
 Notices such as joins, and messages without text, are rejected if they are rows, and left out of Telegram's lists. The
-authors are names: `--role NAME=human` and `--role NAME=gpt` assign them.
+authors are names: `--role NAME=human` and `--role NAME=gpt` assign them. Claude: one conversation per row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
+    drop_problem_rows,
     mostly,
     number_cells,
     problem_rows,
@@ -45,6 +46,12 @@ def _have_authors(cells: pl.Series) -> pl.Series:
     return mostly(cells.str.contains(r'"isBot"\s*:'))
 
 
+def _have_senders(cells: pl.Series) -> pl.Series:
+    if not starts_json(cells, "["):
+        return pl.repeat(False, cells.len(), eager=True)
+    return mostly(cells.str.contains(r'"sender"\s*:\s*"'))
+
+
 SLACK_FIELDS = {
     "time": Field(("ts",), required=True, fits=_are_times),
     "text": Field(("text",), required=True),
@@ -60,6 +67,7 @@ DISCORD_FIELDS = {
     "kind": Field(("type",), required=True),
 }
 
+CLAUDE_FIELDS = {"messages": Field(("chat_messages",), required=True, fits=_have_senders)}
 
 _SLACK_MESSAGES = ("", "thread_broadcast", "bot_message", "file_share", "me_message")
 _TELEGRAM = """
@@ -71,6 +79,15 @@ _TELEGRAM = """
     """CASE WHEN json_type(m, '$.text') = 'ARRAY' THEN array_to_string(
     [coalesce(p ->> '$.text', p ->> '$') FOR p IN from_json(m -> '$.text', '["JSON"]')], '') ELSE m ->> '$.text' END""",
 )
+
+
+_CLAUDE = """
+    SELECT row, to_json([json_object('from', m ->> '$.sender', 'value', m ->> '$.text')
+        FOR m IN from_json(cell, '["JSON"]')])::VARCHAR AS cell,
+        len([m FOR m IN from_json(cell, '["JSON"]')
+            IF json_array_length(m, '$.attachments') > 0 OR json_array_length(m, '$.files') > 0]) AS files
+    FROM cells
+"""
 
 
 def parse_slack(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
@@ -87,8 +104,21 @@ def parse_slack(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
 def parse_telegram(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The messages of Telegram chats, a list per row; a text may be a list of texts and formatted pieces."""
     cells = mapping.column(table, "messages")
-    lists, _ = list_cells(cells)  # other cells are left to the parser of turns
-    turns = number_cells(cells).join(query_frames(_TELEGRAM, cells=lists), on="row", how="left", suffix="_turns")
+    return _parse_lists(cells, query_frames(_TELEGRAM, cells=list_cells(cells)[0]), mapping)
+
+
+def parse_claude(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The messages of a Claude data export; a conversation with attached files is a problem."""
+    cells = mapping.column(table, "messages")
+    lists = query_frames(_CLAUDE, cells=list_cells(cells)[0])
+    parsed = _parse_lists(cells, lists, mapping)
+    attached = problem_rows(lists.filter(pl.col("files") > 0), "non-text-content", "A message has attached files.")
+    return drop_problem_rows(parsed.turns, parsed.tools, [attached, parsed.problems])
+
+
+def _parse_lists(cells: pl.Series, lists: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The turns of rewritten lists (`row`, `cell`); cells that are not lists are left to the parser of turns."""
+    turns = number_cells(cells).join(lists.select("row", "cell"), on="row", how="left", suffix="_turns")
     rewritten = turns.sort("row").select(conversations=pl.coalesce("cell_turns", "cell"))
     named = ColumnMapping("sharegpt", {"conversations": "conversations"}, mapping.roles)
     return turn_lists.parse(rewritten, named, "conversations")

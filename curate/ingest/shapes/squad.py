@@ -1,11 +1,13 @@
-"""SQuAD, a passage with questions and the places of their answers in it → one conversation per question.
+"""Questions about a passage, as in SQuAD, BoolQ and PubMedQA → one conversation per question.
 
 The prompt is the passage, a blank line and the question; the answer is the first of the accepted ones. A question
-without an answer (SQuAD 2.0: `is_impossible`) is rejected. Both layouts are read: one question per row, and the
+without an answer (SQuAD 2.0: `is_impossible`) is rejected. SQuAD has two layouts: one question per row, and the
 original file with one article per row. https://rajpurkar.github.io/SQuAD-explorer
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -31,6 +33,22 @@ def _has_questions(cells: pl.Series) -> pl.Series:
     return mostly(cells.str.contains(r"^\s*\[") & cells.str.contains(r'"qas"\s*:\s*\['))
 
 
+def _has_aliases(cells: pl.Series) -> pl.Series:
+    if not starts_json(cells, "{"):
+        return pl.repeat(False, cells.len(), eager=True)
+    return mostly(cells.str.contains(r'"value"\s*:\s*"') & cells.str.contains(r'"aliases"\s*:\s*\['))
+
+
+def _has_contexts(cells: pl.Series) -> pl.Series:
+    if not starts_json(cells, "{"):
+        return pl.repeat(False, cells.len(), eager=True)
+    return mostly(cells.str.contains(r'"contexts"\s*:\s*\['))
+
+
+def _is_flag(cells: pl.Series) -> pl.Series:
+    return mostly(cells.str.contains(r"(?i)^\s*(?:true|false)\s*$"))
+
+
 FIELDS = {
     "answers": Field(("answers", "answers_spans", "answer"), required=True, fits=_has_spans),
     "context": Field(("context", "passage", "paragraph", "document"), required=True, fits=is_plain_text),
@@ -39,9 +57,29 @@ FIELDS = {
 }
 ARTICLE_FIELDS = {"paragraphs": Field(("paragraphs",), required=True, fits=_has_questions)}
 
+TRIVIA_FIELDS = {
+    "answers": Field(("answer",), required=True, fits=_has_aliases),
+    "question": Field(("question",), required=True, fits=is_plain_text),
+}
+YES_NO_FIELDS = {
+    "context": Field(("passage",), required=True, fits=is_plain_text),
+    "question": Field(("question",), required=True, fits=is_plain_text),
+    "answer": Field(("answer",), required=True, fits=_is_flag),
+}
+ABSTRACT_FIELDS = {
+    "context": Field(("context",), required=True, fits=_has_contexts),
+    "question": Field(("question",), required=True, fits=is_plain_text),
+    "answer": Field(("long_answer",), required=True, fits=is_plain_text),
+}
+
 _ANSWERS = """
     SELECT row AS position,
-        coalesce(cell ->> '$.text[0]', cell ->> '$.spans[0]', cell ->> '$[0].text', cell ->> '$[0]') AS gpt
+        coalesce(cell ->> '$.text[0]', cell ->> '$.spans[0]', cell ->> '$.value', cell ->> '$[0].text', cell ->> '$[0]')
+            AS gpt
+    FROM cells
+"""
+_CONTEXTS = """
+    SELECT row, array_to_string(from_json(cell -> '$.contexts', '["VARCHAR"]'), chr(10) || chr(10)) AS context
     FROM cells
 """
 _ARTICLES = """
@@ -75,6 +113,41 @@ def parse_articles(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table with one article per row."""
     cells, problems = list_cells(mapping.column(table, "paragraphs"))
     return parse_parts(table.height, _to_parts(query_frames(_ARTICLES, cells=cells)), [problems])
+
+
+def parse_yes_no(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of a table of passages, questions and flags: the answer is `Yes` or `No`."""
+    flags = mapping.column(table, "answer").str.strip_chars().str.to_lowercase()
+    answers = flags.replace_strict({"true": "Yes", "false": "No"}, default=None, return_dtype=pl.String)
+    return _parse_texts(table, mapping, mapping.column(table, "context"), answers)
+
+
+def parse_abstracts(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
+    """The conversations of PubMedQA: `contexts`, a list of paragraphs, the question, and its long answer."""
+    cells, problems = valid_cells(mapping.column(table, "context"))
+    joined = query_frames(_CONTEXTS, cells=cells)
+    rows = pl.DataFrame({"row": pl.int_range(table.height, eager=True)})
+    contexts = rows.join(joined, on="row", how="left", maintain_order="left")["context"]
+    return _parse_texts(table, mapping, contexts, mapping.column(table, "answer"), [problems])
+
+
+def _parse_texts(
+    table: pl.DataFrame,
+    mapping: ColumnMapping,
+    contexts: pl.Series,
+    answers: pl.Series,
+    problems: Sequence[pl.DataFrame] = (),
+) -> ParsedTable:
+    questions = pl.DataFrame(
+        {
+            "position": pl.int_range(table.height, eager=True),
+            "context": contexts,
+            "question": mapping.column(table, "question"),
+            "gpt": answers,
+            "impossible": pl.Series([None], dtype=pl.String).new_from_index(0, table.height),
+        }
+    )
+    return parse_parts(table.height, _to_parts(questions), problems)
 
 
 def _to_parts(questions: pl.DataFrame) -> pl.DataFrame:

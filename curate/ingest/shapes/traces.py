@@ -48,6 +48,14 @@ def _is_input(cells: pl.Series) -> pl.Series:
     return mostly(cells.str.contains(_ONE_TEXT) | _has_messages(cells))
 
 
+def _is_completion(cells: pl.Series) -> pl.Series:
+    """Whether each cell is a response with `choices`, or a list of them."""
+    if not starts_json(cells):
+        return pl.repeat(False, cells.len(), eager=True)
+    choices = cells.str.contains(r"^\s*\[") | cells.str.contains(r'"choices"\s*:\s*\[')
+    return mostly(choices & cells.str.contains(r'"message"\s*:\s*\{'))
+
+
 def _is_result(cells: pl.Series) -> pl.Series:
     if not starts_json(cells, "{"):
         return pl.repeat(False, cells.len(), eager=True)
@@ -61,6 +69,10 @@ FIELDS = {
 GENERATION_FIELDS = {
     "input": Field(("input",), required=True, fits=_has_messages),
     "output": Field(("output",), required=True),
+}
+COMPLETION_FIELDS = {
+    "input": Field(("messages", "input", "prompt"), required=True, fits=_has_messages),
+    "output": Field(("response", "choices", "completion"), required=True, fits=_is_completion),
 }
 BATCH_FIELDS = {
     "response": Field(("response",), required=True, fits=_is_result),
@@ -111,6 +123,7 @@ _READ = f"""
                     THEN {_message("user", _first_text("input", _QUESTION_KEYS))}
                 ELSE input END AS messages,
             CASE
+                WHEN json_type(output, '$[0].message') = 'OBJECT' THEN json_array(output -> '$[0].message')
                 WHEN json_type(output) = 'ARRAY' THEN output
                 WHEN json_type(output, '$.choices[0].message') = 'OBJECT'
                     THEN json_array(output -> '$.choices[0].message')
