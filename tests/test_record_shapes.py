@@ -12,6 +12,7 @@ from curate.ingest.import_options import apply_options
 from curate.ingest.import_result import ImportResult
 from curate.ingest.pipeline import import_files
 from curate.ingest.readers import byte_stream
+from curate.ingest.shapes import SHAPES
 from curate.versions.lineage import Lineage, RejectedRow, trace
 from schemas.errors import SourceError
 from schemas.recipe import ImportSection
@@ -618,3 +619,31 @@ def test_the_output_of_an_openai_batch_alone_is_an_error_with_the_command(store:
     with pytest.raises(SourceError, match="answers without their questions") as error:
         import_one(store, write(tmp_path / "output.jsonl", batch_result("r1", "A")))
     assert "cat output.jsonl requests.jsonl | curate import -" in error.value.hint
+
+
+# ---------------------------------------------------------------------------------- precedence
+
+
+def test_a_list_of_generations_next_to_an_answer_is_one_of_several_ways_to_read_a_file(
+    store: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "m.jsonl", {"question": "Q?", "answer": "4", "generations": ["It is 4.", "4"]})
+    with pytest.raises(SourceError) as error:
+        import_one(store, path)
+    for option in (
+        "--shape pairs --map question=question --map answer=answer",
+        "--shape first-answer ",
+        "--shape answers ",
+    ):
+        assert option in error.value.hint
+
+
+def test_replies_that_a_shape_leaves_out_by_request_do_not_count_for_max_rejects(store: Path, tmp_path: Path) -> None:
+    ranked = [message("r", None), message("a1", "r", rank=1), message("a2", "r", rank=0)]
+    result = import_one(store, write(tmp_path / "t.jsonl", *ranked), shape="best-branch", max_rejects="0%")
+    assert (result.rows_kept, result.rejected) == (2, {"lower-ranked": 1})
+
+
+def test_every_shape_is_in_the_guide() -> None:
+    guide = (Path(__file__).parents[1] / "curate" / "ingest" / "README.md").read_text()
+    assert [name for name in SHAPES if f"`{name}`" not in guide] == []

@@ -275,8 +275,9 @@ def _is_sure(shape: Shape, fields: dict[str, str]) -> bool:
 def _maximal(mappings: list[ColumnMapping]) -> list[ColumnMapping]:
     """The mappings whose columns are not a subset of another's: instruction, input, output beats input, output.
 
-    A mapping of a proven shape instead beats those of other shapes that use one of its columns. One of a shape that
-    gives way is beaten by those of all others: a list of texts may be turns, or tags next to a question and its answer.
+    A mapping of a proven shape also beats those of other shapes with the same columns, and stays next to larger ones.
+    One of a shape that gives way is beaten by all others: a list of texts may be turns, or tags next to a question and
+    its answer.
     """
     mappings = [mapping for mapping in mappings if not SHAPES[mapping.shape].gives_way] or mappings
     return [mapping for mapping in mappings if not any(_beats(other, mapping) for other in mappings)]
@@ -286,7 +287,7 @@ def _beats(mapping: ColumnMapping, other: ColumnMapping) -> bool:
     columns, others = set(mapping.fields.values()), set(other.fields.values())
     if SHAPES[other.shape].proven:
         return mapping.shape == other.shape and others < columns
-    return others < columns or (SHAPES[mapping.shape].proven and bool(others & columns))
+    return others < columns or (SHAPES[mapping.shape].proven and others == columns)
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

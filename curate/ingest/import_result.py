@@ -21,6 +21,10 @@ CLOSED_SQL = """
 """Rejects closed by a source, except those of later imports, which repeated rejects of the source itself."""
 
 
+BY_REQUEST = (EXCLUDED, "lower-ranked", "no-winner")
+"""Codes of rows that an option leaves out: --where, --shape best-branch, --shape winner."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImportResult:
     """The result of importing one file: rows_read = rows_kept + rows_duplicate + rows_rejected + rows_excluded."""
@@ -110,8 +114,8 @@ def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
 
 
 def check_max_rejects(result: ImportResult, allowed: float) -> None:
-    """Raise `SourceError` if a larger share of the rows was rejected, not counting those that `where` excluded."""
-    rejected = {code: count for code, count in result.rejected.items() if code != EXCLUDED}  # by the user's request
+    """Raise `SourceError` if a larger share of the rows was rejected, not counting those left out by request."""
+    rejected = {code: count for code, count in result.rejected.items() if code not in BY_REQUEST}
     count = sum(rejected.values())
     share = count / max(result.rows_read, 1)
     if share > allowed:

@@ -43,6 +43,8 @@ def _proven(fields: Mapping[str, Field], parse: Parse, summary: str, *, spans_ro
 
 def _giving_way(fields: Mapping[str, Field], parse: Parse, summary: str) -> Shape:
     return Shape(fields, parse, gives_way=True, summary=summary)
+
+
 def _asked(fields: Mapping[str, Field], parse: Parse, summary: str) -> Shape:
     """A proven shape that is used only on request, because it leaves answers out."""
     return replace(_proven(fields, parse, summary), detected=False)
