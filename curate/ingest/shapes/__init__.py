@@ -117,7 +117,9 @@ SHAPES: dict[str, Shape] = {
     ),
     "slack": _proven(chat_export.SLACK_FIELDS, chat_export.parse_slack, "one conversation per thread", spans_rows=True),
     "telegram": _proven(
-        chat_export.TELEGRAM_FIELDS, chat_export.parse_telegram, "the chat as one conversation, without notices"
+        chat_export.TELEGRAM_FIELDS,
+        chat_export.parse_telegram,
+        "the chat as one conversation, without notices and messages that have no text",
     ),
     "discord": _proven(
         chat_export.DISCORD_FIELDS, chat_export.parse_discord, "the channel as one conversation", spans_rows=True
