@@ -52,6 +52,8 @@ class Conversion:
     section: ImportSection
     split: str | None = None
     """the split that the source is named after"""
+    mapped: pl.DataFrame | None = None
+    """the table in which `mapping` was found"""
     columns: tuple[str, ...] = ()
     rows: int = 0
     conversations: int = 0
@@ -67,8 +69,9 @@ class Conversion:
         for batch in batches:
             self.rows += batch.records
             with prefix_errors(self.path):
-                if batch.table.height:
+                if batch.table.height and batch.table is not self.mapped:
                     self.mapping = extend_mapping(self.mapping, drop_export_columns(batch.table), self.section)
+                if batch.table.height:
                     self.columns = tuple(dict.fromkeys([*self.columns, *batch.table.columns]))
                 converted, warnings = convert(
                     batch, self.mapping, self.section, first_key=self.conversations, split=self.split

@@ -59,7 +59,7 @@ class FileHasher:
     def _sha256(self, path: str) -> str:
         digest = hashlib.sha256()
         with Path(path).open("rb", buffering=0) as file:
-            block = bytearray(BLOCK)
+            block = bytearray(min(BLOCK, Path(path).stat().st_size + 1))  # clearing 32 MB takes 10 ms
             while not self._stopped.is_set() and (count := file.readinto(block)):
                 digest.update(memoryview(block)[:count])
         return digest.hexdigest()

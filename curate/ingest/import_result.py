@@ -122,6 +122,6 @@ def check_max_rejects(result: ImportResult, allowed: float) -> None:
         reasons = ", ".join(f"{count:,} {code}" for code, count in rejected.items())
         raise SourceError(
             f"{result.path}: {count:,} of {plural(result.rows_read, 'row')} ({share:.1%}) would be "
-            f"rejected, more than the allowed {allowed:.1%}: {reasons}. Nothing was imported.",
+            f"rejected, more than the allowed {allowed:.1%}: {reasons}. The file was not imported.",
             "Show an example of each with curate import --dry-run, or allow more with --max-rejects.",
         )

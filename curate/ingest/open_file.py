@@ -67,7 +67,7 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
         mapping = find_mapping(table, section)
         mapping = replace(mapping, roles=canonical_roles(section), keys=turn_keys(section))
     all_batches = itertools.chain(head, batches)
-    conversion = Conversion(path, mapping, section, find_named_split(path))
+    conversion = Conversion(path, mapping, section, find_named_split(path), head[-1].table)
     corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns
     whole = SHAPES[mapping.shape].spans_rows
     converted = conversion.convert_all(iter([join_batches(all_batches)]) if whole else all_batches)

@@ -1,8 +1,8 @@
 """Source files → conversations, origins, rejects and counts in the store.
 
 Three stages run in parallel, each in a thread: a reader parses the next batch, Polars converts the previous one to
-conversations, DuckDB writes earlier ones. All files of a command are one transaction, so an interrupted command leaves
-the store unchanged and can be run again.
+conversations, DuckDB writes earlier ones. Up to `GROUP_FILES` files are one transaction, so an interrupted command
+leaves the store unchanged and can be run again; with more files, those of complete groups are kept.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from duckdb import DuckDBPyConnection
@@ -53,6 +54,9 @@ OnMapping = Callable[[str, ColumnMapping], None]
 MAX_WAITING = 4
 """Import batches that may wait for the digest of a file: about 300 MB of text, as long as hashing 500 MB takes."""
 
+GROUP_FILES = 500
+"""Files that are committed together, or not at all."""
+
 PENDING = "pending"
 """Temporary id of a source whose digest is known only after it was read."""
 
@@ -73,8 +77,9 @@ def import_files(
     With `dry_run` nothing is written and no store is created. A file that was already imported, with the same bytes
     and mapping, adds nothing. If a path was imported before with other bytes or another mapping, `on_changed` decides:
     `stop` raises `SourceError`, `replace` removes the earlier import, `add` keeps both. `hasher` may have started files
-    already. Raises `SourceError` if a file cannot be read, its columns are ambiguous, or
-    its share of rejects exceeds `section.max_rejects`; then no file is imported.
+    already. Raises `SourceError` if a file cannot be read, its columns are ambiguous, or its share of rejects exceeds
+    `section.max_rejects`; then no file of its group of `GROUP_FILES` is imported, and the message says how many files
+    of earlier groups are.
     """
     check_section(section)
     files = expand(paths)
@@ -84,17 +89,34 @@ def import_files(
         # Prefetch while the store is opened, but not from a pipe: if the store failed, the thread would wait for it.
         sources = prefetch(opened) if all(Path(path).is_file() for path in files) else opened
         with dry_run_store(store, on_changed) if dry_run else _bulk_writing(store) as connection:
-            return [
-                _import_file(
-                    connection,
-                    source,
-                    dry_run=dry_run,
-                    on_changed=on_changed,
-                    count_bytes=count_bytes,
-                    on_mapping=on_mapping,
-                )
-                for source in sources
-            ]
+            import_file = partial(
+                _import_file,
+                connection,
+                dry_run=dry_run,
+                on_changed=on_changed,
+                count_bytes=count_bytes,
+                on_mapping=on_mapping,
+            )
+            results = map(import_file, sources)
+            return list(results) if dry_run else _commit_in_groups(connection, results, len(files))
+
+
+def _commit_in_groups(
+    connection: DuckDBPyConnection, results: Iterator[ImportResult], files: int
+) -> list[ImportResult]:
+    """The results of all files, committed after every `GROUP_FILES`: a later error does not undo them."""
+    done: list[ImportResult] = []
+    try:
+        while group := list(itertools.islice(results, GROUP_FILES)):
+            done += group
+            connection.commit()
+            connection.begin()
+    except SourceError as error:
+        if not done:
+            raise
+        stored = f"{len(done):,} of {files:,} files are in the store; the same command continues with the others."
+        raise SourceError(error.what, f"{error.hint}\n{stored}") from error
+    return done
 
 
 def _byte_counter(progress: Progress, files: Sequence[str]) -> Callable[[int], None]:

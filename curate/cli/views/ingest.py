@@ -22,6 +22,9 @@ from curate.ingest.validation import RULES
 from schemas.text import join_names, plural, shorten
 
 ROLE_WIDTH = 13
+MAX_FILES = 50
+"""Files that a table of an import lists."""
+
 EXAMPLE_CHARACTERS = 400
 """Characters of a turn in a dry run."""
 
@@ -31,10 +34,9 @@ MAX_EXAMPLES, MAX_SKIPPED, MAX_COLUMNS, MAX_ROLES = 8, 5, 8, 6
 
 def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     """Print the mapping of each file, the sums, the reasons of rejects, and the next command."""
-    for result in results:
-        print_line(_mapping_line(result))
-        if columns := _metadata_columns(result):
-            print_line(f"  metadata: {join_names(columns, MAX_COLUMNS)} (meta.NAME in rules)")
+    for how, paths in _group_by_note(results).items():
+        more = f" and {plural(len(paths) - 1, 'more file')}" if len(paths) > 1 else ""
+        print_line(f"{paths[0]}{more}: {how}")
     if dry_run:
         for result in results:
             _show_examples(result)
@@ -61,14 +63,24 @@ def _note_names(reason: str, kind: str, paths: Sequence[str]) -> None:
         note(f"Skipped {plural(len(paths), kind)} ({reason}): {names}")
 
 
-def _mapping_line(result: ImportResult) -> str:
+def _group_by_note(results: Sequence[ImportResult]) -> dict[str, list[str]]:
+    """How files were read -> the paths of these files."""
+    groups: dict[str, list[str]] = {}
+    for result in results:
+        columns = join_names(_metadata_columns(result), MAX_COLUMNS)
+        metadata = f"\n  metadata: {columns} (meta.NAME in rules)" if columns else ""
+        groups.setdefault(f"{_mapping_note(result)}{metadata}", []).append(result.path)
+    return groups
+
+
+def _mapping_note(result: ImportResult) -> str:
     if result.imported_before is not None:
         name = "" if result.imported_before == result.path else f" as {result.imported_before}"
-        return f"{result.path}: already imported{name}; nothing was added."
+        return f"already imported{name}; nothing was added."
     names = {**result.mapping["fields"], **_role_settings(result)}
     fields = ", ".join(f"{name} = {column}" for name, column in names.items())
     summary = SHAPES[result.shape].summary
-    return f"{result.path}: {result.shape} ({fields})" + (f"\n  {summary}" if summary else "")
+    return f"{result.shape} ({fields})" + (f"\n  {summary}" if summary else "")
 
 
 def _role_settings(result: ImportResult) -> dict[str, str]:
@@ -108,16 +120,18 @@ def _show_files(results: Sequence[ImportResult]) -> None:
             "duplicates": result.rows_duplicate,
             "rejected": result.rows_rejected,
         }
-        for result in results
+        for result in results[:MAX_FILES]
     ]
     print_table(sums, list(sums[0]))
+    if len(results) > MAX_FILES:
+        print_line(f"and {plural(len(results) - MAX_FILES, 'more file')}; --json and curate sources list all of them")
     reasons = [
         {"file": names[result.path], "rejected for": code, "rows": reason["rows"], "first at": reason["first at"]}
         for result in results
         for code, reason in _reject_reasons(result).items()
     ]
     if reasons:
-        print_table(sorted(reasons, key=lambda reason: -reason["rows"]), list(reasons[0]))
+        print_table(sorted(reasons, key=lambda reason: -reason["rows"])[:MAX_FILES], list(reasons[0]))
     print_line(sum_line(results))
 
 
