@@ -184,21 +184,22 @@ def test_an_unknown_encoding_or_format_is_an_error(tmp_path):
     assert error.value.hint == "Did you mean jsonl?"
 
 
-def _workbook() -> bytes:
+def _document() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("[Content_Types].xml", "<x/>")
+        archive.writestr("word/document.xml", "<x/>")
     return out.getvalue()
 
 
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (_workbook(), "an Excel workbook"),
-        (b"PK\x03\x04" + bytes(100), "a zip archive"),
+        (_document(), "a Word document"),
+        (b"PK\x03\x04" + bytes(100), "compressed, and damaged"),
         (b"%PDF-1.7\n%\xe2\xe3", "a PDF document"),
         (b"SQLite format 3\0" + bytes(100), "an SQLite database"),
-        (b"BZh91AY", "compressed with bzip2"),
+        (b"BZh91AY", "compressed, and damaged"),
         (bytes(range(256)) * 30 + bytes(50), "full of control bytes"),
     ],
 )
@@ -421,7 +422,9 @@ def test_the_guide_lists_every_format_suffix_shape_and_repair():
 
 
 def test_every_format_can_be_named(tmp_path):
-    assert set(FORMATS) == {"jsonl", "json", "csv", "tsv", "parquet", "hub"}
+    assert set(FORMATS) == {
+        *("jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx", "sqlite", "yaml", "text", "hub"),
+    }
     assert read_rows(write(tmp_path / "a.dat", JSONL), format="jsonl") == ROWS
 
 

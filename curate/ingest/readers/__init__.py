@@ -39,5 +39,5 @@ def open_source(
         near = nearest_name(format, FORMATS)
         hint = f"Did you mean {near}?" if near else f"Known formats: {', '.join(FORMATS)}."
         raise SourceError(f"Unknown format {format!r}.", hint)
-    binary = tuple(known.magic for known in FORMATS.values() if known.magic)
+    binary = tuple(magic for known in FORMATS.values() for magic in known.magic)
     return Source(ByteStream(str(path), encoding, hashed=hashed, binary=binary), format, options)

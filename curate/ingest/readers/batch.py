@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -37,3 +38,26 @@ class Batch:
     def records(self) -> int:
         """Number of records of the source."""
         return self.row.len() + self.rejects.height + self.excluded.height
+
+
+def batch_of_rows(
+    names: Sequence[str], rows: Sequence[Sequence[str | None]], before: int, lines: Sequence[int] | None = None
+) -> Batch:
+    """The batch of rows of texts, after `before` other rows of the source; `raw` returns a row as a JSON object.
+
+    A row may have fewer cells than there are names; the others are empty.
+    """
+    columns = {name: [row[at] if at < len(row) else "" for row in rows] for at, name in enumerate(names)}
+    table = pl.DataFrame(columns, schema=dict.fromkeys(names, pl.String))
+
+    def raw(positions: pl.Series) -> pl.Series:
+        texts = [json.dumps(row, ensure_ascii=False) for row in table[positions.to_list()].iter_rows(named=True)]
+        return pl.Series("raw", texts, dtype=pl.String)
+
+    return Batch(
+        table,
+        pl.Series("row", range(before + 1, before + len(rows) + 1), dtype=pl.Int64),
+        pl.Series("line", [None] * len(rows) if lines is None else lines, dtype=pl.Int64),
+        pl.DataFrame(schema=REJECTS),
+        raw,
+    )

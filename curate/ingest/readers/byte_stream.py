@@ -7,11 +7,14 @@ and searching release the interpreter lock.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import hashlib
 import io
+import lzma
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +27,8 @@ import numpy.typing as npt
 import zstandard
 
 from curate.ingest.readers.compression import ObservedReader, PushbackReader, Readable, ZstdReader, read_bytes
-from curate.ingest.readers.encoding import TranscodingReader, check_not_binary, check_not_utf16
+from curate.ingest.readers.encoding import TranscodingReader, check_not_utf16, encoding_error
+from curate.ingest.readers.file_kind import ZIP, check_not_binary, choose_member, is_workbook
 from schemas.errors import SourceError
 
 Bytes = npt.NDArray[np.uint8]
@@ -44,6 +48,9 @@ SKIPPABLE_FRAME, SKIPPABLE_FIRST_BYTE = b"\x2a\x4d\x18", bytes(range(0x50, 0x60)
 
 SEARCH_BLOCK = 1 << 19
 """Bytes searched at a time: the mask of a block fits into the processor cache, twice as fast as a chunk at once."""
+
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError, zipfile.BadZipFile)
+"""Errors of compressed files that are damaged."""
 
 T = TypeVar("T")
 
@@ -80,6 +87,8 @@ class ByteStream:
         `binary`: first bytes of the formats that are not decoded as text.
         """
         self.path = path
+        self.name = path
+        """The name by which the format is known: of the file, or of the one in an archive."""
         self.encoding = encoding
         self._hashed = hashed
         self._binary = binary
@@ -137,6 +146,14 @@ class ByteStream:
                     copy.write(block)
         return copy if needs_copy else Path(self.path)
 
+    def text(self) -> str:
+        """The whole text. Raises `SourceError` if it is not UTF-8."""
+        data = b"".join(chunk.data.tobytes() for chunk in self.chunks(split_lines))
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise encoding_error(self.path, data, 1 + data.count(b"\n", 0, error.start)) from error
+
     def _split(self, split: Splitter[T], skip: int) -> Iterator[Chunk[T]]:
         rest: Bytes = np.frombuffer(self._head, np.uint8)[skip:]
         size, line, last = min(FIRST_CHUNK, CHUNK), 1 + self._head.count(b"\n", 0, skip), False
@@ -168,15 +185,24 @@ class ByteStream:
         start = read_bytes(observed, HEAD)
         check_not_binary(self.path, start)
         file = PushbackReader(start, observed)
-        plain = _decompress(file, start)
+        plain = self._unzip(file) if start.startswith(ZIP) and not is_workbook(start) else _decompress(file, start)
         self._is_plain = plain is file
         first = read_bytes(plain, HEAD)
-        if first.startswith(self._binary):
+        if first.startswith(self._binary) or is_workbook(first):
             return PushbackReader(first, plain)
         if self.encoding is not None:
             return TranscodingReader(PushbackReader(first, plain), self.path, self.encoding)
         check_not_utf16(self.path, first)
         return PushbackReader(first.removeprefix(codecs.BOM_UTF8), plain)
+
+    def _unzip(self, file: Readable) -> Readable:
+        """The only file of an archive, which is read completely for its digest."""
+        content = io.BytesIO()
+        while block := read_bytes(file, HEAD):
+            content.write(block)
+        archive = self._layers.enter_context(zipfile.ZipFile(content))
+        self.name = choose_member(self.path, archive.namelist())
+        return cast(Readable, self._layers.enter_context(archive.open(self.name)))
 
     def update_digest(self, data: memoryview | bytes) -> None:
         """Add `data` to digest and size."""
@@ -191,7 +217,7 @@ class ByteStream:
         except SourceError:
             self._layers.close()
             raise
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        except DAMAGED as error:
             self._layers.close()
             raise SourceError(
                 f"{self.path} is compressed, and damaged or truncated ({error}).", "Copy or export it again."
@@ -259,5 +285,9 @@ def _decompress(file: PushbackReader, start: bytes) -> Readable:
     """Detect the compression by the first bytes, not the name: browsers decompress downloads and keep the name."""
     if start.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=io.BufferedReader(file, HEAD))  # a PushbackReader is a raw file
+    if start.startswith(b"BZh"):
+        return cast(Readable, bz2.BZ2File(io.BufferedReader(file, HEAD)))
+    if start.startswith(b"\xfd7zXZ"):
+        return cast(Readable, lzma.LZMAFile(io.BufferedReader(file, HEAD)))
     has_skippable_frame = start[1:4] == SKIPPABLE_FRAME and start[:1] in SKIPPABLE_FIRST_BYTE
     return ZstdReader(file) if has_skippable_frame or start.startswith(zstandard.FRAME_HEADER) else file

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import zstandard
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 """Suffixes of compressed files."""
 
 BLOCK = 1 << 20

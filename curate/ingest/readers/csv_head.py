@@ -14,7 +14,7 @@ from curate.ingest.readers.byte_stream import HEAD, Bytes, ByteStream, find_byte
 from curate.ingest.readers.csv_layout import Layout, first_records
 from curate.ingest.readers.csv_scanner import NEWLINE, Signs
 from curate.ingest.readers.encoding import encoding_error
-from curate.ingest.readers.first_rows import MOST_COLUMNS, MOST_ROWS, Row, check_first_rows
+from curate.ingest.readers.first_rows import MOST_COLUMNS, MOST_ROWS, Row, check_first_rows, is_value
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
 
@@ -102,6 +102,19 @@ def find_delimiter(start: Bytes, among: str = DELIMITERS, quote: str = '"', esca
     shares = [(*_agreement(first_records(start, Signs(sign, quote, escape))), sign) for sign in among if sign != quote]
     share, _, delimiter = max(shares, default=(0, 0, ""))
     return delimiter if share else ""
+
+
+def is_table(start: bytes) -> bool:
+    """Whether text seems to be delimited: nearly all of its first lines have the cells of a header that has names."""
+    data = np.frombuffer(start[:SNIFF_BYTES], np.uint8)
+    delimiter = find_delimiter(data)
+    if not delimiter:
+        return False
+    signs = Signs(delimiter)
+    layout = first_records(data, signs)
+    share, width = _agreement(layout)
+    names = [cell.decode(errors="replace") for cell in layout.cells_of(data, int(np.argmin(layout.blank)), signs)]
+    return share > 0.9 and width > 1 and len(layout.widths) > 1 and all(names) and not any(map(is_value, names))
 
 
 def _agreement(layout: Layout) -> tuple[float, int]:

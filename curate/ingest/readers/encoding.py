@@ -7,23 +7,6 @@ import codecs
 from curate.ingest.readers.compression import BLOCK, BlockReader, Readable, read_bytes
 from schemas.errors import SourceError
 
-BINARY = {
-    b"%PDF": ("a PDF document", "Export its tables as CSV."),
-    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "Save it as CSV (UTF-8)."),
-    b"SQLite format 3\0": ("an SQLite database", "Export a table as CSV."),
-    b"ARROW1": ("an Arrow file", "Write it as Parquet, or import the dataset folder that contains it."),
-    b"ORC": ("an ORC file", "Write it as Parquet."),
-    b"Obj\x01": ("an Avro file", "Write it as Parquet or JSONL."),
-    b"BZh": ("compressed with bzip2", "Decompress it, or compress it with gzip or zstd."),
-    b"\xfd7zXZ": ("compressed with xz", "Decompress it, or compress it with gzip or zstd."),
-    b"7z\xbc\xaf": ("a 7-Zip archive", "Extract it and import the files."),
-    b"Rar!": ("a RAR archive", "Extract it and import the files."),
-    b"\x89PNG": ("an image", "Import text files only."),
-    b"\xff\xd8\xff": ("an image", "Import text files only."),
-    b"GGUF": ("a GGUF model", "Import data, not a model."),
-}
-"""First bytes of binary files → kind of file, hint."""
-
 CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 """Bytes that rarely occur in text."""
 
@@ -34,22 +17,6 @@ WIDE = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Byte order mark → encoding. UTF-32 comes first, because its little-endian mark starts with that of UTF-16."""
-
-
-def check_not_binary(path: str, start: bytes) -> None:
-    """Raise `SourceError` if `start`, the first bytes of a file, belongs to a known binary format."""
-    kind = _detect_archive(start) or next((BINARY[magic] for magic in BINARY if start.startswith(magic)), None)
-    if kind is not None:
-        raise SourceError(f"{path} is not a text file: it seems to be {kind[0]}.", kind[1])
-
-
-def _detect_archive(start: bytes) -> tuple[str, str] | None:
-    if start.startswith(b"PK\x03\x04"):
-        if b"xl/" in start or b"[Content_Types]" in start:
-            return "an Excel workbook", "Save each sheet as CSV (UTF-8)."
-        return "a zip archive", "Extract it and import the files."
-    tar = start[257:262] == b"ustar"
-    return ("a tar archive", "Extract it and import the files.") if tar else None
 
 
 def check_not_utf16(path: str, start: bytes) -> None:

@@ -6,6 +6,7 @@ A title above the header, or a file without a header, is never read by guess: th
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -25,6 +26,9 @@ MOST_COLUMNS = 50_000
 
 MOST_TITLES = 20
 """Rows before the header that can be a title."""
+
+REVIEW_COLUMNS = ["set", "conversation", "source", "line", "text"]
+"""The first columns of `curate review export`."""
 
 LONGEST_NAME = 80
 """Characters of a column name; a longer text is a value."""
@@ -48,6 +52,10 @@ def check_first_rows(path: str, rows: Sequence[Row], options: TableOptions) -> N
     cells = rows[0].cells if rows else []
     if len(cells) > MOST_COLUMNS:
         raise SourceError(f"{path} has {len(cells):,} columns; the limit is {MOST_COLUMNS:,}.", "Omit some of them.")
+    if cells[: len(REVIEW_COLUMNS)] == REVIEW_COLUMNS:
+        raise SourceError(
+            f"{path} is a review spreadsheet.", f"Import its answers:\n    curate review import {shlex.quote(path)}"
+        )
     if not rows or options.header or is_header(cells, options.named):
         return
     if (start := find_table(rows)) is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from curate.ingest.readers import sqlite_table, workbook
+from curate.ingest.readers.arrow_file import FILE, STREAM, read_arrow
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.csv import OPTIONS, find_csv_delimiter, find_tsv_delimiter, read_csv, read_tsv
@@ -12,7 +14,11 @@ from curate.ingest.readers.hf_datasets import is_dataset, read_dataset
 from curate.ingest.readers.json_array import read_json
 from curate.ingest.readers.jsonl import read_jsonl
 from curate.ingest.readers.parquet import read_parquet
+from curate.ingest.readers.sqlite_table import read_sqlite
 from curate.ingest.readers.table_options import TableOptions
+from curate.ingest.readers.text_file import read_text
+from curate.ingest.readers.workbook import read_workbook
+from curate.ingest.readers.yaml_list import read_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,10 @@ class Format:
     """File suffixes, without that of a compression."""
     suffix_decides: bool = True
     """Whether a suffix identifies the format; otherwise the content is inspected too."""
-    magic: bytes = b""
-    """The first bytes of a binary file, which is not decoded as text."""
+    magic: tuple[bytes, ...] = ()
+    """The first bytes of binary files, which are not decoded as text."""
+    is_primary: bool = True
+    """Whether folders with files of other formats are searched for this one too."""
     matches_path: Callable[[str], bool] | None = None
     """For sources that are not a single file: whether a path names one."""
     find_delimiter: Callable[[ByteStream, TableOptions], str] | None = None
@@ -39,7 +47,12 @@ FORMATS = {
     "json": Format(read_json, suffixes=(".json",), suffix_decides=False),
     "csv": Format(read_csv, OPTIONS, (".csv",), find_delimiter=find_csv_delimiter),
     "tsv": Format(read_tsv, OPTIONS, (".tsv", ".tab"), find_delimiter=find_tsv_delimiter),
-    "parquet": Format(read_parquet, suffixes=(".parquet", ".pq"), magic=b"PAR1"),
+    "parquet": Format(read_parquet, suffixes=(".parquet", ".pq"), magic=(b"PAR1",)),
+    "arrow": Format(read_arrow, suffixes=(".arrow", ".feather"), magic=(FILE, STREAM)),
+    "xlsx": Format(read_workbook, workbook.OPTIONS, (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")),
+    "sqlite": Format(read_sqlite, sqlite_table.OPTIONS, (".sqlite", ".sqlite3", ".db"), magic=(b"SQLite format 3\0",)),
+    "yaml": Format(read_yaml, suffixes=(".yaml", ".yml"), is_primary=False),
+    "text": Format(read_text, suffixes=(".txt", ".md"), is_primary=False),
     "hub": Format(read_dataset, matches_path=is_dataset),
 }
 

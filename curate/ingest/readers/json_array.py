@@ -7,6 +7,7 @@ object that starts with the first key of the first element.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,12 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from curate.ingest.readers.batch import Batch
-from curate.ingest.readers.byte_stream import CHUNK, Bytes, ByteStream, Positions, find_byte, find_bytes
+from curate.ingest.readers.byte_stream import CHUNK, Bytes, ByteStream, Chunk, Positions, find_byte, find_bytes
 from curate.ingest.readers.json_objects import ObjectReader
+from curate.ingest.readers.json_table import is_table, split_table
 from curate.ingest.readers.table_options import TableOptions
 from curate.ingest.readers.text_arrays import slice_texts
 from curate.ingest.shapes.json_cells import skip_space
@@ -80,7 +83,14 @@ def read_json(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
     splitter = ElementSplitter(find_frame(stream.head()))
     objects = ObjectReader(stream)
     line, ends_open = 1, False
-    for chunk in stream.chunks(splitter):
+    chunks = stream.chunks(splitter)
+    first = next(chunks, None)
+    second = next(chunks, None) if first is not None and len(first.parts) == 1 else None
+    if first is not None and len(first.parts) == 1 and second is None and (rows := split_table(_text(first))):
+        lines = first.line_at(first.parts) + np.array([line for _, line in rows])
+        yield objects.batch(pa.array([row for row, _ in rows], pa.large_string()), lines)
+        return
+    for chunk in itertools.chain(filter(None, [first, second]), chunks):
         starts, texts = chunk.parts, slice_texts(chunk.data, chunk.parts)
         parsed = objects.parse(texts)
         broken = [problem.position for problem in parsed.problems if problem.code == "broken-json"]
@@ -96,13 +106,25 @@ def read_json(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
         yield objects.final_reject(line, "not-closed", "The list has no closing bracket: the file may be truncated.")
 
 
+def _is_table(head: bytes) -> bool:
+    try:
+        return is_table(json.loads(head))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _text(chunk: Chunk[Positions]) -> str:
+    return chunk.data[chunk.parts[0] :].tobytes().decode(errors="replace")
+
+
 def find_frame(head: bytes) -> Frame:
     """The frame of the elements, from the first bytes of a JSON file."""
     text = head.decode("latin-1")  # one character per byte: the searched characters are ASCII
     start = skip_space(text, 0)
     if text.startswith("[", start):
         return Frame(start + 1, brackets=True, wrapped=False)
-    wrapped = _find_wrapped(text, start + 1) if text.startswith("{", start) else None
+    may_wrap = text.startswith("{", start) and not _is_table(head)
+    wrapped = _find_wrapped(text, start + 1) if may_wrap else None
     return Frame(wrapped, brackets=True, wrapped=True) if wrapped else Frame(0, brackets=False, wrapped=False)
 
 

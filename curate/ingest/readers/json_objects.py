@@ -61,6 +61,8 @@ class ObjectReader:
         self.columns: list[str] = []
         self._stream = stream
         self._rows = 0
+        self._text = "text"
+        """SQL of a record's text; lists of turns are read as the value of a key."""
         self._connection = _database().cursor()  # with its own tables; opening a database takes 13 ms
 
     def batch(self, texts: pa.LargeStringArray, line: Positions, parsed: ParsedObjects | None = None) -> Batch:
@@ -86,6 +88,8 @@ class ObjectReader:
 
         The texts may contain invalid UTF-8. A trailing comma is accepted, because it is unambiguous.
         """
+        if not self._rows:
+            self._wrap_turns(texts)
         table, invalid = self._cells(texts)
         text = decode_texts(texts)
         doubtful = _doubtful(table, invalid, text)
@@ -104,15 +108,28 @@ class ObjectReader:
     def _cells(self, texts: pa.LargeStringArray) -> tuple[pl.DataFrame, pl.Series]:
         """The value of every known key in every text, and the positions of the texts that are not valid JSON."""
         pointers = ["/" + key.replace("~", "~0").replace("/", "~1") for key in self.columns]
-        rows = self._query("SELECT try(text ->> $pointers::VARCHAR[]) AS cells FROM texts", texts, pointers=pointers)
+        query = f"SELECT try(({self._text}) ->> $pointers::VARCHAR[]) AS cells FROM texts"
+        rows = self._query(query, texts, pointers=pointers)
         columns = [pl.col("cells").list.get(at, null_on_oob=True).alias(key) for at, key in enumerate(self.columns)]
         table = rows.select(columns) if columns else pl.DataFrame(height=rows.height)
         return table, rows["cells"].is_null().arg_true().cast(pl.Int64)
 
     def _keys(self, texts: pa.LargeStringArray) -> pl.DataFrame:
         """Columns `keys` and `object`: the keys of each text in order, and whether the text is an object."""
-        query = "SELECT coalesce(try(json_keys(text)), []) AS keys, json_type(text) = 'OBJECT' AS object FROM texts"
-        return self._query(query, texts)
+        query = "SELECT coalesce(try(json_keys(text)), []) AS keys, json_type(text) = 'OBJECT' AS object"
+        return self._query(f"{query} FROM (SELECT {self._text} AS text FROM texts)", texts)
+
+    def _wrap_turns(self, texts: pa.LargeStringArray) -> None:
+        """If the first record is a list of turns, read lists as the value of `conversations`, or of `messages`."""
+        try:
+            value = json.loads(text_bytes(texts, 0)) if len(texts) else None
+        except (ValueError, RecursionError):
+            return
+        turn = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
+        key = "messages" if "role" in turn else "conversations" if "from" in turn else None
+        if key:
+            wrapped = f"'{{\"{key}\":' || text || '}}'"
+            self._text = f"CASE WHEN ltrim(text, ' ') LIKE '[%' THEN {wrapped} ELSE text END"
 
     def _query(self, query: str, texts: pa.LargeStringArray, **parameters: list[str]) -> pl.DataFrame:
         step = max(1, -(-len(texts) // SLICES))

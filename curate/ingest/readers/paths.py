@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from curate.ingest.readers.compression import COMPRESSED, data_suffix
-from curate.ingest.readers.formats import SUFFIXES, match_path
+from curate.ingest.readers.formats import FORMATS, SUFFIXES, match_path
 from schemas.errors import SourceError, nearest_name
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """Files that describe a dataset. Folders and patterns skip them; each can be imported by its own name."""
+
+
+NOTES = re.compile(r"(readme|licen[cs]e|changelog|contributing|citation|notice|requirements)\b.*", re.IGNORECASE)
+"""Names of files next to data. Folders skip them; each can be imported by its own name."""
 
 
 def expand(paths: Sequence[str]) -> list[str]:
@@ -31,7 +38,8 @@ def _skipped(path: str) -> list[str]:
     if not path or match_path(path) or Path(path).is_file():
         return []
     if Path(path).is_dir():
-        return [str(entry) for entry in _entries(Path(path)) if not _is_data(entry)]
+        files = _data_files(Path(path))
+        return [str(entry) for entry in _entries(Path(path)) if str(entry) not in files]
     return [str(file) for file in _matches(path) if file.name in DESCRIPTIONS] if _is_pattern(path) else []
 
 
@@ -61,7 +69,13 @@ def _resolve(path: str) -> list[str]:
 
 
 def _files_of(folder: str) -> list[str]:
-    files = [str(entry) for entry in _entries(Path(folder)) if _is_data(entry)]
+    if _is_exported_version(Path(folder)):
+        raise SourceError(
+            f"{folder} is a version that curate export wrote.",
+            f"Restore the version:\n    curate restore {shlex.quote(folder)}\n"
+            "Import its conversations as new ones by the names of its files.",
+        )
+    files = _data_files(Path(folder))
     if not files:
         raise SourceError(
             f"The folder {folder} contains no data files.",
@@ -95,8 +109,23 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(entries)
 
 
+def _data_files(folder: Path) -> list[str]:
+    """The files with a known suffix. Those that are often something else, such as notes, count if they are alone."""
+    files = [entry for entry in _entries(folder) if _is_data(entry)]
+    primary = [file for file in files if FORMATS[SUFFIXES[data_suffix(file.name)]].is_primary]
+    return [str(file) for file in primary or files]
+
+
+def _is_exported_version(folder: Path) -> bool:
+    try:
+        return "bundle" in json.loads((folder / "version.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _is_data(entry: Path) -> bool:
-    return entry.name not in DESCRIPTIONS and data_suffix(entry.name) in SUFFIXES and entry.is_file()
+    is_other = entry.name in DESCRIPTIONS or NOTES.fullmatch(entry.name)
+    return not is_other and data_suffix(entry.name) in SUFFIXES and entry.is_file()
 
 
 def _is_pattern(path: str) -> bool:
