@@ -29,8 +29,7 @@ ASKED = {
     "title and body": ({"title": ["Hatch"] * 8, "body": BODIES, "answer": SAYS}, "body seems to be a part of the question"),
     "question and body": ({"question": ASKS, "body": BODIES, "answer": SAYS}, "body seems to be a part of the question"),
     "instructions and input": ({"instructions": ["Be a mate."] * 8, "input": ASKS, "output": SAYS}, "instructions seems to be"),
-    "choices": ({"question": ASKS, **{f"choice{n}": SAYS for n in range(4)}, "answer": NUMBERS}, "for the choices in choice0"),
-    "letters": ({"question": ASKS, "choices": LISTS, "answer": LETTERS}, "for the choices in choices"),
+    "letters": ({"question": ASKS, "options": ["A or B"] * 8, "answer": LETTERS}, "for the choices in options"),
     "answer is a choice": ({"question": ASKS, "A": SAYS, "B": SAYS, "key": LETTERS}, "A seems to be one of several choices"),
     "user ids": ({"user": USERS, "text": SAYS}, "user does not have questions, but ids"),
     "user names": ({"user": ["Ann", "Ben"] * 4, "text": SAYS}, "user does not have questions, but names"),
@@ -82,11 +81,11 @@ def test_clear_names_are_imported_at_once(name):
     assert find_mapping(table(NOT_ASKED[name]), ImportSection()).shape in ("pairs", "alpaca")
 
 
-@pytest.mark.parametrize("name", ["title and body", "choices", "objects as answers"])
+@pytest.mark.parametrize("name", ["title and body", "letters", "objects as answers"])
 def test_two_or_more_commands_are_printed_where_another_column_fits(name):
     with pytest.raises(SourceError) as error:
         find_mapping(table(ASKED[name][0]), ImportSection())
-    assert len(printed_options(error.value)) >= (1 if name == "choices" else 2)
+    assert len(printed_options(error.value)) >= (1 if name == "letters" else 2)
 
 
 def test_an_explicit_shape_or_map_never_asks():

@@ -97,8 +97,7 @@ NO_PAIRS = {
     "questions only": {"id": IDS, "my question": ASKS, "topic": WORDS},
     "subject and description": {"subject": TELLS, "description": ASKS, "status": WORDS},
     "question and context": {"question": ASKS, "context": LONG, "answers": OBJECTS},
-    "choices": {"question": ASKS, "option A": WORDS, "option B": SAYS, "answerKey": LETTERS},
-    "numbered turns": {"turn_1": ASKS, "turn_2": SAYS, "turn_3": ASKS, "turn_4": SAYS},
+    "numbered texts": {"text_1": ASKS, "text_2": SAYS, "text_3": ASKS, "text_4": SAYS},
 }
 
 

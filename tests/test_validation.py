@@ -250,6 +250,27 @@ REPAIRABLE = {
     "strip": ([("human", " Hi\n"), ("gpt", "Hello ")], [("human", "Hi"), ("gpt", "Hello")]),
     "trailing-user": ([("human", "Hi"), ("gpt", "Hello"), ("human", "Bye")], [("human", "Hi"), ("gpt", "Hello")]),
     "leading-assistant": ([("gpt", "Welcome"), ("human", "Hi"), ("gpt", "Hello")], [("human", "Hi"), ("gpt", "Hello")]),
+    "html": (
+        [("human", "<p>Fish &amp; chips?</p>"), ("gpt", "Yes.<br>Or &lt;no&gt;.")],
+        [("human", "Fish & chips?"), ("gpt", "Yes.\nOr <no>.")],
+    ),
+    "mojibake": (
+        [("human", "Wo ist die BrÃ¼cke?"), ("gpt", "Hinter dem Hafen â€“ links.")],
+        [("human", "Wo ist die Brücke?"), ("gpt", "Hinter dem Hafen – links.")],
+    ),
+    "invisible": ([("human", "How\u200b far?"), ("gpt", "Far\u202e.")], [("human", "How far?"), ("gpt", "Far.")]),
+    "nan-text": ([("human", "How far?"), ("gpt", " NaN ")], [("human", "How far?"), ("gpt", "")]),
+    "stop-marker": (
+        [("human", "How far?\n\n###\n\n"), ("gpt", "Two miles.</s>")],
+        [("human", "How far?"), ("gpt", "Two miles.")],
+    ),
+    "trim-signature": (
+        [
+            ("human", "It leaks.\n\nKind regards,\nAda Byron\nExample Ltd\n+44 20 7946\nSent from my iPhone"),
+            ("gpt", "Pull."),
+        ],
+        [("human", "It leaks."), ("gpt", "Pull.")],
+    ),
     "merge-consecutive": (
         [("human", "Hi"), ("human", "You?"), ("gpt", "Hello")],
         [("human", "Hi\n\nYou?"), ("gpt", "Hello")],
@@ -276,10 +297,101 @@ def test_turns_with_different_training_flags_are_not_merged(flags):
 
 
 def test_every_repair_named_by_a_rule_exists():
-    assert {rule.repair for rule in RULES.values() if rule.repair} == REPAIRS.keys()
+    assert {rule.repair for rule in RULES.values() if rule.repair} == REPAIRS.keys() - {"trim-signature"}
 
 
 def test_a_conversation_that_a_repair_would_empty_is_not_changed():
     repaired, touched = repair(turns([("human", "Hi")], VALID[0]), ["trailing-user"])
     assert repaired.equals(turns([("human", "Hi")], VALID[0]))
     assert touched.is_empty()
+
+
+# -------------------------------------------------------------------------------------------------------------- texts
+
+SUSPICIOUS = {
+    "placeholder-text": ["nan", "NaN", "None", " null\n", "N/A", "#N/A", "undefined", "<NA>", "#REF!"],
+    "no-letters": ["...", "?!", "👍", "---"],
+    "invisible-text": ["How\u200bfar", "A\u00adb", "Two miles.\u202e", "\ufeffHi"],
+    "mojibake": ["Wo ist die BrÃ¼cke?", "Itâ€™s", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "It‚Äôs here"],
+    "stop-marker": ["Pull it.\n\n###\n\n", "Pull it.</s>", "Pull it.<|endoftext|>", "Pull it. [END]"],
+    "html-markup": ["<p>Pull it.</p>", "Fish &amp; chips", "One<br/>two", "It&#39;s here", "Press <b>OK</b> twice."],
+    "media-placeholder": ["What is this?\n<image>", "<audio> Who speaks?"],
+}
+FINE = [
+    *(
+        "Yes",
+        "4",
+        "none of them",
+        "Nana",
+        "an N/A value",
+        "Brücke – café €5 “x” naïve",
+        "Привет, «мир» — да.",
+        "你好。",
+    ),
+    *(
+        "می‌خواهم",
+        "👩‍👩‍👧 waves",
+        "He said “été” … où ?",
+        "# Title\n### Part\ntext",
+        "if a < b && c > d",
+        "The END of it",
+    ),
+    *("Use AT&T", "a <b> in code:\n```html\n<p>x</p>\n```", "Write HTML: <p>x</p>", "It’s “smart”", "BEGIN\n  x;\nEND"),
+]
+
+
+@pytest.mark.parametrize(("code", "text"), [(code, text) for code, texts in SUSPICIOUS.items() for text in texts])
+def test_a_suspicious_text_is_a_warning(code, text):
+    findings = validate(turns([("human", text), ("gpt", "Pull it twice.")], *[VALID[0]] * 3))
+    assert (0, code, "warning") in findings.select("row", "code", "severity").rows()
+    assert set(findings["row"]) == {0}
+
+
+@pytest.mark.parametrize("text", FINE)
+def test_a_text_with_unusual_characters_is_no_warning(text):
+    assert codes([("human", text), ("gpt", text)], *[VALID[0]] * 3) == []
+
+
+def test_a_word_is_a_stop_marker_if_it_ends_most_answers():
+    ended = [("human", "How far?"), ("gpt", "Two miles. END")]
+    assert codes(ended, ended, VALID[0]) == [(0, "stop-marker"), (1, "stop-marker")]
+    assert codes(ended, *[VALID[0]] * 3) == []
+
+
+@pytest.mark.parametrize("text", ["\u200b", " \ufeff\u200d ", "\u2800", "\u3164"])
+def test_a_text_of_invisible_characters_is_empty(text):
+    findings = validate(turns([("human", text), ("gpt", "Hello")], [("human", "Hi"), ("gpt", text)]))
+    rejects = findings.filter(pl.col("severity") == "reject")
+    assert rejects.select("row", "code").rows() == [(0, "empty-question"), (1, "empty-answer")]
+
+
+def test_markup_in_a_conversation_about_code_is_neither_reported_nor_removed():
+    talk = [("human", "Write a web page with a paragraph."), ("gpt", "<p>Hello &amp; welcome</p>")]
+    assert codes(talk) == []
+    assert repair(turns(talk), ["html"])[1].is_empty()
+
+
+def test_code_in_html_survives_the_repair():
+    html = "<p>Try &lt;T&gt;:</p><pre><code>if a &lt; b:\n\n\n    List<String> x  \n</code></pre><ul><li>One</li></ul>"
+    repaired, _ = repair(turns([("human", html), ("gpt", "Fine &amp; good, if a <b and c> d.")]), ["html"])
+    assert repaired["value"].to_list() == [
+        "Try <T>:\n\n```\nif a < b:\n\n\n    List<String> x  \n\n```\n\n- One",
+        "Fine & good, if a <b and c> d.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Thanks.\nIt leaks when it rains.", "It leaks.\nThanks", "Regards,\nwhy does it leak?", "Sent from my iPhone"],
+)
+def test_a_question_is_not_mistaken_for_a_signature(text):
+    assert repair(turns([("human", text), ("gpt", "Pull.")]), ["trim-signature"])[1].is_empty()
+
+
+@pytest.mark.parametrize("code", [code for code, rule in RULES.items() if rule.repair and rule.severity == "warning"])
+def test_a_repair_of_a_warning_ends_the_warning(code):
+    texts = SUSPICIOUS.get(code, [" Hi", "Hi \n"])
+    talks = [[("human", text), ("gpt", "Hello")] for text in texts]
+    assert code in [found for _, found in codes(*talks)]
+    repaired, _ = repair(turns(*talks), [RULES[code].repair])
+    assert code not in validate(repaired)["code"].to_list()

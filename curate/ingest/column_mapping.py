@@ -211,6 +211,8 @@ def _candidates_of(table: pl.DataFrame, name: str, options: dict[str, str], *, a
     """The ways to assign columns to the fields of one shape, each column once."""
     shape = SHAPES[name]
     free = {column: _cells(table, column) for column in table.columns if column not in options.values()}
+    if shape.proven:  # by the keys in its cells: a column without cells proves nothing
+        free = {column: cells for column, cells in free.items() if cells.null_count() < cells.len()}
     choices: dict[str, list[str]] = {}
     for field_name, field in shape.fields.items():
         given = options.get(field_name)

@@ -6,7 +6,7 @@ This module does not access the store. Every row of a batch is in its import bat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_ta
 from curate.ingest.media import media_problems
 from curate.ingest.named_split import COLUMN
 from curate.ingest.readers import REJECTS, Batch
+from curate.ingest.repair_advice import RepairAdvice, advise_repairs, rival_findings, rival_rows
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import path_cells
@@ -61,6 +62,10 @@ class Conversion:
     """whether some row has several conversations"""
     warnings: Counter[str] = field(default_factory=Counter)
     """code → conversations"""
+    warning_examples: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """code → row, line and reason of the first conversation"""
+    advice: dict[str, RepairAdvice] = field(default_factory=dict)
+    """code of a reject or warning → the repairs that were tried on the first batch with it"""
     examples: list[dict[str, Any]] = field(default_factory=list)
     """the first conversations"""
 
@@ -73,12 +78,19 @@ class Conversion:
                     self.mapping = extend_mapping(self.mapping, drop_export_columns(batch.table), self.section)
                 if batch.table.height:
                     self.columns = tuple(dict.fromkeys([*self.columns, *batch.table.columns]))
-                converted, warnings = convert(
-                    batch, self.mapping, self.section, first_key=self.conversations, split=self.split
+                converted, notes = convert(
+                    batch,
+                    self.mapping,
+                    self.section,
+                    first_key=self.conversations,
+                    split=self.split,
+                    known=self.advice,
                 )
             self.conversations += converted.conversations.height
             self.several = self.several or batch.sources is not None or converted.rows > batch.records
-            self.warnings.update(warnings)
+            self.warnings.update(notes.warnings)
+            self.warning_examples = {**notes.warning_examples, **self.warning_examples}
+            self.advice |= notes.advice
             self.examples = self.examples or _first_distinct(converted.conversations)
             yield converted
 
@@ -93,18 +105,35 @@ def prefix_errors(path: str) -> Iterator[None]:
         raise SourceError(f"{path}: {error.what}", error.hint.replace(IMPORT_COMMAND, command)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class BatchNotes:
+    """What the report says about a batch: warnings and repairs, by code."""
+
+    warnings: dict[str, int]
+    warning_examples: dict[str, dict[str, Any]]
+    advice: dict[str, RepairAdvice]
+
+
 def convert(
-    batch: Batch, mapping: ColumnMapping, section: ImportSection, *, first_key: int = 0, split: str | None = None
-) -> tuple[ImportBatch, dict[str, int]]:
-    """Parse, repair, validate and fold the rows of one batch; also the number of conversations per warning.
+    batch: Batch,
+    mapping: ColumnMapping,
+    section: ImportSection,
+    *,
+    first_key: int = 0,
+    split: str | None = None,
+    known: Collection[str] = (),
+) -> tuple[ImportBatch, BatchNotes]:
+    """Parse, repair, validate and fold the rows of one batch; also its warnings, and the repairs that work.
 
     `first_key` is the key of the first conversation; keys distinguish the conversations of a source. `split` becomes
-    metadata of rows without a column of this name.
+    metadata of rows without a column of this name. Repairs are not tried for `known` codes.
     """
     table = drop_export_columns(batch.table)
     parsed = parse_table(table, mapping)
     turns, repaired = repair(parsed.turns, section.repair)
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
+    rivals = rival_rows(table, parsed.members) if mapping.shape == "long" else pl.Series([], dtype=pl.Int64)
+    findings = pl.concat([findings, rival_findings(rivals)])
     missing = _missing_values(table, mapping, parsed)
     media = media_problems(table, mapping, parsed.turns, parsed.members)
     problems = pl.concat([missing, parsed.problems, media])
@@ -119,7 +148,14 @@ def convert(
         corrections=_corrections(batch),
         excluded=batch.excluded,
     )
-    return converted, _count_warnings(findings, rejected)
+    if findings.is_empty():
+        return converted, BatchNotes({}, {}, {})
+    warnings = findings.filter(pl.col("severity") == "warning").join(rejected, on="row", how="anti")
+    rejecting = findings.filter((pl.col("severity") == "reject") & ~pl.col("row").is_in(rivals.implode()))
+    advice = advise_repairs(
+        turns, parsed.tools, pl.concat([rejecting, warnings]), known, has_questions=SHAPES[mapping.shape].has_questions
+    )
+    return converted, BatchNotes(_count_warnings(warnings), _warning_examples(warnings, batch, members), advice)
 
 
 def _members(batch: Batch, parsed: ParsedTable) -> pl.DataFrame | None:
@@ -258,10 +294,20 @@ def _reasons_by_record(rejected: pl.DataFrame, members: pl.DataFrame) -> pl.Data
     return sentences.group_by("record", maintain_order=True).agg(pl.first("code"), pl.col("reason").str.join(" "))
 
 
-def _count_warnings(findings: pl.DataFrame, rejected: pl.DataFrame) -> dict[str, int]:
+def _count_warnings(warnings: pl.DataFrame) -> dict[str, int]:
     """Number of accepted conversations per warning."""
-    warnings = findings.filter(pl.col("severity") == "warning").join(rejected, on="row", how="anti")
     return dict(warnings.group_by("code").agg(pl.col("row").n_unique()).iter_rows())
+
+
+def _warning_examples(warnings: pl.DataFrame, batch: Batch, members: pl.DataFrame | None) -> dict[str, dict[str, Any]]:
+    """The first accepted conversation per warning: its row, line and reason."""
+    first = warnings.sort("row", maintain_order=True).unique("code", keep="first", maintain_order=True)
+    records = first.with_columns(record="row")
+    if members is not None:
+        records = first.join(members.group_by("row").agg(pl.col("record").min()), on="row", maintain_order="left")
+    rows, lines = batch.row.gather(records["record"]), batch.line.gather(records["record"])
+    reasons = first.select("code", pl.Series("row", rows), pl.Series("line", lines), "reason")
+    return {example.pop("code"): example for example in reasons.to_dicts()}
 
 
 def _first_distinct(conversations: pl.DataFrame) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.ingest.repair_advice import RepairAdvice
 from curate.ingest.row_filter import EXCLUDED
 from curate.ingest.shapes.roles import UNKNOWN_ROLE
 from schemas.errors import SourceError
@@ -49,6 +50,10 @@ class ImportResult:
     """code → rows with several conversations, of which some were rejected and others not; not among `rejected`"""
     warnings: dict[str, int] = field(default_factory=dict)
     """code → conversations"""
+    warning_examples: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """code → row, line and reason of the first conversation; not stored"""
+    advice: dict[str, RepairAdvice] = field(default_factory=dict)
+    """code of a reject or warning → repairs, tried on a sample; not stored"""
     repaired: dict[str, int] = field(default_factory=dict)
     """repair → rows"""
     unknown_roles: dict[str, int] = field(default_factory=dict)

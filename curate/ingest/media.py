@@ -22,7 +22,7 @@ _NO_MEDIA = (
 )
 """A cell of such a column without media: empty, an empty list, or an object whose values are null."""
 
-_PLACEHOLDERS = ("<image>", "<audio>", "<video>", "<|image|>", "<|audio|>", "<|video|>", "<|image_pad|>")
+PLACEHOLDERS = ("<image>", "<audio>", "<video>", "<|image|>", "<|audio|>", "<|video|>", "<|image_pad|>")
 """Placeholders in the question of LLaVA, LlamaFactory and multimodal chat templates."""
 
 
@@ -66,9 +66,9 @@ def _column_problems(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def _placeholder_problems(turns: pl.DataFrame) -> pl.DataFrame:
     text = pl.col("value")
-    found = turns.filter((pl.col("from") == "human") & text.str.contains_any(list(_PLACEHOLDERS)))
+    found = turns.filter((pl.col("from") == "human") & text.str.contains_any(list(PLACEHOLDERS)))
     if found.is_empty():
         return pl.DataFrame(schema=PROBLEMS)
     found = found.filter(~text.str.contains(r"(?i)</(?:image|audio|video)>"))
-    name = text.str.extract_many(list(_PLACEHOLDERS)).list.first()
+    name = text.str.extract_many(list(PLACEHOLDERS)).list.first()
     return problem_rows(found, CODE, pl.format("A question contains the placeholder {}.", name))

@@ -230,5 +230,6 @@ def _finish(
         ],
     )
     result = load_result(connection, source_id)
+    result = replace(result, warning_examples=conversion.warning_examples, advice=conversion.advice)
     check_max_rejects(result, section.max_rejects)
     return result

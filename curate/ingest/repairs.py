@@ -10,6 +10,17 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from curate.ingest.html_text import html_to_text
+from curate.ingest.text_checks import (
+    INVISIBLE,
+    MARKER,
+    PLACEHOLDER,
+    WORD_MARKER,
+    ends_with_marker,
+    has_markup,
+    is_markup,
+    is_mojibake,
+)
 from schemas.conversation import ASSISTANT_ROLES
 
 
@@ -88,10 +99,110 @@ def merge_consecutive(turns: pl.DataFrame) -> pl.DataFrame:
     return merged.select(turns.columns)
 
 
+def remove_html(turns: pl.DataFrame) -> pl.DataFrame:
+    """Write HTML texts as plain text; conversations about code are not changed.
+
+    >>> talk = pl.DataFrame({"row": [0], "from": ["human"], "value": ["<p>Fish &amp; chips?</p>"]})
+    >>> remove_html(talk)["value"].to_list()
+    ['Fish & chips?']
+    """
+    tagged = turns.with_row_index("at").filter(has_markup())
+    return _replace_texts(turns, tagged.filter(is_markup(tagged, turns)), html_to_text)
+
+
+def decode_mojibake(turns: pl.DataFrame) -> pl.DataFrame:
+    """Decode texts again that were decoded with another encoding than their own, as far as ftfy is certain.
+
+    >>> talk = pl.DataFrame({"row": [0], "from": ["human"], "value": ["Ein CafÃ© am Hafen?"]})
+    >>> decode_mojibake(talk)["value"].to_list()
+    ['Ein Café am Hafen?']
+    """
+    broken = turns.with_row_index("at").filter(is_mojibake(turns["value"]))
+    if broken.is_empty():
+        return turns
+    from ftfy import fix_encoding  # 0.1 s
+
+    return _replace_texts(turns, broken, fix_encoding)
+
+
+def _replace_texts(turns: pl.DataFrame, some: pl.DataFrame, change: Callable[[str], str]) -> pl.DataFrame:
+    """The turns with the changed texts of `some`, which have the position `at`."""
+    texts = [change(text) for text in some["value"]]  # a Python loop: only over texts with the defect
+    return turns.with_columns(turns["value"].clone().scatter(some["at"], pl.Series(texts, dtype=pl.String)))
+
+
+def remove_invisible(turns: pl.DataFrame) -> pl.DataFrame:
+    r"""Remove zero-width spaces, soft hyphens and marks of text direction; joiners of emoji and scripts stay.
+
+    >>> remove_invisible(pl.DataFrame({"row": [0], "from": ["human"], "value": ["How\u200b far?"]}))["value"].to_list()
+    ['How far?']
+    """
+    return turns.with_columns(pl.col("value").str.replace_many(list(INVISIBLE), [""]))
+
+
+def empty_placeholders(turns: pl.DataFrame) -> pl.DataFrame:
+    """Empty texts that are only a placeholder of a missing value, so that validation rejects them.
+
+    >>> empty_placeholders(pl.DataFrame({"row": [0], "from": ["gpt"], "value": ["nan"]}))["value"].to_list()
+    ['']
+    """
+    value = pl.col("value")
+    return turns.with_columns(pl.when(~value.str.contains(PLACEHOLDER)).then(value).otherwise(pl.lit("")))
+
+
+def remove_stop_markers(turns: pl.DataFrame) -> pl.DataFrame:
+    r"""Remove markers of prompt formats, such as ### or END, at the end of turns.
+
+    >>> remove_stop_markers(pl.DataFrame({"row": [0], "from": ["gpt"], "value": ["Pull it. END"]}))["value"].to_list()
+    ['Pull it.']
+    """
+    marked = ends_with_marker(turns)
+    cut = pl.col("value").str.replace(rf"(?:\s*{MARKER}|{WORD_MARKER})+\s*$", "")
+    return turns.with_columns(pl.when(marked).then(cut).otherwise("value"))
+
+
+def remove_signatures(turns: pl.DataFrame) -> pl.DataFrame:
+    r"""Remove e-mail signatures and lines such as "Sent from my iPhone" at the end of questions.
+
+    >>> letter = "It leaks.\n\nKind regards,\nAda\n\nSent from my iPhone"
+    >>> talk = pl.DataFrame({"row": [0], "from": ["human"], "value": [letter]})
+    >>> remove_signatures(talk)["value"].to_list()
+    ['It leaks.']
+    """
+    cut = pl.col("value")
+    for pattern in (_SENT_FROM, _SIGNATURE, _CLOSING):
+        cut = cut.str.replace(pattern, "")
+    is_kept = (pl.col("from") != "human") | (cut.str.strip_chars() == "")
+    return turns.with_columns(pl.when(is_kept).then("value").otherwise(cut))
+
+
+_SENT_FROM = (
+    r"(?i)\s*\n\s*(?:sent from (?:my|mail for|yahoo|outlook|samsung|proton)|get outlook for"
+    r"|von meinem [^\n]{0,30}gesendet|gesendet (?:von|mit)|envoyé (?:de|depuis) mon|enviado desde mi|inviato da)"
+    r"[^\n]{0,60}\s*$"
+)
+_SIGNATURE = r"(?s)\s*\n-- ?\n.*$"
+"""The delimiter of RFC 3676, section 4.3, and all that follows."""
+
+_CLOSING = (
+    r"\s*\n\s*(?i:(?:best |kind |warm )?regards|best wishes|cheers|(?:many |with )?thanks(?: in advance)?"
+    r"|thank you|sincerely|yours (?:sincerely|faithfully|truly)|mit freundlichen grüßen|viele grüße|beste grüße|mfg"
+    r"|cordialement|saludos|atentamente|cordiali saluti)[,.!]?"
+    r"(?:\s*\n\s*(?:(?:\p{Lu}[\p{L}'’-]*\.? *){1,4}|[+(]?\d[\d ()/.-]{4,}|\S+@\S+|(?:https?://|www\.)\S+)){1,5}\s*$"
+)
+"""The closing of a letter, and one to five lines with names, a telephone number or an address; no sentences."""
+
+
 REPAIRS: dict[str, Repair] = {
     "strip": Repair("Remove white space around every turn.", strip),
     "trailing-user": Repair("Remove the turns after the last assistant turn.", drop_trailing_user),
     "leading-assistant": Repair("Remove assistant turns before the first user turn.", drop_leading_assistant),
+    "html": Repair("Write HTML as plain text, except in conversations about code.", remove_html),
+    "mojibake": Repair("Decode texts again that were decoded with another encoding.", decode_mojibake),
+    "invisible": Repair("Remove invisible characters, except joiners.", remove_invisible),
+    "nan-text": Repair("Empty placeholders such as nan or N/A, which rejects them.", empty_placeholders),
+    "stop-marker": Repair("Remove markers such as ### or END at the end of turns.", remove_stop_markers),
+    "trim-signature": Repair("Remove e-mail signatures at the end of questions.", remove_signatures),
     "merge-consecutive": Repair("Merge consecutive turns of the same role, with a blank line.", merge_consecutive),
 }
 """Name for `--repair` → repair."""

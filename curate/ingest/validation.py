@@ -16,6 +16,7 @@ from typing import Literal
 import polars as pl
 
 from curate.ingest.shapes.shape import shorten_expr
+from curate.ingest.text_checks import check_texts, find_blank
 from curate.ingest.tool_checks import check_calls, check_reasoning, check_tools
 from schemas.control_tokens import CONTROL_TOKENS
 from schemas.conversation import ASSISTANT_ROLES, ROLES
@@ -63,17 +64,21 @@ def validate(
     if turns.is_empty():
         return pl.DataFrame(schema=FINDINGS)
     context = _add_context(turns)
+    if (blank := find_blank(context)).len():
+        context = context.with_columns(empty=pl.col("empty") | pl.col("index").is_in(blank.implode()))
     rules = {code: rule for code, rule in RULES.items() if code != (NO_WORDS if has_questions else NO_QUESTION_FIRST)}
     broken = context.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items())
     codes = [code for code in rules if broken[code].any()]
     findings = [_findings(code, context.filter(broken[code]), limits) for code in codes]
-    others = check_calls(context, tools) | check_tools(tools) | check_reasoning(context)
+    others = check_calls(context, tools) | check_tools(tools) | check_reasoning(context) | check_texts(context)
     findings += [_findings(code, rows, limits) for code, rows in others.items()]
     return _keep_first_reject(findings)
 
 
 def _add_context(turns: pl.DataFrame) -> pl.DataFrame:
     """The turns with the columns that the rules use: neighbours, emptiness, sizes, the number of the turn from 1.
+
+    `wide` is whether a text has characters outside ASCII.
 
     `role` is `from` as an enum, null if unknown: comparing enums takes a fifth of the time of comparing texts.
     """
@@ -93,6 +98,7 @@ def _add_context(turns: pl.DataFrame) -> pl.DataFrame:
             last.alias("last"),
             (core.fill_null(0) == 0).alias("empty"),
             (core != bytes_).alias("padded"),
+            (bytes_ != pl.col("value").str.len_chars()).alias("wide"),
             index.alias("index"),
             pl.col("value").str.len_chars().fill_null(0).cast(pl.Int64).cum_sum().alias("length"),
         )
@@ -282,6 +288,59 @@ RULES: dict[str, Rule] = {
         _turn("starts or ends with white space"),
         severity="warning",
         repair="strip",
+    ),
+    "placeholder-text": Rule(
+        "A text is only a placeholder of a missing value, such as nan, None or N/A; it is trained on unchanged.",
+        lambda _: pl.lit(False),  # this and the following rules are checked by `check_texts`
+        _turn_quoting("is a placeholder"),
+        severity="warning",
+        repair="nan-text",
+    ),
+    "no-letters": Rule(
+        "A text has no letter and no digit; a single ? is a question.",
+        lambda _: pl.lit(False),
+        _turn_quoting("has no letter and no digit"),
+        severity="warning",
+    ),
+    "invisible-text": Rule(
+        "A turn contains invisible characters, such as zero-width spaces or marks of text direction.",
+        lambda _: pl.lit(False),
+        _turn_quoting("contains invisible characters"),
+        severity="warning",
+        repair="invisible",
+    ),
+    "mojibake": Rule(
+        "A turn was decoded with another encoding than its own (Ã© instead of é).",
+        lambda _: pl.lit(False),
+        _turn_quoting("was decoded incorrectly"),
+        severity="warning",
+        repair="mojibake",
+    ),
+    "stop-marker": Rule(
+        "A turn ends with a marker of a prompt format, such as ### or END, which a model would learn to write.",
+        lambda _: pl.lit(False),
+        lambda _: pl.format("Turn {} ({}) ends with {}", "turn", "from", pl.col("value").str.tail(12)),
+        severity="warning",
+        repair="stop-marker",
+    ),
+    "html-markup": Rule(
+        "A turn has HTML tags or entities, although its conversation is not about code.",
+        lambda _: pl.lit(False),
+        _turn_quoting("has HTML markup"),
+        severity="warning",
+        repair="html",
+    ),
+    "media-placeholder": Rule(
+        "A question has a placeholder of an image, sound or video that the row does not have.",
+        lambda _: pl.lit(False),
+        _turn_quoting("has a placeholder of an image, sound or video"),
+        severity="warning",
+    ),
+    "rival-replies": Rule(
+        "Two turns of a conversation reply to the same turn, so that one of them follows the other by mistake.",
+        lambda _: pl.lit(False),  # found by the column with the parent of each row
+        _turn("replies to the same turn as another"),
+        severity="warning",
     ),
     NO_WORDS: Rule(
         "A text is a number, a list or an object, which may be the wrong column; it is trained on unchanged.",

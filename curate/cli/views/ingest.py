@@ -200,12 +200,31 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     if closed:
         yield f"Closed {plural(closed, 'reject')} of earlier imports."
     for code, count in _sum_counts(result.warnings for result in results).items():
-        repair = f" (--repair {RULES[code].repair} --replace)" if RULES[code].repair else ""
-        yield f"Warning {code}: {plural(count, 'conversation')}. {RULES[code].description}{repair}"
+        where, repairs = _first_place(results, code), _repairs(results, code)
+        yield f"Warning {code}: {plural(count, 'conversation')}{where}. {RULES[code].description}{repairs}"
     for code, count in _sum_counts(result.rejected for result in results).items():
-        rule = RULES.get(code)
-        if rule and rule.repair:
-            yield f"{plural(count, 'row')} rejected for {code} can be repaired: --repair {rule.repair} --replace"
+        if repairs := _repairs(results, code):
+            yield f"Rejected for {code}: {plural(count, 'row')}.{repairs}"
+    names = dict.fromkeys(name for result in results for advice in result.advice.values() for name in advice.repairs)
+    if names:
+        yield f"To repair them, add: {' '.join(f'--repair {name}' for name in names)} --replace"
+
+
+def _first_place(results: Sequence[ImportResult], code: str) -> str:
+    """The location of the first conversation with a warning, and of which file if there are several."""
+    found = [(result.path, result.warning_examples[code]) for result in results if code in result.warning_examples]
+    if not found:
+        return ""
+    path, example = found[0]
+    return f", first in {_location(example)}{f' of {path}' if len(results) > 1 else ''}"
+
+
+def _repairs(results: Sequence[ImportResult], code: str) -> str:
+    """A sentence on the repairs for a rule that worked when they were tried; empty without one."""
+    found = [result.advice[code] for result in results if code in result.advice]
+    names = dict.fromkeys(name for advice in found for name in advice.repairs)
+    repaired, tried = sum(advice.repaired for advice in found), sum(advice.tried for advice in found)
+    return f" Repaired by {' and '.join(names)} in a trial: {repaired:,} of {tried:,}." if names else ""
 
 
 def _named_splits(results: Sequence[ImportResult]) -> Iterator[str]:

@@ -50,7 +50,10 @@ def _on_line(speaker: str) -> str:
 
 _START = rf"^\s*{_any_speaker({})}"
 _ASSISTANT_LINE = _on_line(_any_assistant({}))
-_ASSISTANT_INLINE = rf"\s{_any_assistant({})}"
+_GAP = r"(?:^|\s+|\s*#{2,4} ?)"
+"""What precedes a speaker within a line; openassistant-guanaco writes `### Human: …### Assistant: …`."""
+
+_ASSISTANT_INLINE = rf"{_GAP}{_any_assistant({})}"
 
 _TURN, _NAME_END = "\ufdd0", "\ufdd1"
 """Unicode noncharacters, reserved for internal use by programs."""
@@ -86,7 +89,7 @@ def _mark_speakers(roles: Mapping[str, str]) -> pl.Expr:
     """
     text, marks = pl.col("cell"), f"{_TURN}${{1}}{_NAME_END}"
     by_line = text.str.contains(_on_line(_any_assistant(roles)))
-    lines, inline = _on_line(_any_speaker(roles)), rf"(?:^|\s+){_any_speaker(roles)}"
+    lines, inline = _on_line(_any_speaker(roles)), rf"{_GAP}{_any_speaker(roles)}"
     return pl.when(by_line).then(text.str.replace_all(lines, marks)).otherwise(text.str.replace_all(inline, marks))
 
 
