@@ -12,9 +12,11 @@ from curate.ingest.import_options import apply_options
 from curate.ingest.import_result import ImportResult
 from curate.ingest.pipeline import import_files
 from curate.ingest.readers import byte_stream
+from curate.ingest.rejects import RejectFilter, export_rejects
+from curate.ingest.removal import remove_source
 from curate.ingest.shapes import SHAPES
 from curate.versions.lineage import Lineage, RejectedRow, trace
-from schemas.errors import SourceError
+from schemas.errors import SourceError, VersionError
 from schemas.recipe import ImportSection
 from schemas.store import reading
 
@@ -118,6 +120,14 @@ def test_trace_lists_every_conversation_of_a_row_and_its_rejected_parts(store: P
     assert rejected.reason.startswith("Conversation 2 of 3")
 
 
+def test_trace_lists_the_ids_of_a_row_with_many_conversations(store: Path, tmp_path: Path) -> None:
+    questions = [{"question": f"Q{n}", "answers": [{"text": f"A{n}"}]} for n in range(25)]
+    import_one(store, write(tmp_path / "s.jsonl", {"paragraphs": [{"context": "C", "qas": questions}]}))
+    with reading(store) as connection, pytest.raises(VersionError, match=r"Row 1 of .* has 25 conversations") as error:
+        trace(connection, "s.jsonl#1")
+    assert "Trace one by its id: " in error.value.hint
+
+
 def test_keys_of_conversations_are_distinct_across_batches(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,8 +154,6 @@ def test_a_dry_run_counts_partly_rejected_rows_like_an_import(store: Path, tmp_p
 
 
 def test_an_exported_partly_rejected_row_closes_its_reject_when_it_is_imported(store: Path, tmp_path: Path) -> None:
-    from curate.ingest.rejects import RejectFilter, export_rejects
-
     import_one(store, write(tmp_path / "squad.jsonl", ARTICLE))
     fixed = tmp_path / "fix.jsonl"
     with reading(store) as connection:
@@ -160,8 +168,6 @@ def test_an_exported_partly_rejected_row_closes_its_reject_when_it_is_imported(s
 def test_removing_an_import_keeps_the_sums_of_another_one_with_the_same_conversations(
     store: Path, tmp_path: Path
 ) -> None:
-    from curate.ingest.removal import remove_source
-
     import_one(store, write(tmp_path / "a.jsonl", ARTICLE))
     extra = {"context": "B", "qas": [{"question": "B?", "answers": [{"text": "b"}]}]}
     second = import_one(store, write(tmp_path / "b.jsonl", {"paragraphs": [*ARTICLE["paragraphs"], extra]}))
@@ -342,6 +348,17 @@ def test_of_ranked_replies_the_best_ranked_ones_are_imported_on_request(store: P
     result = import_one(store, path, shape="best-branch")
     assert texts(store) == ["r a2"]
     assert result.rejected == {"lower-ranked": 3}
+
+
+def test_removing_an_import_keeps_every_row_of_a_branch_in_another_import(store: Path, tmp_path: Path) -> None:
+    rows = [message("r", None), message("a1", "r"), message("a2", "r")]
+    import_one(store, write(tmp_path / "a.jsonl", *rows))
+    second = import_one(store, write(tmp_path / "b.jsonl", *rows, message("a3", "r")))
+    assert (second.rows_kept, second.rows_duplicate) == (2, 2)
+    remove_source(store, str(tmp_path / "a.jsonl"))
+    with reading(store) as connection:
+        counts = connection.sql("SELECT rows_kept, rows_duplicate, conversations FROM sources").fetchall()
+    assert counts == [(4, 0, 3)]
 
 
 def nested(id_: str, *replies: dict[str, Any], **more: Any) -> dict[str, Any]:
