@@ -340,6 +340,12 @@ def test_an_invalid_branch_is_rejected_and_others_of_its_rows_are_kept(store: Pa
     ]
 
 
+def test_rows_with_the_id_of_their_ticket_are_not_a_tree(store: Path, tmp_path: Path) -> None:
+    rows = [{"id": n, "parent": "T1", "role": role, "text": "x"} for n, role in enumerate(["user", "assistant"])]
+    with pytest.raises(SourceError, match=r"not certain|No shape fits"):
+        import_one(store, write(tmp_path / "t.jsonl", *rows))
+
+
 def test_of_ranked_replies_the_best_ranked_ones_are_imported_on_request(store: Path, tmp_path: Path) -> None:
     ranked = [message("a1", "r", rank=1), message("a2", "r", rank=0), message("p3", "a1"), message("a3", "p3", rank=0)]
     path = write(tmp_path / "t.jsonl", message("r", None), *ranked)
@@ -452,6 +458,8 @@ ARC = {"text": ["wind", "rain", "oil"], "label": ["A", "B", "C"]}
         ([{"question": "Q?", "choices": ARC, "answerKey": "B"}], "choices"),
         ([{"question_stem": "Q?", "choices": ARC, "answerKey": "B", "fact1": "x"}], "choices"),
         ([{"question": "Q?", "options": ["wind", "rain", "oil"], "answer": "b", "rationale": "x"}], "choices"),
+        ([{"question": "Q?", "options": ["A)wind", "B) rain", "C)oil"], "correct": "B"}], "choices"),
+        ([{"question": "Q?", "options": ["(A) wind", "(B) rain", "(C) oil"], "answer": "(B)"}], "choices"),
         (
             [
                 {"question": "Q?", "choices": ["wind", "rain", "oil"], "answer": 1, "subject": "x"},
@@ -602,6 +610,12 @@ def test_langfuse_generations_keep_their_output_and_their_tools(store: Path, tmp
     ]
     with reading(store) as connection:
         assert connection.sql("SELECT count(*) FROM conversations WHERE tools IS NOT NULL").fetchall() == [(1,)]
+
+
+def test_a_langfuse_dataset_has_expected_outputs(store: Path, tmp_path: Path) -> None:
+    row = {"id": "1", "input": {"messages": [ASKED]}, "expectedOutput": TOLD, "metadata": None}
+    assert import_one(store, write(tmp_path / "items.jsonl", row)).shape == "generation"
+    assert talks(store) == [[("human", "How?"), ("gpt", "Pull.")]]
 
 
 def test_an_alpaca_file_whose_inputs_are_json_stays_an_alpaca_file(store: Path, tmp_path: Path) -> None:

@@ -160,16 +160,15 @@ def _parse(
     names = ("context", "question", "answer")
     rows = pl.DataFrame([prompts, *(mapping.column(table, name) for name in names)]).with_row_index("position")
     key = pl.col("answer").str.strip_chars(" ().\t").str.to_uppercase()
-    label = pl.coalesce("given", pl.lit(list(LETTERS)).list.get(pl.col("n") - 1, null_on_oob=True))
-    by_label = label.str.to_uppercase() == key
+    by_label = pl.col("label").str.to_uppercase() == key
     by_number = pl.col("n") - 1 + (first or 0) == key.cast(pl.Float64, strict=False)
     is_right = by_label if first is None else pl.when(pl.col("given").is_null()).then(by_number).otherwise(by_label)
-    line = pl.format("{}. {}", label, pl.col("text").str.strip_chars())
+    line = pl.format("{}. {}", "label", "text")
     lines = (
-        choices.rechunk()  # `pl.format` panics on a filtered column of several chunks
-        .with_columns(pl.col("position").cast(pl.UInt32))
+        _label(choices)
         .join(rows, on="position")
         .sort("position", "n")
+        .rechunk()  # `pl.format` panics on a filtered column of several chunks
         .group_by("position", maintain_order=True)
         .agg(choices=line.str.join("\n"), gpt=line.filter(is_right.fill_null(False)).first(), count=pl.len())
     )
@@ -187,3 +186,17 @@ def _parse(
     no_answer = pl.when(pl.col("gpt").is_null()).then(reason).alias("no_answer")
     parts = parts.select("position", system.alias("system"), human.alias("human"), "gpt", no_answer)
     return parse_parts(table.height, parts, [*problems, no_text])
+
+
+def _label(choices: pl.DataFrame) -> pl.DataFrame:
+    """The choices with `label`; if every text of a row starts with its own label, as in `A)21`, without it."""
+    label = pl.coalesce("given", pl.lit(list(LETTERS)).list.get(pl.col("n") - 1, null_on_oob=True))
+    labelled = choices.with_columns(
+        pl.col("position").cast(pl.UInt32), label.alias("label"), pl.col("text").str.strip_chars()
+    )
+    marks = [pl.col("label") + end for end in (")", ".", ":")] + ["(" + pl.col("label") + ")"]
+    lengths = [pl.when(pl.col("text").str.starts_with(mark)).then(mark.str.len_chars()) for mark in marks]
+    own = pl.coalesce(lengths)
+    is_marked = own.is_not_null().all().over("position")
+    bare = pl.col("text").str.slice(own.fill_null(0)).str.strip_chars()
+    return labelled.with_columns(pl.when(is_marked).then(bare).otherwise("text").alias("text"))

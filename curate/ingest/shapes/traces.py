@@ -68,7 +68,7 @@ FIELDS = {
 }
 GENERATION_FIELDS = {
     "input": Field(("input",), required=True, fits=_has_messages),
-    "output": Field(("output",), required=True),
+    "output": Field(("output", "expectedOutput", "expected_output"), required=True),
 }
 COMPLETION_FIELDS = {
     "input": Field(("messages", "input", "prompt"), required=True, fits=_has_messages),

@@ -53,7 +53,7 @@ def _is_rank(cells: pl.Series) -> pl.Series:
     return cells.cast(pl.Float64, strict=False).is_not_null()
 
 
-_PARENT = ("parent_id", "parent_message_id", "parent_uuid", "parent", "reply_to_id", "in_reply_to", "parent_comment_id")
+_PARENT = ("parent_id", "parent_message_id", "parent_uuid", "reply_to_id", "in_reply_to", "parent_comment_id")
 FIELDS = {
     "parent": Field(_PARENT, required=True),
     "id": Field(("message_id", "id", "uuid", "node_id", "comment_id"), required=True),
