@@ -15,10 +15,12 @@ from curate.ingest.readers import byte_stream
 from curate.ingest.rejects import RejectFilter, export_rejects
 from curate.ingest.removal import remove_source
 from curate.ingest.shapes import SHAPES
+from curate.versions.card_stats import describe_rejects
+from curate.versions.freeze import freeze
 from curate.versions.lineage import Lineage, RejectedRow, trace
 from schemas.errors import SourceError, VersionError
-from schemas.recipe import ImportSection
-from schemas.store import reading
+from schemas.recipe import ImportSection, check_recipe
+from schemas.store import reading, writing
 
 
 @pytest.fixture
@@ -118,6 +120,13 @@ def test_trace_lists_every_conversation_of_a_row_and_its_rejected_parts(store: P
     assert [type(lineage) for lineage in found].count(Lineage) == 2
     (rejected,) = [lineage for lineage in found if isinstance(lineage, RejectedRow)]
     assert rejected.reason.startswith("Conversation 2 of 3")
+
+
+def test_the_card_of_a_version_counts_only_rows_without_a_conversation_as_rejected(store: Path, tmp_path: Path) -> None:
+    import_one(store, write(tmp_path / "squad.jsonl", ARTICLE, UNANSWERED))
+    with writing(store) as connection:
+        version = freeze(connection, "boats", check_recipe({"freeze": {"held_out": 0}}, "the test")).version
+        assert describe_rejects(connection, version) == [{"code": "no-answer", "rows": 1, "repaired since": 0}]
 
 
 def test_trace_lists_the_ids_of_a_row_with_many_conversations(store: Path, tmp_path: Path) -> None:

@@ -36,10 +36,14 @@ def describe_sources(connection: DuckDBPyConnection, version: Version) -> list[d
 
 
 def describe_rejects(connection: DuckDBPyConnection, version: Version) -> list[dict[str, Any]]:
-    """The rejected rows of those sources by code, and how many of them were imported after a repair."""
+    """The rejected rows of those sources by code, and how many of them were imported after a repair.
+
+    A row of which other conversations were accepted is not a rejected row.
+    """
     rows = connection.sql(
         f"""{LINEAGE_SQL}
-        SELECT code, count(*) AS "rows", count(closed_by) AS "repaired since" FROM rejects
+        SELECT code, count(*) AS "rows", count(closed_by) AS "repaired since"
+        FROM rejects ANTI JOIN origins USING (source, "row")
         WHERE source IN (SELECT source FROM lineage JOIN origins ON origins.conversation = ancestor)
         GROUP BY code ORDER BY 2 DESC, code""",
         params={"version": version.label},
