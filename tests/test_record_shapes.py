@@ -632,6 +632,11 @@ def test_an_alpaca_file_whose_inputs_are_json_stays_an_alpaca_file(store: Path, 
     assert import_one(store, write(tmp_path / "a.jsonl", row)).shape == "alpaca"
 
 
+def test_an_alpaca_file_without_inputs_stays_an_alpaca_file(store: Path, tmp_path: Path) -> None:
+    row = {"instruction": "Say hello.", "input": None, "output": "Hello."}
+    assert import_one(store, write(tmp_path / "a.jsonl", row)).shape == "alpaca"
+
+
 def batch_result(id_: str, text: str) -> dict[str, Any]:
     body = {"model": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
     return {"id": f"b{id_}", "custom_id": id_, "response": {"status_code": 200, "body": body}, "error": None}

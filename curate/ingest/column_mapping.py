@@ -19,7 +19,7 @@ from curate.ingest.plausibility import check_plausibility
 from curate.ingest.preference import CHOSEN, check_preference_data
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import base_column
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape, is_plain_text
 from curate.ingest.suggestions import (
     describe_columns,
     list_commands,
@@ -246,7 +246,7 @@ def _can_be(field: Field, cells: pl.Series) -> bool:
     if field.fits is None:
         return True
     if cells.null_count() == cells.len():
-        return not field.any_name
+        return field.fits is is_plain_text
     return bool(field.fits(cells.head(_SAMPLE)).any() or field.fits(cells).any())
 
 
