@@ -10,6 +10,7 @@ from duckdb import DuckDBPyConnection
 from schemas.conversation import IMPORTED_SQL, PRESENT_SQL
 from schemas.run import partial_of, resolve_run
 from schemas.store import folder_of
+from schemas.version import MIX
 
 SOURCES_SQL = """
     SELECT path, shape, rows_read, conversations, rows_duplicate, rows_rejected,
@@ -61,10 +62,28 @@ UNSELECTED_SQL = f"""
 
 CHANGED_SQL = """
     SELECT count(*) FROM (SELECT conversation FROM current_verdicts WHERE kept) AS present
-    FULL JOIN (SELECT conversation FROM members WHERE version = ?) AS frozen USING (conversation)
+    FULL JOIN (SELECT conversation FROM members WHERE version = $version) AS frozen USING (conversation)
     WHERE present.conversation IS NULL OR frozen.conversation IS NULL
 """
 """Conversations that are kept now or in a version, but not in both."""
+
+CHANGED_SINCE_SQL = """
+    WITH version AS (FROM versions WHERE version = $version), was_dropped AS (
+        SELECT conversation FROM verdicts WHERE seq < (SELECT seq FROM version) GROUP BY conversation
+        HAVING coalesce(
+            nullif(arg_max(verdict, seq) FILTER (by_whom <> 'rule'), 'undecided'),
+            arg_max(verdict, seq) FILTER (by_whom = 'rule')) = 'drop'
+    ), is_new AS (
+        SELECT conversation FROM origins JOIN sources USING (source)
+        GROUP BY conversation HAVING min(sources.seq) > (SELECT seq FROM version)
+    ), present AS (SELECT conversation FROM current_verdicts WHERE kept)
+    SELECT count(*) FROM (
+        SELECT conversation FROM members WHERE version = $version AND conversation NOT IN (FROM present)
+        UNION SELECT conversation FROM present WHERE conversation IN (FROM was_dropped UNION FROM is_new)
+            AND conversation NOT IN (SELECT conversation FROM members WHERE version = $version))
+"""
+"""The same for a version with a sample or a mix, which leave out kept conversations: members that are no longer kept,
+and conversations that are kept since."""
 
 RUNS_SQL = "SELECT run, version, status, adapter, started_at::VARCHAR AS started_at FROM runs ORDER BY runs.seq"
 
@@ -118,15 +137,19 @@ def _next_command(connection: DuckDBPyConnection, status: dict[str, Any]) -> str
     return f"curate verify {done[-1]['run']}" if done else f"curate train {newest}"
 
 
-def _count(connection: DuckDBPyConnection, query: str, *parameters: str) -> int:
-    ((count,),) = connection.execute(query, parameters).fetchall()
+def _count(connection: DuckDBPyConnection, query: str) -> int:
+    ((count,),) = connection.sql(query).fetchall()
     return int(count)
 
 
 def _is_outdated(connection: DuckDBPyConnection, version: str) -> bool:
     """Whether the rules or the kept conversations have changed since a version."""
     ((recipe,),) = connection.execute("SELECT recipe FROM versions WHERE version = ?", [version]).fetchall()
-    frozen = json.loads(recipe).get("select", {}).get("rules", {})
+    stated = json.loads(recipe)
+    frozen = stated.get("select", {}).get("rules", {})
     latest = connection.sql(RULES_SQL).fetchall()
     rules = json.loads(latest[0][0]) if latest else {}
-    return rules != frozen or _count(connection, CHANGED_SQL, version) > 0
+    has_subset = MIX in stated or "sample" in stated.get("freeze", {})
+    query = CHANGED_SINCE_SQL if has_subset else CHANGED_SQL
+    ((changed,),) = connection.execute(query, {"version": version}).fetchall()
+    return rules != frozen or int(changed) > 0

@@ -5,10 +5,12 @@ import random
 
 import polars as pl
 import pytest
-from support.stores import add, chat, questions
+from support.stores import add, add_verdict, chat, questions
 from typer.testing import CliRunner
 
 from curate.cli.app import app
+from curate.selection import select_store
+from curate.status import read_status
 from curate.versions.bundle import export_version
 from curate.versions.diff import diff_versions
 from curate.versions.freeze import freeze
@@ -44,6 +46,12 @@ def dry_run(store, mix, **keys):
 def freeze_store(store, mix, **keys):
     with writing(store) as connection:
         return freeze(connection, "support", recipe(mix, **keys)).version
+
+
+def freeze_and_find_member(store, mix, keys):
+    version = freeze_store(store, mix, **keys)
+    with reading(store) as connection:
+        return read_members(connection, version)["id"][0]
 
 
 def used(store, mix, **keys):
@@ -265,3 +273,28 @@ def test_the_commands_show_the_mix(store, tmp_path, monkeypatch):
     result = json.loads(run.invoke(app, ["freeze", "support", "--store", str(store), "--json"]).stdout)
     assert [(part["part"], part["used"]) for part in result["mix"]] == [("gold", 30), ("(others)", 30)]
     assert (result["new"], result["sampled"], result["conversations"]) == (False, 160, 60)
+
+
+@pytest.mark.parametrize("options", [{"sample": 50}, {"mix": {"b": IN_B | {"count": 5}}}, {}], ids=str)
+def test_status_suggests_a_new_version_only_if_the_kept_conversations_changed(store, options):
+    mix, keys = options.get("mix", {}), {key: value for key, value in options.items() if key != "mix"}
+    with writing(store) as connection:
+        connection.execute("INSERT INTO scores SELECT id FROM conversations")
+        dropped, kept, *_ = [id_ for (id_,) in connection.sql("SELECT id FROM conversations ORDER BY id").fetchall()]
+    select_store(store, recipe({}))
+    add_verdict(store, dropped, "drop", by_whom="ada")
+    member = freeze_and_find_member(store, mix, keys)
+
+    def next_command():
+        with reading(store) as connection:
+            return read_status(connection)["next"]
+
+    assert next_command() == "curate train support@1"
+    add_verdict(store, kept, "keep", by_whom="ada")
+    assert next_command() == "curate train support@1"
+    add_verdict(store, dropped, "keep", by_whom="ada")
+    assert next_command() == "curate freeze support"
+    add_verdict(store, dropped, "drop", by_whom="ada")
+    assert next_command() == "curate train support@1"
+    add_verdict(store, member, "drop", by_whom="ada")
+    assert next_command() == "curate freeze support"
