@@ -15,6 +15,8 @@ from curate.cli.app import app
 from curate.cli.views.versions import show_export, show_restore
 from curate.versions import bundle
 from curate.versions.bundle import export_version
+from curate.versions.bundle_reader import find_differences, read_records
+from curate.versions.formats import FORMATS
 from curate.versions.freeze import freeze
 from curate.versions.restore import read_bundle, restore
 from schemas.atomic import staging_path
@@ -588,3 +590,20 @@ def test_a_format_that_is_not_written_is_named_with_one_that_is(store, tmp_path,
         export(store, tmp_path / name)
     assert "a.jsonl" in refused.value.hint
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["sharegpt", "messages"])
+@pytest.mark.parametrize(
+    "tools", ['[{"name": "f", "input_schema": {}}]', '[{"type": "search"}]', '[{"name": "f", "a": null}]']
+)
+def test_tools_that_an_import_would_write_differently_are_read_back_unchanged(tmp_path, name, tools):
+    talk = Conversation((Turn("human", "Hi"), Turn("gpt", "Hello")), tools)
+    row = {
+        "sharegpt": {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        "messages": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    }[name]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": talk.id, **row, "tools": tools}) + "\n")
+    (records,) = read_records(path, FORMATS[name])
+    assert find_differences(records).is_empty()
+    assert records.select("id", "tools").rows() == [(talk.id, tools)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from curate.ingest.call_markup import markup_findings, read_call_markup
 from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_table
 from curate.ingest.media import media_problems
 from curate.ingest.named_split import COLUMN
@@ -129,11 +130,11 @@ def convert(
     metadata of rows without a column of this name. Repairs are not tried for `known` codes.
     """
     table = drop_export_columns(batch.table)
-    parsed = parse_table(table, mapping)
+    parsed, read_calls = read_call_markup(parse_table(table, mapping))
     turns, repaired = repair(parsed.turns, section.repair)
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
     rivals = rival_rows(table, parsed.members) if mapping.shape == "long" else pl.Series([], dtype=pl.Int64)
-    findings = pl.concat([findings, rival_findings(rivals)])
+    findings = pl.concat([findings, rival_findings(rivals), markup_findings(read_calls)])
     missing = _missing_values(table, mapping, parsed)
     media = media_problems(table, mapping, parsed.turns, parsed.members)
     problems = pl.concat([missing, parsed.problems, media])

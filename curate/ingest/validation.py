@@ -261,6 +261,12 @@ RULES: dict[str, Rule] = {
         lambda _: pl.format("Turn {} ({}) calls {}; the conversation has no tools.", "turn", "from", "name"),
         severity="warning",
     ),
+    "calls-in-text": Rule(
+        "Tools and tool calls inside texts (<tools>, <tool_call>, <functioncall>) were read as tools and calls.",
+        lambda _: pl.lit(False),  # reported by `markup_findings`
+        _turn("contains tool calls"),
+        severity="warning",
+    ),
     "open-tool-call": Rule(
         "The conversation ends with a tool call without a result; the call itself is trained on.",
         lambda _: pl.col("last") & (ROLE == "function_call"),

@@ -12,7 +12,8 @@ import polars as pl
 
 from curate.ingest.column_mapping import parse_table
 from curate.ingest.readers import Batch, open_source
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.json_cells import filled_cells
+from curate.ingest.shapes.shape import TOOLS, ColumnMapping
 from curate.versions.formats.format import ExportFormat
 from schemas.conversation import fold
 
@@ -23,7 +24,7 @@ def read_records(path: Path, export_format: ExportFormat) -> Iterator[pl.DataFra
     Columns `row`, `line`, `stated_id` (in the record), `per_epoch` (1 if the record has none), `id` (of its content),
     `conversations`, `tools`, `problem` (why there is no conversation).
     """
-    columns = {column: column for column in export_format.columns if column != "id"}
+    columns = {column: column for column in export_format.columns if column not in ("id", "tools")}
     mapping = ColumnMapping(export_format.shape, columns)
     for batch in open_source(str(path)).batches():
         broken = batch.rejects.select("row", "line", pl.col("reason").alias("problem"))
@@ -39,7 +40,7 @@ def find_differences(records: pl.DataFrame) -> pl.DataFrame:
 def _parse(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
     parsed = parse_table(batch.table, mapping)
     rows = parsed.turns.select(pl.col("row").unique(maintain_order=True))
-    tools = rows.join(parsed.tools, on="row", how="left", maintain_order="left")["tools"]
+    tools = rows.join(_stored_tools(batch), on="row", how="left", maintain_order="left")["tools"]
     stated_id = batch.table["id"] if "id" in batch.table.columns else pl.lit(None, pl.String)
     times = batch.table["per_epoch"].cast(pl.Int32, strict=False) if "per_epoch" in batch.table.columns else pl.lit(1)
     records = pl.DataFrame({"row": batch.row, "line": batch.line}).with_columns(
@@ -54,3 +55,10 @@ def _parse(batch: Batch, mapping: ColumnMapping) -> pl.DataFrame:
             "row", "line", "stated_id", "per_epoch", "id", "conversations", "tools", pl.col("reason").alias("problem")
         )
     )
+
+
+def _stored_tools(batch: Batch) -> pl.DataFrame:
+    """The tools as they were exported: an import may write the same definitions in another notation."""
+    if "tools" not in batch.table.columns:
+        return pl.DataFrame(schema=TOOLS)
+    return filled_cells(batch.table["tools"]).rename({"cell": "tools"})

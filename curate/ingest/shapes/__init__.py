@@ -15,6 +15,7 @@ from curate.ingest.shapes import (
     chatgpt,
     choices,
     completion_pairs,
+    function_calls,
     instances,
     label_studio,
     messages,
@@ -88,6 +89,7 @@ SHAPES: dict[str, Shape] = {
     "choice-columns-from-1": _proven(
         choices.COLUMN_FIELDS_FROM_1, choices.parse_columns_from_1, "the right choice, counted from 1"
     ),
+    "function-calls": _proven(function_calls.FIELDS, function_calls.parse, "the calls are the answer"),
     "alternating": _giving_way(turn_texts.FIELDS, turn_texts.parse, "the texts alternate, a user turn first"),
     "exchanges": _giving_way(turn_texts.EXCHANGE_FIELDS, turn_texts.parse_exchanges, "questions and answers in turn"),
     "turn-columns": _giving_way(

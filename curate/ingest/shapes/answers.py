@@ -28,8 +28,8 @@ _SCORES = ("overall_score", "pm_score", "score", "rating", "reward")
 
 _RATING = rf'"(?:{"|".join((*_SCORES, "rank"))})"\s*:\s*"?-?\d'
 _TEXT = rf'"(?:{"|".join(TEXT_KEYS)})"\s*:\s*"'
-_OTHER = r'"(?:role|from|answer_start|speaker)"\s*:'
-"""Keys of turns and of SQuAD's answers."""
+_OTHER = r'"(?:role|from|answer_start|speaker|arguments)"\s*:'
+"""Keys of turns, of SQuAD's answers and of tool calls."""
 
 
 def _are_answers(cells: pl.Series) -> pl.Series:

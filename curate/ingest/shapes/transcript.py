@@ -25,6 +25,9 @@ from curate.ingest.shapes.system_prompt import SYSTEM, add_system_turns
 
 _USERS = ("Human", "User", "Customer", "Client", "Prompter")
 _ASSISTANTS = ("Assistant", "ChatGPT", "GPT", "AI", "Bot", "Chatbot", "Model", "Agent", "Support")
+_TOOLS = ("Function Response", "FUNCTION RESPONSE")
+_END_OF_TEXT = "<|endoftext|>"
+"""End of an answer in transcripts of Glaive."""
 
 
 def _speaker(*names: str) -> str:
@@ -33,7 +36,7 @@ def _speaker(*names: str) -> str:
 
 
 def _any_speaker(roles: Mapping[str, str]) -> str:
-    return _speaker(*map(_own_name, roles), *_USERS, *_ASSISTANTS, "System")
+    return _speaker(*map(_own_name, roles), *_USERS, *_ASSISTANTS, *_TOOLS, "System")
 
 
 def _any_assistant(roles: Mapping[str, str]) -> str:
@@ -78,7 +81,8 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a column of transcripts."""
     cells = number_cells(mapping.column(table, "transcript").fill_null(""))
     pieces = cells.with_columns(_mark_speakers(mapping.roles).str.split(_TURN).alias("piece"))
-    turns, contradicting = add_system_turns(_turns(pieces, mapping.roles), mapping.column(table, "system"))
+    system = mapping.column(table, "system").str.replace(r"^\s*SYSTEM:\s*", "")
+    turns, contradicting = add_system_turns(_turns(pieces, mapping.roles), system)
     return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [*_problems(pieces), contradicting])
 
 
@@ -97,6 +101,7 @@ def _turns(pieces: pl.DataFrame, roles: Mapping[str, str]) -> pl.DataFrame:
     turns = pieces.select("row", pl.col("piece").list.slice(1)).explode("piece", empty_as_null=False)
     named = turns.with_columns(pl.col("piece").str.splitn(_NAME_END, 2).struct.rename_fields(["name", "text"]))
     role, text = to_role(pl.col("name"), roles), pl.col("text").str.strip_chars()
+    text = pl.when(role == "gpt").then(text.str.strip_suffix(_END_OF_TEXT).str.strip_chars_end()).otherwise(text)
     return complete_turns(named.unnest("piece").select("row", role.alias("from"), text.alias("value")))
 
 

@@ -1,0 +1,217 @@
+"""Tool calls, results and tools that are written inside texts → calls, results and tools of the conversation.
+
+    Hermes, Qwen   <tools>[…]</tools> in the system prompt, <tool_call>{…}</tool_call> at the end of an answer,
+                   <tool_response>…</tool_response> as a turn
+    Glaive         functions after "access to the following functions" in the system prompt, <functioncall> {…} in an
+                   answer, FUNCTION RESPONSE: … as a turn
+
+A chat template writes tools and calls in the notation of its model, so they must not be in the texts as well. Text
+before a call is a turn of its own; other mentions of the tags, such as in an explanation, stay text.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import polars as pl
+
+from curate.ingest.shapes.content_blocks import filled_keys
+from curate.ingest.shapes.json_cells import split_list
+from curate.ingest.shapes.shape import PROBLEMS, TOOLS, TURNS, ParsedTable
+from curate.ingest.shapes.tools import ToolDefinitionError, read_tools
+from schemas.text import shorten
+
+CODE = "calls-in-text"
+
+_CALL_MARKS, _TOOL_MARKS = ("<tool_call>", "<functioncall>"), ("<tools>", "access to the following functions")
+_HERMES_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
+_GLAIVE_CALL = re.compile(r"<functioncall>\s*(.*?)\s*(?:<\|endoftext\|>)?\s*$", re.DOTALL)
+_GLAIVE_ARGUMENTS = re.compile(r"""("arguments"\s*:\s*)'(.*)'(\s*\})$""", re.DOTALL)
+_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
+_GLAIVE_RESULT = re.compile(r"^\s*FUNCTION RESPONSE:\s*")
+_TOOLS = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>\s*", re.DOTALL)
+_GLAIVE_TOOLS = re.compile(r"(?s)^(?:SYSTEM:\s*)?(.*?access to the following functions[^{\[]*?)[\s-]*([{\[].*)$")
+
+
+class BrokenCallError(ValueError):
+    """A call in a text that is not valid; the text names it."""
+
+
+class _Turn(NamedTuple):
+    role: str
+    value: str
+    train: bool
+    tool_call_id: str | None
+
+
+def read_call_markup(parsed: ParsedTable) -> tuple[ParsedTable, pl.Series]:
+    """The table with calls, results and tools that were in texts, and the rows of the conversations that changed.
+
+    Python loops over the conversations with such marks; finding them is one search of all texts.
+    """
+    mark = pl.col("value").str.contains_any
+    has_mark = ((pl.col("from") == "gpt") & mark(list(_CALL_MARKS))) | (
+        (pl.col("from") == "system") & mark(list(_TOOL_MARKS))
+    )
+    rows = parsed.turns.filter(has_mark)["row"].unique()
+    if rows.is_empty():
+        return parsed, rows
+    selected = pl.col("row").is_in(rows.implode())
+    known = dict(parsed.tools.filter(selected).iter_rows())
+    turns, tools, problems, changed = [], [], [], []
+    talks = parsed.turns.filter(selected).group_by("row", maintain_order=True).agg(*list(TURNS)[1:])
+    for row, *columns in talks.iter_rows():
+        before = [_Turn(*values) for values in zip(*columns, strict=True)]
+        try:
+            after, defined = _read(before, known.get(row))
+        except BrokenCallError as error:
+            problems.append((row, "broken-tool-call", str(error)))
+            continue
+        changed += [row] if (after, defined) != (before, known.get(row)) else []
+        turns += [(row, *turn) for turn in after]
+        tools += [(row, defined)] if defined is not None else []
+    return (
+        ParsedTable(
+            _replace(parsed.turns, pl.DataFrame(turns, schema=TURNS, orient="row"), rows),
+            _replace(parsed.tools, pl.DataFrame(tools, schema=TOOLS, orient="row"), rows),
+            pl.concat([parsed.problems, pl.DataFrame(problems, schema=PROBLEMS, orient="row")]),
+            parsed.members,
+        ),
+        pl.Series("row", changed, pl.Int64),
+    )
+
+
+def markup_findings(rows: pl.Series) -> pl.DataFrame:
+    """A warning per changed conversation, in the form of those of validation."""
+    return pl.DataFrame({"row": rows}).select(
+        pl.col("row").cast(pl.Int64),
+        pl.lit(CODE).alias("code"),
+        pl.lit("warning").alias("severity"),
+        pl.lit("Its texts contained tools or tool calls.").alias("reason"),
+    )
+
+
+def _replace(frame: pl.DataFrame, new: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:
+    others = frame.filter(~pl.col("row").is_in(rows.implode()))
+    return pl.concat([others, new]).sort("row", maintain_order=True)
+
+
+def _read(turns: list[_Turn], tools: str | None) -> tuple[list[_Turn], str | None]:
+    """The turns and tools of one conversation. Raises `BrokenCallError`."""
+    found: list[_Turn] = []
+    for number, turn in enumerate(turns, start=1):
+        if turn.role == "system":
+            text, tools = _read_system(turn.value, tools)
+            found += [turn._replace(value=text)] if text.strip() else []
+        elif turn.role == "gpt":
+            found += _read_answer(turn, number)
+        else:
+            found += _read_results(turn)
+    return found, tools
+
+
+def _read_system(text: str, tools: str | None) -> tuple[str, str | None]:
+    """The system prompt without its tools, and the tools; both unchanged if it defines none, or others than known."""
+    hermes, glaive = _TOOLS.search(text), _GLAIVE_TOOLS.match(text)
+    if hermes is None and glaive is None:
+        return text, tools
+    definition = _as_list(hermes[1] if hermes else glaive[2] if glaive else "")
+    try:
+        defined = read_tools(definition)
+    except (ToolDefinitionError, RecursionError):
+        return text, tools
+    if tools is not None and json.loads(tools) != json.loads(defined):
+        return text, tools
+    rest = text[: hermes.start()] + text[hermes.end() :] if hermes else glaive[1] if glaive else text
+    return rest.rstrip(), tools or defined
+
+
+def _as_list(objects: str) -> str:
+    """Consecutive JSON objects as a list; the text itself if it is something else."""
+    decoder, values, at = json.JSONDecoder(), [], 0
+    text = objects.strip()
+    if text.startswith("["):
+        return text
+    try:
+        while at < len(text):
+            _, end = decoder.raw_decode(text, at)
+            values.append(text[at:end])
+            at = end + len(text[end:]) - len(text[end:].lstrip(" \t\r\n,"))
+    except (ValueError, RecursionError):
+        return text
+    return f"[{', '.join(values)}]"
+
+
+def _read_answer(turn: _Turn, number: int) -> Iterator[_Turn]:
+    """The text of an answer and the calls at its end, as two turns; the answer itself if there are none."""
+    glaive = _GLAIVE_CALL.search(turn.value)
+    start, payloads = (glaive.start(), [glaive[1]]) if glaive else _hermes_calls(turn.value)
+    if not payloads:
+        yield turn
+        return
+    if turn.value[:start].strip():
+        yield turn._replace(value=turn.value[:start].rstrip())
+    calls = [call for payload in payloads for call in _read_calls(payload, number)]
+    yield turn._replace(role="function_call", value=calls[0] if len(calls) == 1 else f"[{', '.join(calls)}]")
+
+
+def _hermes_calls(text: str) -> tuple[int, list[str]]:
+    """The start and the contents of the calls that end a text."""
+    start = len(text)
+    payloads: list[str] = []
+    for found in reversed(list(_HERMES_CALL.finditer(text))):
+        if found.end() != start:
+            break
+        start = found.start()
+        payloads.insert(0, found[1])
+    return start, payloads
+
+
+def _read_calls(payload: str, number: int) -> Iterator[str]:
+    text = _as_json(payload)
+    for call in split_list(text) if text.startswith("[") else [text]:
+        keys = filled_keys(call) if call.startswith("{") else {}
+        arguments = keys.get("arguments", keys.get("parameters", "{}"))
+        if arguments.startswith('"'):
+            arguments = json.loads(arguments).strip() or "{}"
+        if not keys.get("name", "").startswith('"') or not _is_object(arguments):
+            raise BrokenCallError(f"Turn {number} has a tool call that is not valid: {shorten(payload, 60)}")
+        yield f'{{"name": {keys["name"]}, "arguments": {arguments}}}'
+
+
+def _as_json(payload: str) -> str:
+    """A call as JSON: Glaive puts arguments in single quotes, and some calls of Hermes are printed by Python."""
+    quoted = _GLAIVE_ARGUMENTS.sub(lambda found: f"{found[1]}{json.dumps(found[2])}{found[3]}", payload)
+    for text in (payload, quoted):
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        return text
+    try:
+        return json.dumps(ast.literal_eval(payload), ensure_ascii=False)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ""
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_results(turn: _Turn) -> Iterator[_Turn]:
+    """A turn per result, if the turn consists of results; the turn itself otherwise."""
+    if turn.role not in ("human", "observation"):
+        yield turn
+    elif (results := _RESULT.findall(turn.value)) and not _RESULT.sub("", turn.value).strip():
+        yield from (turn._replace(role="observation", value=result) for result in results)
+    elif _GLAIVE_RESULT.match(turn.value):
+        yield turn._replace(role="observation", value=_GLAIVE_RESULT.sub("", turn.value).strip())
+    else:
+        yield turn
