@@ -114,6 +114,7 @@ def test_an_expression_that_takes_too_long_is_stopped(store, monkeypatch):
     monkeypatch.setattr(search_module, "TIME_LIMIT", 0.2)
     with pytest.raises(RecipeError, match="was stopped after"):
         find(store, "((.{1,30}){1,30}z)", regex=True)
+    monkeypatch.undo()
     assert find(store, "refund").conversations == 2
 
 
