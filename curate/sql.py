@@ -13,6 +13,7 @@ import duckdb
 from duckdb import DuckDBPyConnection, StatementType
 
 from curate.ingest.column_names import make_unique
+from curate.rule_columns import VIEW
 from schemas.errors import StoreError
 
 FETCH_ROWS = 10_000
@@ -89,9 +90,9 @@ def _wrap_errors(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
     try:
         yield
     except duckdb.BinderException as error:  # the tables exist, a column or type does not
-        tables: list[str] = []
+        tables = [VIEW] if VIEW in query.lower() else []  # DuckDB would name the tables behind the view
         with suppress(duckdb.Error):  # fails too if a join uses an unknown column
-            tables = sorted(connection.get_table_names(query))
+            tables = tables or sorted(connection.get_table_names(query))
         commands = ", ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)
         message = str(error).strip().replace("bindings: : ", "bindings: ")  # corrects a slip of DuckDB
         lists = "lists the columns" if len(tables) == 1 else "list the columns of each"

@@ -68,6 +68,7 @@ def test_an_invalid_query_is_an_error_with_the_message_of_duckdb(filled: Path, c
             "nothing",
             "curate sql 'DESCRIBE origins', curate sql 'DESCR",
         ),
+        ("SELECT nothing FROM rule_columns", "nothing", "curate sql 'DESCRIBE rule_columns' lists the columns."),
         ("SELECT nothing FROM nowhere", "nowhere", "curate sql 'SHOW TABLES' lists the tables, "),
         ("SELECT 1 FROM conversations JOIN origins USING (id)", '"id"', "curate sql 'SHOW TABLES' lists the tables, "),
     ):
