@@ -193,6 +193,7 @@ def test_an_object_that_cells_cannot_represent_is_exported_as_raw_text(
     assert (exported.rows, exported.raw_only) == (1, 1)
     with (tmp_path / name).open(encoding="utf-8", newline="") as file:
         (written,) = csv.DictReader(file) if name.endswith("csv") else map(json.loads, file)
+    assert not any(written.pop(column, None) for column in ("question", "answer", "n"))
     assert written == {"_curate_raw": row, "_curate_reject": written["_curate_reject"], "_curate_reason": ANY}
 
 

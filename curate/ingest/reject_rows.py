@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import sys
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,8 @@ import polars as pl
 from curate.ingest.column_mapping import parse_table
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.named_split import COLUMN
+from curate.ingest.readers.csv_layout import split_record
+from curate.ingest.readers.csv_scanner import Signs
 from curate.ingest.repairs import STORED_REPAIRS, repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.json_cells import split_object
@@ -26,6 +26,9 @@ EXCERPT = 80
 
 TURN, CHARACTER = r"^Turn (\d+)\b", r"\bcharacter (\d+)\b"
 """Positions in the reason of a reject."""
+
+RAW_ONLY = ("ragged-row", "not-utf8", "footer-row", "repeated-header", "unclosed-quote", "stray-quote")
+"""Codes of rows whose cells would be wrong if they were imported again without a correction."""
 
 BROKEN_JSON = "broken-json"
 
@@ -41,29 +44,57 @@ class RejectRow:
     cells: dict[str, str | None] | None
     is_json: bool
     export_columns: dict[str, str]
+    columns: list[str]
+    """of the source"""
+
+    @property
+    def values(self) -> dict[str, str | None]:
+        """The cells, or empty ones and the raw text."""
+        return {**dict.fromkeys(self.columns), EXPORT_COLUMNS[2]: self.raw} if self.cells is None else self.cells
 
 
 def parse_reject(reject: Mapping[str, Any]) -> RejectRow:
     """A reject in the columns of its source, and with the split that its file is named after."""
     mapping = json.loads(reject["mapping"])
-    delimiter = mapping.get("delimiter")
-    cells = _csv_cells(reject["raw"], reject["columns"], delimiter) if delimiter else _json_cells(reject["raw"])
+    raw, columns = reject["raw"], [column for column in reject["columns"] if column not in EXPORT_COLUMNS]
+    is_json = not mapping.get("delimiter")
+    if reject["code"] in RAW_ONLY:
+        cells = None
+    elif is_json:
+        raw = replace_constants(raw)
+        cells = _json_cells(raw, columns)
+    else:
+        cells = _csv_cells(raw, reject["columns"], mapping)
     if cells is not None:
         cells = {column: cell for column, cell in cells.items() if column not in EXPORT_COLUMNS}
     values = (f"{reject['source']}:{reject['row']}", reject["reason"])
     added = dict(zip(EXPORT_COLUMNS, values, strict=False))
     split = {COLUMN: mapping[COLUMN]} if COLUMN in mapping else {}
-    return RejectRow(reject["raw"], cells, not delimiter, added | split)
+    return RejectRow(raw if cells is not None else reject["raw"], cells, is_json, added | split, columns)
 
 
-def _json_cells(raw: str) -> dict[str, str | None] | None:
-    """The values of a JSON object as text, nested ones unchanged.
+def replace_constants(raw: str) -> str:
+    """The JSON text with `null` in place of NaN and infinities, which JSON does not have.
+
+    >>> replace_constants('{"a": NaN, "b": "NaN", "c": [-Infinity]}')
+    '{"a": null, "b": "NaN", "c": [null]}'
+    """
+    return _CONSTANT.sub(lambda match: match[0] if match[0].startswith('"') else "null", raw)
+
+
+_CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*"|-?\b(?:nan|inf|infinity)\b', re.IGNORECASE | re.DOTALL)
+
+
+def _json_cells(raw: str, columns: Sequence[str]) -> dict[str, str | None] | None:
+    """The values of a JSON object as text, nested ones unchanged; a list is the value of the only column.
 
     None if the text is not an object or the cells would lose information: a duplicate key, half of a surrogate pair, a
     number or nesting that Python cannot parse.
     """
     try:
         value = json.loads(raw)
+        if isinstance(value, list) and len(columns) == 1:
+            return {columns[0]: raw}
         if not isinstance(value, dict) or len(json.loads(raw, object_pairs_hook=list)) > len(value):
             return None
         texts = split_object(raw)
@@ -74,16 +105,16 @@ def _json_cells(raw: str) -> dict[str, str | None] | None:
     return cells
 
 
-def _csv_cells(raw: str, columns: list[str], delimiter: str) -> dict[str, str | None] | None:
-    """The cells of a CSV record; None if it does not have one per column."""
-    csv.field_size_limit(sys.maxsize)
-    try:
-        records = list(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error:
+def _csv_cells(raw: str, columns: Sequence[str], mapping: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """The cells of a CSV record; None if it does not have one per column, except a last one that is empty."""
+    quote = mapping.get("quote")
+    signs = Signs(mapping["delimiter"], '"' if quote is None else quote, mapping.get("escape") or "")
+    cells = split_record(raw, signs)
+    if cells is not None and len(cells) == len(columns) + 1 and cells[-1] == "":
+        cells = cells[:-1]
+    if cells is None or len(cells) != len(columns):
         return None
-    if len(records) != 1 or len(records[0]) != len(columns):
-        return None
-    return {column: cell or None for column, cell in zip(columns, records[0], strict=True)}
+    return {column: cell or None for column, cell in zip(columns, cells, strict=True)}
 
 
 def build_excerpts(rejects: pl.DataFrame) -> list[str]:

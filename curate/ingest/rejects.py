@@ -19,6 +19,8 @@ from duckdb import DuckDBPyConnection
 
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
+from curate.ingest.repairs import STORED_REPAIRS
+from curate.ingest.row_filter import EXCLUDED
 from curate.ingest.shapes.cell_path import base_column
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.atomic import write_hint, write_text
@@ -45,6 +47,8 @@ class ExportedRejects:
     rows: int
     raw_only: int
     """rows with their whole text in `_curate_raw`"""
+    nulls: int
+    """rows with NaN or an infinity, which are written as null"""
     formulas: int
     """cells of a CSV file that a spreadsheet would interpret as formulas"""
     options: str
@@ -96,7 +100,7 @@ def export_rejects(
     rejects = _select(
         connection,
         reject_filter,
-        'SELECT path, source, "row", reason, raw, columns, mapping FROM selected ORDER BY seq, "row"',
+        'SELECT path, source, "row", code, reason, raw, columns, mapping FROM selected ORDER BY seq, "row"',
     )
     if rejects.is_empty():
         raise ExportError("No reject matches.", "List all rejects with curate rejects.")
@@ -111,8 +115,9 @@ def export_rejects(
         str(path),
         len(rows),
         raw_only=sum(row.cells is None for row in rows),
+        nulls=sum(row.cells is not None and row.raw != raw for row, raw in zip(rows, rejects["raw"], strict=True)),
         formulas=sum(map(_count_formulas, rows)) if as_csv else 0,
-        options=_import_options(rows, rejects["mapping"][0]),
+        options=_import_options(rows, rejects["mapping"][0], excluded=(rejects["code"] == EXCLUDED).all()),
     )
 
 
@@ -168,7 +173,7 @@ def _check_same_mapping(rejects: pl.DataFrame, path: Path) -> None:
 def _to_json(row: RejectRow) -> str:
     """The original object with additional keys at its end, or a new object of the cells."""
     if row.cells is None:
-        return json.dumps({EXPORT_COLUMNS[2]: row.raw, **row.export_columns}, ensure_ascii=False)
+        return json.dumps({**row.values, **row.export_columns}, ensure_ascii=False)
     if not row.is_json or set(EXPORT_COLUMNS) & set(json.loads(row.raw)):
         return json.dumps({**row.cells, **row.export_columns}, ensure_ascii=False)
     body = row.raw.strip().removesuffix("}").rstrip().replace("\n", " ")
@@ -178,14 +183,14 @@ def _to_json(row: RejectRow) -> str:
 
 def _to_csv(rows: list[RejectRow]) -> str:
     """All rows, under the union of their columns."""
-    columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
+    columns = list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))
     if any(row.cells is None for row in rows):
         columns.append(EXPORT_COLUMNS[2])
     columns += dict.fromkeys(column for row in rows for column in row.export_columns)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**(row.cells or {EXPORT_COLUMNS[2]: row.raw}), **row.export_columns} for row in rows)
+    writer.writerows({**row.values, **row.export_columns} for row in rows)
     return text.getvalue()
 
 
@@ -193,14 +198,19 @@ def _count_formulas(row: RejectRow) -> int:
     return sum(is_formula(cell or "") for cell in (row.cells or {"": row.raw}).values())
 
 
-def _import_options(rows: list[RejectRow], mapping: str) -> str:
-    """The options that read the exported rows like their source."""
+def _import_options(rows: list[RejectRow], mapping: str, *, excluded: bool) -> str:
+    """The options that read the exported rows like their source.
+
+    The file is written in the standard dialect. A condition that excluded all of its rows would exclude them again.
+    """
     stored = json.loads(mapping)
+    where = [] if excluded or not stored.get("where") else [f"--where {shlex.quote(stored['where'])}"]
+    more = [*where, *(f"--repair {name}" for name in stored[STORED_REPAIRS])]
     if sql := stored.get("sql"):  # its result has the columns of the mapping
-        return f"{ColumnMapping.from_stored(stored).as_options()} --sql {shlex.quote(sql)}"
-    columns = list(dict.fromkeys(column for row in rows for column in row.cells or {}))
+        return " ".join([ColumnMapping.from_stored(stored).as_options(), *more, f"--sql {shlex.quote(sql)}"])
+    columns = list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))
     fields = {name: column for name, column in stored["fields"].items() if base_column(column, columns)}
-    return replace(ColumnMapping.from_stored(stored), fields=fields).as_options()
+    return " ".join([replace(ColumnMapping.from_stored(stored), fields=fields).as_options(), *more])
 
 
 def _exists(path: Path) -> bool:

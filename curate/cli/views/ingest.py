@@ -329,6 +329,10 @@ def show_exported_rejects(exported: ExportedRejects, store: Path | None) -> None
     print_line(f"{plural(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
     if exported.raw_only:
         print_line(f"{exported.raw_only:,} of them cannot be split into columns: fill these in from _curate_raw.")
+    if exported.nulls:
+        print_line(
+            f"{plural(exported.nulls, 'row')} had NaN or an infinity, written as null: JSON has no such numbers."
+        )
     if exported.formulas:
         cells = plural(exported.formulas, "cell")
         print_line(f"Written unchanged: {cells} with a leading =, +, - or @, which a spreadsheet may run as a formula.")

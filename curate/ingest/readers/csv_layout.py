@@ -57,6 +57,15 @@ def first_records(start: Bytes, signs: Signs, *, last: bool = True) -> Layout:
     return Layout.of(start, RecordSplitter(signs, 0)(start, find_byte(start, NEWLINE), last=last)[1])
 
 
+def split_record(text: str, signs: Signs) -> list[str] | None:
+    """The cells of the text of one record; None if its quotes are invalid."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    layout = first_records(data, signs)
+    if len(layout.widths) != 1 or layout.faults:
+        return None
+    return [cell.decode() for cell in layout.cells_of(data, 0, signs)]
+
+
 def unquote(cell: bytes, signs: Signs) -> bytes:
     r"""The content of a cell.
 

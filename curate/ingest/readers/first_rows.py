@@ -30,6 +30,9 @@ MOST_TITLES = 20
 REVIEW_COLUMNS = ["set", "conversation", "source", "line", "text"]
 """The first columns of `curate review export`."""
 
+REJECT_COLUMN = "_curate_reject"
+"""A column of every file that `curate rejects --export` writes."""
+
 LONGEST_NAME = 80
 """Characters of a column name; a longer text is a value."""
 
@@ -78,6 +81,8 @@ def check_first_rows(path: str, rows: Sequence[Row], options: TableOptions) -> N
 
 def is_header(cells: Sequence[str], named: Sequence[str] = ()) -> bool:
     """Whether a row has a column that the user has named, or column names that shapes look for."""
+    if REJECT_COLUMN in cells:
+        return True
     known = sum(_plain(cell) in _known_names() for cell in cells)
     return any(base_column(name, cells) for name in named) or known > any(map(is_value, cells))
 
@@ -130,9 +135,9 @@ def _is_same_kind(cell: str, column: Sequence[str]) -> bool:
 
 @cache
 def _known_names() -> frozenset[str]:
-    """The column names that shapes look for, and that of exported rejects."""
+    """The column names that shapes look for."""
     fields = (field for shape in SHAPES.values() for field in shape.fields.values())
-    return frozenset(_plain(name) for field in fields for name in (*field.names, *field.weak_names)) | {"curatereject"}
+    return frozenset(_plain(name) for field in fields for name in (*field.names, *field.weak_names))
 
 
 def _plain(name: str) -> str:
