@@ -56,6 +56,7 @@ def read_metadata(store):
         ("eval_2.csv", "eval"),
         ("owner/name#test", "test"),
         ("hf:name#validation", "validation"),
+        ("owner/name#test_sft", "test"),
         ("owner/name#answers", None),
         ("test_results.csv", None),
         ("customers_test.csv", None),
@@ -113,6 +114,42 @@ def test_the_files_of_a_hub_folder_keep_their_splits(store, tmp_path, monkeypatc
     output = run.invoke(app, ["freeze", "all", "--held-out", "9", "--ignore-splits", "--store", str(store), "--json"])
     result = json.loads(output.stdout)
     assert (result["counts"], result["named_splits"]) == ({"train": 36, "held_out": 9}, None)
+
+
+README = """---
+license: mit
+configs:
+- config_name: default
+  data_files:
+  - split: train_sft
+    path: data/a-*.jsonl
+  - split: validation
+    path:
+    - "data/b.jsonl"
+    - data/train-c.jsonl
+---
+# A dataset
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("a-1.jsonl", "train"), ("b.jsonl", "validation"), ("train-c.jsonl", "validation"), ("d.jsonl", None)],
+)
+def test_the_readme_of_a_dataset_names_the_splits_of_its_files(tmp_path, name, split):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text(README)
+    assert find_named_split(str(tmp_path / "data" / name)) == split
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# no metadata", "---\n: [\n---\n", "---\nconfigs: 3\n---\n", "---\nconfigs:\n- data_files: a.csv\n---\n"],
+)
+def test_a_readme_without_splits_changes_nothing(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert find_named_split(str(tmp_path / "test.csv")) == "test"
+    assert find_named_split(str(tmp_path / "data.csv")) is None
 
 
 def test_a_column_is_used_instead_of_the_file_name(store, tmp_path):

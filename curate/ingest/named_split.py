@@ -1,4 +1,4 @@
-"""The path of a source → the split that its file, folder or dataset is named after, such as `test`.
+"""The path of a source → the split that its README, file, folder or dataset names, such as `test`.
 
 It is stored with each row as `meta.split`, unless the source has a column `split`; `curate freeze` uses both.
 """
@@ -6,7 +6,11 @@ It is stored with each row as `meta.split`, unless the source has a column `spli
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+
+import yaml
 
 from curate.ingest.readers.compression import COMPRESSED
 
@@ -25,8 +29,17 @@ _SHARD = re.compile(r"([-_. ](v?\d[\d.]*|of|[0-9a-f]{16}))+$")
 """The end of `train-00000-of-00002-0123456789abcdef` and of `dev-v1.1`."""
 
 
+README, README_FOLDERS = "README.md", 3
+"""The metadata of a dataset on the Hugging Face hub, in the folder of a file or up to two folders above."""
+
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?\n)---[ \t]*(\r?\n|$)", re.DOTALL)
+
+
 def find_named_split(path: str) -> str | None:
-    """The word for a split in `name#split`, or in the name of a file or its folder; None if there is none.
+    """The word for a split in `name#split`, in the README of a dataset, or in the name of a file or its folder.
+
+    A README names splits in its metadata (`configs`, `data_files`), which precedes the names of files. None if no split
+    is named.
 
     `test.jsonl`, `train-00000-of-00002.parquet` and `dev-v1.1.json` are named after a split. With further words
     (`squad_train.json`), and for folders (`test/part-1.csv`), a neighbour of the other split is required
@@ -34,14 +47,42 @@ def find_named_split(path: str) -> str | None:
     """
     _name, _, part = path.partition("#")
     if part and not Path(path).exists():
-        word, rest = _split_name(part)
-        return word if not rest else None
+        return _split_name(part)[0]
     file = Path(path)
+    if word := _find_in_readme(file):
+        return word
     word, rest = _split_name(_stem(file.name))
     if word and (not rest or _has_neighbour(file, word, rest)):
         return word
     word, rest = _split_name(file.parent.name)
     return word if word and not rest and _has_neighbour(file.parent, word, rest) else None
+
+
+def _find_in_readme(file: Path) -> str | None:
+    """The word for the split whose pattern in the nearest README matches the file."""
+    for folder in [*file.absolute().parents][:README_FOLDERS]:
+        name = file.absolute().relative_to(folder).as_posix()
+        for split, pattern in _read_patterns(folder / README):
+            if fnmatch(name, pattern) and (word := _split_name(split)[0]):
+                return word
+    return None
+
+
+def _read_patterns(readme: Path) -> Iterator[tuple[str, str]]:
+    """The splits and path patterns in `configs`; nothing if there are none, or the metadata cannot be read."""
+    try:
+        metadata = _FRONT_MATTER.match(readme.read_text(encoding="utf-8"))
+        values = yaml.safe_load(metadata[1]) if metadata else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return
+    configs = values.get("configs") if isinstance(values, dict) else None
+    for config in configs if isinstance(configs, list) else []:
+        files = config.get("data_files") if isinstance(config, dict) else None
+        for entry in files if isinstance(files, list) else []:
+            if isinstance(entry, dict) and isinstance(entry.get("split"), str):
+                paths = entry.get("path")
+                for pattern in paths if isinstance(paths, list) else [paths]:
+                    yield entry["split"], str(pattern)
 
 
 def _stem(name: str) -> str:
