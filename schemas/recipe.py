@@ -47,6 +47,14 @@ class ImportSection(Section):
         {}, description="part of a conversation = column of the file", examples=[{"question": "body"}]
     )
     repair: tuple[str, ...] = Field((), description="names of repairs to apply, such as trailing-user")
+    substitute: dict[str, tuple[str, str]] = Field(
+        {},
+        description="name = [regular expression, replacement], applied to every turn before the repairs; $1 is a group",
+        examples=[{"ticket_number": ["\\s*\\[#\\d+\\]", ""]}],
+    )
+    system: str | None = Field(
+        None, min_length=1, description="system prompt of conversations without one", examples=["Answer as a mate."]
+    )
     group_by: str | None = Field(
         None, description="shape long: the column that identifies the conversation", examples=["ticket"]
     )

@@ -70,6 +70,9 @@ def import_(
     repair: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Apply this repair, such as trailing-user; repeatable.")
     ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt of conversations without one.")
+    ] = None,
     group_by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="One turn per row: column with the conversation's name.")
     ] = None,
@@ -147,7 +150,7 @@ def import_(
             **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
             **{"where": where, "sql": sql, "turns_key": turns_key, "role_key": role_key, "text_key": text_key},
             **{"delimiter": delimiter, "quote": quote, "escape": escape, "skip_lines": skip_lines},
-            **{"header": header, "sheet": sheet},
+            **{"header": header, "sheet": sheet, "system": system},
         }
         if replace and add:
             raise SourceError("--replace and --add exclude each other.", "Give one of them.")

@@ -31,6 +31,7 @@ from curate.ingest.shapes.shape import (
     problem_rows,
     shell_quote,
 )
+from curate.ingest.shapes.system_prompt import add_system_prompt
 from curate.ingest.validation import validate
 from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
@@ -131,7 +132,9 @@ def convert(
     """
     table = drop_export_columns(batch.table)
     parsed, read_calls = read_call_markup(parse_table(table, mapping))
-    turns, repaired = repair(parsed.turns, section.repair)
+    turns, repaired = repair(parsed.turns, section.repair, section.substitute)
+    if section.system:
+        turns = add_system_prompt(turns, section.system)
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
     rivals = rival_rows(table, parsed.members) if mapping.shape == "long" else pl.Series([], dtype=pl.Int64)
     findings = pl.concat([findings, rival_findings(rivals), markup_findings(read_calls)])

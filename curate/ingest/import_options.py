@@ -60,6 +60,13 @@ def check_section(section: ImportSection) -> None:
     """Raise `RecipeError` for a repair or a role that does not exist, and for SQL that is not allowed."""
     if unknown := [name for name in section.repair if name not in REPAIRS]:
         raise RecipeError(f"Unknown repair: {', '.join(unknown)}.", f"Known repairs: {', '.join(sorted(REPAIRS))}.")
+    for name, (pattern, replacement) in section.substitute.items():
+        try:
+            pl.Series([""]).str.replace_all(pattern, replacement)
+        except pl.exceptions.ComputeError as error:
+            raise RecipeError(
+                f"import.substitute.{name} is not a regular expression: {pattern}", str(error).splitlines()[-1]
+            ) from error
     if section.sql is not None:
         check_select(section.sql)
     for name, role in section.roles.items():
@@ -112,8 +119,9 @@ def turn_keys(section: ImportSection) -> dict[str, str]:
 
 
 def row_options(section: ImportSection) -> dict[str, Any]:
-    """The options that choose rows and cells, if they are set: ids of imports without them do not depend on them."""
-    rows = {"where": section.where, "sql": section.sql}
+    """The options for rows, cells and texts, if they are set: ids of imports without them do not depend on them."""
+    substitute = {name: list(how) for name, how in section.substitute.items()}
+    rows = {"where": section.where, "sql": section.sql, "system": section.system, "substitute": substitute or None}
     given = {name: value for name, value in rows.items() if value is not None}
     return {**given, **{name: getattr(section, name) for name in table_options(section).given()}}
 

@@ -65,6 +65,8 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
         table = drop_export_columns(head[-1].table)
         section = name_turns(table, section)
         mapping = find_mapping(table, section)
+        if section.system and not SHAPES[mapping.shape].has_questions:
+            raise SourceError("Plain text has no system prompt.", "Omit --system, or map questions and answers.")
         mapping = replace(mapping, roles=canonical_roles(section), keys=turn_keys(section))
     all_batches = itertools.chain(head, batches)
     conversion = Conversion(path, mapping, section, find_named_split(path), head[-1].table)

@@ -22,7 +22,7 @@ from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
 from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED
 from curate.ingest.shapes.cell_path import base_column
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.shape import ColumnMapping, shell_quote
 from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
 from schemas.text import is_formula
@@ -205,7 +205,8 @@ def _import_options(rows: list[RejectRow], mapping: str, *, excluded: bool) -> s
     """
     stored = json.loads(mapping)
     where = [] if excluded or not stored.get("where") else [f"--where {shlex.quote(stored['where'])}"]
-    more = [*where, *(f"--repair {name}" for name in stored[STORED_REPAIRS])]
+    system = [f"--system {shell_quote(stored['system'])}"] if stored.get("system") else []
+    more = [*where, *system, *(f"--repair {name}" for name in stored[STORED_REPAIRS])]
     if sql := stored.get("sql"):  # its result has the columns of the mapping
         return " ".join([ColumnMapping.from_stored(stored).as_options(), *more, f"--sql {shlex.quote(sql)}"])
     columns = list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))

@@ -15,6 +15,14 @@ SYSTEM = Field(("system", "system_prompt", "system_message", "system_instruction
 _BLOCK_KEYS = {"text", "type", "parts"}
 
 
+def add_system_prompt(turns: pl.DataFrame, text: str) -> pl.DataFrame:
+    """The turns, with a system prompt first in each conversation that has none."""
+    rows = turns.select("row").unique(maintain_order=True)
+    lacking = rows.join(turns.filter(pl.col("from") == "system"), on="row", how="anti", maintain_order="left")
+    added = lacking.with_columns(pl.lit("system").alias("from"), pl.lit(text).alias("value"))
+    return pl.concat([complete_turns(added), turns]).sort("row", maintain_order=True)
+
+
 def add_system_turns(turns: pl.DataFrame, cells: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The turns with their system prompts first, and the problems of prompts without text or with two texts."""
     if cells.null_count() == cells.len():
