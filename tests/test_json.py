@@ -7,6 +7,7 @@ import pytest
 from support.source_files import one_batch, raw_texts, read_batches, read_rows, write
 
 from curate.ingest.readers import open_source
+from curate.ingest.readers.batch import UNUSABLE
 from schemas.errors import SourceError
 
 
@@ -68,12 +69,6 @@ def test_blank_lines_are_skipped_and_counted_as_lines(tmp_path):
         ('["a"]', "not-an-object", "Expected an object, found a list."),
         ("null", "not-an-object", "Expected an object, found null."),
         ('{"a": "1", "a": "2"}', "duplicate-key", "A key occurs twice."),
-        ('{"a": "\\ud800"}', "broken-json", r"A string contains half of a surrogate pair, such as \ud800."),
-        (
-            '{"a": NaN}',
-            "broken-json",
-            "Invalid JSON: NaN is not a JSON value; write null for a missing value.",
-        ),
         ('{"a": "tab\there"}', "broken-json", "Invalid JSON: invalid control character at character 11."),
     ],
 )
@@ -85,25 +80,27 @@ def test_a_line_that_is_not_an_object_is_a_reject_with_line_and_reason(tmp_path,
     assert batch.line.to_list() == [1, 4]
 
 
-def test_nan_in_a_nested_value_is_rejected_and_in_a_string_is_text(tmp_path):
+def test_nan_in_a_nested_value_is_marked_and_in_a_string_is_text(tmp_path):
     batch = one_batch(write(tmp_path / "a.jsonl", '{"a": [NaN]}\n{"a": ["NaN"]}\n{"a": "NaN"}\n'))
-    assert batch.table["a"].to_list() == ['["NaN"]', "NaN"]
-    assert batch.rejects["row"].to_list() == [1]
+    assert batch.table["a"].to_list() == ["[null]", '["NaN"]', "NaN"]
+    assert batch.table[UNUSABLE].is_not_null().to_list() == [True, False, False]
 
 
 @pytest.mark.parametrize("value", ["nan", "[1, -inf]", '{"z":Infinity }', '{"z": [\t-NAN\t]}', "Inf"])
-def test_nan_in_any_notation_is_rejected_at_any_depth(tmp_path, value):
+def test_nan_in_any_notation_is_marked_at_any_depth(tmp_path, value):
     rows = ['"Is it [nan, inf]?"', value, f'{{"z": {value}}}']
     batch = one_batch(write(tmp_path / "a.jsonl", "".join(f'{{"q": "b", "m": {row}}}\n' for row in rows)))
-    assert batch.row.to_list() == [1]
-    assert batch.rejects.select("row", "code").rows() == [(2, "broken-json"), (3, "broken-json")]
+    assert batch.row.to_list() == [1, 2, 3]
+    marks = [json.loads(mark or "{}") for mark in batch.table[UNUSABLE]]
+    assert [list(mark) for mark in marks] == [[], ["m"], ["m"]]
+    assert not any("nan" in (cell or "").lower() or "inf" in (cell or "").lower() for cell in batch.table["m"][1:])
 
 
 @pytest.mark.parametrize("name", ["*", "^a.*$"])
-def test_nan_is_rejected_in_a_column_whose_name_looks_like_a_pattern(tmp_path, name):
+def test_nan_is_marked_in_a_column_whose_name_looks_like_a_pattern(tmp_path, name):
     batch = one_batch(write(tmp_path / "a.jsonl", f'{{"{name}": nan, "a": 1}}\n{{"{name}": "nan", "a": 1}}\n'))
-    assert batch.table.rows(named=True) == [{name: "nan", "a": "1"}]
-    assert batch.rejects["code"].to_list() == ["broken-json"]
+    assert batch.table.drop(UNUSABLE).rows(named=True) == [{name: None, "a": "1"}, {name: "nan", "a": "1"}]
+    assert batch.table[UNUSABLE].is_not_null().to_list() == [True, False]
 
 
 def test_a_list_that_contains_a_known_key_is_not_an_object(tmp_path):

@@ -14,21 +14,19 @@ from typing import Any
 import polars as pl
 
 from curate.ingest.call_markup import markup_findings, read_call_markup
+from curate.ingest.cell_problems import missing_values, unusable_values
 from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_table
 from curate.ingest.media import media_problems
 from curate.ingest.named_split import COLUMN
 from curate.ingest.readers import REJECTS, Batch
+from curate.ingest.readers.batch import UNUSABLE
 from curate.ingest.repair_advice import RepairAdvice, advise_repairs, rival_findings, rival_rows
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
-from curate.ingest.shapes.cell_path import path_cells
 from curate.ingest.shapes.shape import (
     IMPORT_COMMAND,
-    PROBLEMS,
     ColumnMapping,
     ParsedTable,
-    number_cells,
-    problem_rows,
     shell_quote,
 )
 from curate.ingest.shapes.system_prompt import add_system_prompt
@@ -79,7 +77,8 @@ class Conversion:
                 if batch.table.height and batch.table is not self.mapped:
                     self.mapping = extend_mapping(self.mapping, drop_export_columns(batch.table), self.section)
                 if batch.table.height:
-                    self.columns = tuple(dict.fromkeys([*self.columns, *batch.table.columns]))
+                    table = batch.table.drop(UNUSABLE, strict=False)
+                    self.columns = tuple(dict.fromkeys([*self.columns, *table.columns]))
                 converted, notes = convert(
                     batch,
                     self.mapping,
@@ -137,10 +136,11 @@ def convert(
         turns = add_system_prompt(turns, section.system)
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
     rivals = rival_rows(table, parsed.members) if mapping.shape == "long" else pl.Series([], dtype=pl.Int64)
-    findings = pl.concat([findings, rival_findings(rivals), markup_findings(read_calls)])
-    missing = _missing_values(table, mapping, parsed)
+    unusable, stored = unusable_values(batch.table, mapping, parsed, every=section.sql is not None)
+    findings = pl.concat([findings, rival_findings(rivals), markup_findings(read_calls), stored])
+    missing = missing_values(table, mapping, parsed)
     media = media_problems(table, mapping, parsed.turns, parsed.members)
-    problems = pl.concat([missing, parsed.problems, media])
+    problems = pl.concat([unusable, missing, parsed.problems, media])
     rejected = _first_problems(problems, findings)
     folded = _fold_accepted(turns, parsed.tools, rejected)
     members = _members(batch, parsed)
@@ -177,8 +177,8 @@ def _with_split(table: pl.DataFrame, split: str | None) -> pl.DataFrame:
 
 
 def drop_export_columns(table: pl.DataFrame) -> pl.DataFrame:
-    """The table without the columns added by an export of rejects."""
-    return table.drop(EXPORT_COLUMNS, strict=False)
+    """The table without the columns added by an export of rejects, and without that of unusable values."""
+    return table.drop(*EXPORT_COLUMNS, UNUSABLE, strict=False)
 
 
 def join_batches(batches: Iterable[Batch]) -> Batch:
@@ -204,22 +204,6 @@ def join_batches(batches: Iterable[Batch]) -> Batch:
         raw,
         excluded=pl.concat([part.excluded for part in parts]),
     )
-
-
-def _missing_values(table: pl.DataFrame, mapping: ColumnMapping, parsed: ParsedTable) -> pl.DataFrame:
-    """Problems of rows in which the path of a required field leads to no value, if every row is one conversation."""
-    if parsed.members.height:
-        return pl.DataFrame(schema=PROBLEMS)
-    required = [name for name, field in SHAPES[mapping.shape].fields.items() if field.required]
-    paths = [path for name in required if (path := mapping.fields.get(name)) and path not in table.columns]
-    missing = [
-        problem_rows(
-            number_cells(cells).filter(pl.col("cell").is_null()), "missing-value", f"{path} has no value in this row."
-        )
-        for path in paths
-        if (cells := path_cells(table, path)) is not None
-    ]
-    return pl.concat([pl.DataFrame(schema=PROBLEMS), *missing])
 
 
 def _first_problems(problems: pl.DataFrame, findings: pl.DataFrame) -> pl.DataFrame:

@@ -15,10 +15,11 @@ import polars as pl
 import pyarrow as pa
 
 from curate.ingest.column_names import make_unique
-from curate.ingest.convert import EXPORT_COLUMNS, join_batches
+from curate.ingest.convert import EXPORT_COLUMNS, drop_export_columns, join_batches
 from curate.ingest.readers import Batch
 from curate.ingest.readers.arrow import ROWS as BATCH_ROWS
 from curate.ingest.readers.arrow import read_rows
+from curate.ingest.readers.batch import UNUSABLE
 from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered
 from schemas.errors import SourceError
 from schemas.text import join_names, shorten
@@ -57,7 +58,7 @@ def _transformed(path: str, batches: Iterator[Batch], sql: str) -> Iterator[Batc
 
 def _run(path: str, whole: Batch, sql: str) -> pa.Table:
     """The result of the SELECT with unique column names and JSON strings as text; it can access `rows` only."""
-    cells = whole.table.drop(EXPORT_COLUMNS, strict=False)
+    cells = drop_export_columns(whole.table)
     names = make_unique([ROW_NUMBER, *cells.columns])
     rows = pl.DataFrame([whole.row.alias(ROW_NUMBER), *map(pl.Series.alias, cells.get_columns(), names[1:])])
     with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
@@ -123,9 +124,9 @@ def _keep_records(whole: Batch, table: pl.DataFrame, sources: pl.DataFrame) -> B
     records = sources["record"] if one_each else used
     numbers = pl.int_range(whole.row.len(), eager=True)
     unused = numbers.filter(~numbers.is_in(used.implode()))
-    if EXPORT_COLUMNS[0] in whole.table.columns:
-        first = sources.unique("position", keep="first", maintain_order=True)["record"]
-        table = table.with_columns(whole.table[EXPORT_COLUMNS[0]].gather(first))
+    first = sources.unique("position", keep="first", maintain_order=True)["record"]
+    kept = [name for name in (EXPORT_COLUMNS[0], UNUSABLE) if name in whole.table.columns]
+    table = table.with_columns(whole.table[name].gather(first) for name in kept)
     return replace(
         whole,
         table=table,

@@ -342,6 +342,12 @@ RULES: dict[str, Rule] = {
         _turn_quoting("has a placeholder of an image, sound or video"),
         severity="warning",
     ),
+    "unusable-metadata": Rule(
+        "Columns that are not mapped have no NaN (stored as null) and no half of a surrogate pair.",
+        lambda _: pl.lit(False),
+        lambda _: pl.lit(""),
+        severity="warning",
+    ),
     "rival-replies": Rule(
         "Two turns of a conversation reply to the same turn, so that one of them follows the other by mistake.",
         lambda _: pl.lit(False),  # found by the column with the parent of each row

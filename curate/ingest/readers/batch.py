@@ -11,6 +11,9 @@ import polars as pl
 REJECTS = {"row": pl.Int64, "line": pl.Int64, "code": pl.String, "reason": pl.String, "raw": pl.String}
 """Records that cannot be read: `code` names the violated rule, `reason` is a sentence, `raw` the original text."""
 
+UNUSABLE = "_curate_unusable"
+"""Column of a table, only with rows whose cells had values that cannot be stored: JSON text of column → reason."""
+
 EXCLUDED_ROWS = {"row": pl.Int64, "line": pl.Int64}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from curate.ingest.readers.batch import Batch
+from curate.ingest.readers.batch import UNUSABLE, Batch
 from curate.ingest.readers.byte_stream import ByteStream, Positions
 from curate.ingest.readers.text_arrays import (
     Problem,
@@ -27,6 +27,7 @@ from curate.ingest.readers.text_arrays import (
     text_bytes,
     utf8_problem,
 )
+from curate.ingest.readers.unusable_values import SURROGATE_REASON, recover_object
 from curate.ingest.shapes.json_cells import KEY_END, NOT_JSON, reject_constant
 from schemas.errors import SourceError
 
@@ -103,7 +104,26 @@ class ObjectReader:
             *(Problem(at, "duplicate-key", "A key occurs twice.") for at in doubtful.filter(has_duplicate)),
             *(problem for at in maybe_nan if (problem := _nan_problem(at, text_bytes(texts, at)))),
         ]
-        return ParsedObjects(table, sorted({problem.position: problem for problem in reversed(problems)}.values()))
+        first = sorted({problem.position: problem for problem in reversed(problems)}.values())
+        return self._recover(texts, ParsedObjects(table, first))
+
+    def _recover(self, texts: pa.LargeStringArray, parsed: ParsedObjects) -> ParsedObjects:
+        """The objects that become valid without values such as NaN, as rows; Python loops over invalid texts only."""
+        broken = (at for at, code, _ in parsed.problems if code == "broken-json")
+        found = [(at, recover_object(text_bytes(texts, at).decode(errors="replace"))) for at in broken]
+        recovered = {at: value for at, value in found if value is not None}
+        if not recovered:
+            return parsed
+        again = self.parse(pa.array([value.text for value in recovered.values()], pa.large_string()))
+        marks = pl.Series(UNUSABLE, [json.dumps(value.reasons, ensure_ascii=False) for value in recovered.values()])
+        order = np.arange(len(texts))
+        order[list(recovered)] = len(texts) + np.arange(len(recovered))
+        table = pl.concat([parsed.table, again.table.with_columns(marks)], how="diagonal")[order]
+        others = [problem for problem in parsed.problems if problem.position not in recovered]
+        positions = list(recovered)
+        moved = [Problem(positions[at], code, reason) for at, code, reason in again.problems]
+        columns = [table[name] for name in (*self.columns, UNUSABLE)]  # `select` takes some names as patterns
+        return ParsedObjects(pl.DataFrame(columns), sorted([*others, *moved]))
 
     def _cells(self, texts: pa.LargeStringArray) -> tuple[pl.DataFrame, pl.Series]:
         """The value of every known key in every text, and the positions of the texts that are not valid JSON."""
@@ -190,7 +210,7 @@ def _explain(position: int, text: bytes) -> Problem:
         return Problem(position, "broken-json", f"Invalid JSON: {error}.")
     if not isinstance(value, dict):
         return Problem(position, "not-an-object", f"Expected an object, found {_KINDS[type(value)]}.")
-    return Problem(position, "broken-json", r"A string contains half of a surrogate pair, such as \ud800.")
+    return Problem(position, "broken-json", SURROGATE_REASON)
 
 
 _KINDS = {

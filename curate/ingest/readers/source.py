@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
-from curate.ingest.readers.batch import Batch
+from curate.ingest.readers.batch import UNUSABLE, Batch
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.detect import detect_format
 from curate.ingest.readers.formats import FORMATS
@@ -45,7 +45,7 @@ class Source:
         """
         self._check_options()
         for batch in FORMATS[self.format].read(self._stream, self._options):
-            self.columns = tuple(batch.table.columns)
+            self.columns = tuple(name for name in batch.table.columns if name != UNUSABLE)
             yield batch
 
     def _check_options(self) -> None:
