@@ -319,3 +319,29 @@ def test_layouts_of_datasets_and_logs_are_read_with_their_context(
     store = tmp_path / "x.duckdb"
     assert import_one(store, write(tmp_path / "d.jsonl", row)).shape == shape
     assert pairs(store) == [pair]
+
+
+def step(*texts: str, chosen: int | None = 0, rating: int = 1, human: str | None = None) -> dict[str, Any]:
+    written = None if human is None else {"text": human, "rating": None, "flagged": False}
+    completions = [{"text": text, "rating": rating, "flagged": False} for text in texts]
+    return {"completions": completions, "human_completion": written, "chosen_completion": chosen}
+
+
+def test_finished_solutions_of_prm800k_have_the_chosen_or_written_steps(store: Path, tmp_path: Path) -> None:
+    def row(problem: str, *steps: dict[str, Any], finish: str = "solution") -> dict[str, Any]:
+        question = {"problem": problem, "ground_truth_answer": "4"}
+        return {"labeler": "x", "question": question, "label": {"steps": list(steps), "finish_reason": finish}}
+
+    rows = [
+        row("P?", step("no", "First.", chosen=1), step("bad", chosen=None, human="Second."), step("# Answer\n\n4")),
+        row("Q?", step("Wrong.", rating=-1)),
+        row("R?", step("First."), finish="give_up"),
+        row("S?", step("a", "b", chosen=None)),
+    ]
+    result = import_one(store, write(tmp_path / "prm.jsonl", *rows))
+    assert (result.shape, pairs(store)) == ("step-labels", [("P?", "First.\nSecond.\n# Answer\n\n4")])
+    assert rejects(store) == [
+        (2, "no-answer", "A step has no chosen completion that is rated 1."),
+        (3, "no-answer", "The solution is not finished: give_up."),
+        (4, "no-answer", "A step has no chosen completion that is rated 1."),
+    ]

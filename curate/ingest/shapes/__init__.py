@@ -26,6 +26,7 @@ from curate.ingest.shapes import (
     sharegpt,
     sql_queries,
     squad,
+    step_labels,
     tickets,
     traces,
     transcript,
@@ -128,6 +129,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "claude": _proven(chat_export.CLAUDE_FIELDS, chat_export.parse_claude, "the messages, without attached files"),
     "prodigy": _proven(prodigy.FIELDS, prodigy.parse, "accepted examples: the text; what was written or chosen"),
+    "step-labels": _proven(step_labels.FIELDS, step_labels.parse, "the problem; the chosen steps if all are rated 1"),
     "winner": _asked(winner.FIELDS, winner.parse, "only the answer that won; ties are rejected"),
     "winner-flags": _asked(winner.FLAG_FIELDS, winner.parse, "only the answer that won; ties are rejected"),
 }
