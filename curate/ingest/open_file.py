@@ -76,6 +76,17 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
     return OpenFile(source, digest, mapping, conversion, prefetch(rebatch(converted)), corrects_rejects)
 
 
+_HINTS = {
+    "ragged-row": "Check the delimiter and the quotes: --delimiter, --quote, --escape, --skip-lines.",
+    "stray-quote": "Check the quotes: --quote, --escape; with --quote '' quotes are text.",
+    "unclosed-quote": "Check the quotes: --quote, --escape; with --quote '' quotes are text.",
+    "nul-byte": "Export the file again, as UTF-8.",
+    "not-utf8": "Name the encoding with --encoding, or export the file as UTF-8.",
+    "not-an-object": "Write an object with named values for each record.",
+}
+"""Code of the first reject → what to do if no row can be read."""
+
+
 def _no_rows_error(path: str, batches: list[Batch]) -> SourceError:
     rejects = pl.concat([batch.rejects for batch in batches]) if batches else pl.DataFrame()
     if rejects.is_empty():
@@ -88,5 +99,5 @@ def _no_rows_error(path: str, batches: list[Batch]) -> SourceError:
         )
     return SourceError(
         f"{path}: none of its {plural(rejects.height, 'row')} can be read. {where}: {first['reason']}",
-        "If the file has another format or encoding, add --format or --encoding.",
+        _HINTS.get(first["code"], "If the file has another format, name it with --format."),
     )

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import zstandard
 
 from curate.ingest.readers.compression import ObservedReader, PushbackReader, Readable, ZstdReader, read_bytes
-from curate.ingest.readers.encoding import TranscodingReader, check_not_utf16, encoding_error
+from curate.ingest.readers.encoding import TranscodingReader, check_not_utf16, encoding_error, is_utf8
 from curate.ingest.readers.file_kind import ZIP, check_not_binary, choose_member, is_workbook
 from schemas.errors import SourceError
 
@@ -152,7 +152,7 @@ class ByteStream:
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise encoding_error(self.path, data, 1 + data.count(b"\n", 0, error.start)) from error
+            raise encoding_error(self.path, data, 1 + data.count(b"\n", 0, error.start), self.blocks) from error
 
     def _split(self, split: Splitter[T], skip: int) -> Iterator[Chunk[T]]:
         rest: Bytes = np.frombuffer(self._head, np.uint8)[skip:]
@@ -180,20 +180,35 @@ class ByteStream:
             filled += count
         return buffer, False
 
+    def blocks(self) -> Iterator[bytes]:
+        """The decompressed bytes of the file, read again from the start; none for standard input."""
+        if self.path == "-":
+            return
+        again = ByteStream(self.path, hashed=False)
+        with again._wrapped_errors(), again._layers:
+            plain = again._open_plain()
+            while block := read_bytes(plain, HEAD):
+                yield block
+
     def _open(self) -> Readable:
+        plain = self._open_plain()
+        first = read_bytes(plain, HEAD)
+        if first.startswith(self._binary) or is_workbook(first):
+            return PushbackReader(first, plain)
+        if self.encoding is not None and not is_utf8(self.encoding):
+            return TranscodingReader(PushbackReader(first, plain), self.path, self.encoding)
+        check_not_utf16(self.path, first)
+        return PushbackReader(first.removeprefix(codecs.BOM_UTF8), plain)
+
+    def _open_plain(self) -> Readable:
+        """The decompressed bytes of the file."""
         observed = ObservedReader(self._layers.enter_context(_open_file(self.path)), self.update_digest)
         start = read_bytes(observed, HEAD)
         check_not_binary(self.path, start)
         file = PushbackReader(start, observed)
         plain = self._unzip(file) if start.startswith(ZIP) and not is_workbook(start) else _decompress(file, start)
         self._is_plain = plain is file
-        first = read_bytes(plain, HEAD)
-        if first.startswith(self._binary) or is_workbook(first):
-            return PushbackReader(first, plain)
-        if self.encoding is not None:
-            return TranscodingReader(PushbackReader(first, plain), self.path, self.encoding)
-        check_not_utf16(self.path, first)
-        return PushbackReader(first.removeprefix(codecs.BOM_UTF8), plain)
+        return plain
 
     def _unzip(self, file: Readable) -> Readable:
         """The only file of an archive, which is read completely for its digest."""

@@ -174,7 +174,7 @@ def _check_header(stream: ByteStream, data: Bytes, layout: Layout, first_line: i
         header.decode()
     except UnicodeDecodeError as error:
         line = first_line + len(find_byte(data[:start], NEWLINE)) + header.count(b"\n", 0, error.start)
-        raise encoding_error(stream.path, header, line) from error
+        raise encoding_error(stream.path, header, line, stream.blocks) from error
 
 
 def _first_rows(data: Bytes, layout: Layout, signs: Signs, first_line: int, *, is_short: bool) -> list[Row]:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import codecs
+import itertools
+import re
+from collections.abc import Callable, Iterable
 
 from curate.ingest.readers.compression import BLOCK, BlockReader, Readable, read_bytes
+from curate.ingest.readers.table_options import import_line
 from schemas.errors import SourceError
+from schemas.text import plural
 
 CONTROL = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 """Bytes that rarely occur in text."""
+
+SAMPLE = 200
+"""Invalid lines from which the encoding of a file is guessed."""
+
+MIXED = 10
+"""A file in which one in so many lines with other than ASCII characters is UTF-8 is a damaged UTF-8 file."""
+
+COMMON = ("cp1252", "gb18030", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1250", "latin_1")
+"""Encodings that are tried if none of the guessed ones decodes the file."""
 
 WIDE = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -29,43 +43,93 @@ def check_not_utf16(path: str, start: bytes) -> None:
 
 
 def _detect_utf16(start: bytes) -> str | None:
-    """The byte order of UTF-16 without a mark: in mostly Latin text every other byte is NUL."""
-    half = len(start) // 2
-    if half and start[1::2].count(0) > 0.4 * half and not start[::2].count(0):
-        return "utf-16-le"
-    if half and start[::2].count(0) > 0.4 * half and not start[1::2].count(0):
-        return "utf-16-be"
+    """The byte order of UTF-16 without a mark: the high byte of Latin letters, spaces and line ends is NUL."""
+    first, second = start[::2].count(0), start[1::2].count(0)
+    if max(first, second) > 0.05 * len(start) / 2 and max(first, second) > 5 * min(first, second):
+        return "utf-16-le" if second > first else "utf-16-be"
     return None
 
 
-def encoding_error(path: str, sample: bytes, line: int) -> SourceError:
-    """The error for a file that is not UTF-8, with its likely encoding. `line` is that of the first invalid byte."""
+def encoding_error(path: str, sample: bytes, line: int, read: Callable[[], Iterable[bytes]]) -> SourceError:
+    """The error for a file that is not UTF-8: an encoding that decodes all of it, or that only some lines are not.
+
+    `sample` is invalid text, first on `line`; `read` returns the bytes of the file, none if it cannot be read again.
+    """
     try:
         sample.decode()
         invalid = "a byte"
     except UnicodeDecodeError as error:
         invalid = f"byte 0x{sample[error.start]:02x}"
-    guess = guess_encoding(sample)
     what = f"{path}, line {line}: {invalid} is not UTF-8"
+    valid, damaged, lines = _count_lines(read())
+    as_utf8 = import_line(path, "--encoding utf-8")
+    if damaged and MIXED * valid >= damaged:
+        return SourceError(
+            f"{what}. {plural(damaged, 'line')} of the file {'is' if damaged == 1 else 'are'} not, and {valid:,} with "
+            "other than ASCII characters are.",
+            f"Reject those that are not, each with its line number:{as_utf8}",
+        )
+    guess = guess_encoding(b"\n".join(lines) or sample, read)
     if guess is None:
-        return SourceError(f"{what}, and no known encoding fits.", "Set it with --encoding, or export as UTF-8.")
+        hint = f"Set the encoding with --encoding, export as UTF-8, or reject the lines that are not UTF-8:{as_utf8}"
+        return SourceError(f"{what}, and no known encoding decodes the whole file.", hint)
     return SourceError(f"{what}; the text looks like {guess}.", f"Add --encoding {guess}")
 
 
-def guess_encoding(sample: bytes) -> str | None:
-    """The most likely encoding of `sample` as a Python codec name, by charset-normalizer; None if none fits.
+def _count_lines(blocks: Iterable[bytes]) -> tuple[int, int, list[bytes]]:
+    """The lines with other than ASCII characters that are UTF-8, those that are not, and the first of these.
 
-    A short text may fit several encodings equally well; then cp1252 is preferred, the default of Western Windows.
+    Line by line, but only for an error, and only those that are not ASCII.
+    """
+    valid = damaged = 0
+    sample: list[bytes] = []
+    rest = b""
+    for block in itertools.chain(blocks, [b"\n"]):
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if line.isascii():
+                continue
+            if _decodes([line], "utf-8"):
+                valid += 1
+            else:
+                damaged += 1
+                sample += [line] if len(sample) < SAMPLE else []
+    return valid, damaged, sample
+
+
+def _decodes(blocks: Iterable[bytes], encoding: str) -> bool:
+    """Whether bytes are valid in an encoding, and contain no control characters in it."""
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)("strict")
+        return not any(_CONTROL.search(decoder.decode(block)) for block in blocks) and not decoder.decode(b"", True)
+    except (UnicodeError, LookupError):
+        return False
+
+
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def guess_encoding(sample: bytes, read: Callable[[], Iterable[bytes]] = lambda: ()) -> str | None:
+    """The most likely encoding of `sample` that decodes the whole file, as a Python codec name; None if there is none.
+
+    Candidates are ordered by charset-normalizer. A short text may fit several encodings equally well; then cp1252 is
+    preferred, the default of Western Windows.
     """
     from charset_normalizer import from_bytes  # takes 30 ms, not needed for UTF-8
 
-    matches = from_bytes(sample)
-    best = matches.best()
-    if best is None:
-        return None
-    equal = (match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence))
-    names = {name for match in equal for name in match.could_be_from_charset}
-    return "cp1252" if "cp1252" in names else best.encoding.replace("_", "-")
+    matches = list(from_bytes(sample))
+    best = [(match.chaos, match.coherence) for match in matches[:1]]
+    equal = {
+        name for match in matches if [(match.chaos, match.coherence)] == best for name in match.could_be_from_charset
+    }
+    names = [*(["cp1252"] if "cp1252" in equal else []), *(match.encoding for match in matches), *COMMON]
+    fitting = (name for name in dict.fromkeys(names) if _decodes([sample], name) and _decodes(read(), name))
+    return next((name.replace("_", "-") for name in fitting), None)
+
+
+def is_utf8(encoding: str | None) -> bool:
+    """Whether an encoding was given and is UTF-8: then lines that are not valid are rejects, not an error."""
+    return encoding is not None and codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
 def check_encoding(encoding: str) -> None:

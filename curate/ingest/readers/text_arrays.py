@@ -12,10 +12,7 @@ import pyarrow as pa
 
 from curate.ingest.readers.batch import REJECTS, Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Positions
-from curate.ingest.readers.encoding import encoding_error
-
-SAMPLE = 200
-"""Number of invalid texts from which the encoding of a file is guessed."""
+from curate.ingest.readers.encoding import SAMPLE, encoding_error, is_utf8
 
 
 class Problem(NamedTuple):
@@ -79,14 +76,16 @@ def utf8_problem(position: int, text: bytes) -> Problem:
 def check_utf8(stream: ByteStream, texts: pa.LargeStringArray, problems: Sequence[Problem], line: Positions) -> None:
     """Raise `SourceError` if most texts with non-ASCII characters are not UTF-8: the file has another encoding.
 
-    If fewer are invalid, these texts are damaged and remain rejects.
+    If fewer are invalid, or UTF-8 is the given encoding, these texts are damaged and remain rejects.
     """
+    if is_utf8(stream.encoding):
+        return
     invalid = [problem.position for problem in problems if problem.code == "not-utf8"]
     if invalid:
         text = decode_texts(texts)
         if len(invalid) >= (text.str.len_chars() != text.str.len_bytes()).sum():
             sample = b"".join(text_bytes(texts, position) for position in invalid[:SAMPLE])
-            raise encoding_error(stream.path, sample, int(line[invalid[0]]))
+            raise encoding_error(stream.path, sample, int(line[invalid[0]]), stream.blocks)
 
 
 def build_batch(
