@@ -55,6 +55,8 @@ class Conversion:
     """the split that the source is named after"""
     mapped: pl.DataFrame | None = None
     """the table in which `mapping` was found"""
+    described_by: str | None = None
+    """the entry of a `dataset_info.json` that describes the source"""
     columns: tuple[str, ...] = ()
     rows: int = 0
     conversations: int = 0

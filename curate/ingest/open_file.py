@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from curate.ingest.answer_labels import check_labels
 from curate.ingest.column_mapping import find_mapping
 from curate.ingest.convert import EXPORT_COLUMNS, Conversion, drop_export_columns, join_batches, prefix_errors
+from curate.ingest.dataset_info import describe
 from curate.ingest.file_hash import Digest
 from curate.ingest.import_options import canonical_roles, name_turns, row_options, table_options, turn_keys
 from curate.ingest.named_split import find_named_split
@@ -63,13 +65,16 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
         raise _no_rows_error(path, head)
     with prefix_errors(path):
         table = drop_export_columns(head[-1].table)
+        section, described_by = describe(path, table.columns, section)
         section = name_turns(table, section)
         mapping = find_mapping(table, section)
         if section.system and not SHAPES[mapping.shape].has_questions:
             raise SourceError("Plain text has no system prompt.", "Omit --system, or map questions and answers.")
+        if described_by:
+            check_labels(table, mapping, section.where)
         mapping = replace(mapping, roles=canonical_roles(section), keys=turn_keys(section))
     all_batches = itertools.chain(head, batches)
-    conversion = Conversion(path, mapping, section, find_named_split(path), head[-1].table)
+    conversion = Conversion(path, mapping, section, find_named_split(path), head[-1].table, described_by)
     corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns
     whole = SHAPES[mapping.shape].spans_rows
     converted = conversion.convert_all(iter([join_batches(all_batches)]) if whole else all_batches)

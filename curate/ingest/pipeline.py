@@ -17,6 +17,7 @@ from pathlib import Path
 
 from duckdb import DuckDBPyConnection
 
+from curate.ingest.dataset_info import DESCRIBED_BY
 from curate.ingest.dry_run import drop_texts, dry_run_store
 from curate.ingest.file_hash import Digest, FileHasher, stamp
 from curate.ingest.import_options import check_section, row_options
@@ -215,6 +216,8 @@ def _finish(
     mapping = {**conversion.mapping.stored(), **how, STORED_REPAIRS: list(section.repair), **row_options(section)}
     if conversion.split and COLUMN not in conversion.columns:
         mapping[COLUMN] = conversion.split
+    if conversion.described_by:
+        mapping[DESCRIBED_BY] = conversion.described_by
     columns = list(
         source.columns if section.sql else conversion.columns
     )  # those of rejects, which were not transformed

@@ -10,6 +10,7 @@ from typing import Any
 
 from curate.cli.console import file_names, note, print_line, print_table
 from curate.ingest.convert import EXPORT_COLUMNS
+from curate.ingest.dataset_info import DESCRIBED_BY
 from curate.ingest.import_result import ImportResult
 from curate.ingest.named_split import COLUMN as SPLIT_COLUMN
 from curate.ingest.named_split import HELD_OUT_NAMES
@@ -79,8 +80,9 @@ def _mapping_note(result: ImportResult) -> str:
         return f"already imported{name}; nothing was added."
     names = {**result.mapping["fields"], **_role_settings(result)}
     fields = ", ".join(f"{name} = {column}" for name, column in names.items())
-    summary = SHAPES[result.shape].summary
-    return f"{result.shape} ({fields})" + (f"\n  {summary}" if summary else "")
+    described_by = result.mapping.get(DESCRIBED_BY)
+    notes = [SHAPES[result.shape].summary, f"as described by {described_by}" if described_by else ""]
+    return f"{result.shape} ({fields})" + "".join(f"\n  {note}" for note in notes if note)
 
 
 def _role_settings(result: ImportResult) -> dict[str, str]:
