@@ -28,13 +28,13 @@ from schemas.text import shorten
 CODE = "calls-in-text"
 
 _CALL_MARKS, _TOOL_MARKS = ("<tool_call>", "<functioncall>"), ("<tools>", "access to the following functions")
-_HERMES_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
-_GLAIVE_CALL = re.compile(r"<functioncall>\s*(.*?)\s*(?:<\|endoftext\|>)?\s*$", re.DOTALL)
-_GLAIVE_ARGUMENTS = re.compile(r"""("arguments"\s*:\s*)'(.*)'(\s*\})$""", re.DOTALL)
-_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
-_GLAIVE_RESULT = re.compile(r"^\s*FUNCTION RESPONSE:\s*")
-_TOOLS = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>\s*", re.DOTALL)
-_GLAIVE_TOOLS = re.compile(r"(?s)^(?:SYSTEM:\s*)?(.*?access to the following functions[^{\[]*?)[\s-]*([{\[].*)$")
+_HERMES_CALL = r"(?s)<tool_call>\s*(.*?)\s*</tool_call>\s*"
+_GLAIVE_CALL = r"(?s)<functioncall>\s*(.*?)\s*(?:<\|endoftext\|>)?\s*$"
+_GLAIVE_ARGUMENTS = r"""(?s)("arguments"\s*:\s*)'(.*)'(\s*\})$"""
+_RESULT = r"(?s)<tool_response>\s*(.*?)\s*</tool_response>\s*"
+_GLAIVE_RESULT = r"^\s*FUNCTION RESPONSE:\s*"
+_TOOLS = r"(?s)<tools>\s*([\[{].*?)\s*</tools>\s*"
+_GLAIVE_TOOLS = r"(?s)^(?:SYSTEM:\s*)?(.*?access to the following functions[^{\[]*?)[\s-]*([{\[].*)$"
 
 
 class BrokenCallError(ValueError):
@@ -116,7 +116,7 @@ def _read(turns: list[_Turn], tools: str | None) -> tuple[list[_Turn], str | Non
 
 def _read_system(text: str, tools: str | None) -> tuple[str, str | None]:
     """The system prompt without its tools, and the tools; both unchanged if it defines none, or others than known."""
-    hermes, glaive = _TOOLS.search(text), _GLAIVE_TOOLS.match(text)
+    hermes, glaive = re.search(_TOOLS, text), re.match(_GLAIVE_TOOLS, text)
     if hermes is None and glaive is None:
         return text, tools
     definition = _as_list(hermes[1] if hermes else glaive[2] if glaive else "")
@@ -148,7 +148,7 @@ def _as_list(objects: str) -> str:
 
 def _read_answer(turn: _Turn, number: int) -> Iterator[_Turn]:
     """The text of an answer and the calls at its end, as two turns; the answer itself if there are none."""
-    glaive = _GLAIVE_CALL.search(turn.value)
+    glaive = re.search(_GLAIVE_CALL, turn.value)
     start, payloads = (glaive.start(), [glaive[1]]) if glaive else _hermes_calls(turn.value)
     if not payloads:
         yield turn
@@ -163,7 +163,7 @@ def _hermes_calls(text: str) -> tuple[int, list[str]]:
     """The start and the contents of the calls that end a text."""
     start = len(text)
     payloads: list[str] = []
-    for found in reversed(list(_HERMES_CALL.finditer(text))):
+    for found in reversed(list(re.finditer(_HERMES_CALL, text))):
         if found.end() != start:
             break
         start = found.start()
@@ -185,7 +185,7 @@ def _read_calls(payload: str, number: int) -> Iterator[str]:
 
 def _as_json(payload: str) -> str:
     """A call as JSON: Glaive puts arguments in single quotes, and some calls of Hermes are printed by Python."""
-    quoted = _GLAIVE_ARGUMENTS.sub(lambda found: f"{found[1]}{json.dumps(found[2])}{found[3]}", payload)
+    quoted = re.sub(_GLAIVE_ARGUMENTS, lambda found: f"{found[1]}{json.dumps(found[2])}{found[3]}", payload)
     for text in (payload, quoted):
         try:
             json.loads(text)
@@ -209,9 +209,9 @@ def _read_results(turn: _Turn) -> Iterator[_Turn]:
     """A turn per result, if the turn consists of results; the turn itself otherwise."""
     if turn.role not in ("human", "observation"):
         yield turn
-    elif (results := _RESULT.findall(turn.value)) and not _RESULT.sub("", turn.value).strip():
+    elif (results := re.findall(_RESULT, turn.value)) and not re.sub(_RESULT, "", turn.value).strip():
         yield from (turn._replace(role="observation", value=result) for result in results)
-    elif _GLAIVE_RESULT.match(turn.value):
-        yield turn._replace(role="observation", value=_GLAIVE_RESULT.sub("", turn.value).strip())
+    elif re.match(_GLAIVE_RESULT, turn.value):
+        yield turn._replace(role="observation", value=re.sub(_GLAIVE_RESULT, "", turn.value).strip())
     else:
         yield turn

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import polars as pl
 
@@ -60,13 +60,12 @@ def expand_lists(elements: pl.DataFrame, lists: pl.DataFrame) -> tuple[pl.DataFr
     )
 
 
-@dataclass(slots=True)
-class _Message:
+class _Message(NamedTuple):
     """The blocks of a message, its role (JSON text) and the keys that apply to all of it, such as training flags."""
 
     role: str
     blocks: list[Block]
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str]
 
 
 def expand_blocks(cell: str, data: Collection[int] = ()) -> str:
@@ -98,7 +97,7 @@ def expand_blocks(cell: str, data: Collection[int] = ()) -> str:
 
 def _write_reasoning(blocks: list[Block]) -> list[str]:
     """A message of reasoning that no answer follows, which validation rejects."""
-    return list(_write(_Message('"assistant"', blocks))) if blocks else []
+    return list(_write(_Message('"assistant"', blocks, {}))) if blocks else []
 
 
 def _read_element(element: str) -> _Message | Reasoning | None:
@@ -121,9 +120,9 @@ def _read_item(keys: dict[str, str]) -> _Message | Reasoning | None:
     """An item without a role of the Responses API. Raises `UnsupportedBlockError` for calls of built-in tools."""
     kind = json.loads(keys.get("type", "null"))
     if kind == "function_call":
-        return _Message('"assistant"', [read_call(keys)])
+        return _Message('"assistant"', [read_call(keys)], {})
     if kind == "function_call_output":
-        return _Message('"tool"', [read_result(keys)])
+        return _Message('"tool"', [read_result(keys)], {})
     if kind == "reasoning":
         parts = [*read_blocks(keys.get("content", "[]"))] or [*read_blocks(keys.get("summary", "[]"))]
         return Reasoning("\n\n".join(part.text for part in parts if isinstance(part, Text | Reasoning)))

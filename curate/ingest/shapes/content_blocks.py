@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from curate.ingest.shapes.json_cells import split_list, split_object
 
@@ -34,29 +34,25 @@ class UnsupportedBlockError(ValueError):
     """A block that is not text, a call or a result; the text names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """A part of the text of a message."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reasoning:
+class Reasoning(NamedTuple):
     """Reasoning before an answer or a tool call."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A tool call in OpenAI's notation, as JSON text with the original text of its arguments."""
 
     json: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The result of a tool call; `id` is JSON text."""
 
     id: str
