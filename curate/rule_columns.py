@@ -18,7 +18,7 @@ from curate.ingest.column_names import make_unique
 from curate.scorers import SCORERS
 from curate.scorers.plan import plan_scorers, scorer_names
 from curate.scorers.runner import stored_columns
-from schemas.cluster import NEAR_DUPLICATE, count_unclustered, find_clustering
+from schemas.cluster import METHOD, NEAR_DUPLICATE, count_unclustered, find_clustering
 from schemas.conversation import IMPORTED_SQL
 from schemas.errors import RecipeError, nearest
 from schemas.recipe import Recipe
@@ -262,6 +262,8 @@ def _find_unclustered(connection: DuckDBPyConnection) -> str:
     clustering = find_clustering(connection)
     if clustering is None or not clustering.conversations:
         return "any conversation"
+    if clustering.is_outdated:
+        return f"any conversation by the present search ({METHOD}; the store has {clustering.method})"
     count = count_unclustered(connection, clustering)
     return f"{plural(count, 'conversation')} imported since" if count else ""
 

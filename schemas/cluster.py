@@ -16,6 +16,10 @@ from schemas.digest import canonical_json
 NEAR_DUPLICATE = "near_duplicate"
 """The name in rules for "another conversation of the cluster is kept instead of this one"."""
 
+METHOD = "shingles-3"
+"""The value of `clusters.method`: the search and its revision. `shingles` missed pairs in crowded groups, `shingles-2`
+compared short texts by five-word shingles, and texts with their markup."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
@@ -26,6 +30,11 @@ class Clustering:
     conversations: int
     seq: int
     """orders it among selections, by the number that the store assigned"""
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it was computed by an earlier revision of the search, which may have found other clusters."""
+        return self.method != METHOD
 
 
 def find_clustering(connection: DuckDBPyConnection) -> Clustering | None:

@@ -132,7 +132,12 @@ class ImportSection(Section):
 class DedupSection(Section):
     """Which conversations are near-duplicates, and which one of a cluster is kept."""
 
-    similarity: float = Field(0.8, ge=0.5, le=1, description="minimum Jaccard similarity of the 5-word shingles")
+    similarity: float = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="minimum Jaccard similarity of the 5-word shingles; of the words if one text has fewer than 50",
+    )
     prefer: str | None = Field(
         None,
         description="an SQL order, the first one is kept; by default the most central conversation, then the longest",

@@ -44,11 +44,48 @@ def test_the_longest_near_duplicate_is_kept_and_the_others_refer_to_it(store):
     assert other not in {row[0] for row in clusters(store)}
 
 
-def test_similarity_is_the_jaccard_index_of_five_word_shingles(store):
-    one = " ".join(f"w{n}" for n in range(20))
-    add(store, [chat("?", one), chat("?", f"{one} w20 w21")])
+def similarities(store, *answers):
+    add(store, [chat("?", answer) for answer in answers])
     deduplicate_store(store, recipe())
-    assert [row[3] for row in clusters(store) if row[2]] == [16 / 18]
+    return [row[3] for row in clusters(store) if row[2]]
+
+
+def text_of(words, **changed):
+    """`w0 w1 …`, with some of them replaced, such as `w3="other"`."""
+    return " ".join(changed.get(f"w{n}", f"w{n}") for n in range(words))
+
+
+def test_similarity_is_the_jaccard_index_of_five_word_shingles(store):
+    assert similarities(store, text_of(60), text_of(62)) == [56 / 58]
+
+
+@pytest.mark.parametrize("words", [9, 10, 20, 48])
+def test_one_changed_word_in_a_short_text_counts_once(store, words):
+    assert similarities(store, text_of(words), text_of(words, w4="other")) == [(words - 1) / (words + 1)]
+
+
+def test_a_short_and_a_long_text_are_compared_as_short_texts(store):
+    assert similarities(store, text_of(49), text_of(51)) == [49 / 51]
+
+
+def test_the_same_words_in_another_order_are_not_near_duplicates(store):
+    assert similarities(store, "sort 3 1 2 as 1 2 3 please", "sort 2 1 3 as 1 2 3 please") == []
+    assert similarities(store, "the cat sees the dog now", "the dog sees the cat now") == []
+
+
+@pytest.mark.parametrize(
+    "marked",
+    [
+        "<p>Dry the <b>pump</b> for a day,<br>then oil it &amp; &quot;test&quot; it &ndash; it&#39;s easy.</p>",
+        "**Dry** the _pump_ for a day, then oil it & “test” it – it’s [easy](https://example.org/easy).",
+        "Dry the pu\u00admp for a day, then oil it & «test» it - it's easy.",
+        "<div class='answer'>Dry&nbsp;the `pump` for a day,</div><p>then oil it &amp; *test* it. It's easy.",
+    ],
+)
+def test_markup_does_not_hide_a_duplicate(store, marked):
+    assert similarities(store, 'Dry the pump for a day, then oil it & "test" it - it\'s easy.', marked) == [1.0]
+    with reading(store) as connection:
+        assert (marked,) in connection.sql("SELECT conversations[2].value FROM conversations").fetchall()
 
 
 def test_a_shared_system_prompt_does_not_count(store):
@@ -100,21 +137,25 @@ def test_a_second_run_replaces_the_clusters(store):
     assert clusters(store) == []
 
 
-def test_clusters_of_an_earlier_search_are_replaced_and_their_version_keeps_its_digest(store):
+@pytest.mark.parametrize("method", ["shingles", "shingles-2"])
+def test_clusters_of_an_earlier_search_must_be_computed_again(store, method):
     add(store, [advice_chat(), advice_chat(" Thanks!"), *questions(20)])
     deduplicate_store(store, recipe())
     with writing(store) as connection:
-        new = freeze(connection, "chats", recipe(), dry_run=True).version.digest
-        connection.execute("UPDATE clusters SET method = 'shingles'")
-        connection.execute("UPDATE clusterings SET method = 'shingles'")
-        assert freeze(connection, "chats", recipe(), dry_run=True).version.digest == new
-    add(store, questions(1, start=90), source="b.csv")
-    with reading(store) as connection, pytest.raises(VersionError, match="does not cover 1 conversation"):
-        freeze(connection, "chats", recipe(), dry_run=True)
+        connection.execute("UPDATE clusters SET method = ?", [method])
+        connection.execute("UPDATE clusterings SET method = ?", [method])
+        with pytest.raises(VersionError, match=rf"found by an earlier search \({method}; now shingles-3\)") as error:
+            freeze(connection, "chats", recipe(), dry_run=True)
+    assert error.value.hint.startswith("Run curate dedup again")
+    with pytest.raises(RecipeError, match=rf"by the present search \(shingles-3; the store has {method}\)") as error:
+        select_store(store, recipe(**RULE))
+    assert error.value.hint == "curate dedup"
     deduplicate_store(store, recipe())
+    select_store(store, recipe(**RULE))
     with reading(store) as connection:
+        freeze(connection, "chats", recipe(**RULE), dry_run=True)
         query = "SELECT method FROM clusters UNION SELECT method FROM clusterings"
-        assert connection.sql(query).fetchall() == [("shingles-2",)]
+        assert connection.sql(query).fetchall() == [("shingles-3",)]
 
 
 def test_a_missing_store_is_an_error(tmp_path):
@@ -196,14 +237,17 @@ def test_freezing_with_outdated_clusters_is_an_error(store, change, message):
 def test_the_command_prints_counts_and_the_next_command(curate, tmp_path, sample):
     assert curate("import", str(sample / "support_tickets.csv")).returncode == 0
     done = curate("dedup", "--json")
-    assert (done.returncode, json.loads(done.stdout)["near_duplicates"]) == (0, 10)
+    assert (done.returncode, json.loads(done.stdout)["near_duplicates"]) == (0, 99)
     shown = curate("dedup")
-    assert "Found 10 near-duplicates (10 exact) in 10 clusters among 380 conversations" in " ".join(
+    assert "Found 99 near-duplicates (10 exact) in 59 clusters among 380 conversations" in " ".join(
         shown.stdout.split()
     )
     assert "not near_duplicate" in shown.stderr
-    ((one, other),) = [row[:2] for row in clusters(tmp_path / "curate.duckdb") if row[2]][:1]
-    assert f"one of 2 in cluster {other}, near-duplicate of {other}, similarity 1.000" in curate("trace", one).stdout
+    rows = [row for row in clusters(tmp_path / "curate.duckdb") if row[2]]
+    one, other, nearest, similarity = rows[0]
+    size = 1 + sum(row[1] == other for row in rows)
+    line = f"one of {size} in cluster {other}, near-duplicate of {nearest}, similarity {similarity:.3f}"
+    assert line in " ".join(curate("trace", one).stdout.split())
 
 
 def test_the_dataset_card_states_that_near_duplicates_are_in_the_same_split(curate, tmp_path, sample):

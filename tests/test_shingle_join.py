@@ -3,11 +3,13 @@
 import itertools
 import random
 import re
+from collections import Counter
 
 import polars as pl
 import pytest
 
 from curate.dedup import shingle_join
+from curate.dedup import shingles as shingles_module
 from curate.dedup.shingle_join import greedy_cover, near_pairs, rank_by_degree
 
 
@@ -22,23 +24,56 @@ def reader(texts, batch_rows=37):
     return read
 
 
+def words_of(text):
+    return re.findall(r"\w+", text)
+
+
 def shingles(text):
-    words = re.findall(r"\w+", text)
-    return frozenset(tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))) if words else frozenset()
+    words = words_of(text)
+    return frozenset(tuple(words[at : at + 5]) for at in range(len(words) - 4))
 
 
-def jaccard(one, other):
-    return len(one & other) / len(one | other)
+def word_pairs(text):
+    words = words_of(text)
+    return Counter(zip(["", *words], [*words, ""], strict=True)) if words else Counter()
+
+
+def similarity_of(one, other):
+    """By five-word shingles if both texts are long, else by words or half of the pairs that differ."""
+    if min(len(words_of(one)), len(words_of(other))) >= shingles_module.SHORT_WORDS:
+        a, b = shingles(one), shingles(other)
+        return len(a & b) / len(a | b)
+    pairs, words = (
+        (a & b).total() / (a | b).total()
+        for a, b in ((word_pairs(one), word_pairs(other)), (Counter(words_of(one)), Counter(words_of(other))))
+    )
+    return min(words, (1 + 3 * pairs) / (3 + pairs))
+
+
+def near(one, other, threshold):
+    return similarity_of(one, other) >= threshold - 1e-9
+
+
+def group_copies(texts, threshold):
+    """The number of the first text with the same shingles, of those that it is compared by; no words, no entry."""
+    first, originals = {}, {}
+    for number, text in enumerate(texts):
+        words = len(words_of(text))
+        is_long = words >= shingles_module.SHORT_WORDS
+        limit = shingles_module.SHORT_WORDS * (3 - threshold) / (3 * threshold - 1)
+        has_pairs = not is_long or words + 1 <= limit + 1e-9
+        own = (shingles(text) if is_long else None, frozenset(word_pairs(text).items()) if has_pairs else None)
+        if words:
+            originals[number] = first.setdefault(own, number)
+    return originals
 
 
 def pairs_by_definition(texts, threshold):
-    """All pairs by definition; of texts with equal shingles only the first is paired with others."""
-    sets = [shingles(text) for text in texts]
-    first = {shingles: number for number, shingles in reversed(list(enumerate(sets)))}
-    copies = {(first[own], number): 1.0 for number, own in enumerate(sets) if own and first[own] < number}
-    firsts = sorted(first[own] for own in first if own)
-    near = ((a, b, jaccard(sets[a], sets[b])) for a, b in itertools.combinations(firsts, 2))
-    return copies | {(a, b): similarity for a, b, similarity in near if similarity >= threshold}
+    """All pairs by definition; of copies only the first is paired with others."""
+    originals = group_copies(texts, threshold)
+    copies = {(first, number): 1.0 for number, first in originals.items() if first < number}
+    pairs = itertools.combinations(sorted(set(originals.values())), 2)
+    return copies | {(a, b): similarity_of(texts[a], texts[b]) for a, b in pairs if near(texts[a], texts[b], threshold)}
 
 
 def change_words(rng, text, vocabulary):
@@ -58,16 +93,23 @@ def random_texts(rng):
     return texts
 
 
+@pytest.fixture(autouse=True, params=[5, 9, 50], ids="short below {}".format)
+def short_words(request, monkeypatch):
+    """Most texts are long, some are, or most are short."""
+    monkeypatch.setattr(shingles_module, "SHORT_WORDS", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_pairs_equal_those_by_definition(monkeypatch, seed):
     rng = random.Random(seed)
     texts, threshold = random_texts(rng), rng.choice([0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
     monkeypatch.setattr(shingle_join, "GROUP_LIMIT", 1_000)
-    monkeypatch.setattr(shingle_join, "PART_BYTES", rng.choice([50, 1 << 20]))
+    monkeypatch.setattr(shingles_module, "PART_BYTES", rng.choice([50, 1 << 20]))
     monkeypatch.setattr(shingle_join, "PAIR_KEYS", rng.choice([40, 1 << 20]))
     monkeypatch.setattr(shingle_join, "MAX_PENDING", rng.choice([3, 1 << 20]))
     pairs = near_pairs(reader(texts), len(texts), threshold)
-    assert {(a, b): similarity for a, b, similarity in pairs.iter_rows()} == pytest.approx(
+    assert {(a, b): similarity for a, b, similarity, _ in pairs.iter_rows()} == pytest.approx(
         pairs_by_definition(texts, threshold)
     )
 
@@ -81,7 +123,8 @@ def test_a_dropped_text_is_similar_to_an_earlier_kept_one(monkeypatch, seed):
     for number, (nearest, similarity) in dropped.items():
         assert nearest < number
         assert nearest not in dropped
-        assert similarity == jaccard(shingles(texts[number]), shingles(texts[nearest])) >= 0.6
+        assert similarity == pytest.approx(similarity_of(texts[number], texts[nearest]))
+        assert similarity >= 0.6
 
 
 @pytest.mark.parametrize("choose", [greedy_cover, rank_by_degree])
@@ -90,8 +133,8 @@ def test_no_two_kept_texts_are_near_duplicates(monkeypatch, seed, choose):
     texts = [text for text in random_texts(random.Random(seed)) if text]
     monkeypatch.setattr(shingle_join, "GROUP_LIMIT", 1_000)
     dropped = set(choose(near_pairs(reader(texts), len(texts), 0.6))["number"])
-    kept = [shingles(text) for number, text in enumerate(texts) if number not in dropped]
-    assert not [pair for pair in itertools.combinations(kept, 2) if jaccard(*pair) >= 0.6]
+    kept = [text for number, text in enumerate(texts) if number not in dropped]
+    assert not [pair for pair in itertools.combinations(kept, 2) if near(*pair, 0.6)]
 
 
 def crowded_texts(rng, kind, count):
@@ -122,17 +165,21 @@ def test_no_two_kept_texts_of_a_crowded_group_are_near_duplicates(monkeypatch, c
     dropped = choose(near_pairs(reader(texts), len(texts), 0.8, choose=choose))
     assert dropped.height < len(texts)
     gone = set(dropped["number"])
-    kept = [shingles(text) for number, text in enumerate(texts) if number not in gone]
-    assert not [pair for pair in itertools.combinations(kept, 2) if jaccard(*pair) >= 0.8]
+    kept = [text for number, text in enumerate(texts) if number not in gone]
+    assert not [pair for pair in itertools.combinations(kept, 2) if near(*pair, 0.8)]
+
+
+def pairs_frame(a, b, similarity, copy=False):
+    return pl.DataFrame({"a": a, "b": b, "similarity": similarity, "copy": copy}, schema=shingle_join.PAIRS)
 
 
 def test_a_copy_is_dropped_together_with_its_original():
-    pairs = pl.DataFrame({"a": [0, 1], "b": [1, 2], "similarity": [0.9, 1.0]}, schema=shingle_join.PAIRS)
+    pairs = pairs_frame([0, 1], [1, 2], [0.9, 1.0], [False, True])
     assert greedy_cover(pairs).rows() == [(1, 0, 0.9), (2, 0, 0.9)]
 
 
 def test_the_text_with_the_highest_degree_is_kept_and_in_a_tie_the_first():
-    star = pl.DataFrame({"a": [0, 1, 2], "b": [2, 2, 3], "similarity": [0.8, 0.9, 0.8]}, schema=shingle_join.PAIRS)
+    star = pairs_frame([0, 1, 2], [2, 2, 3], [0.8, 0.9, 0.8])
     assert rank_by_degree(star).rows() == [(0, 2, 0.8), (1, 2, 0.9), (3, 2, 0.8)]
     assert rank_by_degree(star.head(1)).rows() == [(2, 0, 0.8)]
     assert rank_by_degree(star.clear()).is_empty()
@@ -152,17 +199,13 @@ def test_few_of_thousands_of_variants_of_one_text_are_kept():
 
 
 def test_a_chain_is_kept_and_dropped_alternately():
-    chain = pl.DataFrame(
-        {"a": [0, 1, 2, 3], "b": [1, 2, 3, 4], "similarity": [0.8, 0.9, 0.8, 0.9]}, schema=shingle_join.PAIRS
-    )
+    chain = pairs_frame([0, 1, 2, 3], [1, 2, 3, 4], [0.8, 0.9, 0.8, 0.9])
     assert greedy_cover(chain).rows() == [(1, 0, 0.8), (3, 2, 0.8)]
     assert greedy_cover(chain.clear()).is_empty()
 
 
 def test_the_nearest_is_the_most_similar_kept_text_and_in_a_tie_the_first():
-    pairs = pl.DataFrame(
-        {"a": [0, 1, 2, 0, 1], "b": [3, 3, 3, 4, 4], "similarity": [0.8, 0.9, 0.9, 0.8, 0.8]}, schema=shingle_join.PAIRS
-    )
+    pairs = pairs_frame([0, 1, 2, 0, 1], [3, 3, 3, 4, 4], [0.8, 0.9, 0.9, 0.8, 0.8])
     assert greedy_cover(pairs).rows() == [(3, 1, 0.9), (4, 0, 0.8)]
 
 

@@ -280,7 +280,9 @@ def dedup(
     """Find near-duplicate conversations and choose which one of each cluster to keep.
 
     Two conversations are near-duplicates if the Jaccard similarity of their 5-word shingles is at least
-    dedup.similarity; the system prompt is ignored. The rule "not near_duplicate" drops all but one per cluster, and
+    dedup.similarity. If one of them has fewer than 50 words, it is the similarity of their words, so that one changed
+    word in ten is 0.8 or more, unless their order differs. Case, punctuation and markup do not count, and the system
+    prompt is ignored. The rule "not near_duplicate" drops all but one per cluster, and
     curate freeze puts a cluster into one split.
 
     \b

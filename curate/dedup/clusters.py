@@ -14,17 +14,16 @@ from pathlib import Path
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.dedup.shingle_join import Numbers, ReadTexts, greedy_cover, near_pairs, rank_by_degree
+from curate.dedup.normal_text import strip_markup
+from curate.dedup.shingle_join import greedy_cover, near_pairs, rank_by_degree
+from curate.dedup.shingles import Numbers, ReadTexts
 from curate.rule_columns import find_matching
 from curate.scorers.runner import check_not_empty
-from schemas.cluster import NEAR_DUPLICATE, connected_components, write_clustering
+from schemas.cluster import METHOD, NEAR_DUPLICATE, connected_components, write_clustering
 from schemas.conversation import preview_prompts
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe
 from schemas.store import reading, writing
-
-METHOD = "shingles-2"
-"""The value of `clusters.method`: the search and its revision. `shingles` missed pairs in crowded groups."""
 
 LONGEST_FIRST = "length(prompt) + length(answer) desc"
 """The default order among conversations with equally many near-duplicates."""
@@ -38,8 +37,8 @@ BATCH_ROWS = 20_000
 EXAMPLES = 5
 
 TEXTS_SQL = """
-    SELECT number::UINTEGER AS number, lower(array_to_string([t.value FOR t IN conversations IF t."from" <> 'system'],
-        ' ')) AS text
+    SELECT number::UINTEGER AS number, array_to_string([t.value FOR t IN conversations IF t."from" <> 'system'],
+        ' ') AS text
     FROM numbered JOIN conversations ON id = conversation
 """
 
@@ -132,7 +131,7 @@ def _text_reader(connection: DuckDBPyConnection) -> ReadTexts:
         for batch in connection.sql(query).to_arrow_reader(BATCH_ROWS):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
-            yield frame
+            yield frame.with_columns(strip_markup(frame["text"]).str.to_lowercase())
 
     return read
 

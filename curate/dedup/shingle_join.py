@@ -1,42 +1,55 @@
 """Numbered texts → the exact pairs of near-duplicates, each with its similarity.
 
-Similarity is the Jaccard index of two sets of shingles, which are five consecutive words each (Broder 1997). Candidates
-are found by a prefix filter instead of MinHash (Chaudhuri et al. 2006; with several shared shingles as in AdaptJoin,
-Wang et al. 2012): if two sets overlap enough and are sorted by the same order, their first members share some. The
-similarity of every candidate is then computed exactly. A shingle is a hash of 46 bits: two different shingles collide
-with a probability of 10^-13.
+The similarity of two long texts is the Jaccard index of their five-word shingles (Broder 1997). If at least one of the
+two is short (fewer than `SHORT_WORDS` words), it is the Jaccard index of their words, counted with repetition, or that
+of their pairs of words with half of the difference (`pair_threshold`), whichever is lower: the order counts too.
+
+Candidates are found by a prefix filter instead of MinHash (Chaudhuri et al. 2006; with several shared shingles as in
+AdaptJoin, Wang et al. 2012): if two sets overlap enough and are sorted by the same order, their first members share
+some. The similarity of every candidate is then computed exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-Numbers = npt.NDArray[np.uint32]
-Keys = npt.NDArray[np.uint64]
-Counts = npt.NDArray[np.int64]
+from curate.dedup.shingles import (
+    HASH_BITS,
+    KEY_BITS,
+    MULTIPLIER,
+    PART_TEXTS,
+    WORD_FLAG,
+    CommonShingles,
+    Counts,
+    Keys,
+    Numbers,
+    ReadTexts,
+    ShingleSets,
+    concatenate_ranges,
+    count_pairs,
+    min_overlap,
+    pair_threshold,
+    read_sets,
+    sample_common,
+    select_sets,
+)
 
-ReadTexts = Callable[[Numbers | None], Iterator[pl.DataFrame]]
-"""Reads the texts with some numbers, or all: frames with `number` (UInt32) and `text`, each number once, in any order,
-with at most `PART_TEXTS` rows."""
+Shares = npt.NDArray[np.float64]
 
-PAIRS = {"a": pl.UInt32, "b": pl.UInt32, "similarity": pl.Float64}
-"""Two numbers, the smaller one first, and the Jaccard index of their texts."""
+PAIRS = {"a": pl.UInt32, "b": pl.UInt32, "similarity": pl.Float64, "copy": pl.Boolean}
+"""Two numbers, the smaller one first, the similarity of their texts, and whether all their shingles are equal."""
 
-SHINGLE_WORDS = 5
-"""Words in a shingle; a shorter text is a single shingle."""
+MIN_SHARED = np.array([2, 4])
+"""Shingles of short and of long texts that two prefixes must share, and by which prefixes are extended. With 1 for long
+texts, 300,000 Alpaca-like rows gave 3.5 times as many candidates (210,698 instead of 60,103), most of them the same
+instruction with another answer."""
 
-SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WORD_PATTERN = rf"[{SPACELESS}]|[\w--[{SPACELESS}]]+"
-"""A word, or a character in scripts without spaces between words."""
-
-MIN_SHARED = 4
-"""Shingles that two prefixes must share, and by which prefixes are extended. With 1, 300,000 Alpaca-like rows gave 3.5
-times as many candidates (210,698 instead of 60,103), most of them the same instruction with another answer."""
+PAIR_FLAG = np.uint64(1 << 63)
+"""Marks a key that combines two shingles."""
 
 GROUP_LIMIT, GROUP_GROWTH = 32, 4
 """In a group of texts that share a shingle, this many are compared with all later ones. Larger groups need several
@@ -46,34 +59,11 @@ MAX_GROUP, MIN_YIELD = 8_192, 0.01
 """Groups of up to this many kept texts are compared completely. In a larger group another round requires that this
 share of the compared pairs were near-duplicates; below it, the texts only share a template."""
 
-SAMPLE_TEXTS, COMMON_COUNT = 20_000, 4
-"""Shingles that occur this often in a sample of this size are sorted to the end of every prefix, because they rarely
-indicate near-duplicates. Otherwise 1,000 questions from one template would all be compared."""
-
-PART_BYTES, PART_TEXTS = 32 << 20, 1 << 17
-"""Text that is cut into shingles at a time, and pairs that are verified at a time: their positions need 17 bits."""
-
 PAIR_KEYS = 8 << 20
 """Shingles of the pairs that are verified at a time."""
 
 MAX_PENDING = 16 << 20
 """Candidate pairs that are collected before they are counted."""
-
-KEY_BITS = 47
-HASH_BITS = KEY_BITS - 1
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio (Knuth): odd, so multiplication is 1:1
-POWERS = np.cumprod(np.full(SHINGLE_WORDS, MULTIPLIER))
-COMMON_FLAG = np.uint64(1 << HASH_BITS)
-KEY_MASK = np.uint64((1 << KEY_BITS) - 1)
-SLOTS = 1 << 20
-
-
-class ShingleSets(NamedTuple):
-    """The shingles of some texts: set i is `keys[starts[i] : starts[i + 1]]`, sorted, with common shingles last."""
-
-    number: Numbers
-    starts: Counts
-    keys: Keys
 
 
 def near_pairs(
@@ -85,17 +75,18 @@ def near_pairs(
 ) -> pl.DataFrame:
     """The pairs among the texts numbered from 0 to `total` with a similarity of at least `threshold`: columns `PAIRS`.
 
-    Of texts with equal shingles, only the first is paired with others. If more than `GROUP_LIMIT` texts share a
+    Of copies, which have equal shingles, only the first is paired with others. If more than `GROUP_LIMIT` texts share a
     shingle, the pairs may be incomplete: more of them are compared in each round, among the texts that `choose` (from
     pairs to the texts to drop, by default `greedy_cover`) keeps, until no two kept texts are near-duplicates. Only in
     a group of more than `MAX_GROUP` kept texts a pair may be missed. A text without words has no near-duplicates.
     `progress` is called with the number of texts that were read.
     """
-    common = _sample_common(read, total)
-    size, pairs, prefixes = _prefixes(read, total, threshold, common, progress)
+    thresholds = np.array([pair_threshold(threshold), threshold])
+    common = sample_common(read, total, threshold)
+    size, pairs, prefixes = _prefixes(read, total, thresholds, common, progress)
     compared, rest, limit = np.empty(0, np.uint64), prefixes, GROUP_LIMIT
     while True:
-        candidates, is_limited = _candidates(rest, size, threshold, limit)
+        candidates, is_limited = _candidates(rest, size, thresholds, limit)
         candidates = np.setdiff1d(candidates, compared, assume_unique=True)
         new_pairs = _verify(candidates, read, common, threshold)
         pairs = pl.concat([pairs, new_pairs])
@@ -104,22 +95,22 @@ def near_pairs(
             return pairs
         compared = np.union1d(compared, candidates)
         dropped = (choose or greedy_cover)(pairs)
-        rest, limit = prefixes.join(dropped, on="number", how="anti"), GROUP_GROWTH * limit
+        rest = prefixes.filter(~(pl.col("number") // 2).is_in(dropped["number"].implode()))
+        limit *= GROUP_GROWTH
 
 
 def greedy_cover(pairs: pl.DataFrame) -> pl.DataFrame:
     """The texts to drop, and the kept text that each is most similar to: columns `number`, `nearest`, `similarity`.
 
     In the order of their numbers, a text is kept if it is not a near-duplicate of a kept one. So every dropped text is
-    similar to a kept one. A copy with equal shingles is dropped for its original, or for the same text as it.
+    similar to a kept one. A copy is dropped for its original, or for the same text as it.
 
-    >>> pairs = pl.DataFrame({"a": [0, 1, 1], "b": [1, 2, 3], "similarity": [0.9, 0.8, 1.0]}, schema=PAIRS)
-    >>> greedy_cover(pairs).rows()
+    >>> rows = [(0, 1, 0.9, False), (1, 2, 0.8, False), (1, 3, 1.0, True)]
+    >>> greedy_cover(pl.DataFrame(rows, schema=PAIRS, orient="row")).rows()
     [(1, 0, 0.9), (3, 0, 0.9)]
     """
-    is_copy = pl.col("similarity") == 1
-    dropped = _greedy_keep(pairs.filter(~is_copy))
-    copies = pairs.filter(is_copy).join(dropped, left_on="a", right_on="number", how="left").select(
+    dropped = _greedy_keep(pairs.filter(~pl.col("copy")))
+    copies = pairs.filter("copy").join(dropped, left_on="a", right_on="number", how="left").select(
         number="b", nearest=pl.coalesce("nearest", "a"), similarity=pl.coalesce("similarity_right", "similarity")
     )  # fmt: skip
     return pl.concat([dropped, copies]).sort("number")
@@ -128,8 +119,8 @@ def greedy_cover(pairs: pl.DataFrame) -> pl.DataFrame:
 def rank_by_degree(pairs: pl.DataFrame) -> pl.DataFrame:
     """As `greedy_cover`, but in the order of degree: the number of near-duplicates, the most first, then the number.
 
-    >>> star = pl.DataFrame({"a": [0, 1], "b": [1, 2], "similarity": [0.8, 0.8]}, schema=PAIRS)
-    >>> rank_by_degree(star).rows()
+    >>> star = [(0, 1, 0.8, False), (1, 2, 0.8, False)]
+    >>> rank_by_degree(pl.DataFrame(star, schema=PAIRS, orient="row")).rows()
     [(0, 1, 0.8), (2, 1, 0.8)]
     """
     degrees = pl.concat([pairs["a"], pairs["b"]]).alias("number").value_counts(name="degree")
@@ -138,7 +129,10 @@ def rank_by_degree(pairs: pl.DataFrame) -> pl.DataFrame:
         pairs.join(ranks.rename({"rank": "rank_a"}), left_on="a", right_on="number")
         .join(ranks.rename({"rank": "rank_b"}), left_on="b", right_on="number")
         .select(
-            a=pl.min_horizontal("rank_a", "rank_b"), b=pl.max_horizontal("rank_a", "rank_b"), similarity="similarity"
+            pl.min_horizontal("rank_a", "rank_b").alias("a"),
+            pl.max_horizontal("rank_a", "rank_b").alias("b"),
+            "similarity",
+            "copy",
         )
     )
     dropped = greedy_cover(by_rank).join(ranks, left_on="number", right_on="rank", suffix="_own")
@@ -161,110 +155,62 @@ def _greedy_keep(pairs: pl.DataFrame) -> pl.DataFrame:
     return best.unique("b", keep="first", maintain_order=True).select(number="b", nearest="a", similarity="similarity")
 
 
-# --- from texts to shingle sets ---
-
-
-def _shingle(texts: pl.DataFrame, common: _CommonShingles) -> ShingleSets:
-    """The shingle sets of at most `PART_TEXTS` texts."""
-    words = texts["text"].str.extract_all(WORD_PATTERN)
-    lengths = words.list.len().to_numpy().astype(np.int64)
-    row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
-    ends = np.cumsum(lengths)
-    hashes = np.append(words.explode(empty_as_null=False).hash().to_numpy(), np.zeros(SHINGLE_WORDS, np.uint64))
-    rolling = hashes[: len(row)].copy()
-    for ahead in range(1, SHINGLE_WORDS):
-        rolling *= MULTIPLIER
-        rolling += hashes[ahead : len(row) + ahead]
-    is_start = np.arange(len(row)) + SHINGLE_WORDS <= ends[row]
-    short = np.flatnonzero((lengths < SHINGLE_WORDS) & (lengths > 0))
-    first = ends[short] - lengths[short]
-    rolling[first] = sum(hashes[first + at] * POWERS[at] * (at < lengths[short]) for at in range(SHINGLE_WORDS))
-    is_start[first] = True
-    keys = common.flag((rolling[is_start] * MULTIPLIER) >> np.uint64(64 - HASH_BITS))
-    packed = np.sort(row[is_start] << np.uint64(KEY_BITS) | keys)
-    packed = packed[np.append(True, packed[1:] != packed[:-1])] if len(packed) else packed
-    counts = np.bincount((packed >> np.uint64(KEY_BITS)).astype(np.int64), minlength=len(lengths))
-    return ShingleSets(texts["number"].to_numpy(), np.append(0, np.cumsum(counts)), packed & KEY_MASK)
-
-
-def _parts(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The texts in parts of about `PART_BYTES`."""
-    for frame in frames:
-        part = pl.col("text").str.len_bytes().cast(pl.Int64).cum_sum() // PART_BYTES
-        yield from frame.with_columns(part=part).partition_by("part", include_key=False)
-
-
-class _CommonShingles(NamedTuple):
-    """The shingles of many texts, sorted, and a table of slots by their lowest bits that excludes most others."""
-
-    keys: Keys
-    slots: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, keys: Keys) -> _CommonShingles:
-        slots = np.zeros(SLOTS, np.bool_)
-        slots[keys % SLOTS] = True
-        return cls(keys, slots)
-
-    def flag(self, keys: Keys) -> Keys:
-        """The keys, with common ones flagged so that they are sorted last."""
-        if len(self.keys):
-            maybe = np.flatnonzero(self.slots[keys % SLOTS])
-            at = np.minimum(np.searchsorted(self.keys, keys[maybe]), len(self.keys) - 1)
-            keys[maybe[self.keys[at] == keys[maybe]]] |= COMMON_FLAG
-        return keys
-
-
-def _sample_common(read: ReadTexts, total: int) -> _CommonShingles:
-    """The common shingles of a sample of evenly spaced texts."""
-    none = _CommonShingles.of(np.empty(0, np.uint64))
-    sample = np.unique(np.linspace(0, max(0, total - 1), min(total, SAMPLE_TEXTS)).astype(np.uint32))
-    shingles = [_shingle(part, none).keys for part in _parts(read(sample))]
-    keys, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *shingles]), return_counts=True)
-    return _CommonShingles.of(keys[counts >= COMMON_COUNT])
-
-
-# --- from shingle sets to pairs ---
+# --- from shingle sets to pairs; `thresholds` are those of short and of long texts ---
 
 
 def _prefixes(
-    read: ReadTexts, total: int, threshold: float, common: _CommonShingles, progress: Callable[[int], None]
+    read: ReadTexts, total: int, thresholds: Shares, common: CommonShingles, progress: Callable[[int], None]
 ) -> tuple[Counts, pl.DataFrame, pl.DataFrame]:
-    """The number of shingles of each text, the pairs with equal shingles, and the prefixes (`key`, `number`).
+    """The size of each set, the pairs of a copy and its original, and the prefixes (`key`, `number` of the set).
 
-    Of texts with equal shingles only the first has a prefix.
+    A copy has no prefix.
     """
-    size, fingerprint = np.zeros(total, np.int64), np.zeros(total, np.uint64)
+    size, fingerprint = np.zeros(2 * total, np.int64), np.zeros(2 * total, np.uint64)
     prefixes = [pl.DataFrame(schema={"key": pl.UInt64, "number": pl.UInt32})]
     done = 0
-    for part in _parts(read(None)):
-        sets = _shingle(part, common)
+    for sets in read_sets(read, None, common, float(thresholds[1])):
         sizes = np.diff(sets.starts)
-        size[sets.number] = sizes
+        size[sets.number] = count_pairs(sets, sizes)
         mixed = (sets.keys ^ (sets.keys >> np.uint64(23))) * MULTIPLIER
         starts = sets.starts[:-1][sizes > 0]
         fingerprint[sets.number[sizes > 0]] = np.add.reduceat(mixed, starts) if len(mixed) else 0
-        position = np.arange(len(sets.keys)) - np.repeat(sets.starts[:-1], sizes)
-        prefix_size = np.minimum(sizes, sizes - _min_overlap(sizes, threshold) + MIN_SHARED)
-        in_prefix = position < np.repeat(prefix_size, sizes)
-        prefixes.append(pl.DataFrame({"key": sets.keys[in_prefix], "number": np.repeat(sets.number, sizes)[in_prefix]}))
-        done += part.height
+        prefixes += _part_prefixes(sets, sizes, thresholds)
+        done += len(sizes) // 2
         progress(done)
-    texts = pl.DataFrame({"b": np.arange(total, dtype=np.uint32), "size": size, "fingerprint": fingerprint})
-    first = pl.col("b").min().over("size", "fingerprint")
-    copies = texts.filter(pl.col("size") > 0).with_columns(a=first).filter(pl.col("a") != pl.col("b"))
-    pairs = copies.select("a", "b", similarity=1.0).cast(PAIRS)  # type: ignore[arg-type]
-    return size, pairs, pl.concat(prefixes).join(pairs, left_on="number", right_on="b", how="anti")
+    columns = {
+        name: values[at::2] for at in (0, 1) for name, values in ((f"size{at}", size), (f"print{at}", fingerprint))
+    }
+    texts = pl.DataFrame(columns).with_columns(b=pl.int_range(pl.len(), dtype=pl.UInt32))
+    texts = texts.with_columns(a=pl.col("b").min().over(list(columns)))
+    copies = texts.filter((pl.col("size0") + pl.col("size1") > 0) & (pl.col("a") != pl.col("b")))
+    pairs = copies.select("a", "b", similarity=1.0, copy=True).cast(PAIRS)  # type: ignore[arg-type]
+    is_copy = (pl.col("number") // 2).is_in(pairs["b"].implode())
+    return size, pairs, pl.concat(prefixes).filter(~is_copy)
 
 
-def _min_overlap(size: Counts, threshold: float) -> Counts:
-    """The smallest number of shingles that a set of this size shares with a near-duplicate."""
-    overlap: Counts = np.ceil(size * threshold - 1e-9).astype(np.int64)  # 0.7 * 10 is slightly more than 7
-    return overlap
+def _part_prefixes(sets: ShingleSets, sizes: Counts, thresholds: Shares) -> list[pl.DataFrame]:
+    """The first shingles of each set; of short texts the rare pairs, and each common one with each one before it.
+
+    A single common pair is in too many texts. A set that may share only one shingle has it by itself.
+    """
+    number, size = np.repeat(sets.number, sizes), np.repeat(count_pairs(sets, sizes), sizes)
+    is_long, is_rare = number % 2 == 1, sets.keys >> np.uint64(HASH_BITS) == 0
+    overlap = min_overlap(size, thresholds[number % 2])
+    position = np.arange(len(number)) - np.repeat(sets.starts[:-1], sizes)
+    in_prefix = position < np.minimum(size, size - overlap + MIN_SHARED[number % 2])
+    single = in_prefix & (is_long | is_rare | (overlap == 1))
+    frames = [pl.DataFrame({"key": sets.keys[single], "number": number[single]})]
+    common = np.flatnonzero(in_prefix & ~(is_long | is_rare))
+    back = 1
+    while len(common := common[position[common] >= back]):
+        pair = (sets.keys[common - back] * MULTIPLIER + sets.keys[common]) | PAIR_FLAG
+        frames.append(pl.DataFrame({"key": pair, "number": number[common]}))
+        back += 1
+    return frames
 
 
-def _candidates(prefixes: pl.DataFrame, size: Counts, threshold: float, limit: int) -> tuple[Keys, bool]:
-    """The pairs whose prefixes share enough shingles, packed and sorted; and whether a group exceeded `limit`."""
+def _candidates(prefixes: pl.DataFrame, size: Counts, thresholds: Shares, limit: int) -> tuple[Keys, bool]:
+    """The pairs of sets whose prefixes share enough, packed and sorted; and whether a group exceeded `limit`."""
     shared = prefixes.filter(pl.col("key").is_duplicated()).sort("key", "number")
     key, number = shared["key"].to_numpy(), shared["number"].to_numpy()
     starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.empty(0, np.int64)
@@ -273,22 +219,26 @@ def _candidates(prefixes: pl.DataFrame, size: Counts, threshold: float, limit: i
     later = np.arange(len(key))
     for position in range(limit):
         later = later[later - start[later] > position]
-        pending.append(_pack(number[start[later] + position], number[later], size, threshold))
+        pending.append(_pack(number[start[later] + position], number[later], key[later], size, thresholds))
         if sum(frame.height for frame in pending) > MAX_PENDING:
             pending = [_count_shared_keys(pending)]
     counts = _count_shared_keys(pending).sort("pair")
     pairs, times = counts["pair"].to_numpy(), counts["times"].to_numpy()
     a, b = _unpack(pairs)
-    required = np.minimum(MIN_SHARED, _min_overlap(np.maximum(size[a], size[b]), threshold))
-    return pairs[times >= required], len(later) > 1
+    overlap = min_overlap(np.maximum(size[a], size[b]), thresholds[a % 2])
+    return pairs[times >= np.minimum(MIN_SHARED[a % 2], overlap)], len(later) > 1
 
 
-def _pack(a: Numbers, b: Numbers, size: Counts, threshold: float) -> pl.DataFrame:
-    """The pairs whose sizes allow the similarity, as single numbers: `pair`, `times`."""
+def _pack(a: Numbers, b: Numbers, key: Keys, size: Counts, thresholds: Shares) -> pl.DataFrame:
+    """The pairs of sets that may be near-duplicates, as single numbers, and the shingles in their common key.
+
+    Their sizes allow the similarity, and two long texts are not compared as short ones.
+    """
     smaller, larger = np.minimum(size[a], size[b]), np.maximum(size[a], size[b])
-    is_possible = smaller >= _min_overlap(larger, threshold)
+    is_comparable = np.where(a % 2, b % 2 == 1, (b % 2 == 0) & ((size[a | 1] == 0) | (size[b | 1] == 0)))
+    is_possible = is_comparable & (smaller >= min_overlap(larger, thresholds[a % 2]))
     packed = a[is_possible].astype(np.uint64) << np.uint64(32) | b[is_possible]
-    return pl.DataFrame({"pair": packed}).with_columns(times=pl.lit(1))
+    return pl.DataFrame({"pair": packed, "times": np.where(key[is_possible] & PAIR_FLAG, 2, 1)})
 
 
 def _unpack(pairs: Keys) -> tuple[Numbers, Numbers]:
@@ -299,47 +249,47 @@ def _count_shared_keys(pending: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(pending).group_by("pair").agg(pl.col("times").sum())
 
 
-def _verify(candidates: Keys, read: ReadTexts, common: _CommonShingles, threshold: float) -> pl.DataFrame:
-    """The candidates that are near-duplicates, with their exact similarity."""
+def _verify(candidates: Keys, read: ReadTexts, common: CommonShingles, threshold: float) -> pl.DataFrame:
+    """The texts of the candidates that are near-duplicates, with their exact similarity."""
     pairs = [pl.DataFrame(schema=PAIRS)]
     if len(candidates):
         a, b = _unpack(candidates)
         members, positions = np.unique(np.append(a, b), return_inverse=True)
-        sets = _read_sets(members, read, common)
+        sets = select_sets(read_sets(read, np.unique(members // 2), common, threshold), members)
         in_a, in_b = positions[: len(a)], positions[len(a) :]
         size = np.diff(sets.starts)
         by_keys, by_pairs = np.cumsum(size[in_a] + size[in_b]) // PAIR_KEYS, np.arange(len(a)) // PART_TEXTS
         for part in np.split(np.arange(len(a)), np.flatnonzero(np.diff(by_keys) + np.diff(by_pairs)) + 1):
-            shared = _intersection_sizes(sets, in_a[part], in_b[part])
-            similarity = shared / (size[in_a[part]] + size[in_b[part]] - shared)
-            frame = pl.DataFrame({"a": a[part], "b": b[part], "similarity": similarity})
+            shared, words = _intersection_sizes(sets, in_a[part], in_b[part])
+            similarity = _similarity(a[part] % 2 == 1, shared, words, size[in_a[part]] + size[in_b[part]])
+            frame = pl.DataFrame({"a": a[part] // 2, "b": b[part] // 2, "similarity": similarity, "copy": False})
             pairs.append(frame.filter(pl.col("similarity") >= threshold))
     return pl.concat(pairs)
 
 
-def _read_sets(members: Numbers, read: ReadTexts, common: _CommonShingles) -> ShingleSets:
-    """The shingle sets of some texts, sorted by number."""
-    parts = [_shingle(part, common) for part in _parts(read(members))]
-    number = np.concatenate([part.number for part in parts])
-    sizes = np.concatenate([np.diff(part.starts) for part in parts])
-    order = np.argsort(number)
-    starts = np.append(0, np.cumsum(sizes))[:-1]
-    keys = np.concatenate([part.keys for part in parts])[_ranges(starts[order], sizes[order])]
-    return ShingleSets(number[order], np.append(0, np.cumsum(sizes[order])), keys)
+def _similarity(is_long: npt.NDArray[np.bool_], shared: Counts, words: Counts, total: Counts) -> Shares:
+    """The similarity of two sets of `total` shingles that share `shared`, of which `words` are single words.
+
+    For a Jaccard index j of pairs, (1 + 3j) / (3 + j) is computed with one rounding.
+    """
+    jaccard = shared / (total - shared)
+    pairs_total, pairs = total // 2 + 1, shared - words  # n words have n + 1 pairs
+    by_pairs = (pairs_total + 2 * pairs) / (3 * pairs_total - 2 * pairs)
+    by_words = words / np.maximum(pairs_total - 2 - words, 1)
+    similarity: Shares = np.where(is_long, jaccard, np.minimum(by_words, by_pairs))
+    return similarity
 
 
-def _intersection_sizes(sets: ShingleSets, a: Counts, b: Counts) -> Counts:
-    """The number of shingles that the sets at positions `a` and `b` share: sorted together, each occurs twice."""
+def _intersection_sizes(sets: ShingleSets, a: Counts, b: Counts) -> tuple[Counts, Counts]:
+    """The number of shingles that the sets at positions `a` and `b` share, and how many of them are single words.
+
+    Sorted together, each shared shingle occurs twice.
+    """
     both = np.append(a, b)
     sizes = np.diff(sets.starts)[both]
     pair = np.repeat(np.tile(np.arange(len(a), dtype=np.uint64), 2), sizes)
-    packed = np.sort(pair << np.uint64(KEY_BITS) | sets.keys[_ranges(sets.starts[both], sizes)])
-    twice = packed[1:][packed[1:] == packed[:-1]] >> np.uint64(KEY_BITS)
-    return np.bincount(twice.astype(np.int64), minlength=len(a))
-
-
-def _ranges(starts: Counts, sizes: Counts) -> Counts:
-    """The concatenated integer ranges with these starts and sizes."""
-    ends = np.cumsum(sizes)
-    positions: Counts = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
-    return positions
+    packed = np.sort(pair << np.uint64(KEY_BITS) | sets.keys[concatenate_ranges(sets.starts[both], sizes)])
+    twice = packed[1:][packed[1:] == packed[:-1]]
+    at = (twice >> np.uint64(KEY_BITS)).astype(np.int64)
+    is_word = twice & WORD_FLAG != 0
+    return np.bincount(at, minlength=len(a)), np.bincount(at[is_word], minlength=len(a))

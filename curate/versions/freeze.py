@@ -17,7 +17,7 @@ from curate.scorers.plan import plan_scorers
 from curate.selection import KEPT_SQL, latest_selection
 from curate.versions.placement import Placement, place_members
 from curate.versions.split import count_groups, count_splits
-from schemas.cluster import NEAR_DUPLICATE, Clustering, count_unclustered, find_clustering
+from schemas.cluster import METHOD, NEAR_DUPLICATE, Clustering, count_unclustered, find_clustering
 from schemas.conversation import PRESENT_SQL
 from schemas.digest import canonical_json
 from schemas.errors import VersionError
@@ -119,13 +119,16 @@ def applied_rules(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, s
 def applied_clustering(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, Any]:
     """The `dedup` section for the version's recipe, or an empty mapping if `curate dedup` was never run.
 
-    Raises `VersionError` if the search for near-duplicates used other parameters, did not cover all conversations, or
-    is newer than a selection that uses its result.
+    Raises `VersionError` if the search for near-duplicates is of an earlier revision, used other parameters, did not
+    cover all conversations, or is newer than a selection that uses its result.
     """
     clustering = find_clustering(connection)
     if clustering is None:
         return {}
     hint = "Run curate dedup again, with the same --recipe and --set as curate freeze."
+    if clustering.is_outdated:
+        what = f"The near-duplicates in the store were found by an earlier search ({clustering.method}; now {METHOD})."
+        raise VersionError(what, hint)
     now = recipe.dedup.model_dump(mode="json")
     if clustering.parameters != now:
         then = canonical_json(clustering.parameters)

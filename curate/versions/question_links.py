@@ -9,7 +9,7 @@ import polars as pl
 from duckdb import DuckDBPyRelation
 
 from curate.dedup.normal_text import letters_only, strip_markup
-from curate.dedup.shingle_join import SPACELESS
+from curate.dedup.shingles import SPACELESS
 from curate.dedup.typos import find_typos
 
 BATCH_ROWS = 20_000
@@ -17,8 +17,8 @@ BATCH_ROWS = 20_000
 MIN_WORDS = 8
 """Words from which one different letter is a typo. In shorter questions it is often the subject: cat, car, bat."""
 
-MAX_LETTERS = 1_000
-"""Longer questions are compared by shingles only, in which one typo changes little."""
+MAX_LETTERS = 10_000
+"""Longer questions must be equal: the time is linear in the letters, but hundreds of times that of their comparison."""
 
 PROMPTS = {"prompt": pl.String, "link": pl.String}
 
