@@ -58,6 +58,7 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable
     lists = rename_keys(lists, mapping.keys)
     elements = read_elements(lists, mapping.roles)
     empty, duplicates = _empty_rows(cells, elements), find_duplicate_keys(elements, lists)
+    unnamed = missing_texts(elements, lists)
     expanded, no_text = expand_lists(elements, lists)
     if expanded.height:
         lists = pl.concat([lists.join(expanded, on="row", how="anti"), expanded]).sort("row")
@@ -66,7 +67,8 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable
     turns, contradicting = add_system_turns(_turns(elements, lists), mapping.column(table, "system"))
     tools, broken_tools = parse_tools(mapping.column(table, "tools"))
     problems = [invalid, empty, duplicates, no_text, *element_problems(elements, mapping.keys.get("role"))]
-    problems += [missing_texts(elements, lists), contradicting, broken_tools]
+    blank = elements.filter((pl.col("text").fill_null("") == "") & pl.col("calls").is_null())["row"]
+    problems += [unnamed.filter(pl.col("row").is_in(blank.implode())), contradicting, broken_tools]
     return drop_problem_rows(turns, tools, problems)
 
 
