@@ -155,6 +155,26 @@ def test_one_turn_per_row_is_recognised_by_its_roles():
     assert (mapping.shape, mapping.fields) == ("long", {"group_by": "t", "role": "who", "text": "said"})
 
 
+@pytest.mark.parametrize(
+    ("flag", "values", "first"),
+    [("inbound", ["true", "false"], "human"), ("is_agent", ["0", "1"], "human"), ("outbound", ["Yes", "No"], "gpt")],
+)
+def test_a_flag_of_the_direction_is_the_role_of_one_turn_per_row(tmp_path, curate, flag, values, first):
+    path = tmp_path / "mail.csv"
+    others = [ASKS[0], SAYS[0], ASKS[1], SAYS[1]]
+    texts = others if first == "human" else [others[1], others[0], others[3], others[2]]
+    order = [1, 2, 1, 2] if first == "human" else [2, 1, 2, 1]
+    rows = zip("aabb", order, values * 2, texts, strict=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["ticket", "sent_at", flag, "body"], *rows])
+    failed = curate("import", "mail.csv")
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("    curate import ")]
+    done = curate(*line.split()[1:], "--dry-run", "--json")
+    (result,) = json.loads(done.stdout)
+    turns = [[(turn["from"], turn["value"]) for turn in one["conversations"]] for one in result["examples"]]
+    assert turns == [[("human", ASKS[n]), ("gpt", SAYS[n])] for n in range(2)]
+
+
 def test_values_as_python_prints_them_are_named():
     _, error = error_for({"chat": ["[{'from': 'human', 'value': 'Hi'}]"]})
     assert "chat has values as Python prints them, not JSON" in error.hint

@@ -25,6 +25,7 @@ from curate.ingest.suggestions import (
     list_commands,
     list_contents,
     may_be_plain_text,
+    suggest_flagged,
     suggest_mappings,
 )
 from schemas.errors import SourceError, nearest
@@ -319,6 +320,10 @@ def _no_mapping_error(
 
 def _unknown_columns_error(table: pl.DataFrame, columns: str) -> SourceError:
     """The error for columns without known names: the mappings that their cells suggest, or a list of the cells."""
+    if flagged := suggest_flagged(table):
+        mapping, roles = flagged
+        hint = f"For one turn per row, with --dry-run it only shows examples:{mapping.as_command(roles)}"
+        return SourceError(f"No shape fits these columns: {columns}.", hint)
     suggested = suggest_mappings(table)
     if suggested:
         return SourceError(f"No shape fits these columns: {columns}.", list_commands(suggested))

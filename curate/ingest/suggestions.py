@@ -14,7 +14,7 @@ from curate.ingest.column_content import Content, describe_column
 from curate.ingest.column_names import find_named
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.roles import to_role
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.shape import ColumnMapping, shell_quote
 
 _MAX_COLUMNS = 200
 """Columns that are inspected."""
@@ -81,6 +81,8 @@ _CHOICE = re.compile(r"(?:choice|option|opt|op|ending|answer|ans|distractor)?[ _
 _CHOICES = {"choices", "options", "endings", "candidates", "distractors", "multiple choice targets", "mc1 targets"}
 """Names of columns with all choices of a question."""
 
+_GROUP_WORDS = {"id", "conversation", "ticket", "thread", "session", "chat", "case", "dialogue", "dialog"}
+_TRUE, _FALSE = {"true", "t", "1", "yes", "y"}, {"false", "f", "0", "no", "n"}
 _FLAGS = {
     **dict.fromkeys(
         ("inbound", "incoming", "is inbound", "from customer", "is customer", "from user", "is user"), True
@@ -280,19 +282,43 @@ def _inner_columns(table: pl.DataFrame, name: str) -> Iterator[tuple[str, pl.Ser
 def suggest_long(table: pl.DataFrame, contents: Mapping[str, Content]) -> ColumnMapping | None:
     """The mapping of a table with one turn per row: a column with roles, one with repeated ids, one with texts."""
     role = next((name for name in contents if _has_roles(table[name].rename("name"))), None)
+    return None if role is None else _long_mapping(table, contents, role)
+
+
+def suggest_flagged(table: pl.DataFrame) -> tuple[ColumnMapping, str] | None:
+    """The mapping of a table with one turn per row and a flag such as `inbound`, and the options for its values."""
+    contents = describe_columns(table)
+    flag = next((name for name in contents if " ".join(name_words(name)) in _FLAGS), None)
+    values = [] if flag is None else table[flag].rename("flag").drop_nulls().unique(maintain_order=True).to_list()
+    if flag is None or len(values) != 2 or not set(map(str.casefold, values)) <= _TRUE | _FALSE:
+        return None
+    asks = _FLAGS[" ".join(name_words(flag))]
+    roles = ["human" if (value.casefold() in _TRUE) == asks else "gpt" for value in values]
+    mapping = _long_mapping(table, contents, flag)
+    options = " ".join(f"--role {shell_quote(f'{value}={role}')}" for value, role in zip(values, roles, strict=True))
+    return (mapping, options) if mapping is not None and len(set(roles)) == 2 else None
+
+
+def _long_mapping(table: pl.DataFrame, contents: Mapping[str, Content], role: str) -> ColumnMapping | None:
+    """The mapping with a column of roles, if another has ids of conversations in which both sides speak."""
     texts = [c for c in contents.values() if c.kind == "text" and c.column != role and not c.is_repeated]
-    if role is None or not texts:
+    if not texts:
         return None
     text = max(texts, key=lambda content: content.words).column
-    groups = [c.column for c in contents.values() if c.column not in (role, text) and _is_group(c)]
+    groups = [c for c in contents.values() if c.column not in (role, text) and _is_group(c)]
+    groups = [c for c in groups if _has_both_sides(table[c.column].rename("group"), table[role].rename("role"))]
     if not groups:
         return None
-    group = max(
-        groups, key=lambda name: bool({"id", "conversation", "ticket", "thread", "session"} & set(name_words(name)))
-    )
+    group = max(groups, key=lambda content: bool(_GROUP_WORDS & set(name_words(content.column)))).column
     order = next((c.column for c in contents.values() if _is_order(c) and c.column not in (role, text, group)), None)
     fields = {"group_by": group, "order_by": order, "role": role, "text": text}
     return ColumnMapping("long", {name: column for name, column in fields.items() if column is not None})
+
+
+def _has_both_sides(groups: pl.Series, roles: pl.Series) -> bool:
+    """Whether several roles occur in at least half of the groups: an author or a language has one."""
+    sides = pl.DataFrame([groups, roles]).drop_nulls().group_by("group").agg(pl.col("role").n_unique())["role"]
+    return sides.len() > 0 and int((sides > 1).sum()) * 2 >= sides.len()
 
 
 def _has_roles(cells: pl.Series) -> bool:
@@ -307,7 +333,7 @@ def _has_roles(cells: pl.Series) -> bool:
 def _is_group(content: Content) -> bool:
     words = set(name_words(content.column))
     return (
-        content.kind in ("ids", "numbers", "words")
+        content.kind in ("ids", "numbers", "words", "choice letters")
         and content.distinct < 0.8
         and not words & {"lang", "language", "rank"}
     )
