@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from curate.cli.app import app
 from curate.ingest.pipeline import import_files
 from schemas.errors import RecipeError, SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 GOOD_BAD = [

@@ -22,7 +22,8 @@ from curate.versions.restore import read_bundle, restore
 from schemas.atomic import staging_path
 from schemas.conversation import Conversation, Turn
 from schemas.errors import ExportError, VersionError
-from schemas.recipe import ImportSection, check_recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import check_recipe
 from schemas.store import reading, writing
 from schemas.version import find_version, read_members
 

@@ -10,7 +10,7 @@ from curate.ingest.call_markup import read_call_markup
 from curate.ingest.column_mapping import find_mapping, parse_table
 from curate.ingest.pipeline import import_files
 from curate.ingest.shapes.shape import ParsedTable
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 
 TOOL = '{"name": "depth", "parameters": {"type": "object", "max": 1e5}}'
 CALL = '{"name": "depth", "arguments": {"a": 1.0}}'

@@ -8,7 +8,7 @@ import pytest
 from curate.ingest.pipeline import import_files
 from curate.ingest.shapes.cell_path import path_cells
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 SQUAD = [

@@ -9,7 +9,7 @@ from support.advice import printed_options, section_fields
 from curate.ingest.column_mapping import extend_mapping, find_mapping, merge_mappings, metadata_json
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 
 MESSAGES = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'
 SHAREGPT = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]'

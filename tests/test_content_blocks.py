@@ -7,7 +7,7 @@ import pytest
 
 from curate.ingest.column_mapping import find_mapping, parse_table
 from curate.ingest.shapes.shape import ParsedTable
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 
 CALL = '{"name": "depth", "arguments": {"a": 1e5}, "id": "t1"}'
 ASK, ANSWER = {"role": "user", "content": "How deep?"}, {"role": "assistant", "content": "4 m."}

@@ -223,7 +223,7 @@ def test_an_unreadable_ledger_is_noted_and_not_fatal(store, tmp_path):
 
 def test_a_line_inside_a_multi_line_cell_leads_to_its_imported_row(tmp_path):
     from curate.ingest.pipeline import import_files
-    from schemas.recipe import ImportSection
+    from schemas.import_recipe import ImportSection
 
     store, file = tmp_path / "x.duckdb", tmp_path / "data.csv"
     file.write_text('question,answer,ticket\n"One\nlong\nquestion?",Yes.,a1\nTwo?,,a2\n', encoding="utf-8")
@@ -243,7 +243,7 @@ def test_a_line_inside_a_multi_line_cell_leads_to_its_imported_row(tmp_path):
 
 def test_a_line_inside_the_last_record_leads_to_it_and_the_line_after_it_is_an_error(tmp_path):
     from curate.ingest.pipeline import import_files
-    from schemas.recipe import ImportSection
+    from schemas.import_recipe import ImportSection
 
     store, file = tmp_path / "x.duckdb", tmp_path / "data.csv"
     file.write_text('question,answer,note\nOne?,"Yes,\nyes.","a\nb"\n', encoding="utf-8")
@@ -255,7 +255,7 @@ def test_a_line_inside_the_last_record_leads_to_it_and_the_line_after_it_is_an_e
 
 def test_a_line_after_the_end_of_a_json_array_is_an_error_while_the_file_exists(tmp_path):
     from curate.ingest.pipeline import import_files
-    from schemas.recipe import ImportSection
+    from schemas.import_recipe import ImportSection
 
     store, file = tmp_path / "x.duckdb", tmp_path / "data.json"
     rows = [{"question": f"What is {n}?", "answer": "[1]"} for n in range(2)]

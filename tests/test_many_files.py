@@ -7,7 +7,7 @@ import pytest
 from curate.ingest import pipeline
 from curate.ingest.pipeline import import_files
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 

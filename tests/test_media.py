@@ -5,7 +5,7 @@ import json
 import pytest
 
 from curate.ingest.pipeline import import_files
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 

@@ -13,7 +13,8 @@ from curate.ingest.named_split import find_named_split
 from curate.ingest.pipeline import import_files
 from curate.versions.freeze import freeze
 from schemas.errors import VersionError
-from schemas.recipe import ImportSection, check_recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import check_recipe
 from schemas.store import reading
 
 

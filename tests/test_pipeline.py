@@ -16,7 +16,7 @@ from curate.ingest.import_result import ImportResult
 from curate.ingest.pipeline import import_files
 from curate.ingest.readers import REJECTS, byte_stream
 from schemas.errors import RecipeError, SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 HOSTILE = [

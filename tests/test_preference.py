@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from curate.cli.app import app
 from curate.ingest.pipeline import import_files
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 QUESTION, GOOD, BAD = "How deep is the harbour?", 'About "ten" feet; <img onerror> at low tide.', "No idea at all."

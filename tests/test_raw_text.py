@@ -15,7 +15,8 @@ from curate.ingest.column_mapping import find_mapping
 from curate.versions.freeze import freeze
 from schemas.conversation import Conversation, Turn
 from schemas.errors import ExportError, SourceError, TrainError
-from schemas.recipe import ImportSection, Recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import Recipe
 from schemas.store import reading, writing
 from train.engines import Job, find_engine
 from train.plan.memory import estimate_memory

@@ -19,7 +19,8 @@ from curate.versions.card_stats import describe_rejects
 from curate.versions.freeze import freeze
 from curate.versions.lineage import Lineage, RejectedRow, trace
 from schemas.errors import SourceError, VersionError
-from schemas.recipe import ImportSection, check_recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import check_recipe
 from schemas.store import reading, writing
 
 

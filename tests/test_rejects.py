@@ -19,7 +19,7 @@ from curate.ingest.pipeline import import_files
 from curate.ingest.rejects import RejectFilter, export_rejects, group_rejects, list_rejects
 from curate.versions.lineage import trace
 from schemas.errors import ExportError, SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 TICKETS = '''ticket,question,answer,note

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from curate.ingest.pipeline import import_files
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 
 ASK, SAY, BYE = ("human", "How far is it?"), ("gpt", "Two miles."), ("human", "Bye then.")
 CALL = ("function_call", '{"name": "depth", "arguments": {"harbour": "A"}}')

@@ -13,7 +13,8 @@ from curate.ingest.pipeline import import_files
 from curate.scorers.runner import score_store
 from curate.selection import KEPT_SQL, select_store
 from schemas.errors import RecipeError, StoreError
-from schemas.recipe import ImportSection, Recipe, check_recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import Recipe, check_recipe
 from schemas.rule import Expression
 from schemas.store import reading, writing
 

@@ -20,7 +20,8 @@ from curate.versions.lineage import Lineage, trace
 from curate.versions.removed_rows import RemovedRow
 from schemas.conversation import Conversation, Turn
 from schemas.errors import RecipeError, SourceError
-from schemas.recipe import ImportSection, Recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import Recipe
 from schemas.store import reading, writing
 from schemas.version import check_members, find_version, read_members
 

@@ -12,7 +12,7 @@ from curate.ingest.pipeline import import_files
 from curate.ingest.removal import remove_source
 from curate.versions.lineage import ExcludedRow, trace
 from schemas.errors import RecipeError, SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 SQUAD = {

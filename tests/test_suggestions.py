@@ -11,7 +11,7 @@ from support.advice import printed_options, section_fields
 
 from curate.ingest.column_mapping import find_mapping, parse_table
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 
 ASKS = ["How do I open the hatch?", "Which oil does the winch need?", "Can I wash the sail?", "Who checks the anchor?"]
 SAYS = [

@@ -6,7 +6,7 @@ import pytest
 
 from curate.ingest.pipeline import import_files
 from schemas.errors import RecipeError, SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 ROWS = [

@@ -10,7 +10,7 @@ import pytest
 from curate.ingest.import_options import apply_options
 from curate.ingest.pipeline import import_files
 from schemas.errors import RecipeError, SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 TALK = [("Ann", "How deep is the harbour?"), ("Bob", "Ten feet.")]

@@ -8,7 +8,7 @@ import pytest
 from curate.ingest.column_mapping import find_mapping, parse_table
 from curate.ingest.shapes.shape import ParsedTable
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 
 TALK = [("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Bye, Ada")]
 TEXTS = [text for _, text in TALK]

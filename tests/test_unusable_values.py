@@ -6,7 +6,7 @@ import pytest
 
 from curate.ingest.pipeline import import_files
 from curate.ingest.readers.unusable_values import recover_object
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 

@@ -29,7 +29,7 @@ from curate.ingest.suggestions import (
     suggest_mappings,
 )
 from schemas.errors import SourceError, nearest
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.text import join_names, plural
 
 _SAMPLE = 100

@@ -34,7 +34,7 @@ from curate.ingest.validation import validate
 from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 
 EXPORT_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
 """Columns that `curate rejects --export` adds to those of the source. The first identifies the corrected reject."""

@@ -18,7 +18,8 @@ from curate.ingest.shapes.roles import ROLE_NAMES, plain_name
 from curate.ingest.shapes.turn_lists import MESSAGES, SHAREGPT
 from schemas.conversation import ROLES
 from schemas.errors import RecipeError, SourceError
-from schemas.recipe import OPTIONS, ImportSection, check_recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import OPTIONS, check_recipe
 from schemas.section import parse_share
 from schemas.text import join_names, plural
 

@@ -26,7 +26,7 @@ from curate.ingest.writer import ImportBatch, rebatch
 from schemas.conversation import ID_LENGTH
 from schemas.digest import digest
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.text import plural
 
 

@@ -43,7 +43,7 @@ from curate.ingest.writer import (
 )
 from schemas.digest import canonical_json
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import writing
 
 Progress = Callable[[int, int], None]

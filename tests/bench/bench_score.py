@@ -24,7 +24,8 @@ from curate.ingest.pipeline import import_files
 from curate.scorers.features import compute_features
 from curate.scorers.plan import plan_scorers
 from curate.scorers.runner import PART_ROWS, score_frame, score_store
-from schemas.recipe import ImportSection, Recipe
+from schemas.import_recipe import ImportSection
+from schemas.recipe import Recipe
 from schemas.store import reading
 
 LIMIT_MB = 2048
