@@ -11,7 +11,7 @@ from curate.cli.app import app
 from curate.ingest.import_result import ImportResult
 from curate.ingest.pipeline import import_files
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.store import reading
 
 ROWS = [{"frage": "Wie tief?", "antwort": "4 m.", "note": "x"}]

@@ -16,7 +16,7 @@ from curate.ingest.shapes.shape import ColumnMapping, shell_quote
 from curate.ingest.shapes.turn_elements import ROLE_KEYS, TEXT_KEYS
 from curate.ingest.shapes.turn_lists import MESSAGES, SHAREGPT
 from schemas.errors import SourceError
-from schemas.recipe import ImportSection
+from schemas.import_recipe import ImportSection
 from schemas.text import join_names
 
 FILE_NAME = "dataset_info.json"

@@ -87,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         scratch = Path(folder)
         path = options.file or write_rows(scratch / "rows.jsonl", options.rows)
-        print(f"{platform.machine()}, {os.cpu_count()} cores, {_versions()}")
+        print(f"{platform.machine()}, {os.cpu_count()} cores, {describe_versions()}")
         print(f"{path.name}: {path.stat().st_size / 1e6:,.0f} MB\n")
         for line in _measure(path, scratch, options):
             print(line, flush=True)
@@ -98,12 +98,12 @@ def _measure(path: Path, scratch: Path, options: argparse.Namespace) -> Iterator
     yield "| command | seconds | CPU s | peak MB | comparison |"
     yield "| --- | --- | --- | --- | --- |"
     ours, bare = _alternate([lambda: _import(path, scratch), lambda: _bare(BARE_JSON, path, scratch)], options.repeats)
-    yield _line("curate import, JSONL", ours, "")
-    yield _line("DuckDB read_json into a table", bare, f"curate: {ours.seconds / bare.seconds:.2f} x the time")
+    yield format_line("curate import, JSONL", ours, "")
+    yield format_line("DuckDB read_json into a table", bare, f"curate: {ours.seconds / bare.seconds:.2f} x the time")
     broken, unbroken = _alternate(
         [lambda: _import(_broken(path, scratch), scratch), lambda: _import(path, scratch)], options.repeats
     )
-    yield _line(
+    yield format_line(
         "curate import, a broken line in the middle",
         broken,
         f"{broken.seconds / unbroken.seconds:.2f} x the unbroken file",
@@ -112,16 +112,18 @@ def _measure(path: Path, scratch: Path, options: argparse.Namespace) -> Iterator
     ours_csv, bare_csv = _alternate(
         [lambda: _import(as_csv, scratch), lambda: _bare(BARE_CSV, as_csv, scratch)], options.repeats
     )
-    yield _line("curate import, CSV", ours_csv, "")
-    yield _line(
+    yield format_line("curate import, CSV", ours_csv, "")
+    yield format_line(
         "DuckDB read_csv into a table", bare_csv, f"curate: {ours_csv.seconds / bare_csv.seconds:.2f} x the time"
     )
     peer = run([sys.executable, "-c", DATASETS, str(path), str(scratch / "cache")])
-    yield _line("datasets: load_dataset, map", peer, f"curate: {peer.seconds / ours.seconds:.1f} x as fast")
+    yield format_line("datasets: load_dataset, map", peer, f"curate: {peer.seconds / ours.seconds:.1f} x as fast")
     if options.large:
         large = write_rows(scratch / "large.jsonl", 5 * options.rows)
         many = _import(large, scratch)
-        yield _line("curate import, five times the rows", many, f"{many.megabytes / ours.megabytes:.2f} x the memory")
+        yield format_line(
+            "curate import, five times the rows", many, f"{many.megabytes / ours.megabytes:.2f} x the memory"
+        )
 
 
 def run(command: list[str]) -> Run:
@@ -210,11 +212,13 @@ def _as_csv(path: Path, scratch: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------ output
 
 
-def _line(command: str, measured: Run, comparison: str) -> str:
+def format_line(command: str, measured: Run, comparison: str) -> str:
+    """A row of the table."""
     return f"| {command} | {measured.seconds:.2f} | {measured.cpu:.1f} | {measured.megabytes:,.0f} | {comparison} |"
 
 
-def _versions() -> str:
+def describe_versions() -> str:
+    """Python, DuckDB, Polars and datasets with their versions."""
     names = ("duckdb", "polars", "datasets")
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
 
