@@ -104,13 +104,14 @@ def test_ragged_rows_are_exported_under_the_columns_of_the_source(tmp_path, cura
 
 @pytest.mark.parametrize("target", ["fix.csv", "fix.jsonl"])
 def test_nan_is_exported_as_null_and_imported(tmp_path, curate, target):
-    lines = ['{"topic": "Why?", "reply": "So."}', '{"topic": "NaN, you say?", "reply": "No.", "score": NaN}']
+    lines = ['{"topic": "Why?", "reply": "So."}', '{"topic": "NaN, you say?", "reply": NaN}']
     write(tmp_path / "a.jsonl", "\n".join(lines))
     curate("import", "a.jsonl", *MAP)
     exported = curate("rejects", "--export", target)
     assert "1 row had NaN" in exported.stdout
     (row,) = read_export(tmp_path / target)
-    assert (row["topic"], row["score"] or None) == ("NaN, you say?", None)
+    assert (row["topic"], row["reply"] or None) == ("NaN, you say?", None)
+    write_export(tmp_path / target, [{**row, "reply": "No."}])
     (result,) = json.loads(curate(*printed_command(exported), "--json").stdout)
     assert (result["rows_kept"], result["closed"]) == (1, 1)
 
