@@ -227,7 +227,8 @@ def test_a_line_inside_a_multi_line_cell_leads_to_its_imported_row(tmp_path):
 
     store, file = tmp_path / "x.duckdb", tmp_path / "data.csv"
     file.write_text('question,answer,ticket\n"One\nlong\nquestion?",Yes.,a1\nTwo?,,a2\n', encoding="utf-8")
-    import_files(store, [str(file)], ImportSection())
+    section = ImportSection(shape="pairs", map={"question": "question", "answer": "answer"})
+    import_files(store, [str(file)], section)
     (inside,) = trace_store(store, "data.csv:4")
     assert isinstance(inside, Lineage)
     assert (inside.origins[0]["line"], inside.origins[0]["metadata"]) == (2, {"ticket": "a1"})
@@ -247,7 +248,8 @@ def test_a_line_inside_the_last_record_leads_to_it_and_the_line_after_it_is_an_e
 
     store, file = tmp_path / "x.duckdb", tmp_path / "data.csv"
     file.write_text('question,answer,note\nOne?,"Yes,\nyes.","a\nb"\n', encoding="utf-8")
-    import_files(store, [str(file)], ImportSection())
+    section = ImportSection(shape="pairs", map={"question": "question", "answer": "answer"})
+    import_files(store, [str(file)], section)
     assert trace_store(store, "data.csv:4") == trace_store(store, "data.csv:2")
     with pytest.raises(VersionError, match="no record on line 5"):
         trace_store(store, "data.csv:5")
@@ -260,7 +262,8 @@ def test_a_line_after_the_end_of_a_json_array_is_an_error_while_the_file_exists(
     store, file = tmp_path / "x.duckdb", tmp_path / "data.json"
     rows = [{"question": f"What is {n}?", "answer": "[1]"} for n in range(2)]
     file.write_text(json.dumps(rows, indent=1) + "\n\n", encoding="utf-8")  # the last record is on lines 6 to 9
-    import_files(store, [str(file)], ImportSection())
+    section = ImportSection(shape="pairs", map={"question": "question", "answer": "answer"})
+    import_files(store, [str(file)], section)
     assert trace_store(store, "data.json:9") == trace_store(store, "data.json:6") == trace_store(store, "data.json#2")
     for line in (10, 999):
         with pytest.raises(VersionError, match=f"no record on line {line}: its last one starts on line 6"):

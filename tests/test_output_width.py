@@ -85,7 +85,7 @@ def project(tmp_path_factory, sample):
     with pytest.MonkeyPatch.context() as patch:
         for command in ("import support_tickets.csv chats.jsonl", f"import {' '.join(PATHS)}", "score", "dedup"):
             run(patch, folder, UNLIMITED, *command.split())
-        for command in ("select", "freeze support", "select --where words>=9", "freeze support", "select"):
+        for command in ("select", "freeze support", "select --where words>=20", "freeze support", "select"):
             run(patch, folder, UNLIMITED, *command.split())
         _review(patch, folder)
     return folder

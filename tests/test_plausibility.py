@@ -41,6 +41,7 @@ ASKED = {
     "objects as answers": ({"question": ASKS, "answer": OBJECTS}, "answer has objects"),
     "objects as context": ({"question": ASKS, "context": OBJECTS, "answer": SAYS}, "context has objects"),
     "numbered pairs": ({"question": ASKS, "answer": SAYS, "question_2": ASKS, "answer_2": SAYS}, "has 2 questions and answers"),
+    "turns without roles": ({"turns": [json.dumps(ASKS[:2])] * 8}, "turns of both sides, or of the user alone"),
 }  # fmt: skip
 
 NOT_ASKED = {

@@ -57,7 +57,7 @@ def test_numbered_turns_are_in_the_order_of_their_numbers():
 
 
 def test_a_list_of_texts_keeps_white_space_and_has_a_system_prompt():
-    parsed = rows("alternating", {"turns": [" Hi\n", "Hello"], "system": "Be brief."})
+    parsed = rows("alternating", {"chat": [" Hi\n", "Hello"], "system": "Be brief."})
     assert talk(parsed) == [("system", "Be brief."), ("human", " Hi\n"), ("gpt", "Hello")]
 
 

@@ -29,6 +29,9 @@ _NO_QUESTIONS = ("ids", "numbers", "index", "dates", "flags", "links")
 _USERS = {"user", "human", "customer", "client"}
 _CHOICE_MARKS = ("numbers", "index", "choice letters")
 
+_TURNS = {"turns", "rounds"}
+"""Names of a list of texts that do not mean a conversation of two sides."""
+
 _TITLES = {"title", "subject", "headline", "topic"}
 _BODIES = {"body", "details", "description", "selftext", "post"}
 _TITLE_BODIES = {*_BODIES, "content", "text", "message", "question", "detail"}
@@ -41,6 +44,8 @@ def check_plausibility(table: pl.DataFrame, mapping: ColumnMapping) -> None:
 
     Answers may be numbers or single words, as in mathematics and classification: these are warnings of validation.
     """
+    if mapping.shape == "alternating":
+        _check_alternating(table, mapping)
     if mapping.shape not in _QUESTION:
         return
     question = _describe(table, mapping, _QUESTION[mapping.shape])
@@ -50,6 +55,18 @@ def check_plausibility(table: pl.DataFrame, mapping: ColumnMapping) -> None:
     _check_answer(table, mapping, answer)
     _check_numbered(table, mapping, question, answer)
     _check_unused(table, mapping, question)
+
+
+def _check_alternating(table: pl.DataFrame, mapping: ColumnMapping) -> None:
+    """Raise if lists of texts may be the turns of the user alone, as in MT-Bench: their name does not tell."""
+    column = mapping.fields["texts"]
+    if set(name_words(column)) <= _TURNS and mapping.column(table, "texts").str.contains(r"^\s*\[").any():
+        raise SourceError(
+            f"The lists of texts in the column {column} have no roles: they may be the turns of both sides, or of the "
+            "user alone.",
+            "Import them if they alternate, a user turn first; with --dry-run it only shows examples:"
+            f"{mapping.as_command()}",
+        )
 
 
 def _describe(table: pl.DataFrame, mapping: ColumnMapping, field: str) -> Content:

@@ -23,6 +23,9 @@ from curate.ingest.validation import RULES
 from schemas.text import join_names, plural, shorten
 
 ROLE_WIDTH = 13
+MAX_GROUPED = 3
+"""Files that are named with the mapping that they have in common."""
+
 MAX_FILES = 50
 """Files that a table of an import lists."""
 
@@ -36,8 +39,7 @@ MAX_EXAMPLES, MAX_SKIPPED, MAX_COLUMNS, MAX_ROLES = 8, 5, 8, 6
 def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     """Print the mapping of each file, the sums, the reasons of rejects, and the next command."""
     for how, paths in _group_by_note(results).items():
-        more = f" and {plural(len(paths) - 1, 'more file')}" if len(paths) > 1 else ""
-        print_line(f"{paths[0]}{more}: {how}")
+        print_line(f"{join_names(paths, MAX_GROUPED)}: {how}")
     if dry_run:
         for result in results:
             _show_examples(result)
