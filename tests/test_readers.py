@@ -1,5 +1,6 @@
 """Sources: format, compression and encoding of files, the files of folders and patterns, Hugging Face datasets."""
 
+import gc
 import gzip
 import hashlib
 import io
@@ -464,3 +465,18 @@ def test_closing_a_prefetch_does_not_wait_for_the_next_item():
     waited = closing.is_alive()
     go_on.set()
     assert not waited
+
+
+def test_a_prefetch_in_a_garbage_cycle_does_not_leave_a_dead_thread_to_the_next_one():
+    """Threads are kept for the next file; one whose executor was collected with its generator never runs again."""
+    results = []
+    for _ in range(5):
+        cycle = {"items": prefetch(iter([1, 2, 3]))}
+        cycle["itself"] = cycle
+        next(cycle["items"])
+        del cycle
+        gc.collect()
+        reading = threading.Thread(target=lambda: results.append(list(prefetch(iter([1, 2])))), daemon=True)
+        reading.start()
+        reading.join(10)
+    assert results == [[1, 2]] * 5

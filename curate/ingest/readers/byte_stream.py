@@ -244,9 +244,16 @@ class ByteStream:
             ) from error
 
 
+_idle: list[ThreadPoolExecutor] = []
+"""Threads that wait for work. Polars compiles regular expressions once per thread: 10 ms per small file."""
+
+
 def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items, each computed in a thread while the previous one is used; the first is started at once."""
-    thread = ThreadPoolExecutor(1)
+    """The same items, each computed in one thread while the previous one is used; the first is started at once."""
+    try:
+        thread = _idle.pop()
+    except IndexError:
+        thread = ThreadPoolExecutor(1)
     return _read_ahead(thread, items, thread.submit(next, items, None))
 
 
@@ -255,10 +262,13 @@ def _read_ahead(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[
         while (item := pending.result()) is not None:
             pending = thread.submit(next, items, None)
             yield item
-    finally:
+    except BaseException:
         # Do not wait: the generator of a failed import may be finalised at any point, for example while another
-        # thread is started, which holds the lock that waiting for a thread needs.
+        # thread is started, which holds the lock that waiting for a thread needs. Do not keep the thread: it ends
+        # when its executor is garbage together with the generator.
         thread.shutdown(wait=False, cancel_futures=True)
+        raise
+    _idle.append(thread)
 
 
 def find_byte(data: Bytes, byte: int) -> Positions:
