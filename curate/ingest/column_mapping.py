@@ -176,14 +176,16 @@ def _unknown_name(kind: str, name: str, known: Iterable[str]) -> SourceError:
 def _candidates(table: pl.DataFrame, shape: str | None, options: dict[str, str]) -> list[Candidate]:
     """All possible mappings. Those of a fallback shape are sure if requested, or if there is only one column."""
     shapes = [shape] if shape else _shapes_with(options)
+    cells = {column: _cells(table, column) for column in table.columns if column not in options.values()}
     if shape is not None or options:
-        return _candidates_among(table, shapes, shape, options)
-    candidates = _candidates_among(table, [name for name in shapes if not SHAPES[name].fallback], shape, options)
+        return _candidates_among(cells, shapes, shape, options)
+    check_preference_data(table, CHOSEN)
+    candidates = _candidates_among(cells, [name for name in shapes if not SHAPES[name].fallback], shape, options)
     fallbacks = [
         candidate
         for name in shapes
         if SHAPES[name].fallback
-        for candidate in _candidates_of(table, name, options, any_name=False)
+        for candidate in _candidates_of(cells, name, options, any_name=False)
     ]
     alone = not candidates and len(table.columns) == 1  # `text` and `label` may be a pair
     return [*candidates, *(replace(candidate, sure=candidate.sure and alone) for candidate in fallbacks)]
@@ -194,24 +196,23 @@ def _shapes_with(fields: Iterable[str]) -> list[str]:
 
 
 def _candidates_among(
-    table: pl.DataFrame, shapes: Sequence[str], shape: str | None, options: dict[str, str]
+    cells: dict[str, pl.Series], shapes: Sequence[str], shape: str | None, options: dict[str, str]
 ) -> list[Candidate]:
     """The candidates of some shapes: by names; also by cells if none by names is sure."""
-    by_name = [found for name in shapes for found in _candidates_of(table, name, options, any_name=False)]
+    by_name = [found for name in shapes for found in _candidates_of(cells, name, options, any_name=False)]
     if shape is not None or options:
         by_name = [replace(candidate, sure=True) for candidate in by_name]
-    else:
-        check_preference_data(table, CHOSEN)
     if any(candidate.sure for candidate in by_name):
         return by_name
-    by_cells = [found for name in shapes for found in _candidates_of(table, name, options, any_name=True)]
+    by_cells = [found for name in shapes for found in _candidates_of(cells, name, options, any_name=True)]
     return by_name + [candidate for candidate in by_cells if candidate not in by_name]
 
 
-def _candidates_of(table: pl.DataFrame, name: str, options: dict[str, str], *, any_name: bool) -> list[Candidate]:
-    """The ways to assign columns to the fields of one shape, each column once."""
+def _candidates_of(
+    free: dict[str, pl.Series], name: str, options: dict[str, str], *, any_name: bool
+) -> list[Candidate]:
+    """The ways to assign the columns that are `free`, and those of `options`, to the fields of a shape, each once."""
     shape = SHAPES[name]
-    free = {column: _cells(table, column) for column in table.columns if column not in options.values()}
     if shape.proven:  # by the keys in its cells: a column without cells proves nothing
         free = {column: cells for column, cells in free.items() if cells.null_count() < cells.len()}
     choices: dict[str, list[str]] = {}
@@ -248,7 +249,7 @@ def _can_be(field: Field, cells: pl.Series) -> bool:
         return True
     if cells.null_count() == cells.len():
         return field.fits is is_plain_text
-    return bool(field.fits(cells.head(_SAMPLE)).any() or field.fits(cells).any())
+    return bool(field.fits(cells.head(_SAMPLE)).any() or (cells.len() > _SAMPLE and field.fits(cells).any()))
 
 
 def _mostly_fits(field: Field, cells: pl.Series) -> bool:

@@ -50,7 +50,7 @@ def check_plausibility(table: pl.DataFrame, mapping: ColumnMapping) -> None:
         return
     question = _describe(table, mapping, _QUESTION[mapping.shape])
     answer = _describe(table, mapping, _ANSWER[mapping.shape])
-    _check_nested(table, mapping)
+    _check_nested(table, mapping, question, answer)
     _check_question(table, mapping, question)
     _check_answer(table, mapping, answer)
     _check_numbered(table, mapping, question, answer)
@@ -73,23 +73,20 @@ def _describe(table: pl.DataFrame, mapping: ColumnMapping, field: str) -> Conten
     return describe_column(mapping.column(table, field), mapping.fields[field])
 
 
-def _check_nested(table: pl.DataFrame, mapping: ColumnMapping) -> None:
+def _check_nested(table: pl.DataFrame, mapping: ColumnMapping, question: Content, answer: Content) -> None:
     """Raise if a column has lists or objects: several answers, tokens, or the columns of a whole table.
 
     An answer may be an object, if none of its values seems to be the answer. Inputs of Alpaca may be anything.
     """
-    answer = _ANSWER[mapping.shape]
-    for field in (_QUESTION[mapping.shape], answer, "context"):
-        if field not in mapping.fields:
-            continue
-        content = _describe(table, mapping, field)
+    context = [_describe(table, mapping, "context")] if "context" in mapping.fields else []
+    for content in (question, answer, *context):
         if content.kind not in ("lists", "objects"):
             continue
-        if field == "context":
-            others = [ColumnMapping("pairs", {**mapping.fields, field: ""})]
+        if content in context:
+            others = [ColumnMapping("pairs", {**mapping.fields, "context": ""})]
         else:
             others = _others(table, mapping)
-        if field == answer and content.kind == "objects" and all(other.shape == "text" for other in others):
+        if content is answer and content.kind == "objects" and all(other.shape == "text" for other in others):
             continue
         raise SourceError(
             f"The column {content.column} has {content.kind}, such as {content.example}",
