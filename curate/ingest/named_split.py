@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-import yaml
-
 from curate.ingest.readers.compression import COMPRESSED
 
 COLUMN = "split"
@@ -72,9 +70,9 @@ def _read_patterns(readme: Path) -> Iterator[tuple[str, str]]:
     """The splits and path patterns in `configs`; nothing if there are none, or the metadata cannot be read."""
     try:
         metadata = _FRONT_MATTER.match(readme.read_text(encoding="utf-8"))
-        values = yaml.safe_load(metadata[1]) if metadata else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError):
         return
+    values = _load_yaml(metadata[1]) if metadata else None
     configs = values.get("configs") if isinstance(values, dict) else None
     for config in configs if isinstance(configs, list) else []:
         files = config.get("data_files") if isinstance(config, dict) else None
@@ -83,6 +81,16 @@ def _read_patterns(readme: Path) -> Iterator[tuple[str, str]]:
                 paths = entry.get("path")
                 for pattern in paths if isinstance(paths, list) else [paths]:
                     yield entry["split"], str(pattern)
+
+
+def _load_yaml(text: str) -> object:
+    """The content of a YAML text; None if it is not valid."""
+    import yaml  # 0.01 s, and most files are not next to a README with metadata
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _stem(name: str) -> str:

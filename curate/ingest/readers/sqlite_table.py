@@ -16,8 +16,6 @@ from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
 
-OPTIONS = ("sheet",)
-
 TABLES_SQL = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' ESCAPE '~'"
 
 

@@ -18,7 +18,6 @@ from schemas.errors import SourceError
 if TYPE_CHECKING:
     from python_calamine import CalamineWorkbook
 
-OPTIONS = ("sheet", "skip_lines", "header")
 
 Cell = int | float | str | bool | time | date | datetime | timedelta
 
