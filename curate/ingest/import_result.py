@@ -79,9 +79,38 @@ def find_import(connection: DuckDBPyConnection, source_id: str, path: str) -> Im
 
 
 def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
-    """The result of an import, from the store."""
+    """The result of an import, from the store. Most files have no rejects and need no queries about them."""
     query = "SELECT * EXCLUDE (imported_at, seq) FROM sources WHERE source = ?"
     row = connection.sql(query, params=[source_id]).pl().row(0, named=True)
+    ((own, closed),) = connection.execute(
+        """SELECT count(*) FILTER (source = $source), count(*) FILTER (closed_by = $source) FROM rejects
+           WHERE source = $source OR closed_by = $source""",
+        {"source": source_id},
+    ).fetchall()
+    result = ImportResult(
+        **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
+        repaired=_count_repaired(connection, source_id),
+        closed=connection.execute(CLOSED_SQL, [source_id]).fetchall()[0][0] if closed else 0,
+    )
+    return _add_rejects(connection, result) if own else result
+
+
+def _count_repaired(connection: DuckDBPyConnection, source_id: str) -> dict[str, int]:
+    """Repair → rows."""
+    some = "SELECT 1 FROM origins WHERE source = ? AND repairs IS NOT NULL LIMIT 1"
+    if not connection.execute(some, [source_id]).fetchall():
+        return {}
+    counts = connection.execute(
+        """SELECT repair, count(*) FROM (
+               SELECT unnest(repairs) AS repair FROM origins WHERE source = ? AND repairs IS NOT NULL
+           ) GROUP BY repair ORDER BY repair""",
+        [source_id],
+    )
+    return dict(counts.fetchall())
+
+
+def _add_rejects(connection: DuckDBPyConnection, result: ImportResult) -> ImportResult:
+    """The result with the codes of its rejects, an example of each, and the speakers without a role."""
     rejects = connection.sql(
         """SELECT "row", line, code, reason, raw, partly, count(*) OVER same AS count FROM (
                SELECT *, "row" IN (SELECT "row" FROM origins WHERE source = $source) AS partly FROM rejects
@@ -89,31 +118,22 @@ def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
            WINDOW same AS (PARTITION BY code, partly)
            QUALIFY row_number() OVER (PARTITION BY code, partly ORDER BY "row") = 1
            ORDER BY partly, count DESC, code""",
-        params={"source": source_id},
+        params={"source": result.source},
     ).pl()
     counts = {partly: rejects.filter(pl.col("partly") == partly).select("code", "count") for partly in (False, True)}
-    repaired = connection.execute(
-        """SELECT repair, count(*) FROM (
-               SELECT unnest(repairs) AS repair FROM origins WHERE source = ? AND repairs IS NOT NULL
-           ) GROUP BY repair ORDER BY repair""",
-        [source_id],
-    ).fetchall()
     unknown_roles = connection.execute(
         """SELECT name, count(*) AS count FROM (
                SELECT unnest(names) AS name, "row", generate_subscripts(names, 1) AS position
                FROM (SELECT "row", string_split(regexp_extract(reason, ?, 1), ', ') AS names FROM rejects
                      WHERE source = ? AND code = 'unknown-role')
            ) GROUP BY name ORDER BY count DESC, min("row"), min(position)""",
-        [UNKNOWN_ROLE, source_id],
+        [UNKNOWN_ROLE, result.source],
     ).fetchall()
-    ((closed,),) = connection.execute(CLOSED_SQL, [source_id]).fetchall()
-    return ImportResult(
-        **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
+    return replace(
+        result,
         rejected=dict(counts[False].iter_rows()),
         partly_rejected=dict(counts[True].iter_rows()),
-        repaired=dict(repaired),
         unknown_roles=dict(unknown_roles),
-        closed=closed,
         reject_examples=rejects.drop("count").to_dicts(),
     )
 
