@@ -41,6 +41,26 @@ def test_a_key_that_first_occurs_later_is_a_later_column(tmp_path, small_chunks)
     assert pl.concat([batch.table for batch in batches], how="diagonal").rows()[-1] == ("x", "yes")
 
 
+@pytest.mark.parametrize(
+    ("first", "columns"),
+    [
+        ('{"z": 1}', "zbac"),
+        ('{"c": 1, "z": 2}', "czba"),
+        ('{"a": 1, "b": 2', "bac"),
+        ('{"z": "\\ud83d"}', "bacz"),
+        ('{"\\ud83d": 1}', "bac\ufffd"),
+        ('{"a": 1, "a": 2, "c": 3}', "acb"),
+        ('[{"z": 1}]', "bac"),
+        ("{}", "bac"),
+    ],
+)
+def test_columns_are_in_the_order_of_the_first_valid_records(tmp_path, first, columns):
+    path = write(tmp_path / "a.jsonl", f'{first}\n{{"b": "1", "a": "2"}}\n{{"a": "3", "c": null}}\n')
+    table = one_batch(path).table.drop(UNUSABLE, strict=False)
+    assert table.columns == list(columns)
+    assert table.select("a", "b", "c").rows()[-2:] == [("2", "1", None), ("3", None, None)]
+
+
 def test_a_new_key_is_found_in_a_row_without_a_known_one(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"a": "1", "b": "2"}\n{"a": "1", "c": "2"}\n')
     assert one_batch(path).table.rows() == [("1", "2", None), ("1", None, "2")]

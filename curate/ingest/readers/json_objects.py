@@ -37,6 +37,8 @@ MOST_COLUMNS = 5_000
 SLICES = 8
 """Parts of a batch, which DuckDB distributes to its threads."""
 
+_KEYS = pl.Schema([("keys", pl.List(pl.String())), ("object", pl.Boolean())])
+
 SPACED_COLON = r"[ \t\r\n]:"
 """Matches the end of a key that is followed by white space."""
 
@@ -89,12 +91,12 @@ class ObjectReader:
 
         The texts may contain invalid UTF-8. A trailing comma is accepted, because it is unambiguous.
         """
-        if not self._rows:
-            self._wrap_turns(texts)
-        table, invalid = self._cells(texts)
+        first = None if self._rows else _load_first(texts)
+        self._wrap_turns(first)
+        table, invalid = self._guess_cells(texts, first) if not self.columns else self._cells(texts)
         text = decode_texts(texts)
         doubtful = _doubtful(table, invalid, text)
-        keys = self._keys(texts.take(doubtful.to_arrow()))
+        keys = self._keys(_take(texts, doubtful)) if len(doubtful) else pl.DataFrame(schema=_KEYS)
         if self._add_columns(keys["keys"]):
             table, invalid = self._cells(texts)
         has_duplicate = keys.select(pl.col("keys").list.n_unique() < pl.col("keys").list.len()).to_series()
@@ -139,12 +141,17 @@ class ObjectReader:
         query = "SELECT coalesce(try(json_keys(text)), []) AS keys, json_type(text) = 'OBJECT' AS object"
         return self._query(f"{query} FROM (SELECT {self._text} AS text FROM texts)", texts)
 
-    def _wrap_turns(self, texts: pa.LargeStringArray) -> None:
+    def _guess_cells(self, texts: pa.LargeStringArray, first: object) -> tuple[pl.DataFrame, pl.Series]:
+        """`_cells` for the keys of the first record. Few files have others, and the search for these takes as long."""
+        self.columns = list(first) if isinstance(first, dict) and len(first) <= MOST_COLUMNS else []
+        table, invalid = self._cells(texts)
+        if not self.columns or invalid.head(1).to_list() != [0]:
+            return table, invalid
+        self.columns = []  # DuckDB does not accept the record
+        return self._cells(texts)
+
+    def _wrap_turns(self, value: object) -> None:
         """If the first record is a list of turns, read lists as the value of `conversations`, or of `messages`."""
-        try:
-            value = json.loads(text_bytes(texts, 0)) if len(texts) else None
-        except (ValueError, RecursionError):
-            return
         turn = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
         key = "messages" if "role" in turn else "conversations" if "from" in turn else None
         if key:
@@ -169,6 +176,21 @@ class ObjectReader:
                 "It may map ids to rows: write one object per row, with the id as a separate field.",
             )
         return bool(new)
+
+
+def _load_first(texts: pa.LargeStringArray) -> object:
+    """The first record; None if it is not valid, or a key has half of a surrogate pair, which is no text in DuckDB."""
+    try:
+        value = json.loads(text_bytes(texts, 0)) if len(texts) else None
+        "".join(value if isinstance(value, dict) else []).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _take(texts: pa.LargeStringArray, positions: pl.Series) -> pa.LargeStringArray:
+    """The texts at these positions; all or none, as in most files, are not copied."""
+    return texts.slice(0, len(positions)) if len(positions) in (0, len(texts)) else texts.take(positions.to_arrow())
 
 
 def _doubtful(table: pl.DataFrame, invalid: pl.Series, text: pl.Series) -> pl.Series:
