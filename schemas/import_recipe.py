@@ -8,7 +8,7 @@ from schemas.section import Section
 
 
 class ImportSection(Section):
-    """How rows are read. `curate import` has an option for each key."""
+    """How rows are read. `curate import` has an option for each key but `substitute`."""
 
     shape: str | None = Field(
         None,

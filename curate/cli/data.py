@@ -65,7 +65,8 @@ def import_(
         ),
     ] = None,
     sheet: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Sheet of a workbook.", show_default="the only one")
+        str | None,
+        typer.Option(metavar="NAME", help="Sheet of a workbook, or table of a database.", show_default="the only one"),
     ] = None,
     repair: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Apply this repair, such as trailing-user; repeatable.")
