@@ -17,7 +17,7 @@ from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import list_cells
 from curate.ingest.shapes.pairs import QUESTION_NAMES
 from curate.ingest.shapes.parts import parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, starts_json
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, fits_json, is_plain_text
 from curate.ingest.shapes.system_prompt import SYSTEM, read_prompts
 
 Choice = Literal["all", "first", "best"]
@@ -32,12 +32,11 @@ _OTHER = r'"(?:role|from|answer_start|speaker|arguments)"\s*:'
 """Keys of turns, of SQuAD's answers and of tool calls."""
 
 
+@fits_json("[")
 def _are_answers(cells: pl.Series) -> pl.Series:
     """Whether each cell is a list of texts, or of objects with a text."""
-    if not starts_json(cells, "["):
-        return pl.repeat(False, cells.len(), eager=True)
     objects = cells.str.contains(r"^\s*\[\s*\{") & cells.str.contains(_TEXT) & ~cells.str.contains(_OTHER)
-    return mostly(objects | cells.str.contains(r'^\s*\[\s*"'))
+    return objects | cells.str.contains(r'^\s*\[\s*"')
 
 
 def _is_rated(cells: pl.Series) -> bool:

@@ -20,11 +20,11 @@ from curate.ingest.shapes.shape import (
     Field,
     ParsedTable,
     drop_problem_rows,
+    fits_json,
     mostly,
     number_cells,
     problem_rows,
     shorten_expr,
-    starts_json,
 )
 
 _LONG = ("group_by", "role", "text")
@@ -34,22 +34,19 @@ def _are_times(cells: pl.Series) -> pl.Series:
     return mostly(cells.str.contains(r"^\d{9,11}\.\d{4,7}$"))
 
 
+@fits_json("[")
 def _have_accounts(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "["):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"from_id"\s*:\s*"(?:user|channel|chat)\d'))
+    return cells.str.contains(r'"from_id"\s*:\s*"(?:user|channel|chat)\d')
 
 
+@fits_json("{")
 def _have_authors(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "{"):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"isBot"\s*:'))
+    return cells.str.contains(r'"isBot"\s*:')
 
 
+@fits_json("[")
 def _have_senders(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "["):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"sender"\s*:\s*"'))
+    return cells.str.contains(r'"sender"\s*:\s*"')
 
 
 SLACK_FIELDS = {
@@ -92,7 +89,7 @@ _CLAUDE = """
 
 def parse_slack(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The threads of a Slack channel, each with its first message; a thread that starts elsewhere is rejected."""
-    rows = _rows(table, mapping, ("time", "text", "author", "thread", "bot", "kind"))
+    rows = mapping.rows(table, ("time", "text", "author", "thread", "bot", "kind"))
     rows = rows.with_columns(group=pl.coalesce("thread", "time"), author=pl.coalesce("author", "bot"))
     rows = _mark_notices(rows, _SLACK_MESSAGES)
     starts = rows.select(group="time").unique()
@@ -126,7 +123,7 @@ def _parse_lists(cells: pl.Series, lists: pl.DataFrame, mapping: ColumnMapping) 
 
 def parse_discord(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The messages of a Discord channel, as DiscordChatExporter writes them."""
-    rows = _rows(table, mapping, ("text", "author", "kind"))
+    rows = mapping.rows(table, ("text", "author", "kind"))
     rows = rows.with_columns(pl.col("author").str.json_path_match("$.name"), group=pl.lit("channel"))
     return _parse(_mark_notices(rows, ("Default", "Reply")), mapping)
 
@@ -136,11 +133,6 @@ def _mark_notices(rows: pl.DataFrame, messages: Sequence[str]) -> pl.DataFrame:
     blank = pl.col("text").fill_null("").str.strip_chars() == ""
     kind = pl.when(blank).then(pl.lit("no text")).otherwise("kind").alias("kind")
     return rows.with_columns(kind).with_columns(notice=~pl.col("kind").fill_null("").is_in(list(messages)))
-
-
-def _rows(table: pl.DataFrame, mapping: ColumnMapping, names: tuple[str, ...]) -> pl.DataFrame:
-    columns = [mapping.column(table, name).alias(name) for name in names]
-    return pl.DataFrame(columns).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
 
 
 def _parse(rows: pl.DataFrame, mapping: ColumnMapping, problems: pl.DataFrame | None = None) -> ParsedTable:

@@ -21,9 +21,8 @@ from curate.ingest.shapes.shape import (
     ParsedTable,
     complete_turns,
     drop_problem_rows,
-    mostly,
+    fits_json,
     problem_rows,
-    starts_json,
 )
 
 _TEXTS = ("text", "multimodal_text")
@@ -31,10 +30,9 @@ _THOUGHTS = ("thoughts", "reasoning_recap", "user_editable_context", "model_edit
 """Content that ChatGPT does not show as a message."""
 
 
+@fits_json("{")
 def _is_mapping(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "{"):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"message"\s*:') & cells.str.contains(r'"children"\s*:\s*\['))
+    return cells.str.contains(r'"message"\s*:') & cells.str.contains(r'"children"\s*:\s*\[')
 
 
 FIELDS = {

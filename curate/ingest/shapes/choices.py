@@ -18,23 +18,22 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
+    fits_json,
     is_plain_text,
     mostly,
     shorten_expr,
-    starts_json,
 )
 from curate.ingest.shapes.system_prompt import SYSTEM, read_prompts
 
 LETTERS = "ABCDEFGHIJ"
 
 
+@fits_json()
 def _are_choices(cells: pl.Series) -> pl.Series:
     """Whether each cell is a list of at least two texts, or texts with labels."""
-    if not starts_json(cells):
-        return pl.repeat(False, cells.len(), eager=True)
     texts = cells.str.contains(r'(?s)^\s*\[\s*(?:"|-?\d).*,')
     labelled = cells.str.contains(r'"text"\s*:') & cells.str.contains(r'"label"\s*:')
-    return mostly(texts | labelled)
+    return texts | labelled
 
 
 def _are_letters(cells: pl.Series) -> pl.Series:

@@ -11,28 +11,25 @@ from curate.ingest.shapes.shape import (
     Field,
     ParsedTable,
     drop_problem_rows,
+    fits_json,
     is_plain_text,
-    mostly,
     number_cells,
     problem_rows,
-    starts_json,
 )
 from curate.ingest.shapes.system_prompt import SYSTEM, add_system_turns
 from curate.ingest.shapes.tool_calls import format_calls, wrap_in_list
 from curate.ingest.shapes.tools import TOOLS_FIELD, parse_tools
 
 
+@fits_json()
 def _are_calls(cells: pl.Series) -> pl.Series:
     """Whether each cell is a tool call or a list of them."""
-    if not starts_json(cells):
-        return pl.repeat(False, cells.len(), eager=True)
     is_named = cells.str.contains(r'[{,]\s*"name"\s*:\s*"') & cells.str.contains(
         r'"(?:arguments|parameters)"\s*:\s*["{]'
     )
-    return mostly(cells.str.contains(r"^\s*(?:\[\s*)?\{") & is_named)
+    return cells.str.contains(r"^\s*(?:\[\s*)?\{") & is_named
 
 
-_NAMES = ("answers", "answer", "tool_calls", "function_calls", "calls", "output", "response")
 FIELDS = {
     "calls": Field(
         ("answers", "answer", "tool_calls", "function_calls", "calls", "output", "response"),

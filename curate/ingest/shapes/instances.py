@@ -10,13 +10,12 @@ import polars as pl
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import list_cells
 from curate.ingest.shapes.parts import join_texts, parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, starts_json
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, fits_json, is_plain_text
 
 
+@fits_json("[")
 def _are_instances(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "["):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"output"\s*:') & cells.str.contains(r"^\s*\[\s*\{"))
+    return cells.str.contains(r'"output"\s*:') & cells.str.contains(r"^\s*\[\s*\{")
 
 
 FIELDS = {
@@ -37,8 +36,7 @@ _INSTANCES = """
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table of instructions and lists of instances."""
     cells, problems = list_cells(mapping.column(table, "instances"))
-    instructions = pl.DataFrame([mapping.column(table, "instruction").fill_null("")]).with_row_index("position")
-    instructions = instructions.with_columns(pl.col("position").cast(pl.Int64))
+    instructions = mapping.rows(table, ["instruction"], "position").fill_null("")
     instances = query_frames(_INSTANCES, cells=cells).join(instructions, on="position", maintain_order="left")
     human = pl.when(pl.col("instruction").str.strip_chars() != "").then(join_texts("instruction", "input"))
     parts = instances.select("position", human.otherwise(pl.lit("")).alias("human"), pl.col("gpt").fill_null(""))

@@ -16,20 +16,18 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
-    mostly,
+    fits_json,
     number_cells,
     problem_rows,
     shorten_expr,
-    starts_json,
 )
 
 _PROMPT_KEYS = (*QUESTION_NAMES, "instruction", "text")
 
 
+@fits_json("[")
 def _are_annotations(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "["):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"result"\s*:') & cells.str.contains(r"^\s*\["))
+    return cells.str.contains(r'"result"\s*:') & cells.str.contains(r"^\s*\[")
 
 
 FIELDS = {

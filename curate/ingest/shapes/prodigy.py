@@ -39,9 +39,7 @@ _ANSWERS = """
 
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of accepted examples."""
-    columns = [mapping.column(table, name).alias(name) for name in FIELDS]
-    rows = pl.DataFrame(columns).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
-    answers = query_frames(_ANSWERS, rows=rows)
+    answers = query_frames(_ANSWERS, rows=mapping.rows(table, FIELDS))
     decided = pl.format("The annotator did not accept the example: {}.", shorten_expr(pl.col("decision")))
     no_answer = (
         pl.when(pl.col("decision").fill_null("") != "accept")

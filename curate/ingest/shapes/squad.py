@@ -14,35 +14,31 @@ import polars as pl
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import list_cells, valid_cells
 from curate.ingest.shapes.parts import join_texts, parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, starts_json
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, fits_json, is_plain_text, mostly
 
 
+@fits_json()
 def _has_spans(cells: pl.Series) -> pl.Series:
     """Whether each cell has answers with their places: columns of texts as on the Hugging Face Hub, or a list."""
-    if not starts_json(cells):
-        return pl.repeat(False, cells.len(), eager=True)
     in_columns = cells.str.contains(r"^\s*\{") & cells.str.contains(r'"(?:text|spans)"\s*:\s*\[')
     is_list = cells.str.contains(r"^\s*\[\s*(?:\]|\{)") & cells.str.contains(r'^\s*\[\s*\]|"answer_start"\s*:')
-    return mostly(in_columns | is_list)
+    return in_columns | is_list
 
 
+@fits_json("[")
 def _has_questions(cells: pl.Series) -> pl.Series:
     """Whether each cell is a list of paragraphs with questions."""
-    if not starts_json(cells, "["):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r"^\s*\[") & cells.str.contains(r'"qas"\s*:\s*\['))
+    return cells.str.contains(r"^\s*\[") & cells.str.contains(r'"qas"\s*:\s*\[')
 
 
+@fits_json("{")
 def _has_aliases(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "{"):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"value"\s*:\s*"') & cells.str.contains(r'"aliases"\s*:\s*\['))
+    return cells.str.contains(r'"value"\s*:\s*"') & cells.str.contains(r'"aliases"\s*:\s*\[')
 
 
+@fits_json("{")
 def _has_contexts(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "{"):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"contexts"\s*:\s*\['))
+    return cells.str.contains(r'"contexts"\s*:\s*\[')
 
 
 def _is_flag(cells: pl.Series) -> pl.Series:
@@ -102,10 +98,8 @@ _ARTICLES = """
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The conversations of a table with one question per row."""
     cells, problems = valid_cells(mapping.column(table, "answers"))
-    names = ("context", "question", "impossible")
-    rows = pl.DataFrame([mapping.column(table, name) for name in names]).with_row_index("position")
-    answers = query_frames(_ANSWERS, cells=cells)
-    parts = rows.with_columns(pl.col("position").cast(pl.Int64)).join(answers, on="position", maintain_order="left")
+    rows = mapping.rows(table, ("context", "question", "impossible"), "position")
+    parts = rows.join(query_frames(_ANSWERS, cells=cells), on="position", maintain_order="left")
     return parse_parts(table.height, _to_parts(parts), [problems])
 
 

@@ -11,13 +11,12 @@ import polars as pl
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.parts import parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, mostly, shorten_expr, starts_json
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, fits_json, shorten_expr
 
 
+@fits_json("{")
 def _has_steps(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "{"):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"steps"\s*:\s*\[') & cells.str.contains(r'"completions"\s*:'))
+    return cells.str.contains(r'"steps"\s*:\s*\[') & cells.str.contains(r'"completions"\s*:')
 
 
 FIELDS = {

@@ -18,23 +18,20 @@ from curate.ingest.shapes.shape import (
     ParsedTable,
     complete_turns,
     drop_problem_rows,
-    mostly,
+    fits_json,
     number_cells,
     problem_rows,
-    starts_json,
 )
 
 
+@fits_json("[")
 def _are_comments(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "["):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"author_id"\s*:') & cells.str.contains(r'"(?:plain_)?body"\s*:'))
+    return cells.str.contains(r'"author_id"\s*:') & cells.str.contains(r'"(?:plain_)?body"\s*:')
 
 
+@fits_json()
 def _are_parts(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"author"\s*:') & cells.str.contains(r'"part_type"\s*:'))
+    return cells.str.contains(r'"author"\s*:') & cells.str.contains(r'"part_type"\s*:')
 
 
 FIELDS = {

@@ -18,11 +18,10 @@ from curate.ingest.shapes.shape import (
     Field,
     ParsedTable,
     drop_problem_rows,
-    mostly,
+    fits_json,
     number_cells,
     problem_rows,
     shorten_expr,
-    starts_json,
 )
 from schemas.errors import SourceError
 
@@ -32,34 +31,30 @@ _ONE_TEXT = rf'(?s)^\s*\{{\s*"(?:{"|".join(_QUESTION_KEYS)})"\s*:\s*"(?:[^"\\]|\
 _MESSAGE = r'"(?:role|content|lc|kwargs)"\s*:'
 
 
+@fits_json()
 def _has_messages(cells: pl.Series) -> pl.Series:
     """Whether each cell is a list of messages, or an object with one."""
-    if not starts_json(cells):
-        return pl.repeat(False, cells.len(), eager=True)
     a_list = cells.str.contains(r"^\s*\[\s*(?:\[\s*)?\{")
     an_object = cells.str.contains(r'^\s*\{(?s:.*)"messages"\s*:\s*\[')
-    return mostly((a_list | an_object) & cells.str.contains(_MESSAGE))
+    return (a_list | an_object) & cells.str.contains(_MESSAGE)
 
 
+@fits_json()
 def _is_input(cells: pl.Series) -> pl.Series:
     """Whether each cell is one of these, or an object with one text."""
-    if not starts_json(cells):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(_ONE_TEXT) | _has_messages(cells))
+    return cells.str.contains(_ONE_TEXT) | _has_messages(cells)
 
 
+@fits_json()
 def _is_completion(cells: pl.Series) -> pl.Series:
     """Whether each cell is a response with `choices`, or a list of them."""
-    if not starts_json(cells):
-        return pl.repeat(False, cells.len(), eager=True)
     choices = cells.str.contains(r"^\s*\[") | cells.str.contains(r'"choices"\s*:\s*\[')
-    return mostly(choices & cells.str.contains(r'"message"\s*:\s*\{'))
+    return choices & cells.str.contains(r'"message"\s*:\s*\{')
 
 
+@fits_json("{")
 def _is_result(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "{"):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"status_code"\s*:') & cells.str.contains(r'"body"\s*:'))
+    return cells.str.contains(r'"status_code"\s*:') & cells.str.contains(r'"body"\s*:')
 
 
 FIELDS = {
@@ -154,8 +149,7 @@ _READ = f"""
 
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The turns of inputs and outputs; an output that starts with a question is the whole conversation."""
-    columns = [mapping.column(table, name).alias(name) for name in ("input", "output")]
-    return _parse(pl.DataFrame(columns).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64)))
+    return _parse(mapping.rows(table, ("input", "output")))
 
 
 def _parse(given: pl.DataFrame) -> ParsedTable:
@@ -179,9 +173,7 @@ def parse_batch(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
 
     Raises `SourceError` if the table has no requests.
     """
-    names = ("custom_id", "body", "response")
-    rows = pl.DataFrame([mapping.column(table, name).alias(name) for name in names]).with_row_index("position")
-    rows = rows.with_columns(pl.col("position").cast(pl.Int64))
+    rows = mapping.rows(table, ("custom_id", "body", "response"), "position")
     if rows["body"].null_count() == rows.height:
         raise SourceError(
             "This is the output of an OpenAI batch, which has the answers without their questions.",

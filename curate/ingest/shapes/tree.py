@@ -25,10 +25,10 @@ from curate.ingest.shapes.shape import (
     Field,
     ParsedTable,
     complete_turns,
+    fits_json,
     mostly,
     problem_rows,
     shorten_expr,
-    starts_json,
 )
 from schemas.conversation import ASSISTANT_ROLES
 
@@ -39,10 +39,9 @@ def _has_roles(cells: pl.Series) -> pl.Series:
     return mostly(pl.DataFrame({"cell": cells}).select(to_role(pl.col("cell")).is_not_null()).to_series())
 
 
+@fits_json("{")
 def _has_replies(cells: pl.Series) -> pl.Series:
-    if not starts_json(cells, "{"):
-        return pl.repeat(False, cells.len(), eager=True)
-    return mostly(cells.str.contains(r'"replies"\s*:\s*\[') & cells.str.contains(r'"role"\s*:'))
+    return cells.str.contains(r'"replies"\s*:\s*\[') & cells.str.contains(r'"role"\s*:')
 
 
 def _has_ranked_replies(cells: pl.Series) -> pl.Series:
@@ -84,11 +83,9 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, *, best: bool = False) ->
 
     The table must contain all messages of a tree.
     """
-    names = ("id", "parent", "role", "text", "rank")
-    messages = pl.DataFrame([mapping.column(table, name).alias(name) for name in names]).with_columns(
-        pl.col("id", "parent").str.strip_chars(), tree=pl.lit(0)
-    )
-    return _to_table(messages.with_columns(position=pl.int_range(table.height, eager=True)), mapping.roles, best=best)
+    messages = mapping.rows(table, ("id", "parent", "role", "text", "rank"), "position")
+    messages = messages.with_columns(pl.col("id", "parent").str.strip_chars(), tree=pl.lit(0))
+    return _to_table(messages, mapping.roles, best=best)
 
 
 def parse_nested(table: pl.DataFrame, mapping: ColumnMapping, *, best: bool = False) -> ParsedTable:

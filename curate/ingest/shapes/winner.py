@@ -71,9 +71,7 @@ _TURNS = """
 
 def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     """The answers that won; a row without a winner is a problem."""
-    names = ("a", "b", "prompt", "winner", "a_won", "b_won")
-    rows = pl.DataFrame([mapping.column(table, name).alias(name) for name in names]).with_row_index("row")
-    rows = rows.with_columns(pl.col("row").cast(pl.Int64))
+    rows = mapping.rows(table, ("a", "b", "prompt", "winner", "a_won", "b_won"))
     winner, flag = pl.col("winner"), r"(?i)^\s*(?:1|true)(?:\.0)?\s*$"
     a_won = (winner.str.contains(_SIDE_A) | pl.col("a_won").str.contains(flag)).fill_null(False)
     b_won = (winner.str.contains(_SIDE_B) | pl.col("b_won").str.contains(flag)).fill_null(False)
