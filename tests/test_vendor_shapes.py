@@ -166,7 +166,7 @@ def test_intercom_conversations_start_with_their_source_and_have_no_markup(store
 
     parts = [
         part("bot", None, "assignment"),
-        part("admin", "<p>Pull it.<br>Then turn.</p>"),
+        part("admin", "<p>Pull it.<br>Then turn: 5 &lt; 6 &amp; List<T>.</p>"),
         part("admin", "x", "note"),
     ]
     row = {
@@ -175,7 +175,7 @@ def test_intercom_conversations_start_with_their_source_and_have_no_markup(store
         "conversation_parts": {"type": "conversation_part.list", "conversation_parts": parts, "total_count": 3},
     }
     assert import_one(store, write(tmp_path / "i.jsonl", row)).shape == "intercom"
-    assert talks(store) == [[("human", "How?"), ("gpt", "Pull it.\nThen turn.")]]
+    assert talks(store) == [[("human", "How?"), ("gpt", "Pull it.\nThen turn: 5 < 6 & List<T>.")]]
 
 
 def slack(user: str, ts: str, text: str, **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from curate.ingest.html_text import html_to_text
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.shape import (
@@ -58,8 +59,7 @@ _COMMENTS = """
 _PARTS = """
     SELECT row, CASE WHEN author IN ('user', 'lead', 'contact') THEN 'human'
             WHEN author IN ('admin', 'bot', 'team') THEN 'gpt' ELSE coalesce(author, '') END AS "from",
-        trim(regexp_replace(regexp_replace(body, '<br ?/?>|</p>\\s*<p>', chr(10), 'g'), '</?[a-z][^>]*>', '', 'g'))
-            AS value
+        body AS value
     FROM (
         SELECT row, 0 AS n, source ->> '$.author.type' AS author, source ->> '$.body' AS body FROM cells
         UNION ALL
@@ -85,7 +85,10 @@ def parse_parts(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     cells, problems = valid_cells(mapping.column(table, "parts"))
     sources, broken = valid_cells(mapping.column(table, "source"))
     both = cells.join(sources.rename({"cell": "source"}), on="row", maintain_order="left")
-    return _to_table(table.height, query_frames(_PARTS, cells=both), pl.concat([problems, broken]))
+    comments = query_frames(_PARTS, cells=both)
+    texts = [html_to_text(body) for body in comments["value"]]  # a Python loop: bodies of Intercom are HTML
+    comments = comments.with_columns(value=pl.Series(texts, dtype=pl.String))
+    return _to_table(table.height, comments, pl.concat([problems, broken]))
 
 
 def _to_table(height: int, comments: pl.DataFrame, problems: pl.DataFrame) -> ParsedTable:
