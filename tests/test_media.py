@@ -36,6 +36,7 @@ def outcome(tmp_path, rows, **options):
         ("images", ["a.png", "b.png"]),
         ("Image", {"bytes": None, "path": "deck.webp"}),
         ("image_url", "https://example.org/deck?id=7"),
+        ("imageUrl", "https://example.org/deck?id=7"),
         ("audio", {"array": [0.1], "sampling_rate": 16000}),
         ("videos", ["v.mp4"]),
     ],

@@ -27,6 +27,7 @@ def gpt(text):
 LAYOUTS = {
     "texts": {"prompt": QUESTION, "chosen": GOOD, "rejected": BAD},
     "named texts": {"question": QUESTION, "response_chosen": GOOD, "response_rejected": BAD},
+    "one word": {"question": QUESTION, "chosenResponse": GOOD, "rejectedResponse": BAD},
     "capitals": {"Instruction": QUESTION, "Better Answer": GOOD, "Worse Answer": BAD},
     "good and bad objects": {"question": QUESTION, "pos_answer": {"answer": GOOD}, "neg_answer": {"answer": BAD}},
     "winner objects": {"query": QUESTION, "winner": {"id": 7, "text": GOOD}, "loser": {"id": 8, "text": BAD}},

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from curate.ingest.column_names import name_words
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
 from schemas.text import join_names, plural, shorten
@@ -157,7 +158,7 @@ def find_labels(table: pl.DataFrame, fields: Mapping[str, str]) -> AnswerLabels 
 
 def _labels(cells: pl.Series, name: str) -> AnswerLabels | None:
     """The labels in a column; None if it has other values."""
-    plain = " ".join(re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", name).casefold().split())
+    plain = " ".join(name_words(name))
     is_named = plain in _LABELS | _REVERSED
     good, bad = (_GOOD | _TRUE, _BAD | _FALSE) if is_named else (_GOOD, _BAD)
     if plain in _REVERSED:

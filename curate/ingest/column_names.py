@@ -1,7 +1,8 @@
-"""Column names → unique column names."""
+"""Column names → unique column names, their words, and columns with a known name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import count
@@ -29,9 +30,23 @@ def find_named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
     """
     columns = list(columns)
     for name in names:
-        yield from [name] if name in columns else [column for column in columns if _plain(column) == _plain(name)]
+        yield from [name] if name in columns else [column for column in columns if name_key(column) == name_key(name)]
 
 
 @lru_cache(maxsize=4096)  # every batch compares the columns with the names of all shapes
-def _plain(name: str) -> str:
+def name_key(name: str) -> str:
+    """The letters and digits of a name in lower case: names with equal keys are the same column name.
+
+    >>> name_key("System Prompt") == name_key("system_prompt")
+    True
+    """
     return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def name_words(name: str) -> list[str]:
+    """The words and numbers of a name in lower case.
+
+    >>> name_words("idealOutput_2"), name_words("Long Answer")
+    (['ideal', 'output', '2'], ['long', 'answer'])
+    """
+    return re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from curate.ingest.column_names import name_words
 from curate.ingest.shapes.cell_path import base_column
 from curate.ingest.shapes.shape import PROBLEMS, ColumnMapping, problem_rows, shorten_expr
 
@@ -22,7 +23,7 @@ _NO_MEDIA = (
 )
 """A cell of such a column without media: empty, an empty list, or an object whose values are null."""
 
-PLACEHOLDERS = ("<image>", "<audio>", "<video>", "<|image|>", "<|audio|>", "<|video|>", "<|image_pad|>")
+MEDIA_MARKS = ("<image>", "<audio>", "<video>", "<|image|>", "<|audio|>", "<|video|>", "<|image_pad|>")
 """Placeholders in the question of LLaVA, LlamaFactory and multimodal chat templates."""
 
 
@@ -50,9 +51,8 @@ def media_problems(
 
 
 def _is_media(name: str, table: pl.DataFrame, mapping: ColumnMapping) -> bool:
-    plain = " ".join("".join(c if c.isalnum() else " " for c in name.casefold()).split())
     used = {base_column(column, table.columns) for column in mapping.fields.values()}
-    return plain in _NAMES and name not in used
+    return " ".join(name_words(name)) in _NAMES and name not in used
 
 
 def _column_problems(table: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -66,9 +66,9 @@ def _column_problems(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def _placeholder_problems(turns: pl.DataFrame) -> pl.DataFrame:
     text = pl.col("value")
-    found = turns.filter((pl.col("from") == "human") & text.str.contains_any(list(PLACEHOLDERS)))
+    found = turns.filter((pl.col("from") == "human") & text.str.contains_any(list(MEDIA_MARKS)))
     if found.is_empty():
         return pl.DataFrame(schema=PROBLEMS)
     found = found.filter(~text.str.contains(r"(?i)</(?:image|audio|video)>"))
-    name = text.str.extract_many(list(PLACEHOLDERS)).list.first()
+    name = text.str.extract_many(list(MEDIA_MARKS)).list.first()
     return problem_rows(found, CODE, pl.format("A question contains the placeholder {}.", name))

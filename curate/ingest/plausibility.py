@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import polars as pl
 
 from curate.ingest.column_content import Content, describe_column
+from curate.ingest.column_names import name_words
 from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.suggestions import (
     describe_columns,
     exclude_optional,
     find_choices,
     list_commands,
-    name_words,
     shown,
     suggest_mappings,
 )

@@ -7,6 +7,7 @@ from functools import partial
 
 import polars as pl
 
+from curate.ingest.column_names import find_named, name_words
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.pairs import QUESTION_NAMES
 from curate.ingest.shapes.shape import ColumnMapping
@@ -52,7 +53,7 @@ CHOSEN = _SIDES[:1]
 
 def _find_sides(columns: Sequence[str], sides: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
     """The columns of the better and the worse answer: equal names but for one word."""
-    words = {name: tuple("".join(c if c.isalnum() else " " for c in name.casefold()).split()) for name in columns}
+    words = {name: tuple(name_words(name)) for name in columns}
     by_words = {of: name for name, of in reversed(words.items())}
     for good, bad in sides:
         for name, of in words.items():
@@ -87,9 +88,8 @@ def _inner(cells: pl.Series, key: str) -> pl.Series:
 
 
 def _find(table: pl.DataFrame, names: Sequence[str], fits: Callable[[pl.Series], bool]) -> str | None:
-    plain = {"".join(c for c in name.casefold() if c.isalnum()): name for name in reversed(table.columns)}
-    columns = (plain.get(name.replace("_", "")) for name in names)
-    return next((column for column in columns if column is not None and fits(table[column].head(_SAMPLE))), None)
+    named = find_named(names, table.columns)
+    return next((column for column in named if fits(table[column].head(_SAMPLE))), None)
 
 
 def _fits(shape: str, name: str, cells: pl.Series) -> bool:

@@ -15,7 +15,7 @@ from curate.ingest.html_text import html_to_text
 from curate.ingest.text_checks import (
     INVISIBLE,
     MARKER,
-    PLACEHOLDER,
+    MISSING,
     WORD_MARKER,
     ends_with_marker,
     has_markup,
@@ -164,7 +164,7 @@ def empty_placeholders(turns: pl.DataFrame) -> pl.DataFrame:
     ['']
     """
     value = pl.col("value")
-    return turns.with_columns(pl.when(~value.str.contains(PLACEHOLDER)).then(value).otherwise(pl.lit("")))
+    return turns.with_columns(pl.when(~value.str.contains(MISSING)).then(value).otherwise(pl.lit("")))
 
 
 def remove_stop_markers(turns: pl.DataFrame) -> pl.DataFrame:

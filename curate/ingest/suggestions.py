@@ -11,7 +11,7 @@ from itertools import permutations
 import polars as pl
 
 from curate.ingest.column_content import Content, describe_column
-from curate.ingest.column_names import find_named
+from curate.ingest.column_names import find_named, name_words
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import ColumnMapping, shell_quote
@@ -208,15 +208,6 @@ def _names(column: str) -> tuple[float, float]:
             (asks, 0.0) if asks > answers or (asks == answers and words[0] in QUESTION_WORDS) else (0.0, answers)
         )
     return asks - other, answers - other
-
-
-def name_words(column: str) -> list[str]:
-    """The words of a column name in lower case.
-
-    >>> name_words("idealOutput_2"), name_words("Long Answer")
-    (['ideal', 'output', '2'], ['long', 'answer'])
-    """
-    return re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).casefold())
 
 
 def _complete(question: str, answer: str, contents: Mapping[str, Content]) -> ColumnMapping:

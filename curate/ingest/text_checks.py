@@ -11,9 +11,9 @@ from functools import lru_cache
 
 import polars as pl
 
-from curate.ingest.media import PLACEHOLDERS
+from curate.ingest.media import MEDIA_MARKS
 
-PLACEHOLDER = r"(?i)^\s*[<(\[]?(?:nan|nat|na|n/a|#n/a|none|null|nil|undefined|#value!|#ref!|#name\?|#null!)[>)\]]?\s*$"
+MISSING = r"(?i)^\s*[<(\[]?(?:nan|nat|na|n/a|#n/a|none|null|nil|undefined|#value!|#ref!|#name\?|#null!)[>)\]]?\s*$"
 """A whole text that stands for a missing value, as pandas, spreadsheets, databases and JavaScript print it."""
 
 BLANK = r"^[\s\p{Cf}\x{034F}\x{115F}\x{1160}\x{2800}\x{3164}\x{FFA0}]*$"
@@ -64,15 +64,15 @@ def check_texts(context: pl.DataFrame) -> dict[str, pl.DataFrame]:
     value = pl.col("value")
     said = context.filter(pl.col("role").is_in(["system", "human", "gpt"]) & ~pl.col("empty"))
     short, wide = said.filter(value.str.len_bytes() <= _SHORT), said.filter("wide")
-    tagged = said.filter(value.str.contains_any([*MARKUP, *PLACEHOLDERS]))
+    tagged = said.filter(value.str.contains_any([*MARKUP, *MEDIA_MARKS]))
     found = {
-        "placeholder-text": short.filter(value.str.contains(PLACEHOLDER)),
+        "placeholder-text": short.filter(value.str.contains(MISSING)),
         "no-letters": short.filter(value.str.contains(NO_LETTERS) & (value.str.strip_chars() != "?")),
         "invisible-text": wide.filter(value.str.contains_any(list(INVISIBLE))),
         "mojibake": wide.filter(is_mojibake(wide["value"])),
         "stop-marker": said.filter(ends_with_marker(said)),
         "html-markup": tagged.filter(is_markup(tagged, context)),
-        "media-placeholder": tagged.filter((pl.col("role") == "human") & value.str.contains_any(list(PLACEHOLDERS))),
+        "media-placeholder": tagged.filter((pl.col("role") == "human") & value.str.contains_any(list(MEDIA_MARKS))),
     }
     return {code: turns for code, turns in found.items() if turns.height}
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+from curate.ingest.column_names import name_key
 from curate.ingest.readers.table_options import TableOptions, import_line
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import base_column
@@ -83,7 +84,7 @@ def is_header(cells: Sequence[str], named: Sequence[str] = ()) -> bool:
     """Whether a row has a column that the user has named, or column names that shapes look for."""
     if REJECT_COLUMN in cells:
         return True
-    known = sum(_plain(cell) in _known_names() for cell in cells)
+    known = sum(name_key(cell) in _known_names() for cell in cells)
     return any(base_column(name, cells) for name in named) or known > any(map(is_value, cells))
 
 
@@ -137,11 +138,7 @@ def _is_same_kind(cell: str, column: Sequence[str]) -> bool:
 def _known_names() -> frozenset[str]:
     """The column names that shapes look for."""
     fields = (field for shape in SHAPES.values() for field in shape.fields.values())
-    return frozenset(_plain(name) for field in fields for name in (*field.names, *field.weak_names))
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return frozenset(name_key(name) for field in fields for name in (*field.names, *field.weak_names))
 
 
 def _quote(cells: Sequence[str]) -> str:
