@@ -41,11 +41,12 @@ class Rule:
     """One requirement for a conversation.
 
     `description` states the rule. `breaks` is an expression over the columns of `_add_context`: which turns violate
-    it. `reason` is the message for such a turn. `repair` is the name of a repair for `curate import --repair`.
+    it; None if another module finds them. `reason` is the message for such a turn. `repair` is the name of a repair for
+    `curate import --repair`.
     """
 
     description: str
-    breaks: Callable[[Limits], pl.Expr]
+    breaks: Callable[[Limits], pl.Expr] | None
     reason: Callable[[Limits], pl.Expr]
     severity: Literal["reject", "warning"] = "reject"
     repair: str | None = None
@@ -67,9 +68,10 @@ def validate(
     if (blank := find_blank(context)).len():
         context = context.with_columns(empty=pl.col("empty") | pl.col("index").is_in(blank.implode()))
     rules = {code: rule for code, rule in RULES.items() if code != (NO_WORDS if has_questions else NO_QUESTION_FIRST)}
-    broken = context.select(rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items())
-    codes = [code for code in rules if broken[code].any()]
-    findings = [_findings(code, context.filter(broken[code]), limits) for code in codes]
+    broken = context.select(
+        rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items() if rule.breaks
+    )
+    findings = [_findings(code, context.filter(broken[code]), limits) for code in broken.columns if broken[code].any()]
     others = check_calls(context, tools) | check_tools(tools) | check_reasoning(context) | check_texts(context)
     findings += [_findings(code, rows, limits) for code, rows in others.items()]
     return _keep_first_reject(findings)
@@ -178,7 +180,7 @@ RULES: dict[str, Rule] = {
     ),
     "only-reasoning": Rule(
         "An answer has text after its reasoning (<think>…</think>).",
-        lambda _: pl.lit(False),  # checked by `check_reasoning`
+        None,  # checked by `check_reasoning`
         _turn("has reasoning and no answer after it"),
     ),
     "not-ending-with-assistant": Rule(
@@ -233,12 +235,12 @@ RULES: dict[str, Rule] = {
     ),
     "broken-tool-call": Rule(
         "A tool call is JSON: an object with a name and an arguments object, or a list of such objects.",
-        lambda _: pl.lit(False),  # checked by `check_calls`, only for turns with tool calls
+        None,  # checked by `check_calls`, only for turns with tool calls
         _turn_quoting("is not a valid tool call"),
     ),
     "mismatched-results": Rule(
         "A tool call has as many results as calls, with equal ids if both have ids.",
-        lambda _: pl.lit(False),  # checked by `check_calls`
+        None,  # checked by `check_calls`
         lambda _: pl.format(
             "Turn {} ({}) makes {} calls, {} results follow; ids of the calls: {}; ids of the results: {}.",
             *("turn", "from", "calls", "results", _join_ids("ids"), _join_ids("result_ids")),
@@ -246,24 +248,24 @@ RULES: dict[str, Rule] = {
     ),
     "broken-tools": Rule(
         "The tools of a conversation are a JSON list of objects.",
-        lambda _: pl.lit(False),  # checked by `check_tools`
+        None,  # checked by `check_tools`
         lambda _: pl.format("The tools are not a JSON list of objects: {}", shorten_expr(pl.col("value"))),
     ),
     "undeclared-tool": Rule(
         "A call names a tool that the tools of the conversation do not define.",
-        lambda _: pl.lit(False),  # checked by `check_calls`
+        None,  # checked by `check_calls`
         lambda _: pl.format("Turn {} ({}) calls {}, which is not among the tools.", "turn", "from", "name"),
         severity="warning",
     ),
     "calls-without-tools": Rule(
         "A conversation calls tools and defines none; the prompt of a server lists them.",
-        lambda _: pl.lit(False),  # checked by `check_calls`
+        None,  # checked by `check_calls`
         lambda _: pl.format("Turn {} ({}) calls {}; the conversation has no tools.", "turn", "from", "name"),
         severity="warning",
     ),
     "calls-in-text": Rule(
         "Tools and tool calls inside texts (<tools>, <tool_call>, <functioncall>) were read as tools and calls.",
-        lambda _: pl.lit(False),  # reported by `markup_findings`
+        None,  # reported by `markup_findings`
         _turn("contains tool calls"),
         severity="warning",
     ),
@@ -297,60 +299,60 @@ RULES: dict[str, Rule] = {
     ),
     "placeholder-text": Rule(
         "A text is only a placeholder of a missing value, such as nan, None or N/A; it is trained on unchanged.",
-        lambda _: pl.lit(False),  # this and the following rules are checked by `check_texts`
+        None,  # this and the following rules are checked by `check_texts`
         _turn_quoting("is a placeholder"),
         severity="warning",
         repair="nan-text",
     ),
     "no-letters": Rule(
         "A text has no letter and no digit; a single ? is a question.",
-        lambda _: pl.lit(False),
+        None,
         _turn_quoting("has no letter and no digit"),
         severity="warning",
     ),
     "invisible-text": Rule(
         "A turn contains invisible characters, such as zero-width spaces or marks of text direction.",
-        lambda _: pl.lit(False),
+        None,
         _turn_quoting("contains invisible characters"),
         severity="warning",
         repair="invisible",
     ),
     "mojibake": Rule(
         "A turn was decoded with another encoding than its own (Ã© instead of é).",
-        lambda _: pl.lit(False),
+        None,
         _turn_quoting("was decoded incorrectly"),
         severity="warning",
         repair="mojibake",
     ),
     "stop-marker": Rule(
         "A turn ends with a marker of a prompt format, such as ### or END, which a model would learn to write.",
-        lambda _: pl.lit(False),
+        None,
         lambda _: pl.format("Turn {} ({}) ends with {}", "turn", "from", pl.col("value").str.tail(12)),
         severity="warning",
         repair="stop-marker",
     ),
     "html-markup": Rule(
         "A turn has HTML tags or entities, although its conversation is not about code.",
-        lambda _: pl.lit(False),
+        None,
         _turn_quoting("has HTML markup"),
         severity="warning",
         repair="html",
     ),
     "media-placeholder": Rule(
         "A question has a placeholder of an image, sound or video that the row does not have.",
-        lambda _: pl.lit(False),
+        None,
         _turn_quoting("has a placeholder of an image, sound or video"),
         severity="warning",
     ),
     "unusable-metadata": Rule(
         "Columns that are not mapped have no NaN (stored as null) and no half of a surrogate pair.",
-        lambda _: pl.lit(False),
+        None,
         lambda _: pl.lit(""),
         severity="warning",
     ),
     "rival-replies": Rule(
         "Two turns of a conversation reply to the same turn, so that one of them follows the other by mistake.",
-        lambda _: pl.lit(False),  # found by the column with the parent of each row
+        None,  # found by the column with the parent of each row
         _turn("replies to the same turn as another"),
         severity="warning",
     ),
