@@ -84,6 +84,11 @@ def test_the_only_table_of_a_database_is_read(tmp_path):
         read_batches(path)
     assert error.value.hint.splitlines()[1].endswith("--sheet faq")
     assert len(read_rows(path, options=TableOptions(sheet="faq"))) == 2
+    with sqlite3.connect(tmp_path / "c.sqlite") as database:
+        database.executescript("CREATE TABLE t (a); DROP TABLE t")
+    with pytest.raises(SourceError, match="has no tables") as error:
+        read_batches(tmp_path / "c.sqlite")
+    assert "Choose one" not in error.value.hint
     broken = write(tmp_path / "b.sqlite", path.read_bytes()[:3000])
     with pytest.raises(SourceError, match="cannot be read as an SQLite database"):
         read_batches(broken)

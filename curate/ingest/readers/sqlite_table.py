@@ -48,6 +48,8 @@ def _choose_table(path: str, database: sqlite3.Connection, name: str | None) -> 
     names = [str(row[0]) for row in database.execute(TABLES_SQL)]
     if name in names or (name is None and len(names) == 1):
         return name or names[0]
+    if not names:
+        raise SourceError(f"{path} has no tables.", "Check that it is the right file, and that it is complete.")
     commands = "".join(import_line(path, f"--sheet {shlex.quote(each)}") for each in names)
     what = f"has {len(names)} tables" if name is None else f"has no table {name}"
     raise SourceError(f"{path} {what}.", f"Choose one:{commands}")
