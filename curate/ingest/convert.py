@@ -17,7 +17,7 @@ from curate.ingest.call_markup import markup_findings, read_call_markup
 from curate.ingest.cell_problems import missing_values, unusable_values
 from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_table
 from curate.ingest.media import media_problems
-from curate.ingest.named_split import COLUMN
+from curate.ingest.named_split import SPLIT_COLUMN
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.readers.batch import UNUSABLE
 from curate.ingest.repair_advice import RepairAdvice, advise_repairs, rival_findings, rival_rows
@@ -175,7 +175,11 @@ def _members(batch: Batch, parsed: ParsedTable) -> pl.DataFrame | None:
 
 
 def _with_split(table: pl.DataFrame, split: str | None) -> pl.DataFrame:
-    return table if split is None or COLUMN in table.columns else table.with_columns(pl.lit(split).alias(COLUMN))
+    return (
+        table
+        if split is None or SPLIT_COLUMN in table.columns
+        else table.with_columns(pl.lit(split).alias(SPLIT_COLUMN))
+    )
 
 
 def drop_export_columns(table: pl.DataFrame) -> pl.DataFrame:

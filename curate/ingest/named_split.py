@@ -12,7 +12,8 @@ from pathlib import Path
 
 from curate.ingest.readers.compression import COMPRESSED
 
-COLUMN = "split"
+SPLIT_COLUMN = "split"
+"""The column in which rows keep the name of their split, as `meta.split`."""
 
 TRAIN_NAMES = ("train", "training")
 HELD_OUT_NAMES = (
@@ -25,7 +26,6 @@ _WORD = "|".join(sorted((*TRAIN_NAMES, *HELD_OUT_NAMES), key=len, reverse=True))
 _FIRST, _LAST = re.compile(rf"({_WORD})(?=[-_. ]|$)"), re.compile(rf"(?:^|(?<=[-_. ]))({_WORD})$")
 _SHARD = re.compile(r"([-_. ](v?\d[\d.]*|of|[0-9a-f]{16}))+$")
 """The end of `train-00000-of-00002-0123456789abcdef` and of `dev-v1.1`."""
-
 
 README, README_FOLDERS = "README.md", 3
 """The metadata of a dataset on the Hugging Face hub, in the folder of a file or up to two folders above."""

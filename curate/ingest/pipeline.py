@@ -22,7 +22,7 @@ from curate.ingest.dry_run import drop_texts, dry_run_store
 from curate.ingest.file_hash import Digest, FileHasher, stamp
 from curate.ingest.import_options import check_section, row_options
 from curate.ingest.import_result import ImportResult, check_max_rejects, find_import, load_result
-from curate.ingest.named_split import COLUMN
+from curate.ingest.named_split import SPLIT_COLUMN
 from curate.ingest.open_file import OpenFile, open_file
 from curate.ingest.readers import expand
 from curate.ingest.readers.byte_stream import prefetch
@@ -214,13 +214,11 @@ def _finish(
     section = conversion.section
     how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
     mapping = {**conversion.mapping.stored(), **how, STORED_REPAIRS: list(section.repair), **row_options(section)}
-    if conversion.split and COLUMN not in conversion.columns:
-        mapping[COLUMN] = conversion.split
+    if conversion.split and SPLIT_COLUMN not in conversion.columns:
+        mapping[SPLIT_COLUMN] = conversion.split
     if conversion.described_by:
         mapping[DESCRIBED_BY] = conversion.described_by
-    columns = list(
-        source.columns if section.sql else conversion.columns
-    )  # those of rejects, which were not transformed
+    columns = list(source.columns if section.sql else conversion.columns)  # those of rejects, which --sql leaves as is
     connection.execute(
         """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
                                 rows_duplicate, rows_rejected, conversations, warnings, rows_excluded)

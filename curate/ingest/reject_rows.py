@@ -12,7 +12,7 @@ import polars as pl
 
 from curate.ingest.column_mapping import parse_table
 from curate.ingest.convert import EXPORT_COLUMNS
-from curate.ingest.named_split import COLUMN
+from curate.ingest.named_split import SPLIT_COLUMN
 from curate.ingest.readers.csv_layout import split_record
 from curate.ingest.readers.csv_scanner import Signs
 from curate.ingest.repairs import STORED_REPAIRS, repair
@@ -69,7 +69,7 @@ def parse_reject(reject: Mapping[str, Any]) -> RejectRow:
         cells = {column: cell for column, cell in cells.items() if column not in EXPORT_COLUMNS}
     values = (f"{reject['source']}:{reject['row']}", reject["reason"])
     added = dict(zip(EXPORT_COLUMNS, values, strict=False))
-    split = {COLUMN: mapping[COLUMN]} if COLUMN in mapping else {}
+    split = {SPLIT_COLUMN: mapping[SPLIT_COLUMN]} if SPLIT_COLUMN in mapping else {}
     return RejectRow(raw if cells is not None else reject["raw"], cells, is_json, added | split, columns)
 
 

@@ -57,8 +57,7 @@ def mix_members(
     _check_sizes(recipe.mix, sizes)
     used, limiting = _count_uses(recipe.mix, sizes)
     counts = pl.DataFrame({"part": list(used), "used": list(used.values()), "size": [sizes[part] for part in used]})
-    hashed = pl.concat_str(pl.lit(f"mix {recipe.freeze.salt} "), "conversation").chash.sha2_256()  # type: ignore[attr-defined]
-    place = hashed.rank("ordinal").over("part").cast(pl.Int64) - 1
+    place = hash_texts(f"mix {recipe.freeze.salt} ", "conversation").rank("ordinal").over("part").cast(pl.Int64) - 1
     times = pl.col("used") // pl.col("size") + (place < pl.col("used") % pl.col("size"))
     per_epoch = parts.join(counts, on="part").select("conversation", per_epoch=times.cast(pl.Int32))
     mixed = members.join(per_epoch, on="conversation", how="left", maintain_order="left").with_columns(
@@ -69,6 +68,12 @@ def mix_members(
         PartCount(part, sizes[part], count, count / total, limits=part == limiting) for part, count in used.items()
     ]
     return mixed.filter(pl.col("per_epoch") > 0), report
+
+
+def hash_texts(prefix: str, column: str) -> pl.Expr:
+    """SHA-256 of the prefix and each text of a column, in hex: an order that depends on the texts alone."""
+    hashed: pl.Expr = pl.concat_str(pl.lit(prefix), column).chash.sha2_256()  # type: ignore[attr-defined]
+    return hashed
 
 
 def _assign_parts(

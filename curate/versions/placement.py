@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-import polars_hash  # noqa: F401  registers the namespace `chash`
 from duckdb import DuckDBPyConnection
 
-from curate.ingest.named_split import COLUMN, HELD_OUT_NAMES, TRAIN_NAMES
+from curate.ingest.named_split import HELD_OUT_NAMES, SPLIT_COLUMN, TRAIN_NAMES
 from curate.rule_columns import EDITS_SQL, find_values
-from curate.versions.mixture import PartCount, mix_members
+from curate.versions.mixture import PartCount, hash_texts, mix_members
 from curate.versions.split import NO_LINKS, group_members
 from schemas.errors import VersionError
 from schemas.recipe import Recipe
@@ -32,8 +31,8 @@ EMPTY = "(empty)"
 
 NAMED_SQL = f"""
     {EDITS_SQL}, named AS (
-        SELECT conversation AS imported, lower(trim(metadata ->> '$."{COLUMN}"')) AS name FROM origins
-        WHERE contains(metadata::VARCHAR, '"{COLUMN}"')
+        SELECT conversation AS imported, lower(trim(metadata ->> '$."{SPLIT_COLUMN}"')) AS name FROM origins
+        WHERE contains(metadata::VARCHAR, '"{SPLIT_COLUMN}"')
     )
     SELECT edits.conversation,
         CASE WHEN bool_or(list_contains(?, name)) THEN 'held_out' WHEN bool_or(list_contains(?, name)) THEN 'train' END
@@ -150,7 +149,7 @@ def _sample(kept: pl.DataFrame, section: FreezeSection) -> pl.DataFrame:
             f"A sample of {size:,} is asked for, but only {plural(kept.height, 'conversation')} are kept.",
             f"Use --sample {kept.height} or less; curate select --dry-run shows how many each rule drops.",
         )
-    return kept.sort(_hash(f"sample {section.salt} ", "conversation"), "conversation").head(size)
+    return kept.sort(hash_texts(f"sample {section.salt} ", "conversation"), "conversation").head(size)
 
 
 def _split_by_share(share: float, salt: str) -> pl.Expr:
@@ -161,13 +160,8 @@ def _split_by_share(share: float, salt: str) -> pl.Expr:
     sqrt(p(1-p)/n). 5 % of 1,000 groups is between 4.3 % and 5.7 % in two of three cases; with 20 groups `held_out` is
     empty in one of three cases. A large group, such as many chats that open with the same greeting, moves as a unit.
     """
-    is_held_out = _hash(salt, "group") < f"{int(share * 2**64):016x}"
+    is_held_out = hash_texts(salt, "group") < f"{int(share * 2**64):016x}"
     return pl.when(is_held_out).then(pl.lit(HELD_OUT)).otherwise(pl.lit(TRAIN))
-
-
-def _hash(prefix: str, column: str) -> pl.Expr:
-    hashed: pl.Expr = pl.concat_str(pl.lit(prefix), column).chash.sha2_256()  # type: ignore[attr-defined]
-    return hashed
 
 
 # --- numbers of conversations
@@ -205,7 +199,7 @@ def _split_by_count(members: pl.DataFrame, wanted: int, salt: str) -> pl.DataFra
     strata = members.with_columns(stratum=pl.struct(pl.lit(0).alias("all"), values).rank("dense"))
     sizes = strata.group_by("group", "stratum").len("size").sort("size", "stratum", descending=[True, False])
     groups = sizes.group_by("group", maintain_order=True).agg(pl.sum("size"), pl.first("stratum"))
-    ordered = groups.sort(_hash(salt, "group"), "group")
+    ordered = groups.sort(hash_texts(salt, "group"), "group")
     first = _fill(ordered, _share_out(ordered, wanted))
     missing = wanted - int(ordered.filter(first)["size"].sum())
     rest = ordered.with_columns(size=pl.when(first).then(wanted + 1).otherwise("size"), stratum=0)

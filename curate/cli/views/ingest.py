@@ -12,8 +12,7 @@ from curate.cli.console import file_names, note, print_line, print_table
 from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.dataset_info import DESCRIBED_BY
 from curate.ingest.import_result import ImportResult
-from curate.ingest.named_split import COLUMN as SPLIT_COLUMN
-from curate.ingest.named_split import HELD_OUT_NAMES
+from curate.ingest.named_split import HELD_OUT_NAMES, SPLIT_COLUMN
 from curate.ingest.readers.paths import find_skipped
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS
