@@ -19,25 +19,17 @@ from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_ta
 from curate.ingest.media import media_problems
 from curate.ingest.named_split import SPLIT_COLUMN
 from curate.ingest.readers import REJECTS, Batch
-from curate.ingest.readers.batch import UNUSABLE
+from curate.ingest.readers.batch import EXPORT_COLUMNS, REJECT_COLUMN, UNUSABLE
 from curate.ingest.repair_advice import RepairAdvice, advise_repairs, rival_findings, rival_rows
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
-from curate.ingest.shapes.shape import (
-    IMPORT_COMMAND,
-    ColumnMapping,
-    ParsedTable,
-    shell_quote,
-)
+from curate.ingest.shapes.shape import IMPORT_COMMAND, ColumnMapping, ParsedTable, shell_quote
 from curate.ingest.shapes.system_prompt import add_system_prompt
 from curate.ingest.validation import validate
 from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
 from schemas.errors import SourceError
 from schemas.import_recipe import ImportSection
-
-EXPORT_COLUMNS = ("_curate_reject", "_curate_reason", "_curate_raw")
-"""Columns that `curate rejects --export` adds to those of the source. The first identifies the corrected reject."""
 
 EXAMPLES = 3
 """Conversations shown by a dry run."""
@@ -311,10 +303,9 @@ def _first_distinct(conversations: pl.DataFrame) -> list[dict[str, Any]]:
 
 def _corrections(batch: Batch) -> pl.DataFrame:
     """The rejects that rows correct, from the column `_curate_reject` (`source:row`); `by` is the correcting row."""
-    column = EXPORT_COLUMNS[0]
-    if column not in batch.table.columns:
+    if REJECT_COLUMN not in batch.table.columns:
         return pl.DataFrame(schema=CORRECTIONS)
-    parts = batch.table[column].str.splitn(":", 2).struct
+    parts = batch.table[REJECT_COLUMN].str.splitn(":", 2).struct
     row = parts.field("field_1").cast(pl.Int64, strict=False)
     by = batch.row if batch.sources is None else _first_records(batch.row, batch.sources)
     return (

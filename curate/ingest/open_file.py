@@ -10,12 +10,13 @@ import polars as pl
 
 from curate.ingest.answer_labels import check_labels
 from curate.ingest.column_mapping import find_mapping
-from curate.ingest.convert import EXPORT_COLUMNS, Conversion, drop_export_columns, join_batches, prefix_errors
+from curate.ingest.convert import Conversion, drop_export_columns, join_batches, prefix_errors
 from curate.ingest.dataset_info import describe
 from curate.ingest.file_hash import Digest
 from curate.ingest.import_options import canonical_roles, name_turns, row_options, table_options, turn_keys
 from curate.ingest.named_split import find_named_split
 from curate.ingest.readers import Batch, Source, open_source
+from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED, filter_batches
@@ -75,7 +76,7 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
         mapping = replace(mapping, roles=canonical_roles(section), keys=turn_keys(section))
     all_batches = itertools.chain(head, batches)
     conversion = Conversion(path, mapping, section, find_named_split(path), head[-1].table, described_by)
-    corrects_rejects = EXPORT_COLUMNS[0] in head[-1].table.columns
+    corrects_rejects = REJECT_COLUMN in head[-1].table.columns
     whole = SHAPES[mapping.shape].spans_rows
     converted = conversion.convert_all(iter([join_batches(all_batches)]) if whole else all_batches)
     return OpenFile(source, digest, mapping, conversion, prefetch(rebatch(converted)), corrects_rejects)

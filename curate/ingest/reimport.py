@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from duckdb import DuckDBPyConnection
 
-from curate.ingest.convert import EXPORT_COLUMNS
+from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.removal import detach
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
@@ -48,7 +48,7 @@ def find_earlier(connection: DuckDBPyConnection, path: str) -> list[EarlierImpor
         """SELECT source, sha256, mapping, rows_read, imported_at, path FROM sources
            WHERE parse_filename(path) = parse_filename(?) AND NOT list_contains(columns, ?)
            ORDER BY seq""",
-        [path, EXPORT_COLUMNS[0]],
+        [path, REJECT_COLUMN],
     ).fetchall()
     return [
         EarlierImport(source, sha256, json.loads(mapping), rows_read, imported_at)

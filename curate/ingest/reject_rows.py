@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from curate.ingest.column_mapping import parse_table
-from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.named_split import SPLIT_COLUMN
+from curate.ingest.readers.batch import EXPORT_COLUMNS, RAW_COLUMN
 from curate.ingest.readers.csv_layout import split_record
 from curate.ingest.readers.csv_scanner import Signs
 from curate.ingest.repairs import STORED_REPAIRS, repair
@@ -50,7 +50,7 @@ class RejectRow:
     @property
     def values(self) -> dict[str, str | None]:
         """The cells, or empty ones and the raw text."""
-        return {**dict.fromkeys(self.columns), EXPORT_COLUMNS[2]: self.raw} if self.cells is None else self.cells
+        return {**dict.fromkeys(self.columns), RAW_COLUMN: self.raw} if self.cells is None else self.cells
 
 
 def parse_reject(reject: Mapping[str, Any]) -> RejectRow:

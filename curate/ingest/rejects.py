@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
-from curate.ingest.convert import EXPORT_COLUMNS
+from curate.ingest.readers.batch import EXPORT_COLUMNS, RAW_COLUMN
 from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
 from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED
@@ -185,7 +185,7 @@ def _to_csv(rows: list[RejectRow]) -> str:
     """All rows, under the union of their columns."""
     columns = list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))
     if any(row.cells is None for row in rows):
-        columns.append(EXPORT_COLUMNS[2])
+        columns.append(RAW_COLUMN)
     columns += dict.fromkeys(column for row in rows for column in row.export_columns)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

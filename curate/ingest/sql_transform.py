@@ -15,11 +15,11 @@ import polars as pl
 import pyarrow as pa
 
 from curate.ingest.column_names import make_unique
-from curate.ingest.convert import EXPORT_COLUMNS, drop_export_columns, join_batches
+from curate.ingest.convert import drop_export_columns, join_batches
 from curate.ingest.readers import Batch
 from curate.ingest.readers.arrow import ROWS as BATCH_ROWS
 from curate.ingest.readers.arrow import read_rows
-from curate.ingest.readers.batch import UNUSABLE
+from curate.ingest.readers.batch import REJECT_COLUMN, UNUSABLE
 from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered
 from schemas.errors import SourceError
 from schemas.text import join_names, shorten
@@ -125,7 +125,7 @@ def _keep_records(whole: Batch, table: pl.DataFrame, sources: pl.DataFrame) -> B
     numbers = pl.int_range(whole.row.len(), eager=True)
     unused = numbers.filter(~numbers.is_in(used.implode()))
     first = sources.unique("position", keep="first", maintain_order=True)["record"]
-    kept = [name for name in (EXPORT_COLUMNS[0], UNUSABLE) if name in whole.table.columns]
+    kept = [name for name in (REJECT_COLUMN, UNUSABLE) if name in whole.table.columns]
     table = table.with_columns(whole.table[name].gather(first) for name in kept)
     return replace(
         whole,

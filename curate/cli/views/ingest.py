@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from curate.cli.console import file_names, note, print_line, print_table
-from curate.ingest.convert import EXPORT_COLUMNS
 from curate.ingest.dataset_info import DESCRIBED_BY
 from curate.ingest.import_result import ImportResult
 from curate.ingest.named_split import HELD_OUT_NAMES, SPLIT_COLUMN
+from curate.ingest.readers.batch import EXPORT_COLUMNS, RAW_COLUMN, REJECT_COLUMN
 from curate.ingest.readers.paths import find_skipped
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS
@@ -331,7 +331,7 @@ def show_exported_rejects(exported: ExportedRejects, store: Path | None) -> None
     """Print the number of exported rows, and how to import the repaired file."""
     print_line(f"{plural(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
     if exported.raw_only:
-        print_line(f"{exported.raw_only:,} of them cannot be split into columns: fill these in from _curate_raw.")
+        print_line(f"{exported.raw_only:,} of them cannot be split into columns: fill these in from {RAW_COLUMN}.")
     if exported.nulls:
         print_line(
             f"{plural(exported.nulls, 'row')} had NaN or an infinity, written as null: JSON has no such numbers."
@@ -339,7 +339,7 @@ def show_exported_rejects(exported: ExportedRejects, store: Path | None) -> None
     if exported.formulas:
         cells = plural(exported.formulas, "cell")
         print_line(f"Written unchanged: {cells} with a leading =, +, - or @, which a spreadsheet may run as a formula.")
-    print_line("Correct the rows, delete the ones to leave out, and keep _curate_reject unchanged; then:")
+    print_line(f"Correct the rows, delete the ones to leave out, and keep {REJECT_COLUMN} unchanged; then:")
     option = f" --store {store}" if store else ""
     print_line(f"  → curate import {exported.path} {exported.options}{option}".rstrip())
 

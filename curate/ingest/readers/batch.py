@@ -11,6 +11,9 @@ import polars as pl
 REJECTS = {"row": pl.Int64, "line": pl.Int64, "code": pl.String, "reason": pl.String, "raw": pl.String}
 """Records that cannot be read: `code` names the violated rule, `reason` is a sentence, `raw` the original text."""
 
+EXPORT_COLUMNS = REJECT_COLUMN, REASON_COLUMN, RAW_COLUMN = ("_curate_reject", "_curate_reason", "_curate_raw")
+"""Columns that `curate rejects --export` adds: the reject that a row corrects, its reason, and its text."""
+
 UNUSABLE = "_curate_unusable"
 """Column of a table, only with rows whose cells had values that cannot be stored: JSON text of column → reason."""
 

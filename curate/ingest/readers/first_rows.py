@@ -13,6 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 from curate.ingest.column_names import name_key
+from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.readers.table_options import TableOptions, import_line
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import base_column
@@ -30,9 +31,6 @@ MOST_TITLES = 20
 
 REVIEW_COLUMNS = ["set", "conversation", "source", "line", "text"]
 """The first columns of `curate review export`."""
-
-REJECT_COLUMN = "_curate_reject"
-"""A column of every file that `curate rejects --export` writes."""
 
 LONGEST_NAME = 80
 """Characters of a column name; a longer text is a value."""
