@@ -10,7 +10,7 @@ from duckdb import DuckDBPyConnection
 from schemas.conversation import IMPORTED_SQL, PRESENT_SQL
 from schemas.run import partial_of, resolve_run
 from schemas.store import folder_of
-from schemas.version import MIX
+from schemas.version import has_subset
 
 SOURCES_SQL = """
     SELECT path, shape, rows_read, conversations, rows_duplicate, rows_rejected,
@@ -149,7 +149,6 @@ def _is_outdated(connection: DuckDBPyConnection, version: str) -> bool:
     frozen = stated.get("select", {}).get("rules", {})
     latest = connection.sql(RULES_SQL).fetchall()
     rules = json.loads(latest[0][0]) if latest else {}
-    has_subset = MIX in stated or "sample" in stated.get("freeze", {})
-    query = CHANGED_SINCE_SQL if has_subset else CHANGED_SQL
+    query = CHANGED_SINCE_SQL if has_subset(stated) else CHANGED_SQL
     ((changed,),) = connection.execute(query, {"version": version}).fetchall()
     return rules != frozen or int(changed) > 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +40,11 @@ class Version:
     def label(self) -> str:
         """The label used on the command line: `support@3`."""
         return f"{self.name}@{self.number}"
+
+
+def has_subset(recipe: Mapping[str, Any]) -> bool:
+    """Whether a version with this recipe may lack conversations that are kept: it has a sample or a mix."""
+    return MIX in recipe or "sample" in recipe.get("freeze", {})
 
 
 def version_digest(members: pl.DataFrame, recipe: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from schemas.section import Section, read_amount, read_share
 FIRST_KEYS = ("held_out", "salt")
 """The keys of `[freeze]` that the digest of every version covers, also at their default."""
 
-
 MEASURES = ("share", "count", "epochs")
 """Keys of a part of the mix, of which exactly one is set."""
 
@@ -61,7 +60,7 @@ class FreezeSection(Section):
         return sample
 
     def data_part(self) -> dict[str, Any]:
-        """The keys that determine a version. Keys added after 0.1.0 are left out at their default: digests stay."""
+        """The keys that determine a version. Keys at their default are left out, but `FIRST_KEYS`: digests stay."""
         written, defaults = self.model_dump(mode="json"), FreezeSection().model_dump(mode="json")
         return {key: value for key, value in written.items() if key in FIRST_KEYS or value != defaults[key]}
 

@@ -14,7 +14,7 @@ from duckdb import DuckDBPyConnection
 from curate.selection import RULE
 from schemas.conversation import Conversation, Turn
 from schemas.digest import flatten_keys
-from schemas.version import MIX, Version, find_version
+from schemas.version import MIX, Version, find_version, has_subset
 
 CHANGES = ("added", "removed", "edited", "moved", "reweighted")
 
@@ -227,7 +227,7 @@ def _reason(first: Version, second: Version, recipe: tuple[KeyChange, ...]) -> p
         pl.when(pl.col("change") == "added").then(_reason_of_added(first))
         .when(pl.col("change") == "moved").then(pl.lit(_reason_of_moved(second, recipe)))
         .when(pl.col("change") == "reweighted").then(pl.lit(_reason_of_reweighted(recipe)))
-        .when(is_left_out & _has_subset(second)).then(pl.lit(LEFT_OUT))
+        .when(is_left_out & has_subset(second.recipe)).then(pl.lit(LEFT_OUT))
         .otherwise(pl.coalesce("verdict_reason", pl.lit("not kept, without a verdict")))
         .alias("reason")
     )  # fmt: skip
@@ -247,11 +247,6 @@ def _reason_of_reweighted(recipe: tuple[KeyChange, ...]) -> str:
     return "mix.* in the recipe changed" if is_new else "the sizes of the parts of the mix changed"
 
 
-def _has_subset(version: Version) -> bool:
-    """Whether the version may lack conversations that are kept."""
-    return MIX in version.recipe or "sample" in version.recipe.get("freeze", {})
-
-
 def _reason_of_added(first: Version) -> pl.Expr:
     """Why a conversation is only in the later version; for a rule verdict, the rule that dropped it before."""
     return (
@@ -262,7 +257,7 @@ def _reason_of_added(first: Version) -> pl.Expr:
             pl.concat_str(pl.lit("already imported, no longer dropped by "), "dropped_by"),
             pl.lit(
                 "already imported, but not in the earlier sample or mix"
-                if _has_subset(first)
+                if has_subset(first.recipe)
                 else "already imported, without a verdict at the earlier freeze"
             ),
         ))

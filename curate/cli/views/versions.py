@@ -54,7 +54,7 @@ def _placement_lines(result: FreezeResult) -> Iterator[str]:
         yield f"{held_out:,} instead of {plural(placement.wanted, 'conversation')} held out: groups stay whole."
     if unrepresented := placement.unrepresented:
         names = join_names(unrepresented, MAX_STRATA)
-        count = f"{plural(len(unrepresented), 'stratum').replace('stratums', 'strata')} of {len(placement.strata):,}"
+        count = f"{len(unrepresented):,} of {len(placement.strata):,} strata"
         yield f"{count} without a held-out conversation, use a larger --held-out: {names}"
     if not counts["train"]:
         yield "train is empty: nothing is left to train on. Try a smaller --held-out, or --set freeze.salt=1."
