@@ -15,9 +15,8 @@ from curate.cli.startup import tune_import
 
 MAX_LIMIT = 10**9
 
-
 MAPPING_OPTIONS = {"shape", "map_", "group_by", "order_by", "role", "text"}
-"""Parameters that an error about columns suggests anew."""
+"""Parameters that a suggested import command replaces."""
 
 
 def import_(
@@ -282,9 +281,8 @@ def dedup(
 
     Two conversations are near-duplicates if the Jaccard similarity of their 5-word shingles is at least
     dedup.similarity. If one of them has fewer than 50 words, it is the similarity of their words, so that one changed
-    word in ten is 0.8 or more, unless their order differs. Case, punctuation and markup do not count, and the system
-    prompt is ignored. The rule "not near_duplicate" drops all but one per cluster, and
-    curate freeze puts a cluster into one split.
+    word in ten is 0.8 or more, unless their order differs. Case, punctuation, markup and the system prompt are ignored.
+    The rule "not near_duplicate" drops all but one per cluster, and curate freeze puts a cluster into one split.
 
     \b
     curate dedup --set dedup.similarity=0.9 --dry-run
