@@ -65,15 +65,17 @@ def check_texts(context: pl.DataFrame) -> dict[str, pl.DataFrame]:
     said = context.filter(pl.col("role").is_in(["system", "human", "gpt"]) & ~pl.col("empty"))
     short, wide = said.filter(value.str.len_bytes() <= _SHORT), said.filter("wide")
     tagged = said.filter(value.str.contains_any([*MARKUP, *MEDIA_MARKS]))
-    found = {
-        "placeholder-text": short.filter(value.str.contains(MISSING)),
-        "no-letters": short.filter(value.str.contains(NO_LETTERS) & (value.str.strip_chars() != "?")),
-        "invisible-text": wide.filter(value.str.contains_any(list(INVISIBLE))),
-        "mojibake": wide.filter(is_mojibake(wide["value"])),
-        "stop-marker": said.filter(ends_with_marker(said)),
-        "html-markup": tagged.filter(is_markup(tagged, context)),
-        "media-placeholder": tagged.filter((pl.col("role") == "human") & value.str.contains_any(list(MEDIA_MARKS))),
-    }
+    found = {"stop-marker": said.filter(ends_with_marker(said))}
+    if short.height:
+        found["placeholder-text"] = short.filter(value.str.contains(MISSING))
+        found["no-letters"] = short.filter(value.str.contains(NO_LETTERS) & (value.str.strip_chars() != "?"))
+    if wide.height:
+        found["invisible-text"] = wide.filter(value.str.contains_any(list(INVISIBLE)))
+        found["mojibake"] = wide.filter(is_mojibake(wide["value"]))
+    if tagged.height:
+        found["html-markup"] = tagged.filter(is_markup(tagged, context))
+        is_media = (pl.col("role") == "human") & value.str.contains_any(list(MEDIA_MARKS))
+        found["media-placeholder"] = tagged.filter(is_media)
     return {code: turns for code, turns in found.items() if turns.height}
 
 
@@ -95,6 +97,8 @@ def ends_with_marker(turns: pl.DataFrame) -> pl.Series:
     """Whether each turn ends with a marker of a prompt format; `END` counts if most answers end with it."""
     value, answers = pl.col("value"), int((turns["from"] == "gpt").sum())
     likely = turns.with_row_index("at").filter(value.str.contains(r"(?:##|[>\]DP])\s*$"))
+    if likely.is_empty():
+        return pl.repeat(False, turns.height, eager=True)
     by_word = likely.filter(value.str.contains(rf"{WORD_MARKER}\s*$") & (pl.col("from") == "gpt"))
     found = likely.filter(value.str.contains(rf"{MARKER}\s*$"))["at"]
     found = pl.concat([found, by_word["at"]]) if by_word.height * 2 > answers else found
