@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -85,7 +85,8 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
             try:
                 yield connection
             except BaseException:
-                connection.rollback()
+                with suppress(duckdb.TransactionException):  # a commit within the block that failed has ended it
+                    connection.rollback()
                 raise
             connection.commit()
 

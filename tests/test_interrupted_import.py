@@ -170,6 +170,26 @@ def test_a_disk_that_is_full_at_the_checkpoint_is_an_error(tmp_path: Path) -> No
         assert connection.sql("SELECT count(*) FROM words").fetchall()[0][0] in (20000, 30000)
 
 
+def test_a_commit_that_fails_within_the_transaction_is_reported_as_a_full_disk(tmp_path: Path) -> None:
+    store = tmp_path / "x.duckdb"
+    with writing(store) as connection:
+        connection.execute("CREATE TABLE words (word VARCHAR)")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from schemas.store import writing\n"
+        "from schemas.errors import StoreError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try:\n"
+        "    with writing(Path(sys.argv[1])) as connection:\n"
+        "        connection.execute('INSERT INTO words SELECT md5(i::VARCHAR) FROM range(1000) t(i)')\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "        connection.commit()\n"
+        "except StoreError as error: print(type(error.__cause__).__name__, error, error.hint)\n"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", code, str(store)], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(f"TransactionException The store {store} cannot be written: ")
+    assert "Free some disk space" in ran.stdout
+
+
 def test_a_store_that_cannot_be_created_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
     code = (
         "import resource, signal; from pathlib import Path; from schemas.store import writing\n"
