@@ -357,7 +357,11 @@ def _override(written: dict[str, Any], override: str) -> None:
 
 
 def _problem(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    if location[:2] == ("import", "substitute") and kind in ("tuple_type", "missing", "too_long"):
+        return f"{'.'.join(map(str, location[:3]))} should be [pattern, replacement]"
     key = ".".join(str(part) for part in location)
+    if kind == "tuple_type":
+        return f"{key} should be a list"
     if kind != "extra_forbidden":
         return f"{key}: {message}"
     return f"{key} is not a known key{nearest(key, _known_keys(Recipe, location)).rstrip('.')}"

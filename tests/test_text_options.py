@@ -69,8 +69,32 @@ def test_an_import_without_substitutions_has_the_same_id_as_before(tmp_path):
 
 
 def test_an_invalid_pattern_is_an_error_with_its_name(tmp_path):
-    with pytest.raises(RecipeError, match=r"import\.substitute\.ticket is not a regular expression: \["):
+    with pytest.raises(RecipeError, match=r"import\.substitute\.ticket is not a regular expression .*: \[") as caught:
         import_files(tmp_path / "s.duckdb", [write(tmp_path)], ImportSection(substitute={"ticket": ("[", "")}))
+    assert "replace_all" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("replacement", ["$2", "$name", "${name}", "$1st", "${", "${}"])
+def test_a_replacement_with_a_group_that_the_pattern_lacks_is_an_error(tmp_path, replacement):
+    section = ImportSection(substitute={"ticket": (r"#(\d+)", f"ticket {replacement}")})
+    with pytest.raises(RecipeError, match=r"import\.substitute\.ticket: the replacement refers to \$"):
+        import_files(tmp_path / "s.duckdb", [write(tmp_path)], section)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "text"),
+    [(r"\[#(\d+)\]", "${1}a", "42a"), (r"\[#(?<n>\d+)\]", "$n $1", "42 42"), (r"\[#42\]", "$$5 $0", "$5 [#42]")],
+)
+def test_a_replacement_may_contain_groups_and_dollar_signs(tmp_path, pattern, replacement, text):
+    import_files(tmp_path / "s.duckdb", [write(tmp_path)], ImportSection(substitute={"ticket": (pattern, replacement)}))
+    assert stored(tmp_path / "s.duckdb")[0][0][0] == ("human", f"It leaks. {text}")
+
+
+@pytest.mark.parametrize("written", ['"a"', '["a"]', '["a", "b", "c"]', "5"])
+def test_a_substitution_of_another_type_is_an_error_with_the_expected_form(tmp_path, curate, written):
+    (tmp_path / "curate.toml").write_text(f"[import.substitute]\nticket = {written}\n")
+    failed = curate("import", write(tmp_path))
+    assert "import.substitute.ticket should be [pattern, replacement]" in " ".join(failed.stderr.split())
 
 
 def test_the_command_of_exported_rejects_has_the_system_prompt(tmp_path, curate):

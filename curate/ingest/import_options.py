@@ -23,6 +23,9 @@ from schemas.recipe import OPTIONS, check_recipe
 from schemas.section import parse_share
 from schemas.text import join_names, plural
 
+GROUP_REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)\}|\$(\{|[0-9A-Za-z_]+)")
+"""A group in a replacement, as Rust reads it: `$1`, `$name` or `${name}`; `$$` is a dollar sign."""
+
 SHAREGPT_FIELD = "conversations"
 
 
@@ -62,12 +65,7 @@ def check_section(section: ImportSection) -> None:
     if unknown := [name for name in section.repair if name not in REPAIRS]:
         raise RecipeError(f"Unknown repair: {', '.join(unknown)}.", f"Known repairs: {', '.join(sorted(REPAIRS))}.")
     for name, (pattern, replacement) in section.substitute.items():
-        try:
-            pl.Series([""]).str.replace_all(pattern, replacement)
-        except pl.exceptions.ComputeError as error:
-            raise RecipeError(
-                f"import.substitute.{name} is not a regular expression: {pattern}", str(error).splitlines()[-1]
-            ) from error
+        _check_substitution(f"import.substitute.{name}", pattern, replacement)
     if section.sql is not None:
         check_select(section.sql)
     for name, role in section.roles.items():
@@ -77,6 +75,24 @@ def check_section(section: ImportSection) -> None:
                 f"--role {name}={role} assigns an unknown role.",
                 f"Known roles: {', '.join(ROLES)}. If it is the name of a column: --map {column}",
             )
+
+
+def _check_substitution(key: str, pattern: str, replacement: str) -> None:
+    """Raise `RecipeError` for an invalid pattern, and for groups that it lacks: Polars would insert nothing."""
+    try:
+        groups = pl.Series([""]).str.extract_groups(pattern).struct.fields
+    except pl.exceptions.ComputeError as error:
+        raise RecipeError(
+            f"{key} is not a regular expression (Rust syntax; no look-around): {pattern}",
+            "Correct the pattern; a backslash before a sign takes away its meaning.",
+        ) from error
+    known = {*groups, *map(str, range(len(groups) + 1))}
+    used = [(match[0], match[1] or match[2]) for match in GROUP_REFERENCE.finditer(replacement)]
+    if unknown := [text for text, name in used if text != "$$" and name not in known]:
+        raise RecipeError(
+            f"{key}: the replacement refers to {unknown[0]}, a group that the pattern lacks: {pattern}",
+            "Write ${1}a for group 1 before a letter, digit or underscore, and $$ for a dollar sign.",
+        )
 
 
 def name_turns(table: pl.DataFrame, section: ImportSection) -> ImportSection:
