@@ -68,6 +68,21 @@ def test_an_archive_with_one_data_file_is_read(tmp_path):
     assert [batch.table.rows() for batch in source.batches()] == [[("Why?", "So.")]]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"), [(0, 1, "'a.jsonl' is encrypted"), (2, 9, "compression method is not supported")]
+)
+def test_an_archive_that_needs_a_password_or_another_program_is_an_error(tmp_path, curate, field, value, reason):
+    """Bytes 6 and 8 of the local header, 8 and 10 of the central one, hold flags and compression method."""
+    packed = bytearray(make_zip(tmp_path / "a.zip", **{"a.jsonl": LINES}).read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        packed[packed.index(signature) + flags + field] = value
+    (tmp_path / "a.zip").write_bytes(packed)
+    failed = curate("import", "a.zip")
+    assert failed.stderr.startswith("Error: a.zip cannot be extracted: ")
+    assert reason in failed.stderr
+    assert "Extract the archive" in failed.stderr
+
+
 def test_an_archive_with_several_files_is_an_error_with_commands_that_work(tmp_path, curate):
     make_zip(tmp_path / "two files.zip", **{"a.jsonl": LINES, "b.jsonl": LINES})
     failed = curate("import", "two files.zip")

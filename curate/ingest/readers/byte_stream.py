@@ -217,7 +217,12 @@ class ByteStream:
             content.write(block)
         archive = self._layers.enter_context(zipfile.ZipFile(content))
         self.name = choose_member(self.path, archive.namelist())
-        return cast(Readable, self._layers.enter_context(archive.open(self.name)))
+        try:
+            return cast(Readable, self._layers.enter_context(archive.open(self.name)))
+        except RuntimeError as error:  # a password, or a kind of compression that zipfile does not know
+            raise SourceError(
+                f"{self.path} cannot be extracted: {error}.", "Extract the archive, and import the extracted file."
+            ) from error
 
     def update_digest(self, data: memoryview | bytes) -> None:
         """Add `data` to digest and size."""
