@@ -92,3 +92,17 @@ def test_the_only_table_of_a_database_is_read(tmp_path):
     broken = write(tmp_path / "b.sqlite", path.read_bytes()[:3000])
     with pytest.raises(SourceError, match="cannot be read as an SQLite database"):
         read_batches(broken)
+
+
+def test_a_row_of_a_database_with_a_text_that_is_not_utf_8_is_a_reject(tmp_path):
+    with sqlite3.connect(tmp_path / "a.sqlite") as database:
+        database.execute("CREATE TABLE faq (question TEXT, answer TEXT, image BLOB)")
+        database.execute("INSERT INTO faq VALUES ('Why?', 'So.', x'ff'), ('Who?', CAST(x'c441' AS TEXT), NULL)")
+        database.execute("INSERT INTO faq VALUES ('When?', 'Sóon.', NULL)")
+    batch = one_batch(tmp_path / "a.sqlite")
+    assert batch.table.rows() == [("Why?", "So.", "ff"), ("When?", "Sóon.", None)]
+    assert (batch.row.to_list(), batch.line.to_list()) == ([1, 3], [None, None])
+    (reject,) = batch.rejects.rows()
+    assert reject[:4] == (2, None, "not-utf8", "answer: Byte 0xc4 at position 1 is not UTF-8.")
+    assert json.loads(reject[4]) == {"question": "Who?", "answer": r"\xc4A", "image": None}
+    assert json.loads(raw_texts(batch)[1])["question"] == "When?"

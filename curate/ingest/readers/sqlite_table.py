@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+import polars as pl
+
 from curate.ingest.column_names import make_unique
 from curate.ingest.readers.arrow import ROWS
-from curate.ingest.readers.batch import Batch, batch_of_rows
+from curate.ingest.readers.batch import REJECTS, Batch, batch_of_rows
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.table_options import TableOptions, import_line
+from curate.ingest.readers.text_arrays import utf8_problem
 from schemas.errors import SourceError
 
 TABLES_SQL = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' ESCAPE '~'"
@@ -26,10 +31,11 @@ def read_sqlite(stream: ByteStream, options: TableOptions) -> Iterator[Batch]:
     """
     try:
         with closing(_connect(stream.seekable())) as database:
+            database.text_factory = _decode
             cursor = database.execute(f"SELECT * FROM {_quoted(_choose_table(stream.path, database, options.sheet))}")
             names, before = make_unique(column[0] for column in cursor.description), 0
             while rows := cursor.fetchmany(ROWS):
-                yield batch_of_rows(names, [[_text(cell) for cell in row] for row in rows], before)
+                yield _batch(names, rows, before)
                 before += len(rows)
     except sqlite3.Error as error:
         raise SourceError(f"{stream.path} cannot be read as an SQLite database: {error}.", "Copy it again.") from error
@@ -59,5 +65,41 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _text(cell: int | float | str | bytes | None) -> str | None:
+class InvalidText(bytes):
+    """A text of the database that is not UTF-8; SQLite does not check texts."""
+
+
+Cell = int | float | str | bytes | None
+
+
+def _decode(text: bytes) -> str | InvalidText:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return InvalidText(text)
+
+
+def _batch(names: Sequence[str], rows: Sequence[Sequence[Cell]], before: int) -> Batch:
+    """The batch of `rows`, after `before` other rows; those with a text that is not UTF-8 are rejects."""
+    invalid = [at for at, row in enumerate(rows) if InvalidText in map(type, row)]
+    good = sorted({*range(len(rows))} - {*invalid})
+    batch = batch_of_rows(names, [[_text(cell) for cell in rows[at]] for at in good], before)
+    rejects = [_reject(names, rows[at], before + at + 1) for at in invalid]
+    return replace(
+        batch,
+        row=pl.Series("row", [before + at + 1 for at in good], dtype=pl.Int64),
+        rejects=pl.DataFrame(rejects, schema=REJECTS, orient="row"),
+    )
+
+
+def _reject(names: Sequence[str], cells: Sequence[Cell], row: int) -> tuple[int, None, str, str, str]:
+    name, text = next((name, cell) for name, cell in zip(names, cells, strict=True) if isinstance(cell, InvalidText))
+    _, code, reason = utf8_problem(0, text)
+    raw = json.dumps(dict(zip(names, map(_text, cells), strict=True)), ensure_ascii=False)
+    return row, None, code, f"{name}: {reason}", raw
+
+
+def _text(cell: Cell) -> str | None:
+    if isinstance(cell, InvalidText):
+        return cell.decode(errors="backslashreplace")
     return cell.hex() if isinstance(cell, bytes) else None if cell is None else str(cell)
