@@ -3,6 +3,7 @@
 import json
 import shlex
 import sqlite3
+import zipfile
 
 import pytest
 from support.source_files import one_batch, raw_texts, read_batches, read_rows, write, write_workbook
@@ -106,3 +107,66 @@ def test_a_row_of_a_database_with_a_text_that_is_not_utf_8_is_a_reject(tmp_path)
     assert reject[:4] == (2, None, "not-utf8", "answer: Byte 0xc4 at position 1 is not UTF-8.")
     assert json.loads(reject[4]) == {"question": "Who?", "answer": r"\xc4A", "image": None}
     assert json.loads(raw_texts(batch)[1])["question"] == "When?"
+
+
+def write_sheet(path, rows):
+    """A workbook whose rows are given as XML, for cells with references or repeat counts."""
+    if path.suffix == ".ods":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+            archive.writestr("META-INF/manifest.xml", "<manifest:manifest/>")
+            archive.writestr(
+                "content.xml", f'<office:body><table:table table:name="T">{rows}</table:table></office:body>'
+            )
+        return path
+    write_workbook(path.with_name("plain.xlsx"), T=[])
+    with zipfile.ZipFile(path.with_name("plain.xlsx")) as plain, zipfile.ZipFile(path, "w") as archive:
+        for name in plain.namelist():
+            text = plain.read(name).decode()
+            archive.writestr(name, text.replace("<sheetData>", f"<sheetData>{rows}") if "worksheets" in name else text)
+    return path
+
+
+def xlsx_row(number, **cells):
+    texts = (f'<c r="{at}{number}" t="inlineStr"><is><t>{text}</t></is></c>' for at, text in cells.items())
+    return f'<row r="{number}">{"".join(texts)}</row>'
+
+
+def ods_row(*cells, repeated=1):
+    return f'<table:table-row table:number-rows-repeated="{repeated}">{"".join(cells)}</table:table-row>'
+
+
+def ods_cell(text, repeated=1):
+    content = f'office:value-type="string"><text:p>{text}</text:p></table:table-cell>' if text else "/>"
+    return f'<table:table-cell table:number-columns-repeated="{repeated}" {content}'
+
+
+XLSX = xlsx_row(1, A="question", B="answer") + xlsx_row(2, A="Why?", B="So.")
+ODS = ods_row(ods_cell("question"), ods_cell("answer")) + ods_row(ods_cell("Why?"), ods_cell("So."))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "place"),
+    [
+        ("a.xlsx", XLSX + xlsx_row(1048576, XFD="x"), "row 1,048,576 and column XFD"),
+        ("a.xlsx", XLSX + xlsx_row(3, XFD="x") + xlsx_row(1048576, A="x"), "row 1,048,576 and column XFD"),
+        ("a.ods", ODS + ods_row(ods_cell("x", 3 * 10**12)), "row 3 and column 3,000,000,000,000"),
+        ("a.ods", ODS + ods_row(ods_cell("", 16383), ods_cell("x"), repeated=1048574), "row 1,048,576 and column XFD"),
+    ],
+)
+def test_a_cell_far_away_from_the_table_is_an_error(tmp_path, name, rows, place):
+    with pytest.raises(SourceError, match=f"reaches to {place}, too many cells") as error:
+        read_batches(write_sheet(tmp_path / name, rows))
+    assert "Delete the cells far away" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("a.xlsx", XLSX + '<row r="1048576"><c r="A1048576" s="1"/><c r="XFD1048576" s="1"></c></row>'),
+        ("a.xlsx", XLSX),
+        ("a.ods", ODS + ods_row(ods_cell("", 16384), repeated=1048574)),
+    ],
+)
+def test_empty_cells_far_away_are_no_error(tmp_path, name, rows):
+    assert read_rows(write_sheet(tmp_path / name, rows)) == [{"question": "Why?", "answer": "So."}]

@@ -12,6 +12,7 @@ from curate.ingest.readers.arrow import ROWS
 from curate.ingest.readers.batch import Batch, batch_of_rows
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.first_rows import MOST_ROWS, Row, check_first_rows
+from curate.ingest.readers.sheet_extent import check_extent
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
 
@@ -52,8 +53,10 @@ def _read_rows(stream: ByteStream, options: TableOptions) -> list[Row]:
 def _open_workbook(stream: ByteStream) -> CalamineWorkbook:
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError
 
+    file = stream.seekable()
+    check_extent(stream.path, file)
     try:
-        return CalamineWorkbook.from_object(stream.seekable())
+        return CalamineWorkbook.from_object(file)
     except PasswordError as error:
         raise SourceError(f"{stream.path} is encrypted.", "Save it without a password.") from error
     except CalamineError as error:
