@@ -14,6 +14,7 @@ from schemas.import_recipe import ImportSection
 
 TOOL = '{"name": "depth", "parameters": {"type": "object", "max": 1e5}}'
 CALL = '{"name": "depth", "arguments": {"a": 1.0}}'
+CALL_MARK = "<tool_call>"
 CALLED = [("human", "How deep?"), ("function_call", CALL), ("observation", "4"), ("gpt", "4 m.")]
 
 
@@ -138,6 +139,32 @@ GLAIVE = {
     """ASSISTANT: <functioncall> {"name": "depth", "arguments": '{"a": 1.0}'} <|endoftext|>\n\n\n"""
     "FUNCTION RESPONSE: 4\n\n\nASSISTANT: 4 m. <|endoftext|>\n\n\n",
 }
+
+
+UNCLOSED = [
+    ("gpt", "<tool_call>"),
+    ("gpt", '<functioncall>"arguments": \''),
+    ("observation", "<tool_response>"),
+    ("system", "<tools>["),
+    ("system", "access to the following functions"),
+]
+
+
+@pytest.mark.parametrize(("role", "mark"), UNCLOSED)
+def test_a_mark_repeated_a_hundred_thousand_times_is_read(role, mark):
+    """A search that starts again at every mark needs 14 seconds for six thousand, and does not end here."""
+    marked = [("human", "How deep?"), ("gpt", f"Like this: {CALL_MARK}")]
+    parsed, _ = rows(chat((role, mark * 100_000), *marked))
+    values = parsed.turns["value"].to_list()
+    assert values == [] or values[0] == mark * 100_000
+    assert len(parsed.problems) == ("functioncall" in mark)
+
+
+def test_white_space_and_tags_without_an_end_around_calls():
+    text = f"Like <tools> this:  \n<tool_call>\n{CALL} \n</tool_call>\n\n<tool_call>{CALL}</tool_call> "
+    parsed, changed = rows(chat(("human", "Deep?"), ("gpt", text), *CALLED[2:]))
+    assert talk(parsed)[1:3] == [("gpt", "Like <tools> this:"), ("function_call", f"[{CALL}, {CALL}]")]
+    assert changed == [0]
 
 
 def test_transcripts_of_glaive_have_tools_calls_and_results():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import string
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -28,17 +29,22 @@ from schemas.text import shorten
 CODE = "calls-in-text"
 
 _CALL_MARKS, _TOOL_MARKS = ("<tool_call>", "<functioncall>"), ("<tools>", "access to the following functions")
-_HERMES_CALL = r"(?s)<tool_call>\s*(.*?)\s*</tool_call>\s*"
-_GLAIVE_CALL = r"(?s)<functioncall>\s*(.*?)\s*(?:<\|endoftext\|>)?\s*$"
 _GLAIVE_ARGUMENTS = r"""(?s)("arguments"\s*:\s*)'(.*)'(\s*\})$"""
-_RESULT = r"(?s)<tool_response>\s*(.*?)\s*</tool_response>\s*"
 _GLAIVE_RESULT = r"^\s*FUNCTION RESPONSE:\s*"
-_TOOLS = r"(?s)<tools>\s*([\[{].*?)\s*</tools>\s*"
-_GLAIVE_TOOLS = r"(?s)^(?:SYSTEM:\s*)?(.*?access to the following functions[^{\[]*?)[\s-]*([{\[].*)$"
+_TOOLS = r"<tools>\s*(?=[\[{])"
+_WHITE_SPACE = re.compile(r"\s*")
 
 
 class BrokenCallError(ValueError):
     """A call in a text that is not valid; the text names it."""
+
+
+class _Tagged(NamedTuple):
+    """A part of a text between tags; `end` is after the white space that follows it."""
+
+    start: int
+    content: str
+    end: int
 
 
 class _Turn(NamedTuple):
@@ -116,18 +122,47 @@ def _read(turns: list[_Turn], tools: str | None) -> tuple[list[_Turn], str | Non
 
 def _read_system(text: str, tools: str | None) -> tuple[str, str | None]:
     """The system prompt without its tools, and the tools; both unchanged if it defines none, or others than known."""
-    hermes, glaive = re.search(_TOOLS, text), re.match(_GLAIVE_TOOLS, text)
-    if hermes is None and glaive is None:
+    definition, rest = _hermes_tools(text) or _glaive_tools(text) or ("", text)
+    if not definition:
         return text, tools
-    definition = _as_list(hermes[1] if hermes else glaive[2] if glaive else "")
     try:
-        defined = read_tools(definition)
+        defined = read_tools(_as_list(definition))
     except (ToolDefinitionError, RecursionError):
         return text, tools
     if tools is not None and json.loads(tools) != json.loads(defined):
         return text, tools
-    rest = text[: hermes.start()] + text[hermes.end() :] if hermes else glaive[1] if glaive else text
     return rest.rstrip(), tools or defined
+
+
+def _hermes_tools(text: str) -> tuple[str, str] | None:
+    """The tools between tags, and the text around them."""
+    opening = re.search(_TOOLS, text)
+    tagged = next(_between_tags(text, "tools", opening.start()), None) if opening else None
+    return (tagged.content, text[: tagged.start] + text[tagged.end :]) if tagged else None
+
+
+def _glaive_tools(text: str) -> tuple[str, str] | None:
+    """The tools after the sentence that announces them, and the text before them."""
+    announced = text.find(_TOOL_MARKS[1])
+    first = re.compile(r"[{\[]").search(text, announced) if announced >= 0 else None
+    if first is None:
+        return None
+    before = re.sub(r"^SYSTEM:\s*", "", text[: first.start()])
+    return text[first.start() :], before.rstrip(f"-{string.whitespace}")
+
+
+def _between_tags(text: str, tag: str, start: int = 0) -> Iterator[_Tagged]:
+    """The parts of a text between `<tag>` and `</tag>`, in time proportional to the text, also if tags are not closed.
+
+    >>> [part.content for part in _between_tags("<a> 1 </a> and <a>2</a><a>", "a")]
+    ['1', '2']
+    """
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    while (start := text.find(opening, start)) >= 0 and (close := text.find(closing, start + len(opening))) >= 0:
+        found = _WHITE_SPACE.match(text, close + len(closing))
+        end = found.end() if found else close + len(closing)
+        yield _Tagged(start, text[start + len(opening) : close].strip(), end)
+        start = end
 
 
 def _as_list(objects: str) -> str:
@@ -148,8 +183,9 @@ def _as_list(objects: str) -> str:
 
 def _read_answer(turn: _Turn, number: int) -> Iterator[_Turn]:
     """The text of an answer and the calls at its end, as two turns; the answer itself if there are none."""
-    glaive = re.search(_GLAIVE_CALL, turn.value)
-    start, payloads = (glaive.start(), [glaive[1]]) if glaive else _hermes_calls(turn.value)
+    before, mark, after = turn.value.partition(_CALL_MARKS[1])
+    glaive = after.strip().removesuffix("<|endoftext|>").rstrip()
+    start, payloads = (len(before), [glaive]) if mark else _hermes_calls(turn.value)
     if not payloads:
         yield turn
         return
@@ -163,12 +199,12 @@ def _hermes_calls(text: str) -> tuple[int, list[str]]:
     """The start and the contents of the calls that end a text."""
     start = len(text)
     payloads: list[str] = []
-    for found in reversed(list(re.finditer(_HERMES_CALL, text))):
-        if found.end() != start:
+    for found in reversed(list(_between_tags(text, "tool_call"))):
+        if found.end != start:
             break
-        start = found.start()
-        payloads.insert(0, found[1])
-    return start, payloads
+        start = found.start
+        payloads.append(found.content)
+    return start, payloads[::-1]
 
 
 def _read_calls(payload: str, number: int) -> Iterator[str]:
@@ -185,7 +221,9 @@ def _read_calls(payload: str, number: int) -> Iterator[str]:
 
 def _as_json(payload: str) -> str:
     """A call as JSON: Glaive puts arguments in single quotes, and some calls of Hermes are printed by Python."""
-    quoted = re.sub(_GLAIVE_ARGUMENTS, lambda found: f"{found[1]}{json.dumps(found[2])}{found[3]}", payload)
+    quoted = payload
+    if re.search(r"'\s*\}$", payload):  # without this, the search is quadratic
+        quoted = re.sub(_GLAIVE_ARGUMENTS, lambda found: f"{found[1]}{json.dumps(found[2])}{found[3]}", payload)
     for text in (payload, quoted):
         try:
             json.loads(text)
@@ -209,9 +247,17 @@ def _read_results(turn: _Turn) -> Iterator[_Turn]:
     """A turn per result, if the turn consists of results; the turn itself otherwise."""
     if turn.role not in ("human", "observation"):
         yield turn
-    elif (results := re.findall(_RESULT, turn.value)) and not re.sub(_RESULT, "", turn.value).strip():
+    elif results := _only_results(turn.value):
         yield from (turn._replace(role="observation", value=result) for result in results)
     elif re.match(_GLAIVE_RESULT, turn.value):
         yield turn._replace(role="observation", value=re.sub(_GLAIVE_RESULT, "", turn.value).strip())
     else:
         yield turn
+
+
+def _only_results(text: str) -> list[str]:
+    """The results of a text that consists of nothing else; none otherwise."""
+    results = list(_between_tags(text, "tool_response"))
+    ends = [len(text) - len(text.lstrip()), *(result.end for result in results)]
+    is_all = [*(result.start for result in results), len(text)] == ends
+    return [result.content for result in results] if is_all else []
