@@ -253,6 +253,14 @@ def test_a_file_with_too_many_rejects_is_not_imported(store: Path, mixed: Path) 
     assert import_one(store, mixed, max_rejects=0.5).rows_rejected == 3
 
 
+def test_the_limit_of_rejects_applies_to_a_file_that_was_imported_before(store: Path, mixed: Path) -> None:
+    import_one(store, mixed)
+    with pytest.raises(SourceError, match=r"3 of 6 rows \(50.0%\) were rejected, .* was imported before"):
+        import_one(store, mixed, max_rejects=0.4)
+    assert import_one(store, mixed, max_rejects=0.5).imported_before == str(mixed)
+    assert ask(store, "SELECT count(*) FROM rejects") == [(3,)]
+
+
 def test_a_file_without_readable_rows_is_an_error_with_the_first_reason(store: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "broken.jsonl", ['{"a": ', '{"b": '])
     with pytest.raises(SourceError, match=r"broken.jsonl: none of its 2 rows .* line 1"):

@@ -145,8 +145,11 @@ def check_max_rejects(result: ImportResult, allowed: float) -> None:
     share = count / max(result.rows_read, 1)
     if share > allowed:
         reasons = ", ".join(f"{count:,} {code}" for code, count in rejected.items())
+        is_stored = result.imported_before is not None
         raise SourceError(
-            f"{result.path}: {count:,} of {plural(result.rows_read, 'row')} ({share:.1%}) would be "
-            f"rejected, more than the allowed {allowed:.1%}: {reasons}. The file was not imported.",
-            "Show an example of each with curate import --dry-run, or allow more with --max-rejects.",
+            f"{result.path}: {count:,} of {plural(result.rows_read, 'row')} ({share:.1%}) "
+            f"{'were' if is_stored else 'would be'} rejected, more than the allowed {allowed:.1%}: {reasons}. "
+            f"{'It was imported before; nothing was changed' if is_stored else 'The file was not imported'}.",
+            f"Show an example of each with curate {'rejects' if is_stored else 'import --dry-run'}, or allow more with "
+            "--max-rejects.",
         )

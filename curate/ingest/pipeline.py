@@ -156,6 +156,7 @@ def _import_file(
     first = _batches_while_hashing(file.batches, digest) if digest else []
     written_as = file.source_id(digest.sha256.result()) if digest else PENDING
     if earlier := find_import(connection, written_as, source.path):
+        check_max_rejects(earlier, file.conversion.section.max_rejects)
         return earlier
     changed: list[EarlierImport] = []
     removals: list[int] = []
@@ -176,6 +177,7 @@ def _import_file(
     if written_as != source_id:
         if earlier := find_import(connection, source_id, source.path):
             delete_source(connection, written_as)
+            check_max_rejects(earlier, file.conversion.section.max_rejects)
             return earlier
         rename_source(connection, written_as, source_id)
     counts = count_source(connection, source_id, conversations_before, several=file.conversion.several)
