@@ -166,6 +166,15 @@ def test_unknown_roles_are_counted_and_the_printed_options_import_them(tmp_path,
     assert "Ann" in curate("sources").stdout
 
 
+def test_the_options_printed_after_an_import_replace_it(tmp_path, curate):
+    path = write(tmp_path / "a.jsonl", *({"conversations": [*talk(), *talk()], "n": n} for n in range(3)))
+    (options,) = re.findall(r"for example: (--role .*)", curate("import", str(path)).stdout)
+    done = curate("import", str(path), *shlex.split(options))
+    assert done.returncode == 0, done.stderr
+    assert "3 rows read = 1 conversation + 2 duplicates + 0 rejected" in done.stdout
+    assert "--replace" not in curate("import", str(path), "--dry-run", "--add").stdout
+
+
 def test_roles_and_keys_are_in_the_recipe_and_in_the_options_of_exported_rejects(tmp_path, curate):
     (tmp_path / "curate.toml").write_text(
         '[import]\nrole_key = "who"\ntext_key = "said"\nroles = { Ann = "human", Bob = "gpt" }\n', encoding="utf-8"

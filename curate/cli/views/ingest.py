@@ -47,7 +47,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
         _show_file(new[0])
     elif new:
         _show_files(new)
-    for line in _remarks(new):
+    for line in _remarks(new, dry_run=dry_run):
         print_line(line)
     print_line(_next_step(new, dry_run=dry_run))
 
@@ -183,7 +183,7 @@ def _location(example: Mapping[str, Any]) -> str:
     return f"row {example['row']}" if example["line"] is None else f"line {example['line']}"
 
 
-def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
+def _remarks(results: Sequence[ImportResult], *, dry_run: bool) -> Iterator[str]:
     """Sentences on replaced imports, repairs, closed rejects, warnings and possible repairs."""
     for result in results:
         if result.replaced:
@@ -198,7 +198,7 @@ def _remarks(results: Sequence[ImportResult]) -> Iterator[str]:
     yield from _named_splits(results)
     unknown = _sum_counts(result.unknown_roles for result in results)
     if unknown:
-        yield _unknown_roles(unknown)
+        yield _unknown_roles(unknown, is_stored=not dry_run)
     closed = sum(result.closed for result in results)
     if closed:
         yield f"Closed {plural(closed, 'reject')} of earlier imports."
@@ -243,13 +243,14 @@ def _named_splits(results: Sequence[ImportResult]) -> Iterator[str]:
         yield f"Splits named by files or folders (meta.{SPLIT_COLUMN}): {counts}{use}."
 
 
-def _unknown_roles(unknown: Mapping[str, int]) -> str:
+def _unknown_roles(unknown: Mapping[str, int], *, is_stored: bool) -> str:
     """The names without a role with their rejected rows, and options that assign them, the first to a user."""
     names = [f"{shorten(name, 30)} ({plural(count, 'row')})" for name, count in unknown.items()]
     whole = [name for name in unknown if name and not name.endswith("…")][:MAX_ROLES]
     roles = ("human" if number % 2 == 0 else "gpt" for number in range(len(whole)))
     options = " ".join(f"--role {shlex.quote(f'{name}={role}')}" for name, role in zip(whole, roles, strict=True))
-    advice = f" Assign each name its role, for example: {options}" if options else ""
+    again = " --replace" if is_stored else ""
+    advice = f" Assign each name its role, for example: {options}{again}" if options else ""
     return f"Unknown {'role' if len(unknown) == 1 else 'roles'}: {join_names(names, MAX_ROLES)}.{advice}"
 
 
