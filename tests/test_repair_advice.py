@@ -1,7 +1,6 @@
 """Advice on repairs: a repair is suggested only if it works, and not again after it was applied."""
 
 import json
-import shlex
 
 import pytest
 
@@ -20,7 +19,6 @@ REPAIRED = {
     "html": ([("human", "<p>Far?</p>"), ("gpt", "Two &amp;amp; a half.")], ("html",)),
     "mojibake": ([("human", "Wo ist die BrÃ¼cke?"), SAY], ("mojibake",)),
     "invisible": ([("human", "How\u200b far?"), SAY], ("invisible",)),
-    "nan-text": ([ASK, ("gpt", "nan")], ("nan-text",)),
     "stop-marker": ([("human", "How far?\n\n###"), SAY], ("stop-marker",)),
 }
 NOT_REPAIRED = {
@@ -48,7 +46,7 @@ def test_a_suggested_repair_works_and_is_not_suggested_again(tmp_path, name):
     (advice,) = imported(tmp_path, [[ASK, SAY], talk]).advice.values()
     assert (advice.repairs, advice.tried, advice.repaired) == (repairs, 1, 1)
     after = imported(tmp_path, [[ASK, SAY], talk], *repairs)
-    assert after.rows_rejected == (1 if name == "nan-text" else 0)
+    assert after.rows_rejected == 0
     assert {one: advice.repairs for one, advice in after.advice.items() if advice.repairs} == {}
 
 
@@ -93,9 +91,9 @@ def test_a_warning_has_the_line_and_reason_of_its_first_conversation(tmp_path, c
     }
     ran = curate("import", "faq.csv", "--dry-run")
     assert "Warning placeholder-text: 2 conversations, first in line 3." in ran.stdout
-    assert "Repaired by nan-text in a trial: 2 of 2." in ran.stdout
-    printed = next(line for line in ran.stdout.splitlines() if line.startswith("To repair them, add: "))
-    again = curate("import", "faq.csv", *shlex.split(printed.removeprefix("To repair them, add: ")))
+    assert "--repair nan-text rejects it." in " ".join(ran.stdout.split())
+    assert "in a trial" not in ran.stdout
+    assert "To repair them" not in ran.stdout
+    again = curate("import", "faq.csv", "--repair", "nan-text")
     assert "3 rows read = 1 conversation + 0 duplicates + 2 rejected" in again.stdout
-    assert "To repair them" not in again.stdout
     assert json.loads(curate("import", "faq.csv", "--dry-run", "--json", "--add").stdout)[0]["warning_examples"]

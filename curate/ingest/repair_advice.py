@@ -38,8 +38,7 @@ def advise_repairs(
 ) -> dict[str, RepairAdvice]:
     """The advice for each code of `findings` that has a repair and is not `known`; codes without a working one too.
 
-    A repair of a reject works if the conversation is accepted after it and those that it makes necessary; a repair of a
-    warning works if the warning is gone.
+    A repair works if the conversation is accepted after it and those that it makes necessary, and a warning is gone.
     """
     advice = {}
     for code in findings["code"].unique(maintain_order=True):
@@ -68,8 +67,7 @@ def _try_repairs(
             break
         names += new
         findings = validate(repair(sample, names)[0], tools, has_questions=has_questions)
-        same = pl.col("severity") == "reject" if RULES[code].severity == "reject" else pl.col("code") == code
-        left = findings.filter(same)
+        left = findings.filter((pl.col("severity") == "reject") | (pl.col("code") == code))
         broken = set(left["code"])
     return names, left["row"]
 

@@ -298,7 +298,8 @@ RULES: dict[str, Rule] = {
         repair="strip",
     ),
     "placeholder-text": Rule(
-        "A text is only a placeholder of a missing value, such as nan, None or N/A; it is trained on unchanged.",
+        "A text is only a placeholder of a missing value, such as nan, None or N/A; it is trained on unchanged. "
+        "--repair nan-text rejects it.",
         None,  # this and the following rules are checked by `check_texts`
         _turn_quoting("is a placeholder"),
         severity="warning",
