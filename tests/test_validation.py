@@ -278,6 +278,24 @@ REPAIRABLE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("text", "stripped"),
+    [
+        ("\n \n    a = 1\n\n    b = 2\n", "    a = 1\n\n    b = 2"),
+        ("\tif a:\r\n\t\tb()\r\n", "\tif a:\r\n\t\tb()"),
+        ("    a = 1\nb\n  c ", "    a = 1\nb\n  c"),
+        ("    One line. ", "One line."),
+        ("    A paragraph.\nAnother.\n   ", "A paragraph.\nAnother."),
+        (" Sure:\n    a = 1", "Sure:\n    a = 1"),
+        ("\u3000\u3000Hi\n", "Hi"),
+        (" \n ", ""),
+    ],
+)
+def test_strip_keeps_the_indentation_of_texts_whose_lines_are_indented(text, stripped):
+    repaired, _ = repair(turns([("human", text), ("gpt", "Hi")]), ["strip"])
+    assert repaired["value"].to_list() == [stripped, "Hi"]
+
+
 @pytest.mark.parametrize("name", REPAIRS)
 def test_a_repair_changes_only_the_conversations_it_applies_to(name):
     broken, expected = REPAIRABLE[name]

@@ -68,12 +68,24 @@ def substitute(turns: pl.DataFrame, pattern: tuple[str, str]) -> pl.DataFrame:
 
 
 def strip(turns: pl.DataFrame) -> pl.DataFrame:
-    """Remove white space around every turn.
+    r"""Remove white space around every turn; of a text whose lines are indented, the first keeps its indentation.
 
+    A single space is no indentation: models that complete a text start their answers with one.
+
+    >>> code = "\n    a = 1\n    b = 2\n"
+    >>> strip(pl.DataFrame({"row": [0], "from": ["gpt"], "value": [code]}))["value"].to_list()
+    ['    a = 1\n    b = 2']
     >>> strip(pl.DataFrame({"row": [0], "from": ["human"], "value": [" Hi "]}))["value"].to_list()
     ['Hi']
     """
-    return turns.with_columns(pl.col("value").str.strip_chars())
+    value = pl.col("value").str.strip_chars_end()
+    without_blank_lines = value.str.replace(r"\A\s*\n", "")
+    is_indented = value.str.contains(_INDENTED_LINES)
+    return turns.with_columns(pl.when(is_indented).then(without_blank_lines).otherwise(value.str.strip_chars_start()))
+
+
+_INDENTED_LINES = r"\A(?:\s*\n)?(?: {2,}|\t)[ \t]*\S[^\n]*\n(?:[^\n]*\n)*[ \t]+\S"
+"""A first line with two spaces or a tab before its text, and another indented line after it."""
 
 
 def drop_trailing_user(turns: pl.DataFrame) -> pl.DataFrame:
@@ -211,7 +223,7 @@ _CLOSING = (
 
 
 REPAIRS: dict[str, Repair] = {
-    "strip": Repair("Remove white space around every turn.", strip),
+    "strip": Repair("Remove white space around every turn, except the indentation of code.", strip),
     "trailing-user": Repair("Remove the turns after the last assistant turn.", drop_trailing_user),
     "leading-assistant": Repair("Remove assistant turns before the first user turn.", drop_leading_assistant),
     "html": Repair("Write HTML as plain text, except in conversations about code.", remove_html),
