@@ -71,7 +71,9 @@ class MixPart(Section):
     where: str = Field(description="an SQL condition on scores and metadata, as in a rule")
     share: float | None = Field(None, gt=0, le=1, description="share of the conversations of an epoch, no repeats")
     count: int | None = Field(None, ge=1, description="number of conversations in an epoch, no repeats")
-    epochs: float | None = Field(None, gt=0, description="how often an epoch uses each of them; 0.5: half of them")
+    epochs: float | None = Field(
+        None, gt=0, le=1000, description="how often an epoch uses each of them; 0.5: half of them"
+    )
 
     @field_validator("share", mode="before")
     @classmethod

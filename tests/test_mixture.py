@@ -109,6 +109,8 @@ def test_repeats_are_spread_evenly_and_held_out_conversations_are_used_once(stor
             r"add up to 1.4, more than 1: 0.7 \(b\) \+ 0.7 \(a\)",
         ),
         ({"b": IN_B | {"share": 0.7, "epochs": 2}}, "give one of share, count and epochs, not share and epochs"),
+        ({"b": IN_B | {"epochs": 1e18}}, "mix.b.epochs: .*1000"),
+        ({"b": IN_B | {"share": 0.0001}}, "mix.b: a share of 0.0001 of an epoch with 130 .*count = 1"),
         ({"b": IN_B}, "give one of share, count and epochs, not none"),
         ({"b": IN_B | {"share": "many"}}, "mix.b.share: .*not a share"),
         ({"b": IN_B | {"epoch": 2}}, r"mix.b.epoch is not a known key, did you mean mix.b.epochs\?"),

@@ -142,9 +142,20 @@ def _count_uses(mix: Mapping[str, MixPart], sizes: Mapping[str, int]) -> tuple[d
     if rest >= ROUNDING and total * rest < known - 0.5:
         raise _unreachable(limiting, shares, sizes[limiting], fixed)
     used = {name: min(round(share * total), sizes[name]) for name, share in shares.items()}
+    _check_used(used, shares, total)
     left = max(0, min(round(total * rest) - known, others))
     counts = {name: (fixed | used)[name] for name in mix}
     return counts | ({OTHERS: left} if others else {}), None if limiting == OTHERS else limiting
+
+
+def _check_used(used: Mapping[str, int], shares: Mapping[str, float], total: float) -> None:
+    """Raise `RecipeError` for a share that is less than one conversation of an epoch."""
+    for name in (name for name, uses in used.items() if not uses):
+        raise RecipeError(
+            f"mix.{name}: a share of {shares[name]:g} of an epoch with {plural(round(total), 'conversation')} is less "
+            "than one conversation.",
+            "Raise the share, give count = 1 instead, or remove the part.",
+        )
 
 
 def _fixed_uses(part: MixPart, size: int) -> int:
