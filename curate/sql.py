@@ -13,6 +13,7 @@ import duckdb
 from duckdb import DuckDBPyConnection, StatementType
 
 from curate.ingest.column_names import make_unique
+from curate.ingest.select_statement import without_end
 from curate.rule_columns import VIEW
 from schemas.errors import StoreError
 
@@ -52,17 +53,9 @@ def run_query(connection: DuckDBPyConnection, query: str) -> QueryResult:
             )
         relation = connection.sql(query)  # bound, but not run
         cells = ", ".join(_cell_sql(number, str(type)) for number, type in enumerate(relation.types, 1))
-        result = connection.execute(f"SELECT {cells} FROM ({_without_end(query)}\n)")  # a comment ends with the line
+        result = connection.execute(f"SELECT {cells} FROM ({without_end(query)}\n)")  # a comment ends with the line
         columns = make_unique(column[0] for column in relation.description)
     return QueryResult(columns, _fetch(connection, query, result))
-
-
-def _without_end(query: str) -> str:
-    """The statement without its semicolon and what follows: spaces, comments and further semicolons."""
-    text = query.encode()
-    tokens = duckdb.tokenize(query)
-    ends = [start for start, kind in tokens if kind == duckdb.token_type.operator and text[start : start + 1] == b";"]
-    return text[: min(ends, default=len(text))].decode()
 
 
 def _cell_sql(number: int, type: str) -> str:

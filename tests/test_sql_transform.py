@@ -223,6 +223,9 @@ def test_cells_are_text_and_results_of_any_type_become_text(tmp_path, store):
         ("SELECT * FROM '/etc/passwd'", "reads /etc/passwd"),
         ("SELECT * FROM main.rows", "reads rows"),
         ("SELECT * FROM information_schema.tables", "reads tables"),
+        ("FROM rows, (WITH sqlite_master AS (SELECT 1) SELECT 1), sqlite_master x", "sqlite_master, a table of DuckDB"),
+        ("WITH a AS (FROM PG_Tables), PG_Tables AS (SELECT 1) FROM rows, a", "pg_tables, a table of DuckDB"),
+        ("WITH duckdb_views AS (FROM duckdb_views) FROM rows, duckdb_views", "duckdb_views, a table of DuckDB"),
         ("SELECT * FROM rows, duckdb_settings()", "calls duckdb_settings"),
         ("SELECT * FROM rows WHERE question IN (SELECT content FROM read_text('/etc/passwd'))", "calls read_text"),
         ("WITH a AS (FROM read_csv('x')) SELECT * FROM a", "calls read_csv"),
@@ -240,11 +243,57 @@ def test_only_one_repeatable_select_over_rows_is_accepted(store, pairs, sql, mes
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        *("current_setting('threads')", "current_query()", "getvariable('a')", "write_log('a')", "version()"),
+        *("pg_catalog.version()", "CURRENT_DATABASE()", "current_schemas(true)", "current_catalog", "current_schema"),
+        *("age(DATE '2020-01-01')", "ago(INTERVAL 1 DAY)", "current_date", "CURRENT_TIMESTAMP", "localtime"),
+        *("current_date()", "get_current_timestamp()", "transaction_timestamp()", "current_localtimestamp()"),
+        *("txid_current()", "RANDOM()", "'a'.uuid()", "nextval('a')", "json_serialize_plan('SELECT 1')"),
+        *("pg_get_viewdef(1)", "get_block_size('memory')", "pg_postmaster_start_time()", "sum(random()) OVER ()"),
+    ],
+)
+def test_functions_that_read_the_clock_or_the_database_are_not_accepted(store, pairs, call):
+    with pytest.raises(RecipeError, match="another import of the file can have another result") as error:
+        run(store, pairs, f"SELECT row_number, question, {call} AS answer FROM rows")
+    assert error.value.hint.startswith("For example")
+
+
+def test_functions_of_their_arguments_alone_are_accepted(store, pairs):
+    values = [
+        *("upper(answer)", "strftime(DATE '2020-01-01', '%Y')", "age(DATE '2020-01-02', DATE '2020-01-01')::TEXT"),
+        *("date_trunc('month', DATE '2020-01-02')", "split_part(answer, '.', 1)", "nullif(answer, '')"),
+        *("if(true, answer, '')", "array_to_string([answer], '')", "json(to_json(answer))", "md5(answer)"),
+        *("lag(answer, 1, 'a') OVER ()", "string_agg(answer) OVER ()", "TIMESTAMP '2020-01-01' AT TIME ZONE 'UTC'"),
+        *(
+            "list_sum([1])",
+            "regexp_replace(answer, '[0-9]', 'a')",
+            "rows.answer.upper()",
+            "coalesce(answer, '') || 'a'",
+        ),
+        *("[a + 1 FOR a IN range(2) IF a > 0]", "quantile_cont(1, 0.5) OVER ()", "sum(1) OVER ()"),
+    ]
+    columns = ", ".join(f"{value} AS value_{number}" for number, value in enumerate(values))
+    assert run(store, pairs, f"SELECT row_number, question, answer, {columns} FROM rows").rows_kept == 5
+
+
+@pytest.mark.parametrize(
     ("sql", "message"),
     [
         ("SELECT question, answer FROM rows", "no column row_number"),
         ("SELECT 99 AS row_number, * EXCLUDE (row_number) FROM rows", "99, which is not a number of a row"),
         ("SELECT NULL::BIGINT AS row_number, question, answer FROM rows", "which is not a number of a row"),
+        ("FROM rows, (WITH a AS (SELECT 1) SELECT 1), a", "cannot be run"),
+        *(
+            (
+                f"SELECT * REPLACE ({value} AS row_number) FROM rows",
+                "row_number must be an integer or a list of integers",
+            )
+            for value in (
+                *("{'a': row_number}", "[[row_number]]", "map([1], [row_number])", "array_value(row_number)"),
+                *("[{'a': row_number}]", "row_number + 0.5", "row_number::DOUBLE", "'1'", "[row_number + 0.5]", "true"),
+            )
+        ),
         ("SELECT * FROM rows WHERE qestion = 'a'", "qestion"),
         ("SELECT row_number, question::INTEGER AS question, answer FROM rows", "cannot be run"),
         ("SELECT * FROM rows WHERE false", "returns no rows"),
@@ -300,6 +349,21 @@ def test_a_dry_run_and_standard_input_count_excluded_rows(tmp_path, pairs, curat
     piped = json.loads(curate("import", "-", "--sql", sql, "--json", input=text).stdout)
     assert dry[0]["rows_excluded"] == piped[0]["rows_excluded"] == 2
     assert ask(tmp_path / "curate.duckdb", "SELECT DISTINCT source FROM excluded_rows") == [(piped[0]["source"],)]
+
+
+@pytest.mark.parametrize("end", [";", " -- a; b", "; -- a", ";; /* a */ ;\n", " WHERE answer <> '; é;' ; -- a"])
+def test_the_end_of_the_select_may_have_comments(store, pairs, end):
+    assert run(store, pairs, f"SELECT * FROM rows{end}").rows_kept == 5
+
+
+@pytest.mark.parametrize("value", ["row_number::HUGEINT", "row_number::UTINYINT", "[row_number::SMALLINT]"])
+def test_row_numbers_may_be_integers_of_any_size(store, pairs, value):
+    assert run(store, pairs, f"SELECT * REPLACE ({value} AS row_number) FROM rows").rows_kept == 5
+
+
+def test_common_table_expressions_may_have_any_other_name(store, pairs):
+    sql = "WITH tables AS (FROM rows), rows AS (FROM tables WHERE lang = 'en') FROM rows WHERE n IN (SELECT '2')"
+    assert run(store, pairs, sql).rows_kept == 1
 
 
 def test_where_applies_before_the_select(store, pairs):

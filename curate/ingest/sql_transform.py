@@ -20,7 +20,7 @@ from curate.ingest.readers import Batch
 from curate.ingest.readers.arrow import ROWS as BATCH_ROWS
 from curate.ingest.readers.arrow import read_rows
 from curate.ingest.readers.batch import REJECT_COLUMN, UNUSABLE
-from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered
+from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered, without_end
 from schemas.errors import SourceError
 from schemas.text import join_names, shorten
 
@@ -68,7 +68,7 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
         connection.register(ROWS, rows.to_arrow(compat_level=pl.CompatLevel.newest()))
         connection.execute("SET lock_configuration = true")
         try:
-            relation = connection.sql(sql.strip().rstrip(";"))
+            relation = connection.sql(without_end(sql))
             result: pa.Table = relation.project(_select_list(relation)).to_arrow_table()
         except duckdb.Error as error:
             raise SourceError(
@@ -92,6 +92,11 @@ def _select_list(relation: duckdb.DuckDBPyRelation) -> str:
 
 def _find_records(path: str, numbers: pa.ChunkedArray, row: pl.Series) -> pl.DataFrame:
     """Each `position` in the result with the `record` (its position in `row`) that it names, in Int64."""
+    if not _is_integer(numbers.type.value_type if pa.types.is_list(numbers.type) else numbers.type):
+        raise SourceError(
+            f"{path}: {ROW_NUMBER} must be an integer or a list of integers; the SELECT returns {numbers.type}.",
+            f"Return {ROW_NUMBER} of {ROWS} unchanged, or list({ROW_NUMBER}) AS {ROW_NUMBER} with GROUP BY.",
+        )
     named = pl.DataFrame({ROW_NUMBER: pl.from_arrow(numbers)}).with_row_index("position")
     if isinstance(named.schema[ROW_NUMBER], pl.List):
         named = named.explode(ROW_NUMBER).unique(maintain_order=True)
@@ -106,6 +111,15 @@ def _find_records(path: str, numbers: pa.ChunkedArray, row: pl.Series) -> pl.Dat
             f"Return {ROW_NUMBER} of {ROWS} unchanged, or a list of them.",
         )
     return found.select(pl.col("position", "record").cast(pl.Int64))
+
+
+def _is_integer(type: pa.DataType) -> bool:
+    """Whether values of the type have no fraction; DuckDB returns HUGEINT as a decimal, and NULL and [] as null."""
+    return (
+        pa.types.is_integer(type)
+        or pa.types.is_null(type)
+        or (pa.types.is_decimal(type) and (type.precision, type.scale) == (38, 0))
+    )
 
 
 def _to_text(path: str, result: pa.Table) -> pl.DataFrame:
