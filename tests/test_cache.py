@@ -82,11 +82,12 @@ def test_an_error_in_a_process_is_raised_and_a_killed_process_is_an_error():
 
 
 WORK = """
+import os
 import time
 from train.tokens.process_pool import process_map
 def make(): return work
 def work(seconds):
-    print("at work", flush=True)
+    os.write(1, b"at work\\n")  # at once: several processes write
     time.sleep(seconds)
 if __name__ == "__main__":
     list(process_map(make, (), [0.0] * 2 + [2.0] * 40, 2))

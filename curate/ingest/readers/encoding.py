@@ -43,9 +43,12 @@ def check_not_utf16(path: str, start: bytes) -> None:
 
 
 def _detect_utf16(start: bytes) -> str | None:
-    """The byte order of UTF-16 without a mark: the high byte of Latin letters, spaces and line ends is NUL."""
+    """The byte order of UTF-16 without a mark: the high byte of Latin letters, spaces and line ends is NUL.
+
+    One or two NUL bytes are damage: a header and a record of UTF-16 have at least two delimiters and a line end.
+    """
     first, second = start[::2].count(0), start[1::2].count(0)
-    if max(first, second) > 0.05 * len(start) / 2 and max(first, second) > 5 * min(first, second):
+    if max(first, second) > max(2, 0.05 * len(start) / 2) and max(first, second) > 5 * min(first, second):
         return "utf-16-le" if second > first else "utf-16-be"
     return None
 
