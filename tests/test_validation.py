@@ -7,7 +7,9 @@ import random
 import polars as pl
 import pytest
 
+from curate.ingest.media import MEDIA_MARKS
 from curate.ingest.repairs import REPAIRS, repair
+from curate.ingest.text_checks import MARKS, MARKUP
 from curate.ingest.validation import RULES, Limits, validate
 from schemas.control_tokens import CONTROL_TOKENS
 
@@ -122,6 +124,7 @@ def test_text_with_numbers_and_brackets_is_not_a_warning(text):
 
 def test_control_tokens_start_with_one_of_two_characters_for_fast_search():
     assert {token[0] for token in CONTROL_TOKENS} == {"<", "["}
+    assert {mark[0] for mark in (*CONTROL_TOKENS, *MARKUP, *MEDIA_MARKS)} == set(MARKS)
 
 
 def test_a_tool_call_nested_deeper_than_python_can_parse_is_rejected():

@@ -1,7 +1,7 @@
 """Turns → the turns with suspicious texts: placeholders, invisible characters, mojibake, markup, markers, by code.
 
 Few turns are inspected closely: short ones for placeholders, those with characters outside ASCII for mojibake, those
-with `<` or `&` and a known tag or entity for markup.
+with one of `MARKS` for control tokens and markup.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import lru_cache
 import polars as pl
 
 from curate.ingest.media import MEDIA_MARKS
+from schemas.control_tokens import CONTROL_TOKENS
 
 MISSING = r"(?i)^\s*[<(\[]?(?:nan|nat|na|n/a|#n/a|none|null|nil|undefined|#value!|#ref!|#name\?|#null!)[>)\]]?\s*$"
 """A whole text that stands for a missing value, as pandas, spreadsheets, databases and JavaScript print it."""
@@ -43,6 +44,10 @@ _CODE = (
 )
 """Signs that markup is the topic or an example of code, not the format of the text."""
 
+MARKS = ("<", "&", "[")
+"""Characters with which tags, entities, control tokens and placeholders begin. Searching for them takes a tenth of the
+time of all searches that they make unnecessary."""
+
 _SHORT = 40
 """Bytes of a text that may be a placeholder or have no letters."""
 
@@ -56,16 +61,21 @@ _LEAD_AND_TRAIL = (
 
 def find_blank(context: pl.DataFrame) -> pl.Series:
     """The `index` of the turns of which nothing is visible, although they are not empty."""
-    return context.filter(pl.col("wide") & ~pl.col("empty") & pl.col("value").str.contains(BLANK))["index"]
+    wide = context.filter(pl.col("wide") & ~pl.col("empty"))
+    return wide.filter(pl.col("value").str.contains(BLANK))["index"]
 
 
 def check_texts(context: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The turns of users, assistants and system prompts with suspicious texts, by code."""
+    """The turns of users, assistants and system prompts with suspicious texts, and all with control tokens, by code."""
     value = pl.col("value")
+    marked = context.filter("marked")
     said = context.filter(pl.col("role").is_in(["system", "human", "gpt"]) & ~pl.col("empty"))
     short, wide = said.filter(value.str.len_bytes() <= _SHORT), said.filter("wide")
-    tagged = said.filter(value.str.contains_any([*MARKUP, *MEDIA_MARKS]))
-    found = {"stop-marker": said.filter(ends_with_marker(said))}
+    tagged = said.filter("marked").filter(value.str.contains_any([*MARKUP, *MEDIA_MARKS]))
+    found = {
+        "control-token-text": marked.filter(value.str.contains_any(list(CONTROL_TOKENS))),
+        "stop-marker": said.filter(ends_with_marker(said)),
+    }
     if short.height:
         found["placeholder-text"] = short.filter(value.str.contains(MISSING))
         found["no-letters"] = short.filter(value.str.contains(NO_LETTERS) & (value.str.strip_chars() != "?"))

@@ -97,10 +97,10 @@ def _tool_names(tools: pl.DataFrame) -> pl.DataFrame:
 
 def check_reasoning(context: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """The answers that consist of reasoning only; reasoning before a tool call is no answer and may end there."""
-    thinks = context["value"].str.contains(r"^\s*<think>").fill_null(False)
-    if not thinks.any():
-        return {}
     calls_next = ~pl.col("last") & (pl.col("role").shift(-1) == "function_call")
-    turns = context.with_columns(calls_next=calls_next.fill_null(False)).filter(thinks)
+    turns = context.with_columns(calls_next=calls_next.fill_null(False)).filter("marked")
+    turns = turns.filter(pl.col("value").str.contains(r"^\s*<think>"))
+    if turns.is_empty():
+        return {}
     rest = pl.col("value").str.replace_all(r"(?s)<think>.*?(?:</think>|$)", "").str.strip_chars()
     return {"only-reasoning": turns.filter((pl.col("role") == "gpt") & ~pl.col("calls_next") & (rest == ""))}

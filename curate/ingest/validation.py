@@ -16,7 +16,7 @@ from typing import Literal
 import polars as pl
 
 from curate.ingest.shapes.shape import shorten_expr
-from curate.ingest.text_checks import check_texts, find_blank
+from curate.ingest.text_checks import MARKS, check_texts, find_blank
 from curate.ingest.tool_checks import check_calls, check_reasoning, check_tools
 from schemas.control_tokens import CONTROL_TOKENS
 from schemas.conversation import ASSISTANT_ROLES, ROLES
@@ -80,7 +80,7 @@ def validate(
 def _add_context(turns: pl.DataFrame) -> pl.DataFrame:
     """The turns with the columns that the rules use: neighbours, emptiness, sizes, the number of the turn from 1.
 
-    `wide` is whether a text has characters outside ASCII.
+    `wide` is whether a text has characters outside ASCII, `marked` whether it has one of `MARKS`.
 
     `role` is `from` as an enum, null if unknown: comparing enums takes a fifth of the time of comparing texts.
     """
@@ -101,6 +101,7 @@ def _add_context(turns: pl.DataFrame) -> pl.DataFrame:
             (core.fill_null(0) == 0).alias("empty"),
             (core != bytes_).alias("padded"),
             (bytes_ != pl.col("value").str.len_chars()).alias("wide"),
+            pl.col("value").str.contains_any(list(MARKS)).alias("marked"),
             index.alias("index"),
             pl.col("value").str.len_chars().fill_null(0).cast(pl.Int64).cum_sum().alias("length"),
         )
@@ -277,7 +278,7 @@ RULES: dict[str, Rule] = {
     ),
     "control-token-text": Rule(
         "A turn contains the text of a control token of a chat template; a tokenizer may encode it as the token.",
-        lambda _: pl.col("value").str.contains_any(list(CONTROL_TOKENS)),
+        None,  # checked by `check_texts`
         lambda _: pl.format(
             "Turn {} ({}) contains {}.",
             *("turn", "from", pl.col("value").str.extract_many(list(CONTROL_TOKENS)).list.first()),
