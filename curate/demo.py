@@ -16,6 +16,7 @@ from curate.doctor import missing_packages
 from schemas.atomic import write_text
 from schemas.environment import install_command, installed_version
 from schemas.errors import CurateError, SourceError
+from schemas.text import shell_quote
 
 MARKER = ".curate-demo"
 """A file in each demo folder: only folders with this file are renamed for a new demo."""
@@ -134,5 +135,5 @@ def _run(command: str, folder: Path) -> None:
     if process.returncode:
         raise CurateError(
             f"The step `curate {command}` ended with exit code {process.returncode}; see its message above.",
-            f"cd {shlex.quote(str(folder))} and run it there; curate doctor checks the installation.",
+            f"cd {shell_quote(str(folder))} and run it there; curate doctor checks the installation.",
         )

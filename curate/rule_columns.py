@@ -23,7 +23,7 @@ from schemas.conversation import IMPORTED_SQL
 from schemas.errors import RecipeError, nearest
 from schemas.recipe import Recipe
 from schemas.rule import Expression
-from schemas.text import plural, shorten
+from schemas.text import plural, quote_name, shorten
 
 META = "meta"
 """Prefix of source columns: `meta.rating`. An empty cell is null."""
@@ -165,14 +165,14 @@ def create_view(connection: DuckDBPyConnection, recipe: Recipe) -> None:
     ours |= {name: Column(sql) for name, sql in FACTS.items()}
     ours[NEAR_DUPLICATE] = Column("NULL::BOOLEAN" if _find_unclustered(connection) else _NEAR_DUPLICATE_SQL)
     columns = ours | {f"{META}.{key}": _metadata_column(key) for key in keys}
-    aliases = {name: f'"{_escape(alias)}"' for name, alias in _aliases(columns).items()}
+    aliases = {name: quote_name(alias) for name, alias in _aliases(columns).items()}
     order = dict.fromkeys((*FACTS, NEAR_DUPLICATE, *ours))
-    named = [f'{aliases[name]} AS "{_escape(name)}"' for name in order]
+    named = [f"{aliases[name]} AS {quote_name(name)}" for name in order]
     if metadata:
-        fields = [f'"{_escape(field)}" := {aliases[name]}' for field, name in metadata.items()]
+        fields = [f"{quote_name(field)} := {aliases[name]}" for field, name in metadata.items()]
         named.append(f"struct_pack({', '.join(fields)}) AS {META}")
     taken = {name.lower() for name in (*order, *scorer_names(), META)}
-    named += [f'{aliases[name]} AS "{_escape(key)}"' for key, name in metadata.items() if key.lower() not in taken]
+    named += [f"{aliases[name]} AS {quote_name(key)}" for key, name in metadata.items() if key.lower() not in taken]
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {VIEW} AS SELECT {', '.join(named)} FROM ({facts_query(columns)})")
 
 
@@ -301,10 +301,10 @@ def facts_query(columns: Mapping[str, Column], order: str | None = BY_IMPORT) ->
     aliases = _aliases(columns)
     metadata = {aliases[name]: column.sql for name, column in columns.items() if column.is_metadata}
     values = {aliases[name]: column.sql for name, column in columns.items() if not column.is_metadata}
-    values |= {alias: f'o."{_escape(alias)}"' for alias in metadata}
-    values |= {f"{alias}{AS_NUMBER}": f'TRY_CAST(o."{_escape(alias)}" AS DOUBLE)' for alias in metadata}
-    named = [f'{sql} AS "{_escape(alias)}"' for alias, sql in values.items()]
-    first_values = [f'{first_of.format(sql)} AS "{_escape(alias)}"' for alias, sql in metadata.items()]
+    values |= {alias: f"o.{quote_name(alias)}" for alias in metadata}
+    values |= {f"{alias}{AS_NUMBER}": f"TRY_CAST(o.{quote_name(alias)} AS DOUBLE)" for alias in metadata}
+    named = [f"{sql} AS {quote_name(alias)}" for alias, sql in values.items()]
+    first_values = [f"{first_of.format(sql)} AS {quote_name(alias)}" for alias, sql in metadata.items()]
     first = [f"{first_of.format(name)} AS {name}" for name in ("path", "source")]
     return f"""
         SELECT {", ".join(["c.id AS conversation", *named])} FROM conversations c
@@ -322,10 +322,6 @@ def _aliases(columns: Mapping[str, Column]) -> dict[str, str]:
     A number also prevents a clash with the column `conversation`.
     """
     return {name: f"{name} {number}" for number, name in enumerate(columns)}
-
-
-def _escape(name: str) -> str:
-    return name.replace('"', '""')
 
 
 def bind_condition(connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str, Column]) -> str:

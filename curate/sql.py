@@ -83,7 +83,7 @@ def _wrap_errors(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
     try:
         yield
     except duckdb.BinderException as error:  # the tables exist, a column or type does not
-        tables = [VIEW] if VIEW in query.lower() else []  # DuckDB would name the tables behind the view
+        tables = [VIEW] if VIEW in query.lower() else []  # DuckDB would name the tables of the view
         with suppress(duckdb.Error):  # fails too if a join uses an unknown column
             tables = tables or sorted(connection.get_table_names(query))
         commands = ", ".join(f"curate sql 'DESCRIBE {table}'" for table in tables)

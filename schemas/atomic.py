@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from schemas.text import shell_quote
 
 UNFINISHED = ".curate-unfinished"
 """Suffix of the hidden folders."""
@@ -57,7 +58,7 @@ def write_hint(error: OSError, path: Path) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "Give a shorter name."
     if error.errno == errno.ENOENT and not path.parent.exists():
-        return f"mkdir -p {shlex.quote(str(path.parent))}"
+        return f"mkdir -p {shell_quote(str(path.parent))}"
     return "Check the folder and its rights."
 
 

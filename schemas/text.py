@@ -1,8 +1,9 @@
-"""Values → plain text for messages and cells: counts, names, beginnings, visible control characters, no formulas."""
+"""Values → plain text for messages, cells and commands: counts, names, beginnings, quotes, no formulas."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 
 
@@ -103,3 +104,24 @@ _VISIBLE = {
     0x7F: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),  # C1: some terminals obey these too
 }
+
+
+def shell_quote(text: str) -> str:
+    r"""The text as one word of bash or zsh, on one line.
+
+    >>> print(shell_quote("a b"), shell_quote("a\nb"))
+    'a b' $'a\U0000000ab'
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (c if c.isprintable() and c not in "\\'" else f"\\U{ord(c):08x}" for c in text)
+    return f"$'{''.join(escaped)}'"
+
+
+def quote_name(name: str) -> str:
+    """A name of a table or column in SQL.
+
+    >>> quote_name('my "best" column')
+    '"my ""best"" column"'
+    """
+    return '"' + name.replace('"', '""') + '"'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from curate.cli.console import print_json, print_table, progress_bar
 from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption, repeat_options
 from curate.cli.startup import tune_import
+from schemas.text import shell_quote
 
 MAX_LIMIT = 10**9
 
@@ -192,7 +192,7 @@ def _given_options(command: str, context: typer.Context) -> str:
         set_here.add("replace")
     if "--shape" not in options:
         return repeat_options(context, set_here)
-    roles = "".join(f" --role {shlex.quote(name)}" for name in context.params["role"] or [] if "=" in name)
+    roles = "".join(f" --role {shell_quote(name)}" for name in context.params["role"] or [] if "=" in name)
     return repeat_options(context, MAPPING_OPTIONS | set_here) + roles
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from schemas.text import shell_quote
 
 DEFAULT_STORE = Path("curate.duckdb")
 StoreOption = Annotated[
@@ -46,6 +47,6 @@ def repeat_options(context: typer.Context, omitted: Collection[str]) -> str:
         words += (
             off
             if value is False
-            else [option if one is True else f"{option} {shlex.quote(str(one))}" for one in values]
+            else [option if one is True else f"{option} {shell_quote(str(one))}" for one in values]
         )
     return "".join(f" {word}" for word in words)

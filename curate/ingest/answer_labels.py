@@ -7,7 +7,6 @@ not be trained on like a good one.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import polars as pl
 from curate.ingest.column_names import name_words
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
-from schemas.text import join_names, plural, shorten
+from schemas.text import join_names, plural, quote_name, shell_quote, shorten
 
 _SAMPLE = 100
 """Cells that are inspected first: a column with any other value among them is not a label."""
@@ -186,14 +185,14 @@ def _plain(cells: pl.Series) -> pl.Series:
 def _is_good(labels: AnswerLabels) -> str:
     """The SQL condition that is true for good answers."""
     name = labels.column
-    column = name if re.fullmatch(r"[a-z]\w*", name) and name not in _KEYWORDS else '"' + name.replace('"', '""') + '"'
+    column = name if re.fullmatch(r"[a-z]\w*", name) and name not in _KEYWORDS else quote_name(name)
     values = ["'" + value.replace("'", "''") + "'" for value in labels.good]
     return f"{column} = {values[0]}" if len(values) == 1 else f"{column} IN ({join_names(values, len(values))})"
 
 
 def _shell_quote(condition: str) -> str:
     """The condition as one word of a shell, in double quotes if it needs no escape in them."""
-    return shlex.quote(condition) if re.search(r'["$`\\!]', condition) else f'"{condition}"'
+    return shell_quote(condition) if re.search(r'["$`\\!]', condition) else f'"{condition}"'
 
 
 _KEYWORDS = {"like", "positive", "negative", "is", "not", "or", "and"}

@@ -23,13 +23,14 @@ from curate.ingest.readers.batch import EXPORT_COLUMNS, REJECT_COLUMN, UNUSABLE
 from curate.ingest.repair_advice import RepairAdvice, advise_repairs, rival_findings, rival_rows
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
-from curate.ingest.shapes.shape import IMPORT_COMMAND, ColumnMapping, ParsedTable, shell_quote
+from curate.ingest.shapes.shape import IMPORT_COMMAND, ColumnMapping, ParsedTable
 from curate.ingest.shapes.system_prompt import add_system_prompt
 from curate.ingest.validation import validate
 from curate.ingest.writer import CORRECTIONS, ImportBatch
 from schemas.conversation import fold
 from schemas.errors import SourceError
 from schemas.import_recipe import ImportSection
+from schemas.text import shell_quote
 
 EXAMPLES = 3
 """Conversations shown by a dry run."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from curate.ingest.shapes.roles import ROLE_NAMES, plain_name
-from curate.ingest.shapes.shape import ColumnMapping, shell_quote
+from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.shapes.turn_elements import ROLE_KEYS, TEXT_KEYS
 from curate.ingest.shapes.turn_lists import MESSAGES, SHAREGPT
 from schemas.errors import SourceError
 from schemas.import_recipe import ImportSection
-from schemas.text import join_names
+from schemas.text import join_names, shell_quote
 
 FILE_NAME = "dataset_info.json"
 DESCRIBED_BY = "described_by"

@@ -52,7 +52,7 @@ class _TextParser(HTMLParser):
         self.in_pre = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Add what a tag stands for in plain text. Attributes without values are text, as in `a <b and c> d`."""
+        """Add the plain text of a tag. Attributes without values are text, as in `a <b and c> d`."""
         if tag not in _TAGS | _HIDDEN or any(value is None for _, value in attrs):
             self.parts.append(self.get_starttag_text() or "")
         elif tag in _HIDDEN:
@@ -70,7 +70,7 @@ class _TextParser(HTMLParser):
             self.parts.append("\n\n" if tag in _BLOCKS else "\n")
 
     def handle_endtag(self, tag: str) -> None:
-        """Add what the end of a tag stands for."""
+        """Add the plain text of an end tag."""
         if tag in _HIDDEN:
             self.hidden = max(0, self.hidden - 1)
         elif tag == "pre":

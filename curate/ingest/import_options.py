@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from schemas.errors import RecipeError, SourceError
 from schemas.import_recipe import ImportSection
 from schemas.recipe import OPTIONS, check_recipe
 from schemas.section import parse_share
-from schemas.text import join_names, plural
+from schemas.text import join_names, plural, shell_quote
 
 GROUP_REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)\}|\$(\{|[0-9A-Za-z_]+)")
 """A group in a replacement, as Rust reads it: `$1`, `$name` or `${name}`; `$$` is a dollar sign."""
@@ -70,7 +69,7 @@ def check_section(section: ImportSection) -> None:
         check_select(section.sql)
     for name, role in section.roles.items():
         if plain_name(role) not in ROLE_NAMES:
-            column = shlex.quote(f"role={name}={role}")
+            column = shell_quote(f"role={name}={role}")
             raise RecipeError(
                 f"--role {name}={role} assigns an unknown role.",
                 f"Known roles: {', '.join(ROLES)}. If it is the name of a column: --map {column}",
@@ -123,7 +122,7 @@ def _find_turns(table: pl.DataFrame, keys: Mapping[str, str]) -> str:
     found = [name for name in table.columns if has_turns(table[name])]
     if len(found) == 1:
         return found[0]
-    options = " ".join(f"--{name}-key {shlex.quote(key)}" for name, key in keys.items())
+    options = " ".join(f"--{name}-key {shell_quote(key)}" for name, key in keys.items())
     raise SourceError(
         f"{options}: {plural(len(found), 'column')} with lists of objects that have these keys.",
         f"Name the column or path with --turns-key; the columns are {join_names(found or table.columns, 20)}.",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from curate.ingest.reject_rows import RejectRow, build_excerpts, parse_reject
 from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED
 from curate.ingest.shapes.cell_path import base_column
-from curate.ingest.shapes.shape import ColumnMapping, shell_quote
+from curate.ingest.shapes.shape import ColumnMapping
 from schemas.atomic import write_hint, write_text
 from schemas.errors import ExportError, SourceError
-from schemas.text import is_formula
+from schemas.text import is_formula, shell_quote
 
 EXPORT_SUFFIXES = (".csv", ".jsonl")
 
@@ -161,7 +160,7 @@ def _check_same_mapping(rejects: pl.DataFrame, path: Path) -> None:
     paths = [source_path for source_path, _, _ in sources]
     names = [source if paths.count(source_path) > 1 else source_path for source_path, source, _ in sources]
     lines = [
-        f"curate rejects --source {shlex.quote(name)} --export {path.stem}-{number}{path.suffix}"
+        f"curate rejects --source {shell_quote(name)} --export {path.stem}-{number}{path.suffix}"
         for number, name in enumerate(names, 1)
     ]
     raise ExportError(
@@ -204,11 +203,11 @@ def _import_options(rows: list[RejectRow], mapping: str, *, excluded: bool) -> s
     The file is written in the standard dialect. A condition that excluded all of its rows would exclude them again.
     """
     stored = json.loads(mapping)
-    where = [] if excluded or not stored.get("where") else [f"--where {shlex.quote(stored['where'])}"]
+    where = [] if excluded or not stored.get("where") else [f"--where {shell_quote(stored['where'])}"]
     system = [f"--system {shell_quote(stored['system'])}"] if stored.get("system") else []
     more = [*where, *system, *(f"--repair {name}" for name in stored[STORED_REPAIRS])]
     if sql := stored.get("sql"):  # its result has the columns of the mapping
-        return " ".join([ColumnMapping.from_stored(stored).as_options(), *more, f"--sql {shlex.quote(sql)}"])
+        return " ".join([ColumnMapping.from_stored(stored).as_options(), *more, f"--sql {shell_quote(sql)}"])
     columns = list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))
     fields = {name: column for name, column in stored["fields"].items() if base_column(column, columns)}
     return " ".join([replace(ColumnMapping.from_stored(stored), fields=fields).as_options(), *more])

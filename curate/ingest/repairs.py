@@ -70,7 +70,7 @@ def substitute(turns: pl.DataFrame, pattern: tuple[str, str]) -> pl.DataFrame:
 def strip(turns: pl.DataFrame) -> pl.DataFrame:
     r"""Remove white space around every turn; of a text whose lines are indented, the first keeps its indentation.
 
-    A single space is no indentation: models that complete a text start their answers with one.
+    A single space is not indentation: models that complete a text start their answers with one.
 
     >>> code = "\n    a = 1\n    b = 2\n"
     >>> strip(pl.DataFrame({"row": [0], "from": ["gpt"], "value": [code]}))["value"].to_list()

@@ -22,7 +22,7 @@ from curate.ingest.readers.arrow import read_rows
 from curate.ingest.readers.batch import REJECT_COLUMN, UNUSABLE
 from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered, without_end
 from schemas.errors import SourceError
-from schemas.text import join_names, shorten
+from schemas.text import join_names, quote_name, shorten
 
 _MAX_NAMES = 20
 """Column names that an error lists."""
@@ -85,9 +85,9 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
 
 def _select_list(relation: duckdb.DuckDBPyRelation) -> str:
     """All columns of a relation; JSON strings without quotes, as the reader of JSON files writes them."""
-    names = (name.replace('"', '""') for name in make_unique(relation.columns))
+    names = map(quote_name, make_unique(relation.columns))
     values = (f"#{at} ->> '$'" if str(type) == "JSON" else f"#{at}" for at, type in enumerate(relation.types, 1))
-    return ", ".join(f'{value} AS "{name}"' for value, name in zip(values, names, strict=True))
+    return ", ".join(f"{value} AS {name}" for value, name in zip(values, names, strict=True))
 
 
 def _find_records(path: str, numbers: pa.ChunkedArray, row: pl.Series) -> pl.DataFrame:

@@ -14,7 +14,8 @@ from curate.ingest.column_content import Content, describe_column
 from curate.ingest.column_names import find_named, name_words
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.roles import to_role
-from curate.ingest.shapes.shape import ColumnMapping, shell_quote
+from curate.ingest.shapes.shape import ColumnMapping
+from schemas.text import shell_quote
 
 _MAX_COLUMNS = 200
 """Columns that are inspected."""

@@ -15,7 +15,7 @@ from curate.ingest.media import MEDIA_MARKS
 from schemas.control_tokens import CONTROL_TOKENS
 
 MISSING = r"(?i)^\s*[<(\[]?(?:nan|nat|na|n/a|#n/a|none|null|nil|undefined|#value!|#ref!|#name\?|#null!)[>)\]]?\s*$"
-"""A whole text that stands for a missing value, as pandas, spreadsheets, databases and JavaScript print it."""
+"""A whole text that means a missing value, as pandas, spreadsheets, databases and JavaScript print it."""
 
 BLANK = r"^[\s\p{Cf}\x{034F}\x{115F}\x{1160}\x{2800}\x{3164}\x{FFA0}]*$"
 """A text of white space, format characters (zero-width, direction marks) and fillers: nothing of it is visible."""

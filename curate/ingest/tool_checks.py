@@ -96,7 +96,7 @@ def _tool_names(tools: pl.DataFrame) -> pl.DataFrame:
 
 
 def check_reasoning(context: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The answers that consist of reasoning only; reasoning before a tool call is no answer and may end there."""
+    """The answers that consist of reasoning only; reasoning before a tool call is not an answer and may end there."""
     calls_next = ~pl.col("last") & (pl.col("role").shift(-1) == "function_call")
     turns = context.with_columns(calls_next=calls_next.fill_null(False)).filter("marked")
     turns = turns.filter(pl.col("value").str.contains(r"^\s*<think>"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
+from schemas.text import quote_name
 from schemas.version import Version
 
 LINEAGE_SQL = """
@@ -84,7 +85,7 @@ def describe_uses(connection: DuckDBPyConnection, version: Version) -> list[dict
 
 
 def _describe_score(connection: DuckDBPyConnection, version: Version, column: str) -> dict[str, Any]:
-    value = '"' + column.replace('"', '""') + '"::DOUBLE'
+    value = f"{quote_name(column)}::DOUBLE"
     row = connection.sql(
         f"""SELECT count({value}) AS conversations, min({value}) AS min, median({value}) AS median,
                 avg({value}) AS mean, max({value}) AS max

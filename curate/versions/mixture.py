@@ -8,7 +8,6 @@ conversations are in a subset follows from a hash, so a larger subset contains t
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from curate.rule_columns import find_values
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe
 from schemas.rule import Expression
-from schemas.text import plural
+from schemas.text import plural, shell_quote
 from schemas.version_recipe import MixPart
 
 OTHERS = "(others)"
@@ -106,7 +105,7 @@ def _check_sizes(mix: Mapping[str, MixPart], sizes: Mapping[str, int]) -> None:
         if not size:
             raise RecipeError(
                 f"mix.{name}: no train conversation meets {part.where!r}.",
-                f"curate search --where {shlex.quote(part.where)} shows the conversations of the store that do.",
+                f"curate search --where {shell_quote(part.where)} shows the conversations of the store that do.",
             )
         if part.count is not None and part.count > size:
             raise RecipeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from curate.ingest.repairs import REPAIRS
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import PARSE_RULES
 from curate.ingest.validation import RULES
-from schemas.text import join_names, plural, shorten
+from schemas.text import join_names, plural, shell_quote, shorten
 
 ROLE_WIDTH = 13
 MAX_GROUPED = 3
@@ -248,7 +247,7 @@ def _unknown_roles(unknown: Mapping[str, int], *, is_stored: bool) -> str:
     names = [f"{shorten(name, 30)} ({plural(count, 'row')})" for name, count in unknown.items()]
     whole = [name for name in unknown if name and not name.endswith("…")][:MAX_ROLES]
     roles = ("human" if number % 2 == 0 else "gpt" for number in range(len(whole)))
-    options = " ".join(f"--role {shlex.quote(f'{name}={role}')}" for name, role in zip(whole, roles, strict=True))
+    options = " ".join(f"--role {shell_quote(f'{name}={role}')}" for name, role in zip(whole, roles, strict=True))
     again = " --replace" if is_stored else ""
     advice = f" Assign each name its role, for example: {options}{again}" if options else ""
     return f"Unknown {'role' if len(unknown) == 1 else 'roles'}: {join_names(names, MAX_ROLES)}.{advice}"

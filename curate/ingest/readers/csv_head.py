@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from curate.ingest.readers.encoding import encoding_error
 from curate.ingest.readers.first_rows import MOST_COLUMNS, MOST_ROWS, Row, check_first_rows, is_value
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
+from schemas.text import shell_quote
 
 DELIMITERS = ",;\t|"
 
@@ -136,7 +136,7 @@ def _check_lines(path: str, head: bytes) -> None:
         raise SourceError(f"{path} is empty.", "Omit it, or export it again.")
     if b"\r" in head and b"\n" not in _QUOTED.sub(b"", head):
         what = f"The lines of {path} end in carriage returns without newlines, as in old Mac files."
-        raise SourceError(what, f"Convert them: tr '\\r' '\\n' < {shlex.quote(path)} | curate import -")
+        raise SourceError(what, f"Convert them: tr '\\r' '\\n' < {shell_quote(path)} | curate import -")
 
 
 _QUOTED = re.compile(rb'"[^"]*"')

@@ -83,7 +83,7 @@ def unquote(cell: bytes, signs: Signs) -> bytes:
 
 
 def escape_pattern(signs: Signs, *, quoted: bool) -> str:
-    """Matches what stands for one character: a pair of quotes, or a character with a meaning after an escape.
+    """Matches the notation of one character: a pair of quotes, or a character with a meaning after an escape.
 
     The character is in the first group, or in the second one. An escape before any other character is text. An
     unquoted cell that is an escape and `N`, as databases write NULL, is empty.

@@ -20,7 +20,7 @@ from schemas.errors import SourceError
 def detect_format(stream: ByteStream, options: TableOptions) -> str:
     """The format of `stream`, a key of `FORMATS`.
 
-    Raises `SourceError` if the stream is empty, or a text that is no data, such as an HTML page.
+    Raises `SourceError` if the stream is empty, or a text that is not data, such as an HTML page.
     """
     if named := match_path(stream.path):
         return named

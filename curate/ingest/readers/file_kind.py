@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from schemas.errors import SourceError
-from schemas.text import join_names, plural
+from schemas.text import join_names, plural, shell_quote
 
 ZIP, OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
@@ -139,5 +138,5 @@ def _detect_more(start: bytes) -> tuple[str, str] | None:
 
 def _fill(hint: str, path: str) -> str:
     """The hint with the path of the file, and that path without its suffix."""
-    quote: Callable[[object], str] = lambda name: shlex.quote(str(name))  # noqa: E731
+    quote: Callable[[object], str] = lambda name: shell_quote(str(name))  # noqa: E731
     return hint.format(path=quote(path), stem=quote(Path(path).with_suffix("")), folder=quote(Path(path).parent))

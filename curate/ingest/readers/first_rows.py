@@ -6,7 +6,6 @@ A title above the header, or a file without a header, is never read by guess: th
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -18,7 +17,7 @@ from curate.ingest.readers.table_options import TableOptions, import_line
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import base_column
 from schemas.errors import SourceError
-from schemas.text import join_names, shorten
+from schemas.text import join_names, shell_quote, shorten
 
 MOST_ROWS = 30
 """First rows that are inspected."""
@@ -56,7 +55,7 @@ def check_first_rows(path: str, rows: Sequence[Row], options: TableOptions) -> N
         raise SourceError(f"{path} has {len(cells):,} columns; the limit is {MOST_COLUMNS:,}.", "Omit some of them.")
     if cells[: len(REVIEW_COLUMNS)] == REVIEW_COLUMNS:
         raise SourceError(
-            f"{path} is a review spreadsheet.", f"Import its answers:\n    curate review import {shlex.quote(path)}"
+            f"{path} is a review spreadsheet.", f"Import its answers:\n    curate review import {shell_quote(path)}"
         )
     if not rows or options.header or is_header(cells, options.named):
         return

@@ -179,7 +179,7 @@ class ObjectReader:
 
 
 def _load_first(texts: pa.LargeStringArray) -> object:
-    """The first record; None if it is not valid, or a key has half of a surrogate pair, which is no text in DuckDB."""
+    """The first record; None if it is not valid, or a key has half of a surrogate pair, which DuckDB cannot store."""
     try:
         value = json.loads(text_bytes(texts, 0)) if len(texts) else None
         "".join(value if isinstance(value, dict) else []).encode()

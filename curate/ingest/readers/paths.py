@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from curate.ingest.readers.compression import COMPRESSED, data_suffix
 from curate.ingest.readers.formats import FORMATS, SUFFIXES, match_path
 from schemas.errors import SourceError, nearest_name
+from schemas.text import shell_quote
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """Files that describe a dataset. Folders and patterns skip them; each can be imported by its own name."""
@@ -72,7 +72,7 @@ def _files_of(folder: str) -> list[str]:
     if _is_exported_version(Path(folder)):
         raise SourceError(
             f"{folder} is a version that curate export wrote.",
-            f"Restore the version:\n    curate restore {shlex.quote(folder)}\n"
+            f"Restore the version:\n    curate restore {shell_quote(folder)}\n"
             "Import its conversations as new ones by the names of its files.",
         )
     files = _data_files(Path(folder))

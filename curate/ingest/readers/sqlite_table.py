@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.table_options import TableOptions, import_line
 from curate.ingest.readers.text_arrays import utf8_problem
 from schemas.errors import SourceError
+from schemas.text import quote_name, shell_quote
 
 TABLES_SQL = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' ESCAPE '~'"
 
@@ -32,7 +32,9 @@ def read_sqlite(stream: ByteStream, options: TableOptions) -> Iterator[Batch]:
     try:
         with closing(_connect(stream.seekable())) as database:
             database.text_factory = _decode
-            cursor = database.execute(f"SELECT * FROM {_quoted(_choose_table(stream.path, database, options.sheet))}")
+            cursor = database.execute(
+                f"SELECT * FROM {quote_name(_choose_table(stream.path, database, options.sheet))}"
+            )
             names, before = make_unique(column[0] for column in cursor.description), 0
             while rows := cursor.fetchmany(ROWS):
                 yield _batch(names, rows, before)
@@ -56,13 +58,9 @@ def _choose_table(path: str, database: sqlite3.Connection, name: str | None) -> 
         return name or names[0]
     if not names:
         raise SourceError(f"{path} has no tables.", "Check that it is the right file, and that it is complete.")
-    commands = "".join(import_line(path, f"--sheet {shlex.quote(each)}") for each in names)
+    commands = "".join(import_line(path, f"--sheet {shell_quote(each)}") for each in names)
     what = f"has {len(names)} tables" if name is None else f"has no table {name}"
     raise SourceError(f"{path} {what}.", f"Choose one:{commands}")
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 class InvalidText(bytes):

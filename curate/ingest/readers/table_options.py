@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, fields
+
+from schemas.text import shell_quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +40,4 @@ def import_line(path: str, options: str) -> str:
     >>> import_line("my chats.csv", "--no-header")
     "\n    curate import 'my chats.csv' --no-header"
     """
-    return f"\n    curate import {shlex.quote(path)} {options}"
+    return f"\n    curate import {shell_quote(path)} {options}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from curate.ingest.readers.first_rows import MOST_ROWS, Row, check_first_rows
 from curate.ingest.readers.sheet_extent import check_extent
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
+from schemas.text import shell_quote
 
 if TYPE_CHECKING:
     from python_calamine import CalamineWorkbook
@@ -69,12 +69,12 @@ def _choose_sheet(path: str, workbook: CalamineWorkbook, name: str | None) -> tu
     """Name and cells of the requested sheet, or of the only one with data."""
     names = workbook.sheet_names
     if name is not None and name not in names:
-        commands = "".join(import_line(path, f"--sheet {shlex.quote(each)}") for each in names)
+        commands = "".join(import_line(path, f"--sheet {shell_quote(each)}") for each in names)
         raise SourceError(f"{path} has no sheet {name}.", f"Choose one:{commands}")
     tables = {each: _cells(path, workbook, each) for each in names if name in (None, each)}
     filled = [each for each, table in tables.items() if table]
     if len(filled) > 1:
-        commands = "".join(import_line(path, f"--sheet {shlex.quote(each)}") for each in filled)
+        commands = "".join(import_line(path, f"--sheet {shell_quote(each)}") for each in filled)
         raise SourceError(f"{path} has {len(filled)} sheets with data.", f"Choose one:{commands}")
     chosen = filled[0] if filled else names[0]
     return chosen, tables[chosen]

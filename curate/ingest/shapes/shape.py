@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -12,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from curate.ingest.shapes.cell_path import path_cells
+from schemas.text import shell_quote
 
 TURNS = {"row": pl.Int64, "from": pl.String, "value": pl.String, "train": pl.Boolean, "tool_call_id": pl.String}
 TOOLS = {"row": pl.Int64, "tools": pl.String}
@@ -90,8 +90,8 @@ class ColumnMapping:
         return " ".join(
             [
                 *(f"--shape {self.shape}", *(_option(name, column) for name, column in self.fields.items())),
-                *(f"--{name}-key {shlex.quote(key)}" for name, key in self.keys.items()),
-                *(f"--role {shlex.quote(f'{name}={role}')}" for name, role in self.roles.items()),
+                *(f"--{name}-key {shell_quote(key)}" for name, key in self.keys.items()),
+                *(f"--role {shell_quote(f'{name}={role}')}" for name, role in self.roles.items()),
             ]
         )
 
@@ -256,15 +256,3 @@ def _option(name: str, column: str) -> str:
     if name in ("group_by", "order_by", "role", "text"):
         return f"--{name.replace('_', '-')} {shell_quote(column)}"
     return f"--map {shell_quote(f'{name}={column}')}"
-
-
-def shell_quote(text: str) -> str:
-    r"""The text as one word of bash or zsh, on one line.
-
-    >>> print(shell_quote("a b"), shell_quote("a\nb"))
-    'a b' $'a\U0000000ab'
-    """
-    if text.isprintable():
-        return shlex.quote(text)
-    escaped = (c if c.isprintable() and c not in "\\'" else f"\\U{ord(c):08x}" for c in text)
-    return f"$'{''.join(escaped)}'"
