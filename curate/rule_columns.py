@@ -23,6 +23,7 @@ from schemas.conversation import IMPORTED_SQL
 from schemas.errors import RecipeError, nearest
 from schemas.recipe import Recipe
 from schemas.rule import Expression
+from schemas.store import is_store_error
 from schemas.text import plural, quote_name, shorten
 
 META = "meta"
@@ -144,6 +145,8 @@ def find_values(
     try:
         found: pl.DataFrame = connection.sql(query).pl()
     except duckdb.Error as error:
+        if is_store_error(error):
+            raise
         texts = ", ".join(dict.fromkeys(f"{expression.where}: {expression.text}" for expression in expressions))
         raise RecipeError(f"{shorten(texts)}: {str(error).splitlines()[0]}", VALUE_HINT) from error
     return found
@@ -353,4 +356,6 @@ def _bind(connection: DuckDBPyConnection, rule: Expression, columns: Mapping[str
     try:
         return sql, str(connection.sql(f"SELECT {sql} AS outcome FROM ({facts_query(columns)}) LIMIT 0").types[0])
     except duckdb.Error as error:
+        if is_store_error(error):
+            raise
         raise RecipeError(f"{rule.where}: {shorten(rule.text)!r}: {str(error).splitlines()[0]}", CAST_HINT) from error

@@ -35,7 +35,7 @@ from schemas.digest import canonical_json, digest
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe
 from schemas.rule import Expression
-from schemas.store import reading, writing
+from schemas.store import is_store_error, reading, writing
 from schemas.text import shorten
 
 KEPT_SQL = "SELECT conversation FROM current_verdicts WHERE kept"
@@ -146,6 +146,8 @@ def _apply_rules(connection: DuckDBPyConnection, rules: Sequence[Expression], co
     try:
         connection.execute(query)
     except duckdb.Error as error:
+        if is_store_error(error):
+            raise
         rule = _find_failing_rule(connection, rules, conditions, facts)
         of_metadata = rule is not None and any(columns[".".join(parts)].is_metadata for parts in rule.names)
         hint = CAST_HINT if isinstance(error, duckdb.ConversionException) and of_metadata else VALUE_HINT

@@ -16,6 +16,7 @@ from curate.ingest.column_names import make_unique
 from curate.ingest.select_statement import without_end
 from curate.rule_columns import VIEW
 from schemas.errors import StoreError
+from schemas.store import is_store_error
 
 FETCH_ROWS = 10_000
 """Rows that are fetched at a time, so that a large result is not held in memory."""
@@ -44,7 +45,7 @@ def run_query(connection: DuckDBPyConnection, query: str) -> QueryResult:
     if the error occurs after the first rows.
     """
     with _wrap_errors(connection, query):
-        connection.execute("SET python_enable_replacements = false")  # or a table name could be a Python variable
+        connection.execute("SET lock_configuration = true")
         statements = connection.extract_statements(query)
         if len(statements) != 1 or statements[0].type != StatementType.SELECT:
             raise StoreError(
@@ -90,7 +91,15 @@ def _wrap_errors(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
         message = str(error).strip().replace("bindings: : ", "bindings: ")  # corrects a slip of DuckDB
         lists = "lists the columns" if len(tables) == 1 else "list the columns of each"
         raise StoreError(message, f"{commands} {lists}." if commands else _TABLES_HINT) from error
+    except duckdb.PermissionException as error:
+        place = re.search(r'"(.*)"', str(error))
+        raise StoreError(
+            f"The query, or a view that it uses, reads {place[1] if place else 'something other than the store'}.",
+            "curate sql --allow-files allows a query to read files.",
+        ) from error
     except duckdb.Error as error:
+        if is_store_error(error):
+            raise
         raise StoreError(str(error).strip(), _TABLES_HINT) from error
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 DISK_FULL_MESSAGES = ("Could not write", "max_temp_directory_size")
 """Parts of DuckDB's messages about a full disk: for the store or its log, and for spilled data."""
 
+DAMAGE_MESSAGES = ("Corrupt database", "Could not read enough bytes", "INTERNAL Error", "Failed to deserialize")
+"""Parts of DuckDB's messages about damaged pages, of which most are read only when a query needs them."""
+
 MAGIC_OFFSET, MAGIC = 8, b"DUCK"
 """Offset and value of the magic bytes of a DuckDB file; a checksum precedes them."""
 
@@ -46,13 +49,25 @@ LOCK_TIMEOUT_VARIABLE = "CURATE_LOCK_TIMEOUT"
 NOTICE_AFTER, RETRY_EVERY = 1.0, 0.1
 """Seconds until a message says that the command waits for the store, and between attempts."""
 
+STORE_ONLY = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+}
+"""DuckDB settings of a connection that reads its store alone: no query, and no view in a store that was made elsewhere,
+reads other files, other databases, the network or variables of this process."""
+
+WITH_FILES = {name: value for name, value in STORE_ONLY.items() if name != "enable_external_access"}
+"""Settings of a connection whose queries may read files, but install and load nothing."""
+
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """Errors of a file system without hard links."""
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[DuckDBPyConnection]:
-    """A read-only connection to the store at `path`.
+def reading(path: Path, *, files: bool = False) -> Iterator[DuckDBPyConnection]:
+    """A read-only connection to the store at `path`; with `files`, queries may read other files too.
 
     Raises `StoreError` if it is missing, locked by a writer, from a newer release, or not a store.
     """
@@ -64,7 +79,7 @@ def reading(path: Path) -> Iterator[DuckDBPyConnection]:
     if missing:
         with writing(path):
             pass  # a store of an older release: migrate it first
-    with _open(path, read_only=True) as connection:
+    with _open(path, read_only=True, settings=WITH_FILES if files else STORE_ONLY) as connection:
         yield connection
 
 
@@ -160,24 +175,59 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open(path: Path, *, read_only: bool) -> Iterator[DuckDBPyConnection]:
-    connection = _connect(path, read_only=read_only)
+def _open(path: Path, *, read_only: bool, settings: Mapping[str, str] = STORE_ONLY) -> Iterator[DuckDBPyConnection]:
+    connection = _connect(path, read_only=read_only, settings=settings)
     try:
         yield connection
     except RuntimeError as error:
         if str(error) == "Query interrupted":  # DuckDB's error for Ctrl-C during a query
             raise KeyboardInterrupt from error
         raise
+    except duckdb.Error as error:
+        if explained := _explain(error, path):
+            raise explained from error
+        raise
     finally:
-        connection.close()
+        with suppress(duckdb.Error):  # of a damaged store, which is already reported
+            connection.close()
 
 
-def _connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
+def is_store_error(error: duckdb.Error) -> bool:
+    """Whether damaged pages, or a view that reads other files, cause an error; `reading` and `writing` explain it."""
+    return isinstance(error, duckdb.PermissionException) or any(words in str(error) for words in DAMAGE_MESSAGES)
+
+
+def _explain(error: duckdb.Error, path: Path) -> StoreError | None:
+    """The explanation of an error that the store causes rather than a query; None for any other error."""
+    message = _first_line(error)
+    if isinstance(error, duckdb.PermissionException):
+        return StoreError(
+            f"A view in the store {path} reads other files: {message}",
+            "Views read only the store. curate sql shows them: SELECT view_name, sql FROM duckdb_views()",
+        )
+    if is_store_error(error):
+        return StoreError(
+            f"The store {path} is damaged: {message}",
+            "Restore it from a backup, or import the files into another --store.",
+        )
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return StoreError(
+            f"There is not enough memory for a query on the store {path}: {message}", "Close other programs."
+        )
+    if isinstance(error, duckdb.CatalogException | duckdb.BinderException):
+        return StoreError(
+            f"The tables of the store {path} are not those of this release: {message}",
+            "Restore it from a backup, or import the files into another --store.",
+        )
+    return None
+
+
+def _connect(path: Path, *, read_only: bool, settings: Mapping[str, str]) -> DuckDBPyConnection:
     """A connection, after waiting up to the lock timeout for a process that holds the store."""
     start, timeout, notified = time.monotonic(), _lock_timeout(), False
     while True:
         try:
-            return _try_to_connect(path, read_only=read_only)
+            return _try_to_connect(path, read_only=read_only, settings=settings)
         except _LockedError as error:
             waited = time.monotonic() - start
             if waited >= timeout:
@@ -199,14 +249,14 @@ def _lock_timeout() -> float:
         ) from error
 
 
-def _try_to_connect(path: Path, *, read_only: bool) -> DuckDBPyConnection:
+def _try_to_connect(path: Path, *, read_only: bool, settings: Mapping[str, str]) -> DuckDBPyConnection:
     _check_magic(path)
     try:  # an absolute path: DuckDB treats `md:x` as a service and `:memory:` as a temporary database
-        return duckdb.connect(str(path.absolute()), read_only=read_only)
+        return duckdb.connect(str(path.absolute()), read_only=read_only, config=dict(settings))
     except duckdb.IOException as error:
-        raise _to_store_error(path, str(error)) from error
+        raise _explain(error, path) or _to_store_error(path, str(error)) from error
     except duckdb.Error as error:
-        raise StoreError(
+        raise _explain(error, path) or StoreError(
             f"{path} cannot be opened as a store: {_first_line(error)}",
             "Give another --store, or restore this file from a backup.",
         ) from error

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from support.stores import add, add_run, add_verdict, questions
 
 from curate.rule_columns import FACTS, create_view, matching_query
+from curate.sql import run_query
 from curate.status import read_status
+from schemas.errors import StoreError
 from schemas.recipe import load_recipe
 from schemas.store import reading, writing
 
@@ -392,3 +395,70 @@ def test_show_tables_lists_the_tables_of_the_store_only(filled: Path, curate: Ca
     assert {"conversations", "current_verdicts", "rule_columns"} <= names
     assert {name for name in names if " " in name} == set()
     assert all(curate("sql", f'SELECT count(*) FROM "{name}"').returncode == 0 for name in sorted(names)[:3])
+
+
+OUTSIDE = [
+    "SELECT * FROM read_text('{file}')",
+    "SELECT * FROM read_blob('/proc/self/environ')",
+    "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM '{file}'",
+    "SELECT * FROM read_csv('{file}')",
+    "SELECT * FROM read_json('{file}')",
+    "SELECT * FROM sniff_csv('{file}')",
+    "SELECT * FROM parquet_metadata('{file}')",
+    "SELECT * FROM read_csv('http://127.0.0.1:9/x.csv')",
+    "SELECT * FROM read_duckdb('other.duckdb')",
+    "SELECT * FROM sqlite_scan('{file}', 't')",
+    "SELECT * FROM query('FROM read_text(''{file}'')')",
+    "SELECT * FROM query_table('{file}')",
+    "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('FROM read_text(''{file}'')'))",
+    "SELECT getenv('CURATE_SECRET')",
+    "SELECT * FROM duckdb_secrets()",
+    "SELECT * FROM enable_logging(storage = 'file')",
+    "SELECT * FROM made_elsewhere",
+    "SELECT * FROM macro_made_elsewhere()",
+    "SELECT * FROM statements",
+]
+"""Queries that would read a file, the network, the environment, or a variable of the function that runs them."""
+
+
+def test_a_query_reads_nothing_but_the_store(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURATE_SECRET", "confidential")
+    monkeypatch.setenv("HOME", str(filled))
+    monkeypatch.chdir(filled)
+    Path("secret.csv").write_text("name\nconfidential\n")
+    duckdb.connect("other.duckdb").execute("CREATE TABLE t AS SELECT 'confidential' AS name").close()
+    with duckdb.connect("curate.duckdb") as store:
+        store.execute("CREATE VIEW made_elsewhere AS FROM read_text('secret.csv')")
+        store.execute("CREATE MACRO macro_made_elsewhere() AS TABLE FROM read_text('secret.csv')")
+    files = sorted(filled.rglob("*"))
+    for query in OUTSIDE:
+        with (
+            reading(Path("curate.duckdb")) as connection,
+            pytest.raises(StoreError) as caught,
+        ):
+            list(run_query(connection, query.format(file="secret.csv")).rows)
+        assert "confidential" not in str(caught.value)
+    assert sorted(filled.rglob("*")) == files
+
+
+def test_files_are_read_with_an_explicit_option(filled: Path, curate: Callable[..., Any]) -> None:
+    (filled / "labels.csv").write_text("name\ngood\n")
+    ran = curate("sql", "SELECT name FROM 'labels.csv'", "--allow-files", "--json")
+    assert json.loads(ran.stdout) == [{"name": "good"}]
+    assert "--allow-files" in curate("sql", "SELECT name FROM 'labels.csv'").stderr
+    assert curate("sql", "ATTACH 'x.duckdb'", "--allow-files").returncode == 1
+    assert curate("sql", "SELECT * FROM read_csv('http://127.0.0.1:9/x.csv')", "--allow-files").returncode == 1
+
+
+def test_a_view_of_a_received_store_reads_no_files(filled: Path, curate: Callable[..., Any]) -> None:
+    (filled / "secret.txt").write_text("confidential")
+    with duckdb.connect(str(filled / "curate.duckdb")) as store:
+        for view in ("current_verdicts", "removed_conversations"):
+            columns = "content AS conversation, true AS kept, 'rule' AS by_whom, content AS reason"
+            store.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT {columns} FROM read_text('secret.txt')")
+    for command in (["status"], ["select", "--where", "turns > 0"], ["freeze", "stolen"]):
+        ran = curate(*command)
+        assert "confidential" not in ran.stdout + ran.stderr
+        assert (command, ran.returncode, len(ran.stderr.splitlines())) == (command, 1, 2)
+        assert "secret.txt" in ran.stderr

@@ -143,3 +143,40 @@ def test_the_rows_of_an_earlier_release_keep_their_order_and_new_rows_are_later(
                VALUES ('c1', 'keep', 'third', 'ann', '2020-01-01')"""
         )
         assert connection.sql("SELECT reason FROM current_verdicts").fetchall() == [("third",)]
+
+
+def test_a_damaged_page_is_an_error_of_each_command_that_reads_it(tmp_path, curate):
+    rows = "".join(f'{{"question": "Question {n}?", "answer": "Answer {n * 7919}."}}\n' for n in range(3000))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    assert curate("import", "rows.jsonl").returncode == 0
+    whole = (tmp_path / "curate.duckdb").read_bytes()
+    first_page, page = 3 * 4096, 262144
+    for start in range(first_page, len(whole), page):
+        whole = whole[:start] + bytes([whole[start] ^ 255]) + whole[start + 1 :]  # the checksum of each page
+    (tmp_path / "curate.duckdb").write_bytes(whole)
+    for command in (["status"], ["score"], ["select"], ["freeze", "v"], ["sql", "FROM sources"], ["sources"]):
+        ran = curate(*command)
+        assert (command, ran.returncode, len(ran.stderr.splitlines())) == (command, 1, 2)
+        assert "curate.duckdb is damaged: Corrupt database file" in ran.stderr
+    assert "Traceback" in curate("--debug", "status").stderr
+
+
+def test_a_truncated_store_is_an_error(tmp_path, curate):
+    (tmp_path / "rows.csv").write_text("question,answer\nWhy?,Because.\n")
+    assert curate("import", "rows.csv").returncode == 0
+    whole = (tmp_path / "curate.duckdb").read_bytes()
+    for size in (4096, 3 * 4096, len(whole) // 2):
+        (tmp_path / "curate.duckdb").write_bytes(whole[:size])
+        ran = curate("status")
+        assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 2), ran.stderr
+
+
+def test_a_store_without_a_table_is_an_error(tmp_path, curate):
+    (tmp_path / "rows.csv").write_text("question,answer\nWhy?,Because.\n")
+    assert curate("import", "rows.csv").returncode == 0
+    with duckdb.connect(str(tmp_path / "curate.duckdb")) as connection:
+        connection.execute("DROP TABLE scores; ALTER TABLE sources DROP COLUMN rows_read")
+    for command in ("status", "score"):
+        ran = curate(command)
+        assert (command, ran.returncode, len(ran.stderr.splitlines())) == (command, 1, 2)
+        assert "are not those of this release" in ran.stderr

@@ -140,17 +140,13 @@ def main() -> None:
     try:
         _check_encoding(sys.argv[1:])
         app()
-    except (CurateError, ModuleNotFoundError) as error:
-        explained = error if isinstance(error, CurateError) else _explain_missing(error)
+    except (CurateError, ModuleNotFoundError, MemoryError, OSError) as error:
+        explained = _explain(error)
         if explained is None or os.environ.get("CURATE_DEBUG"):
             raise
         _note_error(explained)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None or os.environ.get("CURATE_DEBUG"):
-            raise
-        _note_error(CurateError("The output cannot be written: the disk is full.", "Free some space."))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
+        if isinstance(error, OSError) and error.filename is None:  # or Python would try to write at exit again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (KeyboardInterrupt, RuntimeError, SystemExit) as end:
         if not _is_interruption(end):
@@ -172,6 +168,28 @@ def _note_error(error: CurateError) -> None:
     note(f"Error: {error.what}")
     if error.hint:
         note(f"  → {error.hint}")
+
+
+def _explain(error: CurateError | ModuleNotFoundError | MemoryError | OSError) -> CurateError | None:
+    """The error in two parts; None if its cause is unknown."""
+    if isinstance(error, CurateError):
+        return error
+    if isinstance(error, MemoryError):
+        return CurateError("There is not enough memory.", "Close other programs, or work on smaller files.")
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    return _explain_missing(error)
+
+
+def _explain_os_error(error: OSError) -> CurateError | None:
+    """The file and the cause; None for an error without a file, unless the disk is full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = "The output" if error.filename is None else str(error.filename)
+        cause = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        return CurateError(f"{what} cannot be written: {cause}.", "Free some space, and run the command again.")
+    if error.filename is None:
+        return None
+    return CurateError(f"{error.filename}: {error.strerror}.", "Check the path and its permissions.")
 
 
 def _explain_missing(error: ModuleNotFoundError) -> CurateError | None:

@@ -33,6 +33,9 @@ def sql(
         int | None, typer.Option(min=1, help="Number of rows to print.", show_default="40 in a table, all otherwise")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="Allow the query, and views in the store, to read other files.")
+    ] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -43,6 +46,7 @@ def sql(
     SHOW TABLES lists the tables, DESCRIBE conversations the columns of a table. The column `source` refers to the file
     of a row. The view rule_columns has the names of rules as columns: quality, prompt, near_duplicate, meta.NAME …
     with the scores of the recipe. Rows that are too wide for the terminal are printed with one column per line.
+    Without --allow-files, a query reads nothing but the store.
 
     \b
     curate sql "SELECT path, rows_read, rows_rejected FROM sources"
@@ -53,7 +57,7 @@ def sql(
     from schemas.recipe import load_recipe
     from schemas.store import reading
 
-    with reading(store) as connection:
+    with reading(store, files=allow_files) as connection:
         if re.search(rf"\b({VIEW}|show)\b", query, re.IGNORECASE):  # takes a while: reads recipe and source columns
             create_view(connection, load_recipe(recipe, set_ or []))
         result = run_query(connection, query)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import polars as pl
-import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.readers.batch import EXCLUDED_ROWS
@@ -108,22 +108,22 @@ def write_batch(connection: DuckDBPyConnection, source: str, batch: ImportBatch)
     """Insert the new conversations, origins and rejects of a batch, and close the rejects that it corrects."""
     is_new, is_stored = _find_new(connection, batch.conversations)
     if (is_added := is_new & ~is_stored).any():
-        new = _to_arrow(batch.conversations.filter(is_added))  # noqa: F841  DuckDB finds the variable by its name
-        connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM new")
+        with _registered(connection, new=batch.conversations.filter(is_added)):
+            connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM new")
     if batch.origins.height:
-        identified = _to_arrow(_identify(batch, is_new))  # noqa: F841
-        connection.execute(
-            """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, repairs, raw FROM identified""",
-            [source],
-        )
+        with _registered(connection, identified=_identify(batch, is_new)):
+            connection.execute(
+                """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, repairs, raw FROM identified""",
+                [source],
+            )
     if batch.rejects.height:
-        rejected = _to_arrow(batch.rejects)  # noqa: F841
-        connection.execute(
-            """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM rejected""", [source]
-        )
+        with _registered(connection, rejected=batch.rejects):
+            connection.execute(
+                """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM rejected""", [source]
+            )
     if batch.excluded.height:
-        excluded = _to_arrow(batch.excluded)  # noqa: F841
-        connection.execute('INSERT INTO excluded_rows SELECT ?, "row", line FROM excluded', [source])
+        with _registered(connection, excluded=batch.excluded):
+            connection.execute('INSERT INTO excluded_rows SELECT ?, "row", line FROM excluded', [source])
     if batch.corrections.height:
         _close_rejects(connection, source, batch)
 
@@ -194,7 +194,8 @@ def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tu
     """
     ids = conversations.select("id")
     is_first = ids["id"].is_first_distinct()
-    known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
+    with _registered(connection, ids=ids):
+        known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
     if known.is_empty():
         return is_first, pl.repeat(False, ids.height, eager=True)
     removed = connection.sql("SELECT conversation FROM removed_conversations").pl()["conversation"]
@@ -202,9 +203,17 @@ def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tu
     return is_first & (~is_stored | ids["id"].is_in(removed.implode())), is_stored
 
 
-def _to_arrow(frame: pl.DataFrame) -> pa.Table:
-    """The frame as Arrow string views, which DuckDB reads in place; from a frame, it has Polars copy every text."""
-    return frame.to_arrow(compat_level=pl.CompatLevel.newest())
+@contextmanager
+def _registered(connection: DuckDBPyConnection, **frames: pl.DataFrame) -> Iterator[None]:
+    """Let queries name the frames, as Arrow string views: DuckDB reads these in place, while Polars copies every text.
+
+    The connection itself finds no variables: it reads its store alone.
+    """
+    for name, frame in frames.items():
+        connection.register(name, frame.to_arrow(compat_level=pl.CompatLevel.newest()))
+    yield
+    for name in frames:
+        connection.unregister(name)
 
 
 def _identify(batch: ImportBatch, is_new: pl.Series) -> pl.DataFrame:
@@ -217,20 +226,22 @@ def _identify(batch: ImportBatch, is_new: pl.Series) -> pl.DataFrame:
 
 def _close_rejects(connection: DuckDBPyConnection, source: str, batch: ImportBatch) -> None:
     """Close the rejects whose corrected rows were accepted; of a row rejected again, the first reject stays open."""
-    accepted = batch.corrections.join(batch.origins, left_on="by", right_on="row", how="semi")  # noqa: F841
-    connection.execute(
-        """UPDATE rejects SET closed_by = ? FROM accepted
-           WHERE rejects.source = accepted.source AND rejects."row" = accepted."row" AND closed_by IS NULL""",
-        [source],
-    )
-    again = batch.corrections.join(batch.rejects, left_on="by", right_on="row", how="semi")  # noqa: F841
-    connection.execute(
-        """UPDATE rejects SET closed_by = first.source
-           FROM (SELECT r.source, again."by" FROM again JOIN rejects r USING (source, "row")
-                 WHERE r.closed_by IS NULL) AS first
-           WHERE rejects.source = ? AND rejects."row" = first."by" """,
-        [source],
-    )
+    accepted = batch.corrections.join(batch.origins, left_on="by", right_on="row", how="semi")
+    with _registered(connection, accepted=accepted):
+        connection.execute(
+            """UPDATE rejects SET closed_by = ? FROM accepted
+               WHERE rejects.source = accepted.source AND rejects."row" = accepted."row" AND closed_by IS NULL""",
+            [source],
+        )
+    again = batch.corrections.join(batch.rejects, left_on="by", right_on="row", how="semi")
+    with _registered(connection, again=again):
+        connection.execute(
+            """UPDATE rejects SET closed_by = first.source
+               FROM (SELECT r.source, again."by" FROM again JOIN rejects r USING (source, "row")
+                     WHERE r.closed_by IS NULL) AS first
+               WHERE rejects.source = ? AND rejects."row" = first."by" """,
+            [source],
+        )
 
 
 def _concat(batches: list[ImportBatch]) -> ImportBatch:
