@@ -49,6 +49,7 @@ bench: setup
 	@$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_import.py
 	$(BIN)/python tests/bench/bench_argilla_server.py
+	$(BIN)/python tests/bench/bench_sign_in.py
 	if [ -z "$(ALPACA)" ]; then
 	    echo "To measure scoring, near-duplicates and rendering too: make bench ALPACA=FILE.jsonl (instruction, input, output per line)."
 	    exit

@@ -112,7 +112,7 @@ def password(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set a new password for an account and print it once.
+    """Set a new password for an account and print it once. Its sessions and its API key end.
 
     \b
     curate review users password owner
@@ -121,7 +121,9 @@ def password(
     from curate.review.argilla.process import resolve_server
 
     new = set_password(*resolve_server(url, home), name)
-    print_json({"name": name, "password": new}) if as_json else print_line(f"{name}\npassword {new}")
+    print_json(new) if as_json else print_line(f"{name}\npassword {new.password}")
+    if not new.ends_sessions:
+        note(f"This server keeps the sessions and the API key of {name} valid: to end them, delete the account there.")
 
 
 @users.command("list", rich_help_panel=PANEL)

@@ -49,15 +49,28 @@ def add_account(url: str, api_key: str, name: str, *, role: str, workspace: str)
     return Account(name, role, workspace, password, str(account["api_key"]))
 
 
-def set_password(url: str, api_key: str, name: str) -> str:
-    """Set a new random password. Raises `ReviewError` if there is no such account."""
+@dataclass(frozen=True, slots=True)
+class NewPassword:
+    """A new password and API key. `ends_sessions`: whether the earlier key and sessions are no longer accepted."""
+
+    name: str
+    password: str
+    api_key: str
+    ends_sessions: bool
+
+
+def set_password(url: str, api_key: str, name: str) -> NewPassword:
+    """Set a new random password; the server of `curate review serve` then replaces the API key and ends sessions.
+
+    Raises `ReviewError` if there is no such account.
+    """
     password = secrets.token_urlsafe(12)
     with open_api(url, api_key) as api:
         users = _list_by(api, "users", "username")
         if name not in users:
             raise ReviewError(f"There is no account {name}.", f"Accounts: {', '.join(sorted(users))}.")
-        api.request("PATCH", f"users/{users[name]['id']}", {"password": password})
-    return password
+        changed = api.request("PATCH", f"users/{users[name]['id']}", {"password": password})
+    return NewPassword(name, password, changed["api_key"], changed["api_key"] != users[name]["api_key"])
 
 
 def list_accounts(url: str, api_key: str) -> list[dict[str, str]]:

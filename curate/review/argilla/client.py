@@ -45,6 +45,9 @@ BATCH, PAGE = 100, 1000
 """Records per request; Argilla accepts 500 for writing and 1,000 for reading. Annotators' responses wait while records
 are written. The server's CPU time per record is 1.7 ms with 100 records, as with 400; with 25 it is 2.2 ms."""
 
+MAX_REQUEST = 4_000_000
+"""Characters of conversations per request: at most 20 MB after escaping, where the server permits 64 MiB."""
+
 MAX_REJECTED = 10
 """Records of one batch that may be rejected before the whole batch counts as failed."""
 
@@ -184,13 +187,18 @@ class Argilla:
         """
         rejected: list[str] = []
 
+        def halve(some: Sequence[Task]) -> list[SendResult]:
+            middle = len(some) // 2
+            return attempt(some[:middle]) + attempt(some[middle:])
+
         def attempt(some: Sequence[Task]) -> list[SendResult]:
+            if len(some) > 1 and sum(len(text) for task in some for _, text in task.messages) > MAX_REQUEST:
+                return halve(some)
             try:
                 return self._write(remote, some)
             except InvalidError as error:
                 if len(some) > 1:
-                    middle = len(some) // 2
-                    return attempt(some[:middle]) + attempt(some[middle:])
+                    return halve(some)
                 rejected.append(error.what)
                 if len(rejected) > MAX_REJECTED:
                     raise

@@ -40,7 +40,7 @@ class Api:
         self.url = url
 
     def request(self, method: str, path: str, body: object = None, **query: object) -> dict[str, Any]:
-        """The JSON object of the response. Raises `InvalidError` for status 422, else `ReviewError`."""
+        """The JSON object of the response. Raises `InvalidError` for status 413 and 422, else `ReviewError`."""
         try:
             response = self._client.request(method, path, json=body, params=query)  # type: ignore[arg-type]
         except httpx.TimeoutException as error:
@@ -75,7 +75,7 @@ class Api:
                 f"Check that the key in {KEY_VARIABLE} is from this server, and that its account exists and has the"
                 " role owner or admin.",
             )
-        if response.status_code == 422:
+        if response.status_code in (413, 422):
             return InvalidError(f"{self.url} rejected the request: {_detail(response)}", "")
         if response.status_code == 404:
             return ReviewError(

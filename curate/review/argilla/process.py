@@ -1,7 +1,7 @@
 """A home folder → a running labelling server, its installed environment, its address and key, and its backups.
 
-The server is the unmodified argilla-server package. It pins packages that curate needs in other versions, so it has its
-own virtual environment, installed once from `constraints.txt` and then used offline.
+The server is the unmodified argilla-server package. It requires packages that curate needs in other versions, so it has
+its own virtual environment, installed once from `constraints.txt` and then used offline.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ REDIS_VARIABLE = "CURATE_REVIEW_REDIS"
 _ARGILLA = Path(__file__).parent
 _CONSTRAINTS = _ARGILLA / "constraints.txt"
 COMPOSE = _ARGILLA / "compose.yaml"
-_PACKAGES = ("argilla-server", "fakeredis")
+_INSTALLERS = ("pip", "setuptools")
+"""Packages that `venv` puts into the environment, in old versions, and that are only needed to install the others."""
 _READY, _PAGES = "ready", "pages"
 _MARKER = "curate-review"
 """A file that marks an environment as created by curate, so that it may be removed."""
@@ -140,8 +141,11 @@ def _install(folder: Path, python: Path, progress: Progress) -> None:
         elif line.startswith("Installing "):
             progress(total, total, "installing, half a minute")
 
-    install = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
-    _run([*install, *_PACKAGES, "-c", str(_CONSTRAINTS)], follow, "Network access is required once: try again with it.")
+    pip = [str(python), "-m", "pip", "--no-input", "--disable-pip-version-check"]
+    # Without resolving: some versions are newer than argilla-server's own limits permit, see the file.
+    packages = ["install", "--progress-bar=off", "--no-deps", "-r", str(_CONSTRAINTS)]
+    _run([*pip, *packages], follow, "Network access is required once: try again with it.")
+    _run([*pip, "uninstall", "--yes", *_INSTALLERS], lambda _line: None, "Delete it and try again.")
 
 
 def _extract_pages(folder: Path) -> None:

@@ -19,12 +19,18 @@ from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE
 from argilla_server.static_rewrite import RewriteStaticFiles
 
 from .accounts import create_owner
+from .compression import CompressedFiles
+from .connection import LimitedProtocol
+from .gate import Gate
 from .index import connect
 from .job_queue import JobWorker
 from .patches import apply_patches
+from .permissions import restrict_annotators
 from .repair import repair_database
 from .search_engine import SqliteSearchEngine
 from .security_headers import SecurityHeaders
+from .sessions import Sessions, bind_sessions_to_passwords
+from .sign_in import PasswordCheck
 
 _MIGRATIONS = Path(_app.__file__).parent / "alembic"
 _PAGES = Path(sys.prefix) / "pages"
@@ -51,20 +57,26 @@ def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable
     warnings.filterwarnings("ignore", message="Object of type <Record> not in session")
     repairs = repair_database(database, _MIGRATIONS, killed=killed)
     SqliteSearchEngine.instance = SqliteSearchEngine(database)
-    apply_patches(connect(database))
+    connection = connect(database)
+    apply_patches(connection)
+    sessions = Sessions(connection)
+    bind_sessions_to_passwords(sessions, PasswordCheck())
+    restrict_annotators()
     report = StartupReport(asyncio.run(create_owner()), repairs)
     jobs = JobWorker([HIGH_QUEUE, DEFAULT_QUEUE])  # with an external Redis, too: other workers lack this search engine
     jobs.start()
     try:
-        _Server(_configuration(), lambda: announce(report)).run(sockets=[sock])
+        _Server(_configuration(sessions), lambda: announce(report)).run(sockets=[sock])
     finally:
         jobs.stop()
 
 
-def _configuration() -> uvicorn.Config:
+def _configuration(sessions: Sessions) -> uvicorn.Config:
     _app.app.mount("/", RewriteStaticFiles(directory=_PAGES, html=True), name="static")
     return uvicorn.Config(
-        SecurityHeaders(_app.app, _PAGES),
+        SecurityHeaders(Gate(CompressedFiles(_app.app), sessions), _PAGES),
+        http=LimitedProtocol,
+        ws="none",
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_GRACE,
