@@ -391,15 +391,15 @@ def test_invalid_arguments_give_two_line_errors(mixed: Path, curate: Callable[..
 
 def test_the_mapping_of_a_file_is_reported_before_its_rows_are_written(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer\nWhy?,So.\n")
-    (tmp_path / "b.jsonl").write_text('{"messages": 3}\n')
+    (tmp_path / "b.jsonl").write_text('{"prompt": "Why?", "completion": ""}\n')
     store, mappings = tmp_path / "x.duckdb", []
     with pytest.raises(SourceError):
         import_files(
             store,
             [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")],
-            ImportSection(),
+            ImportSection(max_rejects=0),
             on_mapping=lambda path, mapping: mappings.append((Path(path).name, mapping.shape)),
         )
-    assert mappings == [("a.csv", "pairs")]
+    assert mappings == [("a.csv", "pairs"), ("b.jsonl", "pairs")]
     with reading(store) as connection:
         assert connection.sql("SELECT count(*) FROM conversations").fetchall() == [(0,)]

@@ -5,8 +5,8 @@ This module does not access the store. Every row of a batch is in its import bat
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +20,13 @@ from curate.ingest.media import media_problems
 from curate.ingest.named_split import SPLIT_COLUMN
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.readers.batch import EXPORT_COLUMNS, REJECT_COLUMN, UNUSABLE
-from curate.ingest.repair_advice import RepairAdvice, advise_repairs, rival_findings, rival_rows
+from curate.ingest.repair_advice import RepairAdvice, RepairTrial, rival_findings, rival_rows, try_repairs
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import IMPORT_COMMAND, ColumnMapping, ParsedTable
 from curate.ingest.shapes.system_prompt import add_system_prompt
 from curate.ingest.validation import validate
-from curate.ingest.writer import CORRECTIONS, ImportBatch
+from curate.ingest.writer import CORRECTIONS, FILE_ROWS, ImportBatch
 from schemas.conversation import fold
 from schemas.errors import SourceError
 from schemas.import_recipe import ImportSection
@@ -84,11 +84,15 @@ class Conversion:
                 )
             self.conversations += converted.conversations.height
             self.several = self.several or batch.sources is not None or converted.rows > batch.records
-            self.warnings.update(notes.warnings)
-            self.warning_examples = {**notes.warning_examples, **self.warning_examples}
-            self.advice |= notes.advice
-            self.examples = self.examples or _first_distinct(converted.conversations)
+            self.add_notes(notes.get(0, BatchNotes()))
+            self.examples = self.examples or first_distinct(converted.conversations)
             yield converted
+
+    def add_notes(self, notes: BatchNotes) -> None:
+        """Add the warnings and repairs of the next batch."""
+        self.warnings.update(notes.warnings)
+        self.warning_examples = {**notes.warning_examples, **self.warning_examples}
+        self.advice |= notes.advice
 
 
 @contextmanager
@@ -105,9 +109,9 @@ def prefix_errors(path: str) -> Iterator[None]:
 class BatchNotes:
     """What the report says about a batch: warnings and repairs, by code."""
 
-    warnings: dict[str, int]
-    warning_examples: dict[str, dict[str, Any]]
-    advice: dict[str, RepairAdvice]
+    warnings: dict[str, int] = field(default_factory=dict)
+    warning_examples: dict[str, dict[str, Any]] = field(default_factory=dict)
+    advice: dict[str, RepairAdvice] = field(default_factory=dict)
 
 
 def convert(
@@ -118,11 +122,12 @@ def convert(
     first_key: int = 0,
     split: str | None = None,
     known: Collection[str] = (),
-) -> tuple[ImportBatch, BatchNotes]:
-    """Parse, repair, validate and fold the rows of one batch; also its warnings, and the repairs that work.
+) -> tuple[ImportBatch, dict[int, BatchNotes]]:
+    """Parse, repair, validate and fold the rows of one batch; also the notes on each of its files that has some.
 
     `first_key` is the key of the first conversation; keys distinguish the conversations of a source. `split` becomes
-    metadata of rows without a column of this name. Repairs are not tried for `known` codes.
+    metadata of rows without a column of this name. Repairs are not tried for `known` codes. The number of the file is 0
+    unless row numbers contain one (`FILE_ROWS`).
     """
     table = drop_export_columns(batch.table)
     parsed, read_calls = read_call_markup(parse_table(table, mapping))
@@ -148,13 +153,13 @@ def convert(
         excluded=batch.excluded,
     )
     if findings.is_empty():
-        return converted, BatchNotes({}, {}, {})
+        return converted, {}
     warnings = findings.filter(pl.col("severity") == "warning").join(rejected, on="row", how="anti")
     rejecting = findings.filter((pl.col("severity") == "reject") & ~pl.col("row").is_in(rivals.implode()))
-    advice = advise_repairs(
+    trials = try_repairs(
         turns, parsed.tools, pl.concat([rejecting, warnings]), known, has_questions=SHAPES[mapping.shape].has_questions
     )
-    return converted, BatchNotes(_count_warnings(warnings), _warning_examples(warnings, batch, members), advice)
+    return converted, _notes_by_file(_locate(warnings, batch, members), trials, batch, members)
 
 
 def _members(batch: Batch, parsed: ParsedTable) -> pl.DataFrame | None:
@@ -281,23 +286,47 @@ def _reasons_by_record(rejected: pl.DataFrame, members: pl.DataFrame) -> pl.Data
     return sentences.group_by("record", maintain_order=True).agg(pl.first("code"), pl.col("reason").str.join(" "))
 
 
-def _count_warnings(warnings: pl.DataFrame) -> dict[str, int]:
-    """Number of accepted conversations per warning."""
-    return dict(warnings.group_by("code").agg(pl.col("row").n_unique()).iter_rows())
+def _locate(warnings: pl.DataFrame, batch: Batch, members: pl.DataFrame | None) -> pl.DataFrame:
+    """The warnings, sorted by conversation, with the `file`, `number` and `line` of the first row of each."""
+    found = warnings.sort("row", maintain_order=True).select("code", "reason", conversation="row")
+    record = _first_record(found["conversation"], members)
+    number = batch.row.gather(record)
+    return found.with_columns(
+        (number // FILE_ROWS).alias("file"), (number % FILE_ROWS).alias("row"), batch.line.gather(record).alias("line")
+    )
 
 
-def _warning_examples(warnings: pl.DataFrame, batch: Batch, members: pl.DataFrame | None) -> dict[str, dict[str, Any]]:
-    """The first accepted conversation per warning: its row, line and reason."""
-    first = warnings.sort("row", maintain_order=True).unique("code", keep="first", maintain_order=True)
-    records = first.with_columns(record="row")
-    if members is not None:
-        records = first.join(members.group_by("row").agg(pl.col("record").min()), on="row", maintain_order="left")
-    rows, lines = batch.row.gather(records["record"]), batch.line.gather(records["record"])
-    reasons = first.select("code", pl.Series("row", rows), pl.Series("line", lines), "reason")
-    return {example.pop("code"): example for example in reasons.to_dicts()}
+def _first_record(conversations: pl.Series, members: pl.DataFrame | None) -> pl.Series:
+    """The position of the first record of each conversation."""
+    if members is None:
+        return conversations
+    first = members.group_by("row").agg(pl.col("record").min())
+    return conversations.to_frame("row").join(first, on="row", how="left", maintain_order="left")["record"]
 
 
-def _first_distinct(conversations: pl.DataFrame) -> list[dict[str, Any]]:
+def _notes_by_file(
+    warnings: pl.DataFrame, trials: Mapping[str, RepairTrial], batch: Batch, members: pl.DataFrame | None
+) -> dict[int, BatchNotes]:
+    """Number of accepted conversations and first example per file and warning, and results of trials per file."""
+    notes: defaultdict[int, BatchNotes] = defaultdict(BatchNotes)
+    examples = warnings.group_by("file", "code", maintain_order=True).agg(
+        pl.col("conversation").n_unique(), pl.first("row", "line", "reason")
+    )
+    for file, code, count, row, line, reason in examples.iter_rows():
+        notes[file].warnings[code] = count
+        notes[file].warning_examples[code] = {"row": row, "line": line, "reason": reason}
+    for code, trial in trials.items():
+        tried, repaired = (
+            Counter((batch.row.gather(_first_record(rows, members)) // FILE_ROWS).to_list())
+            for rows in (trial.tried, trial.repaired)
+        )
+        for file, count in tried.items():
+            notes[file].advice[code] = RepairAdvice(trial.repairs, count, repaired[file])
+    return dict(notes)
+
+
+def first_distinct(conversations: pl.DataFrame) -> list[dict[str, Any]]:
+    """The first distinct conversations, as many as a dry run shows."""
     first = conversations.head(100 * EXAMPLES).drop("key").unique("id", keep="first", maintain_order=True)
     return first.head(EXAMPLES).to_dicts()
 

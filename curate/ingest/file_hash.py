@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Event
 from types import TracebackType
 
+from schemas.errors import SourceError
+
 BLOCK = 32 << 20
 """Bytes hashed at a time. Before each block the thread waits for the interpreter lock, up to 5 ms while modules are
 loaded. With 8 MB, the digest of 472 MB took a quarter of a second longer, and the first rows waited for it."""
@@ -69,3 +71,13 @@ def stamp(path: str) -> Stamp:
     """The stamp of a file, by which a change is detected. Raises `OSError` if there is no file."""
     state = Path(path).stat()
     return state.st_size, state.st_mtime_ns
+
+
+def check_unchanged(digest: Digest, path: str) -> None:
+    """Raise `SourceError` if the file does not exist, or has changed since its digest was started."""
+    try:
+        is_same = digest.stamp == stamp(path)
+    except OSError:
+        is_same = False
+    if not is_same:
+        raise SourceError(f"{path} was changed during the import.", "Run the command again when the file is complete.")

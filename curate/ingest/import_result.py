@@ -1,8 +1,10 @@
-"""A source id and the store → the result of its import: counts, reasons, examples."""
+"""Source ids and the store → the results of their imports: counts, reasons, examples."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,10 +18,11 @@ from schemas.errors import SourceError
 from schemas.text import plural
 
 CLOSED_SQL = """
-    SELECT count(*) FROM rejects JOIN sources USING (source) JOIN sources AS closing ON closing.source = closed_by
-    WHERE closed_by = ? AND sources.seq <= closing.seq
+    SELECT closed_by, count(*) FROM rejects JOIN sources USING (source)
+    JOIN sources AS closing ON closing.source = closed_by
+    WHERE closed_by IN ({ids}) AND sources.seq <= closing.seq GROUP BY closed_by
 """
-"""Rejects closed by a source, except those of later imports, which repeated rejects of the source itself."""
+"""Rejects closed by each source, except those of later imports, which repeated rejects of the source itself."""
 
 
 BY_REQUEST = (EXCLUDED, "lower-ranked", "no-winner")
@@ -74,66 +77,103 @@ class ImportResult:
 
 def find_import(connection: DuckDBPyConnection, source_id: str, path: str) -> ImportResult | None:
     """The result of an earlier import with this id, if there is one."""
-    known = connection.execute("SELECT path FROM sources WHERE source = ?", [source_id]).fetchall()
-    return replace(load_result(connection, source_id), path=path, imported_before=known[0][0]) if known else None
+    known = load_results(connection, [source_id]).get(source_id)
+    return known and replace(known, path=path, imported_before=known.path)
 
 
-def load_result(connection: DuckDBPyConnection, source_id: str) -> ImportResult:
-    """The result of an import, from the store. Most files have no rejects and need no queries about them."""
-    query = "SELECT * EXCLUDE (imported_at, seq) FROM sources WHERE source = ?"
-    row = connection.sql(query, params=[source_id]).pl().row(0, named=True)
+def load_results(connection: DuckDBPyConnection, sources: Sequence[str]) -> dict[str, ImportResult]:
+    """The results of those imports that are in the store, by id. Most have no rejects and need no queries about them.
+
+    Ids are constants of the queries: DuckDB then skips most rows of large tables.
+    """
+    if not sources:
+        return {}
+    ids = placeholders(sources)
+    query = f"SELECT * EXCLUDE (imported_at, seq) FROM sources WHERE source IN ({ids})"
+    rows = connection.sql(query, params=[*sources]).pl()
     ((own, closed),) = connection.execute(
-        """SELECT count(*) FILTER (source = $source), count(*) FILTER (closed_by = $source) FROM rejects
-           WHERE source = $source OR closed_by = $source""",
-        {"source": source_id},
+        f"""SELECT count(*) FILTER (source IN ({ids})), count(*) FILTER (closed_by IN ({ids})) FROM rejects
+            WHERE source IN ({ids}) OR closed_by IN ({ids})""",
+        4 * [*sources],
     ).fetchall()
-    result = ImportResult(
-        **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
-        repaired=_count_repaired(connection, source_id),
-        closed=connection.execute(CLOSED_SQL, [source_id]).fetchall()[0][0] if closed else 0,
-    )
-    return _add_rejects(connection, result) if own else result
+    closing = dict(connection.execute(CLOSED_SQL.format(ids=ids), [*sources]).fetchall()) if closed else {}
+    repaired = _count_repaired(connection, sources)
+    results = {
+        row["source"]: ImportResult(
+            **{**row, "mapping": json.loads(row["mapping"]), "warnings": json.loads(row["warnings"])},
+            repaired=repaired.get(row["source"], {}),
+            closed=closing.get(row["source"], 0),
+        )
+        for row in rows.iter_rows(named=True)
+    }
+    return _add_rejects(connection, results) if own else results
 
 
-def _count_repaired(connection: DuckDBPyConnection, source_id: str) -> dict[str, int]:
-    """Repair → rows."""
-    some = "SELECT 1 FROM origins WHERE source = ? AND repairs IS NOT NULL LIMIT 1"
-    if not connection.execute(some, [source_id]).fetchall():
+def placeholders(values: Sequence[str]) -> str:
+    """A parameter of a query for each value.
+
+    >>> placeholders(["a", "b"])
+    '?, ?'
+    """
+    return ", ".join("?" * len(values))
+
+
+def _count_repaired(connection: DuckDBPyConnection, sources: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Source → repair → rows."""
+    ids = placeholders(sources)
+    some = f"SELECT 1 FROM origins WHERE source IN ({ids}) AND repairs IS NOT NULL LIMIT 1"
+    if not connection.execute(some, [*sources]).fetchall():
         return {}
     counts = connection.execute(
-        """SELECT repair, count(*) FROM (
-               SELECT unnest(repairs) AS repair FROM origins WHERE source = ? AND repairs IS NOT NULL
-           ) GROUP BY repair ORDER BY repair""",
-        [source_id],
+        f"""SELECT source, repair, count(*) FROM (
+                SELECT source, unnest(repairs) AS repair FROM origins WHERE source IN ({ids}) AND repairs IS NOT NULL
+            ) GROUP BY source, repair ORDER BY repair""",
+        [*sources],
     )
-    return dict(counts.fetchall())
+    repaired: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for source, name, count in counts.fetchall():
+        repaired[source][name] = count
+    return repaired
 
 
-def _add_rejects(connection: DuckDBPyConnection, result: ImportResult) -> ImportResult:
-    """The result with the codes of its rejects, an example of each, and the speakers without a role."""
+def _add_rejects(connection: DuckDBPyConnection, results: dict[str, ImportResult]) -> dict[str, ImportResult]:
+    """The results with the codes of their rejects, an example of each, and the speakers without a role."""
+    ids = placeholders([*results])
     rejects = connection.sql(
-        """SELECT "row", line, code, reason, raw, partly, count(*) OVER same AS count FROM (
-               SELECT *, "row" IN (SELECT "row" FROM origins WHERE source = $source) AS partly FROM rejects
-               WHERE source = $source)
-           WINDOW same AS (PARTITION BY code, partly)
-           QUALIFY row_number() OVER (PARTITION BY code, partly ORDER BY "row") = 1
-           ORDER BY partly, count DESC, code""",
-        params={"source": result.source},
+        f"""WITH own AS (FROM rejects WHERE source IN ({ids})),
+            accepted AS (SELECT source, "row" FROM origins WHERE source IN ({ids})),
+            partial AS (SELECT source, "row", true AS partly FROM own SEMI JOIN accepted USING (source, "row")),
+            marked AS (SELECT source, "row", line, code, reason, raw, coalesce(partly, false) AS partly
+                       FROM own LEFT JOIN partial USING (source, "row"))
+            SELECT *, count(*) OVER same AS count FROM marked
+            WINDOW same AS (PARTITION BY source, code, partly)
+            QUALIFY row_number() OVER (PARTITION BY source, code, partly ORDER BY "row") = 1
+            ORDER BY partly, count DESC, code""",
+        params=2 * [*results],
     ).pl()
+    unknown_roles = connection.sql(
+        f"""SELECT source, name, count(*) AS count FROM (
+                SELECT source, unnest(names) AS name, "row", generate_subscripts(names, 1) AS position
+                FROM (SELECT source, "row", string_split(regexp_extract(reason, ?, 1), ', ') AS names FROM rejects
+                      WHERE source IN ({ids}) AND code = 'unknown-role')
+            ) GROUP BY source, name ORDER BY count DESC, min("row"), min(position)""",
+        params=[UNKNOWN_ROLE, *results],
+    ).pl()
+    roles = unknown_roles.partition_by("source", as_dict=True, include_key=False)
+    found = rejects.partition_by("source", maintain_order=True, as_dict=True, include_key=False)
+    return results | {
+        source: _with_rejects(results[source], own, roles.get((source,), unknown_roles.clear().drop("source")))
+        for (source,), own in found.items()
+    }
+
+
+def _with_rejects(result: ImportResult, rejects: pl.DataFrame, unknown_roles: pl.DataFrame) -> ImportResult:
     counts = {partly: rejects.filter(pl.col("partly") == partly).select("code", "count") for partly in (False, True)}
-    unknown_roles = connection.execute(
-        """SELECT name, count(*) AS count FROM (
-               SELECT unnest(names) AS name, "row", generate_subscripts(names, 1) AS position
-               FROM (SELECT "row", string_split(regexp_extract(reason, ?, 1), ', ') AS names FROM rejects
-                     WHERE source = ? AND code = 'unknown-role')
-           ) GROUP BY name ORDER BY count DESC, min("row"), min(position)""",
-        [UNKNOWN_ROLE, result.source],
-    ).fetchall()
     return replace(
         result,
         rejected=dict(counts[False].iter_rows()),
         partly_rejected=dict(counts[True].iter_rows()),
-        unknown_roles=dict(unknown_roles),
+        unknown_roles=dict(unknown_roles.iter_rows()),
         reject_examples=rejects.drop("count").to_dicts(),
     )
 

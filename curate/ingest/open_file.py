@@ -1,4 +1,7 @@
-"""A path and the import options → an open file: its mapping, and its import batches, computed in a thread."""
+"""A path and the import options → an open file: its mapping, and its import batches, computed in a thread.
+
+A small file is read completely; it starts no threads, and its rows may be converted with those of other files.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,13 @@ from schemas.errors import SourceError
 from schemas.import_recipe import ImportSection
 from schemas.text import plural
 
+SMALL_FILE = 1 << 20
+"""Size in bytes up to which a file is read completely when it is opened."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is being imported; its first import batch is computed in a thread."""
+    """A file that is being imported; its first import batch is computed in a thread, unless it is small."""
 
     source: Source
     digest: Digest | None
@@ -43,6 +49,8 @@ class OpenFile:
     batches: Iterator[ImportBatch]
     corrects_rejects: bool
     """whether its rows are exported rejects, which may be imported again under the same name"""
+    whole: Batch | None
+    """the rows of a small file that can be imported together with other files"""
 
     def source_id(self, sha256: str) -> str:
         """The id of the import: equal bytes, read in the same way, have the same id under any name."""
@@ -57,7 +65,9 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
         path, encoding=section.encoding, format=section.format, options=table_options(section), hashed=digest is None
     )
     filtered = filter_batches(path, source.batches(), section.where)
-    batches, head = prefetch(transform_batches(path, filtered, section.sql)), []
+    is_small = digest is not None and digest.stamp[0] <= SMALL_FILE
+    batches, head = transform_batches(path, filtered, section.sql), []
+    batches = iter(list(batches)) if is_small else prefetch(batches)
     for batch in batches:
         head.append(batch)
         if batch.table.height:
@@ -74,12 +84,15 @@ def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenF
         if described_by:
             check_labels(table, mapping, section.where)
         mapping = replace(mapping, roles=canonical_roles(section), keys=turn_keys(section))
-    all_batches = itertools.chain(head, batches)
+    rest = list(batches) if is_small else batches
+    all_batches = itertools.chain(head, rest)
     conversion = Conversion(path, mapping, section, find_named_split(path), head[-1].table, described_by)
     corrects_rejects = REJECT_COLUMN in head[-1].table.columns
-    whole = SHAPES[mapping.shape].spans_rows
-    converted = conversion.convert_all(iter([join_batches(all_batches)]) if whole else all_batches)
-    return OpenFile(source, digest, mapping, conversion, prefetch(rebatch(converted)), corrects_rejects)
+    spans_rows = SHAPES[mapping.shape].spans_rows
+    converted = rebatch(conversion.convert_all(iter([join_batches(all_batches)]) if spans_rows else all_batches))
+    whole = head[0] if is_small and len(head) == 1 and not rest and not corrects_rejects else None
+    import_batches = converted if whole else prefetch(converted)
+    return OpenFile(source, digest, mapping, conversion, import_batches, corrects_rejects, whole)
 
 
 _HINTS = {

@@ -8,7 +8,6 @@ leaves the store unchanged and can be run again; with more files, those of compl
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,31 +16,29 @@ from pathlib import Path
 
 from duckdb import DuckDBPyConnection
 
-from curate.ingest.dataset_info import DESCRIBED_BY
 from curate.ingest.dry_run import drop_texts, dry_run_store
-from curate.ingest.file_hash import Digest, FileHasher, stamp
-from curate.ingest.import_options import check_section, row_options
-from curate.ingest.import_result import ImportResult, check_max_rejects, find_import, load_result
-from curate.ingest.named_split import SPLIT_COLUMN
+from curate.ingest.file_errors import MAX_ERRORS, join_errors
+from curate.ingest.file_groups import FileGroup, group_files
+from curate.ingest.file_hash import Digest, FileHasher, check_unchanged
+from curate.ingest.group_import import import_group
+from curate.ingest.import_options import check_section
+from curate.ingest.import_result import ImportResult, check_max_rejects, find_import
 from curate.ingest.open_file import OpenFile, open_file
 from curate.ingest.readers import expand
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.reimport import ChangedFile, EarlierImport, OnChanged, find_earlier, replace_earlier
 from curate.ingest.removal import sweep
-from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.source_rows import WrittenFile, finish_sources
 from curate.ingest.writer import (
     ImportBatch,
-    SourceCounts,
     configure_bulk_load,
     count_conversations,
     count_source,
     delete_source,
     rename_source,
-    supersede_rejects,
     write_batch,
 )
-from schemas.digest import canonical_json
 from schemas.errors import SourceError
 from schemas.import_recipe import ImportSection
 from schemas.store import writing
@@ -86,20 +83,37 @@ def import_files(
     files = expand(paths)
     count_bytes = _byte_counter(progress, files)
     with hasher or FileHasher() as digests:
-        opened = (open_file(path, digests.start(path), section) for path in files)
+        opened = group_files(_open_files(files, section, digests), GROUP_FILES)
         # Prefetch while the store is opened, but not from a pipe: if the store failed, the thread would wait for it.
         sources = prefetch(opened) if all(Path(path).is_file() for path in files) else opened
         with dry_run_store(store, on_changed) if dry_run else _bulk_writing(store) as connection:
-            import_file = partial(
-                _import_file,
+            import_sources = partial(
+                _import_sources,
                 connection,
                 dry_run=dry_run,
                 on_changed=on_changed,
                 count_bytes=count_bytes,
                 on_mapping=on_mapping,
             )
-            results = map(import_file, sources)
+            results = itertools.chain.from_iterable(map(import_sources, sources))
             return list(results) if dry_run else _commit_in_groups(connection, results, len(files))
+
+
+def _open_files(files: Sequence[str], section: ImportSection, digests: FileHasher) -> Iterator[OpenFile]:
+    """The open files in order. After one that cannot be read, the others are only checked, for a complete error."""
+    errors: dict[str, SourceError] = {}
+    for path in files:
+        try:
+            file = open_file(path, None if errors else digests.start(path), section)
+        except SourceError as error:
+            errors[path] = error
+            if len(errors) == MAX_ERRORS:
+                break
+            continue
+        if not errors:
+            yield file
+    if errors:
+        raise join_errors(errors, len(files))
 
 
 def _commit_in_groups(
@@ -141,6 +155,23 @@ def _bulk_writing(store: Path) -> Iterator[DuckDBPyConnection]:
         yield connection
 
 
+def _import_sources(
+    connection: DuckDBPyConnection,
+    source: OpenFile | FileGroup,
+    *,
+    dry_run: bool,
+    on_changed: OnChanged,
+    count_bytes: Callable[[int], None],
+    on_mapping: OnMapping,
+) -> list[ImportResult]:
+    """Write a file or a group of files to the store; the result of each."""
+    for file in source.files if isinstance(source, FileGroup) else [source]:
+        on_mapping(file.source.path, file.mapping)
+    if isinstance(source, FileGroup):
+        return import_group(connection, source, dry_run=dry_run, on_changed=on_changed, count_bytes=count_bytes)
+    return [_import_file(connection, source, dry_run=dry_run, on_changed=on_changed, count_bytes=count_bytes)]
+
+
 def _import_file(
     connection: DuckDBPyConnection,
     file: OpenFile,
@@ -148,11 +179,9 @@ def _import_file(
     dry_run: bool,
     on_changed: OnChanged,
     count_bytes: Callable[[int], None],
-    on_mapping: OnMapping,
 ) -> ImportResult:
     """Write the rows of a file to the store, under a temporary id until its digest is known, and check the counts."""
     source, digest = file.source, file.digest
-    on_mapping(source.path, file.mapping)
     first = _batches_while_hashing(file.batches, digest) if digest else []
     written_as = file.source_id(digest.sha256.result()) if digest else PENDING
     if earlier := find_import(connection, written_as, source.path):
@@ -160,18 +189,16 @@ def _import_file(
         return earlier
     changed: list[EarlierImport] = []
     removals: list[int] = []
-    if digest and not file.corrects_rejects and (changed := find_earlier(connection, source.path)):
+    if digest and not file.corrects_rejects and (changed := find_earlier(connection, [source.path])[source.path]):
         new = ChangedFile(source.path, written_as, digest.sha256.result(), file.mapping)
         removals = replace_earlier(connection, changed, new, on_changed)
     conversations_before, bytes_before = count_conversations(connection), 0
     for batch in itertools.chain(first, file.batches):
-        write_batch(connection, written_as, drop_texts(batch) if dry_run else batch)
+        write_batch(connection, [written_as], drop_texts(batch) if dry_run else batch)
         count_bytes(source.bytes - bytes_before)
         bytes_before = source.bytes
-    if digest and not _is_unchanged(digest, source.path):
-        raise SourceError(
-            f"{source.path} was changed during the import.", "Run the command again when the file is complete."
-        )
+    if digest:
+        check_unchanged(digest, source.path)
     sha256 = digest.sha256.result() if digest else source.sha256
     source_id = file.source_id(sha256)
     if written_as != source_id:
@@ -181,19 +208,11 @@ def _import_file(
             return earlier
         rename_source(connection, written_as, source_id)
     counts = count_source(connection, source_id, conversations_before, several=file.conversion.several)
-    result = _finish(connection, source_id, file, counts, sha256)
+    (result,) = finish_sources(connection, [WrittenFile(file, source_id, sha256, counts)])
     if removals:
         replaced = [earlier.source for earlier in changed]
         result = replace(result, replaced=replaced, disappeared=sweep(connection, removals))
     return replace(result, examples=file.conversion.examples) if dry_run else result
-
-
-def _is_unchanged(digest: Digest, path: str) -> bool:
-    """Whether the file exists and has not changed since it was opened."""
-    try:
-        return digest.stamp == stamp(path)
-    except OSError:
-        return False
 
 
 def _batches_while_hashing(batches: Iterator[ImportBatch], digest: Digest) -> list[ImportBatch]:
@@ -202,37 +221,3 @@ def _batches_while_hashing(batches: Iterator[ImportBatch], digest: Digest) -> li
     while len(waiting) < MAX_WAITING and not digest.sha256.done() and (batch := next(batches, None)):
         waiting.append(batch)
     return waiting
-
-
-def _finish(
-    connection: DuckDBPyConnection, source_id: str, file: OpenFile, counts: SourceCounts, sha256: str
-) -> ImportResult:
-    """Check that every row is in the store exactly once, write the row of `sources`, and check the share of rejects."""
-    source, conversion = file.source, file.conversion
-    placed = counts.rows_kept + counts.rows_duplicate + counts.rows_rejected + counts.rows_excluded
-    if placed != conversion.rows:  # a defect of this program
-        raise AssertionError(f"{conversion.rows} rows were read, but {placed} are in the store: {counts}")
-    supersede_rejects(connection, source_id, sha256)
-    section = conversion.section
-    how = {"encoding": section.encoding, "format": source.format, "delimiter": source.delimiter}
-    mapping = {**conversion.mapping.stored(), **how, STORED_REPAIRS: list(section.repair), **row_options(section)}
-    if conversion.split and SPLIT_COLUMN not in conversion.columns:
-        mapping[SPLIT_COLUMN] = conversion.split
-    if conversion.described_by:
-        mapping[DESCRIBED_BY] = conversion.described_by
-    columns = list(source.columns if section.sql else conversion.columns)  # those of rejects, which --sql leaves as is
-    connection.execute(
-        """INSERT INTO sources (source, path, sha256, bytes, shape, mapping, columns, rows_read, rows_kept,
-                                rows_duplicate, rows_rejected, conversations, warnings, rows_excluded)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        [
-            *(source_id, source.path, sha256, source.bytes, conversion.mapping.shape),
-            *(json.dumps(mapping, ensure_ascii=False), columns, conversion.rows),
-            *(counts.rows_kept, counts.rows_duplicate, counts.rows_rejected, counts.conversations),
-            *(canonical_json(conversion.warnings), counts.rows_excluded),
-        ],
-    )
-    result = load_result(connection, source_id)
-    result = replace(result, warning_examples=conversion.warning_examples, advice=conversion.advice)
-    check_max_rejects(result, section.max_rejects)
-    return result

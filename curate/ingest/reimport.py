@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,19 +43,25 @@ class ChangedFile:
     mapping: ColumnMapping
 
 
-def find_earlier(connection: DuckDBPyConnection, path: str) -> list[EarlierImport]:
-    """The imports of this path, oldest first, without files of corrected rejects: these add to another import."""
+def find_earlier(connection: DuckDBPyConnection, paths: Sequence[str]) -> dict[str, list[EarlierImport]]:
+    """The imports of each path that has some, oldest first.
+
+    Files of corrected rejects do not count: these add to another import.
+    """
     rows = connection.execute(
         """SELECT source, sha256, mapping, rows_read, imported_at, path FROM sources
-           WHERE parse_filename(path) = parse_filename(?) AND NOT list_contains(columns, ?)
+           WHERE parse_filename(path) IN (SELECT parse_filename(unnest(?))) AND NOT list_contains(columns, ?)
            ORDER BY seq""",
-        [path, REJECT_COLUMN],
+        [[*paths], REJECT_COLUMN],
     ).fetchall()
-    return [
-        EarlierImport(source, sha256, json.loads(mapping), rows_read, imported_at)
-        for source, sha256, mapping, rows_read, imported_at, known in rows
-        if known == path or os.path.abspath(known) == os.path.abspath(path)  # noqa: PTH100 - Path.resolve follows links
-    ]
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths if rows else ():
+        names[os.path.abspath(path)].append(path)  # noqa: PTH100 - Path.resolve follows links
+    earlier: defaultdict[str, list[EarlierImport]] = defaultdict(list)
+    for source, sha256, mapping, rows_read, imported_at, known in rows:
+        for path in names.get(os.path.abspath(known), []):  # noqa: PTH100
+            earlier[path].append(EarlierImport(source, sha256, json.loads(mapping), rows_read, imported_at))
+    return earlier
 
 
 def replace_earlier(
@@ -70,12 +77,13 @@ def replace_earlier(
     if not earlier or on_changed == "add":
         return []
     if on_changed == "stop":
-        raise _changed_error(earlier[-1], file)
+        raise changed_error(earlier[-1], file)
     reason = f"replaced by the import {file.source[:12]} of {file.path}"
     return [detach(connection, each.source, reason) for each in earlier]
 
 
-def _changed_error(earlier: EarlierImport, file: ChangedFile) -> SourceError:
+def changed_error(earlier: EarlierImport, file: ChangedFile) -> SourceError:
+    """The error for a file whose path was imported before."""
     before = ColumnMapping.from_stored(earlier.mapping)
     if earlier.sha256 != file.sha256:
         change = "other content"

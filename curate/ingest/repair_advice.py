@@ -28,33 +28,42 @@ class RepairAdvice:
     repaired: int
 
 
-def advise_repairs(
+@dataclass(frozen=True, slots=True)
+class RepairTrial:
+    """Repairs that were tried on a sample: those that are needed, and the conversations tried and repaired."""
+
+    repairs: tuple[str, ...]
+    tried: pl.Series
+    repaired: pl.Series
+
+
+def try_repairs(
     turns: pl.DataFrame,
     tools: pl.DataFrame,
     findings: pl.DataFrame,
     known: Collection[str],
     *,
     has_questions: bool = True,
-) -> dict[str, RepairAdvice]:
-    """The advice for each code of `findings` that has a repair and is not `known`; codes without a working one too.
+) -> dict[str, RepairTrial]:
+    """The trial for each code of `findings` that has a repair and is not `known`; codes without a working one too.
 
     A repair works if the conversation is accepted after it and those that it makes necessary, and a warning is gone.
     """
-    advice = {}
+    trials = {}
     for code in findings["code"].unique(maintain_order=True):
         if code in known or code not in RULES or RULES[code].repair is None:
             continue
         rows = findings.filter(pl.col("code") == code)["row"].unique(maintain_order=True).head(_SAMPLE)
         sample = turns.filter(pl.col("row").is_in(rows.implode()))
-        names, bad = _try_repairs(sample, tools.filter(pl.col("row").is_in(rows.implode())), code, has_questions)
+        names, bad = _apply_repairs(sample, tools.filter(pl.col("row").is_in(rows.implode())), code, has_questions)
         good = rows.filter(~rows.is_in(bad.implode()))
         touched = repair(sample, names)[1].filter(pl.col("row").is_in(good.implode()))["repairs"].explode().unique()
         needed = tuple(name for name in names if name in touched)
-        advice[code] = RepairAdvice(needed, rows.len(), good.len() if needed else 0)
-    return advice
+        trials[code] = RepairTrial(needed, rows, good if needed else good.clear())
+    return trials
 
 
-def _try_repairs(
+def _apply_repairs(
     sample: pl.DataFrame, tools: pl.DataFrame, code: str, has_questions: bool
 ) -> tuple[list[str], pl.Series]:
     """The repairs that were applied one after the other, and the rows that still have the finding."""

@@ -8,7 +8,7 @@ known.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -32,6 +32,9 @@ ORIGINS = {
     "repairs": pl.List(pl.String),
     "raw": pl.String,
 }
+FILE_ROWS = 1 << 40
+"""In a batch of several files, the row numbers of a file are its number times this, plus those in the file."""
+
 CORRECTIONS = {"source": pl.String, "row": pl.Int64, "by": pl.Int64}
 
 
@@ -98,34 +101,39 @@ def rebatch(batches: Iterable[ImportBatch]) -> Iterator[ImportBatch]:
     for batch in batches:
         waiting.append(batch)
         if sum(part.rows for part in waiting) >= BATCH_ROWS or sum(part.bytes for part in waiting) >= BATCH_BYTES:
-            yield _concat(waiting)
+            yield concat_batches(waiting)
             waiting = []
     if waiting:
-        yield _concat(waiting)
+        yield concat_batches(waiting)
 
 
-def write_batch(connection: DuckDBPyConnection, source: str, batch: ImportBatch) -> None:
-    """Insert the new conversations, origins and rejects of a batch, and close the rejects that it corrects."""
+def write_batch(connection: DuckDBPyConnection, sources: Sequence[str], batch: ImportBatch) -> None:
+    """Insert the new conversations, origins and rejects of a batch, and close the rejects that it corrects.
+
+    `sources` is the id of the import; of several files, the ids by the number in the rows (`FILE_ROWS`). Only a batch
+    of one file may have corrections.
+    """
     is_new, is_stored = _find_new(connection, batch.conversations)
     if (is_added := is_new & ~is_stored).any():
-        with _registered(connection, new=batch.conversations.filter(is_added)):
+        with registered(connection, new=batch.conversations.filter(is_added)):
             connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM new")
+    several = len(sources) > 1
+    source, row = (f'?[1 + "row" // {FILE_ROWS}]', f'"row" % {FILE_ROWS}') if several else ("?", '"row"')
+    params = [[*sources] if several else sources[0]]
     if batch.origins.height:
-        with _registered(connection, identified=_identify(batch, is_new)):
-            connection.execute(
-                """INSERT INTO origins SELECT ?, "row", line, id, duplicate, metadata, repairs, raw FROM identified""",
-                [source],
-            )
+        columns = f"{source}, {row}, line, id, duplicate, metadata, repairs, raw"
+        with registered(connection, identified=_identify(batch, is_new)):
+            connection.execute(f"INSERT INTO origins SELECT {columns} FROM identified", params)
     if batch.rejects.height:
-        with _registered(connection, rejected=batch.rejects):
+        with registered(connection, rejected=batch.rejects):
             connection.execute(
-                """INSERT INTO rejects SELECT ?, "row", line, code, reason, raw, NULL FROM rejected""", [source]
+                f"INSERT INTO rejects SELECT {source}, {row}, line, code, reason, raw, NULL FROM rejected", params
             )
     if batch.excluded.height:
-        with _registered(connection, excluded=batch.excluded):
-            connection.execute('INSERT INTO excluded_rows SELECT ?, "row", line FROM excluded', [source])
+        with registered(connection, excluded=batch.excluded):
+            connection.execute(f"INSERT INTO excluded_rows SELECT {source}, {row}, line FROM excluded", params)
     if batch.corrections.height:
-        _close_rejects(connection, source, batch)
+        _close_rejects(connection, sources[0], batch)
 
 
 def count_source(
@@ -163,15 +171,6 @@ def count_conversations(connection: DuckDBPyConnection) -> int:
     return int(number)
 
 
-def supersede_rejects(connection: DuckDBPyConnection, source: str, sha256: str) -> None:
-    """Close the open rejects of earlier imports of the same bytes: `source` contains all of their rows again."""
-    connection.execute(
-        """UPDATE rejects SET closed_by = ? WHERE closed_by IS NULL
-           AND source IN (SELECT source FROM sources WHERE sha256 = ?)""",
-        [source, sha256],
-    )
-
-
 def rename_source(connection: DuckDBPyConnection, source: str, to: str) -> None:
     """Replace the source id of written rows."""
     connection.execute("UPDATE origins SET source = ? WHERE source = ?", [to, source])
@@ -194,7 +193,7 @@ def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tu
     """
     ids = conversations.select("id")
     is_first = ids["id"].is_first_distinct()
-    with _registered(connection, ids=ids):
+    with registered(connection, ids=ids):
         known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
     if known.is_empty():
         return is_first, pl.repeat(False, ids.height, eager=True)
@@ -204,7 +203,7 @@ def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tu
 
 
 @contextmanager
-def _registered(connection: DuckDBPyConnection, **frames: pl.DataFrame) -> Iterator[None]:
+def registered(connection: DuckDBPyConnection, **frames: pl.DataFrame) -> Iterator[None]:
     """Let queries name the frames, as Arrow string views: DuckDB reads these in place, while Polars copies every text.
 
     The connection itself finds no variables: it reads its store alone.
@@ -227,14 +226,14 @@ def _identify(batch: ImportBatch, is_new: pl.Series) -> pl.DataFrame:
 def _close_rejects(connection: DuckDBPyConnection, source: str, batch: ImportBatch) -> None:
     """Close the rejects whose corrected rows were accepted; of a row rejected again, the first reject stays open."""
     accepted = batch.corrections.join(batch.origins, left_on="by", right_on="row", how="semi")
-    with _registered(connection, accepted=accepted):
+    with registered(connection, accepted=accepted):
         connection.execute(
             """UPDATE rejects SET closed_by = ? FROM accepted
                WHERE rejects.source = accepted.source AND rejects."row" = accepted."row" AND closed_by IS NULL""",
             [source],
         )
     again = batch.corrections.join(batch.rejects, left_on="by", right_on="row", how="semi")
-    with _registered(connection, again=again):
+    with registered(connection, again=again):
         connection.execute(
             """UPDATE rejects SET closed_by = first.source
                FROM (SELECT r.source, again."by" FROM again JOIN rejects r USING (source, "row")
@@ -244,7 +243,8 @@ def _close_rejects(connection: DuckDBPyConnection, source: str, batch: ImportBat
         )
 
 
-def _concat(batches: list[ImportBatch]) -> ImportBatch:
+def concat_batches(batches: Sequence[ImportBatch]) -> ImportBatch:
+    """The rows of all batches in one."""
     if len(batches) == 1:
         return batches[0]
     return ImportBatch(

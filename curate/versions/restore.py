@@ -254,7 +254,7 @@ def _read_file(
             f"{name} line {record['line'] or record['row']}: the id is {record['id']}, not {record['stated_id']}"
             for record in differences.head(MOST_DIFFERENCES).to_dicts()
         ]
-        write_batch(connection, source, _import_batch(records, known=known))
+        write_batch(connection, [source], _import_batch(records, known=known))
     progress.new_conversations += count_conversations(connection) - before
     if rows != stated.conversations:
         progress.wrong_files.append(f"{name} has {plural(rows, 'conversation')} instead of {stated.conversations:,}")

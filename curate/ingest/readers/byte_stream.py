@@ -129,7 +129,8 @@ class ByteStream:
         """
         self.head()
         with self._wrapped_errors(), self._layers:
-            yield from prefetch(self._split(split, skip))
+            pieces = self._split(split, skip)
+            yield from pieces if self.is_short else prefetch(pieces)
 
     def seekable(self) -> Path | io.BytesIO:
         """The content with random access: the path, or a copy in memory of compressed files and standard input.
