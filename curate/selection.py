@@ -2,7 +2,8 @@
 
 A rule is an SQL condition: `[select.rules] name = "quality >= 0.6"`. A conversation is dropped by the first rule that
 it fails. A rule that evaluates to NULL, for example on an empty cell or a division by zero, counts as failed and as
-unknown.
+unknown. `near_duplicate` is evaluated last, among the conversations that all other conditions and people keep: each one
+that it drops is similar to a kept one.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.dedup.representatives import KEPT_ANYWAY, PASSES, PASSES_AS_DUPLICATE, find_duplicates_among
 from curate.rule_columns import (
     CAST_HINT,
     NULL_ON_DIVISION_BY_ZERO,
@@ -43,6 +46,25 @@ KEPT_SQL = "SELECT conversation FROM current_verdicts WHERE kept"
 
 RULE = "rule"
 """The author of rule verdicts in `verdicts.by_whom`; all other authors are people."""
+
+HUMAN_SQL = f"""
+    SELECT conversation, kept OR conversation IN (
+        SELECT parent FROM conversations JOIN current_verdicts ON conversation = id
+        WHERE kept AND parent IS NOT NULL) AS kept
+    FROM current_verdicts WHERE by_whom <> '{RULE}'
+"""
+"""What people decided: whether a conversation is kept. A kept edit stands for the conversation it was made from."""
+
+OUTDATED_SQL = """
+    WITH states AS (
+        SELECT conversation, arg_max(verdict, seq) FILTER (by_whom = $rule) AS by_rule,
+            arg_max(verdict, seq) FILTER (by_whom <> $rule) AS now,
+            arg_max(verdict, seq) FILTER (by_whom <> $rule AND seq < (SELECT max(seq) FROM selections)) AS before
+        FROM verdicts SEMI JOIN clusters USING (conversation) GROUP BY conversation)
+    SELECT count(*) FROM states
+    WHERE (coalesce(nullif(now, 'undecided'), by_rule) = 'drop')
+        <> (coalesce(nullif(before, 'undecided'), by_rule) = 'drop')
+"""
 
 EXAMPLES = 5
 """Dropped conversations that are listed per rule."""
@@ -97,7 +119,7 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
     with (reading if dry_run else writing)(store) as connection:
         columns = resolve_columns(connection, recipe, rules)
         selection = digest({"rules": list(texts.items()), "scores": _score_digests(connection, columns)})[:32]
-        _apply_rules(connection, rules, columns)
+        _apply_rules(connection, recipe, rules, columns)
         verdicts = 0
         if not dry_run:
             connection.execute(
@@ -105,6 +127,9 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
                 [selection, json.dumps(texts, ensure_ascii=False), canonical_json(recipe.score)],
             )
             verdicts = _write_verdicts(connection, texts, selection)
+            connection.execute("DELETE FROM near_duplicates")
+            if NEAR_DUPLICATE in columns:
+                connection.execute("INSERT INTO near_duplicates BY NAME FROM found_duplicates")
         return _report(connection, selection, texts, verdicts, _shadowed_names(connection, columns))
 
 
@@ -113,6 +138,18 @@ def latest_selection(connection: DuckDBPyConnection) -> tuple[dict[str, str], di
     query = "SELECT rules, scores FROM selections ORDER BY seq DESC LIMIT 1"
     rows = connection.sql(query).fetchall()
     return (json.loads(rows[0][0]), json.loads(rows[0][1])) if rows else None
+
+
+def count_outdated_duplicates(connection: DuckDBPyConnection) -> int:
+    """The conversations with near-duplicates that people keep or drop now, but not when the latest selection was made.
+
+    Always 0 if that selection does not read `near_duplicate`.
+    """
+    rules, _ = latest_selection(connection) or ({}, {})
+    if not any((NEAR_DUPLICATE,) in Expression.read(rule, name).names for name, rule in rules.items()):
+        return 0
+    ((count,),) = connection.execute(OUTDATED_SQL, {"rule": RULE}).fetchall()
+    return int(count)
 
 
 def _score_digests(connection: DuckDBPyConnection, columns: Mapping[str, Column]) -> dict[str, str]:
@@ -129,30 +166,73 @@ def _shadowed_names(connection: DuckDBPyConnection, columns: Mapping[str, Column
     return sorted(ours.intersection(metadata_keys(connection))) if ours else []
 
 
-def _apply_rules(connection: DuckDBPyConnection, rules: Sequence[Expression], columns: Mapping[str, Column]) -> None:
-    """Create the temporary table `rule_results`: the first failed rule (null: none), and whether it gave NULL."""
-    facts = facts_query(columns)
+def _apply_rules(
+    connection: DuckDBPyConnection, recipe: Recipe, rules: Sequence[Expression], columns: Mapping[str, Column]
+) -> None:
+    """Create the temporary table `rule_results`: the first failed rule (null: none), and whether it gave NULL.
+
+    The temporary table `found_duplicates` contains the near-duplicates if a rule reads `near_duplicate`.
+    """
     connection.execute(NULL_ON_DIVISION_BY_ZERO)
     conditions = [bind_condition(connection, rule, columns) for rule in rules]
-    outcomes = "".join(f", {condition} AS outcome_{number}" for number, condition in enumerate(conditions))
-    first = " ".join(f"WHEN outcome_{number} IS NOT TRUE THEN {number}" for number in range(len(rules)))
-    unknown = " ".join(f"WHEN {number} THEN outcome_{number} IS NULL" for number in range(len(rules)))
-    query = f"""
-        CREATE OR REPLACE TEMP TABLE rule_results AS
-        SELECT conversation,
-            {f"CASE {first} END" if rules else "NULL::INTEGER"} AS rule,
-            {f"CASE rule {unknown} ELSE false END" if rules else "false"} AS unknown
-        FROM (SELECT conversation{outcomes} FROM ({facts}))"""
     try:
-        connection.execute(query)
+        found = {}
+        if NEAR_DUPLICATE in columns:
+            found = {NEAR_DUPLICATE: _find_duplicates(connection, recipe, conditions, columns)}
+        connection.execute(_results_query(conditions, facts_query({**columns, **found})))
     except duckdb.Error as error:
         if is_store_error(error):
             raise
-        rule = _find_failing_rule(connection, rules, conditions, facts)
+        rule = _find_failing_rule(connection, rules, conditions, facts_query(columns))
         of_metadata = rule is not None and any(columns[".".join(parts)].is_metadata for parts in rule.names)
         hint = CAST_HINT if isinstance(error, duckdb.ConversionException) and of_metadata else VALUE_HINT
         name = "The rules" if rule is None else f"{rule.where}: {shorten(rule.text)!r}"
         raise RecipeError(f"{name} cannot be applied: {str(error).splitlines()[0][:300]}", hint) from error
+
+
+def _results_query(conditions: Sequence[str], facts: str) -> str:
+    outcomes = "".join(f", {condition} AS outcome_{number}" for number, condition in enumerate(conditions))
+    first = " ".join(f"WHEN outcome_{number} IS NOT TRUE THEN {number}" for number in range(len(conditions)))
+    unknown = " ".join(f"WHEN {number} THEN outcome_{number} IS NULL" for number in range(len(conditions)))
+    return f"""
+        CREATE OR REPLACE TEMP TABLE rule_results AS
+        SELECT conversation,
+            {f"CASE {first} END" if conditions else "NULL::INTEGER"} AS rule,
+            {f"CASE rule {unknown} ELSE false END" if conditions else "false"} AS unknown
+        FROM (SELECT conversation{outcomes} FROM ({facts}))"""
+
+
+def _find_duplicates(
+    connection: DuckDBPyConnection, recipe: Recipe, conditions: Sequence[str], columns: Mapping[str, Column]
+) -> Column:
+    """Write the near-duplicates among the conversations that can be kept to `found_duplicates`; returns their column.
+
+    Evaluates the rules twice for the conversations in clusters: as if none was a near-duplicate, and as if all were.
+    """
+    clustering = find_clustering(connection)
+    assert clustering is not None  # checked with the names
+    condition = " AND ".join(f"({condition})" for condition in conditions)
+    passes, passes_as_duplicate = (
+        f"""SELECT conversation FROM ({facts_query({**columns, NEAR_DUPLICATE: Column(value)})})
+            WHERE conversation IN (SELECT conversation FROM clusters) AND {condition}"""
+        for value in ("false", "true")
+    )
+    candidates: pl.DataFrame = connection.sql(
+        f"""WITH human AS ({HUMAN_SQL}), passing AS ({passes}), duplicates AS ({passes_as_duplicate})
+            SELECT conversation, CASE
+                WHEN kept OR passes AND passes_as_duplicate THEN $anyway
+                WHEN passes THEN $passes ELSE $as_duplicate END::TINYINT AS tier
+            FROM (SELECT DISTINCT conversation, kept, conversation IN (FROM passing) AS passes,
+                      conversation IN (FROM duplicates) AS passes_as_duplicate
+                  FROM clusters LEFT JOIN human USING (conversation))
+            WHERE kept IS NOT false AND (kept OR passes OR passes_as_duplicate)""",
+        params={"anyway": KEPT_ANYWAY, "passes": PASSES, "as_duplicate": PASSES_AS_DUPLICATE},
+    ).pl()
+    found = find_duplicates_among(connection, candidates, recipe, clustering)
+    connection.register("found", found)
+    connection.execute("CREATE OR REPLACE TEMP TABLE found_duplicates AS FROM found")
+    connection.unregister("found")
+    return Column("c.id IN (SELECT conversation FROM found_duplicates)")
 
 
 def _find_failing_rule(

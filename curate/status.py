@@ -7,6 +7,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
+from curate.selection import count_outdated_duplicates
 from schemas.conversation import IMPORTED_SQL, PRESENT_SQL
 from schemas.run import partial_of, resolve_run
 from schemas.store import folder_of
@@ -128,7 +129,7 @@ def _next_command(connection: DuckDBPyConnection, status: dict[str, Any]) -> str
         return "curate score"
     if not counts["with_verdict"]:
         return "curate select --dry-run"
-    if _count(connection, UNSELECTED_SQL):
+    if _count(connection, UNSELECTED_SQL) or count_outdated_duplicates(connection):
         return "curate select"
     if not versions or _is_outdated(connection, versions[-1]["version"]):
         return f"curate freeze {versions[-1]['name'] if versions else 'NAME'}"

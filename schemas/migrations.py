@@ -315,6 +315,17 @@ def epochs_of_members(connection: DuckDBPyConnection) -> None:
     connection.execute("ALTER TABLE members ADD COLUMN per_epoch INTEGER DEFAULT 1")
 
 
+def near_duplicates_of_selection(connection: DuckDBPyConnection) -> None:
+    """The near-duplicates that the latest selection found among the conversations it would keep otherwise."""
+    connection.execute("""
+        CREATE TABLE near_duplicates (
+            conversation VARCHAR PRIMARY KEY,
+            nearest VARCHAR NOT NULL,         -- a kept conversation, as in `clusters`
+            similarity DOUBLE NOT NULL
+        )
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -332,4 +343,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     partial_sets,
     excluded_rows,
     epochs_of_members,
+    near_duplicates_of_selection,
 ]

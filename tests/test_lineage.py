@@ -157,7 +157,8 @@ def test_edits_scores_verdicts_reviews_and_clusters_are_listed(store):
     assert (old.edits, new.parent, new.origins) == ([edited], talk.id, [])
     assert old.scores == {"quality": 0.75}
     assert (old.current_verdict["kept"], new.current_verdict["kept"]) == (False, True)
-    assert old.clusters == [{"method": "minhash", "cluster": talk.id, "nearest": None, "similarity": None, "size": 2}]
+    unlike = {"nearest": None, "similarity": None, "selected": False}
+    assert old.clusters == [{"method": "minhash", "cluster": talk.id, "size": 2, **unlike}]
     shown = text([old])
     assert "ada: edit to" in shown
     assert f"minhash: one of 2 in cluster {talk.id}" in shown

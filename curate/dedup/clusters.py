@@ -75,9 +75,9 @@ def deduplicate_store(
     """
     check_not_empty(store)
     with (reading if dry_run else writing)(store) as connection:
-        numbered = _number(connection, recipe)
+        numbered = number_conversations(connection, recipe)
         choose = greedy_cover if recipe.dedup.prefer else rank_by_degree
-        pairs = _find_pairs(
+        pairs = find_pairs(
             connection, numbered, recipe.dedup.similarity, choose, lambda done: progress(done, numbered.height)
         )
         dropped = choose(pairs)
@@ -93,12 +93,12 @@ def find_near_duplicates(connection: DuckDBPyConnection, conversations: pl.DataF
     A cluster is named after its smallest id. Conversations without near-duplicates are not included.
     """
     numbered = conversations.select(pl.col("conversation").sort()).with_row_index("number")
-    pairs = _find_pairs(connection, numbered, REVIEW_SIMILARITY, greedy_cover)
+    pairs = find_pairs(connection, numbered, REVIEW_SIMILARITY, greedy_cover)
     clusters = _form_clusters(pairs, greedy_cover(pairs), numbered)
     return clusters.select("conversation", cluster=pl.col("conversation").min().over("cluster"))
 
 
-def _number(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
+def number_conversations(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
     """All imported conversations in the order of preference: `conversation`, `number`."""
     order = recipe.dedup.prefer or LONGEST_FIRST
     if re.search(rf"\b{NEAR_DUPLICATE}\b", order):
@@ -107,13 +107,14 @@ def _number(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
     return ranked.select("conversation", pl.col("place").cast(pl.UInt32).alias("number"))
 
 
-def _find_pairs(
+def find_pairs(
     connection: DuckDBPyConnection,
     numbered: pl.DataFrame,
     similarity: float,
     choose: Callable[[pl.DataFrame], pl.DataFrame],
     progress: Callable[[int], None] = lambda _: None,
 ) -> pl.DataFrame:
+    """`near_pairs` of the conversations in `numbered`: columns `conversation`, `number`, from 0 on."""
     connection.register("numbered", numbered)
     pairs = near_pairs(_text_reader(connection), numbered.height, similarity, progress, choose)
     connection.unregister("numbered")

@@ -116,15 +116,18 @@ def greedy_cover(pairs: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([dropped, copies]).sort("number")
 
 
-def rank_by_degree(pairs: pl.DataFrame) -> pl.DataFrame:
+def rank_by_degree(pairs: pl.DataFrame, tier: pl.Expr | None = None) -> pl.DataFrame:
     """As `greedy_cover`, but in the order of degree: the number of near-duplicates, the most first, then the number.
+
+    `tier`, an expression over `number`, comes before the degree.
 
     >>> star = [(0, 1, 0.8, False), (1, 2, 0.8, False)]
     >>> rank_by_degree(pl.DataFrame(star, schema=PAIRS, orient="row")).rows()
     [(0, 1, 0.8), (2, 1, 0.8)]
     """
     degrees = pl.concat([pairs["a"], pairs["b"]]).alias("number").value_counts(name="degree")
-    ranks = degrees.sort(["degree", "number"], descending=[True, False]).with_row_index("rank").drop("degree")
+    order = [*([] if tier is None else [tier]), -pl.col("degree").cast(pl.Int64), pl.col("number")]
+    ranks = degrees.sort(order).with_row_index("rank").drop("degree")
     by_rank = (
         pairs.join(ranks.rename({"rank": "rank_a"}), left_on="a", right_on="number")
         .join(ranks.rename({"rank": "rank_b"}), left_on="b", right_on="number")

@@ -14,7 +14,7 @@ from duckdb import DuckDBPyConnection
 
 from curate.rule_columns import WHERE
 from curate.scorers.plan import plan_scorers
-from curate.selection import KEPT_SQL, latest_selection
+from curate.selection import KEPT_SQL, count_outdated_duplicates, latest_selection
 from curate.versions.placement import Placement, place_members
 from curate.versions.split import count_groups, count_splits
 from schemas.cluster import METHOD, NEAR_DUPLICATE, Clustering, count_unclustered, find_clustering
@@ -142,6 +142,12 @@ def applied_clustering(connection: DuckDBPyConnection, recipe: Recipe) -> dict[s
     if _selected_before(connection, clustering):
         raise VersionError(
             f"The latest selection uses {NEAR_DUPLICATE}, but curate dedup was run after it.", "curate select"
+        )
+    if count := count_outdated_duplicates(connection):
+        raise VersionError(
+            f"The latest selection uses {NEAR_DUPLICATE}, and people changed {plural(count, 'verdict')} on "
+            "conversations with near-duplicates after it.",
+            "curate select",
         )
     return {"dedup": clustering.parameters}
 

@@ -86,8 +86,10 @@ REVIEWS_SQL = """
     ORDER BY seq
 """
 CLUSTERS_SQL = """
-    SELECT method, cluster, own.nearest, own.similarity, count(*) AS size
+    SELECT method, cluster, coalesce(d.nearest, own.nearest) AS nearest,
+        coalesce(d.similarity, own.similarity) AS similarity, d.nearest IS NOT NULL AS selected, count(*) AS size
     FROM clusters own JOIN clusters USING (method, cluster)
+    LEFT JOIN near_duplicates d ON d.conversation = own.conversation
     WHERE own.conversation = ? GROUP BY ALL ORDER BY method
 """
 VERSIONS_SQL = """

@@ -108,7 +108,8 @@ def _cluster_line(cluster: Mapping[str, Any]) -> str:
     head = f"{cluster['method']}: one of {cluster['size']} in cluster {cluster['cluster']}"
     if cluster["nearest"] is None:
         return f"{head}, kept"
-    return f"{head}, near-duplicate of {cluster['nearest']}, similarity {cluster['similarity']:.3f}"
+    among = " in the latest selection" if cluster["selected"] else ""
+    return f"{head}, near-duplicate of {cluster['nearest']}{among}, similarity {cluster['similarity']:.3f}"
 
 
 def _verdict_line(verdict: Mapping[str, Any]) -> str:
