@@ -5,8 +5,7 @@ A new shape is a module with `FIELDS` and `parse`, and one line here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 
 from curate.ingest.shapes import (
     alpaca,
@@ -35,22 +34,11 @@ from curate.ingest.shapes import (
     turn_texts,
     winner,
 )
-from curate.ingest.shapes.shape import Field, Parse, Shape
+from curate.ingest.shapes.shape import Shape
 
-
-def _proven(fields: Mapping[str, Field], parse: Parse, summary: str, *, spans_rows: bool = False) -> Shape:
-    """A shape that the keys in its cells prove; `summary` states what becomes of them."""
-    return Shape(fields, parse, proven=True, spans_rows=spans_rows, summary=summary)
-
-
-def _giving_way(fields: Mapping[str, Field], parse: Parse, summary: str) -> Shape:
-    return Shape(fields, parse, gives_way=True, summary=summary)
-
-
-def _asked(fields: Mapping[str, Field], parse: Parse, summary: str) -> Shape:
-    """A proven shape that is used only on request, because it leaves answers out."""
-    return replace(_proven(fields, parse, summary), detected=False)
-
+_proven, _giving_way = partial(Shape, proven=True), partial(Shape, gives_way=True)
+_asked = partial(_proven, detected=False)
+"""Proven shapes that are used only on request, because they leave answers out."""
 
 SHAPES: dict[str, Shape] = {
     "sharegpt": Shape(sharegpt.FIELDS, sharegpt.parse),

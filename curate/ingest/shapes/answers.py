@@ -39,18 +39,10 @@ def _are_answers(cells: pl.Series) -> pl.Series:
     return objects | cells.str.contains(r'^\s*\[\s*"')
 
 
-def _is_rated(cells: pl.Series) -> bool:
-    return bool(cells.str.contains(_RATING).any())
-
-
-def _are_rated(cells: pl.Series) -> pl.Series:
+def _are_answers_of(cells: pl.Series, *, rated: bool) -> pl.Series:
+    """The same, if some answer has a rating, or if none has."""
     fits = _are_answers(cells)
-    return fits if fits.any() and _is_rated(cells) else pl.repeat(False, cells.len(), eager=True)
-
-
-def _are_unrated(cells: pl.Series) -> pl.Series:
-    fits = _are_answers(cells)
-    return fits if fits.any() and not _is_rated(cells) else pl.repeat(False, cells.len(), eager=True)
+    return fits & (cells.str.contains(_RATING).any() == rated) if fits.any() else fits
 
 
 _NAMES = ("answers", "completions", "responses", "generations", "candidates", "replies", "outputs", "solutions")
@@ -59,8 +51,8 @@ FIELDS = {
     "prompt": Field(("prompt", "instruction", *QUESTION_NAMES), required=True, fits=is_plain_text),
     "system": SYSTEM,
 }
-BEST_FIELDS = {**FIELDS, "answers": Field(_NAMES, required=True, fits=_are_rated)}
-FIRST_FIELDS = {**FIELDS, "answers": Field(_NAMES, required=True, fits=_are_unrated)}
+BEST_FIELDS = {**FIELDS, "answers": Field(_NAMES, required=True, fits=partial(_are_answers_of, rated=True))}
+FIRST_FIELDS = {**FIELDS, "answers": Field(_NAMES, required=True, fits=partial(_are_answers_of, rated=False))}
 
 _ANSWERS = f"""
     SELECT row AS position, n,

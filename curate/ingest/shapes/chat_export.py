@@ -19,9 +19,8 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
-    drop_problem_rows,
-    fits_json,
-    mostly,
+    json_like,
+    mostly_like,
     number_cells,
     problem_rows,
     shorten_expr,
@@ -30,41 +29,24 @@ from curate.ingest.shapes.shape import (
 _LONG = ("group_by", "role", "text")
 
 
-def _are_times(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(r"^\d{9,11}\.\d{4,7}$"))
-
-
-@fits_json("[")
-def _have_accounts(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"from_id"\s*:\s*"(?:user|channel|chat)\d')
-
-
-@fits_json("{")
-def _have_authors(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"isBot"\s*:')
-
-
-@fits_json("[")
-def _have_senders(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"sender"\s*:\s*"')
-
+_ACCOUNT = r'"from_id"\s*:\s*"(?:user|channel|chat)\d'
 
 SLACK_FIELDS = {
-    "time": Field(("ts",), required=True, fits=_are_times),
+    "time": Field(("ts",), required=True, fits=mostly_like(r"^\d{9,11}\.\d{4,7}$")),
     "text": Field(("text",), required=True),
     "author": Field(("user",), required=True),
     "thread": Field(("thread_ts",)),
     "bot": Field(("username", "bot_id")),
     "kind": Field(("subtype",)),
 }
-TELEGRAM_FIELDS = {"messages": Field(("messages",), required=True, fits=_have_accounts)}
+TELEGRAM_FIELDS = {"messages": Field(("messages",), required=True, fits=json_like("[", _ACCOUNT))}
 DISCORD_FIELDS = {
-    "author": Field(("author",), required=True, fits=_have_authors),
+    "author": Field(("author",), required=True, fits=json_like("{", r'"isBot"\s*:')),
     "text": Field(("content",), required=True),
     "kind": Field(("type",), required=True),
 }
 
-CLAUDE_FIELDS = {"messages": Field(("chat_messages",), required=True, fits=_have_senders)}
+CLAUDE_FIELDS = {"messages": Field(("chat_messages",), required=True, fits=json_like("[", r'"sender"\s*:\s*"'))}
 
 _SLACK_MESSAGES = ("", "thread_broadcast", "bot_message", "file_share", "me_message")
 _TELEGRAM = """
@@ -110,7 +92,7 @@ def parse_claude(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     lists = query_frames(_CLAUDE, cells=list_cells(cells)[0])
     parsed = _parse_lists(cells, lists, mapping)
     attached = problem_rows(lists.filter(pl.col("files") > 0), "non-text-content", "A message has attached files.")
-    return drop_problem_rows(parsed.turns, parsed.tools, [attached, parsed.problems])
+    return parsed.reject(attached)
 
 
 def _parse_lists(cells: pl.Series, lists: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:

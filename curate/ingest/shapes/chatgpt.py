@@ -14,27 +14,14 @@ from curate.ingest.shapes.branches import collect_paths, in_circle, number_paren
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.roles import to_role
-from curate.ingest.shapes.shape import (
-    TOOLS,
-    ColumnMapping,
-    Field,
-    ParsedTable,
-    complete_turns,
-    drop_problem_rows,
-    fits_json,
-    problem_rows,
-)
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, complete_turns, json_like, problem_rows
 
 _TEXTS = ("text", "multimodal_text")
 _THOUGHTS = ("thoughts", "reasoning_recap", "user_editable_context", "model_editable_context")
 """Content that ChatGPT does not show as a message."""
 
 
-@fits_json("{")
-def _is_mapping(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"message"\s*:') & cells.str.contains(r'"children"\s*:\s*\[')
-
-
+_is_mapping = json_like("{", r'"message"\s*:', r'"children"\s*:\s*\[')
 FIELDS = {
     "mapping": Field(("mapping",), required=True, fits=_is_mapping),
     "current": Field(("current_node",), required=True),
@@ -73,7 +60,7 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     visible = visible.filter(pl.col("role").is_not_null() & ~(system & (pl.col("text").fill_null("") == "")))
     role = pl.coalesce(to_role(pl.col("role")), "role")
     turns = complete_turns(visible.select("row", role.alias("from"), value="text"))
-    return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [problems, no_branch, *_problems(visible)])
+    return ParsedTable(turns).reject(problems, no_branch, *_problems(visible))
 
 
 def _shown_branch(messages: pl.DataFrame, current: pl.Series) -> pl.DataFrame:

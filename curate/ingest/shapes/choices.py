@@ -20,7 +20,7 @@ from curate.ingest.shapes.shape import (
     ParsedTable,
     fits_json,
     is_plain_text,
-    mostly,
+    mostly_like,
     shorten_expr,
 )
 from curate.ingest.shapes.system_prompt import SYSTEM, read_prompts
@@ -36,12 +36,8 @@ def _are_choices(cells: pl.Series) -> pl.Series:
     return texts | labelled
 
 
-def _are_letters(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(rf"^\s*\(?[{LETTERS}{LETTERS.lower()}]\)?\.?\s*$"))
-
-
-def _are_numbers(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(r"^\s*(?:-1|\d)(?:\.0)?\s*$"))
+_are_letters = mostly_like(rf"^\s*\(?[{LETTERS}{LETTERS.lower()}]\)?\.?\s*$")
+_are_numbers = mostly_like(r"^\s*(?:-1|\d)(?:\.0)?\s*$")
 
 
 def _count_from_one(cells: pl.Series) -> pl.Series:

@@ -9,19 +9,14 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes.pairs import interleave
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, mostly
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, mostly_like
 from curate.ingest.shapes.system_prompt import SYSTEM
 
 _SEPARATOR = r"(?:\n\s*###|\n\s*---|\s*->|\s*=>)\s*$"
 _STOP = r"(?:\s+END|\s*###|\s*<\|endoftext\|>|\s+)$"
 
-
-def _ends_with_separator(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(_SEPARATOR))
-
-
 FIELDS = {
-    "prompt": Field(("prompt",), required=True, fits=_ends_with_separator),
+    "prompt": Field(("prompt",), required=True, fits=mostly_like(_SEPARATOR)),
     "completion": Field(("completion",), required=True),
     "system": SYSTEM,
 }

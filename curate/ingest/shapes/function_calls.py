@@ -10,7 +10,6 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
-    drop_problem_rows,
     fits_json,
     is_plain_text,
     number_cells,
@@ -53,4 +52,4 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     missing = number_cells(values, "value").filter(pl.col("value").is_null())
     no_call = problem_rows(missing.join(problems, on="row", how="anti"), "no-answer", "The row has no tool call.")
     tools, broken_tools = parse_tools(mapping.column(table, "tools"))
-    return drop_problem_rows(turns, tools, [problems, no_call, contradicting, broken_tools])
+    return ParsedTable(turns, tools).reject(problems, no_call, contradicting, broken_tools)

@@ -10,14 +10,9 @@ import polars as pl
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import list_cells
 from curate.ingest.shapes.parts import join_texts, parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, fits_json, is_plain_text
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, json_like
 
-
-@fits_json("[")
-def _are_instances(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"output"\s*:') & cells.str.contains(r"^\s*\[\s*\{")
-
-
+_are_instances = json_like("[", r'"output"\s*:', r"^\s*\[\s*\{")
 FIELDS = {
     "instances": Field(("instances", "examples"), required=True, fits=_are_instances),
     "instruction": Field(("instruction", "prompt", "task"), required=True, fits=is_plain_text),

@@ -16,7 +16,7 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
-    fits_json,
+    json_like,
     number_cells,
     problem_rows,
     shorten_expr,
@@ -24,12 +24,7 @@ from curate.ingest.shapes.shape import (
 
 _PROMPT_KEYS = (*QUESTION_NAMES, "instruction", "text")
 
-
-@fits_json("[")
-def _are_annotations(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"result"\s*:') & cells.str.contains(r"^\s*\[")
-
-
+_are_annotations = json_like("[", r'"result"\s*:', r"^\s*\[")
 FIELDS = {
     "annotations": Field(("annotations",), required=True, fits=_are_annotations),
     "data": Field(("data",), required=True, fits=lambda cells: cells.str.contains(r"^\s*\{")),

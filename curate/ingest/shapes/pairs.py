@@ -9,15 +9,7 @@ import numpy as np
 import polars as pl
 
 from curate.ingest.shapes.history import parse_history
-from curate.ingest.shapes.shape import (
-    PROBLEMS,
-    TOOLS,
-    ColumnMapping,
-    Field,
-    ParsedTable,
-    drop_problem_rows,
-    is_plain_text,
-)
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text
 from curate.ingest.shapes.system_prompt import SYSTEM, read_prompts
 
 HISTORY = Field(("history",))
@@ -61,16 +53,18 @@ def parse_pairs(
         "human": append_context(mapping.column(table, question), mapping.column(table, context)),
         "gpt": mapping.column(table, answer).fill_null(""),
     }
-    broken = pl.DataFrame(schema=PROBLEMS)
+    problems = []
     if "system" in mapping.fields:
         texts, broken = read_prompts(mapping.column(table, "system"))
+        problems.append(broken)
         system, blank = pl.DataFrame({"system": texts}), pl.col("system").str.strip_chars() == ""
         cells = {"system": system.select(pl.when(~blank).then("system")).to_series(), **cells}
     turns = interleave(cells)
-    if "history" not in mapping.fields:
-        return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [broken])
-    earlier, problems = parse_history(mapping.column(table, "history"))
-    return drop_problem_rows(_insert_history(turns, earlier), pl.DataFrame(schema=TOOLS), [broken, problems])
+    if "history" in mapping.fields:
+        earlier, broken = parse_history(mapping.column(table, "history"))
+        turns = _insert_history(turns, earlier)
+        problems.append(broken)
+    return ParsedTable(turns).reject(*problems)
 
 
 def append_context(question: pl.Series, context: pl.Series) -> pl.Series:

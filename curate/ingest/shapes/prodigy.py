@@ -10,15 +10,10 @@ import polars as pl
 
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.parts import parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly, shorten_expr
-
-
-def _is_decision(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(r"^(?:accept|reject|ignore)$"))
-
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly_like, shorten_expr
 
 FIELDS = {
-    "decision": Field(("answer",), required=True, fits=_is_decision),
+    "decision": Field(("answer",), required=True, fits=mostly_like(r"^(?:accept|reject|ignore)$")),
     "prompt": Field(("text", "prompt", "question", "input"), required=True, fits=is_plain_text),
     "written": Field(("user_input", "response")),
     "accept": Field(("accept",)),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import reduce, wraps
+from operator import and_
 from typing import Any
 
 import polars as pl
@@ -136,6 +137,14 @@ class ParsedTable:
     problems: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PROBLEMS))
     members: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=MEMBERS))
 
+    def reject(self, *problems: pl.DataFrame) -> ParsedTable:
+        """The table with the first problem of each row, its own ones last, and without turns and tools of them."""
+        first = pl.concat([*problems, self.problems]).unique("row", keep="first", maintain_order=True).sort("row")
+        if first.is_empty():
+            return self
+        turns = self.turns.join(first, on="row", how="anti", maintain_order="left")
+        return ParsedTable(turns, self.tools.join(first, on="row", how="anti"), first, self.members)
+
 
 Fits = Callable[[pl.Series], pl.Series]
 """The cells of a column → whether each can be a value of a field."""
@@ -167,6 +176,8 @@ class Shape:
 
     fields: Mapping[str, Field]
     parse: Parse
+    summary: str = ""
+    """What becomes a prompt and an answer, if the names of the fields do not show it."""
     detected: bool = True
     """Whether it is used without `--shape`; otherwise it is only suggested."""
     fallback: bool = False
@@ -179,8 +190,6 @@ class Shape:
     """Whether the cells that its fields accept leave no doubt: it precedes other shapes with the same columns."""
     gives_way: bool = False
     """Whether other shapes that fit are used in its place."""
-    summary: str = ""
-    """What becomes a prompt and an answer, if the names of the fields do not show it."""
 
 
 def number_cells(cells: pl.Series, name: str = "cell") -> pl.DataFrame:
@@ -199,11 +208,25 @@ def is_plain_text(cells: pl.Series) -> pl.Series:
     return ~cells.str.contains(r"^\s*\[\s*\{").fill_null(False)
 
 
+def is_mostly(mask: pl.Series) -> bool:
+    """Whether at least half of the values that are not null are true, and there are some."""
+    filled = mask.len() - mask.null_count()
+    return filled > 0 and int(mask.sum()) * 2 >= filled
+
+
 def mostly(fits: pl.Series) -> pl.Series:
-    """The mask unchanged if at least half of its values that are not null are true; otherwise all false."""
-    filled = fits.len() - fits.null_count()
-    is_so = filled > 0 and int(fits.sum()) * 2 >= filled
-    return fits.fill_null(False) if is_so else pl.repeat(False, fits.len(), eager=True)
+    """The mask, with false for null, if it is mostly true; otherwise all false."""
+    return fits.fill_null(False) if is_mostly(fits) else pl.repeat(False, fits.len(), eager=True)
+
+
+def mostly_like(pattern: str) -> Fits:
+    """For `Field.fits`: whether each cell matches a regular expression; no cell fits unless at least half do."""
+    return lambda cells: mostly(cells.str.contains(pattern))
+
+
+def json_like(brackets: str, *patterns: str) -> Fits:
+    """For `Field.fits` of JSON cells: whether each cell matches all regular expressions, as in `fits_json`."""
+    return fits_json(brackets)(lambda cells: reduce(and_, (cells.str.contains(pattern) for pattern in patterns)))
 
 
 def fits_json(brackets: str = "[{") -> Callable[[Fits], Fits]:
@@ -225,17 +248,6 @@ def fits_json(brackets: str = "[{") -> Callable[[Fits], Fits]:
         return check
 
     return decorate
-
-
-def drop_problem_rows(turns: pl.DataFrame, tools: pl.DataFrame, problems: Sequence[pl.DataFrame]) -> ParsedTable:
-    """The parsed table with the first problem of each row, and without the turns and tools of these rows."""
-    first = pl.concat([pl.DataFrame(schema=PROBLEMS), *problems]).unique("row", keep="first", maintain_order=True)
-    if first.is_empty():
-        return ParsedTable(turns, tools)
-    first = first.sort("row")
-    return ParsedTable(
-        turns.join(first, on="row", how="anti", maintain_order="left"), tools.join(first, on="row", how="anti"), first
-    )
 
 
 def shorten_expr(text: pl.Expr, most: int = 60) -> pl.Expr:

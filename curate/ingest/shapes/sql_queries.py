@@ -8,13 +8,9 @@ from __future__ import annotations
 import polars as pl
 
 from curate.ingest.shapes.pairs import parse_pairs
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, is_plain_text, mostly_like
 
-
-def _is_sql(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(r"(?i)^\s*(?:select|with|insert|update|delete)\b.*\b(?:from|into|set|as)\b"))
-
-
+_is_sql = mostly_like(r"(?i)^\s*(?:select|with|insert|update|delete)\b.*\b(?:from|into|set|as)\b")
 FIELDS = {
     "query": Field(("query", "sql"), required=True, fits=_is_sql),
     "question": Field(("question",), required=True, fits=is_plain_text),

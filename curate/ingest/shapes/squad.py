@@ -14,7 +14,15 @@ import polars as pl
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import list_cells, valid_cells
 from curate.ingest.shapes.parts import join_texts, parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, fits_json, is_plain_text, mostly
+from curate.ingest.shapes.shape import (
+    ColumnMapping,
+    Field,
+    ParsedTable,
+    fits_json,
+    is_plain_text,
+    json_like,
+    mostly_like,
+)
 
 
 @fits_json()
@@ -25,25 +33,10 @@ def _has_spans(cells: pl.Series) -> pl.Series:
     return in_columns | is_list
 
 
-@fits_json("[")
-def _has_questions(cells: pl.Series) -> pl.Series:
-    """Whether each cell is a list of paragraphs with questions."""
-    return cells.str.contains(r"^\s*\[") & cells.str.contains(r'"qas"\s*:\s*\[')
-
-
-@fits_json("{")
-def _has_aliases(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"value"\s*:\s*"') & cells.str.contains(r'"aliases"\s*:\s*\[')
-
-
-@fits_json("{")
-def _has_contexts(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"contexts"\s*:\s*\[')
-
-
-def _is_flag(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(r"(?i)^\s*(?:true|false)\s*$"))
-
+_are_paragraphs = json_like("[", r"^\s*\[", r'"qas"\s*:\s*\[')
+_has_aliases = json_like("{", r'"value"\s*:\s*"', r'"aliases"\s*:\s*\[')
+_has_contexts = json_like("{", r'"contexts"\s*:\s*\[')
+_is_flag = mostly_like(r"(?i)^\s*(?:true|false)\s*$")
 
 FIELDS = {
     "answers": Field(("answers", "answers_spans", "answer"), required=True, fits=_has_spans),
@@ -51,7 +44,7 @@ FIELDS = {
     "question": Field(("question",), required=True, fits=is_plain_text),
     "impossible": Field(("is_impossible",)),
 }
-ARTICLE_FIELDS = {"paragraphs": Field(("paragraphs",), required=True, fits=_has_questions)}
+ARTICLE_FIELDS = {"paragraphs": Field(("paragraphs",), required=True, fits=_are_paragraphs)}
 
 TRIVIA_FIELDS = {
     "answers": Field(("answer",), required=True, fits=_has_aliases),

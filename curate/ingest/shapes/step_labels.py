@@ -11,14 +11,9 @@ import polars as pl
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.parts import parse_parts
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, fits_json, shorten_expr
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, json_like, shorten_expr
 
-
-@fits_json("{")
-def _has_steps(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"steps"\s*:\s*\[') & cells.str.contains(r'"completions"\s*:')
-
-
+_has_steps = json_like("{", r'"steps"\s*:\s*\[', r'"completions"\s*:')
 FIELDS = {
     "label": Field(("label",), required=True, fits=_has_steps),
     "question": Field(("question",), required=True, fits=lambda cells: cells.str.contains(r'"problem"\s*:')),

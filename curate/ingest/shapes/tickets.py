@@ -13,28 +13,17 @@ from curate.ingest.html_text import html_to_text
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.shape import (
-    TOOLS,
     ColumnMapping,
     Field,
     ParsedTable,
     complete_turns,
-    drop_problem_rows,
-    fits_json,
+    json_like,
     number_cells,
     problem_rows,
 )
 
-
-@fits_json("[")
-def _are_comments(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"author_id"\s*:') & cells.str.contains(r'"(?:plain_)?body"\s*:')
-
-
-@fits_json()
-def _are_parts(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"author"\s*:') & cells.str.contains(r'"part_type"\s*:')
-
-
+_are_comments = json_like("[", r'"author_id"\s*:', r'"(?:plain_)?body"\s*:')
+_are_parts = json_like("[{", r'"author"\s*:', r'"part_type"\s*:')
 FIELDS = {
     "comments": Field(("comments",), required=True, fits=_are_comments),
     "requester": Field(("requester_id",), required=True),
@@ -98,4 +87,4 @@ def _to_table(height: int, comments: pl.DataFrame, problems: pl.DataFrame) -> Pa
     )
     rest = pl.DataFrame({"row": pl.int_range(height, eager=True)}).join(joined, on="row", how="anti")
     empty = problem_rows(rest, "empty-conversation", "The ticket has no public comments.")
-    return drop_problem_rows(complete_turns(joined), pl.DataFrame(schema=TOOLS), [problems, empty])
+    return ParsedTable(complete_turns(joined)).reject(problems, empty)

@@ -8,6 +8,8 @@ of messages, or a text. Serialised messages of LangChain are read as well.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 
 from curate.ingest.shapes import turn_lists
@@ -17,8 +19,8 @@ from curate.ingest.shapes.shape import (
     ColumnMapping,
     Field,
     ParsedTable,
-    drop_problem_rows,
     fits_json,
+    json_like,
     number_cells,
     problem_rows,
     shorten_expr,
@@ -52,11 +54,7 @@ def _is_completion(cells: pl.Series) -> pl.Series:
     return choices & cells.str.contains(r'"message"\s*:\s*\{')
 
 
-@fits_json("{")
-def _is_result(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"status_code"\s*:') & cells.str.contains(r'"body"\s*:')
-
-
+_is_result = json_like("{", r'"status_code"\s*:', r'"body"\s*:')
 FIELDS = {
     "input": Field(("inputs", "request"), required=True, fits=_is_input),
     "output": Field(("outputs", "response"), required=True),
@@ -165,7 +163,7 @@ def _parse(given: pl.DataFrame) -> ParsedTable:
     blank = pl.col("output").fill_null("").str.strip_chars().is_in(["", "null", "{}", "[]"])
     other = pl.format("The output has no message or text: {}", shorten_expr(pl.col("output")))
     reason = pl.when(blank).then(pl.lit("The row has no output.")).otherwise(other)
-    return drop_problem_rows(parsed.turns, parsed.tools, [problem_rows(unread, "no-answer", reason), parsed.problems])
+    return parsed.reject(problem_rows(unread, "no-answer", reason))
 
 
 def parse_batch(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
@@ -195,13 +193,6 @@ def _join_members(joined: pl.DataFrame, rows: pl.DataFrame) -> ParsedTable:
     unanswered = rest.with_columns(row=pl.int_range(pl.len()) + pairs.height)
     ids = shorten_expr(pl.col("custom_id"))
     lost = pairs.filter(pl.col("position_request").is_null())
-    problems = pl.concat(
-        [
-            problem_rows(lost, "no-question", pl.format("No request has the custom_id {}.", ids)),
-            problem_rows(unanswered, "no-answer", pl.format("No result has the custom_id {}.", ids)),
-        ]
-    )
-    failed = problems["row"].implode()
     members = pl.concat(
         [
             pairs.select("row", "position"),
@@ -209,9 +200,7 @@ def _join_members(joined: pl.DataFrame, rows: pl.DataFrame) -> ParsedTable:
             unanswered.select("row", "position"),
         ]
     )
-    return ParsedTable(
-        parsed.turns.filter(~pl.col("row").is_in(failed)),
-        parsed.tools.filter(~pl.col("row").is_in(failed)),
-        pl.concat([problems, parsed.problems.filter(~pl.col("row").is_in(failed))]),
-        members,
+    return replace(parsed, members=members).reject(
+        problem_rows(lost, "no-question", pl.format("No request has the custom_id {}.", ids)),
+        problem_rows(unanswered, "no-answer", pl.format("No result has the custom_id {}.", ids)),
     )

@@ -11,12 +11,10 @@ import polars as pl
 
 from curate.ingest.shapes.roles import to_role
 from curate.ingest.shapes.shape import (
-    TOOLS,
     ColumnMapping,
     Field,
     ParsedTable,
     complete_turns,
-    drop_problem_rows,
     number_cells,
     problem_rows,
     shorten_expr,
@@ -83,7 +81,7 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     pieces = cells.with_columns(_mark_speakers(mapping.roles).str.split(_TURN).alias("piece"))
     system = mapping.column(table, "system").str.replace(r"^\s*SYSTEM:\s*", "")
     turns, contradicting = add_system_turns(_turns(pieces, mapping.roles), system)
-    return drop_problem_rows(turns, pl.DataFrame(schema=TOOLS), [*_problems(pieces), contradicting])
+    return ParsedTable(turns).reject(*_problems(pieces), contradicting)
 
 
 def _mark_speakers(roles: Mapping[str, str]) -> pl.Expr:

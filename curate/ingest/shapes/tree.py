@@ -25,7 +25,7 @@ from curate.ingest.shapes.shape import (
     Field,
     ParsedTable,
     complete_turns,
-    fits_json,
+    json_like,
     mostly,
     problem_rows,
     shorten_expr,
@@ -35,13 +35,11 @@ from schemas.conversation import ASSISTANT_ROLES
 LOWER_RANKED = "lower-ranked"
 
 
+_has_replies = json_like("{", r'"replies"\s*:\s*\[', r'"role"\s*:')
+
+
 def _has_roles(cells: pl.Series) -> pl.Series:
     return mostly(pl.DataFrame({"cell": cells}).select(to_role(pl.col("cell")).is_not_null()).to_series())
-
-
-@fits_json("{")
-def _has_replies(cells: pl.Series) -> pl.Series:
-    return cells.str.contains(r'"replies"\s*:\s*\[') & cells.str.contains(r'"role"\s*:')
 
 
 def _has_ranked_replies(cells: pl.Series) -> pl.Series:

@@ -13,14 +13,7 @@ from curate.ingest.shapes.call_turns import (
     normalise_calls,
 )
 from curate.ingest.shapes.json_cells import list_cells
-from curate.ingest.shapes.shape import (
-    TURNS,
-    ColumnMapping,
-    ParsedTable,
-    drop_problem_rows,
-    number_cells,
-    problem_rows,
-)
+from curate.ingest.shapes.shape import TURNS, ColumnMapping, ParsedTable, number_cells, problem_rows
 from curate.ingest.shapes.system_prompt import add_system_turns
 from curate.ingest.shapes.tools import parse_tools
 from curate.ingest.shapes.turn_elements import FALSE_FLAGS, element_problems, find_duplicate_keys, read_elements
@@ -69,7 +62,7 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> ParsedTable
     problems = [invalid, empty, duplicates, no_text, *element_problems(elements, mapping.keys.get("role"))]
     blank = elements.filter((pl.col("text").fill_null("") == "") & pl.col("calls").is_null())["row"]
     problems += [unnamed.filter(pl.col("row").is_in(blank.implode())), contradicting, broken_tools]
-    return drop_problem_rows(turns, tools, problems)
+    return ParsedTable(turns, tools).reject(*problems)
 
 
 def _append_completion(cells: pl.Series, completion: pl.Series) -> pl.Series:

@@ -5,23 +5,12 @@ A conversation has the position of its first row.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import polars as pl
 
 from curate.ingest.shapes.call_turns import join_parallel_calls
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.roles import to_role, unknown_roles
-from curate.ingest.shapes.shape import (
-    TOOLS,
-    ColumnMapping,
-    Field,
-    ParsedTable,
-    complete_turns,
-    drop_problem_rows,
-    problem_rows,
-    shorten_expr,
-)
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, complete_turns, problem_rows, shorten_expr
 from schemas.errors import SourceError
 
 FIELDS = {
@@ -60,12 +49,8 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     turns = grouped.sort("row", "order", "position").with_columns(to_role(pl.col("name"), mapping.roles).alias("from"))
     ungrouped = ungrouped.with_columns(pl.col("position").alias("row"))
     members = pl.concat([grouped, ungrouped]).select("row", "position").sort("position")
-    parsed = drop_problem_rows(
-        join_parallel_calls(complete_turns(turns)),
-        pl.DataFrame(schema=TOOLS),
-        _problems(ungrouped, grouped, mapping),
-    )
-    return replace(parsed, members=members)
+    parsed = ParsedTable(join_parallel_calls(complete_turns(turns)), members=members)
+    return parsed.reject(*_problems(ungrouped, grouped, mapping))
 
 
 def _rows(table: pl.DataFrame, mapping: ColumnMapping) -> pl.DataFrame:

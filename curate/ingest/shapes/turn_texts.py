@@ -15,12 +15,10 @@ import polars as pl
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.json_cells import valid_cells
 from curate.ingest.shapes.shape import (
-    TOOLS,
     ColumnMapping,
     Field,
     ParsedTable,
     complete_turns,
-    drop_problem_rows,
     is_plain_text,
     number_cells,
     problem_rows,
@@ -201,4 +199,4 @@ def _to_table(
     table: pl.DataFrame, mapping: ColumnMapping, turns: pl.DataFrame, problems: list[pl.DataFrame]
 ) -> ParsedTable:
     with_system, contradicting = add_system_turns(complete_turns(turns), mapping.column(table, "system"))
-    return drop_problem_rows(with_system, pl.DataFrame(schema=TOOLS), [*problems, contradicting])
+    return ParsedTable(with_system).reject(*problems, contradicting)

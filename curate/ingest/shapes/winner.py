@@ -12,27 +12,15 @@ import polars as pl
 from curate.ingest.shapes import turn_lists
 from curate.ingest.shapes.frames import query_frames
 from curate.ingest.shapes.pairs import QUESTION_NAMES
-from curate.ingest.shapes.shape import (
-    ColumnMapping,
-    Field,
-    ParsedTable,
-    drop_problem_rows,
-    mostly,
-    problem_rows,
-    shorten_expr,
-)
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, mostly_like, problem_rows, shorten_expr
 
 _SIDE_A = r"(?i)^\s*(?:model|response|answer|assistant|conversation|output)?[_ ]?a\s*$"
 _SIDE_B = r"(?i)^\s*(?:model|response|answer|assistant|conversation|output)?[_ ]?b\s*$"
 _TIE = r"(?i)^\s*(?:tie|both|neither|draw|equal)"
 
 
-def _names_side(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(f"{_SIDE_A}|{_SIDE_B}|{_TIE}"))
-
-
-def _is_flag(cells: pl.Series) -> pl.Series:
-    return mostly(cells.str.contains(r"(?i)^\s*(?:0|1|true|false)(?:\.0)?\s*$"))
+_names_side = mostly_like(f"{_SIDE_A}|{_SIDE_B}|{_TIE}")
+_is_flag = mostly_like(r"(?i)^\s*(?:0|1|true|false)(?:\.0)?\s*$")
 
 
 def _side(letter: str) -> Field:
@@ -85,4 +73,4 @@ def parse(table: pl.DataFrame, mapping: ColumnMapping) -> ParsedTable:
     lists = query_frames(_TURNS, answers=answers).select("messages")
     parsed = turn_lists.parse(lists, ColumnMapping("messages", {"messages": "messages"}), "messages")
     tie = problem_rows(answers.filter("no_winner"), "no-winner", pl.format("Neither answer won: {}.", "winner"))
-    return drop_problem_rows(parsed.turns, parsed.tools, [tie, parsed.problems])
+    return parsed.reject(tie)
