@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -319,6 +319,22 @@ def test_parquet_values_become_text_and_nested_ones_json(tmp_path):
     assert batch.row.to_list() == [1, 2]
     assert batch.line.to_list() == [None, None]
     assert json.loads(batch.raw(pl.Series([1]))[0])["A"] == "é"
+
+
+def test_times_of_a_parquet_file_are_the_same_in_every_time_zone(tmp_path):
+    at = pa.array([datetime(2026, 1, 1, 12, tzinfo=UTC)], pa.timestamp("us", "UTC"))
+    path = parquet(tmp_path / "a.parquet", ["at", "more"], at, pa.array([[at[0]]]))
+    code = """
+import sys
+import polars as pl
+from curate.ingest.readers import open_source
+(batch,) = open_source(sys.argv[1]).batches()
+print(batch.table.row(0), batch.raw(pl.Series([0]))[0])
+"""
+    zones = [os.environ | {"TZ": zone} for zone in ("Asia/Tokyo", "America/New_York")]
+    texts = {subprocess.check_output([sys.executable, "-c", code, path], env=zone, text=True) for zone in zones}
+    (text,) = texts
+    assert text.count("2026-01-01 12:00:00+00") == 4
 
 
 def parquet(path: Path, names: list[str], *columns: pa.Array) -> Path:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from curate.ingest.column_names import make_unique
 from curate.ingest.readers.batch import REJECTS, Batch
+from curate.ingest.shapes.frames import query_frames
 from schemas.errors import SourceError
 
 ROWS = 50_000
@@ -28,13 +29,12 @@ def read_rows(tables: Iterable[pa.RecordBatch], path: str) -> Iterator[Batch]:
 
     `raw` returns a row as a JSON object. Raises `SourceError` for a damaged column or an unsupported type.
     """
-    connection = duckdb.connect()
     row = 1
     for rows in tables:
         if rows.num_rows:
             _check_columns(path, rows, row)
             try:
-                batch = _convert(connection, _to_table(rows), row)
+                batch = _convert(_to_table(rows), row)
             except duckdb.NotImplementedException as error:
                 raise _unsupported_type(path, rows.schema) from error
             yield batch
@@ -62,11 +62,10 @@ def _cast(column: pa.Array) -> pa.Array:
     return column.cast(pa.string()) if pa.types.is_decimal256(column.type) else column
 
 
-def _convert(connection: duckdb.DuckDBPyConnection, rows: pa.Table, first: int) -> Batch:
+def _convert(rows: pa.Table, first: int) -> Batch:
     numbered = rows.rename_columns([f"c{at}" for at in range(rows.num_columns)])
-    connection.register("numbered", numbered)
     cells = ", ".join(_text_sql(field) for field in numbered.schema)
-    table: pl.DataFrame = connection.sql(f"SELECT {cells} FROM numbered").pl()
+    table = query_frames(f"SELECT {cells} FROM numbered", numbered=numbered)
     table.columns = rows.column_names
 
     def raw(positions: pl.Series) -> pl.Series:
@@ -122,7 +121,5 @@ def _rows_as_json(rows: pa.Table) -> pl.Series:
     ]
     keys = ["'" + name.replace("'", "''") + "'" for name in rows.column_names]
     pairs = ", ".join(f"{key}, {cell}" for key, cell in zip(keys, cells, strict=True))
-    with duckdb.connect() as connection:
-        connection.register("rows", rows.rename_columns(names))
-        frame: pl.DataFrame = connection.sql(f"SELECT json_object({pairs})::VARCHAR AS raw FROM rows").pl()
-        return frame["raw"]
+    query = f"SELECT json_object({pairs})::VARCHAR AS raw FROM rows"
+    return query_frames(query, rows=rows.rename_columns(names))["raw"]

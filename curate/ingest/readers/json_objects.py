@@ -8,10 +8,8 @@ afterwards. Python's parser provides the reason for every rejected text.
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import NamedTuple
 
-import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -28,6 +26,7 @@ from curate.ingest.readers.text_arrays import (
     utf8_problem,
 )
 from curate.ingest.readers.unusable_values import SURROGATE_REASON, recover_object
+from curate.ingest.shapes.frames import open_cursor
 from curate.ingest.shapes.json_cells import KEY_END, NOT_JSON, reject_constant
 from schemas.errors import SourceError
 
@@ -52,11 +51,6 @@ class ParsedObjects(NamedTuple):
     """The texts that are not valid objects, by position; their rows in `table` are undefined."""
 
 
-@cache
-def _database() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect()
-
-
 class ObjectReader:
     """Reads objects batch by batch and collects their keys: a key that first occurs later becomes a later column."""
 
@@ -66,7 +60,7 @@ class ObjectReader:
         self._rows = 0
         self._text = "text"
         """SQL of a record's text; lists of turns are read as the value of a key."""
-        self._connection = _database().cursor()  # with its own tables; opening a database takes 13 ms
+        self._connection = open_cursor()
 
     def batch(self, texts: pa.LargeStringArray, line: Positions, parsed: ParsedObjects | None = None) -> Batch:
         """The next records of the source: `texts`, which start on the lines `line`; `parsed` is the result of `parse`.

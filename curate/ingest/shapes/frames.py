@@ -1,4 +1,4 @@
-"""Polars frames and a query → its result, by a DuckDB in memory that all shapes share."""
+"""Frames and a query → its result, by a DuckDB in memory that all readers and shapes share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from functools import cache
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 
 
-def query_frames(query: str, **frames: pl.DataFrame) -> pl.DataFrame:
-    """The result of `query` in an in-memory DuckDB; the query may name the frames.
-
-    Every call uses a cursor with its own tables, which costs nothing; opening a database takes 11 ms.
-    """
-    with _database().cursor() as connection:
+def query_frames(query: str, **frames: pl.DataFrame | pa.Table) -> pl.DataFrame:
+    """The result of `query` in an in-memory DuckDB; the query may name the frames."""
+    with open_cursor() as connection:
         for name, frame in frames.items():
             connection.register(name, frame)
         result: pl.DataFrame = connection.sql(query).pl()
     return result
+
+
+def open_cursor() -> duckdb.DuckDBPyConnection:
+    """A connection with its own tables, which costs nothing; opening a database takes 11 ms."""
+    return _database().cursor()
 
 
 @cache
