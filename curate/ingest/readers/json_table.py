@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from curate.ingest.readers.first_rows import is_header
-from curate.ingest.shapes.json_cells import split_list, split_object
+from curate.ingest.shapes.json_cells import join_object, split_list, split_object
 
 
 def is_table(value: object) -> bool:
@@ -41,14 +41,14 @@ def split_table(text: str) -> list[tuple[str, int]] | None:
     if _is_split(value):
         names = value["columns"]
         rows = [list(split_list(row)) for row in split_list(split_object(text)["data"])]
-        return [(_object(dict(zip(names, row, strict=True))), 0) for row in rows]
+        return [(join_object(zip(names, row, strict=True)), 0) for row in rows]
     if _has_columns(value) or _has_lists(value):
         lists = _has_lists(value)
         columns = {
             name: list(split_list(cells)) if lists else list(split_object(cells).values())
             for name, cells in split_object(text).items()
         }
-        return [(_object(dict(zip(columns, row, strict=True))), 0) for row in zip(*columns.values(), strict=True)]
+        return [(join_object(zip(columns, row, strict=True)), 0) for row in zip(*columns.values(), strict=True)]
     return list(_records(text)) if _has_records(value) else None
 
 
@@ -100,7 +100,3 @@ def _records(text: str) -> Iterator[tuple[str, int]]:
         has_key = "key" in json.loads(record)
         named = f'{{"key": {json.dumps(name, ensure_ascii=False)}, {record.lstrip()[1:]}'
         yield (record if has_key else named), line
-
-
-def _object(cells: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {cell}" for name, cell in cells.items()) + "}"

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from curate.ingest.shapes.json_cells import object_items
+from curate.ingest.shapes.json_cells import join_object, object_items
 
 NAN_REASON = "Invalid JSON: NaN is not a JSON value; write null for a missing value."
 SURROGATE_REASON = r"A string contains half of a surrogate pair, such as \ud800."
@@ -46,8 +46,8 @@ def recover_object(text: str) -> RecoveredObject | None:
         name, (cell, reason) = _replace_surrogates(key), _recover_value(value)
         if reason := SURROGATE_REASON if name != key else reason:
             reasons[name] = reason
-        members.append(f"{json.dumps(name, ensure_ascii=False)}: {cell}")
-    return RecoveredObject(f"{{{', '.join(members)}}}", reasons) if reasons else None
+        members.append((name, cell))
+    return RecoveredObject(join_object(members), reasons) if reasons else None
 
 
 def _recover_value(text: str) -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from curate.ingest.shapes.json_cells import split_list, split_object
+from curate.ingest.shapes.json_cells import is_object, split_list, split_object
 
 TEXT_TYPES = ("text", "input_text", "output_text", "summary_text")
 REASONING_TYPES = ("thinking", "reasoning", "reasoning_text", "redacted_thinking")
@@ -142,11 +142,7 @@ def read_call(keys: dict[str, str]) -> Call:
 
 def _nested_call(value: str) -> str:
     text = json.loads(value) if value.startswith('"') else value
-    try:
-        is_object = isinstance(json.loads(text), dict)
-    except ValueError:
-        is_object = False
-    if not is_object:
+    if not is_object(text):
         raise UnsupportedBlockError("a tool call that is not a JSON object")
     return str(text)
 

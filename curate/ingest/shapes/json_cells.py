@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 import polars as pl
@@ -110,6 +110,14 @@ def _depth(text: str) -> int:
     return deepest
 
 
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object for Python's parser, which also accepts NaN and infinities."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def split_list(text: str) -> Iterator[str]:
     """The original text of each element of a JSON list.
 
@@ -121,6 +129,11 @@ def split_list(text: str) -> Iterator[str]:
         _, end = _DECODER.raw_decode(text, at)
         yield text[at:end]
         at = _after_comma(text, end)
+
+
+def join_object(items: Iterable[tuple[str, str]]) -> str:
+    """A JSON object from the texts of its values by key; a key may occur twice."""
+    return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in items) + "}"
 
 
 def split_object(text: str) -> dict[str, str]:

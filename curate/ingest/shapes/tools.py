@@ -15,7 +15,14 @@ from collections.abc import Iterator
 import polars as pl
 
 from curate.ingest.shapes.frames import query_frames
-from curate.ingest.shapes.json_cells import filled_cells, is_nonstandard, reject_constant, split_list, split_object
+from curate.ingest.shapes.json_cells import (
+    filled_cells,
+    is_nonstandard,
+    join_object,
+    reject_constant,
+    split_list,
+    split_object,
+)
 from curate.ingest.shapes.shape import PROBLEMS, TOOLS, Field, problem_rows
 from curate.ingest.shapes.tool_calls import wrap_in_list
 from schemas.text import shorten
@@ -183,7 +190,7 @@ def _function(keys: dict[str, str]) -> str:
     rest = {key: value for key, value in keys.items() if key not in (*_SCHEMA_KEYS, "cache_control", "type")}
     has_schema = any(key in keys for key in _SCHEMA_KEYS)
     pairs = {**rest, **({"parameters": schema} if has_schema else {})}
-    return _drop_nulls(f'{{"type": "function", "function": {_join_object(pairs)}}}')
+    return _drop_nulls(f'{{"type": "function", "function": {join_object(pairs.items())}}}')
 
 
 def _drop_nulls(text: str) -> str:
@@ -202,8 +209,4 @@ def _drop_nulls(text: str) -> str:
         for key, value in values.items()
         if key in _KEEPS_NULL or value != "null"
     }
-    return text if kept == values else _join_object(kept)
-
-
-def _join_object(values: dict[str, str]) -> str:
-    return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in values.items()) + "}"
+    return text if kept == values else join_object(kept.items())

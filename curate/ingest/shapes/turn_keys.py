@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 
 import polars as pl
 
 from curate.ingest.shapes.cell_path import path_steps
 from curate.ingest.shapes.frames import query_frames
-from curate.ingest.shapes.json_cells import object_items, split_list, split_object
+from curate.ingest.shapes.json_cells import join_object, object_items, split_list, split_object
 from curate.ingest.shapes.shape import PROBLEMS, problem_rows
 from curate.ingest.shapes.turn_elements import ROLE_KEYS, TEXT_KEYS
 
@@ -49,7 +48,7 @@ def _rename_turn(turn: str, keys: Mapping[str, str]) -> str:
         found = list(_find(items, own))
         items = [(key, value) for key, value in items if key not in known and key != own]
         items += [(name, value) for value in found]
-    return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in items) + "}"
+    return join_object(items)
 
 
 def _find(items: list[tuple[str, str]], own: str) -> Iterator[str]:
