@@ -21,12 +21,10 @@ from typing import NamedTuple
 import polars as pl
 
 from curate.ingest.shapes.content_blocks import filled_keys
-from curate.ingest.shapes.json_cells import split_list
+from curate.ingest.shapes.json_cells import is_object, split_list
 from curate.ingest.shapes.shape import PROBLEMS, TOOLS, TURNS, ParsedTable
 from curate.ingest.shapes.tools import ToolDefinitionError, read_tools
 from schemas.text import shorten
-
-CODE = "calls-in-text"
 
 _CALL_MARKS, _TOOL_MARKS = ("<tool_call>", "<functioncall>"), ("<tools>", "access to the following functions")
 _GLAIVE_ARGUMENTS = r"""(?s)("arguments"\s*:\s*)'(.*)'(\s*\})$"""
@@ -88,16 +86,6 @@ def read_call_markup(parsed: ParsedTable) -> tuple[ParsedTable, pl.Series]:
             parsed.members,
         ),
         pl.Series("row", changed, pl.Int64),
-    )
-
-
-def markup_findings(rows: pl.Series) -> pl.DataFrame:
-    """A warning per changed conversation, in the form of those of validation."""
-    return pl.DataFrame({"row": rows}).select(
-        pl.col("row").cast(pl.Int64),
-        pl.lit(CODE).alias("code"),
-        pl.lit("warning").alias("severity"),
-        pl.lit("Its texts contained tools or tool calls.").alias("reason"),
     )
 
 
@@ -214,7 +202,7 @@ def _read_calls(payload: str, number: int) -> Iterator[str]:
         arguments = keys.get("arguments", keys.get("parameters", "{}"))
         if arguments.startswith('"'):
             arguments = json.loads(arguments).strip() or "{}"
-        if not keys.get("name", "").startswith('"') or not _is_object(arguments):
+        if not keys.get("name", "").startswith('"') or not is_object(arguments):
             raise BrokenCallError(f"Turn {number} has a tool call that is not valid: {shorten(payload, 60)}")
         yield f'{{"name": {keys["name"]}, "arguments": {arguments}}}'
 
@@ -234,13 +222,6 @@ def _as_json(payload: str) -> str:
         return json.dumps(ast.literal_eval(payload), ensure_ascii=False)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ""
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def _read_results(turn: _Turn) -> Iterator[_Turn]:

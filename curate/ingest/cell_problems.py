@@ -10,9 +10,6 @@ from curate.ingest.readers.batch import UNUSABLE
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import base_column, path_cells
 from curate.ingest.shapes.shape import PROBLEMS, ColumnMapping, ParsedTable, number_cells, problem_rows
-from curate.ingest.validation import FINDINGS
-
-CODE = "unusable-metadata"
 
 
 def missing_values(table: pl.DataFrame, mapping: ColumnMapping, parsed: ParsedTable) -> pl.DataFrame:
@@ -33,13 +30,13 @@ def missing_values(table: pl.DataFrame, mapping: ColumnMapping, parsed: ParsedTa
 
 def unusable_values(
     table: pl.DataFrame, mapping: ColumnMapping, parsed: ParsedTable, *, every: bool
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Problems of conversations with a mapped cell that cannot be stored, and warnings of those with other such cells.
+) -> tuple[pl.DataFrame, pl.Series]:
+    """Problems of conversations with a mapped cell that cannot be stored, and the rows of those with other such cells.
 
     With `every`, any such cell is a problem: columns of `--sql` come from unknown others. Python loops over these rows.
     """
     if UNUSABLE not in table.columns:
-        return pl.DataFrame(schema=PROBLEMS), pl.DataFrame(schema=FINDINGS)
+        return pl.DataFrame(schema=PROBLEMS), pl.Series([], dtype=pl.Int64)
     used = {base_column(column, table.columns) for column in mapping.fields.values()}
     marked = number_cells(table[UNUSABLE], "mark").drop_nulls().rename({"row": "position"})
     reasons = [
@@ -50,7 +47,4 @@ def unusable_values(
     members = parsed.members if parsed.members.height else found.select("position", row="position")
     found = members.join(found, on="position").sort("reason", nulls_last=True).unique("row", keep="first").sort("row")
     problems = problem_rows(found.filter(pl.col("reason").is_not_null()), "broken-json", pl.col("reason"))
-    harmless = found.filter(pl.col("reason").is_null()).select("row")
-    reason = pl.lit("A column that is not mapped has a value that cannot be stored.")
-    warnings = harmless.with_columns(code=pl.lit(CODE), severity=pl.lit("warning"), reason=reason)
-    return problems, warnings.select(*FINDINGS)
+    return problems, found.filter(pl.col("reason").is_null())["row"]

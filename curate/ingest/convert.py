@@ -13,19 +13,19 @@ from typing import Any
 
 import polars as pl
 
-from curate.ingest.call_markup import markup_findings, read_call_markup
+from curate.ingest.call_markup import read_call_markup
 from curate.ingest.cell_problems import missing_values, unusable_values
 from curate.ingest.column_mapping import extend_mapping, metadata_json, parse_table
 from curate.ingest.media import media_problems
 from curate.ingest.named_split import SPLIT_COLUMN
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.readers.batch import EXPORT_COLUMNS, REJECT_COLUMN, UNUSABLE
-from curate.ingest.repair_advice import RepairAdvice, RepairTrial, rival_findings, rival_rows, try_repairs
+from curate.ingest.repair_advice import RepairAdvice, RepairTrial, rival_rows, try_repairs
 from curate.ingest.repairs import repair
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import IMPORT_COMMAND, ColumnMapping, ParsedTable
 from curate.ingest.shapes.system_prompt import add_system_prompt
-from curate.ingest.validation import validate
+from curate.ingest.validation import Limits, find_rows, validate
 from curate.ingest.writer import CORRECTIONS, FILE_ROWS, ImportBatch
 from schemas.conversation import fold
 from schemas.errors import SourceError
@@ -137,7 +137,9 @@ def convert(
     findings = validate(turns, parsed.tools, has_questions=SHAPES[mapping.shape].has_questions)
     rivals = rival_rows(table, parsed.members) if mapping.shape == "long" else pl.Series([], dtype=pl.Int64)
     unusable, stored = unusable_values(batch.table, mapping, parsed, every=section.sql is not None)
-    findings = pl.concat([findings, rival_findings(rivals), markup_findings(read_calls), stored])
+    warned = {"rival-replies": rivals, "calls-in-text": read_calls, "unusable-metadata": stored}
+    more = [find_rows(code, rows.to_frame("row"), Limits()) for code, rows in warned.items()]
+    findings = pl.concat([findings, *more])
     missing = missing_values(table, mapping, parsed)
     media = media_problems(table, mapping, parsed.turns, parsed.members)
     problems = pl.concat([unusable, missing, parsed.problems, media])

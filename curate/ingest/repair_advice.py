@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from curate.ingest.repairs import REPAIRS, repair
-from curate.ingest.validation import FINDINGS, RULES, validate
+from curate.ingest.validation import RULES, validate
 
 _SAMPLE = 500
 """Conversations per rule to which the repairs are applied."""
@@ -91,12 +91,3 @@ def rival_rows(table: pl.DataFrame, members: pl.DataFrame) -> pl.Series:
         return pl.Series([], dtype=pl.Int64)
     replies = members.with_columns(parent=table[parent].gather(members["position"])).drop_nulls("parent")
     return replies.filter(pl.struct("row", "parent").is_duplicated())["row"].unique()
-
-
-def rival_findings(rows: pl.Series) -> pl.DataFrame:
-    """The warnings of conversations with rival replies."""
-    reason = "Two turns reply to the same turn; --shape tree makes a conversation of every branch."
-    found = pl.DataFrame({"row": rows.sort()}).with_columns(
-        code=pl.lit("rival-replies"), severity=pl.lit("warning"), reason=pl.lit(reason)
-    )
-    return found.select(*FINDINGS)

@@ -71,9 +71,9 @@ def validate(
     broken = context.select(
         rule.breaks(limits).fill_null(False).alias(code) for code, rule in rules.items() if rule.breaks
     )
-    findings = [_findings(code, context.filter(broken[code]), limits) for code in broken.columns if broken[code].any()]
+    findings = [find_rows(code, context.filter(broken[code]), limits) for code in broken.columns if broken[code].any()]
     others = check_calls(context, tools) | check_tools(tools) | check_reasoning(context) | check_texts(context)
-    findings += [_findings(code, rows, limits) for code, rows in others.items()]
+    findings += [find_rows(code, rows, limits) for code, rows in others.items()]
     return _keep_first_reject(findings)
 
 
@@ -266,8 +266,8 @@ RULES: dict[str, Rule] = {
     ),
     "calls-in-text": Rule(
         "Tools and tool calls inside texts (<tools>, <tool_call>, <functioncall>) were read as tools and calls.",
-        None,  # reported by `markup_findings`
-        _turn("contains tool calls"),
+        None,  # reported by `convert`
+        lambda _: pl.lit("Its texts contained tools or tool calls."),
         severity="warning",
     ),
     "open-tool-call": Rule(
@@ -348,14 +348,14 @@ RULES: dict[str, Rule] = {
     ),
     "unusable-metadata": Rule(
         "Columns that are not mapped have no NaN (stored as null) and no half of a surrogate pair.",
-        None,
-        lambda _: pl.lit(""),
+        None,  # found by the readers
+        lambda _: pl.lit("A column that is not mapped has a value that cannot be stored."),
         severity="warning",
     ),
     "rival-replies": Rule(
         "Two turns of a conversation reply to the same turn, so that one of them follows the other by mistake.",
         None,  # found by the column with the parent of each row
-        _turn("replies to the same turn as another"),
+        lambda _: pl.lit("Two turns reply to the same turn; --shape tree makes a conversation of every branch."),
         severity="warning",
     ),
     NO_WORDS: Rule(
@@ -371,8 +371,8 @@ RULES: dict[str, Rule] = {
 # ------------------------------------------------------------------------------------------------------------ findings
 
 
-def _findings(code: str, turns: pl.DataFrame, limits: Limits) -> pl.DataFrame:
-    """One finding per conversation, for the first of `turns`, which violate the rule."""
+def find_rows(code: str, turns: pl.DataFrame, limits: Limits) -> pl.DataFrame:
+    """One finding per conversation (`row`), for the first of `turns`, which violate the rule."""
     rule = RULES[code]
     first = turns.unique("row", keep="first", maintain_order=True)
     return first.select(
