@@ -19,7 +19,7 @@ from curate.ingest.plausibility import check_plausibility
 from curate.ingest.preference import CHOSEN, check_preference_data
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.cell_path import base_column
-from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape, is_plain_text
+from curate.ingest.shapes.shape import ColumnMapping, Field, ParsedTable, Shape, is_mostly, is_plain_text
 from curate.ingest.suggestions import (
     describe_columns,
     list_commands,
@@ -239,7 +239,7 @@ def _matching_columns(field: Field, free: dict[str, pl.Series], any_name: bool) 
     if named:
         return named
     if any_name and field.any_name:
-        return [column for column, cells in free.items() if _mostly_fits(field, cells)]
+        return [column for column, cells in free.items() if field.fits is not None and is_mostly(field.fits(cells))]
     return [column for column in find_named(field.weak_names, free) if _can_be(field, free[column])]
 
 
@@ -250,12 +250,6 @@ def _can_be(field: Field, cells: pl.Series) -> bool:
     if cells.null_count() == cells.len():
         return field.fits is is_plain_text
     return bool(field.fits(cells.head(_SAMPLE)).any() or (cells.len() > _SAMPLE and field.fits(cells).any()))
-
-
-def _mostly_fits(field: Field, cells: pl.Series) -> bool:
-    """Whether at least half of the cells that are not null fit the field."""
-    filled = cells.len() - cells.null_count()
-    return field.fits is not None and filled > 0 and int(field.fits(cells).sum()) * 2 >= filled
 
 
 def _assign(shape: Shape, chosen: dict[str, str]) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from curate.ingest.column_content import Content, describe_column
 from curate.ingest.column_names import name_words
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.shape import ColumnMapping, is_mostly
 from curate.ingest.suggestions import (
     describe_columns,
     exclude_optional,
@@ -202,8 +202,7 @@ def _has_answers(table: pl.DataFrame, mapping: ColumnMapping, name: str) -> bool
     """Whether the cells of an unmapped column contain the answers, like the whole text in an Alpaca file."""
     head = table.head(50)
     texts = pl.DataFrame({"whole": head[name], "part": mapping.column(head, _ANSWER[mapping.shape])})
-    inside = texts.select(pl.col("whole").str.contains(pl.col("part"), literal=True)).to_series()
-    return int(inside.sum()) * 2 >= max(inside.len() - inside.null_count(), 1)
+    return is_mostly(texts.select(pl.col("whole").str.contains(pl.col("part"), literal=True)).to_series())
 
 
 def _others(table: pl.DataFrame, mapping: ColumnMapping) -> list[ColumnMapping]:

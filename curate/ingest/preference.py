@@ -10,7 +10,7 @@ import polars as pl
 from curate.ingest.column_names import find_named, name_words
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.pairs import QUESTION_NAMES
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.shape import ColumnMapping, is_mostly
 from schemas.errors import SourceError
 
 _SAMPLE = 100
@@ -69,22 +69,18 @@ def _good_side(table: pl.DataFrame, good: str) -> ColumnMapping | None:
     for shape, name in (("messages", "messages"), ("sharegpt", "conversations")):
         column = _find(table, SHAPES[shape].fields[name].names, partial(_fits, shape, name))
         is_answer = cells.str.contains(r'^\s*(?:\[\s*)?\{[^{}]*"(?:from|role)"\s*:\s*"(?:gpt|assistant|model|bot)"')
-        if column is not None and column != good and _mostly(is_answer):
+        if column is not None and column != good and is_mostly(is_answer):
             return ColumnMapping(shape, {name: column, "completion": good})
         if _fits(shape, name, cells):
             return ColumnMapping(shape, {name: good})
     if _fits("transcript", "transcript", cells):
         return ColumnMapping("transcript", {"transcript": good})
     question = _find(table, ("instruction", *QUESTION_NAMES, "title", "text"), _is_text)
-    key = next((key for key in _ANSWER_KEYS if _mostly(_inner(cells, key))), None)
+    inner = r'^\s*\{{(?s:.*)"{}"\s*:\s*"'
+    key = next((key for key in _ANSWER_KEYS if is_mostly(cells.str.contains(inner.format(key)))), None)
     if question is None or (key is None and not _is_text(cells)):
         return None
     return ColumnMapping("pairs", {"question": question, "answer": f"{good}.{key}" if key else good})
-
-
-def _inner(cells: pl.Series, key: str) -> pl.Series:
-    """Whether each cell is an object with a text under `key`."""
-    return cells.str.contains(rf'^\s*\{{(?s:.*)"{key}"\s*:\s*"')
 
 
 def _find(table: pl.DataFrame, names: Sequence[str], fits: Callable[[pl.Series], bool]) -> str | None:
@@ -94,13 +90,8 @@ def _find(table: pl.DataFrame, names: Sequence[str], fits: Callable[[pl.Series],
 
 def _fits(shape: str, name: str, cells: pl.Series) -> bool:
     fits = SHAPES[shape].fields[name].fits
-    return fits is not None and _mostly(fits(cells))
+    return fits is not None and is_mostly(fits(cells))
 
 
 def _is_text(cells: pl.Series) -> bool:
-    return _mostly(~cells.str.contains(r"^\s*(?:[\[{]|$)"))
-
-
-def _mostly(is_so: pl.Series) -> bool:
-    """Whether it is so for at least half of the cells that are not null."""
-    return is_so.len() > is_so.null_count() and int(is_so.sum()) * 2 >= is_so.len() - is_so.null_count()
+    return is_mostly(~cells.str.contains(r"^\s*(?:[\[{]|$)"))

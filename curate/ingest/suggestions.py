@@ -14,7 +14,7 @@ from curate.ingest.column_content import Content, describe_column
 from curate.ingest.column_names import find_named, name_words
 from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.roles import to_role
-from curate.ingest.shapes.shape import ColumnMapping
+from curate.ingest.shapes.shape import ColumnMapping, is_mostly
 from schemas.text import shell_quote
 
 _MAX_COLUMNS = 200
@@ -310,7 +310,7 @@ def _long_mapping(table: pl.DataFrame, contents: Mapping[str, Content], role: st
 def _has_both_sides(groups: pl.Series, roles: pl.Series) -> bool:
     """Whether several roles occur in at least half of the groups: an author or a language has one."""
     sides = pl.DataFrame([groups, roles]).drop_nulls().group_by("group").agg(pl.col("role").n_unique())["role"]
-    return sides.len() > 0 and int((sides > 1).sum()) * 2 >= sides.len()
+    return is_mostly(sides > 1)
 
 
 def _has_roles(cells: pl.Series) -> bool:
