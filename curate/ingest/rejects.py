@@ -182,7 +182,7 @@ def _to_json(row: RejectRow) -> str:
 
 def _to_csv(rows: list[RejectRow]) -> str:
     """All rows, under the union of their columns."""
-    columns = list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))
+    columns = _columns(rows)
     if any(row.cells is None for row in rows):
         columns.append(RAW_COLUMN)
     columns += dict.fromkeys(column for row in rows for column in row.export_columns)
@@ -191,6 +191,10 @@ def _to_csv(rows: list[RejectRow]) -> str:
     writer.writeheader()
     writer.writerows({**row.values, **row.export_columns} for row in rows)
     return text.getvalue()
+
+
+def _columns(rows: list[RejectRow]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))
 
 
 def _count_formulas(row: RejectRow) -> int:
@@ -208,8 +212,7 @@ def _import_options(rows: list[RejectRow], mapping: str, *, excluded: bool) -> s
     more = [*where, *system, *(f"--repair {name}" for name in stored[STORED_REPAIRS])]
     if sql := stored.get("sql"):  # its result has the columns of the mapping
         return " ".join([ColumnMapping.from_stored(stored).as_options(), *more, f"--sql {shell_quote(sql)}"])
-    columns = list(dict.fromkeys(column for row in rows for column in (*row.columns, *(row.cells or ()))))
-    fields = {name: column for name, column in stored["fields"].items() if base_column(column, columns)}
+    fields = {name: column for name, column in stored["fields"].items() if base_column(column, _columns(rows))}
     return " ".join([replace(ColumnMapping.from_stored(stored), fields=fields).as_options(), *more])
 
 

@@ -8,7 +8,7 @@ and edits stay; the text of a conversation stays as long as one of them needs it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,7 @@ def remove_source(store: Path, name: str, *, dry_run: bool = False) -> RemovalRe
         source = find_source(connection, name)
         report = _preview(connection, source)
         sweep(connection, [detach(connection, source["source"], COMMAND_REASON)])
-        return RemovalReport(**{**_as_dict(report), "written": True})
-
-
-def _as_dict(report: RemovalReport) -> dict[str, Any]:
-    return {name: getattr(report, name) for name in RemovalReport.__slots__}
+        return replace(report, written=True)
 
 
 def _preview(connection: DuckDBPyConnection, source: dict[str, Any]) -> RemovalReport:

@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.ingest.readers.first_rows import REVIEW_COLUMNS
 from curate.review.pull import PullResult, store_answers
 from curate.review.question_kinds import KINDS, split_labels
 from curate.review.questions import MARK, last_answer, markable_turns, uses_turn_numbers
@@ -39,9 +40,8 @@ from schemas.review import ANSWER, ANSWER_SCHEMA, DECISION, ISSUES, QUALITY, SUB
 from schemas.store import writing
 from schemas.text import escape_formula, unescape_formula
 
-SET, CONVERSATION, REVIEWER, TEXT = "set", "conversation", "reviewer", "text"
-OWN_COLUMNS = (SET, CONVERSATION, "source", "line", TEXT)
-"""The columns before the questions, which annotators leave unchanged."""
+SET, CONVERSATION, _, _, TEXT = REVIEW_COLUMNS
+REVIEWER = "reviewer"
 
 SUGGESTED = "suggested "
 """Prefix of the columns with suggested answers, which are empty for blind tasks."""
@@ -134,7 +134,7 @@ def _text(task: Task) -> str:
 
 def _columns(questions: Sequence[Question]) -> list[str]:
     suggested = [f"{SUGGESTED}{question.name}" for question in questions if question.name in SUGGESTIBLE]
-    return [*OWN_COLUMNS, *suggested, *(question.name for question in questions), REVIEWER]
+    return [*REVIEW_COLUMNS, *suggested, *(question.name for question in questions), REVIEWER]
 
 
 def _row(name: str, each: ReviewTask, questions: Sequence[Question]) -> dict[str, str]:

@@ -28,8 +28,8 @@ MOST_COLUMNS = 50_000
 MOST_TITLES = 20
 """Rows before the header that can be a title."""
 
-REVIEW_COLUMNS = ["set", "conversation", "source", "line", "text"]
-"""The first columns of `curate review export`."""
+REVIEW_COLUMNS = ("set", "conversation", "source", "line", "text")
+"""The columns of `curate review export` before the questions, which annotators leave unchanged."""
 
 LONGEST_NAME = 80
 """Characters of a column name; a longer text is a value."""
@@ -53,7 +53,7 @@ def check_first_rows(path: str, rows: Sequence[Row], options: TableOptions) -> N
     cells = rows[0].cells if rows else []
     if len(cells) > MOST_COLUMNS:
         raise SourceError(f"{path} has {len(cells):,} columns; the limit is {MOST_COLUMNS:,}.", "Omit some of them.")
-    if cells[: len(REVIEW_COLUMNS)] == REVIEW_COLUMNS:
+    if tuple(cells[: len(REVIEW_COLUMNS)]) == REVIEW_COLUMNS:
         raise SourceError(
             f"{path} is a review spreadsheet.", f"Import its answers:\n    curate review import {shell_quote(path)}"
         )
