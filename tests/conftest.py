@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from support.search_dataset import Searched
     from transformers import PreTrainedTokenizerBase
 
+    from curate.review.argilla.client import Argilla
     from train.tokens.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +117,21 @@ def argilla_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Labell
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def server(argilla_server: "LabellingServer") -> "Iterator[Argilla]":
+    """A connection to the labelling server with the owner's key."""
+    from curate.review.argilla.client import connect
+
+    with connect(None, argilla_server.home) as connected:
+        yield connected
+
+
+@pytest.fixture
+def set_name(request: pytest.FixtureRequest) -> str:
+    """A name for the review set of this test, because all tests share one server."""
+    return str(request.node.name).replace("_", "-")[:60].lower().strip("-[]")
 
 
 @pytest.fixture(scope="session")

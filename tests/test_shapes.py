@@ -1,11 +1,13 @@
 """Shapes: the turns parsed from the cells of each, and the problems of cells that cannot be parsed."""
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from curate.ingest.column_mapping import parse_table
+from curate.ingest.shapes import SHAPES
 from curate.ingest.shapes.shape import PARSE_RULES, ColumnMapping, ParsedTable
 from schemas.errors import SourceError
 
@@ -463,3 +465,8 @@ def test_an_invalid_row_rejects_its_whole_conversation():
     assert problems(parsed) == [(0, "unknown-role"), (2, "missing-group"), (3, "missing-order"), (4, "missing-role")]
     assert parsed.turns["row"].to_list() == [5]
     assert parsed.members["position"].to_list() == [0, 1, 2, 3, 4, 5]
+
+
+def test_every_shape_is_in_the_guide() -> None:
+    guide = (Path(__file__).parents[1] / "curate" / "ingest" / "README.md").read_text()
+    assert [name for name in SHAPES if f"`{name}`" not in guide] == []

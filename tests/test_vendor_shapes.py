@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_record_shapes import import_one, pairs, rejects, talks, write
+from support.imports import import_one, pairs, rejects, talks, write
 
 from schemas.errors import SourceError
 
