@@ -24,49 +24,14 @@ _MAX_VALUES = 6
 """Values that an error lists."""
 
 _GOOD = {
-    *(
-        "good",
-        "correct",
-        "like",
-        "liked",
-        "accepted",
-        "accept",
-        "approved",
-        "desirable",
-        "helpful",
-        "preferred",
-        "chosen",
-    ),
-    *(
-        "thumbs up",
-        "thumb up",
-        "thumbsup",
-        "thumbs_up",
-        "thumbs-up",
-        "thumb_up",
-        "upvote",
-        "upvoted",
-        "👍",
-        ":+1:",
-        "+1",
-    ),
+    *("good", "correct", "like", "liked", "accepted", "accept", "approved", "desirable", "helpful"),
+    *("preferred", "chosen", ":+1:", "+1"),
+    *("thumbs up", "thumb up", "thumbsup", "thumbs_up", "thumbs-up", "thumb_up", "upvote", "upvoted", "👍"),
 }
 _BAD = {
-    *(
-        "bad",
-        "incorrect",
-        "wrong",
-        "dislike",
-        "disliked",
-        "rejected",
-        "reject",
-        "undesirable",
-        "unhelpful",
-        "👎",
-        ":-1:",
-    ),
+    *("bad", "incorrect", "wrong", "dislike", "disliked", "rejected", "reject", "undesirable", "unhelpful"),
     *("thumbs down", "thumb down", "thumbsdown", "thumbs_down", "thumbs-down", "thumb_down", "downvote", "downvoted"),
-    *("not helpful", "not good", "disapproved", "dispreferred"),
+    *("👎", ":-1:", "not helpful", "not good", "disapproved", "dispreferred"),
 }
 """Values that judge an answer in a column of any name."""
 
@@ -86,18 +51,9 @@ _LABELS = {
     *("label", "labels", "kto tag", "kto label", "feedback", "thumb", "thumbs", "thumbs up", "vote", "votes", "rating"),
     *("good", "is good", "correct", "is correct", "accepted", "is accepted", "approved", "is approved", "helpful"),
     *("is helpful", "desirable", "is desirable", "preferred", "is preferred", "preference", "verdict", "liked", "like"),
-    *(
-        "upvoted",
-        "user feedback",
-        "human feedback",
-        "judgement",
-        "judgment",
-        "chosen",
-        "is chosen",
-        "acceptable",
-        "useful",
-    ),
-    *("answer label", "response label", "completion label", "good answer", "reward", "feedback value", "is useful"),
+    *("upvoted", "user feedback", "human feedback", "judgement", "judgment", "chosen", "is chosen"),
+    *("acceptable", "useful", "answer label", "response label", "completion label", "good answer", "reward"),
+    *("feedback value", "is useful"),
 }
 _REVERSED = {
     *("bad", "is bad", "wrong", "is wrong", "incorrect", "is incorrect", "rejected", "is rejected", "disliked"),

@@ -55,22 +55,8 @@ ANSWER_WORDS = {
 }
 _CONTEXT_WORDS = ("context", "passage", "document", "article", "background", "input", "body", "details", "paragraph")
 _OTHER_WORDS = {
-    *(
-        "id",
-        "ids",
-        "uuid",
-        "url",
-        "link",
-        "links",
-        "date",
-        "time",
-        "score",
-        "count",
-        "rating",
-        "type",
-        "category",
-        "tag",
-    ),
+    *("id", "ids", "uuid", "url", "link", "links", "date", "time", "score", "count", "rating", "type"),
+    *("category", "tag"),
     *("tags", "lang", "language", "source", "author", "tokens", "toks", "html", "model", "status", "dataset", "topic"),
     *("label", "intent", "name", "group", "wrong", "incorrect", "bad", "rejected", "worse", "history", "metadata"),
 }
@@ -83,6 +69,9 @@ _CHOICES = {"choices", "options", "endings", "candidates", "distractors", "multi
 """Names of columns with all choices of a question."""
 
 _GROUP_WORDS = {"id", "conversation", "ticket", "thread", "session", "chat", "case", "dialogue", "dialog"}
+_ORDER_WORDS = {
+    *("time", "timestamp", "date", "at", "created", "sent", "turn", "index", "order", "position", "seq", "sequence"),
+}
 _TRUE, _FALSE = {"true", "t", "1", "yes", "y"}, {"false", "f", "0", "no", "n"}
 _FLAGS = {
     **dict.fromkeys(
@@ -332,18 +321,4 @@ def _is_group(content: Content) -> bool:
 
 
 def _is_order(content: Content) -> bool:
-    times = {
-        "time",
-        "timestamp",
-        "date",
-        "at",
-        "created",
-        "sent",
-        "turn",
-        "index",
-        "order",
-        "position",
-        "seq",
-        "sequence",
-    }
-    return content.kind in ("dates", "numbers", "index") and bool(times & set(name_words(content.column)))
+    return content.kind in ("dates", "numbers", "index") and bool(_ORDER_WORDS & set(name_words(content.column)))

@@ -47,18 +47,8 @@ def _count_from_one(cells: pl.Series) -> pl.Series:
 
 
 _ANSWERS = (
-    *(
-        "answer",
-        "answerKey",
-        "answer_key",
-        "label",
-        "cop",
-        "correct",
-        "correct_answer",
-        "correct_option",
-        "answer_index",
-    ),
-    *("correct_index", "answer_idx", "gold", "target", "answer_choice", "correct_choice"),
+    *("answer", "answerKey", "answer_key", "label", "cop", "correct", "correct_answer", "correct_option"),
+    *("answer_index", "correct_index", "answer_idx", "gold", "target", "answer_choice", "correct_choice"),
 )
 _QUESTION = Field(
     (
