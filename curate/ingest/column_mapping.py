@@ -14,7 +14,7 @@ import polars as pl
 
 from curate.ingest.answer_labels import check_labels, label_hint
 from curate.ingest.column_content import Content
-from curate.ingest.column_names import find_named
+from curate.ingest.column_names import MAX_LISTED, find_named
 from curate.ingest.plausibility import check_plausibility
 from curate.ingest.preference import CHOSEN, check_preference_data
 from curate.ingest.shapes import SHAPES
@@ -37,9 +37,6 @@ _SAMPLE = 100
 
 _MAX_LISTED = 6
 """Mappings that an error lists."""
-
-_MAX_NAMES = 20
-"""Column names that an error lists; some exports have hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +163,7 @@ def _check_options(table: pl.DataFrame, section: ImportSection) -> dict[str, str
 def _unknown_name(kind: str, name: str, known: Iterable[str]) -> SourceError:
     names = list(known)
     what = f"{name} is not a known {kind}{nearest(name, names)}"
-    most = len(SHAPES) if kind == "shape" else _MAX_NAMES
+    most = len(SHAPES) if kind == "shape" else MAX_LISTED
     return SourceError(what, f"Known names: {join_names(names, most)}.")
 
 
@@ -294,7 +291,7 @@ def _beats(mapping: ColumnMapping, other: ColumnMapping) -> bool:
 def _no_mapping_error(
     table: pl.DataFrame, shape: str | None, options: dict[str, str], unsure: list[ColumnMapping]
 ) -> SourceError:
-    columns = join_names(table.columns, _MAX_NAMES) or "none"
+    columns = join_names(table.columns, MAX_LISTED) or "none"
     if unsure:
         choice = "Confirm it with" if len(unsure) == 1 else "Choose one with"
         return SourceError(f"The meaning of these columns is not certain: {columns}.", _list_options(unsure, choice))

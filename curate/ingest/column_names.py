@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import count
 
+MAX_LISTED = 20
+"""Column names that an error lists; some exports have hundreds."""
+
 
 def make_unique(names: Iterable[str]) -> list[str]:
     """The names with suffixes for duplicates and names for empty ones.

@@ -259,16 +259,7 @@ def _rejects(batch: Batch, rejected: pl.DataFrame, members: pl.DataFrame | None)
         return pl.DataFrame(schema=REJECTS)
     rows = rejected.with_columns(record="row") if members is None else _reasons_by_record(rejected, members)
     rows = rows.sort("record")
-    record = rows["record"]
-    return pl.DataFrame(
-        {
-            "row": batch.row.gather(record),
-            "line": batch.line.gather(record),
-            "code": rows["code"],
-            "reason": rows["reason"],
-            "raw": batch.raw(record),
-        }
-    )
+    return batch.texts_at(rows["record"]).with_columns(rows["code"], rows["reason"]).select(*REJECTS)
 
 
 def _reasons_by_record(rejected: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from curate.ingest.column_names import MAX_LISTED
 from curate.ingest.shapes.roles import ROLE_NAMES, plain_name
 from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.shapes.turn_elements import ROLE_KEYS, TEXT_KEYS
@@ -120,7 +121,7 @@ def _check_columns(described: Description, columns: Sequence[str]) -> None:
     if missing:
         raise SourceError(
             f"{FILE_NAME}, {described.name}: the file has no column {', '.join(missing)}; its columns are "
-            f"{join_names(list(columns), 20)}.",
+            f"{join_names(columns, MAX_LISTED)}.",
             f"Correct {FILE_NAME}, or map the columns with --shape and --map.",
         )
 

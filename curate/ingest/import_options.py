@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from curate.ingest.column_mapping import field_options
+from curate.ingest.column_names import MAX_LISTED
 from curate.ingest.readers import TableOptions
 from curate.ingest.repairs import REPAIRS
 from curate.ingest.select_statement import check_select
@@ -125,7 +126,7 @@ def _find_turns(table: pl.DataFrame, keys: Mapping[str, str]) -> str:
     options = " ".join(f"--{name}-key {shell_quote(key)}" for name, key in keys.items())
     raise SourceError(
         f"{options}: {plural(len(found), 'column')} with lists of objects that have these keys.",
-        f"Name the column or path with --turns-key; the columns are {join_names(found or table.columns, 20)}.",
+        f"Name the column or path with --turns-key; the columns are {join_names(found or table.columns, MAX_LISTED)}.",
     )
 
 

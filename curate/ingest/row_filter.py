@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import duckdb
 import polars as pl
 
+from curate.ingest.column_names import MAX_LISTED
 from curate.ingest.readers import REJECTS, Batch
 from curate.ingest.shapes.cell_path import base_column, path_cells
 from curate.ingest.shapes.frames import query_frames
@@ -16,9 +17,6 @@ from schemas.text import join_names, shorten
 
 EXCLUDED = "excluded-by-where"
 """Code of the rejects for which the condition is not true."""
-
-_MAX_NAMES = 20
-"""Column names that an error lists."""
 
 
 def filter_batches(path: str, batches: Iterator[Batch], where: str | None) -> Iterator[Batch]:
@@ -45,7 +43,7 @@ def _check_columns(path: str, columns: list[str], condition: Expression) -> None
             text = ".".join(name)
             raise SourceError(
                 f"{path}: {shorten(condition.text)!r} reads {text}, which is not a column{nearest(text, columns)}",
-                f"Columns: {join_names(columns, _MAX_NAMES)}. Write texts in single quotes: label = 'good'",
+                f"Columns: {join_names(columns, MAX_LISTED)}. Write texts in single quotes: label = 'good'",
             )
 
 
@@ -62,21 +60,12 @@ def _filter_batch(path: str, batch: Batch, condition: Expression) -> Batch:
         return batch
     kept, excluded = holds.arg_true().cast(pl.Int64), (~holds).arg_true().cast(pl.Int64)
     reason = f"The condition {shorten(condition.text)} is not true."
-    rejects = pl.DataFrame(
-        {
-            "row": batch.row.gather(excluded),
-            "line": batch.line.gather(excluded),
-            "code": pl.Series([EXCLUDED]).new_from_index(0, excluded.len()),
-            "reason": pl.Series([reason]).new_from_index(0, excluded.len()),
-            "raw": batch.raw(excluded),
-        },
-        schema=REJECTS,
-    )
+    rejects = batch.texts_at(excluded).with_columns(code=pl.lit(EXCLUDED), reason=pl.lit(reason))
     return Batch(
         batch.table.filter(holds),
         batch.row.gather(kept),
         batch.line.gather(kept),
-        pl.concat([batch.rejects.select(*REJECTS), rejects]).sort("row"),
+        pl.concat([batch.rejects.select(*REJECTS), rejects.select(*REJECTS)]).sort("row"),
         lambda positions: batch.raw(kept.gather(positions)),
     )
 

@@ -14,7 +14,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from curate.ingest.column_names import make_unique
+from curate.ingest.column_names import MAX_LISTED, make_unique
 from curate.ingest.convert import drop_export_columns, join_batches
 from curate.ingest.readers import Batch
 from curate.ingest.readers.arrow import ROWS as BATCH_ROWS
@@ -23,9 +23,6 @@ from curate.ingest.readers.batch import REJECT_COLUMN, UNUSABLE
 from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered, without_end
 from schemas.errors import SourceError
 from schemas.text import join_names, quote_name, shorten
-
-_MAX_NAMES = 20
-"""Column names that an error lists."""
 
 
 def transform_batches(path: str, batches: Iterator[Batch], sql: str | None) -> Iterator[Batch]:
@@ -73,7 +70,7 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
         except duckdb.Error as error:
             raise SourceError(
                 f"{path}: {shorten(sql)!r} cannot be run: {shorten(str(error).splitlines()[0])}",
-                f"Columns of {ROWS}: {join_names(names, _MAX_NAMES)}. Cells are text, nested values JSON text.",
+                f"Columns of {ROWS}: {join_names(names, MAX_LISTED)}. Cells are text, nested values JSON text.",
             ) from error
     if ROW_NUMBER not in result.column_names:
         raise SourceError(

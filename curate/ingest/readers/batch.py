@@ -45,6 +45,12 @@ class Batch:
         """Number of records of the source."""
         return self.row.len() + self.rejects.height + self.excluded.height
 
+    def texts_at(self, positions: pl.Series) -> pl.DataFrame:
+        """The records at these positions in `row`: `row`, `line`, `raw`."""
+        return pl.DataFrame(
+            {"row": self.row.gather(positions), "line": self.line.gather(positions), "raw": self.raw(positions)}
+        )
+
 
 def batch_of_rows(
     names: Sequence[str], rows: Sequence[Sequence[str | None]], before: int, lines: Sequence[int] | None = None
