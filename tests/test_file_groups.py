@@ -1,6 +1,7 @@
 """Small files of one import: the store and the results are those of importing one file after the other."""
 
 import csv
+import gzip
 import json
 import random
 from pathlib import Path
@@ -237,7 +238,8 @@ def test_a_dry_run_of_a_group_shows_the_examples_of_each_file(tmp_path):
 
 
 def test_large_files_keep_their_place_between_small_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr("curate.ingest.open_file.SMALL_FILE", 500)
+    for module in ("open_file", "file_groups"):
+        monkeypatch.setattr(f"curate.ingest.{module}.SMALL_FILE", 500)
     files = [tmp_path / f"{number}.jsonl" for number in range(9)]
     for number, file in enumerate(files):
         write_lines(file, [talk(at) for at in range(number, number + (30 if number in (2, 7) else 3))])
@@ -264,3 +266,35 @@ def test_one_turn_per_row_is_grouped_within_its_file(tmp_path):
     section = ImportSection(shape="long", group_by="chat", role="who", text="what")
     results = assert_same_as_one_by_one(tmp_path, files, section)
     assert [result.conversations for result in results] == [1, 1, 1]
+
+
+def test_json_lines_that_are_read_together_are_read_as_alone(tmp_path):
+    good = json.dumps(talk(1)).encode()
+    contents = {
+        "plain": good + b"\n",
+        "blank_lines": b"\n" + good + b"\r\n  \n" + json.dumps(talk(2)).encode(),
+        "byte_order_mark": b"\xef\xbb\xbf" + json.dumps(talk(3)).encode(),
+        "other_order": json.dumps(dict(reversed(talk(4).items()))).encode(),
+        "later_key": good + b"\n" + json.dumps({**talk(5), "note": "x"}).encode(),
+        "missing_key": json.dumps({**talk(6), "note": "x"}).encode() + b"\n" + json.dumps(talk(7)).encode(),
+        "not_json": b"not json\n" + json.dumps(talk(8)).encode(),
+        "nan": json.dumps({**talk(9), "note": float("nan")}).encode(),
+        "twice": b'{"question": "Why?", "answer": "So.", "answer": "No."}\n' + json.dumps(talk(10)).encode(),
+        "damaged": json.dumps(talk(11)).encode()
+        + b'\n{"question": "Caf\xe9?", "answer": "So."}\n{"question": "\xc3\xa9t\xc3\xa9?", "answer": "Oui."}\n'
+        + '{"question": "Où?", "answer": "Là."}'.encode(),
+        "nested": json.dumps(
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+        ).encode(),
+        "turns": json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]).encode(),
+        "unicode": json.dumps({"question": "Où est-ce ?", "answer": "Là-bas 🙂"}, ensure_ascii=False).encode(),
+        "null": json.dumps({"question": "Why?", "answer": None, "note": None}).encode() + b"\n" + good,
+    }
+    files = [tmp_path / f"{name}.jsonl" for name in contents]
+    for file, content_ in zip(files, contents.values(), strict=True):
+        file.write_bytes(content_)
+    files.append(tmp_path / "compressed.jsonl.gz")
+    files[-1].write_bytes(gzip.compress(good + b"\n" + json.dumps(talk(12)).encode()))
+    results = assert_same_as_one_by_one(tmp_path, files)
+    assert sum(result.rows_rejected for result in results) >= 4
+    assert [name for result in results for name in result.columns].count("note") == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 
 MAX_LISTED = 20
 """Column names that an error lists; some exports have hundreds."""
@@ -31,9 +31,17 @@ def find_named(names: Sequence[str], columns: Iterable[str]) -> Iterator[str]:
     >>> list(find_named(["system_prompt"], ["id", "System Prompt"]))
     ['System Prompt']
     """
-    columns = list(columns)
-    for name in names:
-        yield from [name] if name in columns else [column for column in columns if name_key(column) == name_key(name)]
+    return iter(_find_named(tuple(names), tuple(columns)))
+
+
+@lru_cache(maxsize=4096)  # files of a folder have the same columns, and every batch compares them with all shapes
+def _find_named(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    found = ([name] if name in columns else _same_key(name, columns) for name in names)
+    return list(chain.from_iterable(found))
+
+
+def _same_key(name: str, columns: Sequence[str]) -> list[str]:
+    return [column for column in columns if name_key(column) == name_key(name)]
 
 
 @lru_cache(maxsize=4096)  # every batch compares the columns with the names of all shapes

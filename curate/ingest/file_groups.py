@@ -6,13 +6,14 @@ the same columns and mapping are converted as one table; the result of each is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import polars as pl
 
 from curate.ingest.convert import BatchNotes, convert, join_batches
-from curate.ingest.open_file import OpenFile
+from curate.ingest.file_hash import Digest
+from curate.ingest.open_file import SMALL_FILE, OpenFile
 from curate.ingest.readers import Batch
 from curate.ingest.readers.batch import UNUSABLE
 from curate.ingest.shapes import SHAPES
@@ -50,6 +51,27 @@ class FileGroup:
             rejects=self.batch.rejects.filter(is_chosen),
             excluded=self.batch.excluded.filter(is_chosen),
         )
+
+
+def split_files(
+    files: Iterable[str], start_digest: Callable[[str], Digest | None]
+) -> Iterator[dict[str, Digest | None]]:
+    """The files in order, with their digests, in parts that are opened together: one file, or several small ones."""
+    part: dict[str, Digest | None] = {}
+    size = 0
+    for path in files:
+        digest = start_digest(path)
+        is_small = digest is not None and digest.size <= SMALL_FILE
+        size += digest.size if digest is not None else 0
+        if part and (not is_small or len(part) == MAX_FILES or size > MAX_BYTES):
+            yield part
+            part, size = {}, digest.size if digest is not None else 0
+        part[path] = digest
+        if not is_small:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
 
 
 def group_files(files: Iterable[OpenFile], committed: int) -> Iterator[OpenFile | FileGroup]:
@@ -107,9 +129,9 @@ def _convert(files: dict[int, OpenFile], first_key: int) -> ImportBatch:
 def _convert_together(files: dict[int, OpenFile], first_key: int) -> ImportBatch:
     batches = [_number(file.whole, number) for number, file in files.items() if file.whole is not None]
     first = next(iter(files.values())).conversion
-    converted, notes = convert(
-        join_batches(batches), first.mapping, first.section, first_key=first_key, split=first.split
-    )
+    joined = join_batches(batches)
+    whole = replace(joined, table=joined.table.rechunk())  # a part per file makes every expression slower
+    converted, notes = convert(whole, first.mapping, first.section, first_key=first_key, split=first.split)
     for (number, file), batch in zip(files.items(), batches, strict=True):
         conversion = file.conversion
         conversion.rows = batch.records

@@ -30,6 +30,11 @@ class Digest:
     stamp: Stamp
     sha256: Future[str]
 
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return self.stamp[0]
+
 
 class FileHasher:
     """Computes digests of files in the order in which they are started. Leaving its context stops the thread."""

@@ -6,7 +6,7 @@ A small file is read completely; it starts no threads, and its rows may be conve
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -18,7 +18,7 @@ from curate.ingest.dataset_info import describe
 from curate.ingest.file_hash import Digest
 from curate.ingest.import_options import canonical_roles, name_turns, row_options, table_options, turn_keys
 from curate.ingest.named_split import find_named_split
-from curate.ingest.readers import Batch, Source, open_source
+from curate.ingest.readers import Batch, Source, open_source, read_small
 from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.repairs import STORED_REPAIRS
@@ -59,13 +59,33 @@ class OpenFile:
         return digest({"sha256": sha256, **self.mapping.stored(), **how, **row_options(section)})[:ID_LENGTH]
 
 
-def open_file(path: str, digest: Digest | None, section: ImportSection) -> OpenFile:
-    """Open a file, find its mapping from the first batch that has rows, and start the conversion."""
-    source = open_source(
+def open_small_files(digests: Mapping[str, Digest | None], section: ImportSection) -> dict[str, Source]:
+    """The sources of small files of JSON lines that could be read together, by path."""
+    sources = [_open_source(path, digest, section) for path, digest in digests.items()]
+    return {source.path: source for source in read_small([each for each in sources if _is_jsonl(each)])}
+
+
+def _is_jsonl(source: Source) -> bool:
+    try:
+        return source.format == "jsonl"
+    except SourceError:  # is raised again when the file is opened
+        return False
+
+
+def _open_source(path: str, digest: Digest | None, section: ImportSection) -> Source:
+    return open_source(
         path, encoding=section.encoding, format=section.format, options=table_options(section), hashed=digest is None
     )
+
+
+def open_file(path: str, digest: Digest | None, section: ImportSection, source: Source | None = None) -> OpenFile:
+    """Open a file, find its mapping from the first batch that has rows, and start the conversion.
+
+    `source` is the file if it was read by `open_small_files`.
+    """
+    source = source or _open_source(path, digest, section)
     filtered = filter_batches(path, source.batches(), section.where)
-    is_small = digest is not None and digest.stamp[0] <= SMALL_FILE
+    is_small = digest is not None and digest.size <= SMALL_FILE
     batches, head = transform_batches(path, filtered, section.sql), []
     batches = iter(list(batches)) if is_small else prefetch(batches)
     for batch in batches:

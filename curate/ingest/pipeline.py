@@ -18,12 +18,12 @@ from duckdb import DuckDBPyConnection
 
 from curate.ingest.dry_run import drop_texts, dry_run_store
 from curate.ingest.file_errors import MAX_ERRORS, join_errors
-from curate.ingest.file_groups import FileGroup, group_files
+from curate.ingest.file_groups import FileGroup, group_files, split_files
 from curate.ingest.file_hash import Digest, FileHasher, check_unchanged
 from curate.ingest.group_import import import_group
 from curate.ingest.import_options import check_section
 from curate.ingest.import_result import ImportResult, check_max_rejects, find_import
-from curate.ingest.open_file import OpenFile, open_file
+from curate.ingest.open_file import OpenFile, open_file, open_small_files
 from curate.ingest.readers import expand
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.reimport import ChangedFile, EarlierImport, OnChanged, find_earlier, replace_earlier
@@ -102,16 +102,18 @@ def import_files(
 def _open_files(files: Sequence[str], section: ImportSection, digests: FileHasher) -> Iterator[OpenFile]:
     """The open files in order. After one that cannot be read, the others are only checked, for a complete error."""
     errors: dict[str, SourceError] = {}
-    for path in files:
-        try:
-            file = open_file(path, None if errors else digests.start(path), section)
-        except SourceError as error:
-            errors[path] = error
-            if len(errors) == MAX_ERRORS:
-                break
-            continue
-        if not errors:
-            yield file
+    for part in split_files(files, digests.start):
+        sources = open_small_files(part, section) if len(part) > 1 else {}
+        for path, digest in part.items():
+            try:
+                file = open_file(path, digest, section, sources.get(path))
+            except SourceError as error:
+                errors[path] = error
+                if len(errors) == MAX_ERRORS:
+                    raise join_errors(errors, len(files)) from None
+                continue
+            if not errors:
+                yield file
     if errors:
         raise join_errors(errors, len(files))
 

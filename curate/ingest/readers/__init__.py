@@ -12,11 +12,11 @@ from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.encoding import check_encoding
 from curate.ingest.readers.formats import FORMATS
 from curate.ingest.readers.paths import expand
-from curate.ingest.readers.source import Source
+from curate.ingest.readers.source import Source, read_small
 from curate.ingest.readers.table_options import DETECTED, TableOptions
 from schemas.errors import SourceError, nearest_name
 
-__all__ = ["FORMATS", "REJECTS", "Batch", "Source", "TableOptions", "expand", "open_source"]
+__all__ = ["FORMATS", "REJECTS", "Batch", "Source", "TableOptions", "expand", "open_source", "read_small"]
 
 
 def open_source(

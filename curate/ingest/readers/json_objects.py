@@ -8,6 +8,7 @@ afterwards. Python's parser provides the reason for every rejected text.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ class ObjectReader:
 
         The texts may contain invalid UTF-8. A trailing comma is accepted, because it is unambiguous.
         """
-        first = None if self._rows else _load_first(texts)
+        first = None if self._rows else load_first(texts)
         self._wrap_turns(first)
         table, invalid = self._guess_cells(texts, first) if not self.columns else self._cells(texts)
         text = decode_texts(texts)
@@ -102,6 +103,17 @@ class ObjectReader:
         ]
         first = sorted({problem.position: problem for problem in reversed(problems)}.values())
         return self._recover(texts, ParsedObjects(table, first))
+
+    def parse_plain(self, texts: pa.LargeStringArray, keys: Sequence[str]) -> tuple[pl.DataFrame, Positions]:
+        """The table of texts that have exactly these keys, and the positions of those that may be anything else.
+
+        For a file without such positions whose first record has the keys, the table is that of `parse`.
+        """
+        self.columns = list(keys)
+        table, invalid = self._cells(texts)
+        text = decode_texts(texts)
+        others = [invalid, _doubtful(table, invalid, text), text.str.contains(NOT_JSON).arg_true().cast(pl.Int64)]
+        return table, pl.concat(others).to_numpy()
 
     def _recover(self, texts: pa.LargeStringArray, parsed: ParsedObjects) -> ParsedObjects:
         """The objects that become valid without values such as NaN, as rows; Python loops over invalid texts only."""
@@ -172,7 +184,7 @@ class ObjectReader:
         return bool(new)
 
 
-def _load_first(texts: pa.LargeStringArray) -> object:
+def load_first(texts: pa.LargeStringArray) -> object:
     """The first record; None if it is not valid, or a key has half of a surrogate pair, which DuckDB cannot store."""
     try:
         value = json.loads(text_bytes(texts, 0)) if len(texts) else None

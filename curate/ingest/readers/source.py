@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from curate.ingest.readers.batch import UNUSABLE, Batch
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.detect import detect_format
 from curate.ingest.readers.formats import FORMATS
+from curate.ingest.readers.jsonl import read_small as read_small_jsonl
 from curate.ingest.readers.table_options import TableOptions
 from schemas.errors import SourceError
 
@@ -26,6 +27,7 @@ class Source:
         self._stream = stream
         self._format = format
         self._options = options
+        self._whole: Batch | None = None
 
     @cached_property
     def format(self) -> str:
@@ -44,7 +46,8 @@ class Source:
         Raises `SourceError` if the source cannot be read, or an option does not apply to its format.
         """
         self._check_options()
-        for batch in FORMATS[self.format].read(self._stream, self._options):
+        read = FORMATS[self.format].read
+        for batch in [self._whole] if self._whole else read(self._stream, self._options):
             self.columns = tuple(name for name in batch.table.columns if name != UNUSABLE)
             yield batch
 
@@ -65,6 +68,17 @@ class Source:
     def bytes(self) -> int:
         """Size on disk; before the last batch, the number of bytes read so far."""
         return self._stream.size
+
+
+def read_small(sources: Sequence[Source]) -> list[Source]:
+    """Read small files of JSON lines together; those of which every record is as plain as that requires.
+
+    The others cannot be used any more, and have to be opened again.
+    """
+    batches = read_small_jsonl([source._stream for source in sources])
+    for number, batch in batches.items():
+        sources[number]._whole = batch
+    return [sources[number] for number in batches]
 
 
 def _option(name: str) -> str:
