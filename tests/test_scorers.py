@@ -302,3 +302,19 @@ def test_quality_is_never_negative():
 
 def test_the_default_penalties_are_on_scorers():
     assert set(PENALTIES) <= set(SCORERS)
+
+
+@pytest.mark.parametrize("name", [name for name in SCORERS if name.startswith("has_")])
+def test_a_conversation_of_several_turns_is_repairable_if_any_of_its_texts_is(name):
+    defects = {
+        "has_html": "<p>Fish &amp; chips</p>",
+        "has_mojibake": "Ein CafÃ© am Hafen",
+        "has_invisible": "Hel\u00adlo",
+        "has_nan_text": "N/A",
+        "has_signature": "It leaks.\n\nKind regards,\nAda",
+    }
+    clean = [("human", "Hi"), ("gpt", "Hello"), ("human", "It leaks."), ("gpt", "Oil it.")]
+    found = values(SCORERS[name], clean, *([*clean[:2], ("human", text), *clean[3:]] for text in defects.values()))
+    assert found == [False, *(name == other for other in defects)]
+    tool_result = [("human", "Open it"), ("gpt", "Yes"), ("tool", defects[name]), ("gpt", "Done")]
+    assert values(SCORERS[name], tool_result) == [False]

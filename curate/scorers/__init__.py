@@ -18,6 +18,7 @@ from curate.scorers.language import language, prompt_language
 from curate.scorers.length import answer_words, assistant_share, characters, turns, words
 from curate.scorers.quality import quality
 from curate.scorers.refusals import boilerplate, refusal
+from curate.scorers.repairable import has_html, has_invisible, has_mojibake, has_nan_text, has_signature
 from curate.scorers.repetition import echo, line_repetition, ngram_repetition, word_repetition
 
 Scorer = Callable[..., pl.Expr] | Callable[..., pl.Series]
@@ -39,6 +40,11 @@ SCORERS: dict[str, Scorer] = {
     "boilerplate": boilerplate,
     "unbalanced_fences": unbalanced_fences,
     "control_tokens": control_tokens,
+    "has_html": has_html,
+    "has_mojibake": has_mojibake,
+    "has_invisible": has_invisible,
+    "has_nan_text": has_nan_text,
+    "has_signature": has_signature,
     "language": language,
     "prompt_language": prompt_language,
     "quality": quality,
