@@ -3,11 +3,11 @@
 import shutil
 
 import pytest
+from support.browser import browser, open_chat, press, sign_in
 from support.stores import add, chat
 from support.training import TINY
 
 pytest.importorskip("playwright", reason="requires playwright: pip install playwright")
-from test_review_page import BROWSER, browser, open_chat, press, signed_in
 
 from curate.scorers.runner import score_store
 from schemas.recipe import Recipe
@@ -16,14 +16,13 @@ LONG = chat("Where is it?", "On <b>its</b> way.", "Since when?", "Since Monday."
 SHORT = chat("Who are you?", "Nobody.")
 SPOILT = chat("Hello?", "<think>Rude.</think>Go away.")
 
-assert BROWSER, browser  # the module above skips without a browser; its fixture is used by name
+assert browser  # a fixture, used by name
 
 
 @pytest.fixture
 def annotator(argilla_server):
-    """The server and an annotator's account, as `signed_in` requires them."""
-    name, password, key = argilla_server.annotator("journey")
-    return argilla_server, None, name, password, key
+    """The server, and an annotator's name and password."""
+    return argilla_server, *argilla_server.annotator("journey")[:2]
 
 
 def test_preview_shows_the_answers_given_in_the_page(curate, tmp_path, browser, annotator):
@@ -34,17 +33,17 @@ def test_preview_shows_the_answers_given_in_the_page(curate, tmp_path, browser, 
     at = ("--home", str(server.home))
     assert curate("review", "push", "journey", "--blind", "0", *at).returncode == 0
     made = next(one["id"] for one in server.ask("GET", "me/datasets")["items"] if one["name"] == "journey")
-    page, _ = signed_in(browser, annotator)
+    page, _ = sign_in(browser, *annotator)
 
-    open_chat(page, (server, made), "Monday")
+    open_chat(page, server, made, "Monday")
     page.locator("label[for=decision_keep]").click()
     page.locator("label[for='turns_answer 1']").click()
     press(page, "Submit")
-    open_chat(page, (server, made), "nobody")
+    open_chat(page, server, made, "nobody")
     page.locator("label[for=decision_fix]").click()
     page.locator("[contenteditable=true]").first.fill("A model & <i>no more</i>.")
     press(page, "Submit")
-    open_chat(page, (server, made), "rude")
+    open_chat(page, server, made, "rude")
     page.locator("label[for=quality_1]").click()
     page.locator("label[for=decision_drop]").click()
     press(page, "Submit")

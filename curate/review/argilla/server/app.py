@@ -16,7 +16,6 @@ from pathlib import Path
 import uvicorn
 from argilla_server import _app
 from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE
-from argilla_server.static_rewrite import RewriteStaticFiles
 
 from .accounts import create_owner
 from .compression import CompressedFiles
@@ -31,6 +30,7 @@ from .search_engine import SqliteSearchEngine
 from .security_headers import SecurityHeaders
 from .sessions import Sessions, bind_sessions_to_passwords
 from .sign_in import PasswordCheck
+from .web_page import mount_page
 
 _MIGRATIONS = Path(_app.__file__).parent / "alembic"
 _PAGES = Path(sys.prefix) / "pages"
@@ -72,7 +72,7 @@ def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable
 
 
 def _configuration(sessions: Sessions) -> uvicorn.Config:
-    _app.app.mount("/", RewriteStaticFiles(directory=_PAGES, html=True), name="static")
+    mount_page(_app.app, _PAGES)
     return uvicorn.Config(
         SecurityHeaders(Gate(CompressedFiles(_app.app), sessions), _PAGES),
         http=LimitedProtocol,

@@ -43,8 +43,8 @@ def search(
 ) -> SearchPage:
     """A page of the records that match `text` and `where`.
 
-    Without `order` they are sorted by relevance to the text, or without a text shuffled by the user's number, so that
-    annotators see different records, or else by insertion.
+    Without `order` they are sorted by relevance to the text, or without a text by their metadata `position`. Records
+    without one are shuffled by the user's number, so that annotators see different records, or else by insertion.
     """
     condition = Sql(
         f"d.dataset = ? AND ({where.text}) AND ({text.text if text else 1})",
@@ -70,7 +70,8 @@ def _default_order(ranks: Sql | None, shuffle: int | None) -> Sql:
     if ranks is not None:
         return Sql("k.score DESC NULLS LAST, d.doc")
     if shuffle is not None:
-        return Sql(f"(d.doc * ?) % {_SHUFFLE}, d.doc", [shuffle % _SHUFFLE or 1])
+        shuffled = f"(d.doc * ?) % {_SHUFFLE}, d.doc"
+        return Sql(f"json_extract(d.metadata, '$.position') NULLS LAST, {shuffled}", [shuffle % _SHUFFLE or 1])
     return Sql("d.doc")
 
 
