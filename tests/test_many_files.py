@@ -86,3 +86,42 @@ def test_files_that_are_read_in_the_same_way_have_one_note_and_a_short_table(fol
     assert [note.split(": ")[0] for note in notes] == [f"{first} and 57 more", f"{folder}/other.csv"]
     assert "and 11 more files; --json and curate sources list all of them" in done.stdout
     assert "61 rows read = 61 conversations" in done.stdout
+
+
+def test_all_files_that_cannot_be_read_are_named_with_commands_for_them(folder, curate):
+    for name in ("a", "b"):
+        (folder / f"{name}.csv").write_text("left,right\nSome words here.,More words there.\n", encoding="utf-8")
+    (folder / "empty.jsonl").write_text("\n", encoding="utf-8")
+    failed = curate("import", str(folder), "--max-rejects", "5%")
+    assert failed.returncode == 1
+    assert "Error: 3 files cannot be imported:" in failed.stderr
+    assert f"\n    {folder}/empty.jsonl is empty." in failed.stderr
+    assert [f"{name}.csv: " in failed.stderr for name in ("a", "b")] == [True, True]
+    commands = [line.split() for line in failed.stderr.splitlines() if "curate import" in line]
+    assert commands
+    for command in commands:
+        assert command[:4] == ["curate", "import", "--max-rejects", "5%"]
+        assert [word for word in command if word.endswith(".csv")] == [f"{folder}/a.csv", f"{folder}/b.csv"]
+    assert curate(*commands[0][1:]).returncode == 0
+
+
+def test_a_long_list_of_files_that_cannot_be_read_is_cut(tmp_path, folder):
+    for number in range(30):
+        (folder / f"empty{number:02}.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(SourceError) as error:
+        run(tmp_path, folder)
+    assert error.value.what.startswith("At least 10 files cannot be imported:")
+    assert len(error.value.what.splitlines()) == 11
+    assert error.value.hint == "Omit it, or export it again."
+
+
+def test_all_changed_files_of_a_group_are_named(tmp_path, folder):
+    run(tmp_path, folder)
+    for number in (1, 4):
+        (folder / f"{number}.jsonl").write_text(
+            json.dumps({"question": "New?", "answer": f"{number}."}), encoding="utf-8"
+        )
+    with pytest.raises(SourceError, match="2 files cannot be imported") as error:
+        run(tmp_path, folder)
+    assert error.value.what.count("was imported before with other content") == 2
+    assert error.value.hint.count("--replace") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -330,3 +331,27 @@ def test_the_search_for_near_duplicates_still_covers_the_rest_after_a_removal(st
     load(store, str(tmp_path / "a.csv"))
     with pytest.raises(RecipeError, match="not computed for 1 conversation"):
         select_store(store, near)
+
+
+def test_lists_of_imports_show_the_newest_and_count_the_others(tmp_path, curate):
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    for number in range(45):
+        write(folder / f"{number:02}.csv", ROW_1, f"T{number},Where is door {number}?,To the left.\n")
+    curate("import", str(folder))
+    for command in ("status", "sources"):
+        listed = curate(command).stdout
+        assert "and 5 earlier imports; --limit N lists the newest N, --json all of them" in listed
+        assert "44.csv" in listed
+        assert "05.csv" in listed
+        assert "04.csv" not in listed
+        assert len(listed.splitlines()) < 55
+        assert "earlier import" not in curate(command, "--limit", "45").stdout
+        assert "43 earlier imports" in curate(command, "--limit", "2").stdout
+    assert "45 files" in curate("status").stdout
+    mappings = [line for line in curate("sources").stdout.splitlines() if ": pairs (" in line]
+    assert len(mappings) == 1
+    assert "and 37 more: pairs (question = question, answer = answer)" in mappings[0]
+    assert len(json.loads(curate("sources", "--json").stdout)) == 45
+    newest = json.loads(curate("status", "--json", "--limit", "3").stdout)["sources"]
+    assert [Path(source["path"]).name for source in newest] == ["42.csv", "43.csv", "44.csv"]

@@ -32,6 +32,14 @@ TemplateOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ImportLimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, help="Number of imports to list, the newest ones.", show_default="40 in a table, all as JSON"
+    ),
+]
+MAX_IMPORTS = 40
+"""Imports that a table lists."""
 
 
 def repeat_options(context: typer.Context, omitted: Collection[str]) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from curate.cli.console import print_json
 from curate.cli.groups import GroupedHelp
-from curate.cli.options import DEFAULT_STORE, JsonOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, MAX_IMPORTS, ImportLimitOption, JsonOption, StoreOption
 
 sources = typer.Typer(cls=GroupedHelp, invoke_without_command=True, rich_markup_mode=None)
 
@@ -17,6 +17,7 @@ sources = typer.Typer(cls=GroupedHelp, invoke_without_command=True, rich_markup_
 def list_(
     context: typer.Context,
     all_: Annotated[bool, typer.Option("--all", help="Include removed imports.")] = False,
+    limit: ImportLimitOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,7 +36,7 @@ def list_(
 
     with reading(store) as connection:
         rows = list_sources(connection, removed=all_)
-    print_json(rows) if as_json else show_sources(rows)
+    print_json(rows[-(limit or len(rows)) :]) if as_json else show_sources(rows, limit or MAX_IMPORTS)
 
 
 @sources.command("remove", rich_help_panel="Data")

@@ -8,10 +8,18 @@ from typing import Annotated
 import typer
 
 from curate.cli.console import note, print_json
-from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.options import (
+    DEFAULT_STORE,
+    MAX_IMPORTS,
+    ImportLimitOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+)
 
 
-def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def status(limit: ImportLimitOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show the contents of the store and the next command.
 
     \b
@@ -24,7 +32,9 @@ def status(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     path = store
     with reading(path) as connection:
         contents = read_status(connection)
-    print_json(contents) if as_json else show_status(path, contents)
+    if as_json:
+        return print_json({**contents, "sources": contents["sources"][-(limit or len(contents["sources"])) :]})
+    return show_status(path, contents, limit or MAX_IMPORTS)
 
 
 def sql(

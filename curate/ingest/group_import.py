@@ -86,7 +86,7 @@ def _check_changed(planned: _Planned) -> None:
         if planned.is_new(number) and (changed := planned.changed(number)) and len(errors) < MAX_ERRORS:
             errors[file.source.path] = changed_error(changed[-1], _changed_file(planned, number))
     if errors:
-        raise join_errors(errors, len(planned.group.files))
+        raise join_errors(errors)
 
 
 def _parts(planned: _Planned, on_changed: OnChanged) -> Iterator[list[int]]:

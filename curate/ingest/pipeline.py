@@ -110,12 +110,12 @@ def _open_files(files: Sequence[str], section: ImportSection, digests: FileHashe
             except SourceError as error:
                 errors[path] = error
                 if len(errors) == MAX_ERRORS:
-                    raise join_errors(errors, len(files)) from None
+                    raise join_errors(errors) from None
                 continue
             if not errors:
                 yield file
     if errors:
-        raise join_errors(errors, len(files))
+        raise join_errors(errors)
 
 
 def _commit_in_groups(

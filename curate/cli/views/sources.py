@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from curate.cli.console import file_names, print_line, print_table
+from curate.cli.views.store import note_earlier
 from curate.ingest.removal import RemovalReport
 from schemas.text import join_names, plural
 
 ID_DIGITS = 12
-MAX_VERSIONS = 5
+MAX_VERSIONS, MAX_IDS = 5, 3
 
 
-def show_sources(sources: Sequence[Mapping[str, Any]]) -> None:
-    """Print a row per import, then the mapping of each."""
+def show_sources(sources: Sequence[Mapping[str, Any]], limit: int) -> None:
+    """Print a row per import, of the last `limit`, then their mappings, each once."""
     if not sources:
         return print_line("Nothing was imported yet. Next: curate import FILE")
+    earlier, sources = len(sources[:-limit]), sources[-limit:]
     names = file_names(source["path"] for source in sources)
     rows = [
         {
@@ -37,9 +39,13 @@ def show_sources(sources: Sequence[Mapping[str, Any]]) -> None:
     optional = ("excluded", "removed at")
     columns = [name for name in rows[0] if name not in optional or any(row[name] for row in rows)]
     print_table([{name: row[name] for name in columns} for row in rows], columns)
+    note_earlier(earlier)
+    mappings: dict[str, list[str]] = {}
     for source in sources:
         reason = f"; {source['reason']}" if source["reason"] else ""
-        print_line(f"{source['source'][:ID_DIGITS]}: {_mapping(source)}{reason}")
+        mappings.setdefault(f"{_mapping(source)}{reason}", []).append(source["source"][:ID_DIGITS])
+    for mapping, ids in mappings.items():
+        print_line(f"{join_names(ids, MAX_IDS)}: {mapping}")
     return print_line("Next: curate sources remove ID --dry-run shows what a removal would change.")
 
 

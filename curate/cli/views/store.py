@@ -22,13 +22,14 @@ CELL_CHARACTERS, NAME_CHARACTERS = 80, 320
 TO_THE_MINUTE = len("2026-11-21 12:25")
 
 
-def show_status(store: Path, status: Mapping[str, Any]) -> None:
-    """Print the contents of the store, and the next command."""
+def show_status(store: Path, status: Mapping[str, Any], limit: int) -> None:
+    """Print the contents of the store, of its imports the last `limit`, and the next command."""
     counts = status["counts"]
     print_line(
         f"{store}: {plural(counts['conversations'], 'conversation')} from {plural(len(status['sources']), 'file')}"
     )
-    names = file_names(source["path"] for source in status["sources"])
+    earlier, newest = len(status["sources"][:-limit]), status["sources"][-limit:]
+    names = file_names(source["path"] for source in newest)
     sources = [
         {
             "file": names[source["path"]],
@@ -38,7 +39,7 @@ def show_status(store: Path, status: Mapping[str, Any]) -> None:
             "rejected": source["rows_rejected"],
             "open": source["open_rejects"],
         }
-        for source in status["sources"]
+        for source in newest
     ]
     versions = [
         {
@@ -60,6 +61,8 @@ def show_status(store: Path, status: Mapping[str, Any]) -> None:
     for rows in (sources, versions, runs):
         if rows:
             print_table(rows, list(rows[0]))
+        if rows is sources:
+            note_earlier(earlier)
     unscored = f", {plural(counts['unscored'], 'conversation')} without scores" if counts["unscored"] else ""
     print_line(f"Scores    {plural(counts['scorers'], 'scorer') if counts['scorers'] else 'none'}{unscored}")
     human = f", {counts['with_human_verdict']:,} by annotators" if counts["with_human_verdict"] else ""
@@ -69,6 +72,12 @@ def show_status(store: Path, status: Mapping[str, Any]) -> None:
         print_line(f"Reviews   {_review_line(status['reviews'])}")
     print_line(f"Rejects   {_reject_line(counts)}")
     print_line(f"Next: {status['next']}")
+
+
+def note_earlier(imports: int) -> None:
+    """Print how many imports a table leaves out, if it leaves out any."""
+    if imports:
+        print_line(f"and {plural(imports, 'earlier import')}; --limit N lists the newest N, --json all of them")
 
 
 def _reject_line(counts: Mapping[str, int]) -> str:
