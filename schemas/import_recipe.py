@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from schemas.section import Section
 
+MAX_RECORD = 16 << 20
+"""Bytes of a record. A conversation has at most 1,000,000 characters; an import needs 20 times the size of a record."""
+
+MAX_RATIO, MAX_SIZE, MAX_WINDOW = 500, 1 << 40, 128 << 20
+"""Limits of compressed files: texts shrink to a third or a tenth, logs to a hundredth; zstd decompresses a window of
+128 MB by default."""
+
+_SIZE = re.compile(r"(\d+) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
 
 class ImportSection(Section):
-    """How rows are read. `curate import` has an option for each key but `substitute`."""
+    """How rows are read. `curate import` has an option for each key but `substitute` and limits of files."""
 
     shape: str | None = Field(
         None,
@@ -82,6 +93,18 @@ class ImportSection(Section):
         examples=["SELECT * FROM rows WHERE length(answer) > 100"],
     )
     max_rejects: float = Field(1.0, ge=0, le=1, description="maximum share of rejected rows per file")
+
+    max_record: int = Field(MAX_RECORD, ge=1, description="bytes of a record, such as 64M; longer ones are rejected")
+    max_ratio: int = Field(MAX_RATIO, ge=1, description="compressed files: maximum ratio of expansion")
+    max_size: int = Field(MAX_SIZE, ge=1, description="compressed files: maximum bytes after decompression")
+    max_window: int = Field(MAX_WINDOW, ge=1 << 10, description="compressed files: maximum window of zstd and xz")
+
+    @field_validator("max_record", "max_size", "max_window", mode="before")
+    @classmethod
+    def _read_size(cls, value: object) -> object:
+        """A number of bytes, also as `64M` or `64 MiB`."""
+        match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+        return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ") if match else value
 
     @field_validator("delimiter", "quote", "escape")
     @classmethod

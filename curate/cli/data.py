@@ -114,6 +114,9 @@ def import_(
             metavar="SHARE", help="Import nothing if a larger share of a file's rows is rejected.", show_default="100%"
         ),
     ] = None,
+    max_record: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Reject larger records, such as 64M.", show_default="16M")
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove earlier imports of a file that was imported before.")
     ] = False,
@@ -147,7 +150,8 @@ def import_(
 
         options = {
             **{"shape": shape, "map": map_, "encoding": encoding, "format": format, "repair": repair},
-            **{"group_by": group_by, "order_by": order_by, "role": role, "text": text, "max_rejects": max_rejects},
+            **{"group_by": group_by, "order_by": order_by, "role": role, "text": text},
+            **{"max_rejects": max_rejects, "max_record": max_record},
             **{"where": where, "sql": sql, "turns_key": turns_key, "role_key": role_key, "text_key": text_key},
             **{"delimiter": delimiter, "quote": quote, "escape": escape, "skip_lines": skip_lines},
             **{"header": header, "sheet": sheet, "system": system},

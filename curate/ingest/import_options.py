@@ -18,7 +18,7 @@ from curate.ingest.shapes.roles import ROLE_NAMES, plain_name
 from curate.ingest.shapes.turn_lists import MESSAGES, SHAREGPT
 from schemas.conversation import ROLES
 from schemas.errors import RecipeError, SourceError
-from schemas.import_recipe import ImportSection
+from schemas.import_recipe import MAX_RECORD, ImportSection
 from schemas.recipe import OPTIONS, check_recipe
 from schemas.section import parse_share
 from schemas.text import join_names, plural, shell_quote
@@ -138,7 +138,13 @@ def turn_keys(section: ImportSection) -> dict[str, str]:
 def row_options(section: ImportSection) -> dict[str, Any]:
     """The options for rows, cells and texts, if they are set: ids of imports without them do not depend on them."""
     substitute = {name: list(how) for name, how in section.substitute.items()}
-    rows = {"where": section.where, "sql": section.sql, "system": section.system, "substitute": substitute or None}
+    rows = {
+        "max_record": None if section.max_record == MAX_RECORD else section.max_record,
+        "where": section.where,
+        "sql": section.sql,
+        "system": section.system,
+        "substitute": substitute or None,
+    }
     given = {name: value for name, value in rows.items() if value is not None}
     return {**given, **{name: getattr(section, name) for name in table_options(section).given()}}
 

@@ -21,6 +21,7 @@ from curate.ingest.named_split import find_named_split
 from curate.ingest.readers import Batch, Source, open_source, read_small
 from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.readers.byte_stream import prefetch
+from curate.ingest.readers.limits import Limits
 from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED, filter_batches
 from curate.ingest.shapes import SHAPES
@@ -74,7 +75,12 @@ def _is_jsonl(source: Source) -> bool:
 
 def _open_source(path: str, digest: Digest | None, section: ImportSection) -> Source:
     return open_source(
-        path, encoding=section.encoding, format=section.format, options=table_options(section), hashed=digest is None
+        path,
+        encoding=section.encoding,
+        format=section.format,
+        options=table_options(section),
+        hashed=digest is None,
+        limits=Limits(section.max_record, section.max_ratio, section.max_size, section.max_window),
     )
 
 
@@ -85,7 +91,7 @@ def open_file(path: str, digest: Digest | None, section: ImportSection, source: 
     """
     source = source or _open_source(path, digest, section)
     filtered = filter_batches(path, source.batches(), section.where)
-    is_small = digest is not None and digest.size <= SMALL_FILE
+    is_small = digest is not None and digest.size <= SMALL_FILE and source.is_short
     batches, head = transform_batches(path, filtered, section.sql), []
     batches = iter(list(batches)) if is_small else prefetch(batches)
     for batch in batches:
@@ -121,6 +127,7 @@ _HINTS = {
     "unclosed-quote": "Check the quotes: --quote, --escape; with --quote '' quotes are text.",
     "nul-byte": "Export the file again, as UTF-8.",
     "not-utf8": "Name the encoding with --encoding, or export the file as UTF-8.",
+    "too-large": "Check the file; --max-record 64M accepts larger records.",
     "not-an-object": "Write an object with named values for each record.",
 }
 """Code of the first reject → what to do if no row can be read."""

@@ -2,43 +2,93 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curate.ingest.column_names import make_unique
-from curate.ingest.readers.batch import REJECTS, Batch
+from curate.ingest.readers.batch import REJECTS, Batch, reject_large
+from curate.ingest.readers.limits import DEFAULT, TOO_LARGE, Limits, check_expansion
 from curate.ingest.shapes.frames import query_frames
 from schemas.errors import SourceError
 
 ROWS = 50_000
 """Maximum number of rows of a batch: a Parquet row group may contain the whole file."""
 
+PART = 64 << 20
+"""Bytes of text that are converted at a time."""
+
 _LATER_NULL, _FIRST_NULL = r',"[^"\\]*":null', r'\{"[^"\\]*":null,?'
 """A key with null in DuckDB's JSON, after another key and at the start of an object; strings have escaped quotes."""
 
 
-def read_rows(tables: Iterable[pa.RecordBatch], path: str) -> Iterator[Batch]:
+def read_rows(
+    tables: Iterable[pa.RecordBatch], path: str, limits: Limits = DEFAULT, compressed: int = 0
+) -> Iterator[Batch]:
     """One batch per record batch: nested values as JSON text, other values as DuckDB casts them to text, NaN as null.
 
     Every struct of an Arrow column has the keys of all of them, with null for those that its object does not have, so
     keys with null are omitted, also in `raw`. A map has its own keys: columns with maps keep their nulls.
 
-    `raw` returns a row as a JSON object. Raises `SourceError` for a damaged column or an unsupported type.
+    `raw` returns a row as a JSON object. `compressed`: bytes of a file that stores repeated values once.
+    Raises `SourceError` for a damaged column or an unsupported type.
     """
-    row = 1
+    row, size = 1, 0
     for rows in tables:
-        if rows.num_rows:
-            _check_columns(path, rows, row)
-            try:
-                batch = _convert(_to_table(rows), row)
-            except duckdb.NotImplementedException as error:
-                raise _unsupported_type(path, rows.schema) from error
-            yield batch
-            row += rows.num_rows
+        sizes = _repeated_bytes(rows)
+        size += int(sizes.sum())
+        check_expansion(path, compressed or size, size, limits)
+        for part, is_large in _slices(rows, sizes, limits.record):
+            if is_large:
+                yield _reject_rows(part, row, limits)
+            elif part.num_rows:
+                _check_columns(path, part, row)
+                try:
+                    batch = _convert(_to_table(part), row)
+                except duckdb.NotImplementedException as error:
+                    raise _unsupported_type(path, part.schema) from error
+                yield reject_large(batch, limits)
+            row += part.num_rows
+
+
+def _repeated_bytes(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Bytes of each row in columns whose values are stored once, and may be repeated many times."""
+    total = np.zeros(rows.num_rows, np.int64)
+    for column in rows.columns:
+        if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
+            sizes = pc.binary_length(column.dictionary).take(column.indices)
+            total += sizes.fill_null(0).to_numpy(zero_copy_only=False)
+    return total
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return any(is_type(type) for is_type in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
+
+
+def _slices(rows: pa.RecordBatch, sizes: npt.NDArray[np.int64], longest: int) -> Iterator[tuple[pa.RecordBatch, bool]]:
+    """The rows in parts, and whether those of a part are above the limit; others have about `PART` bytes of text."""
+    is_large = sizes > longest
+    part = np.cumsum(np.where(is_large, 0, sizes)) // PART
+    starts = np.flatnonzero((np.diff(part, prepend=-1) != 0) | np.diff(is_large, prepend=False))
+    for at, stop in itertools.pairwise([*starts.tolist(), rows.num_rows]):
+        yield rows.slice(at, stop - at), bool(is_large[at])
+
+
+def _reject_rows(rows: pa.RecordBatch, first: int, limits: Limits) -> Batch:
+    """The batch of rows above the limit, of which no text is stored."""
+    table = pl.DataFrame(schema=dict.fromkeys(make_unique(rows.schema.names), pl.String))
+    numbers = pl.DataFrame({"row": first + np.arange(rows.num_rows)})
+    rejects = numbers.select(
+        "row", line=pl.lit(None, pl.Int64), code=pl.lit(TOO_LARGE), reason=pl.lit(limits.reason), raw=pl.lit("")
+    )
+    none = pl.Series([], dtype=pl.Int64)
+    return Batch(table, none, none, rejects, lambda _: pl.Series([], dtype=pl.String))
 
 
 def _check_columns(path: str, rows: pa.RecordBatch, first: int) -> None:

@@ -26,6 +26,6 @@ def read_arrow(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
             reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
             tables = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
             parts = (rows.slice(at, ROWS) for rows in tables for at in range(0, rows.num_rows, ROWS))
-            yield from read_rows(parts, stream.path)
+            yield from read_rows(parts, stream.path, stream.limits)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{stream.path} is not a complete Arrow file: {error}.", "Write it again.") from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
+
+from curate.ingest.readers.limits import EXCERPT, TOO_LARGE, Limits
 
 REJECTS = {"row": pl.Int64, "line": pl.Int64, "code": pl.String, "reason": pl.String, "raw": pl.String}
 """Records that cannot be read: `code` names the violated rule, `reason` is a sentence, `raw` the original text."""
@@ -72,4 +74,30 @@ def batch_of_rows(
         pl.Series("line", [None] * len(rows) if lines is None else lines, dtype=pl.Int64),
         pl.DataFrame(schema=REJECTS),
         raw,
+    )
+
+
+def reject_large(batch: Batch, limits: Limits) -> Batch:
+    """The batch, in which rows above the limit of a record are rejects with the start of their cells."""
+    if batch.table.estimated_size() <= limits.record:
+        return batch
+    size = pl.sum_horizontal(pl.lit(0), pl.all().str.len_bytes())
+    is_large = batch.table.select(size > limits.record).to_series()
+    if not is_large.any():
+        return batch
+    kept, large = ((rows).arg_true().cast(pl.Int64) for rows in (~is_large, is_large))
+    rejects = pl.DataFrame({"row": batch.row.gather(large), "line": batch.line.gather(large)}).with_columns(
+        code=pl.lit(TOO_LARGE),
+        reason=pl.lit(limits.reason),
+        raw=batch.table.filter(is_large)
+        .select(pl.concat_str(pl.all().str.head(EXCERPT), separator=" ", ignore_nulls=True))
+        .to_series(),
+    )
+    return replace(
+        batch,
+        table=batch.table.filter(~is_large),
+        row=batch.row.gather(kept),
+        line=batch.line.gather(kept),
+        rejects=pl.concat([batch.rejects, rejects]).sort("row"),
+        raw=lambda positions: batch.raw(kept.gather(positions)),
     )

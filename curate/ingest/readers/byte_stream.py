@@ -26,13 +26,16 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from curate.ingest.readers.compression import ObservedReader, PushbackReader, Readable, ZstdReader, read_bytes
+from curate.ingest.readers.compression import ObservedReader, PushbackReader, Readable, open_xz, open_zstd, read_bytes
 from curate.ingest.readers.encoding import TranscodingReader, check_not_utf16, encoding_error, is_utf8
 from curate.ingest.readers.file_kind import ZIP, check_not_binary, choose_member, is_workbook
+from curate.ingest.readers.limits import DEFAULT, ExpansionReader, Limits
 from schemas.errors import SourceError
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
+
+NEWLINE = ord("\n")
 
 CHUNK = 32 << 20
 """Bytes per chunk. About fifty Polars queries run per chunk: 16 MB take 3 to 7 % longer, 64 MB only more memory."""
@@ -51,6 +54,9 @@ SEARCH_BLOCK = 1 << 19
 
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError, zipfile.BadZipFile)
 """Errors of compressed files that are damaged."""
+
+WINDOW_MESSAGES = ("requires too much memory", "Memory usage limit")
+"""Parts of the messages of zstd and xz about a window above the limit."""
 
 T = TypeVar("T")
 
@@ -80,7 +86,13 @@ class ByteStream:
     """A file, or standard input (`-`), read once from start to end. Digest and size are those of the file on disk."""
 
     def __init__(
-        self, path: str, encoding: str | None = None, *, hashed: bool = True, binary: tuple[bytes, ...] = ()
+        self,
+        path: str,
+        encoding: str | None = None,
+        *,
+        hashed: bool = True,
+        binary: tuple[bytes, ...] = (),
+        limits: Limits = DEFAULT,
     ) -> None:
         """`hashed=False` leaves the digest to the caller; `sha256` is then invalid.
 
@@ -90,6 +102,7 @@ class ByteStream:
         self.name = path
         """The name by which the format is known: of the file, or of the one in an archive."""
         self.encoding = encoding
+        self.limits = limits
         self._hashed = hashed
         self._binary = binary
         self._digest = hashlib.sha256()
@@ -122,14 +135,15 @@ class ByteStream:
         """Whether `head` is the whole file."""
         return len(self.head()) < HEAD
 
-    def chunks(self, split: Splitter[T], skip: int = 0) -> Iterator[Chunk[T]]:
+    def chunks(self, split: Splitter[T], skip: int = 0, *, lines: bool = False) -> Iterator[Chunk[T]]:
         """The file in chunks of complete records, as determined by `split`, without its first `skip` bytes.
 
-        The buffer grows until it contains a complete record, so a record may be longer than a chunk.
+        The buffer grows until it contains a complete record, so a record may be longer than a chunk. With `lines`, of
+        a line above the limit only so many bytes are read that its record is above the limit.
         """
         self.head()
         with self._wrapped_errors(), self._layers:
-            pieces = self._split(split, skip)
+            pieces = self._split(split, skip, self.limits.record if lines else None)
             yield from pieces if self.is_short else prefetch(pieces)
 
     def seekable(self) -> Path | io.BytesIO:
@@ -147,22 +161,33 @@ class ByteStream:
                     copy.write(block)
         return copy if needs_copy else Path(self.path)
 
-    def text(self) -> str:
-        """The whole text. Raises `SourceError` if it is not UTF-8."""
-        data = b"".join(chunk.data.tobytes() for chunk in self.chunks(split_lines))
+    def text(self, most: int) -> str | None:
+        """The whole text; None if it has more than `most` bytes. Raises `SourceError` if it is not UTF-8."""
+        data = bytearray()
+        for chunk in self.chunks(_split_anywhere):
+            data += chunk.data.tobytes() if len(data) <= most else b""
+        if len(data) > most:
+            return None
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise encoding_error(self.path, data, 1 + data.count(b"\n", 0, error.start), self.blocks) from error
+            raise encoding_error(self.path, bytes(data), 1 + data.count(b"\n", 0, error.start), self.blocks) from error
 
-    def _split(self, split: Splitter[T], skip: int) -> Iterator[Chunk[T]]:
+    def _split(self, split: Splitter[T], skip: int, longest_line: int | None) -> Iterator[Chunk[T]]:
         rest: Bytes = np.frombuffer(self._head, np.uint8)[skip:]
-        size, line, last = min(FIRST_CHUNK, CHUNK), 1 + self._head.count(b"\n", 0, skip), False
+        size, line, last, is_cut = min(FIRST_CHUNK, CHUNK), 1 + self._head.count(b"\n", 0, skip), False, False
         while not last:
+            kept = len(rest)
             data, last = self._fill(rest, size)
-            newlines = find_byte(data, ord("\n"))
+            if is_cut:
+                data, is_cut = _drop_line(data, kept)
+            newlines = find_byte(data, NEWLINE)
+            open_line = len(data) - (newlines[-1] + 1 if len(newlines) else 0)
+            if longest_line is not None and open_line > longest_line and not last:
+                data[-1], is_cut = NEWLINE, True
+                newlines = np.append(newlines, len(data) - 1)
             end, parts = split(data, newlines, last)
-            rest, size = data[end:], CHUNK if end else 2 * size
+            rest, size = data[end:], CHUNK if end or is_cut else 2 * size
             if end:
                 newlines = newlines[: np.searchsorted(newlines, end)]
                 yield Chunk(data[:end], parts, newlines, line)
@@ -185,7 +210,7 @@ class ByteStream:
         """The decompressed bytes of the file, read again from the start; none for standard input."""
         if self.path == "-":
             return
-        again = ByteStream(self.path, hashed=False)
+        again = ByteStream(self.path, hashed=False, limits=self.limits)
         with again._wrapped_errors(), again._layers:
             plain = again._open_plain()
             while block := read_bytes(plain, HEAD):
@@ -207,16 +232,18 @@ class ByteStream:
         start = read_bytes(observed, HEAD)
         check_not_binary(self.path, start)
         file = PushbackReader(start, observed)
-        plain = self._unzip(file) if start.startswith(ZIP) and not is_workbook(start) else _decompress(file, start)
+        is_zip = start.startswith(ZIP) and not is_workbook(start)
+        plain = self._unzip(file) if is_zip else _decompress(file, start, self.limits.window)
         self._is_plain = plain is file
-        return plain
+        return plain if self._is_plain else ExpansionReader(plain, self.path, self.limits, lambda: self._size)
 
     def _unzip(self, file: Readable) -> Readable:
         """The only file of an archive, which is read completely for its digest."""
         content = io.BytesIO()
         while block := read_bytes(file, HEAD):
-            content.write(block)
-        archive = self._layers.enter_context(zipfile.ZipFile(content))
+            if self.path == "-":
+                content.write(block)
+        archive = self._layers.enter_context(zipfile.ZipFile(content if self.path == "-" else self.path))
         self.name = choose_member(self.path, archive.namelist())
         try:
             return cast(Readable, self._layers.enter_context(archive.open(self.name)))
@@ -240,6 +267,11 @@ class ByteStream:
             raise
         except DAMAGED as error:
             self._layers.close()
+            if any(words in str(error) for words in WINDOW_MESSAGES):
+                raise SourceError(
+                    f"{self.path} needs a window of more than {self.limits.window:,} bytes to be decompressed.",
+                    f"If the memory suffices, add --set import.max_window={16 * self.limits.window}.",
+                ) from error
             raise SourceError(
                 f"{self.path} is compressed, and damaged or truncated ({error}).", "Copy or export it again."
             ) from error
@@ -277,6 +309,13 @@ def _read_ahead(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[
     _idle.append(thread)
 
 
+def _drop_line(data: Bytes, start: int) -> tuple[Bytes, bool]:
+    """The data without the rest of a line that begins at `start`, and whether the line continues after the data."""
+    newlines = find_byte(data[start:], NEWLINE)
+    stop = start + newlines[0] + 1 if len(newlines) else len(data)
+    return np.concatenate([data[:start], data[stop:]]), not len(newlines)
+
+
 def find_byte(data: Bytes, byte: int) -> Positions:
     """Positions of `byte` in `data`."""
     return find_bytes(data, lambda block: block == byte)
@@ -286,6 +325,10 @@ def find_bytes(data: Bytes, mask: Callable[[Bytes], npt.NDArray[Any]]) -> Positi
     """Positions of the bytes in `data` for which `mask` is true (not 0)."""
     blocks = [np.flatnonzero(mask(data[at : at + SEARCH_BLOCK])) + at for at in range(0, len(data), SEARCH_BLOCK)]
     return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
+
+
+def _split_anywhere(data: Bytes, newlines: Positions, last: bool) -> tuple[int, None]:  # noqa: ARG001
+    return len(data), None
 
 
 def split_lines(data: Bytes, newlines: Positions, last: bool) -> tuple[int, None]:
@@ -312,13 +355,13 @@ def _open_file(path: str) -> AbstractContextManager[Readable]:
         ) from error
 
 
-def _decompress(file: PushbackReader, start: bytes) -> Readable:
+def _decompress(file: PushbackReader, start: bytes, window: int) -> Readable:
     """Detect the compression by the first bytes, not the name: browsers decompress downloads and keep the name."""
     if start.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=io.BufferedReader(file, HEAD))  # a PushbackReader is a raw file
     if start.startswith(b"BZh"):
         return cast(Readable, bz2.BZ2File(io.BufferedReader(file, HEAD)))
     if start.startswith(b"\xfd7zXZ"):
-        return cast(Readable, lzma.LZMAFile(io.BufferedReader(file, HEAD)))
+        return open_xz(file, window)
     has_skippable_frame = start[1:4] == SKIPPABLE_FRAME and start[:1] in SKIPPABLE_FIRST_BYTE
-    return ZstdReader(file) if has_skippable_frame or start.startswith(zstandard.FRAME_HEADER) else file
+    return open_zstd(file, window) if has_skippable_frame or start.startswith(zstandard.FRAME_HEADER) else file

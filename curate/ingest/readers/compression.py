@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,13 @@ BLOCK = 1 << 20
 """Bytes that a layer reads at a time from the layer below."""
 
 
+FRAME_STEP = 8 << 10
+"""Compressed bytes of a frame that are decompressed at a time: at most 256 MB."""
+
+XZ_STATE = 1 << 20
+"""Memory of an xz decompressor besides its dictionary."""
+
+
 def data_suffix(path: str) -> str:
     """The lower-case suffix of a file name, without that of a compression.
 
@@ -24,6 +32,16 @@ def data_suffix(path: str) -> str:
     """
     name = Path(path.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
+
+
+class Frame(Protocol):
+    """A decompressor of one frame."""
+
+    @property
+    def eof(self) -> bool: ...  # noqa: D102
+    @property
+    def unused_data(self) -> bytes: ...  # noqa: D102
+    def decompress(self, data: memoryview, /) -> bytes: ...  # noqa: D102
 
 
 class Readable(Protocol):
@@ -97,23 +115,39 @@ class BlockReader:
         return count
 
 
-class ZstdReader(BlockReader):
-    """Decompresses all frames of a Zstandard file. Unlike the library's reader it detects a truncated file."""
+class FrameReader(BlockReader):
+    """Decompresses all frames of a file. Unlike the readers of the libraries it detects a truncated file.
 
-    def __init__(self, file: Readable) -> None:
+    A frame gets few bytes at a time, as zstd may turn each into 32,000.
+    """
+
+    def __init__(self, file: Readable, start_frame: Callable[[], Frame]) -> None:
         super().__init__(file)
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._compressed = b""
+        self._start_frame = start_frame
+        self._frame = start_frame()
+        self._compressed = memoryview(b"")
 
     def next_block(self) -> bytes | None:
         """The next decompressed bytes. Raises `EOFError` if the file ends within a frame."""
-        compressed = self._compressed or read_bytes(self._file, BLOCK)
+        compressed = self._compressed or memoryview(read_bytes(self._file, BLOCK))
         if not compressed:
             if not self._frame.eof:
-                raise EOFError("it ends within a Zstandard frame")
+                raise EOFError("it ends within a frame")
             return None
         if self._frame.eof:
-            self._frame = zstandard.ZstdDecompressor().decompressobj()
-        plain = self._frame.decompress(compressed)
-        self._compressed = self._frame.unused_data
+            self._frame = self._start_frame()
+        part, self._compressed = compressed[:FRAME_STEP], compressed[FRAME_STEP:]
+        plain = self._frame.decompress(part)
+        if self._frame.unused_data:
+            self._compressed = compressed[len(part) - len(self._frame.unused_data) :]
         return plain
+
+
+def open_zstd(file: Readable, window: int) -> FrameReader:
+    """The decompressed bytes of a Zstandard file, whose window must not be larger than `window` bytes."""
+    return FrameReader(file, zstandard.ZstdDecompressor(max_window_size=window).decompressobj)
+
+
+def open_xz(file: Readable, window: int) -> FrameReader:
+    """The decompressed bytes of an xz file, whose dictionary must not be larger than `window` bytes."""
+    return FrameReader(file, lambda: lzma.LZMADecompressor(memlimit=window + XZ_STATE))

@@ -14,6 +14,7 @@ from curate.ingest.readers.csv_footer import FOOTER, FooterSearch
 from curate.ingest.readers.csv_head import Head, find_head, find_signs
 from curate.ingest.readers.csv_layout import Layout, escape_pattern
 from curate.ingest.readers.csv_scanner import Mask, Records, RecordSplitter
+from curate.ingest.readers.limits import TOO_LARGE
 from curate.ingest.readers.table_options import TableOptions
 from curate.ingest.readers.text_arrays import (
     Problem,
@@ -21,6 +22,7 @@ from curate.ingest.readers.text_arrays import (
     build_batch,
     check_utf8,
     decode_texts,
+    find_large,
     slice_texts,
     text_bytes,
     utf8_problem,
@@ -63,7 +65,7 @@ def find_tsv_delimiter(stream: ByteStream, options: TableOptions) -> str:
 
 def _read(stream: ByteStream, head: Head) -> Iterator[Batch]:
     reader = _BatchReader(stream, head)
-    for chunk in stream.chunks(RecordSplitter(head.signs, len(head.names) + head.closed), skip=head.skip):
+    for chunk in stream.chunks(RecordSplitter(head.signs, len(head.names) + head.closed), skip=head.skip, lines=True):
         yield reader.batch(chunk)
 
 
@@ -123,6 +125,8 @@ class _BatchReader:
         problems |= {int(at): Problem(int(at), "nul-byte", "The record contains a NUL byte.") for at in nul}
         problems |= {at: Problem(at, *fault) for at, fault in layout.faults.items()}
         problems |= {at: utf8_problem(at, text_bytes(texts, at)) for at in not_utf8}
+        limits = self._stream.limits
+        problems |= {at: Problem(at, TOO_LARGE, limits.reason) for at in find_large(texts, limits)}
         return [problems[at] for at in sorted(problems)]
 
     def _repeated_headers(self, data: Bytes, layout: Layout, texts: pa.LargeStringArray) -> list[int]:

@@ -43,7 +43,9 @@ def read_dataset(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
             while block := content.read(BLOCK):
                 stream.update_digest(block)
     tables = dataset.with_format("arrow").iter(ROWS)
-    yield from read_rows((rows for table in tables for rows in table.combine_chunks().to_batches()), stream.path)
+    yield from read_rows(
+        (rows for table in tables for rows in table.combine_chunks().to_batches()), stream.path, stream.limits
+    )
 
 
 def _load(name: str) -> Dataset | DatasetDict:

@@ -27,6 +27,7 @@ from curate.ingest.shapes.json_cells import skip_space
 from schemas.errors import SourceError
 
 QUOTE, BACKSLASH, SPACE = b'"\\ '
+SPACES = b" \t\r\n"
 CLOSING = ord("]")
 BETWEEN = np.frombuffer(b" \t\r\n,", np.uint8)
 """Bytes allowed between two elements."""
@@ -37,6 +38,9 @@ DEPTH[list(b"{[")], DEPTH[list(b"}]")] = 1, -1
 
 LONGEST = CHUNK // 2
 """Bytes after which an element without an end is split where other elements seem to start in it."""
+
+LONGEST_ESCAPE = 1 << 16
+"""Backslashes in a row whose number decides whether the next character is escaped."""
 
 ROW_LISTS = ("tools", "functions")
 """Keys whose lists of objects are part of a row, not rows themselves."""
@@ -80,7 +84,7 @@ def read_json(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
 
     An unclosed list adds a reject at the end. Raises `SourceError` if an object contains several lists.
     """
-    splitter = ElementSplitter(find_frame(stream.head()))
+    splitter = ElementSplitter(find_frame(stream.head()), stream.limits.record)
     objects = ObjectReader(stream)
     line, ends_open = 1, False
     chunks = stream.chunks(splitter)
@@ -92,6 +96,9 @@ def read_json(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
         return
     for chunk in itertools.chain(filter(None, [first, second]), chunks):
         starts, texts = chunk.parts, slice_texts(chunk.data, chunk.parts)
+        line = chunk.first_line + len(chunk.newlines)
+        if not len(starts):
+            continue
         parsed = objects.parse(texts)
         broken = [problem.position for problem in parsed.problems if problem.code == "broken-json"]
         ends_open = broken[-1:] == [len(starts) - 1]
@@ -100,7 +107,6 @@ def read_json(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
             texts = slice_texts(chunk.data, starts)
             parsed = objects.parse(texts)
         yield objects.batch(texts, chunk.line_at(starts), parsed)
-        line = chunk.first_line + len(chunk.newlines)
     _check_rest(stream.path, splitter.rest)
     if not splitter.closed and not ends_open:
         yield objects.final_reject(line, "not-closed", "The list has no closing bracket: the file may be truncated.")
@@ -158,20 +164,31 @@ class ElementSplitter:
     reject. The bytes between elements are overwritten with spaces.
     """
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, longest: int) -> None:
         self.closed = not frame.brackets
         self.rest: bytes | None = None
         """The text after the closing bracket of a wrapped list."""
         self._frame = frame
         self._opening = frame.opening
         self._start: re.Pattern[bytes] | None = None
+        self._longest = longest
+        self._open: OpenElement | None = None
+        """The element above the limit whose rest is dropped."""
 
     def __call__(self, data: Bytes, newlines: Positions, last: bool) -> tuple[int, Positions]:  # noqa: ARG002
         """The number of bytes of `data` that are complete elements, and the start positions of these."""
         data[: self._opening] = SPACE
         self._opening = 0
+        dropped = 0
+        if self._open is not None:
+            end_of_open = self._open.find_end(data)
+            if end_of_open is None:
+                return len(data), np.empty(0, np.int64)
+            self._open, dropped = None, end_of_open
+            data[:dropped] = SPACE
         if self.rest is not None:
-            self.rest += data.tobytes()
+            if len(self.rest) <= self._longest:  # more is not JSON for `_check_rest`
+                self.rest += data.tobytes()
             return len(data), np.empty(0, np.int64)
         starts, stops, surplus = find_elements(data)
         end = self._find_end(data, surplus, last=last)
@@ -179,9 +196,15 @@ class ElementSplitter:
         self._set_start_pattern(data, starts)
         if len(starts) > len(stops):
             stops = self._stop_open(data, starts, stops, end, last=last)
+            if len(starts) > len(stops) and end - starts[-1] > self._longest:
+                self._open = OpenElement()
+                self._open.find_end(data[starts[-1] :].copy())
+                stops = np.append(stops, end)
             starts = starts[: len(stops)]
+        elif not len(starts) and end > self._longest and data.tobytes().strip(SPACES):
+            return len(data), np.array([0])
         size = len(data) if last or end < len(data) else int(stops[-1]) if len(stops) else 0
-        return size, _clear_between(data, starts, stops, min(size, end))
+        return size, _clear_between(data, starts, stops, dropped, min(size, end))
 
     def split_broken(self, data: Bytes, starts: Positions, broken: Sequence[int]) -> Positions:
         """The starts, including those found in the broken elements; the separators in these are overwritten.
@@ -233,6 +256,31 @@ class ElementSplitter:
         )
 
 
+class OpenElement:
+    """Finds the end of an element whose text comes in parts."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = self._is_escaped = False
+
+    def find_end(self, data: Bytes) -> int | None:
+        """Position after the element in its next part, which is changed; None if it does not end there."""
+        if self._is_escaped and len(data):
+            data[0] = SPACE
+        quotes = _unescaped(data, find_byte(data, QUOTE))
+        brackets = find_bytes(data, lambda block: DEPTH[block])
+        brackets = brackets[np.searchsorted(quotes, brackets) % 2 == self._in_string]
+        level = self._depth + np.cumsum(DEPTH[data[brackets]], dtype=np.int32)
+        closed = np.flatnonzero(level == 0)
+        if len(closed):
+            return int(brackets[closed[0]]) + 1
+        self._depth = int(level[-1]) if len(level) else self._depth
+        self._in_string ^= len(quotes) % 2 == 1
+        end = data[-LONGEST_ESCAPE:].tobytes()
+        self._is_escaped = (len(end) - len(end.rstrip(b"\\"))) % 2 == 1
+        return None
+
+
 _COMMA = re.compile(rb"[ \t\r\n,]+\Z")
 _LIST_END = re.compile(rb"[ \t\r\n,]+\Z|(?<=\})[ \t\r\n,]*\][ \t\r\n]*\Z")
 
@@ -245,8 +293,8 @@ def find_elements(data: Bytes) -> tuple[Positions, Positions, Positions]:
     quotes = _unescaped(data, find_byte(data, QUOTE))
     brackets = find_bytes(data, lambda block: DEPTH[block])
     brackets = brackets[np.searchsorted(quotes, brackets) % 2 == 0]
-    step = DEPTH[data[brackets]].astype(np.int64)
-    depth = np.cumsum(step)
+    step = DEPTH[data[brackets]]
+    depth = np.cumsum(step, dtype=np.int32)
     lowest = np.minimum.accumulate(np.minimum(depth, 0))
     surplus = np.diff(lowest, prepend=0) < 0
     level = depth - lowest
@@ -265,9 +313,9 @@ def _unescaped(data: Bytes, quotes: Positions) -> Positions:
     return np.delete(quotes, escaped[(last - run) % 2 == 0])
 
 
-def _clear_between(data: Bytes, starts: Positions, stops: Positions, end: int) -> Positions:
+def _clear_between(data: Bytes, starts: Positions, stops: Positions, begin: int, end: int) -> Positions:
     """Overwrite the bytes between the elements; return the starts, with one for any unexpected text found there."""
-    gaps = np.append(0, stops), np.append(starts, end)
+    gaps = np.append(begin, stops), np.append(starts, end)
     lengths = gaps[1] - gaps[0]
     between = np.repeat(gaps[0] - np.append(0, np.cumsum(lengths)[:-1]), lengths) + np.arange(lengths.sum())
     unexpected = between[~np.isin(data[between], BETWEEN)]

@@ -14,16 +14,20 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curate.ingest.readers.batch import UNUSABLE, Batch
 from curate.ingest.readers.byte_stream import ByteStream, Positions
+from curate.ingest.readers.limits import TOO_LARGE
 from curate.ingest.readers.text_arrays import (
     Problem,
     RecordNumbers,
     build_batch,
     check_utf8,
     decode_texts,
+    find_large,
     text_bytes,
+    to_arrow,
     utf8_problem,
 )
 from curate.ingest.readers.unusable_values import SURROGATE_REASON, recover_object
@@ -86,6 +90,8 @@ class ObjectReader:
 
         The texts may contain invalid UTF-8. A trailing comma is accepted, because it is unambiguous.
         """
+        if large := find_large(texts, self._stream.limits):
+            return self._parse_others(texts, large)
         first = None if self._rows else load_first(texts)
         self._wrap_turns(first)
         table, invalid = self._guess_cells(texts, first) if not self.columns else self._cells(texts)
@@ -114,6 +120,14 @@ class ObjectReader:
         text = decode_texts(texts)
         others = [invalid, _doubtful(table, invalid, text), text.str.contains(NOT_JSON).arg_true().cast(pl.Int64)]
         return table, pl.concat(others).to_numpy()
+
+    def _parse_others(self, texts: pa.LargeStringArray, large: list[int]) -> ParsedObjects:
+        """`parse` without the texts above the limit, which are problems."""
+        is_large = np.zeros(len(texts), np.bool_)
+        is_large[large] = True
+        table, problems = self.parse(pc.if_else(to_arrow(is_large), pa.scalar("{}", pa.large_string()), texts))
+        reason = self._stream.limits.reason
+        return ParsedObjects(table, sorted([*problems, *(Problem(at, TOO_LARGE, reason) for at in large)]))
 
     def _recover(self, texts: pa.LargeStringArray, parsed: ParsedObjects) -> ParsedObjects:
         """The objects that become valid without values such as NaN, as rows; Python loops over invalid texts only."""

@@ -12,14 +12,21 @@ from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, split_lines
 from curate.ingest.readers.json_objects import MOST_COLUMNS, ObjectReader, load_first
 from curate.ingest.readers.table_options import TableOptions
-from curate.ingest.readers.text_arrays import RecordNumbers, build_batch, decode_texts, slice_texts, to_arrow
+from curate.ingest.readers.text_arrays import (
+    RecordNumbers,
+    build_batch,
+    decode_texts,
+    find_large,
+    slice_texts,
+    to_arrow,
+)
 from schemas.errors import SourceError
 
 
 def read_jsonl(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
     """The records of a JSON lines file in order, one batch per chunk. Raises `SourceError` if it is not UTF-8."""
     objects = ObjectReader(stream)
-    for chunk in stream.chunks(split_lines):
+    for chunk in stream.chunks(split_lines, lines=True):
         texts, line = _split_records(chunk)
         if len(texts):
             yield objects.batch(texts, line)
@@ -36,16 +43,17 @@ def read_small(streams: Sequence[ByteStream]) -> dict[int, Batch]:
         if len(chunks) == 1:
             texts, line = _split_records(chunks[0])
             first = load_first(texts)
-            if isinstance(first, dict) and 0 < len(first) <= MOST_COLUMNS:
+            is_plain = isinstance(first, dict) and 0 < len(first) <= MOST_COLUMNS
+            if is_plain and not find_large(texts, stream.limits):
                 lines.setdefault(tuple(first), {})[number] = texts, line
     batches = (_read_plain(streams, keys, files) for keys, files in lines.items())
     return {number: batch for some in batches for number, batch in some.items()}
 
 
 def _read_chunks(stream: ByteStream) -> list[Chunk[None]]:
-    """The chunks of a file; none if it cannot be read, for which `read_jsonl` gives the reason."""
+    """The chunks of a file; none if it cannot be read, for which `read_jsonl` gives the reason, or is large."""
     try:
-        return list(stream.chunks(split_lines))
+        return list(stream.chunks(split_lines)) if stream.is_short else []
     except SourceError:
         return []
 

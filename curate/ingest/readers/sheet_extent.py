@@ -8,7 +8,11 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from curate.ingest.readers.limits import Limits, check_expansion
 from schemas.errors import SourceError
+
+MOST_TEXT = 512 << 20
+"""Bytes of the sheets of a workbook: 2 million cells of Excel have 100 MB."""
 
 MOST_CELLS = 50_000_000
 """Cells of a sheet, about 1 GB; a single cell in the last corner of a sheet of Excel would need 400 GB."""
@@ -21,7 +25,7 @@ ODS_ELEMENT = re.compile(rb"<table:(table|table-row|(?:covered-)?table-cell)(\s[
 ODS_REPEATED = re.compile(rb"""number-(?:rows|columns)-repeated=["'](\d{1,30})""")
 
 
-def check_extent(path: str, file: Path | io.BytesIO) -> None:
+def check_extent(path: str, file: Path | io.BytesIO, limits: Limits) -> None:
     """Raise `SourceError` if the cells of a sheet are so far apart that it cannot be read.
 
     Files of the old format `.xls` are not zip archives and have at most 65,536 rows of 256 cells.
@@ -30,18 +34,35 @@ def check_extent(path: str, file: Path | io.BytesIO) -> None:
         return
     try:
         with zipfile.ZipFile(file) as archive:
+            _check_parts(path, archive, limits)
             sheets = [
                 name for name in archive.namelist() if re.fullmatch(r"xl/worksheets/[^/]+\.xml|content\.xml", name)
             ]
             extents = {name: _extent(archive.read(name)) for name in sheets}
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
-        return  # calamine reports damaged and encrypted workbooks
+    except RuntimeError:
+        return  # calamine reports encrypted workbooks
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise SourceError(
+            f"{path} is not a complete workbook: {error}.", "Save it again as .xlsx, or as CSV UTF-8."
+        ) from error
     for name, (rows, columns) in extents.items():
         if rows * columns > MOST_CELLS:
             raise SourceError(
                 f"{path}: a sheet ({name}) reaches to row {rows:,} and column {column_name(columns)}, too many cells.",
                 "Delete the cells far away from the table, or save the table as CSV UTF-8.",
             )
+
+
+def _check_parts(path: str, archive: zipfile.ZipFile, limits: Limits) -> None:
+    """Raise `SourceError` if the parts of a workbook, which are held in memory, expand beyond the limits."""
+    parts = [part for part in archive.infolist() if part.filename.endswith((".xml", ".rels"))]
+    plain = sum(part.file_size for part in parts)
+    if plain > MOST_TEXT:
+        raise SourceError(
+            f"{path}: its sheets have {plain:,} bytes, more than the maximum of a workbook, {MOST_TEXT:,}.",
+            "Save the table as CSV UTF-8.",
+        )
+    check_expansion(path, sum(part.compress_size for part in parts), plain, limits)
 
 
 def column_name(number: int) -> str:

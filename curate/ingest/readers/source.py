@@ -65,6 +65,11 @@ class Source:
         return self._stream.sha256
 
     @property
+    def is_short(self) -> bool:
+        """Whether the first megabyte is the whole file, after decompression."""
+        return self._stream.is_short
+
+    @property
     def bytes(self) -> int:
         """Size on disk; before the last batch, the number of bytes read so far."""
         return self._stream.size

@@ -13,13 +13,16 @@ from urllib.parse import quote
 import polars as pl
 
 from curate.ingest.column_names import make_unique
-from curate.ingest.readers.arrow import ROWS
-from curate.ingest.readers.batch import REJECTS, Batch, batch_of_rows
+from curate.ingest.readers.arrow import PART, ROWS
+from curate.ingest.readers.batch import REJECTS, Batch, batch_of_rows, reject_large
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.table_options import TableOptions, import_line
 from curate.ingest.readers.text_arrays import utf8_problem
 from schemas.errors import SourceError
 from schemas.text import quote_name, shell_quote
+
+MOST_CELL = 128 << 20
+"""Bytes of a cell; a view can compute one of a gigabyte."""
 
 TABLES_SQL = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' ESCAPE '~'"
 
@@ -32,15 +35,26 @@ def read_sqlite(stream: ByteStream, options: TableOptions) -> Iterator[Batch]:
     try:
         with closing(_connect(stream.seekable())) as database:
             database.text_factory = _decode
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_CELL)
             cursor = database.execute(
                 f"SELECT * FROM {quote_name(_choose_table(stream.path, database, options.sheet))}"
             )
             names, before = make_unique(column[0] for column in cursor.description), 0
-            while rows := cursor.fetchmany(ROWS):
-                yield _batch(names, rows, before)
+            while rows := _fetch(cursor):
+                yield reject_large(_batch(names, rows, before), stream.limits)
                 before += len(rows)
     except sqlite3.Error as error:
         raise SourceError(f"{stream.path} cannot be read as an SQLite database: {error}.", "Copy it again.") from error
+
+
+def _fetch(cursor: sqlite3.Cursor) -> list[Sequence[Cell]]:
+    """The next rows: at most `ROWS`, with about `PART` bytes."""
+    rows: list[Sequence[Cell]] = []
+    size = 0
+    while len(rows) < ROWS and size < PART and (row := cursor.fetchone()) is not None:
+        rows.append(row)
+        size += sum(len(cell) for cell in row if isinstance(cell, str | bytes))
+    return rows
 
 
 def _connect(file: object) -> sqlite3.Connection:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from curate.ingest.readers.batch import REJECTS, Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Positions
 from curate.ingest.readers.encoding import SAMPLE, encoding_error, is_utf8
+from curate.ingest.readers.limits import EXCERPT, TOO_LARGE, Limits
 
 
 class Problem(NamedTuple):
@@ -34,6 +35,17 @@ def slice_texts(data: Bytes, starts: Positions) -> pa.LargeStringArray:
     """The texts that start at `starts`, each up to the next start. They may contain invalid UTF-8."""
     offsets = np.append(starts, len(data)).astype(np.int64)
     return pa.LargeStringArray.from_buffers(len(starts), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def find_large(texts: pa.LargeStringArray, limits: Limits) -> list[int]:
+    """Positions of the texts above the limit of a record."""
+    _, offsets, _ = texts.buffers()
+    if offsets is None or not len(texts):
+        return []
+    bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    if bounds[-1] - bounds[0] <= limits.record:
+        return []
+    return np.flatnonzero(np.diff(bounds) > limits.record).tolist()
 
 
 def to_arrow(values: npt.NDArray[Any]) -> pa.Array:
@@ -94,7 +106,7 @@ def build_batch(
     """The batch of `texts`: `table` contains those at the positions `good`, `problems` the others, by position."""
     row, line = at
     rejects = [
-        (int(row[position]), int(line[position]), code, reason, _original_text(texts, position))
+        (int(row[position]), int(line[position]), code, reason, _original_text(texts, position, code))
         for position, code, reason in problems
     ]
     return Batch(
@@ -106,7 +118,10 @@ def build_batch(
     )
 
 
-def _original_text(texts: pa.LargeStringArray, position: int) -> str:
+def _original_text(texts: pa.LargeStringArray, position: int, code: str) -> str:
+    if code == TOO_LARGE:
+        start = bytes(texts[position].as_buffer()[:EXCERPT])
+        return start.strip(b"\r\n").decode(errors="ignore")
     return text_bytes(texts, position).strip(b"\r\n").decode(errors="backslashreplace")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from curate.ingest.column_names import make_unique
 from curate.ingest.readers.arrow import ROWS
-from curate.ingest.readers.batch import Batch, batch_of_rows
+from curate.ingest.readers.batch import Batch, batch_of_rows, reject_large
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.first_rows import MOST_ROWS, Row, check_first_rows
 from curate.ingest.readers.sheet_extent import check_extent
@@ -37,7 +37,8 @@ def read_workbook(stream: ByteStream, options: TableOptions) -> Iterator[Batch]:
     body = rows[has_header:]
     for at in range(0, max(len(body), 1), ROWS):
         part = body[at : at + ROWS]
-        yield batch_of_rows(names, [row.cells for row in part], at, [row.line for row in part])
+        batch = batch_of_rows(names, [row.cells for row in part], at, [row.line for row in part])
+        yield reject_large(batch, stream.limits)
 
 
 def _read_rows(stream: ByteStream, options: TableOptions) -> list[Row]:
@@ -54,7 +55,7 @@ def _open_workbook(stream: ByteStream) -> CalamineWorkbook:
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError
 
     file = stream.seekable()
-    check_extent(stream.path, file)
+    check_extent(stream.path, file, stream.limits)
     try:
         return CalamineWorkbook.from_object(file)
     except PasswordError as error:

@@ -32,7 +32,13 @@ def read_yaml(stream: ByteStream, _options: TableOptions) -> Iterator[Batch]:
 
     Raises `SourceError` if the file is not valid YAML, has another structure, or its aliases multiply its content.
     """
-    text = stream.text()
+    most = stream.limits.record
+    text = stream.text(most)
+    if text is None:
+        raise SourceError(
+            f"{stream.path} has more than {most:,} bytes, the maximum of a YAML file, which is read as a whole.",
+            f"Write it as JSON Lines, or add --max-record {10 * most}.",
+        )
     try:
         documents = list(yaml.compose_all(text, Loader=yaml.CSafeLoader))
         nodes = _find_rows(stream.path, documents)
