@@ -43,8 +43,9 @@ def read_small(streams: Sequence[ByteStream]) -> dict[int, Batch]:
         if len(chunks) == 1:
             texts, line = _split_records(chunks[0])
             first = load_first(texts)
-            is_plain = isinstance(first, dict) and 0 < len(first) <= MOST_COLUMNS
-            if is_plain and not find_large(texts, stream.limits):
+            if find_large(texts, stream.limits):
+                continue
+            if isinstance(first, dict) and 0 < len(first) <= MOST_COLUMNS:
                 lines.setdefault(tuple(first), {})[number] = texts, line
     batches = (_read_plain(streams, keys, files) for keys, files in lines.items())
     return {number: batch for some in batches for number, batch in some.items()}
