@@ -14,7 +14,12 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted before anything was started.\n")
         sys.exit(startup.INTERRUPTED)
-    run()
+    try:
+        run()
+    except SystemExit as end:
+        if sys.argv[1:2] == ["import"] and not end.code:
+            startup.end_process()
+        raise
 
 
 if __name__ == "__main__":
