@@ -139,18 +139,22 @@ def _count_repaired(connection: DuckDBPyConnection, sources: Sequence[str]) -> d
 def _add_rejects(connection: DuckDBPyConnection, results: dict[str, ImportResult]) -> dict[str, ImportResult]:
     """The results with the codes of their rejects, an example of each, and the speakers without a role."""
     ids = placeholders([*results])
-    rejects = connection.sql(
-        f"""WITH own AS (FROM rejects WHERE source IN ({ids})),
+    groups = connection.sql(
+        f"""WITH own AS (SELECT source, "row", code FROM rejects WHERE source IN ({ids})),
             accepted AS (SELECT source, "row" FROM origins WHERE source IN ({ids})),
             partial AS (SELECT source, "row", true AS partly FROM own SEMI JOIN accepted USING (source, "row")),
-            marked AS (SELECT source, "row", line, code, reason, raw, coalesce(partly, false) AS partly
+            marked AS (SELECT source, "row", code, coalesce(partly, false) AS partly
                        FROM own LEFT JOIN partial USING (source, "row"))
-            SELECT *, count(*) OVER same AS count FROM marked
-            WINDOW same AS (PARTITION BY source, code, partly)
-            QUALIFY row_number() OVER (PARTITION BY source, code, partly ORDER BY "row") = 1
-            ORDER BY partly, count DESC, code""",
+            SELECT source, min("row") AS "row", code, partly, count(*) AS count FROM marked
+            GROUP BY source, code, partly ORDER BY partly, count DESC, code""",
         params=2 * [*results],
     ).pl()
+    rows = ", ".join(map(str, groups["row"].unique()))
+    texts = connection.sql(  # rows are constants, so that DuckDB loads no other texts: all of them may not fit
+        f'SELECT source, "row", code, line, reason, raw FROM rejects WHERE source IN ({ids}) AND "row" IN ({rows})',
+        params=[*results],
+    ).pl()
+    rejects = groups.join(texts, on=["source", "row", "code"], maintain_order="left")
     unknown_roles = connection.sql(
         f"""SELECT source, name, count(*) AS count FROM (
                 SELECT source, unnest(names) AS name, "row", generate_subscripts(names, 1) AS position
@@ -174,7 +178,7 @@ def _with_rejects(result: ImportResult, rejects: pl.DataFrame, unknown_roles: pl
         rejected=dict(counts[False].iter_rows()),
         partly_rejected=dict(counts[True].iter_rows()),
         unknown_roles=dict(unknown_roles.iter_rows()),
-        reject_examples=rejects.drop("count").to_dicts(),
+        reject_examples=rejects.select("row", "line", "code", "reason", "raw", "partly").to_dicts(),
     )
 
 
