@@ -326,6 +326,11 @@ def near_duplicates_of_selection(connection: DuckDBPyConnection) -> None:
     """)
 
 
+def review_positions(connection: DuckDBPyConnection) -> None:
+    """The order in which annotators see the members of a review set; null for members of earlier releases."""
+    connection.execute("ALTER TABLE review_records ADD COLUMN position INTEGER")
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -344,4 +349,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     excluded_rows,
     epochs_of_members,
     near_duplicates_of_selection,
+    review_positions,
 ]

@@ -70,13 +70,16 @@ class Suggestion:
 class Task:
     """A conversation as shown to annotators: (role, text) of each turn, assistant turns numbered from 1.
 
-    The names of these fields are part of the digest by which a push recognises unchanged tasks.
+    `earlier` describes the answers given in other sets, and `answered_by` names their annotators, who are not asked
+    again. The names of these fields are part of the digest by which a push recognises unchanged tasks.
     """
 
     conversation: str
     messages: tuple[tuple[str, str], ...]
     metadata: Mapping[str, str | float | int]
     suggestions: tuple[Suggestion, ...]
+    earlier: str = ""
+    answered_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +122,14 @@ class RemoteSet:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some records of a set: record id -> conversation, and the answers to them."""
+    """Some records of a set: record id -> conversation, and the answers to them.
+
+    `surplus_marks` is the number of marks in these answers on turns that the conversation does not have.
+    """
 
     records: dict[str, str]
     answers: pl.DataFrame
+    surplus_marks: int = 0
 
 
 class ReviewServer(Protocol):

@@ -9,10 +9,13 @@ import pytest
 from support.stores import add, chat
 
 from curate.cli.views.lineage import lineage_lines
+from curate.review.questions import build_questions
+from curate.review.sets import review_task
 from curate.versions.freeze import freeze
 from curate.versions.lineage import trace
+from schemas.digest import digest
 from schemas.manifest import read_manifest
-from schemas.recipe import TrainSection, check_recipe
+from schemas.recipe import ReviewSection, TrainSection, check_recipe
 from schemas.run import Run, read_runs, write_run
 from schemas.store import reading, writing
 from train.engines.batch_size import BatchConfig, BatchSizeLog
@@ -124,3 +127,17 @@ def test_without_file_locks_a_run_counts_as_running(tmp_path, manifest, monkeypa
         monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(flock=flock, LOCK_SH=1, LOCK_NB=4))
         statuses += [run.status for run in read_runs(connection)]
     assert statuses == ["interrupted", "running"]
+
+
+def test_review_tasks_without_earlier_answers_keep_the_digest_of_earlier_releases():
+    row = {"conversation": "c1", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}],
+           "tools": None, "metadata": {}, "scores": {}, "rules_keep": True, "queue": "random", "blind": False,
+           "earlier": (), "position": None}  # fmt: skip
+    shown = {
+        "conversation": "c1", "messages": [("user", "Hi"), ("answer 1", "Ho")], "metadata": {"queue": "random"},
+        "suggestions": [
+            {"question": "decision", "value": "keep", "agent": "rules", "score": None},
+            {"question": "answer", "value": "Ho", "agent": "original", "score": None},
+        ],
+    }  # fmt: skip
+    assert review_task(row, build_questions(ReviewSection(), 2)).digest == digest(shown)

@@ -100,6 +100,39 @@ def test_disputed_conversations_are_pushed_to_a_third_annotator(store, server, a
     assert pull(store, one.review, server, third).outcomes["drop"] == 1
 
 
+def test_disputes_go_to_annotators_who_have_not_answered_with_the_earlier_answers(
+    store, server, argilla_server, set_name
+):
+    two = check_recipe({"review": {"overlap": 2}}, "the test")
+    push(store, two, server, set_name, QueueQuery())
+    first = RemoteDataset(argilla_server, set_name)
+    first.answer("ann", LONG.id, decision="keep", turns=["answer 1"], note="<b>Fine</b>.")
+    first.answer("bob", LONG.id, decision="drop", quality=1, answer="Since today.")
+    pull(store, two.review, server, set_name)
+    third = f"{set_name}-3"[-50:]
+    push(store, Recipe(), server, third, QueueQuery(queue="disagreement"))
+    dispute = RemoteDataset(argilla_server, third)
+    [record] = dispute.records.values()
+    assert record["fields"]["earlier_answers"] == (
+        "Annotator 1\ndecision: keep\nturns: answer 1\nnote: &lt;b&gt;Fine&lt;/b&gt;.\n\n"
+        "Annotator 2\nquality: 1\ndecision: drop\nanswer: Since today."
+    )
+    assert [dispute.shown_to(who) for who in ("ann", "bob", "cyd")] == [[], [], [LONG.id]]
+    dispute.answer("cyd", LONG.id, decision="drop")
+    assert pull(store, two.review, server, third).outcomes["drop"] == 1
+    assert push(store, Recipe(), server, third, QueueQuery()).unchanged == 1
+
+
+def test_marks_of_answers_that_do_not_exist_are_ignored_and_counted(store, server, argilla_server, set_name):
+    push(store, Recipe(), server, set_name, QueueQuery())
+    one = questions(1)[0].id
+    RemoteDataset(argilla_server, set_name).answer("ann", one, decision="fix", turns=["answer 1", "answer 2"])
+    result = pull(store, ReviewSection(), server, set_name)
+    assert (result.answers["submitted"], result.surplus_marks) == (1, 1)
+    with reading(store) as connection:
+        assert connection.sql("SELECT answers ->> 'turns' FROM reviews").fetchall() == [("[2]",)]
+
+
 def test_annotator_time_and_blindness_of_an_answer_are_stored(store, server, argilla_server, set_name):
     push(store, Recipe(), server, set_name, QueueQuery())
     dataset = RemoteDataset(argilla_server, set_name)

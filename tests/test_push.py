@@ -133,6 +133,36 @@ def test_tools_calls_and_results_are_indented(store, server, argilla_server, set
     assert shown[2]["content"].splitlines()[1] == '  "name": "find",'
 
 
+def test_annotators_see_the_order_of_the_push_and_additions_behind_it(tmp_path, server, argilla_server, set_name):
+    store = tmp_path / "curate.duckdb"
+    ids = add(store, [chat("What is it? " * count, "This.") for count in range(1, 9)])
+    score_store(store, Recipe())
+    push(store, Recipe(), server, set_name, QueueQuery(order="words desc", sample=4))
+    dataset = RemoteDataset(argilla_server, set_name)
+    assert dataset.shown_to("ann") == dataset.shown_to("bob") == ids[:3:-1]
+    push(store, Recipe(), server, set_name, QueueQuery(order="words", sample=8))
+    assert dataset.shown_to("ann") == dataset.shown_to("bob") == ids[:3:-1] + ids[:4]
+    assert push(store, Recipe(), server, set_name, QueueQuery()).unchanged == 8
+
+
+def test_near_duplicates_are_shown_cluster_by_cluster_and_random_sets_in_different_orders(
+    tmp_path, server, argilla_server, set_name
+):
+    store = tmp_path / "curate.duckdb"
+    twins = [chat(f"Where is my parcel {n} today?", "It is on its way.") for n in range(3)]
+    pairs = [chat(f"The pump of boat {end} is broken again", "We send another.") for end in ("Ann", "Bob")]
+    add(store, [pairs[0], *twins, pairs[1], *questions(12)])
+    score_store(store, Recipe())
+    push(store, Recipe(), server, set_name, QueueQuery(queue="near-duplicates"))
+    dataset = RemoteDataset(argilla_server, set_name)
+    clusters = [dataset.records[one]["metadata"]["cluster"] for one in dataset.shown_to("ann")]
+    assert clusters == sorted(clusters, key=clusters.index)
+    push(store, Recipe(), server, f"{set_name}-r"[-50:], QueueQuery())
+    mixed = RemoteDataset(argilla_server, f"{set_name}-r"[-50:])
+    assert sorted(mixed.shown_to("ann")) == sorted(mixed.shown_to("bob"))
+    assert mixed.shown_to("ann") != mixed.shown_to("bob")
+
+
 def test_suggestions_name_their_score_and_are_not_shown_for_the_blind_share(store, server, argilla_server, set_name):
     recipe = check_recipe({"review": {"blind": 0.5}}, "the test")
     done = push(store, recipe, server, set_name, QueueQuery())
@@ -142,7 +172,7 @@ def test_suggestions_name_their_score_and_are_not_shown_for_the_blind_share(stor
         quality = dict(connection.sql("SELECT conversation, quality FROM scores").fetchall())
     blind = {conversation for conversation, hidden, _ in rows if hidden}
     assert 0 < len(blind) == done.blind < 8
-    assert all(records[one]["suggestions"] == [] for one in blind)
+    assert {suggestion["agent"] for one in blind for suggestion in records[one]["suggestions"]} == {"original"}
     assert all(json.loads(suggestions) for _, _, suggestions in rows)  # stored for comparison
     seen = next(one for one in records if one not in blind)
     rated = next(each for each in records[seen]["suggestions"] if each["agent"] == "quality")

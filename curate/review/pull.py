@@ -72,7 +72,7 @@ class PullResult:
     `ended` of the verdicts end an earlier one that no longer follows from the answers.
 
     `uncorrected` counts conversations marked "fix" without a correction, `deleted` records deleted on the server,
-    `unknown` answers to records that this store did not push.
+    `unknown` answers to records that this store did not push, `surplus_marks` marks on answers that do not exist.
     """
 
     review_set: str
@@ -83,6 +83,7 @@ class PullResult:
     uncorrected: int = 0
     deleted: int = 0
     unknown: int = 0
+    surplus_marks: int = 0
     unchanged: bool = False
 
 
@@ -115,13 +116,14 @@ def pull(
     activity = f"{server.activity(remote)} {server.count(remote)}"
     unchanged = activity == stored.activity and not again
     if not unchanged:
-        records, answers = _fetch_answers(server, remote, progress)
+        records, answers, surplus = _fetch_answers(server, remote, progress)
     with writing(store) as connection:
         # The overlap can be changed on the server's page.
         connection.execute("UPDATE review_sets SET overlap = ? WHERE review_set = ?", [remote.overlap, name])
         if unchanged:
             return _resolve(connection, section, PullResult(name, unchanged=True), partial)
         result = store_answers(connection, section, name, answers, records, partial=partial)
+        result.surplus_marks = surplus
         connection.execute(
             "UPDATE review_sets SET activity = ?, pulled_at = now(), server = ? WHERE review_set = ?",
             [activity, server.url, name],
@@ -172,14 +174,19 @@ def _load_pushed_set(connection: DuckDBPyConnection, name: str) -> StoredSet:
 
 def _fetch_answers(
     server: ReviewServer, remote: RemoteSet, progress: Progress | None
-) -> tuple[dict[str, str], pl.DataFrame]:
-    """All records of the set and all answers. Raises `ReviewError` if the server returns fewer records than it has."""
+) -> tuple[dict[str, str], pl.DataFrame, int]:
+    """All records of the set, all answers, and the number of marks that were ignored.
+
+    Raises `ReviewError` if the server returns fewer records than it has.
+    """
     total = server.count(remote)
     records: dict[str, str] = {}
+    surplus = 0
     frames = [pl.DataFrame(schema=ANSWER_SCHEMA)]
     for page in server.pages(remote):
         records |= page.records
         frames.append(page.answers)
+        surplus += page.surplus_marks
         if progress:
             progress(len(records), total)
     if len(records) < total:
@@ -187,7 +194,7 @@ def _fetch_answers(
             f"{server.url} returned {len(records):,} of {plural(total, 'record')} of {remote.name}.",
             "Records may have been deleted during the pull: pull again.",
         )
-    return records, pl.concat(frames)
+    return records, pl.concat(frames), surplus
 
 
 def _rename_reserved(answers: pl.DataFrame) -> pl.DataFrame:

@@ -8,6 +8,7 @@ answers suggested by scores and rules, unless it is blind.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from schemas.review import (
     KEEP,
     NOTE,
     QUALITY,
+    STANDARD_QUESTIONS,
     TURNS,
     Policy,
     Question,
@@ -190,10 +192,53 @@ def markable_turns(turns: Sequence[Mapping[str, Any]]) -> set[int]:
 
 
 def build_task(row: Mapping[str, Any], questions: Sequence[Question], *, blind: bool) -> Task:
-    """The task of a member: `conversation`, `conversations`, `tools`, `metadata`, `scores`, `rules_keep`."""
-    suggestions = () if blind else build_suggestions(row, questions)
+    """The task of a member: `conversation`, `conversations`, `tools`, `metadata`, `scores`, `rules_keep`, `earlier`.
+
+    A blind task has no suggested verdict, but the text to correct.
+    """
+    suggestions = build_suggestions(row, questions)
+    if blind:
+        suggestions = tuple(suggestion for suggestion in suggestions if suggestion.question == ANSWER)
     messages = render_messages(row["conversations"], row["tools"], by_turn=uses_turn_numbers(questions))
-    return Task(row["conversation"], messages, row["metadata"], suggestions)
+    earlier = [json.loads(each["answers"]) for each in row["earlier"]]
+    return Task(
+        row["conversation"],
+        messages,
+        row["metadata"],
+        suggestions,
+        describe_answers(earlier, row["conversations"]),
+        tuple(sorted(each["reviewer"] for each in row["earlier"])),
+    )
+
+
+def describe_answers(answers: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> str:
+    r"""The answers of annotators, who are numbered and not named.
+
+    >>> turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "No."}]
+    >>> describe_answers([{"decision": "drop", "note": "Rude.", "turns": [2]}], turns)
+    'Annotator 1\ndecision: drop\nturns: answer 1\nnote: Rude.'
+    """
+    numbers = [number for number, turn in enumerate(turns, 1) if turn["from"] in ASSISTANT_ROLES]
+    marks = {number: f"{MARK} {place}" for place, number in enumerate(numbers, 1)}
+    return "\n\n".join(
+        "\n".join([f"Annotator {number}", *_describe(given, marks, last_answer(turns))])
+        for number, given in enumerate(answers, 1)
+    )
+
+
+def _describe(given: Mapping[str, Any], marks: Mapping[int, str], original: str | None) -> list[str]:
+    shown = {name: given[name] for name in sorted(given, key=_question_order)}
+    if shown.get(TURNS):
+        shown[TURNS] = [marks.get(turn, f"turn {turn}") for turn in shown[TURNS]]
+    if (shown.get(ANSWER) or "").strip() == (original or "").strip():
+        shown.pop(ANSWER, None)
+    return [f"{name}: {', '.join(value) if isinstance(value, list) else value}" for name, value in shown.items()]
+
+
+def _question_order(name: str) -> int:
+    """The place of a question: standard ones first, in their order."""
+    names: tuple[str, ...] = STANDARD_QUESTIONS
+    return names.index(name) if name in names else len(names)
 
 
 def build_suggestions(row: Mapping[str, Any], questions: Sequence[Question]) -> tuple[Suggestion, ...]:

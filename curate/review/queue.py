@@ -78,8 +78,8 @@ class QueueQuery:
 class QueueSelection:
     """The members of a set, existing ones first, and the candidates that cannot be shown.
 
-    `members` has `conversation`, `queue`, `blind` and `since`: the time it was added, null for new members. `rejected`
-    has conversation and reason.
+    `members` has `conversation`, `queue`, `blind`, `position` in the set and `since`: the time it was added, null for
+    new members. `rejected` has conversation and reason.
     """
 
     members: pl.DataFrame
@@ -112,8 +112,8 @@ def select_members(
     if query.queue_name not in (*QUEUES, ORDERED):
         raise ReviewError(f"Unknown queue {query.queue}.", f"Use one of {', '.join(QUEUES)}.")
     existing: pl.DataFrame = connection.sql(
-        """SELECT conversation, queue, blind, pushed_at AS since FROM review_records WHERE review_set = ?
-           ORDER BY pushed_at, conversation""",
+        """SELECT conversation, queue, blind, position, pushed_at AS since FROM review_records WHERE review_set = ?
+           ORDER BY position NULLS FIRST, pushed_at, conversation""",
         params=[name],
     ).pl()
     if query.is_empty and existing.height:
@@ -127,7 +127,11 @@ def select_members(
     hashes = [text_digest(f"blind {name}{one}")[:8] for one in added["conversation"]]  # Polars has no SHA-256
     blind = pl.Series(hashes, dtype=pl.String).rank("ordinal") <= blind_needed
     new = added.select(
-        "conversation", queue=pl.lit(query.queue_name), blind=blind, since=pl.lit(None, existing.schema["since"])
+        "conversation",
+        queue=pl.lit(query.queue_name),
+        blind=blind,
+        position=pl.int_range(1, pl.len() + 1, dtype=pl.Int32) + (existing["position"].max() or existing.height),
+        since=pl.lit(None, existing.schema["since"]),
     )
     return QueueSelection(pl.concat([existing, new]), rejected)
 
@@ -207,7 +211,8 @@ def score_columns(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, s
 
 
 MEMBERS_SQL = """
-    SELECT members_of_set.*, c.conversations, c.tools, o.source, o.line, k.cluster, v.version, r.rules_keep{scores}
+    SELECT members_of_set.* EXCLUDE position, if(queue = '{random}', NULL, position) AS position,
+        c.conversations, c.tools, o.source, o.line, k.cluster, v.version, r.rules_keep, e.earlier{scores}
     FROM members_of_set
     JOIN conversations c ON c.id = members_of_set.conversation
     LEFT JOIN (
@@ -224,20 +229,31 @@ MEMBERS_SQL = """
         WHERE by_whom = 'rule' GROUP BY conversation
     ) r ON r.conversation = members_of_set.conversation
     LEFT JOIN scores s ON s.conversation = members_of_set.conversation
+    LEFT JOIN earlier e ON e.conversation = members_of_set.conversation AND queue = '{disagreement}'
     ORDER BY place
 """
+"""Members in random order have no position: annotators then see them in different orders."""
+
+EARLIER_SQL = """
+    SELECT conversation, list({'reviewer': reviewer, 'answers': answers::VARCHAR} ORDER BY seq) AS earlier FROM (
+        SELECT * FROM latest_reviews WHERE status = 'submitted' AND dataset <> ?
+        QUALIFY row_number() OVER (PARTITION BY conversation, reviewer ORDER BY seq DESC) = 1
+    ) GROUP BY conversation
+"""
+"""The latest answers of each annotator in other sets."""
 
 FACT_TYPES: dict[str, MetadataType] = {
     "source": "text",
     "line": "integer",
     "queue": "text",
+    "position": "integer",
     "cluster": "text",
     "version": "text",
 }
 
 
 def metadata_types(connection: DuckDBPyConnection, recipe: Recipe) -> dict[str, MetadataType]:
-    """Name -> type of the metadata in a task: origin, queue, cluster, version and every score."""
+    """Name -> type of the metadata in a task: origin, queue, position, cluster, version and every score."""
     types: dict[str, MetadataType] = {"BIGINT": "integer", "DOUBLE": "float"}
     stored = stored_columns(connection)
     columns = score_columns(connection, recipe)
@@ -255,19 +271,26 @@ def filterable_metadata(connection: DuckDBPyConnection, recipe: Recipe) -> dict[
     return {key: kind for key, kind in metadata_types(connection, recipe).items() if key in keys}
 
 
-def read_task_rows(connection: DuckDBPyConnection, recipe: Recipe, members: pl.DataFrame) -> list[dict[str, Any]]:
-    """One row per member, in order, as `questions.build_task` requires it."""
+def read_task_rows(
+    connection: DuckDBPyConnection, recipe: Recipe, name: str, members: pl.DataFrame
+) -> list[dict[str, Any]]:
+    """One row per member of the set `name`, in order, as `questions.build_task` requires it."""
     scores = score_columns(connection, recipe)
     columns = "".join(f', s.{column} AS "{name}"' for name, column in scores.items())
     connection.register("near", _name_clusters(find_near_duplicates(connection, members), members))
     connection.register("members_of_set", members.with_row_index("place"))
-    rows: list[dict[str, Any]] = connection.sql(MEMBERS_SQL.format(scores=columns)).pl().to_dicts()
-    connection.unregister("members_of_set")
-    connection.unregister("near")
+    connection.register("earlier", connection.sql(EARLIER_SQL, params=[name]).pl())
+    query = MEMBERS_SQL.format(scores=columns, random=RANDOM, disagreement=DISAGREEMENT)
+    rows: list[dict[str, Any]] = connection.sql(query).pl().to_dicts()
+    for view in ("members_of_set", "near", "earlier"):
+        connection.unregister(view)
+    places = dict(members.select("conversation", "position").iter_rows())
     types = metadata_types(connection, recipe)
     return [  # one by one: each becomes the JSON of a request
         {
             **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "rules_keep")},
+            "earlier": row["earlier"] or (),
+            "position": places[row["conversation"]],
             "metadata": _metadata(row, types),
             "scores": {score: row[score] for score in scores},
         }

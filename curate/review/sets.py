@@ -57,7 +57,7 @@ class RemoteRef:
 
 @dataclass(frozen=True, slots=True)
 class ReviewTask:
-    """A task with its queue, whether it is blind, and the digest of everything that it shows.
+    """A task with its queue, whether it is blind, the digest of everything that it shows, and its place in the set.
 
     `suggestions` are computed for blind tasks, too, to measure suggestion bias.
     """
@@ -67,6 +67,7 @@ class ReviewTask:
     blind: bool
     digest: str
     suggestions: tuple[Suggestion, ...] = ()
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,12 @@ def prepare_set(
         if existing:
             check_same_questions(questions, existing, f"The set {name}{'' if stored else ' on the server'}")
         metadata = filterable_metadata(connection, recipe)
-        rows = read_task_rows(connection, recipe, selection.members)
+        rows = read_task_rows(connection, recipe, name, selection.members)
         sent = _load_sent_digests(connection, name)
     questions = existing or questions
     guidelines = build_guidelines(recipe.review, questions, overlap)
     plan = SetPlan(questions, overlap, guidelines, metadata, frozenset(metadata.keys() - FACT_TYPES.keys()))
-    tasks = [_review_task(row, plan.questions) for row in rows]  # one by one: each becomes the JSON of a request
+    tasks = [review_task(row, plan.questions) for row in rows]  # one by one: each becomes the JSON of a request
     return PreparedSet(name, plan, tasks, stored.ref if stored else RemoteRef(), sent, selection.rejected)
 
 
@@ -197,11 +198,16 @@ def _max_answers(connection: DuckDBPyConnection, members: pl.DataFrame) -> int:
     return int(rows[0][0])
 
 
-def _review_task(row: dict[str, Any], questions: Sequence[Question]) -> ReviewTask:
+def review_task(row: dict[str, Any], questions: Sequence[Question]) -> ReviewTask:
+    """The task of a row of `read_task_rows`."""
     row["metadata"]["queue"] = row["queue"]
     task = build_task(row, questions, blind=row["blind"])
-    content = {**asdict(task), "messages": list(task.messages)}
-    return ReviewTask(task, row["queue"], row["blind"], digest(content), build_suggestions(row, questions))
+    content = {**asdict(task), "messages": list(task.messages), "answered_by": list(task.answered_by)}
+    for added in ("earlier", "answered_by"):  # tasks without them keep the digest of earlier releases
+        if not content[added]:
+            del content[added]
+    suggestions = build_suggestions(row, questions)
+    return ReviewTask(task, row["queue"], row["blind"], digest(content), suggestions, row["position"])
 
 
 # --- checks ---
@@ -324,15 +330,16 @@ def save_suggestions(connection: DuckDBPyConnection, name: str, tasks: Sequence[
     connection.unregister("shown")
 
 
-RECORD_COLUMNS = "review_set, conversation, record, queue, blind, suggestions, digest"
+RECORD_COLUMNS = "review_set, conversation, record, queue, blind, suggestions, digest, position"
 
 
 def _record_frame(records: Sequence[tuple[ReviewTask, str | None]]) -> pl.DataFrame:
     """Rows of `review_records` without the set's name."""
     rows = [
         (each.task.conversation, record, each.queue, each.blind,
-         canonical_json([asdict(suggestion) for suggestion in each.suggestions]), each.digest)
+         canonical_json([asdict(suggestion) for suggestion in each.suggestions]), each.digest, each.position)
         for each, record in records  # one by one: each was the JSON of a request
     ]  # fmt: skip
-    types = {name: pl.Boolean if name == "blind" else pl.String for name in RECORD_COLUMNS.split(", ")[1:]}
+    special = {"blind": pl.Boolean, "position": pl.Int32}
+    types = {name: special.get(name, pl.String) for name in RECORD_COLUMNS.split(", ")[1:]}
     return pl.DataFrame(rows, schema=types, orient="row")

@@ -129,7 +129,8 @@ def _too_long(task: Task) -> str | None:
 
 
 def _text(task: Task) -> str:
-    return "\n\n".join(f"[{role}]\n{text}" for role, text in task.messages)
+    earlier = [("earlier answers", task.earlier)] if task.earlier else []
+    return "\n\n".join(f"[{role}]\n{text}" for role, text in [*task.messages, *earlier])
 
 
 def _columns(questions: Sequence[Question]) -> list[str]:

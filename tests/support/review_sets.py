@@ -55,6 +55,14 @@ class RemoteDataset:
             return self.server.ask("PUT", f"responses/{existing[0]}", body, key=key)["id"]
         return self.server.ask("POST", f"records/{record}/responses", body, key=key)["id"]
 
+    def shown_to(self, who):
+        """The conversations that an annotator can answer, in the order of the page."""
+        _, _, key = self.server.annotator(who)
+        pending = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["pending"]}
+        path = f"me/datasets/{self.id}/records/search?limit=100"
+        body = {"filters": {"type": "and", "and": [pending]}}
+        return [each["record"]["external_id"] for each in self.server.ask("POST", path, body, key=key)["items"]]
+
     def delete(self, conversation):
         self.server.ask("DELETE", f"datasets/{self.id}/records?ids={self.records[conversation]['id']}")
 

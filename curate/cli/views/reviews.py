@@ -73,6 +73,8 @@ def show_pull(result: PullResult) -> None:
     if result.deleted:
         records = plural(result.deleted, "record")
         note(f"{records} deleted on the server. Pulled answers are kept; a push creates the records again.")
+    if result.surplus_marks:
+        note(f"Ignored {plural(result.surplus_marks, 'mark')} on answers that the conversation does not have.")
     if result.unknown:
         note(f"Ignored {plural(result.unknown, 'answer')} to records that this store did not push.")
     if result.ended:

@@ -36,7 +36,9 @@ from schemas.review import (
 )
 
 NEW_WORKSPACE = "curate"
-FIELD = "conversation"
+FIELD, EARLIER = "conversation", "earlier_answers"
+ANSWERED_BY = "answered_by"
+"""Metadata that annotators do not see: who answered in other sets. `curate review serve` hides the record from them."""
 
 MAX_MESSAGES, MAX_CHARACTERS = 500, 20_000
 """Argilla's default limits of a chat field: messages, and characters per message after escaping."""
@@ -91,6 +93,7 @@ class Argilla:
         self._new_workspace = new_workspace
         self._role = role
         self._question_ids: dict[str, dict[str, str]] = {}
+        self._with_earlier: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -129,6 +132,9 @@ class Argilla:
         settings = {"type": "chat", "use_markdown": False}
         field = {"name": FIELD, "title": "Conversation", "required": True, "settings": settings}
         self._api.request("POST", f"{path}/fields", field)
+        settings = {"type": "text", "use_markdown": False}
+        field = {"name": EARLIER, "title": "Earlier answers", "required": False, "settings": settings}
+        self._api.request("POST", f"{path}/fields", field)
         for question in plan.questions:
             self._api.request("POST", f"{path}/questions", _question_body(question))
         for key, kind in plan.metadata.items():
@@ -159,6 +165,9 @@ class Argilla:
         """The questions of a dataset; their ids are kept for sending."""
         items = self._api.request("GET", f"datasets/{dataset}/questions")["items"]
         self._question_ids[dataset] = {question["name"]: question["id"] for question in items}
+        fields = self._api.request("GET", f"datasets/{dataset}/fields")["items"]
+        if any(field["name"] == EARLIER for field in fields):  # sets of earlier releases do not have it
+            self._with_earlier.add(dataset)
         return tuple(map(_parse_question, items))
 
     def _find_dataset(self, name: str) -> dict[str, Any] | None:
@@ -208,7 +217,8 @@ class Argilla:
 
     def _write(self, remote: RemoteSet, tasks: Sequence[Task]) -> list[SendResult]:
         ids = self._question_ids[remote.id]
-        body = {"items": [_record_body(task, ids) for task in tasks]}
+        with_earlier = remote.id in self._with_earlier
+        body = {"items": [_record_body(task, ids, with_earlier=with_earlier) for task in tasks]}
         items = self._api.request("PUT", f"datasets/{remote.id}/records/bulk", body)["items"]
         records = {record["external_id"]: record for record in items}
         return [self._remove_stale(records[task.conversation], task, ids) for task in tasks]
@@ -277,11 +287,13 @@ def _parse_question(item: Mapping[str, Any]) -> Question:
     return Question(item["name"], kind, item["title"], options, item["required"], item.get("description") or "")
 
 
-def _record_body(task: Task, questions: Mapping[str, str]) -> dict[str, Any]:
+def _record_body(task: Task, questions: Mapping[str, str], *, with_earlier: bool) -> dict[str, Any]:
+    earlier = {EARLIER: escape(task.earlier)} if task.earlier and with_earlier else {}
+    answered_by = {ANSWERED_BY: list(task.answered_by)} if task.answered_by else {}
     return {
         "external_id": task.conversation,
-        "fields": {FIELD: [{"role": role, "content": escape(text)} for role, text in task.messages]},
-        "metadata": dict(task.metadata),
+        "fields": {FIELD: [{"role": role, "content": escape(text)} for role, text in task.messages]} | earlier,
+        "metadata": {**task.metadata, **answered_by},
         "suggestions": [_suggestion_body(suggestion, questions) for suggestion in task.suggestions],
     }
 
@@ -299,19 +311,27 @@ def _parse_suggestion(item: Mapping[str, Any], questions: Mapping[str, str]) -> 
 
 
 def _parse_page(items: Sequence[Mapping[str, Any]], users: Mapping[str, str]) -> Page:
-    """A page of records. Records that were not pushed by a store may have no external id."""
-    rows = [
-        _parse_response(record, response, users)
-        for record in items  # one by one: nested JSON becomes rows
-        for response in record.get("responses") or ()
-    ]
+    """A page of records. Records that were not pushed by a store may have no external id.
+
+    Marks become numbers of turns, except those of answers that the conversation does not have, which are counted.
+    """
+    rows, surplus = [], 0
+    for record in items:  # one by one: nested JSON becomes rows
+        marks = map_marks([message["role"] for message in record["fields"].get(FIELD) or ()])
+        for response in record.get("responses") or ():
+            values = {name: each["value"] for name, each in (response["values"] or {}).items()}
+            if TURNS in values:
+                marked = [marks.get(mark) or int(mark) for mark in values[TURNS] if mark in marks or mark.isdecimal()]
+                surplus += len(values[TURNS]) - len(marked)
+                values[TURNS] = marked
+            rows.append(_parse_response(record, response, values, users))
     records = {record["id"]: record["external_id"] or "" for record in items}
-    return Page(records, pl.DataFrame(rows, schema=ANSWER_SCHEMA))
+    return Page(records, pl.DataFrame(rows, schema=ANSWER_SCHEMA), surplus)
 
 
-def _parse_response(record: Mapping[str, Any], response: Mapping[str, Any], users: Mapping[str, str]) -> dict[str, Any]:
-    marks = map_marks([message["role"] for message in record["fields"].get(FIELD) or ()])
-    values = {name: _parse_value(name, each["value"], marks) for name, each in (response["values"] or {}).items()}
+def _parse_response(
+    record: Mapping[str, Any], response: Mapping[str, Any], values: Mapping[str, Any], users: Mapping[str, str]
+) -> dict[str, Any]:
     return {
         "record": record["id"],
         "conversation": record["external_id"] or "",
@@ -321,10 +341,3 @@ def _parse_response(record: Mapping[str, Any], response: Mapping[str, Any], user
         "answered_at": datetime.fromisoformat(response["updated_at"]).replace(tzinfo=UTC),
         "answers": canonical_json({name: value for name, value in values.items() if value not in ("", [], None)}),
     }
-
-
-def _parse_value(name: str, value: Any, marks: Mapping[str, int]) -> Any:
-    """The value of an answer; marks become numbers of turns, except those of answers that do not exist."""
-    if name != TURNS:
-        return value
-    return [marks.get(mark) or int(mark) for mark in value if mark in marks or mark.isdecimal()]

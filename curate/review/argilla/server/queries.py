@@ -66,6 +66,18 @@ def search(
     return SearchPage([], _count(connection, condition))
 
 
+def without_answered(where: Sql, user: str) -> Sql:
+    """The condition, and not answered by the user in another set, which `curate review push` lists in `answered_by`."""
+    return Sql(
+        f"""({where.text}) AND (
+            json_extract(d.metadata, '$.answered_by') IS NULL
+            OR (SELECT u.username FROM users u WHERE u.id = ?) NOT IN (
+                SELECT v.value FROM json_each(d.metadata, '$.answered_by') v)
+            OR EXISTS (SELECT 1 FROM responses p WHERE p.record_id = d.record AND p.user_id = ?))""",
+        [*where.parameters, user, user],
+    )
+
+
 def _default_order(ranks: Sql | None, shuffle: int | None) -> Sql:
     if ranks is not None:
         return Sql("k.score DESC NULLS LAST, d.doc")

@@ -140,12 +140,14 @@ class SqliteSearchEngine(SearchEngine):
         user_id: UUID | str | None = None,
     ) -> SearchResponses:
         """A page of the records that match the query and the filter."""
-        shuffle = None if user_id is None else UUID(str(user_id)).int
+        user = None if user_id is None else UUID(str(user_id))
+        shuffle = None if user is None else user.int
 
         def run(connection: sqlite3.Connection) -> queries.SearchPage:
             scope = DatasetScope(connection, dataset.id.hex)
             text, ranks = self._text_condition(connection, dataset, query)
             where = filter_condition(scope, filter) if filter else Sql("1")
+            where = where if user is None else queries.without_answered(where, user.hex)
             order = order_clause(scope, sort) if sort else None
             return queries.search(
                 connection, dataset.id.hex, text, where, order,
