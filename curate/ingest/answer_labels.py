@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from curate.ingest.column_names import name_words
+from curate.ingest.shapes.judgements import BAD, FALSE, GOOD, LABELS, REVERSED, TRUE, plain_expr
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
 from schemas.text import join_names, plural, quote_name, shell_quote, shorten
@@ -23,43 +24,10 @@ _SAMPLE = 100
 _MAX_VALUES = 6
 """Values that an error lists."""
 
-_GOOD = {
-    *("good", "correct", "like", "liked", "accepted", "accept", "approved", "desirable", "helpful"),
-    *("preferred", "chosen", ":+1:", "+1"),
-    *("thumbs up", "thumb up", "thumbsup", "thumbs_up", "thumbs-up", "thumb_up", "upvote", "upvoted", "👍"),
-}
-_BAD = {
-    *("bad", "incorrect", "wrong", "dislike", "disliked", "rejected", "reject", "undesirable", "unhelpful"),
-    *("thumbs down", "thumb down", "thumbsdown", "thumbs_down", "thumbs-down", "thumb_down", "downvote", "downvoted"),
-    *("👎", ":-1:", "not helpful", "not good", "disapproved", "dispreferred"),
-}
-"""Values that judge an answer in a column of any name."""
-
-_TRUE = {"true", "t", "1", "1.0", "yes", "y", "up", "positive", "pos", "pass", "passed", "right", "ok"}
-_FALSE = {
-    *("false", "f", "0", "0.0", "no", "n", "-1", "-1.0", "down", "negative", "neg", "fail", "failed"),
-    "not ok",
-}
-"""Values that judge an answer only in a column with the name of a label."""
-
 _MISSING = {"", "null", "none", "nan", "n/a"}
 
 _MAX_DISTINCT = 20
 """Distinct values of a label column that also has values which judge nothing, such as neutral."""
-
-_LABELS = {
-    *("label", "labels", "kto tag", "kto label", "feedback", "thumb", "thumbs", "thumbs up", "vote", "votes", "rating"),
-    *("good", "is good", "correct", "is correct", "accepted", "is accepted", "approved", "is approved", "helpful"),
-    *("is helpful", "desirable", "is desirable", "preferred", "is preferred", "preference", "verdict", "liked", "like"),
-    *("upvoted", "user feedback", "human feedback", "judgement", "judgment", "chosen", "is chosen"),
-    *("acceptable", "useful", "answer label", "response label", "completion label", "good answer", "reward"),
-    *("feedback value", "is useful"),
-}
-_REVERSED = {
-    *("bad", "is bad", "wrong", "is wrong", "incorrect", "is incorrect", "rejected", "is rejected", "disliked"),
-    *("thumbs down", "downvoted", "undesirable", "bad answer", "hallucinated", "hallucination", "is hallucination"),
-}
-"""Names of label columns; in a reversed one, true marks a bad answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +82,16 @@ def find_labels(table: pl.DataFrame, fields: Mapping[str, str]) -> AnswerLabels 
 def _labels(cells: pl.Series, name: str) -> AnswerLabels | None:
     """The labels in a column; None if it has other values."""
     plain = " ".join(name_words(name))
-    is_named = plain in _LABELS | _REVERSED
-    good, bad = (_GOOD | _TRUE, _BAD | _FALSE) if is_named else (_GOOD, _BAD)
-    if plain in _REVERSED:
-        good, bad = _GOOD | _FALSE, _BAD | _TRUE
+    is_named = plain in LABELS | REVERSED
+    good, bad = (GOOD | TRUE, BAD | FALSE) if is_named else (GOOD, BAD)
+    if plain in REVERSED:
+        good, bad = GOOD | FALSE, BAD | TRUE
     if not is_named and not set(_plain(cells.head(_SAMPLE)).drop_nulls()) <= good | bad | _MISSING:
         return None
     counts = pl.DataFrame({"value": cells}).group_by("value", maintain_order=True).len().sort("len", descending=True)
     counts = counts.with_columns(plain=_plain(counts["value"]).fill_null(""))
     texts = set(counts["plain"])
-    if texts - good - bad - _MISSING and not (is_named and texts & _BAD and counts.height <= _MAX_DISTINCT):
+    if texts - good - bad - _MISSING and not (is_named and texts & BAD and counts.height <= _MAX_DISTINCT):
         return None
 
     def rows(among: set[str]) -> dict[str, int]:
@@ -133,9 +101,7 @@ def _labels(cells: pl.Series, name: str) -> AnswerLabels | None:
 
 
 def _plain(cells: pl.Series) -> pl.Series:
-    """The values in lower case, without white space around them, variation selectors and skin tones of emoji."""
-    text = pl.col("cell").str.strip_chars().str.to_lowercase().str.replace_all("[\ufe0f\U0001f3fb-\U0001f3ff]", "")
-    return pl.DataFrame({"cell": cells}).select(text).to_series()
+    return pl.DataFrame({"cell": cells}).select(plain_expr(pl.col("cell"))).to_series()
 
 
 def _is_good(labels: AnswerLabels) -> str:

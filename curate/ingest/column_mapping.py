@@ -232,6 +232,8 @@ def _cells(table: pl.DataFrame, column: str) -> pl.Series:
 
 def _matching_columns(field: Field, free: dict[str, pl.Series], any_name: bool) -> list[str]:
     """The columns that can be a field, by name, by cells (`any_name`) or by a weak name: the first that gives any."""
+    if field.find is not None:
+        return field.find(free)
     named = [column for column in find_named(field.names, free) if _can_be(field, free[column])]
     if named:
         return named

@@ -10,6 +10,7 @@ from functools import partial
 from curate.ingest.shapes import (
     alpaca,
     answers,
+    argilla,
     chat_export,
     chatgpt,
     choices,
@@ -99,6 +100,14 @@ SHAPES: dict[str, Shape] = {
     "instances": _proven(instances.FIELDS, instances.parse, "each instance with the instruction"),
     "label-studio": _proven(
         label_studio.FIELDS, label_studio.parse, "the text of data; what each annotator wrote, or the chosen labels"
+    ),
+    "argilla": _proven(
+        argilla.FIELDS,
+        argilla.parse,
+        "each annotator's correction, else the answer; to_json of Argilla 2 does not mark discarded records",
+    ),
+    "argilla-columns": _proven(
+        argilla.COLUMN_FIELDS, argilla.parse_columns, "each annotator's correction, else the answer of the record"
     ),
     "zendesk": _proven(
         tickets.FIELDS, tickets.parse, "comments of the requester, and all other public ones as one side, joined"

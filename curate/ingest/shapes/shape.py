@@ -156,7 +156,8 @@ class Field:
 
     `names` identify the column. `weak_names` are ambiguous: a shape with two of them is not detected. `fits` returns
     for each cell whether it can be a value of the field; a named column needs one such cell. With `any_name`, if no
-    column is found by name, any column matches in which at least half of the cells fit.
+    column is found by name, any column matches in which at least half of the cells fit. `find` returns the columns
+    itself, from all of them by name.
     """
 
     names: tuple[str, ...]
@@ -164,6 +165,7 @@ class Field:
     weak_names: tuple[str, ...] = ()
     fits: Fits | None = None
     any_name: bool = False
+    find: Callable[[Mapping[str, pl.Series]], list[str]] | None = None
 
 
 Parse = Callable[[pl.DataFrame, ColumnMapping], ParsedTable]
