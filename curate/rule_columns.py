@@ -25,6 +25,7 @@ from schemas.recipe import Recipe
 from schemas.rule import Expression
 from schemas.store import is_store_error
 from schemas.text import plural, quote_name, shorten
+from schemas.timing import timed
 
 META = "meta"
 """Prefix of source columns: `meta.rating`. An empty cell is null."""
@@ -152,6 +153,7 @@ def find_values(
     return found
 
 
+@timed("creating the view of rule columns")
 def create_view(connection: DuckDBPyConnection, recipe: Recipe) -> None:
     """Create `VIEW`: one row per imported conversation, one column for each name that a rule of the recipe can read.
 

@@ -16,6 +16,7 @@ from schemas.conversation import ROLES
 from schemas.errors import RecipeError, nearest
 from schemas.recipe import Recipe
 from schemas.text import shorten
+from schemas.timing import timed
 
 EXCERPT_CHARACTERS = 60
 """Characters of context on each side of a match."""
@@ -48,6 +49,7 @@ class SearchResult:
     matches: list[Match]
 
 
+@timed("searching")
 def search(
     connection: DuckDBPyConnection,
     text: str,

@@ -40,6 +40,7 @@ from schemas.recipe import Recipe
 from schemas.rule import Expression
 from schemas.store import is_store_error, reading, writing
 from schemas.text import shorten
+from schemas.timing import timed
 
 KEPT_SQL = "SELECT conversation FROM current_verdicts WHERE kept"
 """The conversations that a freeze includes, as defined by the view `current_verdicts` (schemas/views.py)."""
@@ -166,6 +167,7 @@ def _shadowed_names(connection: DuckDBPyConnection, columns: Mapping[str, Column
     return sorted(ours.intersection(metadata_keys(connection))) if ours else []
 
 
+@timed("applying rules")
 def _apply_rules(
     connection: DuckDBPyConnection, recipe: Recipe, rules: Sequence[Expression], columns: Mapping[str, Column]
 ) -> None:
@@ -252,6 +254,7 @@ def _find_failing_rule(
     return None
 
 
+@timed("writing verdicts")
 def _write_verdicts(connection: DuckDBPyConnection, texts: Mapping[str, str], selection: str) -> int:
     """Append the verdicts that differ from the latest ones; returns their number."""
     reasons = [f"{name}: {text}" for name, text in texts.items()]
@@ -281,6 +284,7 @@ def _write_verdicts(connection: DuckDBPyConnection, texts: Mapping[str, str], se
     return int(inserted[0][0])
 
 
+@timed("counting dropped conversations")
 def _report(
     connection: DuckDBPyConnection, selection: str, texts: Mapping[str, str], verdicts: int, shadowed: list[str]
 ) -> SelectionReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ class QueryResult:
     """Unique column names, and the rows, which are fetched while they are read; the connection must stay open."""
 
     columns: list[str]
+    json_columns: frozenset[int]
+    """numbers of the columns whose texts are JSON"""
     rows: Iterator[tuple[Any, ...]]
 
     def first(self, limit: int | None = None) -> Iterator[tuple[Any, ...]]:
@@ -34,8 +37,12 @@ class QueryResult:
         return itertools.islice(self.rows, limit)
 
     def as_json(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """The first `limit` rows, or all, as dictionaries."""
-        return [dict(zip(self.columns, row, strict=True)) for row in self.first(limit)]
+        """The first `limit` rows, or all, as dictionaries; a column of the type JSON as its value."""
+        rows = ([self._value(*cell) for cell in enumerate(row)] for row in self.first(limit))
+        return [dict(zip(self.columns, row, strict=True)) for row in rows]
+
+    def _value(self, column: int, cell: Any) -> Any:
+        return json.loads(cell) if column in self.json_columns and cell is not None else cell
 
 
 def run_query(connection: DuckDBPyConnection, query: str) -> QueryResult:
@@ -56,14 +63,18 @@ def run_query(connection: DuckDBPyConnection, query: str) -> QueryResult:
         cells = ", ".join(_cell_sql(number, str(type)) for number, type in enumerate(relation.types, 1))
         result = connection.execute(f"SELECT {cells} FROM ({without_end(query)}\n)")  # a comment ends with the line
         columns = make_unique(column[0] for column in relation.description)
-    return QueryResult(columns, _fetch(connection, query, result))
+        json_columns = frozenset(number for number, type in enumerate(relation.types) if str(type) == "JSON")
+    return QueryResult(columns, json_columns, _fetch(connection, query, result))
 
 
 def _cell_sql(number: int, type: str) -> str:
     """A column by its number, cast to text if its type has no Python equivalent.
 
     DuckDB needs another package for times with a zone, and an interval of months or of many years is not a timedelta.
+    A time with a zone becomes ISO 8601 in UTC; inside a list or struct, as DuckDB writes it.
     """
+    if type == "TIMESTAMP WITH TIME ZONE":
+        return f"strftime(timezone('UTC', #{number}), '%Y-%m-%dT%H:%M:%S.%fZ')"
     as_text = _TYPES.sub(lambda match: match[0] if match[0][0] in "'\"" else "VARCHAR", type)
     return f"#{number}" if as_text == type else f"CAST(#{number} AS {as_text})"
 

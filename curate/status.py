@@ -11,12 +11,13 @@ from curate.selection import count_outdated_duplicates
 from schemas.conversation import IMPORTED_SQL, PRESENT_SQL
 from schemas.run import partial_of, resolve_run
 from schemas.store import folder_of
+from schemas.timing import timed
 from schemas.version import has_subset
 
 SOURCES_SQL = """
     SELECT path, shape, rows_read, conversations, rows_duplicate, rows_rejected,
            (SELECT count(*) FROM rejects r WHERE r.source = s.source AND r.closed_by IS NULL) AS open_rejects,
-           imported_at::VARCHAR AS imported_at, source
+           imported_at, source
     FROM sources s ORDER BY s.seq
 """
 COUNTS_SQL = f"""
@@ -49,7 +50,7 @@ REVIEWS_SQL = """
                ) WHERE verdict <> 'undecided' GROUP BY verdict)) AS verdicts
 """
 VERSIONS_SQL = """
-    SELECT version, name, digest, counts, frozen_at::VARCHAR AS frozen_at FROM versions
+    SELECT version, name, digest, counts, frozen_at FROM versions
     ORDER BY versions.seq
 """
 RULES_SQL = "SELECT rules FROM selections ORDER BY seq DESC LIMIT 1"
@@ -86,9 +87,10 @@ CHANGED_SINCE_SQL = """
 """The same for a version with a sample or a mix, which leave out kept conversations: members that are no longer kept,
 and conversations that are kept since."""
 
-RUNS_SQL = "SELECT run, version, status, adapter, started_at::VARCHAR AS started_at FROM runs ORDER BY runs.seq"
+RUNS_SQL = "SELECT run, version, status, adapter, started_at FROM runs ORDER BY runs.seq"
 
 
+@timed("reading contents and next step")
 def read_status(connection: DuckDBPyConnection) -> dict[str, Any]:
     """The contents of the store: `sources`, `versions`, `runs` (lists), `counts`, `reviews`, and the `next` command.
 
@@ -102,7 +104,7 @@ def read_status(connection: DuckDBPyConnection) -> dict[str, Any]:
         "sources": _rows(connection, SOURCES_SQL),
         "counts": {**counts, "with_human_verdict": sum(verdicts.values())},
         "reviews": {**reviews, **lists, "verdicts": verdicts},
-        "versions": _rows(connection, VERSIONS_SQL),
+        "versions": [{**row, "counts": json.loads(row["counts"])} for row in _rows(connection, VERSIONS_SQL)],
         "runs": [_resolve(connection, run) for run in _rows(connection, RUNS_SQL)],
     }
     return {**status, "next": _next_command(connection, status)}

@@ -22,6 +22,9 @@ from collections.abc import Iterable
 class CurateError(Exception):
     """A failure with an explanation: what is wrong, and what to do next."""
 
+    code = "failed"
+    """The kind of failure for programs: `error.code` in the output of --json"""
+
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
         self.what = what
@@ -31,29 +34,43 @@ class CurateError(Exception):
 class RecipeError(CurateError):
     """The recipe is invalid."""
 
+    code = "recipe"
+
 
 class SourceError(CurateError):
     """An input file cannot be read, or is ambiguous."""
+
+    code = "source"
 
 
 class StoreError(CurateError):
     """The store is locked, newer than this release, damaged, or not a store."""
 
+    code = "store"
+
 
 class VersionError(CurateError):
     """A version, conversation or run is missing, or does not match its digest."""
+
+    code = "version"
 
 
 class ReviewError(CurateError):
     """A failure of the labelling server, or an unusable answer."""
 
+    code = "review"
+
 
 class TrainError(CurateError):
     """Rendering, planning, training or verifying failed."""
 
+    code = "train"
+
 
 class ExportError(CurateError):
     """An output file cannot be written, or the data does not fit its format."""
+
+    code = "export"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:

@@ -22,6 +22,7 @@ from schemas.atomic import staging_path
 from schemas.errors import StoreError
 from schemas.migrations import MIGRATIONS
 from schemas.text import join_names
+from schemas.timing import timed
 from schemas.views import create_views
 
 logger = logging.getLogger(__name__)
@@ -249,6 +250,7 @@ def _lock_timeout() -> float:
         ) from error
 
 
+@timed("opening the store")
 def _try_to_connect(path: Path, *, read_only: bool, settings: Mapping[str, str]) -> DuckDBPyConnection:
     _check_magic(path)
     try:  # an absolute path: DuckDB treats `md:x` as a service and `:memory:` as a temporary database
@@ -311,6 +313,7 @@ def _not_a_store(path: Path) -> StoreError:
     return StoreError(f"{path} is not a curate store: it is not a DuckDB file.", "Give another --store.")
 
 
+@timed("checking migrations")
 def _migrate(connection: DuckDBPyConnection, path: Path) -> None:
     """Apply the pending migrations, each recorded in the same transaction."""
     applied = _count_applied(connection, path)

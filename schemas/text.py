@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
 
 
 def plural(number: int, noun: str) -> str:
@@ -51,6 +53,26 @@ def printable(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).translate(_VISIBLE)
+
+
+def local_minute(at: datetime) -> str:
+    """A moment to the minute for people: the time of this machine's zone, with its offset from UTC; Z is UTC itself.
+
+    >>> len(local_minute(datetime(2026, 11, 21, 12, 25, 59, tzinfo=UTC))) in (len("2026-11-21 12:25Z"), 22)
+    True
+    """
+    with suppress(OverflowError):  # a bundle may state the first or last year that Python knows
+        at = at.astimezone()
+    return at.isoformat(sep=" ", timespec="minutes").replace("+00:00", "Z")
+
+
+def utc_timestamp(at: datetime) -> str:
+    """A moment for programs: ISO 8601 in UTC; without a zone, of which nothing is known, the local time as it is.
+
+    >>> utc_timestamp(datetime.fromisoformat("2026-11-21T13:25:00+01:00")), utc_timestamp(datetime(2026, 11, 21))
+    ('2026-11-21T12:25:00Z', '2026-11-21T00:00:00')
+    """
+    return at.isoformat() if at.tzinfo is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def indent_json(text: str) -> str:

@@ -1,6 +1,7 @@
 """Output fits the terminal: lines break at spaces only, and a table that does not fit becomes records."""
 
 import io
+import re
 import sys
 
 import pytest
@@ -87,3 +88,42 @@ def test_messages_and_examples_in_a_file_are_not_wrapped_or_cut(capsys):
     assert capsys.readouterr().err == f"{SENTENCE}\n"
     assert console.truncate(COMMAND, io.StringIO()) == COMMAND
     assert console.truncate("中" * 30, Terminal()) == "中" * 19 + " …"
+
+
+def streams(curate, folder, *arguments):
+    ran = curate(*arguments, cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout, ran.stderr
+
+
+@pytest.fixture
+def imported(curate, tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nWhere?,Here.\nWhen?,\n")
+    assert curate("import", "a.csv").returncode == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_leaves_results_and_errors_and_verbose_adds_steps_with_seconds(curate, imported, place):
+    def run(*arguments, option):
+        return streams(curate, imported, *([option, *arguments] if place == "before" else [*arguments, option]))
+
+    loud, notes = streams(curate, imported, "rejects")
+    assert "Next: " in notes
+    assert run("rejects", option="-q") == (loud, "")
+    result, log = run("rejects", option="--verbose")
+    assert result == loud
+    assert re.search(r"^ +\d+\.\d\d s  opening the store: \d\.\d{3} s$", log, re.MULTILINE)
+    assert log.endswith(notes)
+
+
+def test_quiet_and_verbose_do_not_change_json(curate, imported):
+    results = [streams(curate, imported, "status", "--json", *more)[0] for more in ([], ["-q"], ["-v"])]
+    assert len(set(results)) == 1
+
+
+def test_quiet_keeps_errors_and_excludes_verbose(curate, imported):
+    ran = curate("-q", "trace", "a.csv:9")
+    assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (1, "", 2)
+    ran = curate("-v", "status", "-q")
+    assert (ran.returncode, "exclude each other" in ran.stderr) == (2, True)

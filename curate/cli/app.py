@@ -7,17 +7,19 @@ Exit codes: 0 done; 1 an explained failure, or a check that did not pass; 2 wron
 
 from __future__ import annotations
 
-import errno
+import itertools
 import os
 import sys
 from io import TextIOWrapper
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curate.cli.console import note
+if TYPE_CHECKING:
+    from typer._click import Context
+
+from curate.cli import verbosity
 from curate.cli.groups import LazyCommand, LazyGroup
-from curate.cli.startup import INTERRUPTED
 from schemas.errors import CurateError
 
 COMMANDS = {
@@ -98,6 +100,15 @@ class Commands(LazyGroup):
         for target, purpose in purposes.items()
     )
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.params = [*verbosity.options(), *self.params]
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the options before the command."""
+        verbosity.reset()
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="curate",
@@ -137,22 +148,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that lacks a character displays its number
             stream.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:]
     try:
-        _check_encoding(sys.argv[1:])
-        app()
-    except (CurateError, ModuleNotFoundError, MemoryError, OSError) as error:
-        explained = _explain(error)
-        if explained is None or os.environ.get("CURATE_DEBUG"):
-            raise
-        _note_error(explained)
-        if isinstance(error, OSError) and error.filename is None:  # or Python would try to write at exit again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (KeyboardInterrupt, RuntimeError, SystemExit) as end:
-        if not _is_interruption(end):
-            raise
-        note("Interrupted; nothing is damaged. Run the same command again to finish.")
-        sys.exit(INTERRUPTED)
+        _check_encoding(arguments)
+        app(prog_name="curate")
+    except BaseException as end:  # also the exit of a command
+        from curate.cli.failures import exit_after
+
+        exit_after(end, as_json="--json" in itertools.takewhile(lambda argument: argument != "--", arguments))
 
 
 def _check_encoding(arguments: list[str]) -> None:
@@ -162,49 +165,3 @@ def _check_encoding(arguments: list[str]) -> None:
             raise CurateError(
                 f"This argument is not UTF-8: {argument!r}.", "Rename the file, or set a locale such as LANG=C.UTF-8."
             )
-
-
-def _note_error(error: CurateError) -> None:
-    note(f"Error: {error.what}")
-    if error.hint:
-        note(f"  → {error.hint}")
-
-
-def _explain(error: CurateError | ModuleNotFoundError | MemoryError | OSError) -> CurateError | None:
-    """The error in two parts; None if its cause is unknown."""
-    if isinstance(error, CurateError):
-        return error
-    if isinstance(error, MemoryError):
-        return CurateError("There is not enough memory.", "Close other programs, or work on smaller files.")
-    if isinstance(error, OSError):
-        return _explain_os_error(error)
-    return _explain_missing(error)
-
-
-def _explain_os_error(error: OSError) -> CurateError | None:
-    """The file and the cause; None for an error without a file, unless the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        what = "The output" if error.filename is None else str(error.filename)
-        cause = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        return CurateError(f"{what} cannot be written: {cause}.", "Free some space, and run the command again.")
-    if error.filename is None:
-        return None
-    return CurateError(f"{error.filename}: {error.strerror}.", "Check the path and its permissions.")
-
-
-def _explain_missing(error: ModuleNotFoundError) -> CurateError | None:
-    """The command that installs a missing package of one of our extras; None for any other package."""
-    from curate.doctor import find_extra
-    from schemas.environment import install_command
-
-    extra = find_extra(error.name or "")
-    if extra is None:
-        return None
-    return CurateError(f"This needs {error.name}, which is not installed.", install_command(extra))
-
-
-def _is_interruption(end: BaseException) -> bool:
-    """Whether an exception stands for Ctrl-C: Python's before a command runs, DuckDB's, or Typer's exit code."""
-    if isinstance(end, SystemExit):
-        return end.code == INTERRUPTED
-    return isinstance(end, KeyboardInterrupt) or str(end) == "Query interrupted"

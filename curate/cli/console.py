@@ -9,25 +9,49 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from schemas.text import BIDI, printable
+from schemas.text import BIDI, printable, utc_timestamp
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 
+@dataclass(slots=True)
+class Settings:
+    """Options of the running command that apply to everything it prints."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+settings = Settings()
+
+
 def print_json(value: object) -> None:
-    """Print `value` as JSON on stdout: dataclasses become objects, dates and paths text, control characters escapes."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain).translate(_ESCAPED))
+    """Print `value` as one JSON document on stdout (README.md).
+
+    Dataclasses become objects, moments ISO 8601 in UTC, paths and other values text, numbers that are not finite null,
+    and control characters escapes.
+    """
+    settings: dict[str, Any] = {"ensure_ascii": False, "default": _plain}
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False, **settings)
+    except ValueError:  # NaN or an infinity, for which JSON has no notation
+        finite = json.loads(json.dumps(value, **settings), parse_constant=lambda _: None)
+        text = json.dumps(finite, ensure_ascii=False, indent=2)
+    typer.echo(text.translate(_ESCAPED))
 
 
 def _plain(value: Any) -> object:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return utc_timestamp(value) if isinstance(value, datetime) else str(value)
 
 
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *BIDI)}
@@ -160,7 +184,13 @@ def print_line(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print text on stderr, wrapped if it is a terminal: what is not part of the result, such as the next command."""
+    """Print text on stderr, unless --quiet is given: what is not part of the result, such as the next command."""
+    if not settings.quiet:
+        print_error(text)
+
+
+def print_error(text: str) -> None:
+    """Print text on stderr, wrapped if it is a terminal."""
     typer.echo(_wrap_for(sys.stderr, printable(text)), err=True)
 
 
@@ -204,7 +234,8 @@ def progress_bar(description: str) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+    hidden = settings.quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True) as progress:
         task = progress.add_task(description, total=None)
 
         def advance(done: float | None = None, total: float | None = None, description: str | None = None) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from curate.cli.verbosity import add_options
+
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
 
@@ -53,6 +55,7 @@ class LazyCommand(TyperCommand):
             loaded = typer.main.get_command(app)
         assert isinstance(loaded, TyperCommand | TyperGroup)
         loaded.rich_help_panel = self.rich_help_panel
+        add_options(loaded)
         return loaded
 
 

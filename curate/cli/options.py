@@ -47,7 +47,13 @@ def repeat_options(context: typer.Context, omitted: Collection[str]) -> str:
     words: list[str] = []
     for parameter in context.command.params:
         source, name = context.get_parameter_source(parameter.name or ""), parameter.name or ""
-        if parameter.param_type_name != "option" or name in omitted or source is None or source.name != "COMMANDLINE":
+        if (
+            parameter.param_type_name != "option"
+            or name in omitted
+            or name not in context.params
+            or source is None
+            or source.name != "COMMANDLINE"
+        ):
             continue
         value, option = context.params[name], max(parameter.opts, key=len)
         values = value if isinstance(value, list | tuple) else [value]

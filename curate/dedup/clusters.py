@@ -24,6 +24,7 @@ from schemas.conversation import preview_prompts
 from schemas.errors import RecipeError
 from schemas.recipe import Recipe
 from schemas.store import reading, writing
+from schemas.timing import timed
 
 LONGEST_FIRST = "length(prompt) + length(answer) desc"
 """The default order among conversations with equally many near-duplicates."""
@@ -98,6 +99,7 @@ def find_near_duplicates(connection: DuckDBPyConnection, conversations: pl.DataF
     return clusters.select("conversation", cluster=pl.col("conversation").min().over("cluster"))
 
 
+@timed("ordering conversations")
 def number_conversations(connection: DuckDBPyConnection, recipe: Recipe) -> pl.DataFrame:
     """All imported conversations in the order of preference: `conversation`, `number`."""
     order = recipe.dedup.prefer or LONGEST_FIRST
@@ -107,6 +109,7 @@ def number_conversations(connection: DuckDBPyConnection, recipe: Recipe) -> pl.D
     return ranked.select("conversation", pl.col("place").cast(pl.UInt32).alias("number"))
 
 
+@timed("finding pairs of near-duplicates")
 def find_pairs(
     connection: DuckDBPyConnection,
     numbered: pl.DataFrame,
@@ -137,6 +140,7 @@ def _text_reader(connection: DuckDBPyConnection) -> ReadTexts:
     return read
 
 
+@timed("forming clusters")
 def _form_clusters(pairs: pl.DataFrame, dropped: pl.DataFrame, numbered: pl.DataFrame) -> pl.DataFrame:
     """The connected components of `pairs`: `conversation`, `cluster`, `nearest`, `similarity`.
 

@@ -42,6 +42,7 @@ from curate.ingest.writer import (
 from schemas.errors import SourceError
 from schemas.import_recipe import ImportSection
 from schemas.store import writing
+from schemas.timing import timed
 
 Progress = Callable[[int, int], None]
 """Called with the number of bytes read so far, and the size of all files."""
@@ -59,6 +60,7 @@ PENDING = "pending"
 """Temporary id of a source whose digest is known only after it was read."""
 
 
+@timed("importing")
 def import_files(
     store: Path,
     paths: Sequence[str],
@@ -174,6 +176,7 @@ def _import_sources(
     return [_import_file(connection, source, dry_run=dry_run, on_changed=on_changed, count_bytes=count_bytes)]
 
 
+@timed("reading and writing a file")
 def _import_file(
     connection: DuckDBPyConnection,
     file: OpenFile,

@@ -16,7 +16,7 @@ from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.removal import detach
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
-from schemas.text import plural
+from schemas.text import local_minute, plural
 
 OnChanged = Literal["stop", "replace", "add"]
 """What happens if a path was imported before with other content or another mapping."""
@@ -93,7 +93,7 @@ def changed_error(earlier: EarlierImport, file: ChangedFile) -> SourceError:
         change = f"another mapping ({before.as_options()})"
     return SourceError(
         f"{file.path} was imported before with {change}: import {earlier.source[:12]}, "
-        f"{earlier.imported_at:%Y-%m-%d %H:%M}, {plural(earlier.rows, 'row')}.",
+        f"{local_minute(earlier.imported_at)}, {plural(earlier.rows, 'row')}.",
         "Add --replace to remove the earlier import in the same step, or --add to keep both; "
         "curate sources lists all imports.",
     )

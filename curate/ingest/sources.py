@@ -9,7 +9,7 @@ from typing import Any
 from duckdb import DuckDBPyConnection
 
 from schemas.errors import SourceError
-from schemas.text import join_names
+from schemas.text import join_names, local_minute
 
 ID_PREFIX = re.compile(r"[0-9a-fA-F]{4,64}")
 
@@ -58,7 +58,7 @@ def find_source(connection: DuckDBPyConnection, name: str) -> dict[str, Any]:
     if found:
         last = found[-1]
         raise SourceError(
-            f"The import {last['source'][:12]} of {last['path']} was removed on {last['removed_at']:%Y-%m-%d %H:%M}:"
+            f"The import {last['source'][:12]} of {last['path']} was removed on {local_minute(last['removed_at'])}:"
             f" {last['reason']}.",
             "curate sources --all lists removed imports.",
         )

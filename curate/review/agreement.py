@@ -20,6 +20,7 @@ from curate.review.verdicts import DISPUTED, resolve_answers
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
 from schemas.review import DECISION, DECISIONS, DISCARDED, DRAFT, SUBMITTED, KindName, Question
+from schemas.timing import timed
 
 MAX_GAP = 30 * 60
 """Seconds between two answers of an annotator; longer gaps are breaks and do not count for the pace."""
@@ -87,6 +88,7 @@ class ReviewStats:
     disputed: Rows
 
 
+@timed("computing agreement")
 def review_stats(connection: DuckDBPyConnection, section: ReviewSection, name: str | None = None) -> ReviewStats:
     """The statistics of all sets, or of the set `name`. Raises `ReviewError` for an unknown set."""
     connection.register("requested", pl.DataFrame({"name": _set_names(connection, name)}, schema={"name": pl.String}))
@@ -174,8 +176,8 @@ def _annotators(answers: pl.DataFrame) -> Rows:
     grouped = answers.group_by("reviewer").agg(
         **counts,
         seconds_each=gaps.filter((gaps > 0) & (gaps <= MAX_GAP)).median(),
-        first=pl.col("answered_at").min().dt.strftime("%Y-%m-%d %H:%M"),
-        last=pl.col("answered_at").max().dt.strftime("%Y-%m-%d %H:%M"),
+        first=pl.col("answered_at").min(),
+        last=pl.col("answered_at").max(),
     )
     return grouped.sort("reviewer").to_dicts()
 

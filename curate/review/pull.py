@@ -20,6 +20,7 @@ from schemas.recipe import ReviewSection
 from schemas.review import ANSWER_SCHEMA, DISCARDED, DRAFT, SUBMITTED, WITHDRAWN, RemoteSet, ReviewServer
 from schemas.store import reading, writing
 from schemas.text import plural
+from schemas.timing import timed
 
 SUGGESTIONS_SQL = """
     SELECT conversation, suggestions, if(lag(shown_at) OVER before IS NULL, TIMESTAMPTZ '-infinity', shown_at) AS since
@@ -172,6 +173,7 @@ def _load_pushed_set(connection: DuckDBPyConnection, name: str) -> StoredSet:
     return stored
 
 
+@timed("fetching answers")
 def _fetch_answers(
     server: ReviewServer, remote: RemoteSet, progress: Progress | None
 ) -> tuple[dict[str, str], pl.DataFrame, int]:
@@ -228,6 +230,7 @@ def _count_unknown(connection: DuckDBPyConnection, name: str) -> int:
     return int(rows[0][0])
 
 
+@timed("writing answers")
 def _append(connection: DuckDBPyConnection, name: str) -> dict[str, int]:
     """Append new, changed and withdrawn answers; their number by status."""
     rows: pl.DataFrame = connection.sql(NEW_ANSWERS_SQL, params={"name": name, "withdrawn": WITHDRAWN}).pl()
@@ -238,6 +241,7 @@ def _append(connection: DuckDBPyConnection, name: str) -> dict[str, int]:
     return {status: int(counts.get(status, 0)) for status in (SUBMITTED, DISCARDED, DRAFT, WITHDRAWN)}
 
 
+@timed("resolving verdicts")
 def _resolve(
     connection: DuckDBPyConnection, section: ReviewSection, result: PullResult, partial: bool | None
 ) -> PullResult:

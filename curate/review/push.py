@@ -30,6 +30,7 @@ from schemas.recipe import Recipe
 from schemas.review import RemoteSet, ReviewServer
 from schemas.store import writing
 from schemas.text import plural
+from schemas.timing import timed
 
 
 @dataclass(slots=True)
@@ -90,6 +91,7 @@ def push(
     return result
 
 
+@timed("comparing with the server")
 def _find_unsent(
     prepared: PreparedSet, server: ReviewServer, remote: RemoteSet | None, result: PushResult
 ) -> list[ReviewTask]:
@@ -113,6 +115,7 @@ def _find_unsent(
     return unsent
 
 
+@timed("sending")
 def _send(
     server: ReviewServer,
     remote: RemoteSet,

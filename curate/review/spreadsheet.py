@@ -39,6 +39,7 @@ from schemas.recipe import Recipe, ReviewSection
 from schemas.review import ANSWER, ANSWER_SCHEMA, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question, Task
 from schemas.store import writing
 from schemas.text import escape_formula, unescape_formula
+from schemas.timing import timed
 
 SET, CONVERSATION, _, _, TEXT = REVIEW_COLUMNS
 REVIEWER = "reviewer"
@@ -152,6 +153,7 @@ def _row(name: str, each: ReviewTask, questions: Sequence[Question]) -> dict[str
     return {column: escape_formula(cell) for column, cell in row.items()}
 
 
+@timed("writing the spreadsheet")
 def _write(path: Path, frame: pl.DataFrame) -> None:
     """Write the file, with the byte order mark by which Excel recognises UTF-8."""
     try:
@@ -163,6 +165,7 @@ def _write(path: Path, frame: pl.DataFrame) -> None:
 # --- import ---
 
 
+@timed("reading the spreadsheet")
 def _read(path: Path) -> pl.DataFrame:
     """The cells as texts, with the column `at`: the line on which the row starts.
 

@@ -22,6 +22,7 @@ from schemas.conversation import PRESENT_SQL
 from schemas.errors import StoreError
 from schemas.recipe import Recipe
 from schemas.store import reading, writing
+from schemas.timing import timed
 
 SLICE_ROWS = 65_536
 """Conversations that are read from the store at a time; with the words of their parts they need about 300 MB."""
@@ -74,6 +75,7 @@ def check_not_empty(store: Path) -> None:
             raise StoreError(f"There are no conversations in {store} yet.", "curate import FILE")
 
 
+@timed("computing scores")
 def score_frame(conversations: pl.DataFrame, scorers: Sequence[PlannedScorer]) -> pl.DataFrame:
     """The ids and scores of a conversations frame, one column per scorer, under the scorers' names.
 
@@ -153,6 +155,7 @@ def _find_missing(connection: DuckDBPyConnection, scorers: Sequence[PlannedScore
         yield _Slice(new, missing, mask, first, last, count)
 
 
+@timed("reading conversations to score")
 def _read(connection: DuckDBPyConnection, slice_: _Slice, scorers: Sequence[PlannedScorer]) -> pl.DataFrame:
     """The conversations of a slice, with the stored scores that the missing scorers depend on.
 
@@ -171,6 +174,7 @@ def _read(connection: DuckDBPyConnection, slice_: _Slice, scorers: Sequence[Plan
     return frame
 
 
+@timed("writing scores")
 def _write(connection: DuckDBPyConnection, slice_: _Slice, scores: pl.DataFrame) -> None:
     """Insert the scores as new rows, or update the existing rows."""
     stored = stored_columns(connection)

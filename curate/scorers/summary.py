@@ -14,10 +14,12 @@ from curate.scorers.quality import Penalty
 from schemas.errors import VersionError
 from schemas.recipe import Recipe
 from schemas.store import reading
+from schemas.timing import timed
 
 _PRESENT = "conversation NOT IN (SELECT conversation FROM removed_conversations)"
 
 
+@timed("summarising scores")
 def summarise(connection: DuckDBPyConnection, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """One row per column of `columns` (name -> DuckDB type).
 

@@ -36,6 +36,7 @@ from schemas.digest import file_digest
 from schemas.environment import installed_version
 from schemas.errors import ExportError, VersionError
 from schemas.text import join_names, plural
+from schemas.timing import timed
 from schemas.version import MIX, SPLITS, Version, check_members, find_version
 
 BUNDLE_FORMAT = 1
@@ -224,6 +225,7 @@ def _write_files(
     return files, pl.concat(left_out)
 
 
+@timed("writing a file")
 def _write_file(
     connection: DuckDBPyConnection, version: Version, export_format: ExportFormat, path: Path, splits: Sequence[str]
 ) -> tuple[int, pl.DataFrame]:
@@ -298,6 +300,7 @@ _WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {
 }
 
 
+@timed("reading a file back")
 def _verify(path: Path, export_format: ExportFormat, expected: int) -> None:
     """Read a data file back. Raises `ExportError` if a conversation is missing or has changed."""
     count = 0
@@ -330,6 +333,7 @@ def _write_table(connection: DuckDBPyConnection, version: Version, query: str, p
     pq.write_table(frame.to_arrow(), path, compression="zstd")
 
 
+@timed("writing metadata")
 def _write_metadata(connection: DuckDBPyConnection, result: ExportResult, folder: Path) -> None:
     """Write `version.json`, the dataset card and the list of conversations that were left out."""
     version = result.version

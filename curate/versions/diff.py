@@ -14,6 +14,7 @@ from duckdb import DuckDBPyConnection
 from curate.selection import RULE
 from schemas.conversation import Conversation, Turn
 from schemas.digest import flatten_keys
+from schemas.timing import timed
 from schemas.version import MIX, Version, find_version, has_subset
 
 CHANGES = ("added", "removed", "edited", "moved", "reweighted")
@@ -139,6 +140,7 @@ class VersionDiff:
         }
 
 
+@timed("comparing members")
 def diff_versions(connection: DuckDBPyConnection, before: str, after: str) -> VersionDiff:
     """The changes from the version labelled `before` to `after`. Raises `VersionError` if one does not exist."""
     first, second = find_version(connection, before), find_version(connection, after)
@@ -166,6 +168,7 @@ def diff_versions(connection: DuckDBPyConnection, before: str, after: str) -> Ve
     return VersionDiff(first, second, changes.select(*changed.columns, "reason", "origin"), recipe)
 
 
+@timed("reading changed conversations")
 def list_changes(connection: DuckDBPyConnection, diff: VersionDiff, limit: int | None = None) -> list[dict[str, Any]]:
     """The first `limit` changes as plain values; an edit also has `turns`, the changes of each turn."""
     rows = diff.changes if limit is None else diff.changes.head(limit)

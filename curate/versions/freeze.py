@@ -24,6 +24,7 @@ from schemas.errors import VersionError
 from schemas.recipe import Recipe
 from schemas.rule import Expression
 from schemas.text import plural
+from schemas.timing import timed
 from schemas.version import Version, find_version, version_digest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -67,6 +68,7 @@ class FreezeResult:
         }
 
 
+@timed("freezing")
 def freeze(
     connection: DuckDBPyConnection, name: str, recipe: Recipe, *, parent: str | None = None, dry_run: bool = False
 ) -> FreezeResult:
@@ -219,6 +221,7 @@ def _parent_label(connection: DuckDBPyConnection, parent: str | None, newest: Ve
     return None if parent == NO_PARENT else find_version(connection, parent).label
 
 
+@timed("writing the version")
 def write_version(connection: DuckDBPyConnection, version: Version, members: pl.DataFrame) -> None:
     """Insert a version and its members (`conversation`, `split`, `per_epoch`)."""
     connection.execute(
@@ -274,6 +277,6 @@ def _version_row(connection: DuckDBPyConnection, version: Version) -> dict[str, 
         **version.counts,
         "digest": version.digest,
         "parent": version.parent,
-        "frozen_at": version.frozen_at.isoformat(timespec="seconds"),
+        "frozen_at": version.frozen_at,
         "runs": [run for (run,) in runs],
     }

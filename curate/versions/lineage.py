@@ -19,6 +19,7 @@ from schemas.ledger import LEDGER_FILE, read_ledger
 from schemas.run import resolve_run
 from schemas.store import folder_of
 from schemas.text import join_names
+from schemas.timing import timed
 
 PREFIX = re.compile(r"[0-9a-fA-F]{4,32}")
 PLACE = re.compile(r"(?P<file>.+)(?P<by>[:#])(?P<number>\d+)", re.DOTALL)
@@ -189,6 +190,7 @@ class _Record:
     conversation: str | None
 
 
+@timed("tracing")
 def trace(connection: DuckDBPyConnection, query: str) -> list[Found]:
     """The lineages of an id or the beginning of one, of `FILE:LINE`, or of `FILE#ROW`.
 

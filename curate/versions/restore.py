@@ -33,6 +33,7 @@ from schemas.conversation import ID_LENGTH
 from schemas.digest import canonical_json, digest, file_digest
 from schemas.errors import VersionError
 from schemas.text import plural
+from schemas.timing import timed
 from schemas.version import SPLITS, Version, find_version, version_digest
 
 SHAPE = "bundle"
@@ -84,6 +85,7 @@ class _Progress:
     new_conversations: int = 0
 
 
+@timed("restoring")
 def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None = None) -> RestoreResult:
     """Write the version of the bundle into the store, optionally under another `name`.
 
@@ -110,6 +112,7 @@ def restore(connection: DuckDBPyConnection, bundle: Bundle, *, name: str | None 
     return RestoreResult(version, not exists, progress.new_conversations)
 
 
+@timed("reading the statement")
 def read_bundle(folder: Path) -> Bundle:
     """The bundle in `folder`. Raises `VersionError` if it is not a bundle, or does not contain the complete version."""
     statement = _read_statement(folder)

@@ -21,6 +21,7 @@ from schemas.atomic import atomic_file
 from schemas.errors import ExportError
 from schemas.manifest import Manifest, read_manifest
 from schemas.text import plural
+from schemas.timing import timed
 from train.export.activations import ROWS, collect_activation_stats, truncate_rows
 from train.export.llamacpp.convert import OUT_TYPES, convert
 from train.export.llamacpp.imatrix import Imatrix, rename_to_gguf, write_imatrix
@@ -146,6 +147,7 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     return {field.name: field.contents() for field in fields if field.types == [GGUFValueType.STRING]}
 
 
+@timed("converting")
 def _convert(converter: Path, model: Path, folder: Path, source: ExportSource, report: Report) -> Path:
     """The 16-bit GGUF: bf16 for a model in bf16, otherwise f16."""
     kind = "bf16" if OUT_TYPES.get(read_dtype(model)) == "bf16" else "f16"
@@ -172,6 +174,7 @@ def _compute_imatrix(store: Path, model: Path, original: Path, source: ExportSou
     return path
 
 
+@timed("quantising")
 def _quantise(run: Callable[[Path, str], None], path: Path, kind: str, source: ExportSource, report: Report) -> Path:
     if not _exists(path, source):
         report(f"Quantising to {kind}")
@@ -207,6 +210,7 @@ def _limit_rate(report: Report, verb: str) -> Callable[[int, int], None]:
 # ------------------------------------------------------------------------------------------------------ comparison
 
 
+@timed("comparing files")
 def _compare_files(
     held_out: pl.DataFrame | None,
     model: Path,

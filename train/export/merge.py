@@ -20,6 +20,7 @@ from schemas.atomic import write_text
 from schemas.digest import digest
 from schemas.errors import CurateError, ExportError
 from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
+from schemas.timing import timed
 from train.export.logit_diff import (
     LogitComparison,
     compare_logits,
@@ -219,6 +220,7 @@ or in Python: `AutoModelForCausalLM.from_pretrained(folder)`; vLLM and TGI load 
 # --------------------------------------------------------------------------------------------------------- weights
 
 
+@timed("merging weights")
 def _write_shards(partial: Path, source: ExportSource, dtype: str, progress: Progress) -> None:
     """Write the weights, except shards that an interrupted merge has finished."""
     import torch
@@ -253,6 +255,7 @@ def _write_index(partial: Path, base: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ comparison
 
 
+@timed("comparing logits")
 def _compare(
     folder: Path, source: ExportSource, held_out: pl.DataFrame | None, rows: int, dtype: str
 ) -> LogitComparison | None:

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from schemas.recipe import TrainSection
+from schemas.timing import timed
 from train.engines import ENGINES
 from train.plan.pack_count import count_packs
 from train.plan.preflight import find_refusal
@@ -62,6 +63,7 @@ class Plan:
     hint: str | None
 
 
+@timed("planning")
 def plan(prepared: PreparedVersion, *, on_gpu: bool = True) -> Plan:
     """The plan for a machine with or without a GPU: some engines do not pack on a CPU."""
     section, ledger = prepared.section, prepared.ledger

@@ -14,6 +14,7 @@ import polars as pl
 from schemas.conversation import TURN, Conversation
 from schemas.recipe import TrainSection
 from schemas.store import reading
+from schemas.timing import timed
 from schemas.version import SPLITS, Version, find_version, read_members
 from train.tokens.cache import render_version
 from train.tokens.chat_template import Template, find_template
@@ -47,6 +48,7 @@ class PreparedVersion(PreparedConversations):
         return build_ledger(rendered, section)
 
 
+@timed("reading and rendering the version")
 def prepare_version(
     store: Path,
     label: str,

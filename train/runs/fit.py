@@ -38,6 +38,7 @@ from schemas.manifest import (
 from schemas.recipe import TrainSection
 from schemas.run import LOCK_FILE, Run, next_run, read_runs, write_run
 from schemas.store import writing
+from schemas.timing import timed
 from train.engines import Fit, Job, Step, find_engine, token_digest
 from train.engines.batch_size import (
     AUTOTUNE_SAMPLES,
@@ -122,6 +123,7 @@ def train_version(
         return _write_finished(store, _train(store, run, prepared, lock, report))
 
 
+@timed("preparing the run")
 def prepare_run(
     store: Path,
     label: str,
@@ -309,6 +311,7 @@ def _step_down(error: OutOfGpuMemoryError, log: BatchSizeLog, processes: Process
     logger.info("%s", error.sentence)
 
 
+@timed("training")
 def _fit_once(
     run: Run, prepared: PreparedRun, batch_size_log: BatchSizeLog, lock: IO[str], report: Callable[[Step], None]
 ) -> tuple[Fit, dict[str, float]]:
@@ -398,6 +401,7 @@ class _MetricsLog:
         }
 
 
+@timed("saving the adapter")
 def _save(run: Run, prepared: PreparedRun, fit: Fit, losses: dict[str, float]) -> Run:
     """Complete the adapter with manifest, card and ledger, and move it to its folder."""
     ledger = add_epoch_counts(prepared.ledger, fit.epoch_counts)
@@ -413,6 +417,7 @@ def _save(run: Run, prepared: PreparedRun, fit: Fit, losses: dict[str, float]) -
     return replace(run, status="done", manifest=manifest)
 
 
+@timed("writing the run")
 def _write_finished(store: Path, run: Run) -> Run:
     """Check a finished run's adapter and write its row: the only place that does."""
     shutil.rmtree(run.partial, ignore_errors=True)

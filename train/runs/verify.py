@@ -21,6 +21,7 @@ from schemas.manifest import Manifest, read_manifest
 from schemas.recipe import TrainSection
 from schemas.run import Run
 from schemas.store import reading
+from schemas.timing import timed
 from schemas.version import find_version, read_members
 from train.model.adapter import CONFIG_FILE, adapter_digest, settings_path, weight_paths
 from train.model.adapter_files import read_settings, read_template
@@ -124,6 +125,7 @@ def _check_settings(adapter: Path) -> Check:
     return _compare(f"file {CONFIG_FILE}", "settings", "settings")
 
 
+@timed("hashing the adapter")
 def _current_digest(adapter: Path) -> str:
     files = [*weight_paths(adapter), settings_path(adapter)]
     if len(files) == 1 or not all(path.exists() for path in files):
@@ -142,6 +144,7 @@ def _check_row(run: Run | None, manifest: Manifest) -> Check:
     return _compare("manifest", digest(run.manifest.model_dump(mode="json")), found)
 
 
+@timed("checking the base model")
 def _check_model(adapter: Path, manifest: Manifest) -> tuple[Path | None, list[Check]]:
     """The base model; it is found by its name if the settings that contain its path are damaged."""
     try:
@@ -152,6 +155,7 @@ def _check_model(adapter: Path, manifest: Manifest) -> tuple[Path | None, list[C
     return base, [_compare("base model", manifest.model.digest, model_digest(base))]
 
 
+@timed("checking the version")
 def _check_data(store: Path, manifest: Manifest) -> tuple[pl.DataFrame | None, list[Check]]:
     """The version's members if the store has them unchanged; conversation ids are derived from the content again."""
     expected = manifest.data.digest

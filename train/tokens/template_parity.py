@@ -20,6 +20,7 @@ import polars as pl
 from schemas.control_tokens import CONTROL_TOKENS
 from schemas.conversation import Conversation, Turn
 from schemas.errors import TrainError
+from schemas.timing import timed
 from train.tokens.chat_template import Template, bundled_names, find_template, unsloth_templates
 from train.tokens.labels import IGNORE_INDEX, encode_renderings
 from train.tokens.loss_mask import TEMPLATE_FAILURES, ChatRenderer, Rendering
@@ -78,6 +79,7 @@ class TemplateReport:
         return {**asdict(self), "passed": self.problem is None}
 
 
+@timed("checking templates")
 def check_templates(model: Path | None = None, names: Sequence[str] = ()) -> list[TemplateReport]:
     """The reports of the templates called `names` (default: all known chat templates), one per distinct text.
 

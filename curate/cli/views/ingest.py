@@ -48,7 +48,7 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
         _show_files(new)
     for line in _remarks(new, dry_run=dry_run):
         print_line(line)
-    print_line(_next_step(new, dry_run=dry_run))
+    note(_next_step(new, dry_run=dry_run))
 
 
 def note_skipped(paths: Sequence[str]) -> None:
@@ -302,7 +302,7 @@ def show_reject_groups(groups: Sequence[Mapping[str, Any]]) -> None:
     for group in groups[:MAX_EXAMPLES]:
         _show_reject(names, {**group, "line": group["first_lines"][0], "row": group["first_rows"][0]})
     print_line(f"{plural(sum(group['rows'] for group in groups), 'row')} in total.")
-    return print_line("Next: curate rejects --list shows single rows; --export fix.csv writes them for repair.")
+    return note("Next: curate rejects --list shows single rows; --export fix.csv writes them for repair.")
 
 
 def _locations(group: Mapping[str, Any]) -> str:

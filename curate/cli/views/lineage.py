@@ -11,7 +11,7 @@ from curate.cli.console import print_line
 from curate.versions.lineage import ExcludedRow, Found, Lineage, RejectedRow
 from curate.versions.removed_rows import RemovedRow
 from schemas.ledger import PER_EPOCH
-from schemas.text import plural, printable
+from schemas.text import local_minute, plural, printable
 
 MOST_ENTRIES = 5
 """Entries that are shown of a list; of scores all are."""
@@ -101,7 +101,7 @@ def _origin_line(origin: Mapping[str, Any]) -> str:
 def _removed_line(row: Mapping[str, Any]) -> str:
     outcome = f"conversation {row['conversation']}" if row["conversation"] else f"rejected: {row['code']}"
     head = f"{_place(row['path'], row['row'], row['line'])}: {outcome}"
-    return f"{head}; its import {row['source'][:12]} was removed on {row['removed_at']:%Y-%m-%d %H:%M}: {row['reason']}"
+    return f"{head}; its import {row['source'][:12]} was removed on {local_minute(row['removed_at'])}: {row['reason']}"
 
 
 def _cluster_line(cluster: Mapping[str, Any]) -> str:
@@ -114,13 +114,13 @@ def _cluster_line(cluster: Mapping[str, Any]) -> str:
 
 def _verdict_line(verdict: Mapping[str, Any]) -> str:
     to = f" to {verdict['edited_to']}" if verdict["edited_to"] else ""
-    return f"{verdict['decided_at']:%Y-%m-%d %H:%M} {verdict['by_whom']}: {verdict['verdict']}{to}, {verdict['reason']}"
+    return f"{local_minute(verdict['decided_at'])} {verdict['by_whom']}: {verdict['verdict']}{to}, {verdict['reason']}"
 
 
 def _review_line(review: Mapping[str, Any]) -> str:
     state = "" if review["status"] == "submitted" else f" ({review['status']})"
     blind = ", without suggestions" if review["blind"] else ""
-    head = f"{review['answered_at']:%Y-%m-%d %H:%M} {review['reviewer']}{state} in {review['dataset']}{blind}"
+    head = f"{local_minute(review['answered_at'])} {review['reviewer']}{state} in {review['dataset']}{blind}"
     return f"{head}: {review['answers']}"
 
 

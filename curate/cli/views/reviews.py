@@ -149,8 +149,8 @@ def _annotator(row: Mapping[str, Any]) -> dict[str, Any]:
         "discarded": row["discarded"],
         "drafts": row["draft"],
         "pace": NO_VALUE if row["seconds_each"] is None else f"{row['seconds_each']:,.0f} s",
-        "first": row["first"][:10],
-        "latest": row["last"][:10],
+        "first": f"{row['first'].astimezone():%Y-%m-%d}",
+        "latest": f"{row['last'].astimezone():%Y-%m-%d}",
     }
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from curate.cli.console import note, print_fields, print_line, print_table
-from schemas.text import plural
+from curate.cli.console import note, print_fields, print_line, print_table, settings
+from schemas.text import local_minute, plural
 
 if TYPE_CHECKING:
     from schemas.manifest import Manifest
@@ -36,16 +36,19 @@ class ProgressCallbacks:
 @contextmanager
 def training_progress() -> Iterator[ProgressCallbacks]:
     """Display a training run on stderr: log messages, and a bar on a terminal or `PROGRESS_LINES` lines elsewhere."""
-    logger = logging.getLogger("train")
-    level, handler = logger.level, _NoteHandler()
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        with _progress_bar() if sys.stderr.isatty() else _progress_lines() as callbacks:
+    with _progress_bar() if sys.stderr.isatty() and not settings.quiet else _progress_lines() as callbacks:
+        if settings.verbose:  # which prints the messages itself
             yield callbacks
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+            return
+        logger = logging.getLogger("train")
+        level, handler = logger.level, _NoteHandler()
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield callbacks
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 class _NoteHandler(logging.Handler):
@@ -151,7 +154,7 @@ def _run_row(run: Run) -> dict[str, Any]:
         "status": run.status,
         "steps": int(m.metrics["steps"]) if "steps" in m.metrics else None,
         "held-out loss": m.metrics.get("eval_loss"),
-        "started": f"{m.started:%Y-%m-%d %H:%M}",
+        "started": local_minute(m.started),
         "adapter": run.adapter.name,
     }
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from curate.cli.console import file_names, print_line, print_table
+from curate.cli.console import file_names, note, print_line, print_table
 from curate.cli.views.store import note_earlier
 from curate.ingest.removal import RemovalReport
-from schemas.text import join_names, plural
+from schemas.text import join_names, local_minute, plural
 
 ID_DIGITS = 12
 MAX_VERSIONS, MAX_IDS = 5, 3
@@ -18,7 +18,7 @@ MAX_VERSIONS, MAX_IDS = 5, 3
 def show_sources(sources: Sequence[Mapping[str, Any]], limit: int) -> None:
     """Print a row per import, of the last `limit`, then their mappings, each once."""
     if not sources:
-        return print_line("Nothing was imported yet. Next: curate import FILE")
+        return note("Nothing was imported yet. Next: curate import FILE")
     earlier, sources = len(sources[:-limit]), sources[-limit:]
     names = file_names(source["path"] for source in sources)
     rows = [
@@ -31,8 +31,8 @@ def show_sources(sources: Sequence[Mapping[str, Any]], limit: int) -> None:
             "rejected": source["rows_rejected"],
             "excluded": source["rows_excluded"],
             "only here": source["only_here"],
-            "imported at": f"{source['imported_at']:%Y-%m-%d %H:%M}",
-            "removed at": f"{source['removed_at']:%Y-%m-%d %H:%M}" if source["removed_at"] else "",
+            "imported at": local_minute(source["imported_at"]),
+            "removed at": local_minute(source["removed_at"]) if source["removed_at"] else "",
         }
         for source in sources
     ]
@@ -46,7 +46,7 @@ def show_sources(sources: Sequence[Mapping[str, Any]], limit: int) -> None:
         mappings.setdefault(f"{_mapping(source)}{reason}", []).append(source["source"][:ID_DIGITS])
     for mapping, ids in mappings.items():
         print_line(f"{join_names(ids, MAX_IDS)}: {mapping}")
-    return print_line("Next: curate sources remove ID --dry-run shows what a removal would change.")
+    return note("Next: curate sources remove ID --dry-run shows what a removal would change.")
 
 
 def _mapping(source: Mapping[str, Any]) -> str:

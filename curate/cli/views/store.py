@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.cli.console import file_names, note, print_line, print_table
-from schemas.text import plural
+from schemas.text import local_minute, plural
 
 if TYPE_CHECKING:
     from curate.sql import QueryResult
 
 CELL_CHARACTERS, NAME_CHARACTERS = 80, 320
 """Characters of a cell in a table of `curate sql`: of a text, and of a text without spaces."""
-
-TO_THE_MINUTE = len("2026-11-21 12:25")
 
 
 def show_status(store: Path, status: Mapping[str, Any], limit: int) -> None:
@@ -45,8 +43,8 @@ def show_status(store: Path, status: Mapping[str, Any], limit: int) -> None:
         {
             "version": version["version"],
             "digest": version["digest"][:12],
-            "conversations": ", ".join(f"{count:,} {split}" for split, count in json.loads(version["counts"]).items()),
-            "frozen at": version["frozen_at"][:TO_THE_MINUTE],
+            "conversations": ", ".join(f"{count:,} {split}" for split, count in version["counts"].items()),
+            "frozen at": local_minute(version["frozen_at"]),
         }
         for version in status["versions"]
     ]
@@ -54,7 +52,7 @@ def show_status(store: Path, status: Mapping[str, Any], limit: int) -> None:
         {
             **{key: run[key] for key in ("run", "version", "status")},
             "adapter": os.path.relpath(run["adapter"]),
-            "started at": run["started_at"][:TO_THE_MINUTE],
+            "started at": local_minute(run["started_at"]),
         }
         for run in status["runs"]
     ]

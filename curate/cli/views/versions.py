@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from curate.cli.console import note, print_line, print_table
 from schemas.digest import canonical_json
-from schemas.text import join_names, plural
+from schemas.text import join_names, local_minute, plural
 from schemas.version_recipe import FreezeSection
 
 if TYPE_CHECKING:  # the commands import only what they run
@@ -117,7 +117,7 @@ def show_versions(versions: Sequence[Mapping[str, Any]]) -> None:
         {
             **{key: cell for key, cell in version.items() if key != "conversations"},
             "digest": version["digest"][:SHORT_DIGEST],
-            "frozen_at": version["frozen_at"][:10],
+            "frozen_at": local_minute(version["frozen_at"]),
             "runs": " ".join(version["runs"]),
         }
         for version in versions
