@@ -68,7 +68,9 @@ def _explain_os_error(error: OSError) -> Failure | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what = "The output" if error.filename is None else str(error.filename)
         cause = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        return Failure("disk-full", f"{what} cannot be written: {cause}.", "Free some space, and run the command again.")
+        return Failure(
+            "disk-full", f"{what} cannot be written: {cause}.", "Free some space, and run the command again."
+        )
     if error.filename is None:
         return None
     return Failure("file", f"{error.filename}: {error.strerror}.", "Check the path and its permissions.")
