@@ -199,6 +199,12 @@ def test_a_submit_that_is_not_possible_names_the_missing_question(open_page):
     page.keyboard.press("Enter")
     expect(note(page, "progress")).to_contain_text("You: 1 submitted, 0 discarded, of 1 in this set.")
     assert stored() == {"0": ("submitted", {"quality": 3, "decision": "fix"})}
+    page.reload()  # the list is empty, and the page shows a form without a conversation
+    page.get_by_role("button", name="Submit").wait_for()
+    page.keyboard.type("11")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    expect(note(page, "unsaved")).to_have_count(0)
 
 
 def test_backspace_discards_only_when_it_is_pressed_twice_in_a_row(open_page):

@@ -139,10 +139,30 @@ def test_annotators_see_the_order_of_the_push_and_additions_behind_it(tmp_path, 
     score_store(store, Recipe())
     push(store, Recipe(), server, set_name, QueueQuery(order="words desc", sample=4))
     dataset = RemoteDataset(argilla_server, set_name)
-    assert dataset.shown_to("ann") == dataset.shown_to("bob") == ids[:3:-1]
+    assert dataset.shown_to("ann") == ids[:3:-1]
     push(store, Recipe(), server, set_name, QueueQuery(order="words", sample=8))
-    assert dataset.shown_to("ann") == dataset.shown_to("bob") == ids[:3:-1] + ids[:4]
+    assert dataset.shown_to("ann") == ids[:3:-1] + ids[:4]
+    assert dataset.shown_to("bob") == ids[:3:-1] + ids[:4]  # ann reads all of them: the order stays
     assert push(store, Recipe(), server, set_name, QueueQuery()).unchanged == 8
+
+
+def test_annotators_of_an_ordered_set_get_records_that_nobody_else_is_reading(
+    tmp_path, server, argilla_server, set_name
+):
+    store = tmp_path / "curate.duckdb"
+    ids = add(store, [chat("What is it? " * count, "This.") for count in range(1, 9)])
+    score_store(store, Recipe())
+    push(store, Recipe(), server, set_name, QueueQuery(order="words"))
+    dataset = RemoteDataset(argilla_server, set_name)
+    assert dataset.shown_to("ann", limit=3) == ids[:3]
+    assert dataset.shown_to("bob", limit=3) == ids[3:6]
+    dataset.answer("ann", ids[0], decision="keep")
+    assert dataset.shown_to("ann", limit=8) == [*ids[1:3], *ids[6:], *ids[3:6]]  # others' come last: none is lost
+    twice = check_recipe({"review": {"overlap": 2}}, "the test")
+    push(store, twice, server, f"{set_name}-2"[-50:], QueueQuery(order="words"))
+    dataset = RemoteDataset(argilla_server, f"{set_name}-2"[-50:])
+    shown = [dataset.shown_to(who, limit=3) for who in ("ann", "bob", "cyd")]
+    assert shown == [ids[:3], ids[:3], ids[3:6]]  # two answers are wanted
 
 
 def test_near_duplicates_are_shown_cluster_by_cluster_and_random_sets_in_different_orders(

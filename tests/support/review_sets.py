@@ -55,11 +55,11 @@ class RemoteDataset:
             return self.server.ask("PUT", f"responses/{existing[0]}", body, key=key)["id"]
         return self.server.ask("POST", f"records/{record}/responses", body, key=key)["id"]
 
-    def shown_to(self, who):
-        """The conversations that an annotator can answer, in the order of the page."""
+    def shown_to(self, who, limit=100):
+        """The first conversations that the page gives an annotator to answer, in order."""
         _, _, key = self.server.annotator(who)
         pending = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["pending"]}
-        path = f"me/datasets/{self.id}/records/search?limit=100"
+        path = f"me/datasets/{self.id}/records/search?limit={limit}"
         body = {"filters": {"type": "and", "and": [pending]}}
         return [each["record"]["external_id"] for each in self.server.ask("POST", path, body, key=key)["items"]]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,7 @@ def search(
     *,
     ranks: Sql | None = None,
     shuffle: int | None = None,
+    taken: Mapping[str, int] | None = None,
     offset: int = 0,
     limit: int = 100,
 ) -> SearchPage:
@@ -45,6 +48,7 @@ def search(
 
     Without `order` they are sorted by relevance to the text, or without a text by their metadata `position`. Records
     without one are shuffled by the user's number, so that annotators see different records, or else by insertion.
+    `taken` maps records to the number of others who read them: those that get enough answers from them come last.
     """
     condition = Sql(
         f"d.dataset = ? AND ({where.text}) AND ({text.text if text else 1})",
@@ -52,7 +56,7 @@ def search(
     )
     score = "k.score" if ranks else "1.0"
     if order is None:
-        order, shown_score = _default_order(ranks, shuffle), score
+        order, shown_score = _default_order(ranks, shuffle, taken or {}), score
     else:
         shown_score = "NULL"
     joined = f"LEFT JOIN ({ranks.text}) k ON k.doc = d.doc" if ranks else ""
@@ -78,12 +82,23 @@ def without_answered(where: Sql, user: str) -> Sql:
     )
 
 
-def _default_order(ranks: Sql | None, shuffle: int | None) -> Sql:
+_TAKEN = """
+    SELECT t.key FROM json_each(?) t JOIN records r ON r.id = t.key JOIN datasets s ON s.id = r.dataset_id
+    WHERE t.value + (SELECT count(*) FROM responses p WHERE p.record_id = r.id AND p.status = 'submitted')
+        >= json_extract(s.distribution, '$.min_submitted')
+"""
+
+
+def _default_order(ranks: Sql | None, shuffle: int | None, taken: Mapping[str, int]) -> Sql:
     if ranks is not None:
         return Sql("k.score DESC NULLS LAST, d.doc")
     if shuffle is not None:
         shuffled = f"(d.doc * ?) % {_SHUFFLE}, d.doc"
-        return Sql(f"json_extract(d.metadata, '$.position') NULLS LAST, {shuffled}", [shuffle % _SHUFFLE or 1])
+        position = "json_extract(d.metadata, '$.position')"
+        return Sql(
+            f"{position} IS NOT NULL AND d.record IN ({_TAKEN}), {position} NULLS LAST, {shuffled}",
+            [json.dumps(taken), shuffle % _SHUFFLE or 1],
+        )
     return Sql("d.doc")
 
 

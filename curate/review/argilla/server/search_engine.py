@@ -29,6 +29,7 @@ from argilla_server.search_engine.base import (
 from . import queries
 from .filters import DatasetScope, Sql, filter_condition, json_path, order_clause
 from .index import connect, index_pending
+from .readers import Readers, asks_for_pending
 
 NAME = "curate"
 _READERS = 4
@@ -50,6 +51,7 @@ class SqliteSearchEngine(SearchEngine):
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="search")
         self._state = _ThreadState()
         self._writing = threading.Lock()
+        self._readers = Readers()
 
     @classmethod
     async def new_instance(cls) -> SqliteSearchEngine:
@@ -148,11 +150,16 @@ class SqliteSearchEngine(SearchEngine):
             text, ranks = self._text_condition(connection, dataset, query)
             where = filter_condition(scope, filter) if filter else Sql("1")
             where = where if user is None else queries.without_answered(where, user.hex)
+            is_work = user is not None and not sort and query is None and asks_for_pending(filter)
+            taken = self._readers.others(dataset.id.hex, user.hex) if user and is_work else {}
             order = order_clause(scope, sort) if sort else None
-            return queries.search(
+            page = queries.search(
                 connection, dataset.id.hex, text, where, order,
-                ranks=None if sort else ranks, shuffle=shuffle, offset=offset, limit=limit,
+                ranks=None if sort else ranks, shuffle=shuffle, taken=taken, offset=offset, limit=limit,
             )  # fmt: skip
+            if user and is_work:
+                self._readers.add(dataset.id.hex, user.hex, [record for record, _ in page.records])
+            return page
 
         return _response(await self._run(run))
 

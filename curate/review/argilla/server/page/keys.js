@@ -89,8 +89,14 @@ function onKey(event) {
   const form = findForm();
   if (!form || event.altKey || isModified(event) || isTextInput(event.target)) return;
   if (!isInFormOrText(event.target)) return;
+  if (!componentOf(form).record.id) return stopSaving(event);
   if (held) return keepBack(event);
   if (handle(form, event.key, event.repeat)) stop(event);
+}
+
+/** At the end of a list, the page shows an empty form and still submits it by Enter. */
+function stopSaving(event) {
+  if (event.key === "Enter" || event.key === "Backspace") stop(event);
 }
 
 function isModified(event) {

@@ -57,8 +57,8 @@ function scrollToTop(form) {
 // --- what is missing ---
 
 function missingTitles(form) {
-  const { questions, isDiscarded } = componentOf(form).record;
-  if (isDiscarded) return "";
+  const { id, questions, isDiscarded } = componentOf(form).record;
+  if (!id || isDiscarded) return "";
   return questions
     .filter((question) => (question.isRequired ? !question.isAnswered : !question.hasValidValues))
     .map((question) => `“${question.title}”`)
