@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typer._click import Context
 
 from curate.cli import verbosity
+from curate.cli.completion import IN_BASH, complete_in_bash
 from curate.cli.groups import LazyCommand, LazyGroup
 from schemas.errors import CurateError
 
@@ -151,7 +152,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         _check_encoding(arguments)
-        app(prog_name="curate")
+        complete_in_bash(app) if os.environ.get(IN_BASH[0]) == IN_BASH[1] else app(prog_name="curate")
     except BaseException as end:  # also the exit of a command
         from curate.cli.failures import exit_after
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from curate.cli import completion
 from curate.cli.console import print_json, print_table, progress_bar
 from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption, repeat_options
 from curate.cli.startup import tune_import
@@ -27,6 +28,7 @@ def import_(
     shape: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.SHAPES,
             help="Shape of the rows, such as pairs, messages or long; an unknown name lists all.",
             show_default="detected",
         ),
@@ -40,7 +42,11 @@ def import_(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(help="Format of the files, such as csv or jsonl.", show_default="detected by suffix and content"),
+        typer.Option(
+            autocompletion=completion.FILE_FORMATS,
+            help="Format of the files, such as csv or jsonl.",
+            show_default="detected by suffix and content",
+        ),
     ] = None,
     delimiter: Annotated[
         str | None, typer.Option(metavar="CHAR", help="CSV: character between cells.", show_default="detected")
@@ -68,7 +74,12 @@ def import_(
         typer.Option(metavar="NAME", help="Sheet of a workbook, or table of a database.", show_default="the only one"),
     ] = None,
     repair: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Apply this repair, such as trailing-user; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.REPAIRS,
+            help="Apply this repair, such as trailing-user; repeatable.",
+        ),
     ] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System prompt of conversations without one.")
@@ -202,9 +213,15 @@ def _given_options(command: str, context: typer.Context) -> str:
 
 def rejects(
     source: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Only rows of this file, or of this source id.")
+        str | None,
+        typer.Option(
+            metavar="FILE", autocompletion=completion.SOURCES, help="Only rows of this file, or of this source id."
+        ),
     ] = None,
-    code: Annotated[str | None, typer.Option(help="Only rows that were rejected by this rule.")] = None,
+    code: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.REJECT_CODES, help="Only rows that were rejected by this rule."),
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Include closed rejects.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show single rows instead of groups.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Number of rows that --list shows.")] = 50,
@@ -239,7 +256,10 @@ def rejects(
 
 
 def score(
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this scorer; repeatable.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", autocompletion=completion.SCORERS, help="Run only this scorer; repeatable."),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Recompute scores that exist.")] = False,
     why: Annotated[
         str | None, typer.Option(metavar="ID", help="Show the scores and penalties of one conversation.")

@@ -46,13 +46,8 @@ def exit_after(end: BaseException, *, as_json: bool) -> NoReturn:
 
 
 def _explain(end: BaseException) -> Failure:
-    if isinstance(end, CurateError):
-        return Failure(end.code, end.what, end.hint)
-    if isinstance(end, ModuleNotFoundError) and (missing := _explain_missing(end)):
-        return missing
-    if isinstance(end, MemoryError):
-        return Failure("memory", "There is not enough memory.", "Close other programs, or work on smaller files.")
-    if isinstance(end, OSError) and (explained := _explain_os_error(end)):
+    explained = _explain_error(end)
+    if explained is not None:
         return explained
     if _is_interruption(end):
         hint = "Run the same command again to finish."
@@ -61,6 +56,17 @@ def _explain(end: BaseException) -> Failure:
     if message is not None:
         return Failure("usage", message, "curate COMMAND --help shows the options.", 2)
     return Failure("internal", f"{type(end).__name__}: {end}", "This is a defect of curate; stderr has the traceback.")
+
+
+def _explain_error(error: BaseException) -> Failure | None:
+    """An explained failure of a command; None for any other exception."""
+    if isinstance(error, CurateError):
+        return Failure(error.code, error.what, error.hint)
+    if isinstance(error, ModuleNotFoundError):
+        return _explain_missing(error)
+    if isinstance(error, MemoryError):
+        return Failure("memory", "There is not enough memory.", "Close other programs, or work on smaller files.")
+    return _explain_os_error(error) if isinstance(error, OSError) else None
 
 
 def _explain_os_error(error: OSError) -> Failure | None:

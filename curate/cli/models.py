@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curate.cli import completion
 from curate.cli.console import note, print_json, progress_bar
 from curate.cli.options import DEFAULT_STORE, JsonOption, StoreOption
 
@@ -18,14 +19,27 @@ if TYPE_CHECKING:
     from train.checks.serving_parity import ParityReport
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN|FOLDER", help="Run, such as r1, or the folder of an adapter.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="RUN|FOLDER",
+        help="Run, such as r1, or the folder of an adapter.",
+        show_default=False,
+        autocompletion=completion.RUNS,
+    ),
 ]
 RowsOption = Annotated[int, typer.Option("--rows", min=1, help="Number of held-out conversations to compare.")]
 CheckOption = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare the export's logits and tokens with those of training.")
 ]
 QuantOption = Annotated[
-    str, typer.Option("--quant", metavar="KIND", help="GGUF of the run to use.", show_default="recommended by gguf")
+    str,
+    typer.Option(
+        "--quant",
+        metavar="KIND",
+        autocompletion=completion.QUANTS,
+        help="GGUF of the run to use.",
+        show_default="recommended by gguf",
+    ),
 ]
 
 
@@ -35,7 +49,12 @@ def merge(
         Path | None, typer.Option(metavar="FOLDER", help="Output folder.", show_default="merged/RUN next to the store")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="base (the stored type), float32, float16 or bfloat16.")
+        str,
+        typer.Option(
+            metavar="TYPE",
+            autocompletion=completion.one_of("base", "float32", "float16", "bfloat16"),
+            help="base (the stored type), float32, float16 or bfloat16.",
+        ),
     ] = "base",
     rows: RowsOption = 8,
     check: CheckOption = True,
@@ -150,7 +169,13 @@ def ollama(
 
 def serve(
     target: Annotated[
-        str, typer.Argument(metavar="RUN|GGUF", help="Run with a GGUF, or a GGUF file.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RUN|GGUF",
+            help="Run with a GGUF, or a GGUF file.",
+            autocompletion=completion.RUNS,
+            show_default=False,
+        ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 uses a free one.")] = 8080,
     host: Annotated[
@@ -171,7 +196,13 @@ def serve(
     context: Annotated[int, typer.Option(min=0, help="Context length in tokens; 0 uses the model's own.")] = 0,
     slots: Annotated[int, typer.Option(min=1, help="Number of simultaneous requests.")] = 1,
     quant: QuantOption = "",
-    engine: Annotated[str, typer.Option(help="llama.cpp for a GGUF, vllm for the merged model.")] = "llama.cpp",
+    engine: Annotated[
+        str,
+        typer.Option(
+            autocompletion=completion.one_of("llama.cpp", "vllm"),
+            help="llama.cpp for a GGUF, vllm for the merged model.",
+        ),
+    ] = "llama.cpp",
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -198,7 +229,10 @@ def check_serving(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|FOLDER|GGUF", help="Run with all its exports, or a single export.", show_default=False
+            metavar="RUN|FOLDER|GGUF",
+            help="Run with all its exports, or a single export.",
+            autocompletion=completion.RUNS,
+            show_default=False,
         ),
     ],
     url: Annotated[str, typer.Option(help="OpenAI-compatible server to check as well.", show_default=False)] = "",

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from curate.cli import completion
 from schemas.text import shell_quote
 
 DEFAULT_STORE = Path("curate.duckdb")
@@ -28,7 +29,11 @@ ModelOption = Annotated[
 TemplateOption = Annotated[
     str | None,
     typer.Option(
-        "--template", metavar="NAME", help="Chat template, a name or a Jinja file.", show_default="train.template"
+        "--template",
+        metavar="NAME",
+        autocompletion=completion.TEMPLATES,
+        help="Chat template, a name or a Jinja file.",
+        show_default="train.template",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

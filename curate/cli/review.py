@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from curate.cli import completion
 from curate.cli.console import print_json, progress_bar
 from curate.cli.groups import GroupedHelp
 from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
@@ -33,6 +34,7 @@ QueueOption = Annotated[
     str | None,
     typer.Option(
         "--queue",
+        autocompletion=completion.QUEUES,
         help="random; uncertain: quality close to a rule's threshold; disagreement: disputed; near-duplicates: cluster"
         " by cluster, the largest first.",
         show_default="random, or by --order",
@@ -66,7 +68,9 @@ PartialOption = Annotated[
 
 @review.command(rich_help_panel=SERVER)
 def push(
-    name: Annotated[str, typer.Argument(help="Name of the review set, for example support.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the review set, for example support.", autocompletion=completion.REVIEW_SETS)
+    ],
     where: WhereOption = None,
     order: OrderOption = None,
     queue: QueueOption = None,
@@ -103,7 +107,7 @@ def push(
 
 @review.command(rich_help_panel=SERVER)
 def pull(
-    name: Annotated[str, typer.Argument(help="Name of the review set.")],
+    name: Annotated[str, typer.Argument(help="Name of the review set.", autocompletion=completion.REVIEW_SETS)],
     partial: PartialOption = None,
     again: Annotated[bool, typer.Option("--again", help="Read all records, even without new answers.")] = False,
     workspace: WorkspaceOption = None,
@@ -132,7 +136,9 @@ def pull(
 
 @review.command(rich_help_panel=SERVER)
 def status(
-    name: Annotated[str | None, typer.Argument(help="Only this review set.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Only this review set.", autocompletion=completion.REVIEW_SETS)
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List disputed conversations with their answers.")] = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from curate.cli import completion
 from curate.cli.console import print_json
 from curate.cli.groups import GroupedHelp
 from curate.cli.options import DEFAULT_STORE, MAX_IMPORTS, ImportLimitOption, JsonOption, StoreOption
@@ -41,7 +42,12 @@ def list_(
 
 @sources.command("remove", rich_help_panel="Data")
 def remove(
-    name: Annotated[str, typer.Argument(metavar="ID|FILE", help="Beginning of the id, or path, of an import.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|FILE", autocompletion=completion.SOURCES, help="Beginning of the id, or path, of an import."
+        ),
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the numbers; write nothing.")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,

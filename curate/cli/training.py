@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curate.cli import completion
 from curate.cli.console import print_json, progress_bar
 from curate.cli.options import (
     DEFAULT_STORE,
@@ -32,11 +33,21 @@ if TYPE_CHECKING:
 EngineOption = Annotated[
     str | None,
     typer.Option(
-        "--engine", metavar="NAME", help="Training engine, unsloth or transformers.", show_default="train.engine"
+        "--engine",
+        metavar="NAME",
+        help="Training engine, unsloth or transformers.",
+        autocompletion=completion.one_of("unsloth", "transformers"),
+        show_default="train.engine",
     ),
 ]
 VersionArgument = Annotated[
-    str, typer.Argument(metavar="NAME@n", help="Frozen version; NAME is the newest one.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="NAME@n",
+        help="Frozen version; NAME is the newest one.",
+        show_default=False,
+        autocompletion=completion.VERSIONS,
+    ),
 ]
 
 
@@ -87,7 +98,9 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="GPU to estimate for: this (the installed one), h100-80g, rtx4090-24g, 24g …"
+            metavar="NAME",
+            autocompletion=completion.GPUS,
+            help="GPU to estimate for: this (the installed one), h100-80g, rtx4090-24g, 24g …",
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -144,7 +157,13 @@ def _with_options(overrides: list[str] | None, **options: str | None) -> list[st
 
 
 AdapterArgument = Annotated[
-    str, typer.Argument(metavar="RUN|FOLDER", help="Run such as r1, or the folder of an adapter.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="RUN|FOLDER",
+        help="Run such as r1, or the folder of an adapter.",
+        show_default=False,
+        autocompletion=completion.RUNS,
+    ),
 ]
 ToOption = Annotated[
     Path | None,
@@ -169,7 +188,11 @@ def train(
     gpus: Annotated[int, typer.Option(min=1, metavar="N", help="Number of GPUs on this machine.")] = 1,
     sharding: Annotated[
         str,
-        typer.Option(metavar="ddp|fsdp", help="ddp: a copy of the model per GPU; fsdp: one model, sharded over all."),
+        typer.Option(
+            metavar="ddp|fsdp",
+            autocompletion=completion.one_of("ddp", "fsdp"),
+            help="ddp: a copy of the model per GPU; fsdp: one model, sharded over all.",
+        ),
     ] = "ddp",
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Number of machines that train together.")] = 1,
     node: Annotated[
@@ -298,7 +321,12 @@ def chat(
     top_k: Annotated[int, typer.Option(min=0, help="Sample from this many most likely tokens; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     save: Annotated[
-        str, typer.Option(metavar="good|bad", help="Save the chat to the store as a good or bad example.")
+        str,
+        typer.Option(
+            metavar="good|bad",
+            autocompletion=completion.one_of("good", "bad"),
+            help="Save the chat to the store as a good or bad example.",
+        ),
     ] = "",
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -358,7 +386,13 @@ def check_packing(
 
 def templates(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Names of templates, or Jinja files.", show_default="all")
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Names of templates, or Jinja files.",
+            autocompletion=completion.TEMPLATES,
+            show_default="all",
+        ),
     ] = None,
     model: Annotated[
         Path | None,

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from curate.cli import completion
 from curate.cli.console import print_json
 from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
 
 
 def freeze(
-    name: Annotated[str, typer.Argument(help="Name of the dataset, such as support.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the dataset, such as support.", autocompletion=completion.DATASETS)
+    ],
     held_out: Annotated[
         str | None,
         typer.Option(
@@ -33,7 +36,13 @@ def freeze(
         typer.Option("--ignore-splits", help="Ignore the names of files, folders and a column split, such as test."),
     ] = False,
     parent: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="Parent version, or none.", show_default="the newest NAME@n")
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="Parent version, or none.",
+            autocompletion=completion.VERSIONS,
+            show_default="the newest NAME@n",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the split and the digest; write nothing.")] = False,
     recipe: RecipeOption = None,
@@ -72,7 +81,9 @@ def freeze(
 
 
 def versions(
-    name: Annotated[str | None, typer.Argument(help="Only the versions of this dataset.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Only the versions of this dataset.", autocompletion=completion.DATASETS)
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,8 +102,10 @@ def versions(
 
 
 def diff(
-    before: Annotated[str, typer.Argument(metavar="A", help="The earlier version.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="The later version.")],
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="The earlier version.", autocompletion=completion.VERSIONS)
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="The later version.", autocompletion=completion.VERSIONS)],
     list_: Annotated[bool, typer.Option("--list", help="Show the changed conversations, and edits as text.")] = False,
     limit: Annotated[int, typer.Option(min=0, help="Number of conversations that --list shows; 0 for all.")] = 20,
     store: StoreOption = DEFAULT_STORE,
@@ -114,16 +127,30 @@ def diff(
 
 
 def export(
-    version: Annotated[str, typer.Argument(metavar="NAME@n", help="Version to write; NAME is the newest one.")],
+    version: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME@n", help="Version to write; NAME is the newest one.", autocompletion=completion.VERSIONS
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="New folder, or a file name that ends in .jsonl or .parquet.")],
     format_: Annotated[
-        str, typer.Option("--format", help="Format of the rows: sharegpt, messages or alpaca.")
+        str,
+        typer.Option(
+            "--format",
+            autocompletion=completion.EXPORT_FORMATS,
+            help="Format of the rows: sharegpt, messages or alpaca.",
+        ),
     ] = "sharegpt",
     parquet: Annotated[
         bool, typer.Option("--parquet", help="Write Parquet instead of JSON Lines into the folder.")
     ] = False,
     split: Annotated[
-        str | None, typer.Option(help="Only this split, train or held_out; all writes both to one file.")
+        str | None,
+        typer.Option(
+            autocompletion=completion.one_of("train", "held_out", "all"),
+            help="Only this split, train or held_out; all writes both to one file.",
+        ),
     ] = None,
     skip_unfit: Annotated[
         bool, typer.Option("--skip-unfit", help="Leave out conversations that do not fit the format, and list them.")

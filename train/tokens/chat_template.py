@@ -224,14 +224,27 @@ def unsloth_templates() -> Mapping[str, str]:
     Importing Unsloth takes ten seconds and torch, so a child process does it once per release of Unsloth and writes the
     texts to the cache. They are not part of this project, since they are Unsloth's.
     """
-    try:
-        path = cache_folder() / "templates" / f"unsloth-{version('unsloth')}.json"
-    except PackageNotFoundError:
+    path = _unsloth_file()
+    if path is None:
         return {}
     if not path.exists():
         _dump_unsloth(path)
     texts: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return texts
+
+
+def known_unsloth_names() -> list[str]:
+    """The names of Unsloth's templates if an earlier command wrote their texts; otherwise none, without a wait."""
+    path = _unsloth_file()
+    return list(unsloth_templates()) if path is not None and path.exists() else []
+
+
+def _unsloth_file() -> Path | None:
+    """The file of the texts for the installed release of Unsloth; None without Unsloth."""
+    try:
+        return cache_folder() / "templates" / f"unsloth-{version('unsloth')}.json"
+    except PackageNotFoundError:
+        return None
 
 
 def cache_folder() -> Path:
