@@ -182,6 +182,9 @@ def slack(user: str, ts: str, text: str, **more: Any) -> dict[str, Any]:
     return {"type": "message", "user": user, "ts": f"17120000{ts}.000100", "text": text, **more}
 
 
+JOIN = "Import the files of the channel as one: cat FOLDER/*.json > channel.json."
+
+
 def test_a_slack_thread_is_a_conversation_between_assigned_names(store: Path, tmp_path: Path) -> None:
     first, other = "1712000001.000100", "1711111111.000100"
     rows = [
@@ -199,7 +202,7 @@ def test_a_slack_thread_is_a_conversation_between_assigned_names(store: Path, tm
     assert rejects(store) == [
         (2, "no-message", "The row is a notice, not a message: channel_join."),
         (3, "not-ending-with-assistant", "Turn 1 (human) is the last turn, but not an assistant turn."),
-        (5, "missing-parent", f"The first message of the thread {other} is not in the file."),
+        (5, "missing-parent", f"The first message of the thread {other} is not in the file. {JOIN}"),
         (6, "no-message", "The row is a notice, not a message: no text."),
     ]
 
@@ -208,6 +211,78 @@ def test_slack_users_without_a_role_are_named(store: Path, tmp_path: Path) -> No
     path = write_list(tmp_path / "a.json", slack("U1", "01", "How?"))
     result = import_one(store, path)
     assert (result.rejected, result.unknown_roles) == ({"unknown-role": 1}, {"U1": 1})
+
+
+def test_a_slack_thread_in_the_files_of_two_days_is_read_after_they_are_joined(store: Path, tmp_path: Path) -> None:
+    first = slack("U1", "01", "How?")["ts"]
+    start = slack("U1", "01", "How?", thread_ts=first, reply_count=2)
+    days = [
+        write_list(tmp_path / "1.json", start, slack("U2", "02", "Pull.", thread_ts=first)),
+        write_list(tmp_path / "2.json", slack("U1", "03", "Hm?", thread_ts=first)),
+    ]
+    import_one(store, days[0], role=["U1=human", "U2=gpt"])
+    assert rejects(store) == [
+        (row, "missing-replies", f"Of 2 replies of the thread, 1 are in the file. {JOIN}") for row in (1, 2)
+    ]
+    channel, joined = tmp_path / "channel.json", store.with_name("y.duckdb")
+    channel.write_text("\n".join(day.read_text() for day in days))
+    result = import_one(joined, channel, role=["U1=human", "U2=gpt"], repair=["trailing-user"])
+    assert (result.rows_read, talks(joined)) == (3, [[("human", "How?"), ("gpt", "Pull.")]])
+
+
+def test_every_chat_of_a_telegram_account_is_a_conversation(store: Path, tmp_path: Path) -> None:
+    def chat(*texts: str) -> dict[str, Any]:
+        said = [
+            {"id": n, "type": "message", "from": "AB"[n % 2], "from_id": f"user{n % 2}", "text": text}
+            for n, text in enumerate(texts)
+        ]
+        return {"name": "x", "type": "personal_chat", "id": 1, "messages": said}
+
+    account = {
+        "contacts": {"list": [{"first_name": "A"}]},
+        "chats": {"list": [chat("Hi", "Ho"), chat(), chat("a", "b")]},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(account))
+    result = import_one(store, tmp_path / "result.json", role=["A=human", "B=gpt"])
+    assert (result.shape, result.rows_read, result.rows_kept) == ("telegram-account", 1, 1)
+    assert pairs(store) == [("Hi", "Ho"), ("a", "b")]
+    named = import_one(store.with_name("y.duckdb"), tmp_path / "result.json", role=["A=human"])
+    assert named.unknown_roles == {"B": 1}
+
+
+WHATSAPP = {
+    "ios": (
+        "[31.12.25, 10:15:00] Team: \u200eMessages and calls are end-to-end encrypted.\n"
+        "[31.12.25, 10:15:01] Ann: Wie geht\nes dir?\n\n[31.12.25, 10:16:01] Bob B.: Gut: sehr\n"
+        "\u200e[31.12.25, 10:17:01] Ann: \u200eBild weggelassen\n"
+    ),
+    "android": (
+        "12/31/25, 10:14 AM - Messages and calls are end-to-end encrypted.\n"
+        "12/31/25, 10:15\u202fAM - Ann: Wie geht\nes dir? <This message was edited>\n"
+        "12/31/25, 10:16 AM - Bob B.: Gut: sehr\n12/31/25, 10:16 AM - Bob B.: <Media omitted>\n"
+        "12/31/25, 10:18 AM - Ann left\n"
+    ),
+    "24 hours": "2025-12-31, 22:15 - Ann: Wie geht\nes dir?\n2025-12-31, 22:16 - Bob B.: Gut: sehr\n",
+}
+
+
+@pytest.mark.parametrize("chat", WHATSAPP.values(), ids=WHATSAPP.keys())
+def test_a_whatsapp_chat_is_a_conversation_between_assigned_names(store: Path, tmp_path: Path, chat: str) -> None:
+    (tmp_path / "_chat.txt").write_text(chat)
+    result = import_one(store, tmp_path / "_chat.txt", role=["Ann=human", "Bob B.=gpt"])
+    assert (result.shape, pairs(store)) == ("whatsapp", [("Wie geht\nes dir?", "Gut: sehr")])
+
+
+def test_the_people_of_a_whatsapp_chat_without_roles_are_named_with_their_messages(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "_chat.txt").write_text(WHATSAPP["ios"] + "[31.12.25, 10:18:01] Ann: Gut\n")
+    result = import_one(store, tmp_path / "_chat.txt")
+    assert result.unknown_roles == {"Ann": 1, "Bob B.": 1}
+    assert rejects(store)[0][2] == "Messages: Ann 2, Bob B. 1. The role of each name is unknown: Ann, Bob B."
+
+
+def test_text_with_dates_is_no_whatsapp_chat(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("31.12.25, 10:15 - home\nRead: a book\n")
+    assert import_one(store, tmp_path / "diary.txt").shape == "text"
 
 
 def test_a_telegram_chat_is_a_conversation_without_notices(store: Path, tmp_path: Path) -> None:

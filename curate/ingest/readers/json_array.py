@@ -1,6 +1,7 @@
 """A JSON list of objects of any size → batches; elements are located by their brackets, for a whole chunk at once.
 
-The list may be a value in an object (`{"data": […]}`), or have no brackets: consecutive objects, as `jq` writes them.
+The list may be a value in an object (`{"data": […]}`), have no brackets (consecutive objects, as `jq` writes them), or
+be several lists, one after the other (joined files).
 A broken element may include others after it, as far as brackets and quotes show; its text is then split at every
 object that starts with the first key of the first element.
 """
@@ -26,7 +27,7 @@ from curate.ingest.readers.text_arrays import slice_texts
 from curate.ingest.shapes.json_cells import skip_space
 from schemas.errors import SourceError
 
-QUOTE, BACKSLASH, SPACE = b'"\\ '
+QUOTE, BACKSLASH, SPACE, NEWLINE = b'"\\ \n'
 SPACES = b" \t\r\n"
 CLOSING = ord("]")
 BETWEEN = np.frombuffer(b" \t\r\n,", np.uint8)
@@ -191,6 +192,8 @@ class ElementSplitter:
                 self.rest += data.tobytes()
             return len(data), np.empty(0, np.int64)
         starts, stops, surplus = find_elements(data)
+        if self._frame.brackets and not self._frame.wrapped and _join_lists(data, surplus):
+            starts, stops, surplus = find_elements(data)
         end = self._find_end(data, surplus, last=last)
         starts, stops = starts[starts < end], stops[stops <= end]
         self._set_start_pattern(data, starts)
@@ -256,6 +259,17 @@ class ElementSplitter:
         )
 
 
+def _join_lists(data: Bytes, surplus: Positions) -> bool:
+    """Overwrite the brackets between consecutive lists, as in joined files; whether there are some."""
+    found = False
+    for at in surplus:  # few: one per list
+        between = _NEXT_LIST.match(memoryview(data.data), int(at))
+        if between:
+            data[at : between.end()] = np.where(data[at : between.end()] == NEWLINE, NEWLINE, SPACE)
+            found = True
+    return found
+
+
 class OpenElement:
     """Finds the end of an element whose text comes in parts."""
 
@@ -281,6 +295,7 @@ class OpenElement:
         return None
 
 
+_NEXT_LIST = re.compile(rb"\][ \t\r\n]*\[")
 _COMMA = re.compile(rb"[ \t\r\n,]+\Z")
 _LIST_END = re.compile(rb"[ \t\r\n,]+\Z|(?<=\})[ \t\r\n,]*\][ \t\r\n]*\Z")
 

@@ -33,6 +33,7 @@ from curate.ingest.shapes import (
     tree,
     turn_per_row,
     turn_texts,
+    whatsapp,
     winner,
 )
 from curate.ingest.shapes.shape import Shape
@@ -121,6 +122,12 @@ SHAPES: dict[str, Shape] = {
         chat_export.parse_telegram,
         "the chat as one conversation, without notices and messages that have no text",
     ),
+    "telegram-account": _proven(
+        chat_export.TELEGRAM_ACCOUNT_FIELDS,
+        chat_export.parse_telegram_account,
+        "each chat, without notices and messages that have no text",
+    ),
+    "whatsapp": _proven(whatsapp.FIELDS, whatsapp.parse, "the chat as one conversation, without notices and media"),
     "discord": _proven(
         chat_export.DISCORD_FIELDS, chat_export.parse_discord, "the channel as one conversation", spans_rows=True
     ),

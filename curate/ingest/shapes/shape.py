@@ -43,6 +43,7 @@ PARSE_RULES = {
     "reserved-character": "A transcript does not contain the noncharacters U+FDD0 and U+FDD1.",
     "uses-tools": "A conversation of a ChatGPT export uses no tools, which the export does not describe completely.",
     "missing-parent": "The parent of a message is in the file.",
+    "missing-replies": "All replies of a thread are in the file.",
     "lower-ranked": "With best-branch, a reply has the best rank among the replies to its message.",
     "no-question": "An answer has its question in the file.",
     "no-message": "A row of a chat export is a message, not a notice such as a join.",
