@@ -41,6 +41,7 @@ SUCCEEDS = {
     "plan": "support@1 --gpu h100-80g",
     "train --dry-run": "support@1",
     "templates": "chatml",
+    "runs --tidy": "--dry-run",
     "review status": "",
     "review export": "more.csv --replace",
     "review import": "set.csv --annotator ann",

@@ -247,19 +247,39 @@ def train(
     print_json(run.as_json()) if as_json else show_run(run)
 
 
-def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def runs(
+    tidy: Annotated[
+        bool, typer.Option("--tidy", help="Remove failed and interrupted runs that cannot be resumed.")
+    ] = False,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Let --tidy remove runs that can be resumed as well.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --tidy would remove; write nothing.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """List the runs with their versions, states, losses and adapters.
+
+    --tidy removes records of runs that did not finish, with their unfinished folders. Adapters stay.
 
     \b
     curate runs
+    curate runs --tidy --dry-run
     """
-    from curate.cli.views.runs import show_runs
+    from curate.cli.views.runs import show_runs, show_tidied
     from schemas.run import read_runs
     from schemas.store import reading
 
+    if (checkpoints or dry_run) and not tidy:
+        raise typer.BadParameter("only with --tidy", param_hint="--checkpoints" if checkpoints else "--dry-run")
+    if tidy:
+        from train.runs.tidy import tidy_runs
+
+        report = tidy_runs(store, checkpoints=checkpoints, dry_run=dry_run)
+        return print_json(report) if as_json else show_tidied(report)
     with reading(store) as connection:
         runs = read_runs(connection)
-    print_json([run.as_json() for run in runs]) if as_json else show_runs(runs)
+    return print_json([run.as_json() for run in runs]) if as_json else show_runs(runs)
 
 
 def verify(adapter: AdapterArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from train.engines import Step
     from train.runs.fit import PreparedRun
     from train.runs.retrain import Retraining
+    from train.runs.tidy import TidyReport
     from train.runs.verify import Check, Verification
 
 PROGRESS_LINES = 10
@@ -157,6 +158,32 @@ def _run_row(run: Run) -> dict[str, Any]:
         "started": local_minute(m.started),
         "adapter": run.adapter.name,
     }
+
+
+def show_tidied(report: TidyReport) -> None:
+    """Print the runs that were removed, or would be, and those that stay with the reason."""
+    if not report.runs:
+        note("Every run is finished or is being trained: there is nothing to remove.")
+        return
+    verb = "removed" if report.written else "would be removed"
+    rows = [
+        {
+            "run": run.run,
+            "version": run.version,
+            "status": run.status,
+            "outcome": f"kept: {run.kept_because}" if run.kept_because else verb,
+            "MB": f"{run.bytes / 1e6:,.1f}",
+            "failure": run.failure,
+        }
+        for run in report.runs
+    ]
+    print_table(rows, list(rows[0]))
+    from train.runs.tidy import RESUMABLE
+
+    if any(run.kept_because == RESUMABLE for run in report.runs):
+        note("Run the command that began a run again to resume it; --checkpoints removes such runs too.")
+    if not report.written:
+        note("Nothing was removed.")
 
 
 def show_verification(verification: Verification) -> None:
