@@ -292,6 +292,25 @@ def test_an_answer_that_the_server_refused_is_offered_again_after_a_reload(open_
     assert stored() == {"0": ("submitted", FULL | {"answer": "Sorry. Corrected."})}
 
 
+def test_an_answer_that_was_not_saved_is_not_offered_to_another_account(open_page, argilla_server):
+    page, _ = open_page("accounts", [FULL])
+    page.route("**/records/*/responses", lambda route: route.abort())
+    page.keyboard.press("Enter")
+    expect(note(page, "unsaved")).to_contain_text("Not saved")
+    page.on("dialog", lambda dialog: dialog.accept())
+    opened = page.url
+    page.evaluate("localStorage.removeItem('auth._token.local')")
+    name, password, _ = argilla_server.annotator("successor")
+    page.goto(f"{argilla_server.url}/sign-in")
+    page.get_by_role("textbox").first.fill(name)
+    page.locator("input[type=password]").fill(password)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{argilla_server.url}/")
+    page.goto(opened)
+    expect(note(page, "progress")).to_contain_text("You: 0 submitted")
+    expect(note(page, "unsaved")).to_have_count(0)
+
+
 def correct(page, text):
     """Type at the end of the correction."""
     page.locator("[aria-label='Question: answer'] [contenteditable]").click()

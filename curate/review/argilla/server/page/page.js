@@ -5,7 +5,7 @@ import { componentOf, findForm, isSingleChoice, optionInputs, questionElements, 
 import { clear, drop, heldForm, hold, release, watchKeys } from "./keys.js";
 import { setNote, showNotesIn } from "./notes.js";
 import { watchRequests } from "./requests.js";
-import { reportNotSaved, reportSaved, reportSaving, stayAfterFailures, watchLeaving } from "./saving.js";
+import { offerKept, reportNotSaved, reportSaved, reportSaving, stayAfterFailures, watchLeaving } from "./saving.js";
 
 const MOVE_MS = 2000; // after a saved answer, the page stays at the last conversation of a list
 
@@ -44,6 +44,7 @@ function refresh() {
   if (form === shown) return;
   shown = form;
   stayAfterFailures(form);
+  offerKept();
   componentOf(form).$watch(() => missingTitles(form), showMissing, { immediate: true });
   componentOf(form).$watch(() => clearable(form), () => showClearButtons(form), { immediate: true });
   if (heldForm() !== form) release();

@@ -4,6 +4,7 @@ import { componentOf, findForm, saverOf } from "./form.js";
 import { setNote } from "./notes.js";
 
 const KEPT = "curate-unsaved"; // in the session of this tab, in case that the page is reloaded or signs out
+const TOKEN = "auth._token.local"; // where the page keeps it
 const SLOW_MS = 5000;
 const ACTIONS = { submitted: "onSubmit", discarded: "onDiscard", draft: "onSaveDraft" };
 const MOVES = ["on-submit-responses", "on-discard-responses"];
@@ -31,7 +32,7 @@ export function reportSaved(request) {
 export function reportNotSaved(request) {
   clearTimeout(slow);
   failed = findForm();
-  sessionStorage.setItem(KEPT, JSON.stringify(request));
+  sessionStorage.setItem(KEPT, JSON.stringify({ ...request, account: account() }));
   showKept(request);
 }
 
@@ -46,18 +47,30 @@ export function stayAfterFailures(form) {
   };
 }
 
-/** Report an answer that was not saved before the page was loaded, and ask before the page is left. */
-export function watchLeaving() {
+/** Report an answer that was not saved before the page was loaded. */
+export function offerKept() {
   const kept = readKept();
   if (kept) showKept(kept);
+}
+
+/** Ask before the page is left with an answer that is not saved. */
+export function watchLeaving() {
   window.addEventListener("beforeunload", (event) => {
     const form = findForm();
     if (readKept() || (form && componentOf(form).record.isModified)) event.preventDefault();
   });
 }
 
+/** The request that was not saved, or null; that of another account is not shown to this one. */
 function readKept() {
-  return JSON.parse(sessionStorage.getItem(KEPT));
+  const kept = JSON.parse(sessionStorage.getItem(KEPT));
+  return kept?.account === account() ? kept : null;
+}
+
+/** The id of the account that is signed in, from its token (a JSON Web Token); null without one. */
+function account() {
+  const claims = localStorage.getItem(TOKEN)?.split(".")[1];
+  return claims ? JSON.parse(atob(claims.replaceAll("-", "+").replaceAll("_", "/"))).identity : null;
 }
 
 function showKept(request) {
@@ -88,6 +101,6 @@ function resend(request) {
   const xhr = new XMLHttpRequest();
   xhr.open(request.method, request.path);
   xhr.setRequestHeader("Content-Type", "application/json");
-  xhr.setRequestHeader("Authorization", localStorage.getItem("auth._token.local"));
+  xhr.setRequestHeader("Authorization", localStorage.getItem(TOKEN));
   xhr.send(request.body);
 }
