@@ -161,6 +161,19 @@ def test_the_dataset_card_has_counts_sources_and_the_digest(store, tmp_path):
     assert result.version.digest in card
 
 
+def test_control_characters_of_a_file_name_are_visible_in_the_dataset_card(tmp_path):
+    name = "a\x1b[31m\x9b\u202e.csv"
+    path = tmp_path / "c.duckdb"
+    add(path, questions(3), source=name)
+    with writing(path) as connection:
+        freeze(connection, "x", check_recipe({"freeze": {"held_out": 0}}, "the test"))
+    with reading(path) as connection:
+        export_version(connection, "x@1", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| a␛[31m\ufffd\ufffd.csv |" in card
+    assert all(character.isprintable() or character == "\n" for character in card)
+
+
 def test_version_json_has_the_sha256_of_every_file(store, tmp_path):
     from hashlib import sha256
 

@@ -126,6 +126,16 @@ def test_the_files_of_the_page_are_sent_compressed(argilla_server):
     assert small[2] == again[2]
 
 
+def test_guidelines_are_shown_without_html(argilla_server):
+    form = '# Rules\n\n<form action="/x"><input type="password"></form>'
+    body = {"name": "guided", "workspace_id": argilla_server.workspace, "guidelines": form}
+    made = argilla_server.ask("POST", "datasets", body)
+    assert made["guidelines"] == form.replace("<", "&lt;")
+    changed = argilla_server.ask("PATCH", f"datasets/{made['id']}", {"guidelines": made["guidelines"] + " <b>"})
+    assert changed["guidelines"] == form.replace("<", "&lt;") + " &lt;b>"
+    argilla_server.ask("DELETE", f"datasets/{made['id']}")
+
+
 # sign in ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from schemas.atomic import write_text
 from schemas.digest import digest
 from schemas.errors import CurateError, ExportError
 from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
+from schemas.text import printable
 from schemas.timing import timed
 from train.export.logit_diff import (
     LogitComparison,
@@ -102,7 +103,7 @@ def merge(
             _write_metadata_files(partial, source, dtype)
             _write_shards(partial, source, dtype, progress)
             comparison = _compare(partial, source, held_out, rows, kind)
-            write_text(partial / CARD_FILE, format_card(source.manifest, comparison))
+            write_text(partial / CARD_FILE, printable(format_card(source.manifest, comparison)))
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     return MergedModel(folder, source.name, kind, sum(sizes), len(sizes), comparison, already_exists)
 

@@ -16,7 +16,7 @@ import polars as pl
 from schemas.digest import digest, file_digest
 from schemas.ledger import write_ledger
 from schemas.manifest import MANIFEST_FILE, Manifest
-from schemas.text import plural
+from schemas.text import plural, printable
 from train.model.adapter_files import read_settings
 from train.tokens.chat_template import Template
 from train.tokens.tokenizer import TOKENIZER_FILES
@@ -41,7 +41,7 @@ def save_adapter(folder: Path, manifest: Manifest, model: Path, template: Templa
     (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT writes an empty template
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != CONFIG_FILE}
     manifest = manifest.model_copy(update={"files": files, "adapter_digest": adapter_digest(folder)})
-    (folder / CARD_FILE).write_text(card(manifest), encoding="utf-8")
+    (folder / CARD_FILE).write_text(printable(card(manifest)), encoding="utf-8")
     (folder / MANIFEST_FILE).write_text(manifest.as_json(), encoding="utf-8")
     return manifest
 

@@ -1,7 +1,8 @@
 """Review sets → datasets of a running Argilla, through its HTTP API; their records and responses → answers frames.
 
 Argilla's SDK is not used: it fails to read and to write a response that was discarded without values. The page inserts
-the text of the chat field as HTML, so it is escaped. The text box of a correction holds plain text, which is unchanged.
+the text of the chat field as HTML and guidelines as Markdown with HTML, so both are escaped. The text box of a
+correction holds plain text, which is unchanged.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Argilla:
         body = {
             "name": name,
             "workspace_id": self._workspace,
-            "guidelines": plan.guidelines or None,
+            "guidelines": plan.guidelines.replace("<", "&lt;") or None,
             "allow_extra_metadata": True,
             "distribution": {"strategy": "overlap", "min_submitted": plan.overlap},
         }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.digest import canonical_json
-from schemas.text import plural
+from schemas.text import plural, printable
 from schemas.version import Version
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -43,7 +43,7 @@ def write_card(version: Version, facts: CardFacts) -> str:
         _section("Recipe", f"```json\n{_pretty(version.recipe)}\n```"),
         _section("How to verify", _verify(version, facts)),
     ]
-    return "\n".join(section for section in sections if section)
+    return printable("\n".join(section for section in sections if section))  # file names can have control characters
 
 
 _SOURCE_COLUMNS = ["source", "shape", "read", "kept", "duplicate", "rejected", "here", "sha256"]

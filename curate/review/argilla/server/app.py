@@ -21,6 +21,7 @@ from .accounts import create_owner
 from .compression import CompressedFiles
 from .connection import LimitedProtocol
 from .gate import Gate
+from .guidelines import escape_guidelines
 from .index import connect
 from .job_queue import JobWorker
 from .patches import apply_patches
@@ -62,6 +63,7 @@ def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable
     sessions = Sessions(connection)
     bind_sessions_to_passwords(sessions, PasswordCheck())
     restrict_annotators()
+    escape_guidelines(connection)
     report = StartupReport(asyncio.run(create_owner()), repairs)
     jobs = JobWorker([HIGH_QUEUE, DEFAULT_QUEUE])  # with an external Redis, too: other workers lack this search engine
     jobs.start()
