@@ -37,7 +37,7 @@ COUNTS_SQL = f"""
 first reject is open (it was closed by an earlier source), or the same file was imported with another mapping."""
 
 REVIEWS_SQL = """
-    SELECT (SELECT count(DISTINCT (review_set, conversation)) FROM review_records) AS conversations,
+    SELECT (SELECT count(DISTINCT (review_set, conversation)) FROM review_records WHERE NOT removed) AS conversations,
            (SELECT count(DISTINCT (dataset, conversation)) FROM latest_reviews WHERE status = 'submitted') AS answered,
            (SELECT count(*) FROM latest_reviews WHERE status = 'submitted') AS answers,
            (SELECT list(DISTINCT reviewer ORDER BY reviewer) FROM latest_reviews

@@ -331,6 +331,19 @@ def review_positions(connection: DuckDBPyConnection) -> None:
     connection.execute("ALTER TABLE review_records ADD COLUMN position INTEGER")
 
 
+def review_removals(connection: DuckDBPyConnection) -> None:
+    """Annotators whose earlier answers no longer count, and members that left a set or are for some annotators only."""
+    connection.execute("""
+        CREATE TABLE removed_annotators (
+            reviewer VARCHAR NOT NULL,
+            removed_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            seq BIGINT NOT NULL DEFAULT nextval('seq')      -- answers with a smaller one do not count
+        );
+        ALTER TABLE review_records ADD COLUMN removed BOOLEAN DEFAULT false;
+        ALTER TABLE review_records ADD COLUMN assigned VARCHAR[];   -- null: offered to all annotators
+    """)
+
+
 MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     import_tables,
     curation_tables,
@@ -350,4 +363,5 @@ MIGRATIONS: list[Callable[[DuckDBPyConnection], None]] = [
     epochs_of_members,
     near_duplicates_of_selection,
     review_positions,
+    review_removals,
 ]

@@ -25,6 +25,9 @@ QUALITY, DECISION, ISSUES, TURNS, ANSWER, NOTE = STANDARD_QUESTIONS
 KEEP, FIX, DROP = "keep", "fix", "drop"
 DECISIONS = (KEEP, FIX, DROP)
 
+ASSIGNED = "assigned"
+"""The metadata of a task with the names of the annotators that it is offered to; without it, all of them."""
+
 SUBMITTED, DISCARDED, DRAFT, WITHDRAWN = "submitted", "discarded", "draft", "withdrawn"
 """The status of an answer. Only submitted answers count. `withdrawn`: deleted on the server since an earlier pull."""
 
@@ -76,7 +79,7 @@ class Task:
 
     conversation: str
     messages: tuple[tuple[str, str], ...]
-    metadata: Mapping[str, str | float | int]
+    metadata: Mapping[str, str | float | int | list[str]]
     suggestions: tuple[Suggestion, ...]
     earlier: str = ""
     answered_by: tuple[str, ...] = ()
@@ -166,6 +169,22 @@ class ReviewServer(Protocol):
 
     def pages(self, remote: RemoteSet) -> Iterator[Page]:
         """All records of the set with their answers."""
+
+    def accounts(self) -> frozenset[str]:
+        """The names of the accounts that can answer."""
+
+    @property
+    def can_assign(self) -> bool:
+        """Whether the server offers a task only to the annotators in its metadata."""
+
+    def answers_elsewhere(self, name: str, remotes: Sequence[str]) -> dict[str, int]:
+        """The number of an account's answers in each set whose id is not in `remotes`."""
+
+    def delete_account(self, name: str) -> None:
+        """Delete an account with its answers."""
+
+    def delete_records(self, remote: RemoteSet, records: Sequence[str]) -> None:
+        """Delete records with their answers; those that do not exist are ignored."""
 
 
 _MEAN = re.compile(r"mean\s*>=\s*(?P<least>\d+(?:\.\d+)?)")

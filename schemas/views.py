@@ -8,10 +8,13 @@ LATEST_REVIEWS = """
     SELECT * FROM (
         SELECT * FROM reviews
         QUALIFY row_number() OVER (PARTITION BY dataset, conversation, reviewer, record IS NULL ORDER BY seq DESC) = 1
-    ) QUALIFY row_number() OVER (PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, seq DESC) = 1
+    ) AS latest
+    WHERE NOT EXISTS (FROM removed_annotators r WHERE r.reviewer = latest.reviewer AND r.seq > latest.seq)
+    QUALIFY row_number() OVER (PARTITION BY dataset, conversation, reviewer ORDER BY answered_at DESC, seq DESC) = 1
 """
 """The latest answer per review set, conversation and annotator: the one that was read last, whatever its time; of an
-answer on a server and one in a spreadsheet the later one."""
+answer on a server and one in a spreadsheet the later one. Answers from before their annotator was removed are not in
+the view."""
 
 CURRENT_ANSWERS = """
     SELECT * FROM latest_reviews WHERE status = 'submitted'

@@ -11,7 +11,7 @@ from curate.cli import completion
 from curate.cli.console import print_json, progress_bar
 from curate.cli.groups import GroupedHelp
 from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
-from curate.cli.review_server import HomeOption, UrlOption
+from curate.cli.review_server import DryRunOption, HomeOption, UrlOption, WorkspaceOption
 from curate.cli.review_server import register as register_server_commands
 
 SERVER, SPREADSHEETS = "Review on a server", "Review in spreadsheets"
@@ -52,8 +52,14 @@ BlindOption = Annotated[
         "--blind", metavar="SHARE", help="Share shown without suggestions.", show_default="10%, or the recipe's"
     ),
 ]
-WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", help="Workspace on the server.", show_default="the only one")
+AssignOption = Annotated[
+    str | None,
+    typer.Option(
+        "--assign",
+        metavar="NAMES",
+        help='Offer new conversations only to these annotators, "ann,bob"; "" to all.',
+        show_default="all",
+    ),
 ]
 AlsoDroppedOption = Annotated[bool, typer.Option("--also-dropped", help="Include conversations that rules dropped.")]
 PartialOption = Annotated[
@@ -78,6 +84,7 @@ def push(
     overlap: OverlapOption = None,
     blind: BlindOption = None,
     also_dropped: AlsoDroppedOption = False,
+    assign: AssignOption = None,
     workspace: WorkspaceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent without sending it.")] = False,
     url: UrlOption = None,
@@ -99,7 +106,8 @@ def push(
     from schemas.recipe import load_recipe
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
-    query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
+    names = None if assign is None else tuple(filter(None, (one.strip() for one in assign.split(","))))
+    query = QueueQuery(where, order, queue, sample, also_dropped, overlap, names)
     with connect(url, home, workspace) as server, progress_bar("pushing") as advance:
         result = push_set(store, settings, server, name, query, dry_run=dry_run, progress=advance)
     print_json(result) if as_json else show_push(result, dry_run=dry_run)
@@ -132,6 +140,39 @@ def pull(
     with connect(url, home, workspace) as server, progress_bar("pulling") as advance:
         result = pull_set(store, section, server, name, partial=partial, again=again, progress=advance)
     print_json(result) if as_json else show_pull(result)
+
+
+@review.command(rich_help_panel=SERVER)
+def remove(
+    name: Annotated[str, typer.Argument(help="Name of the review set.")],
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Beginnings of conversation ids.")] = None,
+    where: WhereOption = None,
+    dry_run: DryRunOption = False,
+    workspace: WorkspaceOption = None,
+    url: UrlOption = None,
+    home: HomeOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Take conversations out of a review set. Answers to them stay in the store and count.
+
+    \b
+    curate review remove support --where "answer_words < 40"
+    """
+    from curate.cli.views.reviews import show_member_removal
+    from curate.review.argilla.client import connect_if_used
+    from curate.review.removal import remove_members
+    from schemas.recipe import load_recipe
+
+    if not ids and where is None:
+        raise typer.BadParameter("Name conversations by ID or --where.")
+    with connect_if_used(store, url, home, workspace) as server:
+        result = remove_members(
+            store, load_recipe(recipe, set_ or []), server, name, ids=ids or (), where=where, dry_run=dry_run
+        )
+    print_json(result) if as_json else show_member_removal(result, dry_run=dry_run)
 
 
 @review.command(rich_help_panel=SERVER)

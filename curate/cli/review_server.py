@@ -9,7 +9,7 @@ import typer
 
 from curate.cli.console import note, print_json, print_line, print_table, progress_bar
 from curate.cli.groups import GroupedHelp
-from curate.cli.options import JsonOption
+from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
 from schemas.text import plural
 
 PANEL = "Labelling server"
@@ -32,6 +32,11 @@ UrlOption = Annotated[
     typer.Option("--url", help="Address of your own server; its key is read from ARGILLA_API_KEY.",
                  envvar="ARGILLA_API_URL", show_default="the server of --home"),
 ]  # fmt: skip
+
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", help="Workspace on the server.", show_default="the only one")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the consequences without changing anything.")]
 
 
 def register(review: typer.Typer) -> None:
@@ -124,6 +129,34 @@ def password(
     print_json(new) if as_json else print_line(f"{name}\npassword {new.password}")
     if not new.ends_sessions:
         note(f"This server keeps the sessions and the API key of {name} valid: to end them, delete the account there.")
+
+
+@users.command(rich_help_panel=PANEL)
+def remove(
+    name: Annotated[str, typer.Argument(help="Name of the annotator.")],
+    dry_run: DryRunOption = False,
+    workspace: WorkspaceOption = None,
+    url: UrlOption = None,
+    home: HomeOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete an account. The annotator's answers stay in the store and no longer count.
+
+    \b
+    curate review users remove bob --dry-run
+    """
+    from curate.cli.views.reviews import show_annotator_removal
+    from curate.review.argilla.client import connect_if_used
+    from curate.review.removal import remove_annotator
+    from schemas.recipe import load_recipe
+
+    section = load_recipe(recipe, set_ or []).review
+    with connect_if_used(store, url, home, workspace) as server:
+        result = remove_annotator(store, section, server, name, dry_run=dry_run)
+    print_json(result) if as_json else show_annotator_removal(result, dry_run=dry_run)
 
 
 @users.command("list", rich_help_panel=PANEL)

@@ -39,7 +39,7 @@ SETS_SQL = f"""
             count(l.reviewer) FILTER (l.status = 'submitted') AS answers
         FROM review_records r
         LEFT JOIN latest_reviews l ON l.dataset = r.review_set AND l.conversation = r.conversation
-        WHERE r.review_set IN (SELECT name FROM requested) GROUP BY ALL
+        WHERE r.review_set IN (SELECT name FROM requested) AND NOT r.removed GROUP BY ALL
         HAVING answers > 0 OR bool_or(r.record IS NOT NULL) OR r.review_set IN (
             SELECT o.review_set FROM review_sets o WHERE server IS NULL)
     )

@@ -6,14 +6,24 @@ row counts. A pull without new answers writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.review.sets import Progress, StoredSet, check_same_questions, check_same_server, load_set
-from curate.review.verdicts import DISPUTED, NO_CORRECTION, UNDECIDED, WAITING, resolve_answers, write_verdicts
+from curate.review.verdicts import (
+    DISPUTED,
+    NO_CORRECTION,
+    UNDECIDED,
+    WAITING,
+    ReviewOutcomes,
+    resolve_answers,
+    write_verdicts,
+)
 from curate.selection import RULE
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
@@ -45,8 +55,9 @@ NEW_ANSWERS_SQL = """
     SELECT k.conversation, k.reviewer, k.response, k.answers::VARCHAR, $withdrawn, k.answered_at, k.record
     FROM known k ANTI JOIN answered USING (conversation, reviewer, sheet)
     WHERE k.status <> $withdrawn AND k.record IN (SELECT record FROM present)
+        AND k.reviewer NOT IN (SELECT reviewer FROM absent)
 """
-"""Answers that are new or changed, and known ones that are missing from the server.
+"""Answers that are new or changed, and known ones that are missing from the server, except those of deleted accounts.
 
 Answers in spreadsheets are compared with the annotator's latest from a spreadsheet, answers on a server with the latest
 from the server. Reading either again therefore never turns an old answer into the newest. The same answer submitted
@@ -63,6 +74,9 @@ APPEND_SQL = f"""
     ORDER BY n.answered_at, n.conversation
 """
 
+RULE_PERSON = f"{RULE} (person)"
+"""An annotator whose name is the one of rules."""
+
 OUTCOMES = ("keep", "edit", "drop", WAITING, DISPUTED, UNDECIDED)
 
 
@@ -72,8 +86,10 @@ class PullResult:
 
     `ended` of the verdicts end an earlier one that no longer follows from the answers.
 
-    `uncorrected` counts conversations marked "fix" without a correction, `deleted` records deleted on the server,
-    `unknown` answers to records that this store did not push, `surplus_marks` marks on answers that do not exist.
+    `deleted_accounts` has `annotator` and `answers`: accounts that no longer exist on the server, with their answers
+    that still count. `uncorrected` counts conversations marked "fix" without a correction, `deleted` records deleted
+    on the server, `unknown` answers to records that this store did not push, `surplus_marks` marks on answers that do
+    not exist.
     """
 
     review_set: str
@@ -85,6 +101,7 @@ class PullResult:
     deleted: int = 0
     unknown: int = 0
     surplus_marks: int = 0
+    deleted_accounts: list[dict[str, Any]] = field(default_factory=list)
     unchanged: bool = False
 
 
@@ -115,6 +132,7 @@ def pull(
         )
     check_same_questions(stored.questions, remote.questions, f"The set {name} on {server.url}")
     activity = f"{server.activity(remote)} {server.count(remote)}"
+    accounts = server.accounts() | {RULE_PERSON}
     unchanged = activity == stored.activity and not again
     if not unchanged:
         records, answers, surplus = _fetch_answers(server, remote, progress)
@@ -122,8 +140,11 @@ def pull(
         # The overlap can be changed on the server's page.
         connection.execute("UPDATE review_sets SET overlap = ? WHERE review_set = ?", [remote.overlap, name])
         if unchanged:
-            return _resolve(connection, section, PullResult(name, unchanged=True), partial)
-        result = store_answers(connection, section, name, answers, records, partial=partial)
+            result = _resolve(connection, section, PullResult(name, unchanged=True), partial)
+            result.deleted_accounts = _find_deleted_accounts(connection, name, accounts)
+            return result
+        seen = accounts | set(answers["reviewer"])
+        result = store_answers(connection, section, name, answers, records, accounts=seen, partial=partial)
         result.surplus_marks = surplus
         connection.execute(
             "UPDATE review_sets SET activity = ?, pulled_at = now(), server = ? WHERE review_set = ?",
@@ -139,12 +160,14 @@ def store_answers(
     answers: pl.DataFrame,
     records: dict[str, str] | None = None,
     *,
+    accounts: Iterable[str] | None = None,
     partial: bool | None = None,
 ) -> PullResult:
     """Append the new answers of an answers frame, and the verdicts that all answers in the store resolve to.
 
     `records` are all records on the server, id -> conversation. Known answers to them that are not in `answers` were
-    withdrawn; records of the set that are not in `records` were deleted.
+    withdrawn, unless their annotator is missing in `accounts`. Records of the set that are not in `records` were
+    deleted.
     """
     result = PullResult(name)
     connection.register("pulled", _rename_reserved(answers))
@@ -152,10 +175,15 @@ def store_answers(
     connection.register("present", pl.DataFrame(present, schema={"record": pl.String, "conversation": pl.String}))
     if records is not None:
         result.deleted = _mark_deleted(connection, name)
+    if accounts is not None:
+        result.deleted_accounts = _find_deleted_accounts(connection, name, accounts)
+    absent = [each["annotator"] for each in result.deleted_accounts]
+    connection.register("absent", pl.DataFrame({"reviewer": absent}, schema={"reviewer": pl.String}))
     result.unknown = _count_unknown(connection, name)
     result.answers = _append(connection, name)
     connection.unregister("pulled")
     connection.unregister("present")
+    connection.unregister("absent")
     return _resolve(connection, section, result, partial)
 
 
@@ -201,8 +229,7 @@ def _fetch_answers(
 
 def _rename_reserved(answers: pl.DataFrame) -> pl.DataFrame:
     """One answer per annotator and conversation; an annotator with the reserved name of rules is renamed."""
-    reserved = pl.col("reviewer") == RULE
-    reviewer = pl.when(reserved).then(pl.lit(f"{RULE} (person)")).otherwise("reviewer")
+    reviewer = pl.when(pl.col("reviewer") == RULE).then(pl.lit(RULE_PERSON)).otherwise("reviewer")
     return answers.with_columns(reviewer=reviewer).unique(
         ["conversation", "reviewer"], keep="last", maintain_order=True
     )
@@ -216,8 +243,27 @@ def _mark_deleted(connection: DuckDBPyConnection, name: str) -> int:
              AND gone IS DISTINCT FROM (record NOT IN (SELECT record FROM present))""",
         [name],
     )
-    rows = connection.execute("SELECT count(*) FROM review_records WHERE review_set = ? AND gone", [name]).fetchall()
+    rows = connection.execute(
+        "SELECT count(*) FROM review_records WHERE review_set = ? AND gone AND NOT removed", [name]
+    ).fetchall()
     return int(rows[0][0])
+
+
+def _find_deleted_accounts(connection: DuckDBPyConnection, name: str, accounts: Iterable[str]) -> list[dict[str, Any]]:
+    """The annotators who answered on the server and have no account there: name, and answers that still count."""
+    rows: list[dict[str, Any]] = (
+        connection.sql(
+            """SELECT k.reviewer AS annotator, count(*) FILTER (l.status = 'submitted') AS answers
+           FROM (SELECT DISTINCT conversation, reviewer FROM reviews WHERE dataset = $name AND record IS NOT NULL) k
+           LEFT JOIN latest_reviews l
+               ON l.dataset = $name AND l.conversation = k.conversation AND l.reviewer = k.reviewer
+           WHERE NOT list_contains($accounts, k.reviewer) GROUP BY 1 ORDER BY 1""",
+            params={"name": name, "accounts": [*accounts]},
+        )
+        .pl()
+        .to_dicts()
+    )
+    return rows
 
 
 def _count_unknown(connection: DuckDBPyConnection, name: str) -> int:
@@ -241,6 +287,12 @@ def _append(connection: DuckDBPyConnection, name: str) -> dict[str, int]:
     return {status: int(counts.get(status, 0)) for status in (SUBMITTED, DISCARDED, DRAFT, WITHDRAWN)}
 
 
+def resolve_store(connection: DuckDBPyConnection, section: ReviewSection) -> ReviewOutcomes:
+    """The outcomes of all answered conversations; writes nothing."""
+    answered = connection.sql("SELECT DISTINCT conversation FROM reviews").pl()
+    return resolve_answers(connection, section, answered["conversation"].to_list())
+
+
 @timed("resolving verdicts")
 def _resolve(
     connection: DuckDBPyConnection, section: ReviewSection, result: PullResult, partial: bool | None
@@ -251,16 +303,13 @@ def _resolve(
     """
     if partial is not None:
         connection.execute("UPDATE review_sets SET partial = ? WHERE review_set = ?", [partial, result.review_set])
-    answered = connection.sql(
-        """SELECT conversation, bool_or(conversation IN (
-               SELECT conversation FROM review_records WHERE review_set = ?)) AS is_member
-           FROM reviews GROUP BY conversation""",
-        params=[result.review_set],
-    ).pl()
-    resolved = resolve_answers(connection, section, answered["conversation"].to_list())
+    resolved = resolve_store(connection, section)
     written = write_verdicts(connection, resolved, result.review_set)
     result.verdicts, result.ended = sum(written.values()), written.get(UNDECIDED, 0)
-    outcomes = resolved.outcomes.join(answered.filter("is_member"), on="conversation", how="semi")
+    members = connection.sql(
+        "SELECT conversation FROM review_records WHERE review_set = ?", params=[result.review_set]
+    ).pl()
+    outcomes = resolved.outcomes.join(members, on="conversation", how="semi")
     counts = dict(outcomes.group_by("outcome").len().iter_rows())
     result.outcomes = {outcome: int(counts.get(outcome, 0)) for outcome in OUTCOMES}
     result.uncorrected = outcomes.filter(pl.col("reason").str.ends_with(NO_CORRECTION)).height

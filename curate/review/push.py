@@ -29,7 +29,7 @@ from schemas.errors import CurateError, ReviewError
 from schemas.recipe import Recipe
 from schemas.review import RemoteSet, ReviewServer
 from schemas.store import writing
-from schemas.text import plural
+from schemas.text import join_names, plural
 from schemas.timing import timed
 
 
@@ -63,6 +63,7 @@ def push(
     selection or a server failure; the records sent before a failure are recorded.
     """
     remote = server.find_set(name)
+    _check_assignment(server, query.assign or ())
     prepared = prepare_set(store, recipe, name, query, rejection_reason=server.rejection_reason, remote=remote)
     check_same_server(name, prepared.ref, server, remote)
     if remote is not None:
@@ -89,6 +90,20 @@ def push(
             remove_rejected(connection, name, result.rejected_by_server)
     result.sent = len(sent)
     return result
+
+
+def _check_assignment(server: ReviewServer, names: Sequence[str]) -> None:
+    """Raise `ReviewError` if the server cannot offer conversations to these annotators only."""
+    if not names:
+        return
+    if not server.can_assign:
+        raise ReviewError(
+            f"{server.url} offers every conversation to all annotators of a workspace.",
+            "Use curate review serve, or push to another workspace: --workspace NAME",
+        )
+    accounts = server.accounts()
+    if unknown := sorted(set(names) - accounts):
+        raise ReviewError(f"There is no account {unknown[0]}.", f"Accounts: {join_names(sorted(accounts), 20)}.")
 
 
 @timed("comparing with the server")

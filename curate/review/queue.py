@@ -53,7 +53,9 @@ CONVERSATIONS_SQL = """
 class QueueQuery:
     """Which conversations become members. `also_dropped` includes those that rules dropped.
 
-    `overlap` is the value of the option, None without it; it must equal that of an existing set.
+    `overlap` is the value of the option, None without it; it must equal that of an existing set. `assign` names the
+    annotators that new members are offered to, () all of them; without other options it applies to the unanswered
+    members of an existing set.
     """
 
     where: str | None = None
@@ -62,11 +64,12 @@ class QueueQuery:
     sample: int | None = None
     also_dropped: bool = False
     overlap: int | None = None
+    assign: tuple[str, ...] | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether no option was given: an existing set then stays as it is."""
-        return replace(self, overlap=None) == QueueQuery()
+        return replace(self, overlap=None, assign=None) == QueueQuery()
 
     @property
     def queue_name(self) -> str:
@@ -78,13 +81,19 @@ class QueueQuery:
 class QueueSelection:
     """The members of a set, existing ones first, and the candidates that cannot be shown.
 
-    `members` has `conversation`, `queue`, `blind`, `position` in the set and `since`: the time it was added, null for
-    new members. `rejected` has conversation and reason.
+    `members` has `conversation`, `queue`, `blind`, `position` in the set, `since`: the time it was added, null for new
+    members, and `assigned`: the annotators that it is offered to, null for all. `rejected` has conversation and reason.
     """
 
     members: pl.DataFrame
     rejected: list[dict[str, str]]
 
+
+EXISTING_SQL = """
+    SELECT conversation, queue, blind, position, pushed_at AS since, assigned, removed, conversation IN (
+        SELECT l.conversation FROM latest_reviews l WHERE l.dataset = $name AND l.status = 'submitted') AS answered
+    FROM review_records WHERE review_set = $name ORDER BY position NULLS FIRST, pushed_at, conversation
+"""
 
 RenderTask = Callable[[Mapping[str, Any]], Task]
 """A row with `conversation`, `conversations` and `tools` → the task as annotators would see it."""
@@ -111,15 +120,13 @@ def select_members(
     """
     if query.queue_name not in (*QUEUES, ORDERED):
         raise ReviewError(f"Unknown queue {query.queue}.", f"Use one of {', '.join(QUEUES)}.")
-    existing: pl.DataFrame = connection.sql(
-        """SELECT conversation, queue, blind, position, pushed_at AS since FROM review_records WHERE review_set = ?
-           ORDER BY position NULLS FIRST, pushed_at, conversation""",
-        params=[name],
-    ).pl()
+    stored: pl.DataFrame = connection.sql(EXISTING_SQL, params={"name": name}).pl()
+    existing = stored.filter(~pl.col("removed")).drop("removed")
     if query.is_empty and existing.height:
-        return QueueSelection(existing, [])
+        return QueueSelection(_assign_unanswered(existing, query.assign).drop("answered"), [])
+    existing = existing.drop("answered")
     candidates = _rank_candidates(connection, recipe, name, query, disputed).join(
-        existing, on="conversation", how="anti", maintain_order="left"
+        stored, on="conversation", how="anti", maintain_order="left"
     )
     room = candidates.height if query.sample is None else max(0, query.sample - existing.height)
     added, rejected = _take_showable(_render_tasks(connection, candidates, render), room, rejection_reason)
@@ -130,10 +137,19 @@ def select_members(
         "conversation",
         queue=pl.lit(query.queue_name),
         blind=blind,
-        position=pl.int_range(1, pl.len() + 1, dtype=pl.Int32) + (existing["position"].max() or existing.height),
+        position=pl.int_range(1, pl.len() + 1, dtype=pl.Int32) + (stored["position"].max() or stored.height),
         since=pl.lit(None, existing.schema["since"]),
+        assigned=pl.lit(list(query.assign or ()) or None, pl.List(pl.String)),
     )
     return QueueSelection(pl.concat([existing, new]), rejected)
+
+
+def _assign_unanswered(members: pl.DataFrame, names: tuple[str, ...] | None) -> pl.DataFrame:
+    """The members; those without an answer are assigned to `names`, or with () to everybody."""
+    if names is None:
+        return members
+    new = pl.lit(list(names) or None, pl.List(pl.String))
+    return members.with_columns(assigned=pl.when("answered").then("assigned").otherwise(new))
 
 
 def _rank_candidates(
@@ -271,6 +287,9 @@ def filterable_metadata(connection: DuckDBPyConnection, recipe: Recipe) -> dict[
     return {key: kind for key, kind in metadata_types(connection, recipe).items() if key in keys}
 
 
+TASK_COLUMNS = ("conversation", "conversations", "tools", "queue", "blind", "rules_keep", "assigned")
+
+
 def read_task_rows(
     connection: DuckDBPyConnection, recipe: Recipe, name: str, members: pl.DataFrame
 ) -> list[dict[str, Any]]:
@@ -288,7 +307,7 @@ def read_task_rows(
     types = metadata_types(connection, recipe)
     return [  # one by one: each becomes the JSON of a request
         {
-            **{key: row[key] for key in ("conversation", "conversations", "tools", "queue", "blind", "rules_keep")},
+            **{key: row[key] for key in TASK_COLUMNS},
             "earlier": row["earlier"] or (),
             "position": places[row["conversation"]],
             "metadata": _metadata(row, types),

@@ -39,7 +39,7 @@ from schemas.conversation import ASSISTANT_ROLES, PRESENT_SQL
 from schemas.digest import canonical_json, digest
 from schemas.errors import ReviewError
 from schemas.recipe import Recipe
-from schemas.review import TURNS, Question, RemoteSet, ReviewServer, SetPlan, Suggestion, Task
+from schemas.review import ASSIGNED, TURNS, Question, RemoteSet, ReviewServer, SetPlan, Suggestion, Task
 from schemas.store import reading
 from schemas.text import plural
 
@@ -68,6 +68,7 @@ class ReviewTask:
     digest: str
     suggestions: tuple[Suggestion, ...] = ()
     position: int | None = None
+    assigned: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,12 @@ def prepare_set(
             raise ReviewError(
                 f"The set {name} asks for {plural(overlap, 'answer')} per conversation, not {query.overlap}.",
                 "Omit --overlap, or push under another name.",
+            )
+        if query.assign and len(set(query.assign)) < overlap:
+            raise ReviewError(
+                f"The set {name} asks for {plural(overlap, 'answer')} per conversation, but --assign names"
+                f" {plural(len(set(query.assign)), 'annotator')}.",
+                "Name more annotators.",
             )
         selection = _select(connection, recipe, name, query, existing=existing, rejection_reason=rejection_reason)
         questions = build_questions(recipe.review, _max_answers(connection, selection.members))
@@ -201,13 +208,22 @@ def _max_answers(connection: DuckDBPyConnection, members: pl.DataFrame) -> int:
 def review_task(row: dict[str, Any], questions: Sequence[Question]) -> ReviewTask:
     """The task of a row of `read_task_rows`."""
     row["metadata"]["queue"] = row["queue"]
+    if row["assigned"]:
+        row["metadata"][ASSIGNED] = row["assigned"]
     task = build_task(row, questions, blind=row["blind"])
     content = {**asdict(task), "messages": list(task.messages), "answered_by": list(task.answered_by)}
     for added in ("earlier", "answered_by"):  # tasks without them keep the digest of earlier releases
         if not content[added]:
             del content[added]
-    suggestions = build_suggestions(row, questions)
-    return ReviewTask(task, row["queue"], row["blind"], digest(content), suggestions, row["position"])
+    return ReviewTask(
+        task,
+        row["queue"],
+        row["blind"],
+        digest(content),
+        build_suggestions(row, questions),
+        row["position"],
+        row["assigned"],
+    )
 
 
 # --- checks ---
@@ -330,16 +346,17 @@ def save_suggestions(connection: DuckDBPyConnection, name: str, tasks: Sequence[
     connection.unregister("shown")
 
 
-RECORD_COLUMNS = "review_set, conversation, record, queue, blind, suggestions, digest, position"
+RECORD_COLUMNS = "review_set, conversation, record, queue, blind, suggestions, digest, position, assigned"
 
 
 def _record_frame(records: Sequence[tuple[ReviewTask, str | None]]) -> pl.DataFrame:
     """Rows of `review_records` without the set's name."""
     rows = [
         (each.task.conversation, record, each.queue, each.blind,
-         canonical_json([asdict(suggestion) for suggestion in each.suggestions]), each.digest, each.position)
+         canonical_json([asdict(suggestion) for suggestion in each.suggestions]), each.digest, each.position,
+         each.assigned)
         for each, record in records  # one by one: each was the JSON of a request
     ]  # fmt: skip
-    special = {"blind": pl.Boolean, "position": pl.Int32}
+    special: dict[str, Any] = {"blind": pl.Boolean, "position": pl.Int32, "assigned": pl.List(pl.String)}
     types = {name: special.get(name, pl.String) for name in RECORD_COLUMNS.split(", ")[1:]}
     return pl.DataFrame(rows, schema=types, orient="row")

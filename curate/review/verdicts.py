@@ -50,7 +50,7 @@ ANSWERS_SQL = """
 OVERLAPS_SQL = """
     WITH sets AS (
         SELECT conversation, if(partial, 1, overlap) AS overlap,
-            NOT gone AND (record IS NOT NULL OR server IS NULL) AS is_open
+            NOT gone AND NOT removed AND (record IS NOT NULL OR server IS NULL) AS is_open
         FROM review_records JOIN review_sets USING (review_set)
         WHERE conversation IN (SELECT conversation FROM reviewed)
     ), largest AS (

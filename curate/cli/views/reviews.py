@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,12 @@ from curate.cli.console import note, print_line, print_table
 from curate.review.agreement import ANNOTATORS, RULES, SPREADSHEET, ReviewStats, Rows
 from curate.review.pull import PullResult
 from curate.review.push import PushResult
+from curate.review.removal import AnnotatorRemoval, MemberRemoval
 from curate.review.spreadsheet import SheetExport, SheetImport
-from schemas.text import plural
+from schemas.text import plural, shell_quote
+
+RULES_DECIDE = "rules decide"
+"""Printed instead of a verdict where there is none by annotators."""
 
 NO_VALUE = "-"
 """Printed for a figure that cannot be computed yet."""
@@ -75,6 +80,11 @@ def show_pull(result: PullResult) -> None:
         note(f"{records} deleted on the server. Pulled answers are kept; a push creates the records again.")
     if result.surplus_marks:
         note(f"Ignored {plural(result.surplus_marks, 'mark')} on answers that the conversation does not have.")
+    for each in result.deleted_accounts:
+        name, answers = each["annotator"], plural(each["answers"], "answer")
+        if each["answers"]:
+            note(f"{name} has no account on the server any more; {answers} to this set still count.")
+            note(f"To count them no longer: curate review users remove {shell_quote(name)}")
     if result.unknown:
         note(f"Ignored {plural(result.unknown, 'answer')} to records that this store did not push.")
     if result.ended:
@@ -83,6 +93,40 @@ def show_pull(result: PullResult) -> None:
     if outcomes.get("disputed"):
         note("Disputed: curate review push NAME --queue disagreement asks another annotator.")
     note("Next: curate review status, then curate freeze NAME.")
+
+
+def show_annotator_removal(result: AnnotatorRemoval, *, dry_run: bool) -> None:
+    """Print the sets with answers that no longer count, and the verdicts that change."""
+    print_line(f"{result.annotator}: {plural(sum(row['answers'] for row in result.sets), 'answer')} no longer counted.")
+    if result.sets:
+        print_table(result.sets, ["set", "answers"])
+    _print_changed(result.verdicts)
+    if dry_run:
+        print_line("Nothing was changed (dry run). Answers since the latest pull are not included.")
+    elif result.account:
+        note(f"The account {result.annotator} was deleted; its answers stay in the store.")
+
+
+def show_member_removal(result: MemberRemoval, *, dry_run: bool) -> None:
+    """Print how many conversations left the set, by answers, and the verdicts that change."""
+    print_line(
+        f"{result.review_set}: {plural(result.conversations, 'conversation')} removed: {result.answered:,} answered,"
+        f" {result.partial:,} with too few answers, {result.unanswered:,} unanswered."
+    )
+    _print_changed(result.verdicts)
+    note("Their answers stay in the store and count; without enough answers, rules decide.")
+    if dry_run:
+        print_line("Nothing was changed (dry run). Answers since the latest pull are not included.")
+
+
+def _print_changed(verdicts: Rows) -> None:
+    """Print how many verdicts change in each way, and some of the conversations."""
+    print_line(f"{plural(len(verdicts), 'verdict')} changed{':' if verdicts else '.'}")
+    counts = Counter((row["before"] or RULES_DECIDE, row["after"] or RULES_DECIDE) for row in verdicts)
+    rows = [{"before": before, "after": after, "verdicts": count} for (before, after), count in counts.most_common()]
+    if rows:
+        print_table(rows, ["before", "after", "verdicts"])
+        print_line(f"for example {', '.join(row['conversation'][:12] for row in verdicts[:3])}")
 
 
 def show_stats(stats: ReviewStats, *, list_disputed: bool) -> None:

@@ -35,6 +35,7 @@ from schemas.review import (
     Suggestion,
     Task,
 )
+from schemas.store import reading
 
 NEW_WORKSPACE = "curate"
 FIELD, EARLIER = "conversation", "earlier_answers"
@@ -70,6 +71,20 @@ def connect(url: str | None, home: Path | None, workspace: str | None = None) ->
                 f"Set {KEY_VARIABLE} to the key of an owner or admin of {address}.",
             )
         yield Argilla(api, _find_workspace(api, workspace), workspace or NEW_WORKSPACE, me["role"])
+
+
+@contextmanager
+def connect_if_used(
+    store: Path, url: str | None, home: Path | None, workspace: str | None = None
+) -> Iterator[Argilla | None]:
+    """As `connect`; None if no server is named and no set of the store is on one."""
+    with reading(store) as connection:
+        used = connection.execute("SELECT 1 FROM review_sets WHERE server IS NOT NULL LIMIT 1").fetchone()
+    if used or url or home:
+        with connect(url, home, workspace) as server:
+            yield server
+    else:
+        yield None
 
 
 def _find_workspace(api: Api, name: str | None) -> str | None:
@@ -258,6 +273,41 @@ class Argilla:
                 offset += PAGE
                 future = executor.submit(fetch, offset)
                 yield _parse_page(items, users)
+
+    def accounts(self) -> frozenset[str]:
+        """The names of the accounts that can answer: all of them, for an admin those of the workspace."""
+        return frozenset(self._read_users().values())
+
+    @property
+    def can_assign(self) -> bool:
+        """Whether this is a server of `curate review serve`; Argilla offers every record to everybody."""
+        return self._api.is_curate
+
+    def answers_elsewhere(self, name: str, remotes: Sequence[str]) -> dict[str, int]:
+        """The number of an account's answers in each dataset whose id is not in `remotes`."""
+        counts = {}
+        for dataset in self._api.request("GET", "me/datasets")["items"]:
+            if dataset["id"] not in remotes:
+                rows = self._api.request("GET", f"datasets/{dataset['id']}/users/progress")["users"]
+                [own] = [row for row in rows if row["username"] == name] or [{}]
+                counts[dataset["name"]] = sum(sum(own.get(status, {}).values()) for status in ("completed", "pending"))
+        return {name: count for name, count in counts.items() if count}
+
+    def delete_account(self, name: str) -> None:
+        """Delete an account; Argilla deletes its answers, too."""
+        if name == self._api.request("GET", "me")["username"]:
+            raise ReviewError(
+                f"{name} is the account of the key in use.", f"Set {KEY_VARIABLE} to the key of another owner."
+            )
+        ids = {each["username"]: each["id"] for each in self._api.request("GET", "users")["items"]}
+        if name in ids:
+            self._api.request("DELETE", f"users/{ids[name]}")
+
+    def delete_records(self, remote: RemoteSet, records: Sequence[str]) -> None:
+        """Delete records with their answers; those that do not exist are ignored."""
+        for start in range(0, len(records), BATCH):
+            ids = ",".join(records[start : start + BATCH])
+            self._api.request("DELETE", f"datasets/{remote.id}/records", ids=ids)
 
     def _read_users(self) -> dict[str, str]:
         """User id -> name. The response contains the API key of every account; only names are kept."""

@@ -38,6 +38,8 @@ class Api:
     def __init__(self, client: httpx.Client, url: str) -> None:
         self._client = client
         self.url = url
+        self.is_curate = False
+        """Whether the latest response was from a server of `curate review serve`."""
 
     def request(self, method: str, path: str, body: object = None, **query: object) -> dict[str, Any]:
         """The JSON object of the response. Raises `InvalidError` for status 413 and 422, else `ReviewError`."""
@@ -49,6 +51,7 @@ class Api:
             raise ReviewError(
                 f"{self.url} does not answer: {error}.", "Start it (curate review serve), or correct --url."
             ) from error
+        self.is_curate = response.headers.get("x-labelling-server") == "curate"
         if response.is_success:
             return self._json(response)
         raise self._error(response)

@@ -17,7 +17,7 @@ import uvicorn
 from argilla_server import _app
 from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE
 
-from .accounts import create_owner
+from .accounts import create_owner, reopen_records_of_deleted_accounts
 from .compression import CompressedFiles
 from .connection import LimitedProtocol
 from .gate import Gate
@@ -63,6 +63,7 @@ def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable
     sessions = Sessions(connection)
     bind_sessions_to_passwords(sessions, PasswordCheck())
     restrict_annotators()
+    reopen_records_of_deleted_accounts(connection)
     escape_guidelines(connection)
     report = StartupReport(asyncio.run(create_owner()), repairs)
     jobs = JobWorker([HIGH_QUEUE, DEFAULT_QUEUE])  # with an external Redis, too: other workers lack this search engine

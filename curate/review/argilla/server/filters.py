@@ -211,6 +211,24 @@ def _is_between(column: str, ge: Any, le: Any) -> Sql:
     return Sql(" AND ".join(text for text, _ in bounds) or FALSE, [bound for _, bound in bounds])
 
 
+def both_conditions(one: Sql, other: Sql) -> Sql:
+    """The condition that both conditions are met."""
+    return Sql(f"({one.text}) AND ({other.text})", [*one.parameters, *other.parameters])
+
+
+def offered_condition(connection: sqlite3.Connection, user: str) -> Sql:
+    """The condition that a document is offered to a user: it has no names in `assigned`, theirs, or their answer."""
+    row = connection.execute("SELECT username, role FROM users WHERE id = ?", [user]).fetchone()
+    if row is None or row[1] != "annotator":
+        return Sql("1")
+    return Sql(
+        """json_extract(d.metadata, '$.assigned') IS NULL
+           OR EXISTS (SELECT 1 FROM json_each(d.metadata, '$.assigned') v WHERE v.value = ?)
+           OR d.record IN (SELECT p.record_id FROM responses p WHERE p.user_id = ?)""",
+        [row[0], user],
+    )
+
+
 def order_clause(dataset: DatasetScope, orders: list[Order]) -> Sql:
     """The terms of ORDER BY: missing values last, ties by insertion."""
     parts = [_sort_key(dataset, order) for order in orders]

@@ -44,6 +44,10 @@ def is_private(path: str) -> bool:
     return any(path == each or path.startswith(f"{each}/") for each in PRIVATE)
 
 
+MARK = (b"x-labelling-server", b"curate")
+"""A header by which a client with an account recognises this server, which can do more than Argilla."""
+
+
 class RefusedError(Exception):
     """A request that is answered here: status and message."""
 
@@ -75,7 +79,7 @@ class Gate:
             await _refuse(send, 408, "The request did not arrive in time.")
             return
         client_address.set(address_of(scope))
-        await self._application(scope, _replay(body, receive), _send_in_time(send))
+        await self._application(scope, _replay(body, receive), _send_in_time(send, marked=bool(role)))
 
     def _check(self, scope: Scope) -> str:
         """The role of the request's account, or "". Raises `RefusedError`."""
@@ -121,10 +125,12 @@ def _replay(body: bytes, receive: Any) -> Any:
     return replay
 
 
-def _send_in_time(send: Send) -> Send:
-    """`send`, which ends the request if the client does not read its response."""
+def _send_in_time(send: Send, *, marked: bool) -> Send:
+    """`send`, which ends the request if the client does not read its response; `marked` adds `MARK`."""
 
     async def send_in_time(message: Any) -> None:
+        if marked and message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], MARK]
         async with asyncio.timeout(SEND_SECONDS):
             await send(message)
 

@@ -19,10 +19,13 @@ from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
+from .search_engine import SqliteSearchEngine
+
 
 def restrict_annotators() -> None:
     """Apply to all endpoints."""
     _replace(get_record, _get_record)
+    _replace(datasets.get_current_user_dataset_metrics, _get_current_user_dataset_metrics)
     _replace(datasets.get_dataset_progress, _get_dataset_progress)
     _replace(datasets.get_dataset_users_progress, _get_dataset_users_progress)
 
@@ -43,6 +46,20 @@ async def _get_record(*, db: AsyncSession, record_id: Any, current_user: User) -
     set_committed_value(record, "metadata_", metadata)  # for this response only: nothing is written
     set_committed_value(record, "responses", own)
     return record
+
+
+async def _get_current_user_dataset_metrics(
+    *, dataset_id: Any, db: AsyncSession, search_engine: SearchEngine, current_user: User
+) -> Any:
+    metrics = await datasets.get_current_user_dataset_metrics(
+        dataset_id=dataset_id, db=db, search_engine=search_engine, current_user=current_user
+    )
+    if current_user.is_annotator:  # only what is offered to them
+        responses = metrics.responses
+        offered = await SqliteSearchEngine.instance.count_offered(dataset_id, current_user.id)
+        responses.pending -= responses.total - offered
+        responses.total = offered
+    return metrics
 
 
 async def _get_dataset_progress(

@@ -254,6 +254,14 @@ def count_records(connection: sqlite3.Connection, dataset: str) -> dict[str, int
     return {"total": sum(counts.values()), **counts}
 
 
+def count_matching(connection: sqlite3.Connection, dataset: str, where: Sql) -> int:
+    """The number of a dataset's records that meet a condition."""
+    (count,) = connection.execute(
+        f"SELECT count(*) FROM curate_documents d WHERE d.dataset = ? AND ({where.text})", [dataset, *where.parameters]
+    ).fetchone()
+    return int(count)
+
+
 def count_answers(connection: sqlite3.Connection, dataset: str, user: str) -> dict[str, int]:
     """The number of a user's answers in a dataset, in total and by status."""
     counts = dict(

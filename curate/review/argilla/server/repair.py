@@ -20,7 +20,7 @@ EMPTY = Path(sys.prefix) / "empty.db"
 """A database with Argilla's tables and no rows, created with the environment. Its forty migrations write to the disk
 one after the other, which added half a second to two seconds to a first start."""
 
-_STATUSES = """
+STATUSES = """
 UPDATE records SET status = due.status
 FROM (SELECT r.id, CASE WHEN count(p.id) >= json_extract(d.distribution, '$.min_submitted')
                         THEN 'completed' ELSE 'pending' END AS status
@@ -46,7 +46,7 @@ def repair_database(database: Path, migrations: Path, *, killed: bool) -> str:
         check(database)
     indexed = build_index(database)
     with closing(connect(database)) as connection:
-        statuses = connection.execute(_STATUSES).rowcount
+        statuses = connection.execute(STATUSES).rowcount
     repairs = [f"{indexed:,} records indexed"] * bool(indexed) + [f"{statuses:,} statuses corrected"] * bool(statuses)
     return ", ".join(repairs)
 

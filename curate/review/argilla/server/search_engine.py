@@ -27,7 +27,7 @@ from argilla_server.search_engine.base import (
 )
 
 from . import queries
-from .filters import DatasetScope, Sql, filter_condition, json_path, order_clause
+from .filters import DatasetScope, Sql, both_conditions, filter_condition, json_path, offered_condition, order_clause
 from .index import connect, index_pending
 from .readers import Readers, asks_for_pending
 
@@ -119,6 +119,14 @@ class SqliteSearchEngine(SearchEngine):
             return {}
         return await self._run(lambda connection: queries.count_answers(connection, dataset.id.hex, user.id.hex))
 
+    async def count_offered(self, dataset: UUID, user: UUID) -> int:
+        """The number of a dataset's records that are offered to a user."""
+
+        def run(connection: sqlite3.Connection) -> int:
+            return queries.count_matching(connection, dataset.hex, _for_user(connection, Sql("1"), user))
+
+        return await self._run(run)
+
     async def compute_metrics_for(self, metadata_property: MetadataProperty) -> MetadataMetrics:
         """The counts of a metadata property's values, or its minimum and maximum."""
         dataset, path = metadata_property.dataset_id.hex, json_path(metadata_property.name)
@@ -149,7 +157,8 @@ class SqliteSearchEngine(SearchEngine):
             scope = DatasetScope(connection, dataset.id.hex)
             text, ranks = self._text_condition(connection, dataset, query)
             where = filter_condition(scope, filter) if filter else Sql("1")
-            where = where if user is None else queries.without_answered(where, user.hex)
+            if user is not None:
+                where = _for_user(connection, where, user)
             is_work = user is not None and not sort and query is None and asks_for_pending(filter)
             taken = self._readers.others(dataset.id.hex, user.hex) if user and is_work else {}
             order = order_clause(scope, sort) if sort else None
@@ -226,6 +235,11 @@ class SqliteSearchEngine(SearchEngine):
         if self._state.connection is None:
             self._state.connection = connect(self._database)
         return query(self._state.connection)
+
+
+def _for_user(connection: sqlite3.Connection, where: Sql, user: UUID) -> Sql:
+    """The condition, and offered to this user: assigned to them, and not answered by them in another set."""
+    return both_conditions(queries.without_answered(where, user.hex), offered_condition(connection, user.hex))
 
 
 def _response(page: queries.SearchPage) -> SearchResponses:
