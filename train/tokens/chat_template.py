@@ -22,6 +22,7 @@ from typing import Any
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.atomic import atomic_file
@@ -29,6 +30,7 @@ from schemas.digest import text_digest
 from schemas.environment import install_command
 from schemas.errors import TrainError, nearest
 from train.tokens.pinned_date import pin_date, uses_dynamic_date
+from train.tokens.template_budget import TEMPLATE_CHARACTERS, check_operands, limit_rendering, limit_template
 
 PINNED_DATE = datetime(2026, 1, 1)
 """The date in every template that uses today's; otherwise the same data would have other tokens tomorrow."""
@@ -108,18 +110,27 @@ def bundled_names() -> list[str]:
 def compile_template(template: Template) -> Callable[..., str]:
     """A function from the template's variables (`messages`, `tools`, `bos_token` …) to the rendered text.
 
-    Raises `TrainError` for text that is not valid Jinja; the function raises jinja2's errors.
+    Raises `TrainError` for text that is not valid Jinja; the function raises jinja2's errors, and `TrainError` beyond
+    the limits of `template_budget`.
     """
+    if len(template.text) > TEMPLATE_CHARACTERS:
+        raise TrainError(
+            f"The template {template.name} has {len(template.text):,} characters; the maximum is "
+            f"{TEMPLATE_CHARACTERS:,}.",
+            "Check that it is a chat template.",
+        )
     try:
-        jinja = _environment().from_string(template.text)
-    except TemplateError as error:
+        with limit_template(template.name):
+            jinja = _environment().from_string(template.text)
+    except (TemplateError, SyntaxError, OverflowError) as error:
         raise _invalid(template.name, error) from error
     jinja.globals = dict(jinja.globals)  # each rendering would copy the ChainMap: a sixth of its time
-    return jinja.render
+    return limit_rendering(template.name, jinja.render)
 
 
-def _invalid(name: str, error: TemplateError) -> TrainError:
-    return TrainError(f"The template {name} is not valid Jinja: {error}.", "Correct the template.")
+def _invalid(name: str, error: Exception) -> TrainError:
+    reason = f"{str(error).rstrip('.') or type(error).__name__}"
+    return TrainError(f"The template {name} is not valid Jinja: {reason}.", "Correct the template.")
 
 
 class _Generation(Extension):
@@ -134,6 +145,13 @@ class _Generation(Extension):
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     """The sandbox, but a dict's key precedes its attributes: looking for `message.role` there takes a fifth longer."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """The result of an operator whose result may be large."""
+        check_operands(operator, left, right)
+        return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """The value that the sandbox returns; for a key of a plain dict without a search in its attributes."""
@@ -180,11 +198,14 @@ def _read_tokenizer_template(folder: Path) -> str:
     """The model's own template: chat_template.jinja, otherwise a key of tokenizer_config.json, as in transformers."""
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        return _read_file(file)
     config = folder / "tokenizer_config.json"
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.exists() else None
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    try:
+        template = json.loads(_read_file(config)).get("chat_template") if config.exists() else None
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise TrainError(f"{config} is not valid: {error}.", "Save the tokenizer again.") from error
     if isinstance(template, str):
         return template
     raise TrainError(

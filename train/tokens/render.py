@@ -21,6 +21,7 @@ from train.tokens.labels import RENDERED, encode_renderings
 from train.tokens.loss_mask import ChatRenderer
 from train.tokens.process_pool import process_map
 from train.tokens.reasoning import Reasoning
+from train.tokens.template_budget import render_limits
 from train.tokens.tokenizer import Tokenizer
 
 MASK_POLICY = "assistant-turns/1"
@@ -95,7 +96,8 @@ def _with_progress(rendered: Iterable[pl.DataFrame], total: int, progress: Progr
 def _render_chunk(conversations: pl.DataFrame, renderer: ChatRenderer) -> pl.DataFrame:
     """The rendered frame of one chunk. Loops over rows, since a template is a program for one conversation."""
     with _few_collections():
-        renderings = [renderer.render(row) for row in conversations.iter_rows(named=True)]
+        with render_limits():  # not while texts are encoded by other threads
+            renderings = [renderer.render(row) for row in conversations.iter_rows(named=True)]
         rendered = encode_renderings(conversations["id"], renderings, renderer.tokenizer)
     return _reject_wrong_kind(rendered, conversations, renderer.template)
 
