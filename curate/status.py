@@ -91,8 +91,10 @@ RUNS_SQL = "SELECT run, version, status, adapter, started_at FROM runs ORDER BY 
 
 
 @timed("reading contents and next step")
-def read_status(connection: DuckDBPyConnection) -> dict[str, Any]:
+def read_status(connection: DuckDBPyConnection, model: str = "") -> dict[str, Any]:
     """The contents of the store: `sources`, `versions`, `runs` (lists), `counts`, `reviews`, and the `next` command.
+
+    `model` is the base model of the recipe, without which a training has to name one.
 
     `reviews` has the review sets, the annotators, the number of answers, and the current human verdicts.
     """
@@ -107,7 +109,7 @@ def read_status(connection: DuckDBPyConnection) -> dict[str, Any]:
         "versions": [{**row, "counts": json.loads(row["counts"])} for row in _rows(connection, VERSIONS_SQL)],
         "runs": [_resolve(connection, run) for run in _rows(connection, RUNS_SQL)],
     }
-    return {**status, "next": _next_command(connection, status)}
+    return {**status, "next": _next_command(connection, status, model)}
 
 
 def _rows(connection: DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
@@ -122,8 +124,11 @@ def _resolve(connection: DuckDBPyConnection, run: dict[str, Any]) -> dict[str, A
     return {**run, "status": status, "adapter": str(partial if partial.is_dir() and not adapter.is_dir() else adapter)}
 
 
-def _next_command(connection: DuckDBPyConnection, status: dict[str, Any]) -> str:
-    """The first step from file to adapter that is missing or outdated."""
+def _next_command(connection: DuckDBPyConnection, status: dict[str, Any], model: str) -> str:
+    """The first step from file to adapter that is missing or outdated.
+
+    A training may be refused for reasons that only rendering finds, which `curate plan` shows.
+    """
     counts, versions = status["counts"], status["versions"]
     if not counts["conversations"]:
         return "curate import FILE"
@@ -137,7 +142,7 @@ def _next_command(connection: DuckDBPyConnection, status: dict[str, Any]) -> str
         return f"curate freeze {versions[-1]['name'] if versions else 'NAME'}"
     newest = versions[-1]["version"]
     done = [run for run in status["runs"] if run["version"] == newest and run["status"] == "done"]
-    return f"curate verify {done[-1]['run']}" if done else f"curate train {newest}"
+    return f"curate verify {done[-1]['run']}" if done else f"curate plan {newest}{'' if model else ' --model FOLDER'}"
 
 
 def _count(connection: DuckDBPyConnection, query: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from support.model_files import NO_TENSORS
 from support.stores import add, chat
 from support.training import RECIPE, SECRET, SETTINGS, TINY, command, copy_project, make_project, section, train
 
@@ -398,7 +399,7 @@ def test_a_model_with_only_pickles_is_refused_without_loading_it(tmp_path):
 
 def test_a_model_with_its_own_code_is_refused_unless_trusted(tmp_path):
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "evil.Model"}}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes(NO_TENSORS)
     with pytest.raises(TrainError, match="contains its own Python code"):
         find_model(str(tmp_path))
     assert find_model(str(tmp_path), trust_remote_code=True) == tmp_path

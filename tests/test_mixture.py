@@ -291,12 +291,12 @@ def test_status_suggests_a_new_version_only_if_the_kept_conversations_changed(st
         with reading(store) as connection:
             return read_status(connection)["next"]
 
-    assert next_command() == "curate train support@1"
+    assert next_command() == "curate plan support@1 --model FOLDER"
     add_verdict(store, kept, "keep", by_whom="ada")
-    assert next_command() == "curate train support@1"
+    assert next_command() == "curate plan support@1 --model FOLDER"
     add_verdict(store, dropped, "keep", by_whom="ada")
     assert next_command() == "curate freeze support"
     add_verdict(store, dropped, "drop", by_whom="ada")
-    assert next_command() == "curate train support@1"
+    assert next_command() == "curate plan support@1 --model FOLDER"
     add_verdict(store, member, "drop", by_whom="ada")
     assert next_command() == "curate freeze support"

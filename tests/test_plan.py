@@ -4,12 +4,15 @@ import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import polars as pl
 import pytest
+from support.model_files import add_model_files
 from support.stores import add_version, chat
 
 from curate.cli.views.plans import show_plan
@@ -35,6 +38,12 @@ SILENT = Conversation((Turn("human", "Hi"), Turn("gpt", "Hello", train=False)))
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CURATE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tokenizer_dir(tokenizer_dir, tmp_path):
+    """A model with that tokenizer."""
+    return add_model_files(Path(shutil.copytree(tokenizer_dir, tmp_path / "model")))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Resuming: a killed, interrupted or failed run ends with the same adapter as an uninterrupted one."""
 
+import errno
 import fcntl
 import json
 import os
@@ -130,13 +131,28 @@ def fails_with(error):
 
 def test_a_failed_run_is_recorded_with_its_reason_and_can_be_resumed(project, monkeypatch):
     use_load(monkeypatch, fails_with(RuntimeError("the disk is full\nand more")))
-    with pytest.raises(RuntimeError, match="the disk is full"):
+    with pytest.raises(TrainError, match=r"^Run r1 failed: RuntimeError: the disk is full\.$"):
         train_version(project, "support@1", section())
     (run,) = runs_of(project)
     assert (run.status, run.manifest.failure) == ("failed", "RuntimeError: the disk is full")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(TrainError):
         train_version(project, "support@1", section())
     assert [run.run for run in runs_of(project)] == ["r1"]
+
+
+def test_a_failed_run_does_not_block_its_folder_for_another_recipe(project, monkeypatch):
+    use_load(monkeypatch, fails_with(RuntimeError("no such lamp")))
+    for run, rate in (("r1", 5e-3), ("r2", 3e-3)):
+        with pytest.raises(TrainError, match=f"Run {run} failed: RuntimeError: no such lamp"):
+            train_version(project, "support@1", section(learning_rate=rate), to=project.parent / "mine")
+
+
+def test_a_full_disk_is_reported_as_such(project, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    use_load(monkeypatch, fails_with(full))
+    with pytest.raises(TrainError, match=r"^The disk of .*r1\.partial is full: OSError") as caught:
+        train_version(project, "support@1", section())
+    assert "resumes at the last complete checkpoint" in caught.value.hint
 
 
 def test_an_interruption_is_not_recorded_as_a_failure(project, monkeypatch):

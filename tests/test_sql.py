@@ -246,8 +246,8 @@ def test_the_status_shows_contents_and_the_next_command(filled: Path, curate: Ca
 @pytest.mark.parametrize(
     ("runs", "next_command"),
     [
-        ([], "curate train desk@2"),
-        ([("desk@2", "running"), ("desk@2", "failed"), ("desk@1", "done")], "curate train desk@2"),
+        ([], "curate plan desk@2 --model FOLDER"),
+        ([("desk@2", "running"), ("desk@2", "failed"), ("desk@1", "done")], "curate plan desk@2 --model FOLDER"),
         ([("desk@2", "done"), ("desk@2", "running"), ("desk@1", "done")], "curate verify r1"),
         ([("desk@2", "done"), ("desk@2", "done"), ("desk@2", "failed")], "curate verify r2"),
     ],
@@ -288,9 +288,9 @@ def test_the_next_command_is_select_or_freeze_after_a_change(filled: Path, curat
     short = "--set=select.rules.short=answer_words < 9"
     curate("score")
     assert next_after("select", short) == "curate freeze NAME"
-    assert next_after("freeze", "desk", short) == "curate train desk@1"
+    assert next_after("freeze", "desk", short) == "curate plan desk@1 --model FOLDER"
     assert next_after("select", short, "--set=select.rules.long=answer_words < 99") == "curate freeze desk"
-    assert next_after("select", short) == "curate train desk@1"
+    assert next_after("select", short) == "curate plan desk@1 --model FOLDER"
     with writing(filled / "curate.duckdb") as connection:
         ((one,),) = connection.execute("SELECT min(id) FROM conversations").fetchall()
     add_verdict(filled / "curate.duckdb", one, "drop")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from support.make_tokenizers import CHATML, save_tokenizer
+from support.model_files import NO_TENSORS
 from support.stores import chat
 
 from schemas.errors import RecipeError, TrainError
@@ -17,9 +18,9 @@ TOKEN = "hf_" + "a1B2c3D4" * 4
 
 
 def model(folder, *weights, **config):
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     for name in weights:
-        (folder / name).write_bytes(b"")
+        (folder / name).write_bytes(NO_TENSORS)
     return folder
 
 
@@ -39,7 +40,7 @@ def test_a_model_with_missing_shards_is_refused(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(TrainError, match="only pickles"):
         find_model(str(folder))
-    (folder / names[1]).write_bytes(b"")
+    (folder / names[1]).write_bytes(NO_TENSORS)
     assert find_model(str(folder)) == folder
 
 
@@ -102,3 +103,93 @@ def test_a_secret_in_the_recipe_is_an_error_that_does_not_repeat_it(key, value):
 def test_names_of_tokens_are_not_secrets():
     extra = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "max_steps_per_token": 3, "run_name": "hf_small"}
     assert TrainSection(extra=extra).extra == extra
+
+
+# ------------------------------------------------------------------------------------------------------ damaged models
+
+
+def weights(**shapes):
+    tensors, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * shape[0] * shape[-1]
+        tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    header = json.dumps(tensors).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(end)
+
+
+COMPLETE = weights(**{"model.embed_tokens.weight": [8, 4], "model.layers.1.mlp.weight": [4, 4]})
+CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 4, "vocab_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "content", "message"),
+    [
+        (CONFIG, COMPLETE[:-1], "bytes; its header states"),
+        (CONFIG, COMPLETE[:40], "its header cannot be read"),
+        (CONFIG, b"", "its header cannot be read"),
+        (CONFIG, b"\xff" * 100, "its header cannot be read"),
+        (CONFIG, (4).to_bytes(8, "little") + b"null", "its header cannot be read"),
+        (CONFIG | {"num_hidden_layers": -5}, COMPLETE, "num_hidden_layers is -5"),
+        (CONFIG | {"num_hidden_layers": "2"}, COMPLETE, "num_hidden_layers is '2'"),
+        (CONFIG | {"num_hidden_layers": 10**9}, COMPLETE, "states 1000000000 layers; the weights have 2"),
+        (CONFIG | {"vocab_size": 9}, COMPLETE, "states 9 tokens of size 4; the embedding is 8 x 4"),
+        ({"config": CONFIG}, COMPLETE, "has no model_type"),
+        ([CONFIG], COMPLETE, "is not a JSON object"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_or_foreign_model_is_refused_before_it_is_loaded(tmp_path, config, content, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(TrainError, match=message) as refused:
+        find_model(str(tmp_path))
+    assert refused.value.hint
+
+
+def test_a_complete_model_is_accepted(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "model.safetensors").write_bytes(COMPLETE)
+    assert find_model(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\xff", '"text"'])
+def test_a_config_that_is_not_json_is_refused(tmp_path, text):
+    folder = model(tmp_path, "model.safetensors")
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(TrainError, match=r"config\.json is not "):
+        find_model(str(folder))
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', "[]", "not JSON"])
+def test_a_broken_index_of_weights_is_refused(tmp_path, index):
+    folder = model(tmp_path, "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(TrainError, match=r"model\.safetensors\.index\.json"):
+        find_model(str(folder))
+
+
+def test_weights_outside_of_the_folder_are_refused(tmp_path):
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes(NO_TENSORS)
+    (tmp_path / "linked").mkdir()
+    linked = model(tmp_path / "linked")
+    (linked / "model.safetensors").symlink_to(outside)
+    with pytest.raises(TrainError, match="is outside of the model's folder"):
+        find_model(str(linked))
+    for name in ("../outside.safetensors", str(outside)):
+        (linked / "model.safetensors").unlink(missing_ok=True)
+        (linked / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(TrainError, match="is outside of the model's folder"):
+            find_model(str(linked))
+
+
+def test_the_links_in_the_cache_of_the_hub_are_accepted(tmp_path):
+    blob = tmp_path / "models--owner--name" / "blobs" / "0a1b"
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "c0ffee"
+    for folder in (blob.parent, snapshot):
+        folder.mkdir(parents=True)
+    blob.write_bytes(NO_TENSORS)
+    model(snapshot)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    assert find_model(str(snapshot)) == snapshot

@@ -68,6 +68,16 @@ def test_a_missing_file_is_detected(project):
     assert failed_checks(verify(project, "r1")) == {"file ledger.parquet": "differs"}
 
 
+def test_files_that_the_manifest_does_not_list_are_detected(project):
+    adapter = project.parent / "adapters" / "r1"
+    (adapter / "adapter_model.bin").write_bytes(b"pickle")
+    (adapter / "more").mkdir()
+    (adapter / "more" / "code.py").touch()
+    (adapter / ".gitattributes").touch()
+    (check,) = [check for check in verify(project, "r1").checks if check.state != "same"]
+    assert (check.what, check.found) == ("other files", "adapter_model.bin, more/code.py")
+
+
 def test_another_base_model_is_detected(project):
     edit(project.parent / "tiny/config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
     assert failed_checks(verify(project, "r1")) == {"base model": "differs"}

@@ -19,7 +19,12 @@ from curate.cli.options import (
 )
 
 
-def status(limit: ImportLimitOption = None, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def status(
+    limit: ImportLimitOption = None,
+    recipe: RecipeOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """Show the contents of the store and the next command.
 
     \b
@@ -27,11 +32,12 @@ def status(limit: ImportLimitOption = None, store: StoreOption = DEFAULT_STORE, 
     """
     from curate.cli.views.store import show_status
     from curate.status import read_status
+    from schemas.recipe import load_recipe
     from schemas.store import reading
 
-    path = store
+    path, model = store, load_recipe(recipe).train.model
     with reading(path) as connection:
-        contents = read_status(connection)
+        contents = read_status(connection, model)
     if as_json:
         return print_json({**contents, "sources": contents["sources"][-(limit or len(contents["sources"])) :]})
     return show_status(path, contents, limit or MAX_IMPORTS)

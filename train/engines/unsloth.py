@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.environment import install_command
 from schemas.errors import TrainError
-from train.model.base_model import keep_trainable
+from train.model.base_model import keep_trainable, wrap_load_errors
 
 if TYPE_CHECKING:
     from train.engines import Job, Loaded
@@ -47,15 +47,16 @@ def load(job: Job) -> Loaded:
     apply_torch_settings(job.recipe)
     on_gpu = bool(torch.cuda.is_available())
     modes = checkpointing_modes(job, on_gpu=on_gpu)
-    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        str(job.model),
-        max_seq_length=job.recipe.max_length,
-        dtype=None if on_gpu else torch.float32,  # 16-bit results differ between CPUs, fp32 is the same on all
-        load_in_4bit=job.method == "qlora",
-        full_finetuning=job.method == "full",
-        trust_remote_code=job.recipe.trust_remote_code,
-        use_gradient_checkpointing=modes[-1],
-    )
+    with wrap_load_errors(job.model):
+        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            str(job.model),
+            max_seq_length=job.recipe.max_length,
+            dtype=None if on_gpu else torch.float32,  # 16-bit results differ between CPUs, fp32 is the same on all
+            load_in_4bit=job.method == "qlora",
+            full_finetuning=job.method == "full",
+            trust_remote_code=job.recipe.trust_remote_code,
+            use_gradient_checkpointing=modes[-1],
+        )
     keep_trainable(model)
     if job.method != "full":
         model = unsloth.FastLanguageModel.get_peft_model(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import TrainError
+from schemas.errors import CurateError, TrainError
 from schemas.manifest import Manifest
 from train.tokens.chat_template import Template
 
@@ -45,13 +45,14 @@ def read_template(adapter: Path, manifest: Manifest) -> Template:
 
 @contextmanager
 def wrap_weight_errors(folder: Path) -> Iterator[None]:
-    """Inside, a safetensors error becomes a `TrainError` that names `folder`."""
-    from safetensors import SafetensorError
-
+    """Inside, an error of the libraries that load weights becomes a `TrainError` that names `folder`."""
     try:
         yield
-    except SafetensorError as error:
-        raise TrainError(f"The weights in {folder} are damaged: {error}.", _hint(folder)) from error
+    except CurateError:
+        raise
+    except Exception as error:  # settings and weights of another model can make them raise any type
+        reason = str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
+        raise TrainError(f"The weights in {folder} are damaged: {reason}.", _hint(folder)) from error
 
 
 def _read_text(path: Path) -> str:

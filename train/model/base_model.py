@@ -5,19 +5,20 @@ Weights must be safetensors: loading a pickle executes code.
 
 from __future__ import annotations
 
-import json
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas.digest import digest, file_digest
-from schemas.errors import TrainError
+from schemas.errors import CurateError, TrainError
 from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
 from schemas.run import Run, find_run, read_runs
 from schemas.store import reading
 from schemas.text import join_names
 from train.model.adapter_files import read_settings
+from train.model.weights import check_model_files, read_json_object, weight_files
 
 Method = Literal["qlora", "lora", "full"]
 
@@ -129,16 +130,32 @@ def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False)
     half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float16
     # On a CPU 16 bits are slow and differ between machines; with method full they would lose small updates.
     dtype = half if on_gpu and method != "full" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        quantization_config=_four_bits(dtype) if method == "qlora" else None,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else None,
-    )
+    with wrap_load_errors(folder):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=_four_bits(dtype) if method == "qlora" else None,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else None,
+        )
     keep_trainable(model)
     return model
+
+
+@contextmanager
+def wrap_load_errors(folder: Path) -> Iterator[None]:
+    """Inside, an error of the libraries that load a model becomes a `TrainError` that names `folder`."""
+    try:
+        yield
+    except CurateError:
+        raise
+    except Exception as error:  # a model's config can make them raise any type
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise TrainError(
+            f"The model in {folder} cannot be loaded: {reason}.",
+            "--debug shows the traceback. If other models load, download or save this one again.",
+        ) from error
 
 
 def keep_trainable(model: Any) -> None:
@@ -180,24 +197,17 @@ def _check_folder(folder: Path, name: str, *, trust_remote_code: bool) -> None:
             f"{name} contains its own Python code, which would run here.",
             "Read it; if you trust it, --set train.trust_remote_code=true (recorded in the manifest).",
         )
+    check_model_files(folder)
 
 
 def _has_safetensors(folder: Path) -> bool:
     """Whether all safetensors that a loader expects exist: otherwise it would load a pickle."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").exists() or not index.exists():
-        return (folder / "model.safetensors").exists()
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / name).exists() for name in names)
+    files = weight_files(folder)
+    return bool(files) and all(path.exists() for path in files)
 
 
 def _has_code(config: Path) -> bool:
-    if not config.exists():
-        return False
-    try:
-        return "auto_map" in json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TrainError(f"{config} is not valid JSON: {error}.", "The model is damaged: download it again.") from error
+    return config.exists() and "auto_map" in read_json_object(config)
 
 
 def _four_bits(dtype: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import TrainError
+from train.model.base_model import find_model
 from train.plan.prepare import PreparedVersion
 from train.tokens.ledger import check_limits
 from train.tokens.loss_mask import ChatRenderer
@@ -12,8 +14,10 @@ from train.tokens.template_check import check_generation_prompt, sample_rows
 
 
 def find_refusal(prepared: PreparedVersion) -> TrainError | None:
-    """The error with which training would refuse: a limit of the recipe, or the generation prompt. None if neither."""
+    """The error with which training would refuse: the model's files, a limit of the recipe, the generation prompt."""
     try:
+        if Path(prepared.section.model).expanduser().is_dir():  # a model on the hub is downloaded by the training
+            find_model(prepared.section.model, trust_remote_code=prepared.section.trust_remote_code)
         check_limits(prepared.ledger, prepared.section, prepared.build_ledger)
         collect_samples(prepared)
     except TrainError as error:

@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 
 import polars as pl
 
-from schemas.atomic import write_text
+from schemas.atomic import DISK_FULL, write_text
 from schemas.digest import digest
 from schemas.environment import installed_version
 from schemas.errors import CurateError, TrainError
@@ -66,6 +66,12 @@ Start = Literal["auto", "resume", "fresh"]
 
 METRICS_FILE = "metrics.jsonl"
 """The losses of a run, one line per step."""
+
+LOG_FILE = "training.log"
+"""The output of the libraries during a run."""
+
+ALMOST_FULL = 1 << 20
+"""Free bytes of a disk below which a failure is taken to be that of a full disk."""
 
 LOCK_RETRY = 0.2
 """Seconds after which a process that only tested the lock has released it."""
@@ -232,14 +238,18 @@ def _acquire_run(store: Path, manifest: Manifest, to: Path | None, start: Start)
                 "Omit --resume to begin one; curate runs lists all runs.",
             )
         else:
-            run = _new_run(store, next_run(connection), manifest, to)
+            run = _new_run(store, runs, next_run(connection), manifest, to)
         write_run(connection, run)
     return run
 
 
-def _new_run(store: Path, name: str, manifest: Manifest, to: Path | None) -> Run:
+def _new_run(store: Path, runs: Sequence[Run], name: str, manifest: Manifest, to: Path | None) -> Run:
+    """A new run; the checkpoints of an earlier one that failed in its folder are removed."""
     adapter = (to or store.parent / "adapters" / name).resolve()
     run = Run(name, "running", adapter, manifest.model_copy(update={"run": name}))
+    earlier = [known for known in runs if known.adapter == adapter]
+    if earlier and earlier[-1].status == "failed":
+        shutil.rmtree(run.partial, ignore_errors=True)
     for folder in (adapter, run.partial):  # a .partial folder holds the checkpoints of another run
         if folder.exists() and any(folder.iterdir()):
             raise TrainError(f"{folder} already exists.", "Give another --to FOLDER, or remove this one first.")
@@ -278,11 +288,33 @@ def _train(store: Path, run: Run, prepared: PreparedRun, lock: IO[str], report: 
         logger.info("Run %s is interrupted; run the same command again to resume it.", run.run)
         raise
     except Exception as error:
-        reason = error.what if isinstance(error, CurateError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        explained = error if isinstance(error, CurateError) else _explain(run, error)
+        reason = error.what if isinstance(error, CurateError) else _first_line(error)
         manifest = run.manifest.model_copy(update={"failure": reason, "finished": datetime.now(UTC)})
-        with writing(store) as connection:
+        with suppress(CurateError), writing(store) as connection:  # the disk may be full
             write_run(connection, replace(run, status="failed", manifest=manifest))
-        raise
+        if explained is error:
+            raise
+        raise explained from error
+
+
+def _explain(run: Run, error: Exception) -> TrainError:
+    """The error of a library as one of ours; torch reports a full disk as a position in its file."""
+    reason = _first_line(error)
+    disk_is_full = isinstance(error, OSError) and error.errno in DISK_FULL
+    if disk_is_full or shutil.disk_usage(run.partial).free < ALMOST_FULL:
+        return TrainError(
+            f"The disk of {run.partial} is full: {reason}.",
+            "Free some space; the same command resumes at the last complete checkpoint.",
+        )
+    return TrainError(
+        f"Run {run.run} failed: {reason.rstrip('.')}.",
+        f"--debug shows the traceback, {run.partial / LOG_FILE} the output of the libraries.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _fit(
@@ -341,7 +373,7 @@ def _fit_once(
         tensorboard=run.adapter.parent / "tensorboard" / run.run,
         on_size_chosen=batch_size_log.write,
     )
-    log = run.partial / "training.log"
+    log = run.partial / LOG_FILE
     logger.info("Loading %s …", prepared.recipe.model)
     if prepared.processes.world_size > 1:
         return fit_distributed(job, prepared.processes, log, lock), metrics.losses()

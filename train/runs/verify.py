@@ -17,13 +17,14 @@ from schemas.conversation import fold, unfold
 from schemas.digest import digest, file_digest
 from schemas.errors import CurateError, StoreError, TrainError
 from schemas.ledger import LEDGER, LEDGER_FILE, read_ledger
-from schemas.manifest import Manifest, read_manifest
+from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
 from schemas.recipe import TrainSection
 from schemas.run import Run
 from schemas.store import reading
+from schemas.text import join_names
 from schemas.timing import timed
 from schemas.version import find_version, read_members
-from train.model.adapter import CONFIG_FILE, adapter_digest, settings_path, weight_paths
+from train.model.adapter import CARD_FILE, CONFIG_FILE, adapter_digest, settings_path, weight_paths
 from train.model.adapter_files import read_settings, read_template
 from train.model.base_model import base_by_name, find_adapter, find_base, model_digest
 from train.runs.fit import token_facts
@@ -110,10 +111,21 @@ def _check_files(adapter: Path, manifest: Manifest) -> Iterator[Check]:
     """Each file in the manifest, then the adapter's digest."""
     for name, expected in manifest.files.items():
         path = adapter / name
-        yield _compare(f"file {name}", expected, file_digest(path) if path.exists() else "missing")
+        if ".." in path.parts or not path.is_relative_to(adapter):
+            yield Check(f"file {name}", "differs", expected, "outside of the folder")
+        else:
+            yield _compare(f"file {name}", expected, file_digest(path) if path.is_file() else "missing")
+    yield _compare("other files", "none", join_names(_unexpected(adapter, manifest), 5) or "none")
     if manifest.engine["method"] != "full":
         yield _check_settings(adapter)
     yield _compare("adapter", manifest.adapter_digest or "none", _current_digest(adapter))
+
+
+def _unexpected(adapter: Path, manifest: Manifest) -> list[str]:
+    """The files that the manifest does not list, which a loader may read; hidden files are not loaded."""
+    known = {*manifest.files, MANIFEST_FILE, CARD_FILE, CONFIG_FILE}
+    names = (str(path.relative_to(adapter)) for path in adapter.rglob("*") if not path.is_dir())
+    return sorted(name for name in names if name not in known and not name.startswith("."))
 
 
 def _check_settings(adapter: Path) -> Check:

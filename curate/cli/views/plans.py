@@ -44,7 +44,7 @@ def show_plan(plan: Plan) -> None:
     if plan.refusal:
         print_line(f"curate train would refuse to start: {plan.refusal}\n  → {plan.hint}")
     else:
-        print_line("Ready to train.")
+        print_line(f"Ready to train. Next: curate train {plan.version}")
 
 
 def _plan_fields(plan: Plan) -> Iterator[tuple[str, str]]:
