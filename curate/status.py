@@ -31,9 +31,10 @@ COUNTS_SQL = f"""
            (SELECT count(*) FROM rejects WHERE closed_by IS NOT NULL) AS closed_rejects,
            (SELECT count(*) FROM rejects r JOIN sources s USING (source)
             JOIN sources later ON later.source = r.closed_by
-            WHERE later.seq >= s.seq AND later.sha256 <> s.sha256) AS corrected_rejects
+            WHERE later.seq >= s.seq AND later.sha256 <> s.sha256
+            AND list_contains(later.columns, '_curate_reject')) AS corrected_rejects
 """
-"""A closed reject counts as corrected if a later file contains the row. Otherwise the row was rejected again, so its
+"""A closed reject counts as corrected if a later file of corrections contains the row. Otherwise the row was rejected again, so its
 first reject is open (it was closed by an earlier source), or the same file was imported with another mapping."""
 
 REVIEWS_SQL = """

@@ -10,7 +10,7 @@ from support.stores import add_verdict
 
 from curate.dedup.clusters import deduplicate_store
 from curate.ingest.pipeline import import_files
-from curate.ingest.rejects import RejectFilter, export_rejects
+from curate.ingest.rejects import RejectFilter, export_rejects, list_rejects
 from curate.ingest.removal import remove_source
 from curate.ingest.sources import list_sources
 from curate.scorers.runner import score_store
@@ -284,6 +284,33 @@ def test_replace_removes_the_earlier_import_and_keeps_scores_and_verdicts_of_unc
     assert isinstance(gone, RemovedRow)
     assert gone.reason == f"replaced by the import {result.source[:12]} of {path}"
     assert counts(store) == {"a.csv": (2, 2, 0, 0, 2)}
+
+
+def test_a_row_that_its_correction_and_the_replaced_file_reject_is_open_once(store, tmp_path):
+    path = write(tmp_path / "a.csv", ROW_1, BAD)
+    load(store, path)
+    with reading(store) as connection:
+        export_rejects(connection, RejectFilter(), tmp_path / "fix.csv")
+    load(store, str(tmp_path / "fix.csv"))
+    write(tmp_path / "a.csv", ROW_1, BAD, ROW_2)
+    assert load(store, path, on_changed="replace").closed == 0
+    with reading(store) as connection:
+        assert [each["path"] for each in list_rejects(connection, RejectFilter(), None)] == [path]
+        found = read_status(connection)["counts"]
+    assert (found["open_rejects"], found["closed_rejects"], found["corrected_rejects"]) == (1, 1, 0)
+    remove_source(store, "a.csv")
+    with reading(store) as connection:
+        assert read_status(connection)["counts"]["open_rejects"] == 1
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_replacement_names_the_import_that_becomes_the_first_one_of_shared_conversations(store, tmp_path, dry_run):
+    path, other = write(tmp_path / "a.csv", ROW_1, ROW_2), write(tmp_path / "b.csv", ROW_1, ROW_3)
+    load(store, path)
+    load(store, other)
+    write(tmp_path / "a.csv", ROW_1)
+    result = load(store, path, on_changed="replace", dry_run=dry_run)
+    assert (result.moved, result.disappeared) == ({other: 1}, 1)
 
 
 def test_a_replacement_that_rejects_too_many_rows_leaves_the_earlier_import(store, tmp_path):

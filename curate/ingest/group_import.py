@@ -17,8 +17,16 @@ from curate.ingest.file_errors import MAX_ERRORS, join_errors
 from curate.ingest.file_groups import FileGroup
 from curate.ingest.file_hash import check_unchanged
 from curate.ingest.import_result import ImportResult, check_max_rejects, load_results, placeholders
-from curate.ingest.reimport import ChangedFile, EarlierImport, OnChanged, changed_error, find_earlier, replace_earlier
-from curate.ingest.removal import sweep
+from curate.ingest.reimport import (
+    ChangedFile,
+    EarlierImport,
+    OnChanged,
+    Replacement,
+    changed_error,
+    find_earlier,
+    finish_replacement,
+    replace_earlier,
+)
 from curate.ingest.source_rows import WrittenFile, finish_sources
 from curate.ingest.writer import SourceCounts, write_batch
 from schemas.errors import SourceError
@@ -60,9 +68,9 @@ def import_group(
         _check_changed(planned)
     new: dict[int, ImportResult] = {}
     for numbers in _parts(planned, on_changed):
-        removals = _write_part(connection, planned, numbers, dry_run=dry_run, on_changed=on_changed)
+        replaced = _write_part(connection, planned, numbers, dry_run=dry_run, on_changed=on_changed)
         count_bytes(sum(group.files[number].source.bytes for number in numbers))
-        new |= zip(numbers, _finish_part(connection, planned, numbers, removals, dry_run=dry_run), strict=True)
+        new |= zip(numbers, _finish_part(connection, planned, numbers, replaced, dry_run=dry_run), strict=True)
     repeated = load_results(connection, [source for number, source in enumerate(planned.ids) if number not in new])
     return [new.get(number) or _repeated(planned, number, repeated) for number in range(len(group.files))]
 
@@ -105,18 +113,18 @@ def _parts(planned: _Planned, on_changed: OnChanged) -> Iterator[list[int]]:
 
 def _write_part(
     connection: DuckDBPyConnection, planned: _Planned, numbers: list[int], *, dry_run: bool, on_changed: OnChanged
-) -> list[int]:
-    """Write the rows of some files; the removals of the earlier imports that one of them replaces."""
+) -> Replacement:
+    """Write the rows of some files; the replacement of the earlier imports of one of them."""
     first = numbers[0]
     changed = planned.changed(first) if on_changed == "replace" else []
-    removals = replace_earlier(connection, changed, _changed_file(planned, first), on_changed)
+    replaced = replace_earlier(connection, changed, _changed_file(planned, first), on_changed)
     batch = planned.group.select(numbers)
     write_batch(connection, planned.ids, drop_texts(batch) if dry_run else batch)
-    return removals
+    return replaced
 
 
 def _finish_part(
-    connection: DuckDBPyConnection, planned: _Planned, numbers: list[int], removals: list[int], *, dry_run: bool
+    connection: DuckDBPyConnection, planned: _Planned, numbers: list[int], replaced: Replacement, *, dry_run: bool
 ) -> list[ImportResult]:
     """Check the written files, add them to the imports, and return their results."""
     group, counts = planned.group, _count_sources(connection, [planned.ids[number] for number in numbers])
@@ -127,9 +135,8 @@ def _finish_part(
             check_unchanged(file.digest, file.source.path)
         written.append(WrittenFile(file, source, planned.sha256[number], counts[source]))
     results = finish_sources(connection, written)
-    if removals:
-        replaced = [earlier.source for earlier in planned.changed(numbers[0])]
-        results = [replace(results[0], replaced=replaced, disappeared=sweep(connection, removals))]
+    if replaced.removals:
+        results = [finish_replacement(connection, replaced, results[0])]
     if dry_run:
         examples = (first_distinct(group.select([number]).conversations) for number in numbers)
         return [replace(result, examples=some) for result, some in zip(results, examples, strict=True)]

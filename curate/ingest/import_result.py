@@ -20,7 +20,9 @@ from schemas.text import plural
 CLOSED_SQL = """
     SELECT closed_by, count(*) FROM rejects JOIN sources USING (source)
     JOIN sources AS closing ON closing.source = closed_by
-    WHERE closed_by IN ({ids}) AND sources.seq <= closing.seq GROUP BY closed_by
+    WHERE closed_by IN ({ids}) AND sources.seq <= closing.seq
+    AND list_contains(closing.columns, '_curate_reject') >= list_contains(sources.columns, '_curate_reject')
+    GROUP BY closed_by
 """
 """Rejects closed by each source, except those of later imports, which repeated rejects of the source itself."""
 
@@ -69,6 +71,8 @@ class ImportResult:
     """ids of earlier imports of this path that were removed"""
     disappeared: int = 0
     """conversations of those imports that no import has any more"""
+    moved: dict[str, int] = field(default_factory=dict)
+    """path of another import → conversations of which it became the first import; not stored"""
     reject_examples: list[dict[str, Any]] = field(default_factory=list)
     """the first reject of every code: row, line, code, reason, raw, and whether it is `partly` rejected"""
     examples: list[dict[str, Any]] = field(default_factory=list)

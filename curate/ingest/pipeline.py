@@ -26,8 +26,14 @@ from curate.ingest.import_result import ImportResult, check_max_rejects, find_im
 from curate.ingest.open_file import OpenFile, open_file, open_small_files
 from curate.ingest.readers import expand
 from curate.ingest.readers.byte_stream import prefetch
-from curate.ingest.reimport import ChangedFile, EarlierImport, OnChanged, find_earlier, replace_earlier
-from curate.ingest.removal import sweep
+from curate.ingest.reimport import (
+    ChangedFile,
+    OnChanged,
+    Replacement,
+    find_earlier,
+    finish_replacement,
+    replace_earlier,
+)
 from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.source_rows import WrittenFile, finish_sources
 from curate.ingest.writer import (
@@ -192,11 +198,10 @@ def _import_file(
     if earlier := find_import(connection, written_as, source.path):
         check_max_rejects(earlier, file.conversion.section.max_rejects)
         return earlier
-    changed: list[EarlierImport] = []
-    removals: list[int] = []
+    replaced = Replacement()
     if digest and not file.corrects_rejects and (changed := find_earlier(connection, [source.path])[source.path]):
         new = ChangedFile(source.path, written_as, digest.sha256.result(), file.mapping)
-        removals = replace_earlier(connection, changed, new, on_changed)
+        replaced = replace_earlier(connection, changed, new, on_changed)
     conversations_before, bytes_before = count_conversations(connection), 0
     for batch in itertools.chain(first, file.batches):
         write_batch(connection, [written_as], drop_texts(batch) if dry_run else batch)
@@ -214,9 +219,8 @@ def _import_file(
         rename_source(connection, written_as, source_id)
     counts = count_source(connection, source_id, conversations_before, several=file.conversion.several)
     (result,) = finish_sources(connection, [WrittenFile(file, source_id, sha256, counts)])
-    if removals:
-        replaced = [earlier.source for earlier in changed]
-        result = replace(result, replaced=replaced, disappeared=sweep(connection, removals))
+    if replaced.removals:
+        result = finish_replacement(connection, replaced, result)
     return replace(result, examples=file.conversion.examples) if dry_run else result
 
 

@@ -6,14 +6,15 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from duckdb import DuckDBPyConnection
 
+from curate.ingest.import_result import ImportResult
 from curate.ingest.readers.batch import REJECT_COLUMN
-from curate.ingest.removal import detach
+from curate.ingest.removal import detach, moved_conversations, sweep
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
 from schemas.text import local_minute, plural
@@ -64,22 +65,45 @@ def find_earlier(connection: DuckDBPyConnection, paths: Sequence[str]) -> dict[s
     return earlier
 
 
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """The removals of earlier imports that a new one replaces, and what else they change."""
+
+    replaced: list[str] = field(default_factory=list)
+    """ids of the earlier imports"""
+    removals: list[int] = field(default_factory=list)
+    moved: dict[str, int] = field(default_factory=dict)
+    """path of another import → conversations of which it is the first one now"""
+
+
 def replace_earlier(
     connection: DuckDBPyConnection,
     earlier: Sequence[EarlierImport],
     file: ChangedFile,
     on_changed: OnChanged,
-) -> list[int]:
-    """The removals of the earlier imports if `file` replaces them; none if it is added to them.
+) -> Replacement:
+    """Remove the rows of the earlier imports if `file` replaces them; nothing if it is added to them.
 
     Raises `SourceError` if there are earlier imports and neither is requested.
     """
     if not earlier or on_changed == "add":
-        return []
+        return Replacement()
     if on_changed == "stop":
         raise changed_error(earlier[-1], file)
     reason = f"replaced by the import {file.source[:12]} of {file.path}"
-    return [detach(connection, each.source, reason) for each in earlier]
+    replaced = Replacement([each.source for each in earlier])
+    for source in replaced.replaced:
+        replaced.removals.append(detach(connection, source, reason, successor=file.source))
+        for path, count in moved_conversations(connection).items():
+            if path != file.path:
+                replaced.moved[path] = replaced.moved.get(path, 0) + count
+    return replaced
+
+
+def finish_replacement(connection: DuckDBPyConnection, replaced: Replacement, result: ImportResult) -> ImportResult:
+    """Delete the conversations that disappeared with the replaced imports; the result with what was replaced."""
+    disappeared = sweep(connection, replaced.removals)
+    return replace(result, replaced=replaced.replaced, disappeared=disappeared, moved=replaced.moved)
 
 
 def changed_error(earlier: EarlierImport, file: ChangedFile) -> SourceError:

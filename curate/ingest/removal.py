@@ -14,6 +14,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
+from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.shapes import SHAPES
 from curate.ingest.sources import find_source
 from schemas.store import reading, writing
@@ -102,10 +103,11 @@ def _preview(connection: DuckDBPyConnection, source: dict[str, Any]) -> RemovalR
     )
 
 
-def detach(connection: DuckDBPyConnection, source: str, reason: str) -> int:
+def detach(connection: DuckDBPyConnection, source: str, reason: str, successor: str | None = None) -> int:
     """Record the import as removed and delete its rows; its orphaned conversations are in `retained` until `sweep`.
 
     Returns the number of the removal. A duplicate whose first row was removed becomes a kept row of its own import.
+    `successor` is the import of the same file that takes its place.
     """
     params = {"source": source}
     ((removal,),) = connection.execute("SELECT coalesce(max(removal), 0) + 1 FROM removed_sources").fetchall()
@@ -130,23 +132,37 @@ def detach(connection: DuckDBPyConnection, source: str, reason: str) -> int:
         {**params, "removal": removal},
     )
     connection.execute("INSERT INTO retained FROM orphans")
-    _reopen_rejects(connection, source)
+    _reopen_rejects(connection, source, successor)
     for table in ("origins", "rejects", "excluded_rows", "sources"):
         connection.execute(f"DELETE FROM {table} WHERE source = $source", params)
     _keep_duplicates(connection)
     return int(removal)
 
 
-def _reopen_rejects(connection: DuckDBPyConnection, source: str) -> None:
-    """Open the rejects that the import closed, unless another import contains all rows of the same file again."""
+def _reopen_rejects(connection: DuckDBPyConnection, source: str, successor: str | None) -> None:
+    """Open the rejects that the import closed, unless another import contains all rows of the same file again.
+
+    Rejects of a file of corrections of the import are about its rows, which are those of the successor, if any.
+    """
     connection.execute(
         """UPDATE rejects SET closed_by = (
-               SELECT arg_min(other.source, other.seq) FROM sources AS own JOIN sources AS other
+               SELECT coalesce(
+                   if(any_value(list_contains(own.columns, $reject_column)), $successor, NULL),
+                   arg_min(other.source, other.seq))
+               FROM sources AS own LEFT JOIN sources AS other
                ON other.sha256 = own.sha256 AND other.seq > own.seq AND other.source <> $source
                WHERE own.source = rejects.source)
            WHERE closed_by = $source AND source <> $source""",
-        {"source": source},
+        {"source": source, "successor": successor, "reject_column": REJECT_COLUMN},
     )
+
+
+def moved_conversations(connection: DuckDBPyConnection) -> dict[str, int]:
+    """Path → conversations whose first import the last `detach` removed, and is that of this path now."""
+    rows = connection.execute(
+        "SELECT path, count(*) FROM next_rows JOIN sources USING (source) GROUP BY path ORDER BY path"
+    ).fetchall()
+    return dict(rows)
 
 
 def _keep_duplicates(connection: DuckDBPyConnection) -> None:

@@ -189,6 +189,11 @@ def _remarks(results: Sequence[ImportResult], *, dry_run: bool) -> Iterator[str]
             ids = ", ".join(source[:12] for source in result.replaced)
             gone, was = plural(result.disappeared, "conversation"), "was" if result.disappeared == 1 else "were"
             yield f"Replaced the import {ids} of {result.path}; {gone} of it disappeared and {was} removed."
+        for path, count in result.moved.items():
+            yield (
+                f"{plural(count, 'conversation')} of it {'is' if count == 1 else 'are'} also in {path}, which is the "
+                "first import now: rules see it as source, file and import_id, and its columns first."
+            )
     for repair, count in _sum_counts(result.repaired for result in results).items():
         yield f"Repaired by {repair}: {plural(count, 'row')}; the original rows are stored with their conversations."
     for code, count in _sum_counts(result.partly_rejected for result in results).items():
