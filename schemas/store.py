@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -85,13 +86,17 @@ def reading(path: Path, *, files: bool = False) -> Iterator[DuckDBPyConnection]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[DuckDBPyConnection]:
+def writing(path: Path, *, dry_run: bool = False) -> Iterator[DuckDBPyConnection]:
     """A connection to the store at `path`, created if missing, inside one transaction.
 
-    The transaction is committed at the end of the block and rolled back if the block raises.
-    Raises `StoreError` as `reading` does.
+    The transaction is committed at the end of the block and rolled back if the block raises, and after a `dry_run`,
+    for which a missing store is a temporary one. Raises `StoreError` as `reading` does.
     """
     _check_folder(path)
+    if dry_run and not path.exists():
+        with tempfile.TemporaryDirectory() as folder, writing(Path(folder) / path.name) as connection:
+            yield connection
+        return
     if not path.exists():
         _create(path)
     with _open(path, read_only=False) as connection:
@@ -104,7 +109,7 @@ def writing(path: Path) -> Iterator[DuckDBPyConnection]:
                 with suppress(duckdb.TransactionException):  # a commit within the block that failed has ended it
                     connection.rollback()
                 raise
-            connection.commit()
+            connection.rollback() if dry_run else connection.commit()
 
 
 def folder_of(connection: DuckDBPyConnection) -> Path:

@@ -136,7 +136,7 @@ def test_a_count_of_one_is_singular(tmp_path, capsys):
         freeze(connection, "support", check_recipe({"freeze": {"held_out": 0}}, "the test"))
     exported = export(tmp_path / "one.duckdb", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    show_export(exported)
+    show_export(exported, dry_run=False)
     exported_text = capsys.readouterr().out
     show_restore(restore_store(tmp_path / "again.duckdb", tmp_path / "out"))
     for text in (exported_text, card, capsys.readouterr().out):

@@ -10,9 +10,11 @@ from support.documents import (
     README,
     all_commands,
     command_table,
+    commands_with,
     console_blocks,
     disk_tree,
     file_tree,
+    json_documents,
     purpose,
 )
 from support.project import ROOT, demo_project, project_files
@@ -112,3 +114,7 @@ def test_the_where_examples_of_review_commands_match_conversations_of_the_sample
     for number, where in enumerate(examples):
         ran = curate("review", "export", f"{number}.csv", "--where", where, cwd=tmp_path / "w")
         assert ran.returncode == 0, ran.stderr
+
+
+def test_the_guide_has_the_json_document_of_every_command_that_prints_one():
+    assert {name.partition(" --")[0] for name in json_documents()} == commands_with("--json")

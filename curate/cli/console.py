@@ -189,6 +189,12 @@ def note(text: str) -> None:
         print_error(text)
 
 
+def note_dry_run(dry_run: bool) -> None:
+    """The last line of every dry run."""
+    if dry_run:
+        note("Nothing was written.")
+
+
 def print_error(text: str) -> None:
     """Print text on stderr, wrapped if it is a terminal."""
     typer.echo(_wrap_for(sys.stderr, printable(text)), err=True)

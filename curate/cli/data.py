@@ -9,8 +9,16 @@ from typing import Annotated
 import typer
 
 from curate.cli import completion
-from curate.cli.console import print_json, print_table, progress_bar
-from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption, repeat_options
+from curate.cli.console import note_dry_run, print_json, print_table, progress_bar
+from curate.cli.options import (
+    DEFAULT_STORE,
+    DryRunOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    repeat_options,
+)
 from curate.cli.startup import tune_import
 from schemas.text import shell_quote
 
@@ -229,6 +237,7 @@ def rejects(
         Path | None, typer.Option(metavar="FILE", help="Write the rows to a .csv or .jsonl file for repair.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Let --export overwrite an existing file.")] = False,
+    dry_run: DryRunOption = False,
     rules: Annotated[bool, typer.Option("--rules", help="Show all rules and repairs, and no rows.")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -247,8 +256,9 @@ def rejects(
     criteria = RejectFilter(source, code, closed=all_)
     with reading(store) as connection:
         if export is not None:
-            exported = export_rejects(connection, criteria, export, replace=replace)
-            return print_json(exported) if as_json else views.show_exported_rejects(exported, store)
+            exported = export_rejects(connection, criteria, export, replace=replace, dry_run=dry_run)
+            print_json(exported) if as_json else views.show_exported_rejects(exported, store, dry_run=dry_run)
+            return note_dry_run(dry_run)
         rows = list_rejects(connection, criteria, limit) if list_ else group_rejects(connection, criteria)
     if as_json:
         return print_json(rows)
@@ -265,6 +275,7 @@ def score(
         str | None, typer.Option(metavar="ID", help="Show the scores and penalties of one conversation.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the scorers and their parameters.")] = False,
+    dry_run: DryRunOption = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -290,8 +301,9 @@ def score(
         print_json(explanation) if as_json else show_explanation(explanation)
     else:
         with progress_bar("Scoring") as advance:
-            report = score_store(store, settings, only or [], again=again, progress=advance)
-        print_json(report) if as_json else show_scores(report)
+            report = score_store(store, settings, only or [], again=again, dry_run=dry_run, progress=advance)
+        print_json(report) if as_json else show_scores(report, dry_run=dry_run)
+        note_dry_run(dry_run)
 
 
 def dedup(

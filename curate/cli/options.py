@@ -36,6 +36,7 @@ TemplateOption = Annotated[
         show_default="train.template",
     ),
 ]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the result; write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ImportLimitOption = Annotated[
     int | None,

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from curate.cli import completion
-from curate.cli.console import print_json, progress_bar
+from curate.cli.console import note_dry_run, print_json, progress_bar
 from curate.cli.groups import GroupedHelp
-from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
-from curate.cli.review_server import DryRunOption, HomeOption, UrlOption, WorkspaceOption
+from curate.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.review_server import HomeOption, UrlOption, WorkspaceOption
 from curate.cli.review_server import register as register_server_commands
 
 SERVER, SPREADSHEETS = "Review on a server", "Review in spreadsheets"
@@ -118,6 +118,7 @@ def pull(
     name: Annotated[str, typer.Argument(help="Name of the review set.", autocompletion=completion.REVIEW_SETS)],
     partial: PartialOption = None,
     again: Annotated[bool, typer.Option("--again", help="Read all records, even without new answers.")] = False,
+    dry_run: DryRunOption = False,
     workspace: WorkspaceOption = None,
     url: UrlOption = None,
     home: HomeOption = None,
@@ -138,8 +139,9 @@ def pull(
 
     section = load_recipe(recipe, set_ or []).review
     with connect(url, home, workspace) as server, progress_bar("pulling") as advance:
-        result = pull_set(store, section, server, name, partial=partial, again=again, progress=advance)
+        result = pull_set(store, section, server, name, partial=partial, again=again, dry_run=dry_run, progress=advance)
     print_json(result) if as_json else show_pull(result)
+    note_dry_run(dry_run)
 
 
 @review.command(rich_help_panel=SERVER)
@@ -214,6 +216,7 @@ def export(
     blind: BlindOption = None,
     also_dropped: AlsoDroppedOption = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
+    dry_run: DryRunOption = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -231,8 +234,9 @@ def export(
 
     settings = load_recipe(recipe, _overrides(set_, overlap, blind))
     query = QueueQuery(where, order, queue, sample, also_dropped, overlap)
-    result = export_sheet(store, settings, file, name or file.stem.lower(), query, replace=replace)
+    result = export_sheet(store, settings, file, name or file.stem.lower(), query, replace=replace, dry_run=dry_run)
     print_json(result) if as_json else show_export(result)
+    note_dry_run(dry_run)
 
 
 @review.command("import", rich_help_panel=SPREADSHEETS)
@@ -242,6 +246,7 @@ def import_(
         str | None, typer.Option("--annotator", metavar="NAME", help="Annotator of rows without a name.")
     ] = None,
     partial: PartialOption = None,
+    dry_run: DryRunOption = False,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -256,8 +261,11 @@ def import_(
     from curate.review.spreadsheet import import_sheet
     from schemas.recipe import load_recipe
 
-    result = import_sheet(store, load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial)
+    result = import_sheet(
+        store, load_recipe(recipe, set_ or []).review, file, reviewer, partial=partial, dry_run=dry_run
+    )
     print_json(result) if as_json else show_import(result)
+    note_dry_run(dry_run)
     if result.rejected and not result.answered:
         raise typer.Exit(1)
 

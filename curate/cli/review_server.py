@@ -9,7 +9,7 @@ import typer
 
 from curate.cli.console import note, print_json, print_line, print_table, progress_bar
 from curate.cli.groups import GroupedHelp
-from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, RecipeOption, SetOption, StoreOption
 from schemas.text import plural
 
 PANEL = "Labelling server"
@@ -36,7 +36,6 @@ UrlOption = Annotated[
 WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace", help="Workspace on the server.", show_default="the only one")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the consequences without changing anything.")]
 
 
 def register(review: typer.Typer) -> None:

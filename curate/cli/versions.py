@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from curate.cli import completion
-from curate.cli.console import print_json
-from curate.cli.options import DEFAULT_STORE, JsonOption, RecipeOption, SetOption, StoreOption
+from curate.cli.console import note_dry_run, print_json
+from curate.cli.options import DEFAULT_STORE, DryRunOption, JsonOption, RecipeOption, SetOption, StoreOption
 
 
 def freeze(
@@ -160,6 +160,7 @@ def export(
         bool, typer.Option("--with-origins", help="Add origins.parquet with file, line and raw row.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing export.")] = False,
+    dry_run: DryRunOption = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -172,16 +173,18 @@ def export(
     from curate.versions.bundle import export_version
     from schemas.store import reading
 
-    options = {"parquet": parquet, "skip_unfit": skip_unfit, "replace": replace}
+    options = {"parquet": parquet, "skip_unfit": skip_unfit, "replace": replace, "dry_run": dry_run}
     sides = {"with_scores": with_scores, "with_origins": with_origins}
     with reading(store) as connection:
         exported = export_version(connection, version, to, format=format_, split=split, **options, **sides)
-    print_json(exported.as_json()) if as_json else show_export(exported)
+    print_json(exported.as_json()) if as_json else show_export(exported, dry_run=dry_run)
+    note_dry_run(dry_run)
 
 
 def restore(
     bundle: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder written by curate export.")],
     name: Annotated[str | None, typer.Option(help="Restore the version under this name.")] = None,
+    dry_run: DryRunOption = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -195,6 +198,7 @@ def restore(
     from schemas.store import writing
 
     stated = restoring.read_bundle(bundle)
-    with writing(store) as connection:
+    with writing(store, dry_run=dry_run) as connection:
         restored = restoring.restore(connection, stated, name=name)
-    print_json(restored.as_json()) if as_json else show_restore(restored)
+    print_json(restored.as_json()) if as_json else show_restore(restored, dry_run=dry_run)
+    note_dry_run(dry_run)

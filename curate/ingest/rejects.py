@@ -82,14 +82,19 @@ def list_rejects(
 
 
 def export_rejects(
-    connection: DuckDBPyConnection, reject_filter: RejectFilter, path: Path, *, replace: bool = False
+    connection: DuckDBPyConnection,
+    reject_filter: RejectFilter,
+    path: Path,
+    *,
+    replace: bool = False,
+    dry_run: bool = False,
 ) -> ExportedRejects:
     """Write rejects to a CSV or JSONL file, in the columns of their source followed by `EXPORT_COLUMNS`.
 
     A row that cannot be split into columns is written to `_curate_raw`. A JSON object is written to a JSONL file in
     its original text, with two more keys. Cells are exact, including a leading `=`. Raises `ExportError` if no reject
     matches, the suffix is unknown, the sources have different mappings (one file can have only one), or the file
-    exists and `replace` is false.
+    exists and `replace` is false. `dry_run` writes nothing.
     """
     _check_filter(connection, reject_filter)
     if path.suffix not in EXPORT_SUFFIXES:
@@ -106,8 +111,10 @@ def export_rejects(
     _check_same_mapping(rejects, path)
     rows = [parse_reject(reject) for reject in rejects.iter_rows(named=True)]  # one by one: each may be broken
     as_csv = path.suffix == ".csv"
+    text = _to_csv(rows) if as_csv else "".join(f"{_to_json(row)}\n" for row in rows)
     try:
-        write_text(path, _to_csv(rows) if as_csv else "".join(f"{_to_json(row)}\n" for row in rows))
+        if not dry_run:
+            write_text(path, text)
     except OSError as error:
         raise _write_error(path, error) from error
     return ExportedRejects(

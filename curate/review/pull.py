@@ -113,13 +113,14 @@ def pull(
     *,
     partial: bool | None = None,
     again: bool = False,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> PullResult:
     """Fetch the answers to the set `name` and resolve them by the recipe's policy.
 
-    Without new answers no record is read, unless `again`. `partial`, which the store keeps, resolves conversations of
-    the set with fewer answers than it asks for. Raises `ReviewError` for an unknown set, a question renamed on the
-    server, or a server failure; the store is then unchanged.
+    Without new answers no record is read, unless `again`; `dry_run` writes nothing. `partial`, which the store
+    keeps, resolves conversations of the set with fewer answers than it asks for. Raises `ReviewError` for an
+    unknown set, a question renamed on the server, or a server failure; the store is then unchanged.
     """
     with reading(store) as connection:
         stored = _load_pushed_set(connection, name)
@@ -136,7 +137,7 @@ def pull(
     unchanged = activity == stored.activity and not again
     if not unchanged:
         records, answers, surplus = _fetch_answers(server, remote, progress)
-    with writing(store) as connection:
+    with writing(store, dry_run=dry_run) as connection:
         # The overlap can be changed on the server's page.
         connection.execute("UPDATE review_sets SET overlap = ? WHERE review_set = ?", [remote.overlap, name])
         if unchanged:

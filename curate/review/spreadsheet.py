@@ -77,32 +77,51 @@ class SheetImport:
 
 
 def export_sheet(
-    store: Path, recipe: Recipe, path: Path, name: str, query: QueueQuery, *, replace: bool = False
+    store: Path,
+    recipe: Recipe,
+    path: Path,
+    name: str,
+    query: QueueQuery,
+    *,
+    replace: bool = False,
+    dry_run: bool = False,
 ) -> SheetExport:
-    """Write the set `name` to the CSV file `path`. Raises `ExportError` if it exists, unless `replace`."""
+    """Write the set `name` to the CSV file `path`. Raises `ExportError` if it exists, unless `replace`.
+
+    `dry_run` writes neither the file nor the set.
+    """
     if path.exists() and not replace:
         raise ExportError(f"{path} exists and may contain answers.", "Choose another name, or add --replace.")
     prepared = prepare_set(store, recipe, name, query, rejection_reason=_too_long)
     tasks, rejected = _split_too_long(prepared)
     rows = [_row(name, each, prepared.plan.questions) for each in tasks]  # one by one: annotators read them all
+    result = SheetExport(str(path), name, len(rows), sum(each.blind for each in tasks), rejected)
+    if dry_run:
+        return result
     _write(path, pl.DataFrame(rows, schema=dict.fromkeys(_columns(prepared.plan.questions), pl.String)))
     with writing(store) as connection:
         save_set(connection, prepared, RemoteRef())
         save_members(connection, name, tasks)
         save_suggestions(connection, name, tasks)
-    return SheetExport(str(path), name, len(rows), sum(each.blind for each in tasks), rejected)
+    return result
 
 
 def import_sheet(
-    store: Path, section: ReviewSection, path: Path, reviewer: str | None = None, *, partial: bool | None = None
+    store: Path,
+    section: ReviewSection,
+    path: Path,
+    reviewer: str | None = None,
+    *,
+    partial: bool | None = None,
+    dry_run: bool = False,
 ) -> SheetImport:
     """Store the answers of a filled spreadsheet and resolve them by the recipe's policy, as `pull` does.
 
-    Rows with invalid cells are rejected with their line and a reason; the others count. Raises `SourceError` if the
-    file is not a review spreadsheet.
+    Rows with invalid cells are rejected with their line and a reason; the others count. `dry_run` writes nothing.
+    Raises `SourceError` if the file is not a review spreadsheet.
     """
     frame = _read(path)
-    with writing(store) as connection:
+    with writing(store, dry_run=dry_run) as connection:
         questions = _load_questions(connection, frame, path)
         conversations = _load_conversations(connection, frame)
         answers, rejected, empty = _parse_rows(frame, questions, conversations, reviewer)

@@ -50,22 +50,37 @@ def score_store(
     only: Sequence[str] = (),
     *,
     again: bool = False,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> ScoreReport:
     """Compute the missing scores of a store in one transaction, and summarise them.
 
-    `only` selects scorers, which are run with their dependencies; `again` computes existing values anew. Raises
-    `RecipeError` for an unknown scorer or parameter before anything is computed.
+    `only` selects scorers, which are run with their dependencies; `again` computes existing values anew; `dry_run` only
+    counts the missing values. Raises `RecipeError` for an unknown scorer or parameter before anything is computed.
     """
     scorers = plan_scorers(recipe.score, only)
     check_not_empty(store)
-    with writing(store) as connection:
+    with writing(store, dry_run=dry_run) as connection:
         _drop_outdated(connection, scorers, again=again)
+        if dry_run:
+            return ScoreReport(_count_present(connection), _count_missing(connection, scorers), [])
         computed = _compute_missing(connection, scorers, progress)
-        ((conversations,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}").fetchall()
         stored = stored_columns(connection)
         summaries = summarise(connection, {scorer.column: stored[scorer.column] for scorer in scorers})
-        return ScoreReport(int(conversations), computed, summaries)
+        return ScoreReport(_count_present(connection), computed, summaries)
+
+
+def _count_present(connection: DuckDBPyConnection) -> int:
+    ((count,),) = connection.sql(f"SELECT count(*) FROM conversations c WHERE {PRESENT_SQL}").fetchall()
+    return int(count)
+
+
+def _count_missing(connection: DuckDBPyConnection, scorers: Sequence[PlannedScorer]) -> dict[str, int]:
+    """Column of each scorer -> its missing values."""
+    missing = dict.fromkeys((scorer.column for scorer in scorers), 0)
+    for slice_ in _find_missing(connection, scorers):
+        missing |= {scorer.column: missing[scorer.column] + slice_.rows for scorer in slice_.missing}
+    return missing
 
 
 def check_not_empty(store: Path) -> None:

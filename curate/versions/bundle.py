@@ -126,12 +126,14 @@ def export_version(
     replace: bool = False,
     with_scores: bool = False,
     with_origins: bool = False,
+    dry_run: bool = False,
 ) -> ExportResult:
     """Write the version to the folder `to`, or to one file if `to` ends with .jsonl or .parquet.
 
-    `split` selects one split, or with `all` one file with both. Raises `VersionError` if the members do not match the
-    version's digest; raises `ExportError` if `to` exists or cannot be written, if its suffix contradicts `parquet`, or
-    if conversations do not fit the format and `skip_unfit` is not set. Nothing is left at `to` after an error.
+    `dry_run` keeps nothing. `split` selects one split, or with `all` one file with both. Raises `VersionError` if
+    the members do not match the version's digest; raises `ExportError` if `to` exists or cannot be written, if its
+    suffix contradicts `parquet`, or if conversations do not fit the format and `skip_unfit` is not set. Nothing is
+    left at `to` after an error.
     """
     export_format = find_format(format)
     version = find_version(connection, label)
@@ -142,7 +144,7 @@ def export_version(
         if is_file
         else _plan_folder(version, ".parquet" if parquet else ".jsonl", split)
     )
-    with _replace(to, replace=replace) as temporary:
+    with _replace(to, replace=replace, dry_run=dry_run) as temporary:
         files, left_out = _write_files(connection, version, export_format, temporary, plan)
         result = ExportResult(version, export_format.name, to, files, left_out)
         if left_out.height and not skip_unfit:
@@ -378,10 +380,10 @@ def _version_json(result: ExportResult) -> dict[str, Any]:
 
 
 @contextmanager
-def _replace(to: Path, *, replace: bool) -> Iterator[Path]:
-    """A temporary folder, or path for a file, that becomes `to` when the block ends, and is removed if it raises.
+def _replace(to: Path, *, replace: bool, dry_run: bool) -> Iterator[Path]:
+    """A temporary folder, or path for a file, that becomes `to` when the block ends.
 
-    Raises `ExportError` if `to` exists or cannot be written.
+    It is removed if the block raises, and after a `dry_run`. Raises `ExportError` if `to` exists or cannot be written.
     """
     try:
         to = to.resolve() if to.is_dir() else to.absolute()  # keeps a link to a folder
@@ -391,7 +393,8 @@ def _replace(to: Path, *, replace: bool) -> Iterator[Path]:
                 temporary.mkdir()
             yield temporary
             _check_target(to, replace=replace)  # another export may have finished in the meantime
-            _move(temporary, to)
+            if not dry_run:
+                _move(temporary, to)
     except OSError as error:
         raise ExportError(f"{to} cannot be written: {error.strerror or error}.", write_hint(error, to)) from error
 

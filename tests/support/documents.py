@@ -42,6 +42,21 @@ def command_table():
     return "\n".join(["| command | purpose |", "| --- | --- |", *rows])
 
 
+JSON_GUIDE = ROOT / "curate" / "cli" / "README.md"
+
+
+def json_documents():
+    """Name of a command, with the option that changes its document, -> keys of its document, from the guide."""
+    rows = r"^\| `([^`]+)` \| ((?:list of )?(?:the columns|`).*) \|$"
+    return dict(re.findall(rows, JSON_GUIDE.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def commands_with(option):
+    """The names of the commands that have an option, such as --json."""
+    commands = all_commands().items()
+    return {name for name, command in commands if any(option in parameter.opts for parameter in command.params)}
+
+
 def file_tree(folder):
     """Paths and purposes in the code block of a folder's README; two spaces of indent per level."""
     block = re.search(r"```text\n(.*?)```", (ROOT / folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]

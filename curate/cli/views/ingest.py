@@ -332,9 +332,10 @@ def _show_reject(names: Mapping[str, str], reject: Mapping[str, Any]) -> None:
     print_line(f"    {reject['excerpt']}")
 
 
-def show_exported_rejects(exported: ExportedRejects, store: Path | None) -> None:
+def show_exported_rejects(exported: ExportedRejects, store: Path | None, *, dry_run: bool) -> None:
     """Print the number of exported rows, and how to import the repaired file."""
-    print_line(f"{plural(exported.rows, 'reject')} written to {exported.path}, in the columns of the source.")
+    verb = "would be written" if dry_run else "written"
+    print_line(f"{plural(exported.rows, 'reject')} {verb} to {exported.path}, in the columns of the source.")
     if exported.raw_only:
         print_line(f"{exported.raw_only:,} of them cannot be split into columns: fill these in from {RAW_COLUMN}.")
     if exported.nulls:

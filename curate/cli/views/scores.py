@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from curate.cli.console import note, print_table
+from curate.cli.console import note, print_line, print_table
 from curate.scorers.runner import ScoreReport
 from schemas.text import plural
 
@@ -20,13 +20,18 @@ LEAST_SHARE = 0.0001
 """The smallest share that a percentage with two decimals distinguishes from zero."""
 
 
-def show_scores(report: ScoreReport) -> None:
-    """Print a summary of each column of scores, and how many values were computed."""
+def show_scores(report: ScoreReport, *, dry_run: bool = False) -> None:
+    """Print a summary of each column of scores, and how many values were computed, or of a dry run are missing."""
+    if dry_run:
+        rows = [{"score": name, "missing values": count} for name, count in report.computed.items() if count]
+        print_table(rows, ["score", "missing values"])
+        missing = plural(sum(report.computed.values()), "missing value")
+        return print_line(f"{missing} of {plural(report.conversations, 'conversation')} would be computed.")
     examples = 3 if shutil.get_terminal_size().columns >= WIDE else 1
     print_table(number_rows(report, examples), ["score", "min", "median", "p95", "max", "lowest", "highest"])
     print_table(value_rows(report, examples), ["score", "value", "conversations", "share", "examples"])
     note(f"Computed {plural(sum(report.computed.values()), 'missing value')}.")
-    note("Next: curate score --why ID explains a quality score; curate select applies the rules of the recipe.")
+    return note("Next: curate score --why ID explains a quality score; curate select applies the rules of the recipe.")
 
 
 def show_explanation(explanation: Mapping[str, Any]) -> None:

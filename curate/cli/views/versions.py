@@ -153,19 +153,21 @@ def _show_change(change: Mapping[str, Any]) -> None:
             print_line(f"    {line}")
 
 
-def show_export(result: ExportResult) -> None:
+def show_export(result: ExportResult, *, dry_run: bool) -> None:
     """Print the files of an export, and how many conversations were left out and why."""
-    print_line(f"{result.version.label} written to {result.to} as {result.format}, read back and compared")
+    verb = "would be written" if dry_run else "written"
+    print_line(f"{result.version.label} {verb} to {result.to} as {result.format}, read back and compared")
     for name, file in result.files.items():
         print_line(f"  {name}: {plural(file.conversations, 'conversation')} ({file.split})")
     for reason, count in result.reasons.items():
         print_line(f"  left out: {count:,}, {reason}")
 
 
-def show_restore(result: RestoreResult) -> None:
+def show_restore(result: RestoreResult, *, dry_run: bool) -> None:
     """Print the restored version and its recomputed digest."""
     version = result.version
-    state = "restored" if result.new else "already exists, its members were written again"
+    restored = "would be restored" if dry_run else "restored"
+    state = restored if result.new else "already exists, its members were written again"
     total = plural(sum(version.counts.values()), "conversation")
     print_line(f"{version.label} {state}: {total}, {result.conversations:,} of them new to the store")
     print_line(f"digest {version.digest}, recomputed from the conversations")
