@@ -138,7 +138,7 @@ def test_a_count_of_one_is_singular(tmp_path, capsys):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     show_export(exported, dry_run=False)
     exported_text = capsys.readouterr().out
-    show_restore(restore_store(tmp_path / "again.duckdb", tmp_path / "out"))
+    show_restore(restore_store(tmp_path / "again.duckdb", tmp_path / "out"), dry_run=False)
     for text in (exported_text, card, capsys.readouterr().out):
         assert "1 conversation" in text
         assert "1 conversations" not in text
