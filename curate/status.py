@@ -34,8 +34,9 @@ COUNTS_SQL = f"""
             WHERE later.seq >= s.seq AND later.sha256 <> s.sha256
             AND list_contains(later.columns, '_curate_reject')) AS corrected_rejects
 """
-"""A closed reject counts as corrected if a later file of corrections contains the row. Otherwise the row was rejected again, so its
-first reject is open (it was closed by an earlier source), or the same file was imported with another mapping."""
+"""A closed reject counts as corrected if a later file of corrections contains the row. Otherwise the row was rejected
+again, so its first reject is open (it was closed by an earlier source), or the same file was imported with another
+mapping."""
 
 REVIEWS_SQL = """
     SELECT (SELECT count(DISTINCT (review_set, conversation)) FROM review_records WHERE NOT removed) AS conversations,
