@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from curate.ingest.column_names import name_words
-from curate.ingest.shapes.judgements import BAD, FALSE, GOOD, LABELS, REVERSED, TRUE, plain_expr
+from curate.ingest.shapes.judgements import BAD, FALSE, GOOD, LABELS, REVERSED, TRUE, plain_expr, plain_text
 from curate.ingest.shapes.shape import ColumnMapping
 from schemas.errors import SourceError
 from schemas.text import join_names, plural, quote_name, shell_quote, shorten
@@ -86,7 +86,7 @@ def _labels(cells: pl.Series, name: str) -> AnswerLabels | None:
     good, bad = (GOOD | TRUE, BAD | FALSE) if is_named else (GOOD, BAD)
     if plain in REVERSED:
         good, bad = GOOD | FALSE, BAD | TRUE
-    if not is_named and not set(_plain(cells.head(_SAMPLE)).drop_nulls()) <= good | bad | _MISSING:
+    if not is_named and not _are_all(cells.head(_SAMPLE), good | bad | _MISSING):
         return None
     counts = pl.DataFrame({"value": cells}).group_by("value", maintain_order=True).len().sort("len", descending=True)
     counts = counts.with_columns(plain=_plain(counts["value"]).fill_null(""))
@@ -98,6 +98,14 @@ def _labels(cells: pl.Series, name: str) -> AnswerLabels | None:
         return dict(counts.filter(pl.col("plain").is_in(list(among))).select("value", "len").iter_rows())
 
     return AnswerLabels(name, rows(good), rows(bad), rows(texts - good - bad - _MISSING), sum(rows(_MISSING).values()))
+
+
+def _are_all(cells: pl.Series, values: set[str]) -> bool:
+    """Whether all cells that are not null have one of the plain `values`. Of most columns, the first one has not."""
+    first = cells[0] if cells.len() else None
+    if first is not None and plain_text(first) not in values:
+        return False
+    return set(_plain(cells).drop_nulls()) <= values
 
 
 def _plain(cells: pl.Series) -> pl.Series:

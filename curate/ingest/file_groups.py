@@ -6,7 +6,8 @@ the same columns and mapping are converted as one table; the result of each is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -98,7 +99,7 @@ def _group(files: list[OpenFile]) -> FileGroup:
         tables.setdefault(_table_key(file) or number, []).append(number)
     converted: list[ImportBatch] = []
     keys = 0
-    for numbers in tables.values():
+    for numbers in itertools.chain.from_iterable(_set_apart(files, numbers) for numbers in tables.values()):
         converted.append(_convert({number: files[number] for number in numbers}, keys))
         keys += converted[-1].conversations.height
     batch = concat_batches(converted)
@@ -110,10 +111,21 @@ def _table_key(file: OpenFile) -> object:
     whole, conversion = file.whole, file.conversion
     if whole is None or whole.sources is not None or SHAPES[conversion.mapping.shape].spans_rows:
         return None
-    table = whole.table
-    if UNUSABLE in table.columns or any(cells.str.contains_any(_END_WORDS).any() for cells in table):
+    if UNUSABLE in whole.table.columns:
         return None
-    return repr(conversion.mapping), tuple(table.columns), conversion.split, conversion.section.model_dump_json()
+    return repr(conversion.mapping), tuple(whole.table.columns), conversion.split, conversion.section.model_dump_json()
+
+
+def _set_apart(files: Sequence[OpenFile], numbers: list[int]) -> list[list[int]]:
+    """The numbers of the files of a table, in which each file with one of `_END_WORDS` is apart."""
+    tables = [whole.table for number in numbers if (whole := files[number].whole) is not None]
+    if len(numbers) == 1 or not tables[0].width:
+        return [numbers]
+    has_word = pl.concat(tables).select(pl.any_horizontal(pl.all().str.contains_any(_END_WORDS))).to_series()
+    of = pl.Series(numbers).repeat_by(pl.Series([table.height for table in tables])).explode()
+    apart = set(of.filter(has_word))
+    together = [number for number in numbers if number not in apart]
+    return [*([together] if together else []), *([number] for number in sorted(apart))]
 
 
 def _convert(files: dict[int, OpenFile], first_key: int) -> ImportBatch:

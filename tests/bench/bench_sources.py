@@ -2,6 +2,7 @@
 
     python tests/bench/bench_sources.py                  one million generated rows in two files
     python tests/bench/bench_sources.py --rows 200000    the short form
+    python tests/bench/bench_sources.py --folders        only the folders of 5,000 files
 
 Every command runs in its own process and is measured from start to end, including imports, with the files in the page
 cache. The best of three runs counts; a removal runs once per copy of the store.
@@ -10,6 +11,7 @@ cache. The best of three runs counts; a removal runs once per copy of the store.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import platform
 import shutil
@@ -52,6 +54,13 @@ def _measure(scratch: Path, options: argparse.Namespace) -> Iterator[str]:
     """The lines of the table."""
     yield "| command | seconds | CPU s | peak MB | comparison |"
     yield "| --- | --- | --- | --- | --- |"
+    if not options.folders:
+        yield from _measure_large(scratch, options)
+    yield from _measure_folders(scratch, options.repeats)
+
+
+def _measure_large(scratch: Path, options: argparse.Namespace) -> Iterator[str]:
+    """The lines of the table on two large files."""
     first, second = _two_files(scratch, options.rows)
     store = scratch / "store.duckdb"
     _curate("import", str(first), str(second), store=store)
@@ -73,8 +82,16 @@ def _measure(scratch: Path, options: argparse.Namespace) -> Iterator[str]:
     passed = _best(options.repeats, lambda: _import(scratch, str(first), "--sql", "SELECT * FROM rows"))
     yield format_line("curate import, half of the rows", plain, "")
     yield format_line("the same, --sql 'SELECT * FROM rows'", passed, f"{passed.seconds / plain.seconds:.2f} x without")
-    many = _best(1, lambda: _import(scratch, str(_many_files(scratch))))
-    yield format_line("curate import, a folder of 5,000 files", many, f"{many.seconds / 5:.1f} ms per file")
+
+
+def _measure_folders(scratch: Path, repeats: int) -> Iterator[str]:
+    """The lines of the table on folders of many small files."""
+    for rows, suffixes in ((1, (".jsonl",)), (20, (".jsonl",)), (20, (".jsonl", ".csv"))):
+        folder = _many_files(scratch / f"{rows}{''.join(suffixes)}", rows, suffixes)
+        many = _best(repeats, partial(_import, scratch, str(folder)))
+        formats = " and ".join(suffix.removeprefix(".") for suffix in suffixes)
+        name = f"curate import, 5,000 files, {formats}, {rows} {'row' if rows == 1 else 'rows'} each"
+        yield format_line(name, many, f"{many.cpu / 5:.1f} ms of CPU per file")
 
 
 def _two_files(scratch: Path, rows: int) -> tuple[Path, Path]:
@@ -89,12 +106,22 @@ def _two_files(scratch: Path, rows: int) -> tuple[Path, Path]:
     return paths
 
 
-def _many_files(scratch: Path) -> Path:
-    folder = scratch / "many"
+def _many_files(folder: Path, rows: int, suffixes: tuple[str, ...]) -> Path:
+    """5,000 files of `rows` rows, with the suffixes in turn."""
     folder.mkdir()
     for number in range(5_000):
-        row = {"question": f"Which is question {number}?", "answer": f"It is answer number {number} of many."}
-        (folder / f"{number:04}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        table = [
+            {"question": f"Which is question {row} of {number}?", "answer": f"It is answer {row} of {number} of many."}
+            for row in range(rows)
+        ]
+        suffix = suffixes[number % len(suffixes)]
+        with (folder / f"{number:04}{suffix}").open("w", encoding="utf-8", newline="") as file:
+            if suffix == ".csv":
+                writer = csv.DictWriter(file, list(table[0]))
+                writer.writeheader()
+                writer.writerows(table)
+            else:
+                file.writelines(f"{json.dumps(row)}\n" for row in table)
     return folder
 
 
@@ -122,6 +149,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000, help="number of generated rows")
     parser.add_argument("--repeats", type=int, default=3, help="runs per command; the fastest counts")
+    parser.add_argument("--folders", action="store_true", help="measure only the folders of many files")
     parser.add_argument("--folder", type=Path, help="where to write; by default, a temporary folder")
     return parser.parse_args()
 

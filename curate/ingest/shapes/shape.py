@@ -245,7 +245,7 @@ def fits_json(brackets: str = "[{") -> Callable[[Fits], Fits]:
             first = cells.head(_FIRST).drop_nulls()
             starts = int(first.str.contains(rf"^\s*[{re.escape(brackets)}]").sum())
             if starts * 4 < max(first.len(), 1):
-                return pl.repeat(False, cells.len(), eager=True)
+                return pl.Series([False]).new_from_index(0, cells.len())  # for a few rows, `pl.repeat` takes 0.1 ms
             return mostly(fits(cells))
 
         return check
