@@ -125,3 +125,16 @@ def test_all_changed_files_of_a_group_are_named(tmp_path, folder):
         run(tmp_path, folder)
     assert error.value.what.count("was imported before with other content") == 2
     assert error.value.hint.count("--replace") == 1
+
+
+def test_a_dry_run_and_a_replacement_of_many_files_are_summarised(folder, curate):
+    for number in range(6, 60):
+        row = {"question": f"Question {number}?", "answer": f"Answer {number}."}
+        (folder / f"{number}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    dry = curate("import", str(folder), "--dry-run").stdout
+    assert dry.count("conversation 1 ") == 8
+    assert "and 52 more files; --json has the examples of all of them" in dry
+    curate("import", str(folder))
+    swapped = curate("import", str(folder), "--map", "question=answer", "--map", "answer=question", "--replace").stdout
+    assert "Replaced 60 imports of 60 files; removed 60 conversations that disappeared." in swapped
+    assert len(swapped.splitlines()) < 65

@@ -31,7 +31,7 @@ EXAMPLE_CHARACTERS = 400
 """Characters of a turn in a dry run."""
 
 MAX_EXAMPLES, MAX_SKIPPED, MAX_COLUMNS, MAX_ROLES = 8, 5, 8, 6
-"""Groups of rejects with an example, names of skipped files, metadata columns and unknown roles."""
+"""Groups of rejects and files with examples, names of skipped files, metadata columns and unknown roles."""
 
 
 def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
@@ -39,8 +39,12 @@ def show_import(results: Sequence[ImportResult], *, dry_run: bool) -> None:
     for how, paths in _group_by_note(results).items():
         print_line(f"{join_names(paths, MAX_GROUPED)}: {how}")
     if dry_run:
-        for result in results:
+        for result in results[:MAX_EXAMPLES]:
             _show_examples(result)
+        if len(results) > MAX_EXAMPLES:
+            print_line(
+                f"and {plural(len(results) - MAX_EXAMPLES, 'more file')}; --json has the examples of all of them"
+            )
     new = [result for result in results if result.imported_before is None]
     if len(new) == 1:
         _show_file(new[0])
@@ -184,16 +188,7 @@ def _location(example: Mapping[str, Any]) -> str:
 
 def _remarks(results: Sequence[ImportResult], *, dry_run: bool) -> Iterator[str]:
     """Sentences on replaced imports, repairs, closed rejects, warnings and possible repairs."""
-    for result in results:
-        if result.replaced:
-            ids = ", ".join(source[:12] for source in result.replaced)
-            gone, was = plural(result.disappeared, "conversation"), "was" if result.disappeared == 1 else "were"
-            yield f"Replaced the import {ids} of {result.path}; {gone} of it disappeared and {was} removed."
-        for path, count in result.moved.items():
-            yield (
-                f"{plural(count, 'conversation')} of it {'is' if count == 1 else 'are'} also in {path}, which is the "
-                "first import now: rules see it as source, file and import_id, and its columns first."
-            )
+    yield from _replacements([result for result in results if result.replaced])
     for repair, count in _sum_counts(result.repaired for result in results).items():
         yield f"Repaired by {repair}: {plural(count, 'row')}; the original rows are stored with their conversations."
     for code, count in _sum_counts(result.partly_rejected for result in results).items():
@@ -215,6 +210,27 @@ def _remarks(results: Sequence[ImportResult], *, dry_run: bool) -> Iterator[str]
     names = dict.fromkeys(name for result in results for advice in result.advice.values() for name in advice.repairs)
     if names:
         yield f"To repair them, add: {' '.join(f'--repair {name}' for name in names)} --replace"
+
+
+def _replacements(results: Sequence[ImportResult]) -> Iterator[str]:
+    """The replaced imports of each file; of many files, their number."""
+    if len(results) > MAX_EXAMPLES:
+        imports = sum(len(result.replaced) for result in results)
+        gone = plural(sum(result.disappeared for result in results), "conversation")
+        files = plural(len(results), "file")
+        yield f"Replaced {plural(imports, 'import')} of {files}; removed {gone} that disappeared."
+        if moved := sum(count for result in results for count in result.moved.values()):
+            yield f"{plural(moved, 'conversation')} of them {'has' if moved == 1 else 'have'} another first import now."
+        return
+    for result in results:
+        ids = ", ".join(source[:12] for source in result.replaced)
+        gone, was = plural(result.disappeared, "conversation"), "was" if result.disappeared == 1 else "were"
+        yield f"Replaced the import {ids} of {result.path}; {gone} of it disappeared and {was} removed."
+        for path, count in result.moved.items():
+            yield (
+                f"{plural(count, 'conversation')} of it {'is' if count == 1 else 'are'} also in {path}, which is the "
+                "first import now: rules see it as source, file and import_id, and its columns first."
+            )
 
 
 def _first_place(results: Sequence[ImportResult], code: str) -> str:
