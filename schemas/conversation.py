@@ -167,20 +167,24 @@ def _canonical_text(turns: pl.DataFrame, lengths: pl.Series) -> pl.Series:
     If all conversations have the same small number of turns, the turns become columns that are joined once. This takes
     half the time of joining twice: within turns, then within conversations.
     """
+    optional = not turns["train"].all(), turns["tool_call_id"].null_count() < turns.height
     if lengths.n_unique() != 1 or lengths[0] > MAX_WIDE_TURNS:
-        per_turn = turns.select(pl.concat_str(_canonical_turn())).to_series()
+        per_turn = turns.select(pl.concat_str(_canonical_turn(*optional))).to_series()
         return _to_lists(per_turn, lengths).list.join("")
     suffixes = [f" {turn}" for turn in range(lengths[0])]
     wide = [
         turns.gather_every(len(suffixes), turn).select(pl.all().name.suffix(suffix))
         for turn, suffix in enumerate(suffixes)
     ]
-    pieces = [piece for suffix in suffixes for piece in _canonical_turn(suffix)]
+    pieces = [piece for suffix in suffixes for piece in _canonical_turn(*optional, suffix)]
     return pl.concat(wide, how="horizontal").select(pl.concat_str(pieces)).to_series()
 
 
-def _canonical_turn(suffix: str = "") -> list[pl.Expr]:
-    """The parts of `Turn.canonical`, from the columns of a turns frame whose names end in `suffix`."""
+def _canonical_turn(some_silent: bool, some_calls: bool, suffix: str = "") -> list[pl.Expr]:
+    """The parts of `Turn.canonical`, from the columns of a turns frame whose names end in `suffix`.
+
+    `some_silent`, `some_calls`: whether any turn is excluded from the loss, or has the id of a call.
+    """
     silent = pl.when(f"train{suffix}").then(pl.lit("")).otherwise(pl.lit("!"))
     call_id = f"tool_call_id{suffix}"
     call = (
@@ -188,7 +192,8 @@ def _canonical_turn(suffix: str = "") -> list[pl.Expr]:
         .then(pl.lit(""))
         .otherwise(pl.concat_str(pl.lit("#"), *_with_length_expr(call_id)))
     )
-    return [pl.col(f"from{suffix}"), silent, call, pl.lit(":"), *_with_length_expr(f"value{suffix}"), pl.lit(";")]
+    rest = [pl.lit(":"), *_with_length_expr(f"value{suffix}"), pl.lit(";")]
+    return [pl.col(f"from{suffix}"), *([silent] if some_silent else []), *([call] if some_calls else []), *rest]
 
 
 def _sha256(text: pl.Expr) -> pl.Expr:

@@ -22,10 +22,11 @@ import pytest
 import zstandard
 from support.source_files import raw_texts, read_rows, write
 
-from curate.ingest.readers import FORMATS, expand, open_source
+from curate.ingest.readers import FORMATS, byte_stream, expand, open_source
 from curate.ingest.readers.byte_stream import prefetch
 from curate.ingest.readers.formats import SUFFIXES
 from curate.ingest.readers.paths import find_skipped
+from curate.ingest.readers.text_arrays import decode_texts, slice_texts
 from curate.ingest.repairs import REPAIRS
 from curate.ingest.shapes import SHAPES
 from schemas.errors import SourceError
@@ -496,3 +497,17 @@ def test_a_prefetch_in_a_garbage_cycle_does_not_leave_a_dead_thread_to_the_next_
         reading.start()
         reading.join(10)
     assert results == [[1, 2]] * 5
+
+
+def test_texts_of_a_chunk_stay_while_the_memory_of_others_is_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(byte_stream, "HEAD", 1 << 8)
+    monkeypatch.setattr(byte_stream, "CHUNK", 1 << 10)
+    lines = [f"{row:0100d}\n" for row in range(500)]
+    stream = byte_stream.ByteStream(str(write(tmp_path / "rows.txt", "".join(lines))))
+    kept, read = [], []
+    for number, chunk in enumerate(stream.chunks(byte_stream.split_lines)):
+        texts = decode_texts(slice_texts(chunk.data, np.concatenate([[0], chunk.newlines[:-1] + 1])))
+        read += texts.to_list()
+        kept += [(texts, texts.to_list())] if number % 2 else []
+    assert read == lines
+    assert all(texts.to_list() == before for texts, before in kept)

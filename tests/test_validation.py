@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 
 import polars as pl
 import pytest
@@ -122,9 +123,9 @@ def test_text_with_numbers_and_brackets_is_not_a_warning(text):
     assert codes([("gpt", text)], has_questions=False) == []
 
 
-def test_control_tokens_start_with_one_of_two_characters_for_fast_search():
-    assert {token[0] for token in CONTROL_TOKENS} == {"<", "["}
-    assert {mark[0] for mark in (*CONTROL_TOKENS, *MARKUP, *MEDIA_MARKS)} == set(MARKS)
+def test_control_tokens_and_markup_start_with_one_of_the_characters_of_the_fast_search():
+    assert {mark[0] for mark in (*CONTROL_TOKENS, *MARKUP, *MEDIA_MARKS)} == {"<", "&", "["}
+    assert all(re.fullmatch(MARKS, mark) for mark in ("<", "&", "[", "\0"))
 
 
 def test_a_tool_call_nested_deeper_than_python_can_parse_is_rejected():

@@ -61,7 +61,7 @@ def read_call_markup(parsed: ParsedTable) -> tuple[ParsedTable, pl.Series]:
     has_mark = ((pl.col("from") == "gpt") & mark(list(_CALL_MARKS))) | (
         (pl.col("from") == "system") & mark(list(_TOOL_MARKS))
     )
-    rows = parsed.turns.filter(has_mark)["row"].unique()
+    rows = parsed.turns.filter(mark([*_CALL_MARKS, *_TOOL_MARKS])).filter(has_mark)["row"].unique()
     if rows.is_empty():
         return parsed, rows
     selected = pl.col("row").is_in(rows.implode())

@@ -14,6 +14,7 @@ import hashlib
 import io
 import lzma
 import sys
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -111,6 +112,7 @@ class ByteStream:
         self._top: Readable | None = None
         self._head = b""
         self._is_plain = True
+        self._buffers = _Buffers()
 
     @property
     def sha256(self) -> str:
@@ -196,7 +198,7 @@ class ByteStream:
     def _fill(self, rest: Bytes, size: int) -> tuple[Bytes, bool]:
         """`rest` and the bytes after it, `size` bytes in total, and whether the file ends there."""
         assert self._top is not None
-        buffer = np.empty(max(size, len(rest) + HEAD), np.uint8)
+        buffer = self._buffers.take(max(size, len(rest) + HEAD))
         buffer[: len(rest)] = rest
         filled = len(rest)
         while filled < len(buffer):
@@ -280,6 +282,28 @@ class ByteStream:
             raise SourceError(
                 f"{self.path} cannot be read completely: {error.strerror or error}.", "Check the disk or the network."
             ) from error
+
+
+class _Buffers:
+    """Memory for chunks. A buffer is used again when its array and all views of it, also those of Arrow, are gone.
+
+    The system clears every page of new memory: 0.3 s of CPU for 500 MB.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+
+    def take(self, size: int) -> Bytes:
+        """An array of `size` bytes with any content."""
+        if size != CHUNK:
+            return np.empty(size, np.uint8)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(size, np.uint8).data
+        array = np.frombuffer(memory, np.uint8)  # its views refer to it, and not to the memory
+        weakref.finalize(array, self._free.append, memory)
+        return array
 
 
 _idle: list[ThreadPoolExecutor] = []
