@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import polars as pl
-from duckdb import DuckDBPyConnection
+from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 from curate.ingest.readers.batch import EXCLUDED_ROWS
 
@@ -123,23 +123,19 @@ def write_batch(connection: DuckDBPyConnection, sources: Sequence[str], batch: I
         connection.execute("RESET memory_limit")
     is_new, is_stored = _find_new(connection, batch.conversations)
     if (is_added := is_new & ~is_stored).any():
-        with registered(connection, new=batch.conversations.filter(is_added)):
-            connection.execute("INSERT INTO conversations SELECT id, conversations, tools, NULL FROM new")
+        new = _relation(connection, batch.conversations.filter(is_added))
+        new.project("id, conversations, tools, NULL").insert_into("conversations")
+    ids = ", ".join(f"'{source}'" for source in sources)  # hex digits
     several = len(sources) > 1
-    source, row = (f'?[1 + "row" // {FILE_ROWS}]', f'"row" % {FILE_ROWS}') if several else ("?", '"row"')
-    params = [[*sources] if several else sources[0]]
+    source, row = (f'[{ids}][1 + "row" // {FILE_ROWS}]', f'"row" % {FILE_ROWS}') if several else (ids, '"row"')
     if batch.origins.height:
-        columns = f"{source}, {row}, line, id, duplicate, metadata, repairs, raw"
-        with registered(connection, identified=_identify(batch, is_new)):
-            connection.execute(f"INSERT INTO origins SELECT {columns} FROM identified", params)
+        origins = _relation(connection, _identify(batch, is_new))
+        origins.project(f"{source}, {row}, line, id, duplicate, metadata, repairs, raw").insert_into("origins")
     if batch.rejects.height:
-        with registered(connection, rejected=batch.rejects):
-            connection.execute(
-                f"INSERT INTO rejects SELECT {source}, {row}, line, code, reason, raw, NULL FROM rejected", params
-            )
+        rejects = _relation(connection, batch.rejects)
+        rejects.project(f"{source}, {row}, line, code, reason, raw, NULL").insert_into("rejects")
     if batch.excluded.height:
-        with registered(connection, excluded=batch.excluded):
-            connection.execute(f"INSERT INTO excluded_rows SELECT {source}, {row}, line FROM excluded", params)
+        _relation(connection, batch.excluded).project(f"{source}, {row}, line").insert_into("excluded_rows")
     if batch.corrections.height:
         _close_rejects(connection, sources[0], batch)
 
@@ -201,8 +197,8 @@ def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tu
     """
     ids = conversations.select("id")
     is_first = ids["id"].is_first_distinct()
-    with registered(connection, ids=ids):
-        known = connection.sql("SELECT id FROM ids SEMI JOIN conversations USING (id)").pl()["id"]
+    stored = connection.table("conversations").project("id")
+    known = _relation(connection, ids).join(stored, "id", how="semi").pl()["id"]
     if known.is_empty():
         return is_first, pl.repeat(False, ids.height, eager=True)
     removed = connection.sql("SELECT conversation FROM removed_conversations").pl()["conversation"]
@@ -210,11 +206,16 @@ def _find_new(connection: DuckDBPyConnection, conversations: pl.DataFrame) -> tu
     return is_first & (~is_stored | ids["id"].is_in(removed.implode())), is_stored
 
 
+def _relation(connection: DuckDBPyConnection, frame: pl.DataFrame) -> DuckDBPyRelation:
+    """The frame for a query, as Arrow string views, which DuckDB reads in place; Polars would copy every text."""
+    return connection.from_arrow(frame.to_arrow(compat_level=pl.CompatLevel.newest()))
+
+
 @contextmanager
 def registered(connection: DuckDBPyConnection, **frames: pl.DataFrame) -> Iterator[None]:
-    """Let queries name the frames, as Arrow string views: DuckDB reads these in place, while Polars copies every text.
+    """Let queries name small frames; the connection itself finds no variables, because it reads its store alone.
 
-    The connection itself finds no variables: it reads its store alone.
+    Their names are views of the transaction, so that DuckDB keeps their memory until it ends.
     """
     for name, frame in frames.items():
         connection.register(name, frame.to_arrow(compat_level=pl.CompatLevel.newest()))
