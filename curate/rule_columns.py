@@ -202,11 +202,24 @@ def _split_direction(order: str) -> tuple[str, bool]:
 def resolve_columns(connection: DuckDBPyConnection, recipe: Recipe, rules: Sequence[Expression]) -> dict[str, Column]:
     """The column of each name in the rules: a fact, a score or a source column, the first that exists.
 
-    Raises `RecipeError` for an unknown name, and for a score or `near_duplicate` that is not computed for all
-    conversations.
+    Raises `RecipeError` for an unknown name, and for scores and `near_duplicate` that are not computed for all
+    conversations, with the commands that compute them.
     """
+    columns: dict[str, Column] = {}
+    missing: dict[str, str] = {}
     names = {parts: rule for rule in rules for parts in rule.names}
-    return {".".join(parts): _resolve(connection, recipe, parts, rule) for parts, rule in names.items()}
+    for parts, rule in names.items():
+        try:
+            columns[".".join(parts)] = _resolve(connection, recipe, parts, rule)
+        except _NotComputedError as error:
+            missing.setdefault(error.hint, error.what)
+    if missing:
+        raise RecipeError("\n".join(missing.values()), " && ".join(sorted(missing, reverse=True)))  # score, then dedup
+    return columns
+
+
+class _NotComputedError(RecipeError):
+    """A score or near-duplicates that a rule reads are missing; the hint is the command that computes them."""
 
 
 def _resolve(connection: DuckDBPyConnection, recipe: Recipe, parts: tuple[str, ...], rule: Expression) -> Column:
@@ -248,14 +261,15 @@ def _score_column(connection: DuckDBPyConnection, column: str, rule: Expression)
         WHERE {IMPORTED_SQL} AND id NOT IN (SELECT conversation FROM scores WHERE {is_computed})""").fetchall()
     if count:
         what = f"{_reads(rule, column)}, which is not computed for {plural(count, 'conversation')}."
-        raise RecipeError(what, "curate score")
+        raise _NotComputedError(what, "curate score")
     return Column(f's."{column}"', score=column)
 
 
 def _near_duplicate_column(connection: DuckDBPyConnection, rule: Expression) -> Column:
     """Whether another conversation of the cluster is kept instead. Raises `RecipeError` if it is not computed."""
     if which := _find_unclustered(connection):
-        raise RecipeError(f"{_reads(rule, NEAR_DUPLICATE)}, which is not computed for {which}.", "curate dedup")
+        what = f"{_reads(rule, NEAR_DUPLICATE)}, which is not computed for {which}."
+        raise _NotComputedError(what, "curate dedup")
     return Column(_NEAR_DUPLICATE_SQL)
 
 

@@ -101,7 +101,9 @@ class SelectionReport:
     kept: int
     """conversations that a freeze includes"""
     verdicts: int
-    """verdicts that were written because they changed"""
+    """conversations whose verdict by rules is new or another one; 0 for a dry run"""
+    reasons: int
+    """conversations whose verdict is the same, with another reason, which was written too"""
     shadowed: list[str]
     """names in the rules that are facts or scores here, and also columns of a source"""
 
@@ -121,17 +123,17 @@ def select_store(store: Path, recipe: Recipe, where: str | None = None, *, dry_r
         columns = resolve_columns(connection, recipe, rules)
         selection = digest({"rules": list(texts.items()), "scores": _score_digests(connection, columns)})[:32]
         _apply_rules(connection, recipe, rules, columns)
-        verdicts = 0
+        verdicts = reasons = 0
         if not dry_run:
             connection.execute(
                 "INSERT INTO selections (selection, rules, scores) VALUES (?, ?, ?)",
                 [selection, json.dumps(texts, ensure_ascii=False), canonical_json(recipe.score)],
             )
-            verdicts = _write_verdicts(connection, texts, selection)
+            verdicts, reasons = _write_verdicts(connection, texts, selection)
             connection.execute("DELETE FROM near_duplicates")
             if NEAR_DUPLICATE in columns:
                 connection.execute("INSERT INTO near_duplicates BY NAME FROM found_duplicates")
-        return _report(connection, selection, texts, verdicts, _shadowed_names(connection, columns))
+        return _report(connection, selection, texts, (verdicts, reasons), _shadowed_names(connection, columns))
 
 
 def latest_selection(connection: DuckDBPyConnection) -> tuple[dict[str, str], dict[str, Any]] | None:
@@ -255,12 +257,12 @@ def _find_failing_rule(
 
 
 @timed("writing verdicts")
-def _write_verdicts(connection: DuckDBPyConnection, texts: Mapping[str, str], selection: str) -> int:
-    """Append the verdicts that differ from the latest ones; returns their number."""
+def _write_verdicts(connection: DuckDBPyConnection, texts: Mapping[str, str], selection: str) -> tuple[int, int]:
+    """Append the verdicts that differ from the latest ones; how many are other verdicts, and how many other reasons."""
     reasons = [f"{name}: {text}" for name, text in texts.items()]
-    inserted = connection.execute(
+    connection.execute(
         """
-        INSERT INTO verdicts (conversation, verdict, reason, by_whom, selection)
+        CREATE OR REPLACE TEMP TABLE changed_verdicts AS
         WITH new AS (
             SELECT conversation, if(rule IS NULL, 'keep', 'drop') AS verdict,
                 if(rule IS NULL, $passed, $reasons[rule + 1] || if(unknown, $unknown, '')) AS reason
@@ -269,24 +271,28 @@ def _write_verdicts(connection: DuckDBPyConnection, texts: Mapping[str, str], se
             SELECT * FROM verdicts WHERE by_whom = $rule
             QUALIFY row_number() OVER (PARTITION BY conversation ORDER BY seq DESC) = 1
         )
-        SELECT new.conversation, new.verdict, new.reason, $rule, $selection FROM new
-        LEFT JOIN latest ON latest.conversation = new.conversation AND latest.verdict = new.verdict
-            AND latest.reason = new.reason
-        WHERE latest.conversation IS NULL""",
-        {
-            "passed": ALL_PASSED if reasons else NO_RULES,
-            "reasons": reasons,
-            "rule": RULE,
-            "selection": selection,
-            "unknown": UNKNOWN,
-        },
+        SELECT new.*, latest.verdict IS NOT DISTINCT FROM new.verdict AS is_same FROM new
+        LEFT JOIN latest USING (conversation) WHERE NOT is_same OR latest.reason <> new.reason""",
+        {"passed": ALL_PASSED if reasons else NO_RULES, "reasons": reasons, "rule": RULE, "unknown": UNKNOWN},
+    )
+    connection.execute(
+        """INSERT INTO verdicts (conversation, verdict, reason, by_whom, selection)
+           SELECT conversation, verdict, reason, ?, ? FROM changed_verdicts""",
+        [RULE, selection],
+    )
+    ((verdicts, same),) = connection.sql(
+        "SELECT count(*) FILTER (NOT is_same), count(*) FILTER (is_same) FROM changed_verdicts"
     ).fetchall()
-    return int(inserted[0][0])
+    return int(verdicts), int(same)
 
 
 @timed("counting dropped conversations")
 def _report(
-    connection: DuckDBPyConnection, selection: str, texts: Mapping[str, str], verdicts: int, shadowed: list[str]
+    connection: DuckDBPyConnection,
+    selection: str,
+    texts: Mapping[str, str],
+    changed: tuple[int, int],
+    shadowed: list[str],
 ) -> SelectionReport:
     """The counts of `rule_results`, combined with the human verdicts."""
     ((conversations, by_rules),) = connection.sql(
@@ -308,7 +314,8 @@ def _report(
         kept_by_humans=restored + edits,
         dropped_by_humans=dropped,
         kept=by_rules + restored - dropped + edits,
-        verdicts=verdicts,
+        verdicts=changed[0],
+        reasons=changed[1],
         shadowed=shadowed,
     )
 

@@ -1,6 +1,7 @@
 """The memory estimate of a training: close to measurements, without loading a model."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.stores import add_version, chat
@@ -8,7 +9,9 @@ from support.training import TINY
 
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
-from train.plan.memory import estimate_memory, find_gpu, read_model_shape
+from train.model.base_model import find_model
+from train.model.gpus import find_gpu
+from train.plan.memory import estimate_memory, read_model_shape
 
 LLAMA = {
     "hidden_size": 4096,
@@ -101,3 +104,28 @@ def test_the_command_shows_the_estimate_above_the_plan(curate, tmp_path):
     output = json.loads(curate("plan", "chats@1", "--model", str(TINY), "--gpu", "h100-80g", "--json").stdout)
     assert output["memory"]["best"]["checkpointing"] is False
     assert output["packs"] == 1
+
+
+def use_gpu(monkeypatch, tmp_path, lines):
+    """An nvidia-smi that prints these lines."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model"),
+    [
+        ("", "SmolLM2-135M-Instruct"),
+        ("Tesla T4, 15360\\n", "Qwen3-14B"),
+        ("NVIDIA GeForce RTX 3060, 12288\\n", "Qwen3-8B"),
+        ("NVIDIA H100 80GB HBM3, 81559\\n", "Qwen3-32B"),
+    ],
+)
+def test_a_plan_without_a_model_names_models_for_this_machine_and_the_tiny_one(gpu, model, monkeypatch, tmp_path):
+    use_gpu(monkeypatch, tmp_path, gpu)
+    with pytest.raises(TrainError, match="No base model is named") as error:
+        find_model("")
+    assert model in error.value.hint
+    assert (Path(error.value.hint.rpartition("--model ")[2]) / "config.json").is_file()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -307,6 +308,11 @@ def test_the_commands_print_text_and_json(curate, store, tokenizer_dir):
     refused = curate("plan", "chats@1", *options, "--json")
     assert (refused.returncode, json.loads(refused.stdout)["outcomes"]["dropped"]) == (1, 2)
     assert curate("plan", "chats@1", *options, "--set=train.long=drop", "--set=train.max_dropped=0.2").returncode == 0
+
+    dropping = ("--set=train.long=drop", "--set=train.max_dropped=0.2", "--set=train.engine=transformers")
+    listed = curate("train", "chats@1", *options, *dropping, "--dry-run", COLUMNS="200")
+    assert "Not trained on, or not completely: 2 dropped" in listed.stdout
+    assert re.search(r"^[0-9a-f]{12} +dropped +\d+ +\S", listed.stdout, re.MULTILINE)
 
     shown = curate("preview", "chats@1", *options, "--id", TALK.id[:12])
     assert shown.returncode == 0

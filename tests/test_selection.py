@@ -247,6 +247,18 @@ def test_a_rule_on_missing_scores_is_an_error(store):
     assert error.value.hint == "curate score"
 
 
+def test_missing_scores_and_near_duplicates_are_named_together(store):
+    add(store, questions(2))
+    recipe = rules(new="not near_duplicate", good="quality > 0.5", short="words < 9")
+    with pytest.raises(RecipeError) as error:
+        select_store(store, recipe)
+    assert [line.split(", which")[0].rpartition(" ")[2] for line in error.value.what.splitlines()] == [
+        "near_duplicate",
+        "quality",
+    ]
+    assert error.value.hint == "curate score && curate dedup"
+
+
 def test_a_rule_reads_the_score_with_the_parameters_of_the_recipe(store):
     recipe = check_recipe(
         {"score": {"word_repetition": {"n": 1}}, "select": {"rules": {"r": "word_repetition = 0"}}}, "the test"
@@ -297,6 +309,16 @@ def test_only_changed_verdicts_are_written_when_rules_change(store):
     for rule, new, kept in (("not refusal", 3, 2), ("true", 1, 3), ("not refusal", 1, 2)):
         selection = select_store(store, rules(one=rule))
         assert (selection.verdicts, selection.kept) == (new, kept)
+
+
+def test_another_reason_for_the_same_verdict_is_not_a_changed_verdict(store):
+    first = select_store(store, rules(one="not refusal"))
+    assert (first.verdicts, first.reasons) == (3, 0)
+    renamed = select_store(store, rules(polite="not refusal"))
+    assert (renamed.verdicts, renamed.reasons) == (0, 1)
+    assert [reason for _, verdict, reason, _, _ in verdicts(store)[3:]] == ["polite: not refusal"]
+    changed = select_store(store, rules(polite="true"))
+    assert (changed.verdicts, changed.reasons) == (1, 0)
 
 
 @pytest.mark.parametrize("rule", ["1 / 0 > 1", "0 / (turns - turns) > 1", "words % (turns - turns) < 9"])

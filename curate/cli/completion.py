@@ -97,7 +97,7 @@ def _queues() -> Iterable[str]:
 
 
 def _gpus() -> list[str]:
-    from train.plan.memory import GPUS
+    from train.model.gpus import GPUS
 
     return ["this", *GPUS]
 

@@ -16,8 +16,9 @@ from schemas.errors import CurateError, TrainError
 from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
 from schemas.run import Run, find_run, read_runs
 from schemas.store import reading
-from schemas.text import join_names
+from schemas.text import join_names, shell_quote
 from train.model.adapter_files import read_settings
+from train.model.gpus import suggest_model
 from train.model.weights import check_model_files, read_json_object, weight_files
 
 Method = Literal["qlora", "lora", "full"]
@@ -34,12 +35,23 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> Path:
     Raises `TrainError` if it is missing, not a base model, has no safetensors, or has code and is not trusted.
     """
     if not name:
-        raise TrainError("No base model is named.", "Give --model FOLDER, or set model under [train] in the recipe.")
+        raise TrainError(
+            "No base model is named.",
+            f"Give --model FOLDER or a name on the Hugging Face hub, or set model under [train] in the recipe.\n"
+            f"    {suggest_model()}\n    Only to try the steps: --model {shell_quote(str(_tiny_model()))}",
+        )
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _download(name, trust_remote_code=trust_remote_code)
     _check_folder(folder, name, trust_remote_code=trust_remote_code)
     return folder
+
+
+def _tiny_model() -> Path:
+    """The tiny model of this project: inside an installed `curate`, or next to it in a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    installed = root / "curate" / "data" / "tiny"
+    return installed if installed.is_dir() else root / "data" / "tiny"
 
 
 def model_digest(folder: Path) -> str:

@@ -8,9 +8,6 @@ parameters (tests/bench/RESULTS.md). There its error is at most 6 % for memory a
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,35 +16,10 @@ from typing import Any
 from schemas.errors import TrainError
 from schemas.recipe import TrainSection
 from train.engines.batch_size import SAME_SPEED, CheckpointingMode
+from train.model.gpus import Gpu, find_gpu
 
 GIB = 2**30
 
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU: memory in GiB according to the driver, and dense 16-bit TFLOP/s of its data sheet, None if unknown."""
-
-    name: str
-    memory: float
-    tflops: float | None
-
-
-GPUS = {
-    "b200-180g": Gpu("NVIDIA B200", 178.4, 2250),
-    "h200-141g": Gpu("NVIDIA H200", 139.8, 989),
-    "h100-80g": Gpu("NVIDIA H100 80GB HBM3", 79.2, 989),
-    "h100-pcie-80g": Gpu("NVIDIA H100 PCIe", 79.2, 756),
-    "a100-80g": Gpu("NVIDIA A100 80GB", 79.2, 312),
-    "a100-40g": Gpu("NVIDIA A100 40GB", 39.4, 312),
-    "l40s-48g": Gpu("NVIDIA L40S", 44.4, 362),
-    "a10-24g": Gpu("NVIDIA A10", 22.1, 125),
-    "l4-24g": Gpu("NVIDIA L4", 22.0, 121),
-    "t4-16g": Gpu("Tesla T4", 14.6, 65),
-    "rtx5090-32g": Gpu("NVIDIA GeForce RTX 5090", 31.4, 209),
-    "rtx4090-24g": Gpu("NVIDIA GeForce RTX 4090", 23.5, 165),
-    "rtx3090-24g": Gpu("NVIDIA GeForce RTX 3090", 23.6, 71),
-}
-"""Dense bf16 with fp32 accumulation (T4: fp16), from NVIDIA's data sheets and architecture papers."""
 
 NF4_BYTES = 0.5 + (8 + 32 / 256) / 64 / 8
 """Bytes per weight in NF4 with double quantization: 4 bits, an 8-bit scale per 64 weights, fp32 per 256 scales."""
@@ -123,29 +95,6 @@ def estimate_memory(folder: Path, recipe: TrainSection, tokens: int, name: str) 
         for speed in [row["tokens_per_second"]]
     ]
     return MemoryEstimate(gpu, limit, parts, configs, _best(configs))
-
-
-def find_gpu(name: str) -> Gpu:
-    """The GPU that `--gpu` names. Raises `TrainError` that lists the known ones."""
-    if name == "this":
-        return _detect_gpu()
-    if name.lower() in GPUS:
-        return GPUS[name.lower()]
-    memory = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)", name.lower())
-    if memory:
-        return Gpu(f"a GPU of {memory[1]} GiB", float(memory[1]), None)
-    raise TrainError(f"There is no known GPU {name!r}.", f"Known: this, {', '.join(GPUS)}, or a memory size: 24g.")
-
-
-def _detect_gpu() -> Gpu:
-    tool = shutil.which("nvidia-smi")
-    options = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    output = subprocess.run([tool, *options], capture_output=True, text=True, check=False).stdout if tool else ""
-    if not output.strip():
-        raise TrainError("nvidia-smi finds no GPU on this machine.", f"Name one: --gpu {next(iter(GPUS))}")
-    name, _, memory = output.splitlines()[0].partition(", ")
-    known = next((gpu for gpu in GPUS.values() if name.startswith(gpu.name)), None)
-    return Gpu(name, float(memory) / 1024, known.tflops if known else None)
 
 
 def read_model_shape(folder: Path) -> ModelShape:

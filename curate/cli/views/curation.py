@@ -69,4 +69,5 @@ def show_selection(report: SelectionReport, *, dry_run: bool) -> None:
     if dry_run:
         note("Nothing was written. Next: curate select without --dry-run.")
     else:
-        note(f"{plural(report.verdicts, 'verdict')} changed. Next: curate freeze NAME.")
+        reasons = f", {plural(report.reasons, 'verdict')} by another rule" if report.reasons else ""
+        note(f"{plural(report.verdicts, 'verdict')} changed{reasons}. Next: curate freeze NAME.")

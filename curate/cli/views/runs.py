@@ -11,9 +11,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from curate.cli.console import note, print_fields, print_line, print_table, settings
+from schemas.ledger import LEDGER_FILE, read_ledger
 from schemas.text import local_minute, plural
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from schemas.manifest import Manifest
     from schemas.run import Run
     from train.engines import Step
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from train.runs.retrain import Retraining
     from train.runs.tidy import TidyReport
     from train.runs.verify import Check, Verification
+
+ID_DIGITS, MOST_LEFT_OUT = 12, 5
+"""Digits of an id, and conversations that are listed as not trained on."""
 
 PROGRESS_LINES = 10
 """Progress lines of a run if stderr is not a terminal."""
@@ -106,6 +112,7 @@ def show_prepared_run(prepared: PreparedRun) -> None:
         "engine": f"{m.recipe['engine']} on {m.machine.device}, {plural(m.machine.threads, 'thread')}",
     }
     print_fields(fields, "Would train")
+    _show_left_out(prepared.ledger)
     note("Nothing was trained or written. curate plan shows lengths and steps.")
 
 
@@ -122,15 +129,32 @@ def show_run(run: Run) -> None:
         "held-out loss": " → ".join(f"{loss:.3f}" for loss in losses) or "none: no conversation is held out",
     }
     print_fields(fields, f"Run {run.run}")
+    if m.tokens.dropped or m.tokens.truncated:
+        _show_left_out(read_ledger(run.adapter / LEDGER_FILE))
     print_line(f"digest {m.adapter_digest}")
     note(f"Next: curate verify {run.run} · curate chat {run.run} --compare --prompt '…' · curate retrain {run.run}")
+
+
+def _show_left_out(ledger: pl.DataFrame) -> None:
+    """Print the first conversations that are dropped or truncated, the dropped ones first; nothing if all are kept."""
+    rows = ledger.filter(ledger["outcome"].is_in(["dropped", "truncated"])).sort("outcome", "conversation")
+    if rows.is_empty():
+        return
+    columns = ["conversation", "outcome", "tokens", "reason"]
+    shown = [{**row, "conversation": row["conversation"][:ID_DIGITS]} for row in rows.head(MOST_LEFT_OUT).to_dicts()]
+    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in rows["outcome"].value_counts(sort=True).iter_rows())
+    print_table(shown, columns, title=f"Not trained on, or not completely: {counts}")
+    hidden = rows.height - len(shown)
+    more = f"{hidden:,} more are in ledger.parquet of the adapter. " if hidden else ""
+    note(f"{more}curate trace CONVERSATION names the file and line.")
 
 
 def _coverage(m: Manifest) -> str:
     """The part of the version that was trained on; with loss tokens and epochs if it is all of it."""
     coverage = m.coverage
     if not coverage.complete:
-        return f"{coverage.phrase} of {m.data.version}, in {plural(int(m.metrics['steps']), 'step')}"
+        steps = plural(int(m.metrics["steps"]), "step")
+        return f"{steps} covered {coverage.phrase} of {m.data.version} ({coverage.epochs:.2g} epochs)"
     epochs = f"{coverage.epochs:.3g} {'epoch' if coverage.epochs == 1 else 'epochs'}"
     loss_tokens = plural(m.tokens.loss_tokens, "loss token")
     return f"{plural(m.tokens.conversations, 'conversation')} of {m.data.version}, {loss_tokens}, {epochs}"
