@@ -224,6 +224,20 @@ def test_a_footer_after_the_last_blank_line_is_rejected(tmp_path, footer):
     assert batch.rejects["line"].to_list() == list(range(6, 6 + footer.count("\n")))
 
 
+@pytest.mark.parametrize("footer", ["Total: 3 rows,,\n", '"Exported by Ann, today",,\n-- end --,,\n', "(3 rows),,"])
+def test_a_footer_without_a_blank_line_is_rejected_by_its_words(tmp_path, footer):
+    rows = "How far?,Two.,0\nTotal eclipse?,,1\nWhen?,Now.,\n"
+    batch = one_batch(write(tmp_path / "a.csv", f"question,answer,no\n{rows}{footer}"))
+    assert batch.table.height == 3
+    assert batch.rejects["code"].to_list() == ["footer-row"] * len(footer.splitlines())
+
+
+@pytest.mark.parametrize("last", ["Total eclipse?,,1\n", "What is new?,,\n", "Total eclipse?,In 2081.,\n"])
+def test_the_last_row_of_a_table_is_no_footer_with_two_cells_or_other_words(tmp_path, last):
+    batch = one_batch(write(tmp_path / "a.csv", f"question,answer,no\nHow far?,Two.,0\nWhen?,Now.,2\n{last}"))
+    assert (batch.table.height, batch.rejects.height) == (3, 0)
+
+
 def test_a_footer_in_a_later_chunk_is_rejected(tmp_path, small_chunks):
     path = write(tmp_path / "a.csv", "question,answer\n" + "How far is it?,Two miles.\n" * 60 + "\nrows,60\nby,desk\n")
     batches = read_batches(path)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from curate.ingest.readers.batch import Batch
 from curate.ingest.readers.byte_stream import Bytes, ByteStream, Chunk, Positions, find_byte
-from curate.ingest.readers.csv_footer import FOOTER, FooterSearch
+from curate.ingest.readers.csv_footer import FooterSearch
 from curate.ingest.readers.csv_head import Head, find_head, find_signs
 from curate.ingest.readers.csv_layout import Layout, escape_pattern
 from curate.ingest.readers.csv_scanner import Mask, Records, RecordSplitter
@@ -121,7 +121,7 @@ class _BatchReader:
         problems = {at: Problem(at, "ragged-row", self._ragged_reason(data, layout, at)) for at in ragged.tolist()}
         if self._header:
             problems |= {at: Problem(at, *REPEATED) for at in self._repeated_headers(data, layout, texts)}
-        problems |= {at: Problem(at, *FOOTER) for at in self._footer.find(chunk, layout)}
+        problems |= {at: Problem(at, *why) for at, why in self._footer.find(chunk, layout).items()}
         problems |= {int(at): Problem(int(at), "nul-byte", "The record contains a NUL byte.") for at in nul}
         problems |= {at: Problem(at, *fault) for at, fault in layout.faults.items()}
         problems |= {at: utf8_problem(at, text_bytes(texts, at)) for at in not_utf8}

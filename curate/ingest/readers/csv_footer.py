@@ -1,4 +1,7 @@
-"""The end of delimited text → the records of a footer, such as the number of rows, below the last blank line."""
+"""The end of delimited text → the records of a footer, such as the number of rows.
+
+A footer is below the last blank line, or has the words of one and a single cell.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 
 import numpy as np
 
-from curate.ingest.readers.byte_stream import Bytes, Chunk
+from curate.ingest.readers.byte_stream import Bytes, Chunk, Positions
 from curate.ingest.readers.csv_head import Head
 from curate.ingest.readers.csv_layout import Layout
 from curate.ingest.readers.csv_scanner import Records
@@ -23,6 +26,16 @@ FOOTER = (
 )
 """Code and reason of the rejects."""
 
+WORDED = (
+    "footer-row",
+    "It is at the end of the file and has a single cell with the words of a footer, unlike the rows above.",
+)
+
+_WORDS = re.compile(
+    rb"(?i)\W*(?:(?:grand )?total|sum|count|number of|exported|generated|created|printed|downloaded|retrieved|report"
+    rb"|end(?: of)?|eof|rows?|records?|source:|page|\(?\d[\d,. ]* (?:rows?|records?|entries|lines|items|results)"
+    rb"|gesamt|summe|anzahl|erstellt|exportiert|ende)\b"
+)
 _NUMBER = re.compile(rb"\s*[+-]?[\d.,]*\d%?\s*")
 
 
@@ -37,11 +50,12 @@ class FooterSearch:
         self._last_filled = 0
         """Position of the last record that is not blank, relative to the next chunk."""
 
-    def find(self, chunk: Chunk[Records], layout: Layout) -> list[int]:
-        """The records of the chunk that are a footer.
+    def find(self, chunk: Chunk[Records], layout: Layout) -> dict[int, tuple[str, str]]:
+        """The records of the chunk that are a footer, with code and reason.
 
         They are few, follow the only blank line among the last records, and one of them has a number, or nothing,
-        where all rows above have text, or the like.
+        where all rows above have text, or the like. Without a blank line, each has a single cell that starts with a
+        word of a footer, and all rows above have several.
         """
         filled = np.flatnonzero(~layout.blank)
         if self._header_pending and len(filled):
@@ -49,13 +63,25 @@ class FooterSearch:
         gaps = np.flatnonzero(np.diff(filled, prepend=self._last_filled) > 1)
         self._last_filled = (int(filled[-1]) if len(filled) else self._last_filled) - len(layout.blank)
         footer = filled[gaps[-1] :] if chunk.parts.last and len(gaps) else filled[:0]
-        above = filled[: len(filled) - len(footer)][-SAMPLE:]
+        worded = self._count_worded(chunk.data, layout, filled) if chunk.parts.last and not len(footer) else 0
+        above = filled[: len(filled) - len(footer) - worded][-SAMPLE:]
         self._above = [*self._above, *(self._cells(chunk.data, layout, int(at)) for at in above)][-SAMPLE:]
+        if worded:
+            is_single = any(_count_filled(cells) < 2 for cells in self._above) or len(self._above) < 2
+            return {} if is_single else dict.fromkeys(filled[-worded:].tolist(), WORDED)
         is_double_spaced = len(gaps) > 1 and gaps[-1] - gaps[-2] < SAMPLE
         if not 0 < len(footer) <= MOST_ROWS or len(self._above) < max(2, len(footer)) or is_double_spaced:
-            return []
+            return {}
         rows = [self._cells(chunk.data, layout, int(at)) for at in footer]
-        return footer.tolist() if any(map(self._is_unlike, rows)) else []
+        return dict.fromkeys(footer.tolist(), FOOTER) if any(map(self._is_unlike, rows)) else {}
+
+    def _count_worded(self, data: Bytes, layout: Layout, filled: Positions) -> int:
+        """The number of records at the end that have a single cell, which starts with a word of a footer."""
+        for count, record in enumerate(filled[: -MOST_ROWS - 1 : -1]):
+            cells = self._cells(data, layout, int(record))
+            if _count_filled(cells) != 1 or not _WORDS.match(max(cells).strip(b'"')):
+                return count
+        return 0
 
     def _cells(self, data: Bytes, layout: Layout, record: int) -> list[bytes]:
         return list(layout.cells_of(data, record, self._signs))
@@ -66,6 +92,10 @@ class FooterSearch:
             return True
         columns = [{_kind(cells[at]) for cells in self._above if at < len(cells)} for at in range(self._width)]
         return any(len(kinds) == 1 and _kind(cell) not in kinds for kinds, cell in zip(columns, row, strict=True))
+
+
+def _count_filled(cells: list[bytes]) -> int:
+    return sum(bool(cell.strip()) for cell in cells)
 
 
 def _kind(cell: bytes) -> str:
