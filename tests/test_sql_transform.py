@@ -1,8 +1,13 @@
 """`import --sql`: the result of a SELECT is imported; its rows keep their lines, all others are excluded by number."""
 
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -370,3 +375,30 @@ def test_where_applies_before_the_select(store, pairs):
     result = run(store, pairs, "SELECT * FROM rows WHERE n <> '4'", where="lang = 'en'")
     assert (result.rows_kept, result.rows_excluded) == (2, 1)
     assert result.rejected == {"excluded-by-where": 2, "broken-json": 1}
+
+
+@pytest.mark.parametrize("value", [2**127 - 1, 2**128 - 1])
+def test_integers_of_128_bits_are_text_with_all_digits(store, pairs, value):
+    kind = "HUGEINT" if value < 2**127 else "UHUGEINT"
+    assert run(store, pairs, f"SELECT * REPLACE ('{value}'::{kind} AS answer) FROM rows").rows_kept > 0
+    assert ask(store, "SELECT DISTINCT conversations[2].value FROM conversations") == [(str(value),)]
+
+
+def test_a_list_of_such_integers_is_named_with_the_cast(store, pairs):
+    with pytest.raises(SourceError, match=r"column answer with the type HUGEINT\[\]") as error:
+        run(store, pairs, "SELECT * REPLACE ([1::HUGEINT] AS answer) FROM rows")
+    assert error.value.hint == "Cast it, for example: answer::VARCHAR[]"
+
+
+def test_ctrl_c_stops_the_select(tmp_path, pairs):
+    endless = "SELECT * FROM rows WHERE (SELECT sum(hash(x)) FROM range(100000000000) t(x)) > 0"
+    command = [sys.executable, "-P", "-m", "curate", "import", str(pairs), "--sql", endless]
+    store = {"CURATE_STORE": str(tmp_path / "x.duckdb")}
+    process = subprocess.Popen(command, env={**os.environ, **store}, stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(3)  # the SELECT runs; before it, Ctrl-C has the same effect
+        process.send_signal(signal.SIGINT)
+        assert "Interrupted" in process.communicate(timeout=20)[1]
+        assert process.returncode == 130
+    finally:
+        process.kill()

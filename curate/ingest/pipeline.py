@@ -36,6 +36,7 @@ from curate.ingest.reimport import (
 )
 from curate.ingest.shapes.shape import ColumnMapping
 from curate.ingest.source_rows import WrittenFile, finish_sources
+from curate.ingest.sql_transform import interrupt_selects
 from curate.ingest.writer import (
     ImportBatch,
     configure_bulk_load,
@@ -104,7 +105,11 @@ def import_files(
                 on_mapping=on_mapping,
             )
             results = itertools.chain.from_iterable(map(import_sources, sources))
-            return list(results) if dry_run else _commit_in_groups(connection, results, len(files))
+            try:
+                return list(results) if dry_run else _commit_in_groups(connection, results, len(files))
+            except KeyboardInterrupt:
+                interrupt_selects()
+                raise
 
 
 def _open_files(files: Sequence[str], section: ImportSection, digests: FileHasher) -> Iterator[OpenFile]:

@@ -7,6 +7,7 @@ names are excluded.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,27 @@ from curate.ingest.readers.batch import REJECT_COLUMN, UNUSABLE
 from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered, without_end
 from schemas.errors import SourceError
 from schemas.text import join_names, quote_name, shorten
+
+MEMORY = "50%"
+"""Memory of the SELECT; the rows of the file and the result have the rest."""
+
+_running: set[duckdb.DuckDBPyConnection] = set()
+"""Connections that run a SELECT in a thread, which does not see Ctrl-C."""
+
+
+def interrupt_selects() -> None:
+    """Stop the SELECT statements that run in threads."""
+    for connection in tuple(_running):
+        connection.interrupt()
+
+
+@contextmanager
+def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    _running.add(connection)
+    try:
+        yield
+    finally:
+        _running.discard(connection)
 
 
 def transform_batches(path: str, batches: Iterator[Batch], sql: str | None) -> Iterator[Batch]:
@@ -58,7 +80,8 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
     cells = drop_export_columns(whole.table)
     names = make_unique([ROW_NUMBER, *cells.columns])
     rows = pl.DataFrame([whole.row.alias(ROW_NUMBER), *map(pl.Series.alias, cells.get_columns(), names[1:])])
-    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
+    closed = duckdb.connect(":memory:", config={"enable_external_access": "false", "memory_limit": MEMORY})
+    with closed as connection, _interruptible(connection):
         connection.execute("SET python_enable_replacements = false")
         connection.execute("SET threads = 1")  # a sample with a seed is the same every time
         connection.execute("SET TimeZone = 'UTC'")
@@ -66,7 +89,14 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
         connection.execute("SET lock_configuration = true")
         try:
             relation = connection.sql(without_end(sql))
-            result: pa.Table = relation.project(_select_list(relation)).to_arrow_table()
+            result: pa.Table = relation.project(_select_list(path, relation)).to_arrow_table()
+        except duckdb.InterruptException as error:
+            raise KeyboardInterrupt from error
+        except duckdb.OutOfMemoryException as error:
+            raise SourceError(
+                f"{path}: {shorten(sql)!r} needs more than half of the memory of this machine.",
+                "Return fewer rows or shorter texts, or split the file.",
+            ) from error
         except duckdb.Error as error:
             raise SourceError(
                 f"{path}: {shorten(sql)!r} cannot be run: {shorten(str(error).splitlines()[0])}",
@@ -80,10 +110,22 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
     return result
 
 
-def _select_list(relation: duckdb.DuckDBPyRelation) -> str:
-    """All columns of a relation; JSON strings without quotes, as the reader of JSON files writes them."""
+def _select_list(path: str, relation: duckdb.DuckDBPyRelation) -> str:
+    """All columns of a relation; JSON strings without quotes, as the reader of JSON files writes them.
+
+    Integers of 128 bits, such as sums, become text: Arrow has no type for all of them. Raises `SourceError` for lists
+    and the like of such integers.
+    """
+    values = []
+    for at, (name, kind) in enumerate(zip(relation.columns, map(str, relation.types), strict=True), 1):
+        if "HUGEINT" in kind and kind not in ("HUGEINT", "UHUGEINT"):
+            raise SourceError(
+                f"{path}: the SELECT returns the column {name} with the type {kind}.",
+                f"Cast it, for example: {name}::{kind.replace('UHUGEINT', 'HUGEINT').replace('HUGEINT', 'VARCHAR')}",
+            )
+        as_text = "HUGEINT" in kind and name.lower() != ROW_NUMBER
+        values.append(f"#{at} ->> '$'" if kind == "JSON" else f"#{at}::VARCHAR" if as_text else f"#{at}")
     names = map(quote_name, make_unique(relation.columns))
-    values = (f"#{at} ->> '$'" if str(type) == "JSON" else f"#{at}" for at, type in enumerate(relation.types, 1))
     return ", ".join(f"{value} AS {name}" for value, name in zip(values, names, strict=True))
 
 

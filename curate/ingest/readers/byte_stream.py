@@ -18,7 +18,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -321,7 +321,7 @@ def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
 
 def _read_ahead(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[T | None]) -> Generator[T, None, None]:
     try:
-        while (item := pending.result()) is not None:
+        while (item := _wait_for(pending)) is not None:
             pending = thread.submit(next, items, None)
             yield item
     except BaseException:
@@ -331,6 +331,13 @@ def _read_ahead(thread: ThreadPoolExecutor, items: Iterator[T], pending: Future[
         thread.shutdown(wait=False, cancel_futures=True)
         raise
     _idle.append(thread)
+
+
+def _wait_for(pending: Future[T]) -> T:
+    """The result; Ctrl-C ends the wait: Polars lets signals restart system calls, so a wait without end ignores it."""
+    while not pending.done():
+        wait([pending], timeout=0.2)
+    return pending.result()
 
 
 def _drop_line(data: Bytes, start: int) -> tuple[Bytes, bool]:
