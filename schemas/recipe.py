@@ -98,6 +98,12 @@ class ReviewSection(Section):
         ("wrong", "unfinished", "off-topic", "unsafe", "style", "refusal", "boilerplate"),
         description="the issues to choose from; one named like a boolean score is suggested by that score",
     )
+    renamed: dict[str, str] = Field(
+        {},
+        description="former names of labels and options = current ones; answers with a former name count as the "
+        "current one",
+        examples=[{"incorrect": "wrong"}],
+    )
     guidelines: str = Field("", description="instructions for annotators, shown next to the questions")
     policy: str = Field(
         "majority",
@@ -132,6 +138,11 @@ class ReviewSection(Section):
             raise ValueError("the policy expert requires names in experts")
         if ISSUES in self.questions and len(set(self.labels)) < 2:
             raise ValueError("the question issues requires at least two labels")
+        options = {str(option) for question in self.more.values() for option in question.options}
+        if former := sorted(set(self.renamed) & (options | set(self.labels))):
+            raise ValueError(f"renamed.{former[0]} is a current label; remove it from the labels or from renamed")
+        if unknown := sorted(set(self.renamed.values()) - options - set(self.labels)):
+            raise ValueError(f"renamed has the current name {unknown[0]}, which is not a label or an option")
         if clash := set(self.more) & set(STANDARD_QUESTIONS):
             raise ValueError(f"more.{min(clash)} has the name of a standard question")
         return self

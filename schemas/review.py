@@ -177,6 +177,11 @@ class ReviewServer(Protocol):
     def can_assign(self) -> bool:
         """Whether the server offers a task only to the annotators in its metadata."""
 
+    def change_options(
+        self, remote: RemoteSet, questions: Sequence[Question], renamed: Mapping[str, str], *, dry_run: bool
+    ) -> list[dict[str, Any]]:
+        """Offer these options, with their texts; the changes: question, added, renamed and retired texts."""
+
     def answers_elsewhere(self, name: str, remotes: Sequence[str]) -> dict[str, int]:
         """The number of an account's answers in each set whose id is not in `remotes`."""
 

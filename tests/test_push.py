@@ -376,12 +376,13 @@ def test_an_incomplete_set_is_created_again(store, server, argilla_server, set_n
 
 
 def test_a_set_with_other_questions_is_an_error(store, server, set_name):
-    push(store, check_recipe({"review": {"labels": ["rude", "long"]}}, "the test"), server, set_name, QueueQuery())
+    few = check_recipe({"review": {"questions": ["decision", "note"]}}, "the test")
+    push(store, few, server, set_name, QueueQuery())
     with reading(store) as connection:
         assert connection.sql("SELECT count(*) FROM review_sets").fetchall() == [(1,)]
-    with pytest.raises(ReviewError, match="has other options for issues"):
+    with pytest.raises(ReviewError, match="lacks the question answer"):
         push(store, Recipe(), server, set_name, QueueQuery())
     other = store.with_name("other.duckdb")  # a store without the set finds it on the server
     add(other, questions(2))
-    with pytest.raises(ReviewError, match=f"The set {set_name} on the server has other options for issues"):
+    with pytest.raises(ReviewError, match=f"The set {set_name} on the server lacks the question answer"):
         push(other, Recipe(), server, set_name, QueueQuery())

@@ -388,8 +388,8 @@ def test_blind_conversations_have_no_suggestions_and_stay_blind(tmp_path, store)
 
 def test_a_set_keeps_its_questions(tmp_path, store):
     export(store, tmp_path / "a.csv")
-    other = check_recipe({"review": {"labels": ["rude", "long"]}}, "the test")
-    with pytest.raises(ReviewError, match="The set desk has other options for issues"):
+    other = check_recipe({"review": {"questions": ["decision", "note"]}}, "the test")
+    with pytest.raises(ReviewError, match="The set desk has the additional question answer"):
         export(store, tmp_path / "b.csv", other)
 
 

@@ -19,7 +19,7 @@ from curate.review.sets import parse_questions
 from curate.review.verdicts import DISPUTED, resolve_answers
 from schemas.errors import ReviewError
 from schemas.recipe import ReviewSection
-from schemas.review import DECISION, DECISIONS, DISCARDED, DRAFT, SUBMITTED, KindName, Question
+from schemas.review import DECISION, DECISIONS, DISCARDED, DRAFT, SUBMITTED, TURNS, KindName, Question
 from schemas.timing import timed
 
 MAX_GAP = 30 * 60
@@ -64,6 +64,16 @@ VALUES_SQL = """
 """
 """One row per answered rating or choice; `suggestion` is the one shown, or the hidden one of a blind task."""
 
+LABELS_SQL = """
+    WITH answered AS (
+        SELECT q.name AS question, l.reviewer, l.answers -> ('$."' || replace(q.name, '"', '\\"') || '"') AS answer
+        FROM latest_reviews l JOIN questions q USING (dataset) WHERE l.status = 'submitted'
+    )
+    SELECT question, reviewer,
+        unnest(if(json_type(answer) = 'ARRAY', from_json(answer, '["VARCHAR"]'), [answer ->> '$'])) AS value
+    FROM answered WHERE answer IS NOT NULL
+"""
+
 DISPUTED_SQL = """
     SELECT conversation, string_agg(reviewer || ': ' || coalesce(answers ->> 'decision', answers::VARCHAR), '; '
         ORDER BY reviewer) AS answers
@@ -77,7 +87,8 @@ class ReviewStats:
     """One row per set, annotator and question, and the disputed conversations with their answers.
 
     `agreement` has alpha over all answers and over the blind ones, `suggestion_bias` how often answers equal the
-    suggestion with and without seeing it. `confusions` are tables of decisions by decisions.
+    suggestion with and without seeing it, `labels` how often each annotator chose each option. `confusions` are tables
+    of decisions by decisions.
     """
 
     sets: Rows
@@ -85,6 +96,7 @@ class ReviewStats:
     agreement: Rows
     suggestion_bias: Rows
     confusions: dict[str, Rows]
+    labels: Rows
     disputed: Rows
 
 
@@ -92,15 +104,17 @@ class ReviewStats:
 def review_stats(connection: DuckDBPyConnection, section: ReviewSection, name: str | None = None) -> ReviewStats:
     """The statistics of all sets, or of the set `name`. Raises `ReviewError` for an unknown set."""
     connection.register("requested", pl.DataFrame({"name": _set_names(connection, name)}, schema={"name": pl.String}))
-    measured = _measured_questions(connection)
-    questions = _merge_questions(question for _, question in measured)
-    values = _read_values(connection, measured)
+    asked = _read_questions(connection)
+    measured = [(set_name, each) for set_name, each in asked if KINDS[each.kind].level]
+    values = _rename(_read_values(connection, measured), section)
+    questions = _merge_questions((_with_current_names(each, section) for _, each in measured), values)
     stats = ReviewStats(
         sets=connection.sql(SETS_SQL).pl().to_dicts(),
         annotators=_annotators(connection.sql(ANNOTATORS_SQL).pl()),
         agreement=[row for question in questions if (row := _agreement(question, values))["annotators"]],
         suggestion_bias=_suggestion_bias(values, questions),
         confusions=_confusions(values),
+        labels=_count_labels(_rename(_read_labels(connection, asked), section)),
         disputed=_disputed(connection, section),
     )
     connection.unregister("requested")
@@ -137,22 +151,42 @@ def _set_names(connection: DuckDBPyConnection, name: str | None) -> list[str]:
     return [name] if name else names
 
 
-def _measured_questions(connection: DuckDBPyConnection) -> list[tuple[str, Question]]:
-    """The ratings and choices of the requested sets: set and question."""
+def _read_questions(connection: DuckDBPyConnection) -> list[tuple[str, Question]]:
+    """The questions of the requested sets: set and question."""
     rows = connection.sql(
         "SELECT review_set, questions FROM review_sets WHERE review_set IN (SELECT name FROM requested) ORDER BY ALL"
     ).fetchall()
-    return [(name, each) for name, text in rows for each in parse_questions(text) if KINDS[each.kind].level]
+    return [(name, each) for name, text in rows for each in parse_questions(text)]
 
 
-def _merge_questions(questions: Iterable[Question]) -> list[Question]:
-    """Each question once, with the options of all sets. A rating and a choice with the same name are two questions."""
+def _with_current_names(question: Question, section: ReviewSection) -> Question:
+    options = [section.renamed.get(str(option), option) for option in question.options]
+    return replace(question, options=tuple(dict.fromkeys(options)))
+
+
+def _rename(values: pl.DataFrame, section: ReviewSection) -> pl.DataFrame:
+    """The values and suggestions with the current names of options."""
+    names = [name for name in ("value", "suggestion") if name in values.columns]
+    return values.with_columns(pl.col(names).replace(section.renamed))
+
+
+def _merge_questions(questions: Iterable[Question], values: pl.DataFrame) -> list[Question]:
+    """Each question once, with the options of all sets and retired ones that were answered.
+
+    A rating and a choice with the same name are two questions.
+    """
     merged: dict[tuple[str, KindName], Question] = {}
     for question in questions:
         first = merged.setdefault((question.name, question.kind), question)
         options = tuple(dict.fromkeys((*first.options, *question.options)))
         merged[question.name, question.kind] = replace(first, options=options)
-    return list(merged.values())
+    answered = {
+        key: values.filter(_is_answer_to(each))["value"].unique().sort().to_list() for key, each in merged.items()
+    }
+    return [
+        each if each.kind == "rating" else replace(each, options=tuple(dict.fromkeys((*each.options, *answered[key]))))
+        for key, each in merged.items()
+    ]
 
 
 def _read_values(connection: DuckDBPyConnection, measured: Sequence[tuple[str, Question]]) -> pl.DataFrame:
@@ -163,6 +197,23 @@ def _read_values(connection: DuckDBPyConnection, measured: Sequence[tuple[str, Q
     values: pl.DataFrame = connection.sql(VALUES_SQL).pl()
     connection.unregister("questions")
     return values
+
+
+def _read_labels(connection: DuckDBPyConnection, asked: Sequence[tuple[str, Question]]) -> pl.DataFrame:
+    """One row per chosen option: `question`, `reviewer`, `value`."""
+    rows = [(name, each.name) for name, each in asked if each.kind in ("choice", "labels") and each.name != TURNS]
+    columns = dict.fromkeys(("dataset", "name"), pl.String)
+    connection.register("questions", pl.DataFrame(rows, schema=columns, orient="row"))
+    labels: pl.DataFrame = connection.sql(LABELS_SQL).pl()
+    connection.unregister("questions")
+    return labels
+
+
+def _count_labels(labels: pl.DataFrame) -> Rows:
+    """How often each annotator chose each option."""
+    grouped = labels.rename({"value": "label"}).group_by("question", "label", "reviewer")
+    counts = grouped.agg(answers=pl.len().cast(pl.Int64))
+    return counts.sort("question", "label", "reviewer").to_dicts()
 
 
 def _is_answer_to(question: Question) -> pl.Expr:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from curate.review.questions import mark_limit, too_many_answers
 from curate.review.queue import QueueQuery
@@ -35,7 +36,10 @@ from schemas.timing import timed
 
 @dataclass(slots=True)
 class PushResult:
-    """The counts of a push. `rejected_by_server` lists conversation and reason."""
+    """The counts of a push. `rejected_by_server` lists conversation and reason.
+
+    `labels` lists the questions of an existing set whose labels changed: question, added, renamed, retired.
+    """
 
     review_set: str
     server: str
@@ -45,6 +49,7 @@ class PushResult:
     sent: int = 0
     unchanged: int = 0
     rejected_by_server: list[dict[str, str]] = field(default_factory=list)
+    labels: list[dict[str, Any]] = field(default_factory=list)
 
 
 def push(
@@ -70,6 +75,9 @@ def push(
         check_same_questions(prepared.plan.questions, remote.questions, f"The set {name} on {server.url}")
     result = PushResult(name, server.url, 0, prepared.plan.overlap, 0, rejected_by_server=prepared.rejected)
     unsent = _find_unsent(prepared, server, remote, result)
+    if remote is not None:
+        renamed = recipe.review.renamed
+        result.labels = server.change_options(remote, prepared.plan.questions, renamed, dry_run=dry_run)
     if dry_run:
         return result
     remote = remote or server.create_set(name, prepared.plan)

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 from duckdb import DuckDBPyConnection
 
+from curate.review.labels import has_labels, merge_questions
 from curate.review.questions import (
     MAX_MARKS,
     build_guidelines,
@@ -134,7 +135,10 @@ def prepare_set(
         metadata = filterable_metadata(connection, recipe)
         rows = read_task_rows(connection, recipe, name, selection.members)
         sent = _load_sent_digests(connection, name)
-    questions = existing or questions
+    renamed = recipe.review.renamed
+    questions = merge_questions(questions, existing, renamed) or questions
+    for row in rows:  # few: a suggestion has the value of an option, which can be its former name
+        row["scores"] |= {old: row["scores"].get(new) for old, new in renamed.items()}
     guidelines = build_guidelines(recipe.review, questions, overlap)
     plan = SetPlan(questions, overlap, guidelines, metadata, frozenset(metadata.keys() - FACT_TYPES.keys()))
     tasks = [review_task(row, plan.questions) for row in rows]  # one by one: each becomes the JSON of a request
@@ -239,16 +243,17 @@ def check_same_server(name: str, ref: RemoteRef, server: ReviewServer, remote: R
 
 
 def check_same_questions(expected: Sequence[Question], existing: Sequence[Question], owner: str) -> None:
-    """Raise `ReviewError` if the questions differ in a name, kind or option; titles and the number of marks may differ.
+    """Raise `ReviewError` if the questions differ in a name, kind or the options of a rating.
 
-    `owner` is the subject of the message: the set that has the existing questions.
+    Titles, labels and the number of marks may differ. `owner` is the subject of the message: the set that has the
+    existing questions.
     """
     ours, theirs = ({question.name: question for question in questions} for questions in (expected, existing))
     changed = [
         name
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name].kind != theirs[name].kind
-        or (name != TURNS and set(ours[name].options) != set(theirs[name].options))
+        or (name != TURNS and not has_labels(ours[name]) and set(ours[name].options) != set(theirs[name].options))
     ]
     differences = [
         *(f"lacks the question {name}" for name in sorted(ours.keys() - theirs.keys())),
@@ -290,12 +295,13 @@ def _load_sent_digests(connection: DuckDBPyConnection, name: str) -> dict[str, s
 
 
 def save_set(connection: DuckDBPyConnection, prepared: PreparedSet, ref: RemoteRef) -> None:
-    """Record the set; of an existing one, its server and overlap."""
+    """Record the set; of an existing one, its server, overlap and labels."""
     questions = canonical_json([question.as_json() for question in prepared.plan.questions])
     connection.execute(
         """INSERT INTO review_sets (review_set, server, remote, questions, overlap) VALUES (?, ?, ?, ?, ?)
            ON CONFLICT (review_set) DO UPDATE SET
-               server = coalesce(excluded.server, server), remote = coalesce(excluded.remote, remote),
+               questions = excluded.questions, server = coalesce(excluded.server, server),
+               remote = coalesce(excluded.remote, remote),
                overlap = excluded.overlap""",
         [prepared.name, ref.server, ref.id, questions, prepared.plan.overlap],
     )

@@ -18,6 +18,7 @@ import polars as pl
 from duckdb import DuckDBPyConnection
 
 from curate.ingest.readers.first_rows import REVIEW_COLUMNS
+from curate.review.labels import accepted_names
 from curate.review.pull import PullResult, store_answers
 from curate.review.question_kinds import KINDS, split_labels
 from curate.review.questions import MARK, last_answer, markable_turns, uses_turn_numbers
@@ -122,7 +123,10 @@ def import_sheet(
     """
     frame = _read(path)
     with writing(store, dry_run=dry_run) as connection:
-        questions = _load_questions(connection, frame, path)
+        questions = {
+            name: tuple(accepted_names(each, section.renamed) for each in asked)
+            for name, asked in _load_questions(connection, frame, path).items()
+        }
         conversations = _load_conversations(connection, frame)
         answers, rejected, empty = _parse_rows(frame, questions, conversations, reviewer)
         results = [

@@ -102,7 +102,14 @@ def resolve_answers(
     connection.register("reviewed", reviewed)
     overlaps = connection.sql(OVERLAPS_SQL).pl()
     largest = overlaps.group_by("conversation").agg(largest=pl.col("overlap").max())
-    answers = _normalize_edits(connection.sql(ANSWERS_SQL).pl(), _read_turns(connection))
+    current = (
+        connection.sql(ANSWERS_SQL)
+        .pl()
+        .with_columns(
+            pl.col("issues").list.eval(pl.element().replace(section.renamed)).list.unique(maintain_order=True)
+        )
+    )
+    answers = _normalize_edits(current, _read_turns(connection))
     answers = answers.join(largest, on="conversation").with_columns(overlap=pl.min_horizontal("overlap", "largest"))
     if policy.name == "expert":
         answers = _select_experts(answers, section)

@@ -27,6 +27,11 @@ def show_push(result: PushResult, *, dry_run: bool) -> None:
     conversations, answers = plural(result.conversations, "conversation"), plural(result.overlap, "answer")
     print_line(f"{result.review_set} on {result.server}: {conversations}, {result.blind:,} blind, {answers} each.")
     print_line("Nothing was sent (dry run)." if dry_run else f"{result.sent:,} sent, {result.unchanged:,} unchanged.")
+    for row in result.labels:
+        renamed = [f"{old} → {new}" for old, new in row["renamed"].items()]
+        parts = {"added": row["added"], "renamed": renamed, "retired": row["retired"]}
+        changes = "; ".join(f"{word} {', '.join(names)}" for word, names in parts.items() if names)
+        print_line(f"Labels of {row['question']}: {changes or 'another order'}.")
     _print_rejected(result.rejected_by_server)
     note(f"Next: annotators answer on {result.server}, then curate review pull {result.review_set}.")
 
@@ -162,9 +167,29 @@ def review_tables(stats: ReviewStats) -> list[TableView]:
         TableView("Inter-annotator agreement", list(map(_agreement, stats.agreement)), AGREEMENT_NOTES),
         TableView("Suggestion bias: answers equal to the suggestion", list(map(_bias, stats.suggestion_bias)),
                   (BIAS_NOTE,)),
+        *_label_tables(stats.labels),
         *(TableView(CONFUSIONS[key], rows) for key, rows in stats.confusions.items()),
     ]  # fmt: skip
     return [table for table in tables if table.rows]
+
+
+ANNOTATORS_PER_TABLE = 5
+
+
+def _label_tables(labels: Rows) -> list[TableView]:
+    """How often each annotator chose each option: a table per question and some annotators."""
+    tables = []
+    for question in dict.fromkeys(row["question"] for row in labels):
+        counts = {(row["label"], row["reviewer"]): row["answers"] for row in labels if row["question"] == question}
+        names = sorted({reviewer for _, reviewer in counts})
+        for start in range(0, len(names), ANNOTATORS_PER_TABLE):
+            shown = names[start : start + ANNOTATORS_PER_TABLE]
+            rows = [
+                {"label": label, **{name: counts.get((label, name), 0) for name in shown}}
+                for label in dict.fromkeys(label for label, _ in counts)
+            ]
+            tables.append(TableView(f"Answers to {question} by annotator", rows))
+    return tables
 
 
 SET_COLUMNS = ("set", "conversations", "done", "partial", "unanswered", "blind", "deleted")

@@ -11,6 +11,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import polars as pl
 
 from curate.review.argilla.http_api import Api, InvalidError, open_api
 from curate.review.argilla.process import KEY_VARIABLE, resolve_server
+from curate.review.labels import compare_options, has_labels, option_texts
 from curate.review.question_kinds import KINDS
 from curate.review.questions import map_marks
 from schemas.digest import canonical_json
@@ -110,6 +112,7 @@ class Argilla:
         self._role = role
         self._question_ids: dict[str, dict[str, str]] = {}
         self._with_earlier: set[str] = set()
+        self._options: dict[str, dict[str, dict[str, str]]] = {}
 
     @property
     def url(self) -> str:
@@ -181,6 +184,11 @@ class Argilla:
         """The questions of a dataset; their ids are kept for sending."""
         items = self._api.request("GET", f"datasets/{dataset}/questions")["items"]
         self._question_ids[dataset] = {question["name"]: question["id"] for question in items}
+        self._options[dataset] = {
+            each["name"]: {option["value"]: option["text"] for option in each["settings"]["options"]}
+            for each in items
+            if each["settings"]["type"] in ("label_selection", "multi_label_selection")
+        }
         fields = self._api.request("GET", f"datasets/{dataset}/fields")["items"]
         if any(field["name"] == EARLIER for field in fields):  # sets of earlier releases do not have it
             self._with_earlier.add(dataset)
@@ -277,6 +285,30 @@ class Argilla:
     def accounts(self) -> frozenset[str]:
         """The names of the accounts that can answer: all of them, for an admin those of the workspace."""
         return frozenset(self._read_users().values())
+
+    def change_options(
+        self, remote: RemoteSet, questions: Sequence[Question], renamed: Mapping[str, str], *, dry_run: bool
+    ) -> list[dict[str, Any]]:
+        """Offer these options, with their texts; the changes. Argilla itself only permits other texts."""
+        changes = []
+        for question in filter(has_labels, questions):
+            texts = option_texts(question, renamed)
+            change = compare_options(question.name, self._options[remote.id].get(question.name, {}), texts)
+            if change is None:
+                continue
+            changes.append(asdict(change))
+            if (change.added or change.retired) and not self._api.is_curate:
+                raise ReviewError(
+                    f"{self.url} cannot add or retire the labels {', '.join(change.added + change.retired)} of"
+                    f" {remote.name}: Argilla only renames labels of a running set.",
+                    "Use curate review serve, push under another name, or revert [review].",
+                )
+            if not dry_run:
+                settings = {"type": KINDS[question.kind].argilla_type} | KINDS[question.kind].argilla_settings(question)
+                settings["options"] = [{"value": value, "text": text} for value, text in texts.items()]
+                path = f"questions/{self._question_ids[remote.id][question.name]}"
+                self._api.request("PATCH", path, {"settings": settings})
+        return changes
 
     @property
     def can_assign(self) -> bool:

@@ -24,6 +24,7 @@ from .gate import Gate
 from .guidelines import escape_guidelines
 from .index import connect
 from .job_queue import JobWorker
+from .labels import permit_label_changes
 from .patches import apply_patches
 from .permissions import restrict_annotators
 from .repair import repair_database
@@ -65,6 +66,7 @@ def run(database: Path, sock: socket.socket, *, killed: bool, announce: Callable
     restrict_annotators()
     reopen_records_of_deleted_accounts(connection)
     escape_guidelines(connection)
+    permit_label_changes()
     report = StartupReport(asyncio.run(create_owner()), repairs)
     jobs = JobWorker([HIGH_QUEUE, DEFAULT_QUEUE])  # with an external Redis, too: other workers lack this search engine
     jobs.start()
