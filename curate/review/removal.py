@@ -6,8 +6,7 @@ any more; answers to them count as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def remove_annotator(
             for review_set in sets:
                 if server.find_set(review_set):
                     pull(store, section, server, review_set)
-    with _changing(store, dry_run=dry_run) as connection:
+    with writing(store, dry_run=dry_run) as connection:
         counts = connection.sql(
             """SELECT dataset AS "set", count(*) AS answers FROM latest_reviews
                WHERE reviewer = ? AND status = 'submitted' GROUP BY 1 ORDER BY 1""",
@@ -110,7 +109,7 @@ def remove_members(
         raise ReviewError(f"{stored.ref.server} no longer has the set {name}.", "Its records are gone already.")
     if server and remote and not dry_run:
         pull(store, recipe.review, server, name)
-    with _changing(store, dry_run=dry_run) as connection:
+    with writing(store, dry_run=dry_run) as connection:
         members = _find_members(connection, recipe, name, ids, where)
         counts = _count_by_answers(connection, name, members, stored.overlap)
         connection.register("leaving", members)
@@ -127,16 +126,6 @@ def remove_members(
     if server and remote and not dry_run:
         _delete_records(store, server, remote, [record for (record,) in records])
     return MemberRemoval(name, members.height, *counts, verdicts)
-
-
-@contextmanager
-def _changing(store: Path, *, dry_run: bool) -> Iterator[DuckDBPyConnection]:
-    """A transaction on the store that is committed, or rolled back by a dry run."""
-    with writing(store) as connection:
-        yield connection
-        if dry_run:
-            connection.rollback()
-            connection.begin()
 
 
 # --- annotators ---
