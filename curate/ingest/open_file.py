@@ -21,6 +21,7 @@ from curate.ingest.named_split import find_named_split
 from curate.ingest.readers import Batch, Source, open_source, read_small
 from curate.ingest.readers.batch import REJECT_COLUMN
 from curate.ingest.readers.byte_stream import prefetch
+from curate.ingest.readers.json_repairs import conversion_hint
 from curate.ingest.readers.limits import Limits
 from curate.ingest.repairs import STORED_REPAIRS
 from curate.ingest.row_filter import EXCLUDED, filter_batches
@@ -143,7 +144,8 @@ def _no_rows_error(path: str, batches: list[Batch]) -> SourceError:
         return SourceError(
             f"{path}: {first['reason'][:-1]} for any of its {plural(rejects.height, 'row')}.", "Change --where."
         )
+    known = conversion_hint(path, first["raw"]) if first["code"] == "broken-json" else ""
     return SourceError(
         f"{path}: none of its {plural(rejects.height, 'row')} can be read. {where}: {first['reason']}",
-        _HINTS.get(first["code"], "If the file has another format, name it with --format."),
+        known or _HINTS.get(first["code"], "If the file has another format, name it with --format."),
     )

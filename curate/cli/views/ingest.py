@@ -12,6 +12,7 @@ from curate.ingest.dataset_info import DESCRIBED_BY
 from curate.ingest.import_result import ImportResult
 from curate.ingest.named_split import HELD_OUT_NAMES, SPLIT_COLUMN
 from curate.ingest.readers.batch import EXPORT_COLUMNS, RAW_COLUMN, REJECT_COLUMN
+from curate.ingest.readers.json_repairs import conversion_hint
 from curate.ingest.readers.paths import find_skipped
 from curate.ingest.rejects import ExportedRejects
 from curate.ingest.repairs import REPAIRS
@@ -207,9 +208,19 @@ def _remarks(results: Sequence[ImportResult], *, dry_run: bool) -> Iterator[str]
     for code, count in _sum_counts(result.rejected for result in results).items():
         if repairs := _repairs(results, code):
             yield f"Rejected for {code}: {plural(count, 'row')}.{repairs}"
+    yield from _conversions(results)
     names = dict.fromkeys(name for result in results for advice in result.advice.values() for name in advice.repairs)
     if names:
         yield f"To repair them, add: {' '.join(f'--repair {name}' for name in names)} --replace"
+
+
+def _conversions(results: Sequence[ImportResult]) -> Iterator[str]:
+    """For the first file with broken records, the command that converts it, if one is known."""
+    for result in results:
+        for example in result.reject_examples:
+            if example["code"] == "broken-json" and (hint := conversion_hint(result.path, example["raw"])):
+                yield f"{result.path}, {_location(example)}: {hint}"
+                return
 
 
 def _replacements(results: Sequence[ImportResult]) -> Iterator[str]:

@@ -38,7 +38,7 @@ def detect_format(stream: ByteStream, options: TableOptions) -> str:
     return by_suffix if by_suffix and decides else _detect_text_format(stream.path, start, by_suffix)
 
 
-_JSON = re.compile(rb'\s*(\{\s*"|\[\s*[\[{])')
+_JSON = re.compile(rb'\s*(\{\s*["\']|\[\s*[\[{])')
 
 
 def _detect_binary(start: bytes) -> str | None:
