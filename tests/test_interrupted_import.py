@@ -207,5 +207,5 @@ def test_a_store_that_cannot_be_created_is_an_error_and_leaves_no_file(tmp_path:
 
 
 def test_a_file_that_cannot_be_read_is_not_reported_as_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(duckdb.IOException, match=r"ledger\.parquet"), writing(tmp_path / "curate.duckdb") as connection:
-        connection.execute("FROM read_parquet('ledger.parquet')")
+    with pytest.raises(duckdb.IOException, match=r"ledger\.parquet"), writing(tmp_path / "curate.duckdb"):
+        duckdb.connect().execute("FROM read_parquet('ledger.parquet')")
