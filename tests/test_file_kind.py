@@ -4,15 +4,18 @@ import bz2
 import io
 import json
 import lzma
+import shlex
 import zipfile
 
 import pyarrow as pa
 import pytest
 from support.source_files import one_batch, raw_texts, read_batches, read_rows, write
 
+from curate.ingest.pipeline import import_files
 from curate.ingest.readers import expand, open_source
 from curate.ingest.readers.paths import find_skipped
 from schemas.errors import SourceError
+from schemas.import_recipe import ImportSection
 
 ROWS = [{"question": "How far?", "answer": "Two miles."}, {"question": "How deep?", "answer": "Ten feet."}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -244,3 +247,38 @@ def test_an_exported_version_is_an_error_with_its_command(tmp_path):
     with pytest.raises(SourceError, match="is a version that curate export wrote") as error:
         expand([str(tmp_path / "support")])
     assert f"curate restore {tmp_path / 'support'}" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("Why is it?|So.\nWhat is it?|That.\nWhen is it?|Now.\n", "--delimiter '|' --no-header"),
+        ("1. Why?\tSo.\n2. What?\tThat.\n\n3. When?\tNow.\n", "--delimiter tab --no-header"),
+        ("Questions\n\nquestion,answer\nWhy?,So.\nWhat?,That.\nWhen?,Now.\n", "--delimiter , --skip-lines 2"),
+    ],
+)
+def test_a_text_file_that_seems_to_have_a_table_asks_with_commands_that_work(tmp_path, text, options):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    with pytest.raises(SourceError, match="seems to have a table") as error:
+        import_files(tmp_path / "x.duckdb", [str(path)], ImportSection())
+    rows, whole = (shlex.split(line)[3:] for line in error.value.hint.splitlines()[1:])
+    assert " ".join(map(shlex.quote, rows)).startswith(options)
+    assert whole == ["--format", "text"]
+    given = (
+        {"delimiter": rows[1], "skip_lines": 2} if "--skip-lines" in rows else {"delimiter": rows[1], "header": False}
+    )
+    mapping = dict(rows[at + 1].split("=") for at, word in enumerate(rows) if word == "--map")
+    (table,) = import_files(tmp_path / "y.duckdb", [str(path)], ImportSection(**given, map=mapping))
+    (plain,) = import_files(tmp_path / "z.duckdb", [str(path)], ImportSection(format="text"))
+    assert (table.shape, table.rows_kept, plain.shape) == ("pairs", 3, "text")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["First; then.\nSecond; more.\nThird line.\nA last one; yes.\n", "Question, answer, and prose.\nIt is; so.\n"],
+)
+def test_prose_with_marks_stays_text(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    (result,) = import_files(tmp_path / "x.duckdb", [str(tmp_path / "a.txt")], ImportSection())
+    assert result.shape == "text"

@@ -13,7 +13,15 @@ from curate.ingest.readers.byte_stream import HEAD, Bytes, ByteStream, find_byte
 from curate.ingest.readers.csv_layout import Layout, first_records
 from curate.ingest.readers.csv_scanner import NEWLINE, Signs
 from curate.ingest.readers.encoding import encoding_error
-from curate.ingest.readers.first_rows import MOST_COLUMNS, MOST_ROWS, Row, check_first_rows, is_value
+from curate.ingest.readers.first_rows import (
+    MOST_COLUMNS,
+    MOST_ROWS,
+    Row,
+    check_first_rows,
+    example_mapping,
+    is_header,
+    is_value,
+)
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
 from schemas.text import shell_quote
@@ -115,6 +123,44 @@ def is_table(start: bytes) -> bool:
     share, width = _agreement(layout)
     names = [cell.decode(errors="replace") for cell in layout.cells_of(data, int(np.argmin(layout.blank)), signs)]
     return share > 0.9 and width > 1 and len(layout.widths) > 1 and all(names) and not any(map(is_value, names))
+
+
+_LEAST_LINES = 3
+"""Lines of a table without column names."""
+
+
+def check_is_text(path: str, start: bytes) -> None:
+    """Raise `SourceError` with the commands to choose from if a text file seems to have a table.
+
+    Nearly all of its lines have the same number of cells, or a line in the beginning has column names of a shape. A
+    comma separates cells only below such names.
+    """
+    text = start[:SNIFF_BYTES].decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    for sign in DELIMITERS:
+        widths = [line.count(sign) + 1 for line in lines]
+        usual = max(set(widths), key=widths.count, default=1)
+        if len(lines) >= _LEAST_LINES and usual > 1 and sign != "," and widths.count(usual) >= 0.9 * len(lines):
+            options = f"{_delimiter_option(sign)} --no-header{example_mapping(usual)}"
+            raise _table_error(path, f"nearly all lines have {usual} cells, divided by {sign!r}", options)
+        header = next((at for at, line in enumerate(text.splitlines()[:MOST_ROWS]) if _is_header(line, sign)), 0)
+        if header:
+            options = f"{_delimiter_option(sign)} --skip-lines {header}"
+            raise _table_error(path, f"line {header + 1} has column names, divided by {sign!r}", options)
+
+
+def _is_header(line: str, sign: str) -> bool:
+    cells = [cell.strip(' "') for cell in line.split(sign)]
+    return len(cells) > 1 and all(cells) and is_header(cells)
+
+
+def _delimiter_option(sign: str) -> str:
+    return f"--delimiter {'tab' if sign == chr(9) else shell_quote(sign)}"
+
+
+def _table_error(path: str, why: str, options: str) -> SourceError:
+    commands = import_line(path, options) + import_line(path, "--format text")
+    return SourceError(f"{path} seems to have a table: {why}.", f"Import its rows, or its text as a whole:{commands}")
 
 
 def _agreement(layout: Layout) -> tuple[float, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.compression import data_suffix
+from curate.ingest.readers.csv_head import check_is_text
 from curate.ingest.readers.csv_head import is_table as is_table_text
 from curate.ingest.readers.file_kind import check_is_table, is_workbook
 from curate.ingest.readers.formats import FORMATS, SUFFIXES, match_path
@@ -32,7 +33,9 @@ def detect_format(stream: ByteStream, options: TableOptions) -> str:
         return "csv"
     if by_suffix == "text" and (_JSON.match(start) or is_table_text(start)):
         by_suffix = None
-    if by_suffix != "text":
+    if by_suffix == "text":
+        check_is_text(stream.path, start)
+    else:
         check_is_table(stream.path, start)
     decides = by_suffix is not None and FORMATS[by_suffix].suffix_decides
     return by_suffix if by_suffix and decides else _detect_text_format(stream.path, start, by_suffix)

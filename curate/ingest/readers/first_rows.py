@@ -72,7 +72,7 @@ def check_first_rows(path: str, rows: Sequence[Row], options: TableOptions) -> N
         raise SourceError(
             f"{path}: the first row looks like data, not like column names: {_quote(cells)}.",
             "Say that it is data, or that it has the column names:"
-            + import_line(path, f"--no-header{_example(len(cells))}")
+            + import_line(path, f"--no-header{example_mapping(len(cells))}")
             + import_line(path, "--header"),
         )
 
@@ -142,6 +142,6 @@ def _quote(cells: Sequence[str]) -> str:
     return join_names([repr(shorten(cell, 40)) for cell in cells if cell], 4)
 
 
-def _example(width: int) -> str:
+def example_mapping(width: int) -> str:
     """The mapping of a table without column names; with more than two columns only the user knows it."""
     return " --shape pairs --map question=column_1 --map answer=column_2" if width == 2 else ""
