@@ -103,6 +103,10 @@ def test_the_owners_password_is_printed_once_and_stored_as_a_digest(own):
     assert digest.startswith("$2b$")
 
 
+def test_the_server_prints_no_warnings(own):
+    assert "Warning" not in own.log.read_text()
+
+
 def test_other_users_cannot_read_the_home(own):
     assert own.home.stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in own.home.iterdir())

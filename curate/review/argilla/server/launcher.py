@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,8 @@ def _load_secret(home: Path) -> str:
 def _serve(home: Path, sock: socket.socket, *, in_process: bool, killed: bool) -> None:
     from .job_queue import redis_in_memory
 
+    # Argilla is older than the packages that it runs with.
+    warnings.filterwarnings("ignore", message="'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated")
     with redis_in_memory() if in_process else nullcontext():
         from .app import run
         from .repair import UnusableDatabaseError
