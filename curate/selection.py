@@ -21,6 +21,7 @@ from duckdb import DuckDBPyConnection
 from curate.dedup.representatives import KEPT_ANYWAY, PASSES, PASSES_AS_DUPLICATE, find_duplicates_among
 from curate.rule_columns import (
     CAST_HINT,
+    EDITS_SQL,
     NULL_ON_DIVISION_BY_ZERO,
     VALUE_HINT,
     WHERE,
@@ -49,23 +50,26 @@ RULE = "rule"
 """The author of rule verdicts in `verdicts.by_whom`; all other authors are people."""
 
 HUMAN_SQL = f"""
+    {EDITS_SQL}
     SELECT conversation, kept OR conversation IN (
-        SELECT parent FROM conversations JOIN current_verdicts ON conversation = id
-        WHERE kept AND parent IS NOT NULL) AS kept
+        SELECT imported FROM edits JOIN current_verdicts v USING (conversation)
+        WHERE v.kept AND imported <> conversation) AS kept
     FROM current_verdicts WHERE by_whom <> '{RULE}'
 """
 """What people decided: whether a conversation is kept. A kept edit stands for the conversation it was made from."""
 
-OUTDATED_SQL = """
-    WITH states AS (
-        SELECT conversation, arg_max(verdict, seq) FILTER (by_whom = $rule) AS by_rule,
+OUTDATED_SQL = f"""
+    {EDITS_SQL}, states AS (
+        SELECT imported, arg_max(verdict, seq) FILTER (by_whom = $rule) AS by_rule,
             arg_max(verdict, seq) FILTER (by_whom <> $rule) AS now,
             arg_max(verdict, seq) FILTER (by_whom <> $rule AND seq < (SELECT max(seq) FROM selections)) AS before
-        FROM verdicts SEMI JOIN clusters USING (conversation) GROUP BY conversation)
+        FROM verdicts JOIN edits USING (conversation)
+        WHERE imported IN (SELECT conversation FROM clusters) GROUP BY imported)
     SELECT count(*) FROM states
     WHERE (coalesce(nullif(now, 'undecided'), by_rule) = 'drop')
         <> (coalesce(nullif(before, 'undecided'), by_rule) = 'drop')
 """
+"""How many conversations of clusters people keep or drop now, themselves or their edits, but not at the selection."""
 
 EXAMPLES = 5
 """Dropped conversations that are listed per rule."""

@@ -92,11 +92,18 @@ def test_people_decide_before_the_rule(store, verdicts, expected):
 
 
 def test_an_edit_stands_for_its_original(store):
-    first, *_ = three(store)
+    first, second, _ = three(store)
     (edited,) = add(store, [chat(STORY, "Replace the valve.")], parent=first)
     add_verdict(store, first, "edit", by_whom="ann", edited_to=edited)
-    select_store(store, recipe(ONE))
+    rules = recipe(ONE)
+    select_store(store, rules)
     assert kept(store) == {edited}
+    freeze_store(store, rules)
+    add_verdict(store, edited, "drop", by_whom="bob")
+    with pytest.raises(VersionError, match="people changed 1 verdict"):
+        freeze_store(store, rules)
+    select_store(store, rules)
+    assert kept(store) == {second}
 
 
 def test_verdicts_after_the_selection_require_another_one(store):
