@@ -114,4 +114,4 @@ def _wrap_errors(connection: DuckDBPyConnection, query: str) -> Iterator[None]:
         raise StoreError(str(error).strip(), _TABLES_HINT) from error
 
 
-_TABLES_HINT = "curate sql 'SHOW TABLES' lists the tables, curate sql 'DESCRIBE sources' the columns of one."
+_TABLES_HINT = "curate sql --tables lists the tables, curate sql 'DESCRIBE sources' the columns of one."

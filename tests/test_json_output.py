@@ -35,6 +35,7 @@ SUCCEEDS = {
     "show": "support_tickets.csv:2",
     "search": "Puffin",
     "sql": "'SELECT version, counts, frozen_at, mapping FROM versions, sources'",
+    "sql --tables": "",
     "trace": "support_tickets.csv:2",
     "preview": "support@1 --limit 1",
     "preview --token": "2 support@1",

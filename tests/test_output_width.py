@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -12,7 +13,9 @@ from support.project import demo_project
 
 from curate.cli.app import app
 from curate.cli.views import scores
+from curate.cli.views.runs import BAR_WIDTH, format_step
 from curate.scorers.plan import scorer_names
+from train.engines import Step
 
 WIDTHS = (80, 100, 120)
 UNLIMITED = 100_000
@@ -157,8 +160,20 @@ def test_no_name_of_a_run_is_broken_over_two_lines(command, trained, monkeypatch
     check(monkeypatch, trained, command, TRAINED[command])
 
 
-@pytest.mark.parametrize("width", [*WIDTHS, 200])
-def test_help_uses_the_width_of_the_terminal_up_to_120_columns(width, tmp_path, monkeypatch):
-    stdout, _ = run(monkeypatch, tmp_path, width, "import", "--help")
-    longest = max(len(line) for line in stdout.splitlines() if not line.startswith("  curate"))  # examples to paste
-    assert min(width, 120) - 20 < longest <= min(width, 120)
+def test_help_uses_the_width_of_the_terminal(tmp_path, monkeypatch):
+    lengths = []
+    for width in (*WIDTHS, 200):
+        stdout, _ = run(monkeypatch, tmp_path, width, "import", "--help")
+        lines = [line for line in stdout.splitlines() if not line.startswith("  curate")]  # examples to paste
+        lengths.append(max(map(len, lines)))
+        assert lengths[-1] <= width
+    assert lengths[:3] > [70, 90, 110]
+    assert lengths[3] > 140  # of the longest sentence
+
+
+def test_a_line_of_training_progress_fits_80_columns():
+    step = Step(12_000, 12_500, 10.301, 1e-4, 1.0, 10**9, 61_000, left=99_900, memory=138.9, eval_loss=10.796)
+    for one in (step, replace(step, eval_loss=None)):
+        line = format_step(one)
+        assert len(line) + BAR_WIDTH + 2 <= 80
+        assert {"12,000/12,500", "10.301", "1d", "3:45:00"} <= set(line.split())

@@ -72,8 +72,8 @@ def test_an_invalid_query_is_an_error_with_the_message_of_duckdb(filled: Path, c
             "curate sql 'DESCRIBE origins', curate sql 'DESCR",
         ),
         ("SELECT nothing FROM rule_columns", "nothing", "curate sql 'DESCRIBE rule_columns' lists the columns."),
-        ("SELECT nothing FROM nowhere", "nowhere", "curate sql 'SHOW TABLES' lists the tables, "),
-        ("SELECT 1 FROM conversations JOIN origins USING (id)", '"id"', "curate sql 'SHOW TABLES' lists the tables, "),
+        ("SELECT nothing FROM nowhere", "nowhere", "curate sql --tables lists the tables, "),
+        ("SELECT 1 FROM conversations JOIN origins USING (id)", '"id"', "curate sql --tables lists the tables, "),
     ):
         ran = curate("sql", query)
         assert ran.returncode == 1
@@ -462,3 +462,13 @@ def test_a_view_of_a_received_store_reads_no_files(filled: Path, curate: Callabl
         assert "confidential" not in ran.stdout + ran.stderr
         assert (command, ran.returncode, len(ran.stderr.splitlines())) == (command, 1, 2)
         assert "secret.txt" in ran.stderr
+
+
+def test_tables_are_explained_and_no_name_has_a_blank(filled: Path, curate: Callable[..., Any]) -> None:
+    explained = json.loads(curate("sql", "--tables", "--json").stdout)
+    listed = {row["name"] for row in json.loads(curate("sql", "SHOW TABLES", "--json").stdout)}
+    assert {row["table"] for row in explained} == listed
+    assert all(row["content"].endswith(".") for row in explained)
+    assert [name for name in listed if not name.isidentifier()] == []
+    ran = curate("sql")
+    assert (ran.returncode, "Give a query, or --tables" in ran.stderr) == (2, True)

@@ -111,6 +111,9 @@ class Commands(LazyGroup):
         return super().parse_args(ctx, args)
 
 
+MAX_HELP_WIDTH = 500
+"""Columns of the help at most; Typer's default is 80. Below it, the help is as wide as the terminal."""
+
 app = typer.Typer(
     name="curate",
     help="Curate instruction data and fine-tune on versioned datasets.",
@@ -118,7 +121,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     cls=Commands,
     rich_markup_mode=None,  # see GroupedHelp
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_HELP_WIDTH},
 )
 
 

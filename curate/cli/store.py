@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curate.cli.console import note, print_json
+from curate.cli.console import note, print_json, print_table
 from curate.cli.options import (
     DEFAULT_STORE,
     MAX_IMPORTS,
@@ -44,7 +44,8 @@ def status(
 
 
 def sql(
-    query: Annotated[str, typer.Argument(help="A SELECT, DESCRIBE, SUMMARIZE or SHOW TABLES statement.")],
+    query: Annotated[str | None, typer.Argument(help="A SELECT, DESCRIBE, SUMMARIZE or SHOW TABLES statement.")] = None,
+    tables: Annotated[bool, typer.Option("--tables", help="Explain the tables in a sentence each.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Number of rows to print.", show_default="40 in a table, all otherwise")
     ] = None,
@@ -59,12 +60,13 @@ def sql(
 ) -> None:
     """Run a read-only SQL query on the store.
 
-    SHOW TABLES lists the tables, DESCRIBE conversations the columns of a table. The column `source` refers to the file
-    of a row. The view rule_columns has the names of rules as columns: quality, prompt, near_duplicate, meta.NAME …
+    --tables explains the tables, DESCRIBE conversations lists the columns of one. The column `source` refers to the
+    file of a row. The view rule_columns has the names of rules as columns: quality, prompt, near_duplicate, meta.NAME …
     with the scores of the recipe. Rows that are too wide for the terminal are printed with one column per line.
     Without --allow-files, a query reads nothing but the store.
 
     \b
+    curate sql --tables
     curate sql "SELECT path, rows_read, rows_rejected FROM sources"
     """
     from curate.cli.views.store import print_csv, show_rows
@@ -72,17 +74,20 @@ def sql(
     from curate.sql import run_query
     from schemas.recipe import load_recipe
     from schemas.store import reading
+    from schemas.tables import TABLES
 
+    if tables:
+        rows = [{"table": name, "content": content} for name, content in TABLES.items()]
+        return print_json(rows) if as_json else print_table(rows, ["table", "content"])
+    if query is None:
+        raise typer.BadParameter("Give a query, or --tables.", param_hint="QUERY")
     with reading(store, files=allow_files) as connection:
         if re.search(rf"\b({VIEW}|show)\b", query, re.IGNORECASE):  # takes a while: reads recipe and source columns
             create_view(connection, load_recipe(recipe, set_ or []))
         result = run_query(connection, query)
         if as_csv:
-            print_csv(result, limit)
-        elif as_json:
-            print_json(result.as_json(limit))
-        else:
-            show_rows(result, limit or 40)
+            return print_csv(result, limit)
+        return print_json(result.as_json(limit)) if as_json else show_rows(result, limit or 40)
 
 
 def trace(

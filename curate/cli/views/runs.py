@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ID_DIGITS, MOST_LEFT_OUT = 12, 5
 """Digits of an id, and conversations that are listed as not trained on."""
 
+BAR_WIDTH = 4
+"""A line with a bar fits 80 columns, also with five digits of steps and days to go."""
+
 PROGRESS_LINES = 10
 """Progress lines of a run if stderr is not a terminal."""
 
@@ -68,14 +71,14 @@ class _NoteHandler(logging.Handler):
 @contextmanager
 def _progress_bar() -> Iterator[ProgressCallbacks]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=BAR_WIDTH), TextColumn("{task.fields[state]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Loading", total=None, state="")
 
         def show_step(step: Step) -> None:
-            bar.update(task, description="Training", total=step.steps, completed=step.step, state=_state(step))
+            bar.update(task, description="", total=step.steps, completed=step.step, state=format_step(step))
 
         def show_rendering(done: int, total: int) -> None:
             finished = done == total
@@ -89,15 +92,16 @@ def _progress_bar() -> Iterator[ProgressCallbacks]:
 def _progress_lines() -> Iterator[ProgressCallbacks]:
     def show_step(step: Step) -> None:
         if step.step == step.steps or step.step % max(1, step.steps // PROGRESS_LINES) == 0:
-            note(_state(step))
+            note(f"step {format_step(step)}")
 
     yield ProgressCallbacks(show_step, lambda *_: None)
 
 
-def _state(step: Step) -> str:
-    held_out = "" if step.eval_loss is None else f"  held-out {step.eval_loss:.3f}"
-    pace = f"{step.speed:,.0f} tokens/s  {step.memory:.1f} GiB  {timedelta(seconds=round(step.left))} left"
-    return f"step {step.step:,}/{step.steps:,}  loss {step.loss:.3f}{held_out}  {pace}"
+def format_step(step: Step) -> str:
+    """The state of a training as a line that fits 80 columns next to a bar: step, losses, speed, time to go."""
+    more = f"{step.memory:.1f} GiB" if step.eval_loss is None else f"held-out {step.eval_loss:.3f}"
+    left = str(timedelta(seconds=round(step.left))).replace(" days, ", "d ").replace(" day, ", "d ")
+    return f"{step.step:,}/{step.steps:,}  loss {step.loss:.3f}  {more}  {step.speed:,.0f} tok/s  {left} left"
 
 
 def show_prepared_run(prepared: PreparedRun) -> None:
