@@ -237,6 +237,19 @@ def test_a_dry_run_of_a_group_shows_the_examples_of_each_file(tmp_path):
     assert asked == [[f"Where is number {number}?", "Where is number 50?"] for number in range(3)]
 
 
+def test_files_whose_common_table_cannot_be_converted_are_converted_alone(tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise SourceError("The table cannot be converted.")
+
+    monkeypatch.setattr(file_groups, "convert", fail)
+    files = [tmp_path / f"{number}.jsonl" for number in range(6)]
+    for number, file in enumerate(files):
+        extra = {"ticket": number} if number % 2 else {}  # two tables
+        write_lines(file, [{**talk(10 * number + at), **extra} for at in range(3)])
+    results = assert_same_as_one_by_one(tmp_path, files)
+    assert [each.rows_kept for each in results] == 6 * [3]
+
+
 def test_large_files_keep_their_place_between_small_ones(tmp_path, monkeypatch):
     for module in ("open_file", "file_groups"):
         monkeypatch.setattr(f"curate.ingest.{module}.SMALL_FILE", 500)

@@ -135,7 +135,11 @@ def _convert(files: dict[int, OpenFile], first_key: int) -> ImportBatch:
             return _convert_together(files, first_key)
         except SourceError:
             pass  # the conversion of the single files names the one with the error
-    return concat_batches([_convert_alone(file, number, first_key) for number, file in files.items()])
+    alone: list[ImportBatch] = []
+    for number, file in files.items():
+        alone.append(_convert_alone(file, number, first_key))
+        first_key += alone[-1].conversations.height
+    return concat_batches(alone)
 
 
 def _convert_together(files: dict[int, OpenFile], first_key: int) -> ImportBatch:
