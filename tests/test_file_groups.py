@@ -166,6 +166,57 @@ def test_replaced_files_take_their_place_in_the_order(tmp_path):
     assert results[3].disappeared == 2
 
 
+@pytest.fixture(params=["group", "large files"])
+def rotated(request, tmp_path, monkeypatch):
+    """Three logs in two stores: `a` moved to `b`, the old `b` to `c`, and `a` is new."""
+    if request.param == "large files":
+        for module in ("open_file", "file_groups"):
+            monkeypatch.setattr(f"curate.ingest.{module}.SMALL_FILE", 0)
+    files = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    write_lines(files[0], [talk(1), talk(2), {"question": "Why?", "answer": ""}])
+    write_lines(files[1], [talk(3), talk(2)])
+    for store in ("alone", "together"):
+        import_files(tmp_path / f"{store}.duckdb", [str(file) for file in files[:2]], ImportSection())
+    files[1].rename(files[2])
+    files[0].rename(files[1])
+    write_lines(files[0], [talk(4), talk(2)])
+    return files
+
+
+def test_a_moved_file_is_imported_after_the_file_that_replaces_its_earlier_import(tmp_path, rotated):
+    results = assert_same_as_one_by_one(tmp_path, rotated, on_changed="replace")
+    assert [(each.imported_before, len(each.replaced), each.rows_kept) for each in results] == [
+        (None, 1, 1),
+        (None, 1, 1),
+        (None, 0, 1),
+    ]
+    sources = content(tmp_path / "together.duckdb")["sources"]
+    assert [Path(each["path"]).name for each in sources] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("together", [1, 500])
+def test_a_moved_file_before_the_one_that_replaces_its_import_stops(tmp_path, rotated, together, dry_run, monkeypatch):
+    monkeypatch.setattr(pipeline, "GROUP_FILES", together)
+    a, b, _ = map(str, rotated)
+    store = tmp_path / "together.duckdb"
+    before = content(store)
+    with pytest.raises(SourceError) as error:
+        import_files(store, [b, a], ImportSection(), dry_run=dry_run, on_changed="replace")
+    assert error.value.what == (
+        f"{b} has the rows of the import {before['sources'][0]['source'][:12]} of {a}, which {a} replaces."
+    )
+    assert error.value.hint.startswith(f"Name {a} before {b}, or import it with --replace alone first.")
+    assert content(store) == before
+    results = import_files(store, [a, b], ImportSection(), dry_run=dry_run, on_changed="replace")
+    assert [each.imported_before for each in results] == [None, None]
+
+
+def test_a_moved_file_is_imported_before_if_nothing_is_replaced(tmp_path, rotated):
+    results = assert_same_as_one_by_one(tmp_path, rotated, on_changed="add")
+    assert [each.imported_before for each in results] == [None, str(rotated[0]), str(rotated[1])]
+
+
 def test_added_and_unchanged_files_in_one_group(tmp_path):
     files = [tmp_path / f"{number}.jsonl" for number in range(4)]
     for number, file in enumerate(files):

@@ -45,9 +45,20 @@ class _Planned:
     earlier: dict[str, list[EarlierImport]]
     """other imports by path"""
 
-    def is_new(self, number: int) -> bool:
-        """Whether neither the store nor an earlier file of the group has the same rows."""
-        return self.ids[number] not in self.known and self.ids.index(self.ids[number]) == number
+    def new(self, on_changed: OnChanged) -> list[int]:
+        """The numbers of the files whose rows neither the store nor an earlier file of the group has.
+
+        An import that an earlier file of the group replaces is no longer in the store.
+        """
+        stored, numbers = set(self.known), []
+        for number, source in enumerate(self.ids):
+            if source in stored:
+                continue
+            numbers.append(number)
+            if on_changed == "replace":
+                stored.difference_update(each.source for each in self.changed(number))
+            stored.add(source)
+        return numbers
 
     def changed(self, number: int) -> list[EarlierImport]:
         """The earlier imports of the path of a new file."""
@@ -71,7 +82,8 @@ def import_group(
         replaced = _write_part(connection, planned, numbers, dry_run=dry_run, on_changed=on_changed)
         count_bytes(sum(group.files[number].source.bytes for number in numbers))
         new |= zip(numbers, _finish_part(connection, planned, numbers, replaced, dry_run=dry_run), strict=True)
-    repeated = load_results(connection, [source for number, source in enumerate(planned.ids) if number not in new])
+    sources = [source for number, source in enumerate(planned.ids) if number not in new]
+    repeated = planned.known | load_results(connection, sources)
     return [new.get(number) or _repeated(planned, number, repeated) for number in range(len(group.files))]
 
 
@@ -90,9 +102,9 @@ def _changed_file(planned: _Planned, number: int) -> ChangedFile:
 def _check_changed(planned: _Planned) -> None:
     """Raise `SourceError` if new files have paths that were imported before."""
     errors: dict[str, SourceError] = {}
-    for number, file in enumerate(planned.group.files):
-        if planned.is_new(number) and (changed := planned.changed(number)) and len(errors) < MAX_ERRORS:
-            errors[file.source.path] = changed_error(changed[-1], _changed_file(planned, number))
+    for number in planned.new("stop"):
+        if (changed := planned.changed(number)) and len(errors) < MAX_ERRORS:
+            errors[planned.group.files[number].source.path] = changed_error(changed[-1], _changed_file(planned, number))
     if errors:
         raise join_errors(errors)
 
@@ -100,7 +112,7 @@ def _check_changed(planned: _Planned) -> None:
 def _parts(planned: _Planned, on_changed: OnChanged) -> Iterator[list[int]]:
     """The numbers of the new files, in parts that are written together: one that replaces another import is alone."""
     part: list[int] = []
-    for number in filter(planned.is_new, range(len(planned.group.files))):
+    for number in planned.new(on_changed):
         if on_changed == "replace" and planned.changed(number):
             yield from ([part] if part else [])
             yield [number]

@@ -30,6 +30,7 @@ from curate.ingest.reimport import (
     ChangedFile,
     OnChanged,
     Replacement,
+    check_repeated,
     find_earlier,
     finish_replacement,
     replace_earlier,
@@ -104,7 +105,7 @@ def import_files(
                 count_bytes=count_bytes,
                 on_mapping=on_mapping,
             )
-            results = itertools.chain.from_iterable(map(import_sources, sources))
+            results = check_repeated(itertools.chain.from_iterable(map(import_sources, sources)))
             try:
                 return list(results) if dry_run else _commit_in_groups(connection, results, len(files))
             except KeyboardInterrupt:

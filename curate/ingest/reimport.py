@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -104,6 +104,26 @@ def finish_replacement(connection: DuckDBPyConnection, replaced: Replacement, re
     """Delete the conversations that disappeared with the replaced imports; the result with what was replaced."""
     disappeared = sweep(connection, replaced.removals)
     return replace(result, replaced=replaced.replaced, disappeared=disappeared, moved=replaced.moved)
+
+
+def check_repeated(results: Iterable[ImportResult]) -> Iterator[ImportResult]:
+    """The same results; `SourceError` if a file replaces the import that contains the rows of a file before it."""
+    repeated: dict[str, ImportResult] = {}
+    for result in results:
+        for source in result.replaced:
+            if source in repeated:
+                raise _replaced_error(repeated[source], result)
+        if result.imported_before is not None:
+            repeated.setdefault(result.source, result)
+        yield result
+
+
+def _replaced_error(repeated: ImportResult, replacing: ImportResult) -> SourceError:
+    return SourceError(
+        f"{repeated.path} has the rows of the import {repeated.source[:12]} of {repeated.imported_before}, "
+        f"which {replacing.path} replaces.",
+        f"Name {replacing.path} before {repeated.path}, or import it with --replace alone first.",
+    )
 
 
 def changed_error(earlier: EarlierImport, file: ChangedFile) -> SourceError:
