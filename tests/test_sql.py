@@ -130,8 +130,9 @@ def test_arguments_that_are_not_utf_8_are_an_error_before_anything_is_written(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_output_to_a_full_disk_is_an_error(filled: Path) -> None:
-    command = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()", "status"]
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=str)
+def test_output_to_a_full_disk_is_an_error(filled: Path, options: list[str]) -> None:
+    command = [sys.executable, "-P", "-c", "from curate.cli.app import main; main()", "status", *options]
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(command, cwd=filled, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 2)

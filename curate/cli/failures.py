@@ -30,19 +30,29 @@ def exit_after(end: BaseException, *, as_json: bool) -> NoReturn:
     if isinstance(end, SystemExit) and end.code != INTERRUPTED and _usage_message(end) is None:
         raise end  # the exit code of a result, which is printed
     failure = _explain(end)
-    if as_json:
-        print_json({"error": {"code": failure.code, "message": failure.message, "hint": failure.hint}})
-    if failure.code == "interrupted":
+    is_interruption = failure.code == "interrupted"
+    is_raised = not is_interruption and (failure.code in ("usage", "internal") or os.environ.get("CURATE_DEBUG"))
+    if is_interruption:
         print_error(f"{failure.message} {failure.hint}")
-    elif failure.code in ("usage", "internal") or os.environ.get("CURATE_DEBUG"):
-        raise end  # Typer printed the message; Python prints the traceback
-    else:
+    elif not is_raised:
         print_error(f"Error: {failure.message}")
         if failure.hint:
             print_error(f"  → {failure.hint}")
-    if isinstance(end, OSError) and end.filename is None:
+    is_writable = not as_json or _print_document(failure)
+    if not is_writable or (isinstance(end, OSError) and end.filename is None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at exit
+    if is_raised:
+        raise end  # Typer printed the message; Python prints the traceback
     sys.exit(failure.exit_code)
+
+
+def _print_document(failure: Failure) -> bool:
+    """Print the error on stdout; False if stdout is full or closed, which is the error or follows it."""
+    try:
+        print_json({"error": {"code": failure.code, "message": failure.message, "hint": failure.hint}})
+    except OSError:
+        return False
+    return True
 
 
 def _explain(end: BaseException) -> Failure:
