@@ -58,7 +58,8 @@ class PasswordCheck:
     async def authenticate(self, db: AsyncSession, username: str, password: str) -> User | None:
         """The account, or None if there is none or the password is wrong. Raises `HTTPException` 429."""
         address = client_address.get()
-        wait = self._limit.start(username[:MAX_NAME], address) or float(self._waiting >= MAX_WAITING)
+        is_full = self._waiting >= MAX_WAITING  # first: an attempt that is not checked does not count
+        wait = 1.0 if is_full else self._limit.start(username[:MAX_NAME], address)
         if wait:
             raise HTTPException(429, "Too many attempts to sign in.", {"Retry-After": str(math.ceil(wait))})
         if len(username) > MAX_NAME or len(password) > MAX_PASSWORD:
