@@ -76,3 +76,32 @@ def test_limits_end_with_the_rendering() -> None:
     assert compile_template(Template("x", "{{ 'ab' * 3 ~ 2 * 21 ~ 2 ** 3 }}"))() == "ababab428"
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_timer_of_another_library_continues_after_the_rendering() -> None:
+    import signal
+
+    fired: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: fired.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 100, 50)
+    try:
+        assert compile_template(Template("x", "{{ 'ab' * 3 }}"))() == "ababab"
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert (90 < left < 100, interval) == (True, 50)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with template_budget.render_limits():
+            time.sleep(0.1)
+        assert fired == [signal.SIGALRM]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_that_is_not_of_python_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    changed: list[object] = []
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)  # Python's value for a handler in C
+    monkeypatch.setattr(signal, "signal", lambda *arguments: changed.append(arguments))
+    assert compile_template(Template("x", "{{ 'ab' * 3 }}"))() == "ababab"
+    assert changed == []

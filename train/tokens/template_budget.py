@@ -88,7 +88,10 @@ def limit_template(name: str) -> Iterator[None]:
 
 @contextmanager
 def render_limits() -> Iterator[None]:
-    """Limit renderings in this block; nested blocks cost nothing. Time is limited in the main thread only."""
+    """Limit renderings in this block; nested blocks cost nothing. Time is limited in the main thread only.
+
+    It is not limited if code in C handles the signal of the timer.
+    """
     if _Clock.is_limited:
         yield
         return
@@ -103,12 +106,13 @@ def render_limits() -> Iterator[None]:
 @contextmanager
 def _memory_limit() -> Iterator[None]:
     """Limit the address space of this process to its present size and `MEMORY`, where the system has such a limit."""
-    size = _address_space()
-    if size is None:
+    pages = _pages()
+    if pages is None:
         yield
         return
     import resource  # missing on Windows
 
+    size = pages * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = size + MEMORY
     if soft == resource.RLIM_INFINITY or soft > bound:
@@ -119,10 +123,10 @@ def _memory_limit() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _address_space() -> int | None:
+def _pages() -> int | None:
+    """The size of this process's address space in pages; None where the system does not report it."""
     with suppress(OSError):
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
-        return int(pages) * 4096
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return None
 
 
@@ -132,20 +136,30 @@ class _TimeOutError(BaseException):
 
 @contextmanager
 def _timer() -> Iterator[None]:
+    """Check the time of a rendering regularly; afterwards, a timer that another library had set continues."""
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
-    before = signal.signal(signal.SIGALRM, _check_time)
+    handler = signal.getsignal(signal.SIGALRM)
+    if handler is None:  # installed by code in C: Python could not restore it
+        yield
+        return
+    start, (left, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, _check_time)
     signal.setitimer(signal.ITIMER_REAL, SECONDS / 5, SECONDS / 5)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # one that ended meanwhile fires at once
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-6), interval)
 
 
 def _check_time(_signal: int, _frame: FrameType | None) -> None:
-    if _Clock.started and time.monotonic() - _Clock.started > SECONDS:
+    now = time.monotonic()
+    if _Clock.started and now - _Clock.started > SECONDS:
+        _Clock.started = now  # not again while this error leaves the rendering: a second one would skip its clean-up
         raise _TimeOutError
 
 
