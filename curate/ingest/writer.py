@@ -117,7 +117,8 @@ def write_batch(connection: DuckDBPyConnection, sources: Sequence[str], batch: I
     """Insert the new conversations, origins and rejects of a batch, and close the rejects that it corrects.
 
     `sources` is the id of the import; of several files, the ids by the number in the rows (`FILE_ROWS`). Only a batch
-    of one file may have corrections.
+    of one file may have corrections. Long rows lift the memory limit of `configure_bulk_load` until the connection is
+    closed: the commit compresses them, and would fail if the limit were set again for a later batch.
     """
     if batch.bytes > LONG_ROW * batch.rows:
         connection.execute("RESET memory_limit")
