@@ -19,7 +19,10 @@ _SIZE = re.compile(r"(\d+) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 class ImportSection(Section):
-    """How rows are read. `curate import` has an option for each key but `substitute` and limits of files."""
+    """How rows are read.
+
+    `curate import` has an option for each key except `substitute`, `max_ratio`, `max_size` and `max_window`.
+    """
 
     shape: str | None = Field(
         None,

@@ -21,6 +21,7 @@ from support.project import ROOT, demo_project, project_files
 from typer.core import TyperCommand, TyperGroup
 
 from curate.cli.app import Commands, app
+from schemas.import_recipe import ImportSection
 
 COMMANDS = all_commands()
 
@@ -83,6 +84,18 @@ def test_the_index_of_decisions_lists_every_decision_in_order_and_links_to_it():
 
 
 @pytest.mark.slow
+def test_the_guide_lists_every_key_of_the_import_section_once():
+    text = (ROOT / "curate/ingest/README.md").read_text(encoding="utf-8")
+    table = text.split("## Options in the recipe")[1].split("\n## ")[0]
+    listed = [key for line in table.splitlines() if line.startswith("|") for key in re.findall(r"`([a-z_]+)`", line)]
+    assert sorted(listed) == sorted(ImportSection.model_fields)
+    without = table.split("| none:")[1]
+    (command,) = (each for name, each in COMMANDS.items() if name == "import")
+    options = {parameter.name for parameter in command.params}
+    keys = set(re.findall(r"`([a-z_]+)`", without))
+    assert keys == set(ImportSection.model_fields) - options - {"map", "roles"}
+
+
 def test_the_commands_of_the_readme_run_and_print_the_shown_output(curate, tmp_path, sample):
     demo_project(tmp_path / "w", steps=86)  # the fewest that reach every conversation
     for command, shown in console_blocks():
