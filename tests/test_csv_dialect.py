@@ -161,6 +161,14 @@ def test_a_first_row_of_data_is_an_error_with_the_options_for_both_meanings(tmp_
     assert one_batch(path, options=TableOptions(header=True)).table.height == 2
 
 
+def test_both_offered_commands_for_a_first_row_of_data_import_the_file(tmp_path, curate):
+    write(tmp_path / "a.csv", csv_text([["Where's it, then?", "Here."], ["When is it?", "Now."]]))
+    hint = json.loads(curate("import", "a.csv", "--json").stdout)["error"]["hint"]
+    commands = [shlex.split(line)[1:] for line in hint.splitlines()[1:]]
+    rows = [json.loads(curate(*command, "--dry-run", "--json").stdout)[0]["rows_kept"] for command in commands]
+    assert rows == [2, 1]
+
+
 @pytest.mark.parametrize("header", ["question,answer", "0,1", "1,2", "Ticket No.,Reply", ",text", "How far,2024"])
 def test_a_header_is_recognised(tmp_path, header):
     assert one_batch(write(tmp_path / "a.csv", f"{header}\nWhy?,So.\nWhen?,Now.\n")).table.height == 2

@@ -4,6 +4,7 @@ import bz2
 import io
 import json
 import lzma
+import re
 import shlex
 import zipfile
 
@@ -282,3 +283,28 @@ def test_prose_with_marks_stays_text(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     (result,) = import_files(tmp_path / "x.duckdb", [str(tmp_path / "a.txt")], ImportSection())
     assert result.shape == "text"
+
+
+def zip_of(path, **files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "it seems to be an empty zip archive"),
+        ({"guide.pdf": b"%PDF-1.4"}, "one file, guide.pdf, which seems to be a PDF document"),
+        ({"a.pdf": b"%PDF-1.4", "b.pdf": b"%PDF-1.4"}, "2 files: a.pdf, b.pdf"),
+        ({"photo.csv": b"\x89PNG\r\n"}, "one file, photo.csv, which seems to be an image"),
+    ],
+)
+def test_an_archive_without_a_table_names_its_content(tmp_path, files, words):
+    with pytest.raises(SourceError, match=re.escape(words)):
+        read_batches(zip_of(tmp_path / "a.zip", **files))
+
+
+def test_the_only_table_of_an_archive_is_read(tmp_path):
+    assert len(read_rows(zip_of(tmp_path / "a.zip", **{"a.jsonl": LINES, "README": "x"}))) == len(LINES.splitlines())

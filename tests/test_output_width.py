@@ -167,7 +167,7 @@ def test_help_uses_the_width_of_the_terminal(tmp_path, monkeypatch):
         lines = [line for line in stdout.splitlines() if not line.startswith("  curate")]  # examples to paste
         lengths.append(max(map(len, lines)))
         assert lengths[-1] <= width
-    assert lengths[:3] > [70, 90, 110]
+    assert [length > least for length, least in zip(lengths, (70, 90, 110), strict=False)] == [True] * 3
     assert lengths[3] > 140  # of the longest sentence
 
 

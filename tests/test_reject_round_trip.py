@@ -88,6 +88,35 @@ def test_corrected_rejects_are_imported_by_the_printed_command(tmp_path, curate,
     assert "no open rejects" in curate("rejects").stdout
 
 
+@pytest.mark.parametrize("target", ["fix.csv", "fix.jsonl"])
+@pytest.mark.parametrize("options", [MAP, [*MAP, "--repair", "strip", "--system", "Be brief."]], ids=["map", "more"])
+def test_corrected_rejects_are_imported_without_options_by_the_mapping_of_their_source(
+    tmp_path, curate, options, target
+):
+    write_source(tmp_path, "a.csv")
+    curate("import", "a.csv", *options)
+    curate("rejects", "--export", target)
+    write_export(tmp_path / target, [{**row, "reply": "Now."} for row in read_export(tmp_path / target)])
+    (dry,) = json.loads(curate("import", target, "--dry-run", "--json").stdout)
+    (result,) = json.loads(curate("import", target, "--json").stdout)
+    assert dry["mapping"] == result["mapping"]
+    assert result["mapping"]["fields"] == {"question": "topic", "answer": "reply"}
+    assert (result["rows_kept"], result["closed"]) == (2, 2)
+    assert "no open rejects" in curate("rejects").stdout
+
+
+def test_an_option_overrides_the_mapping_of_the_source_and_other_files_do_not_get_it(tmp_path, curate):
+    write_source(tmp_path, "a.csv")
+    curate("import", "a.csv", *MAP)
+    curate("rejects", "--export", "fix.csv")
+    write_export(tmp_path / "fix.csv", [{**row, "reply": "Now."} for row in read_export(tmp_path / "fix.csv")])
+    swapped = ("--map", "question=reply", "--map", "answer=topic")
+    (result,) = json.loads(curate("import", "fix.csv", *swapped, "--json").stdout)
+    assert result["mapping"]["fields"] == {"question": "reply", "answer": "topic"}
+    write(tmp_path / "b.csv", "topic,reply\nWhat?,_curate_reject\n")
+    assert "No shape fits" in curate("import", "b.csv").stderr
+
+
 def test_ragged_rows_are_exported_under_the_columns_of_the_source(tmp_path, curate):
     write(tmp_path / "a.csv", "topic,reply\nWhy?,So.\nWhen, then?,Now.\nWho?\n")
     curate("import", "a.csv", *MAP)

@@ -39,6 +39,18 @@ def test_empty_sheets_are_skipped_and_several_with_data_are_an_error_with_the_co
         read_batches(path, options=TableOptions(sheet="July"))
 
 
+def test_only_sheets_with_known_column_names_are_offered_if_there_are_any(tmp_path):
+    notes = {"Read me": [["Made in May"]], "Sums": [["total", 5]]}
+    with pytest.raises(
+        SourceError, match=r"4 sheets with data\. Without known column names: 'Read me', 'Sums'"
+    ) as error:
+        read_batches(write_workbook(tmp_path / "a.xlsx", May=PAIRS, **notes, June=[["Title"], *PAIRS]))
+    assert [line.rpartition(" ")[2] for line in error.value.hint.splitlines()[1:]] == ["May", "June"]
+    with pytest.raises(SourceError, match="2 sheets with data") as error:
+        read_batches(write_workbook(tmp_path / "b.xlsx", **notes))
+    assert error.value.hint.count("--sheet") == 2
+
+
 def test_title_rows_and_a_missing_header_are_errors_as_in_a_csv_file(tmp_path):
     path = write_workbook(tmp_path / "a.xlsx", S=[["Export of May"], [None], *PAIRS])
     with pytest.raises(SourceError, match="the table seems to start on line 3") as error:

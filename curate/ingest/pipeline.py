@@ -16,6 +16,7 @@ from pathlib import Path
 
 from duckdb import DuckDBPyConnection
 
+from curate.ingest.corrections import mapping_of_rejects
 from curate.ingest.dry_run import drop_texts, dry_run_store
 from curate.ingest.file_errors import MAX_ERRORS, join_errors
 from curate.ingest.file_groups import FileGroup, group_files, split_files
@@ -91,6 +92,7 @@ def import_files(
     """
     check_section(section)
     files = expand(paths)
+    section = mapping_of_rejects(store, files, section)
     count_bytes = _byte_counter(progress, files)
     with hasher or FileHasher() as digests:
         opened = group_files(_open_files(files, section, digests), GROUP_FILES)

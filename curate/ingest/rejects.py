@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,9 @@ def export_rejects(
         raw_only=sum(row.cells is None for row in rows),
         nulls=sum(row.cells is not None and row.raw != raw for row, raw in zip(rows, rejects["raw"], strict=True)),
         formulas=sum(map(_count_formulas, rows)) if as_csv else 0,
-        options=_import_options(rows, rejects["mapping"][0], excluded=(rejects["code"] == EXCLUDED).all()),
+        options=import_options(
+            _columns(rows), rejects["mapping"][0], with_where=not (rejects["code"] == EXCLUDED).all()
+        ),
     )
 
 
@@ -208,18 +211,18 @@ def _count_formulas(row: RejectRow) -> int:
     return sum(is_formula(cell or "") for cell in (row.cells or {"": row.raw}).values())
 
 
-def _import_options(rows: list[RejectRow], mapping: str, *, excluded: bool) -> str:
-    """The options that read the exported rows like their source.
+def import_options(columns: Sequence[str], mapping: str, *, with_where: bool) -> str:
+    """The options that read exported rows with these columns like their source, from its stored mapping.
 
     The file is written in the standard dialect. A condition that excluded all of its rows would exclude them again.
     """
     stored = json.loads(mapping)
-    where = [] if excluded or not stored.get("where") else [f"--where {shell_quote(stored['where'])}"]
+    where = [f"--where {shell_quote(stored['where'])}"] if with_where and stored.get("where") else []
     system = [f"--system {shell_quote(stored['system'])}"] if stored.get("system") else []
     more = [*where, *system, *(f"--repair {name}" for name in stored[STORED_REPAIRS])]
     if sql := stored.get("sql"):  # its result has the columns of the mapping
         return " ".join([ColumnMapping.from_stored(stored).as_options(), *more, f"--sql {shell_quote(sql)}"])
-    fields = {name: column for name, column in stored["fields"].items() if base_column(column, _columns(rows))}
+    fields = {name: column for name, column in stored["fields"].items() if base_column(column, columns)}
     return " ".join([replace(ColumnMapping.from_stored(stored), fields=fields).as_options(), *more])
 
 

@@ -29,7 +29,7 @@ import zstandard
 
 from curate.ingest.readers.compression import ObservedReader, PushbackReader, Readable, open_xz, open_zstd, read_bytes
 from curate.ingest.readers.encoding import TranscodingReader, check_not_utf16, encoding_error, is_utf8
-from curate.ingest.readers.file_kind import ZIP, check_not_binary, choose_member, is_workbook
+from curate.ingest.readers.file_kind import ZIP, check_member, check_not_binary, choose_member, is_workbook
 from curate.ingest.readers.limits import DEFAULT, ExpansionReader, Limits
 from schemas.errors import SourceError
 
@@ -248,11 +248,14 @@ class ByteStream:
         archive = self._layers.enter_context(zipfile.ZipFile(content if self.path == "-" else self.path))
         self.name = choose_member(self.path, archive.namelist())
         try:
-            return cast(Readable, self._layers.enter_context(archive.open(self.name)))
+            member = cast(Readable, self._layers.enter_context(archive.open(self.name)))
+            start = read_bytes(member, HEAD)
         except RuntimeError as error:  # a password, or a kind of compression that zipfile does not know
             raise SourceError(
                 f"{self.path} cannot be extracted: {error}.", "Extract the archive, and import the extracted file."
             ) from error
+        check_member(self.path, self.name, start)
+        return PushbackReader(start, member)
 
     def update_digest(self, data: memoryview | bytes) -> None:
         """Add `data` to digest and size."""

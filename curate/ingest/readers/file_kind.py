@@ -17,6 +17,7 @@ BINARY = {
     b"%PDF": ("a PDF document", "Extract its text:\n    pdftotext {path} - | curate import - --format text"),
     b"ORC": ("an ORC file", "Write it as Parquet."),
     b"Obj\x01": ("an Avro file", "Write it as Parquet or JSON lines."),
+    b"PK\x05\x06": ("an empty zip archive", "Create the archive again, with the files to import."),
     b"7z\xbc\xaf": (
         "a 7-Zip archive",
         _EXTRACT.format("7z x {path} -o{stem}"),
@@ -90,11 +91,25 @@ def _has_member(name: bytes, start: bytes) -> bool:
 
 def check_not_binary(path: str, start: bytes) -> None:
     """Raise `SourceError` if `start`, the first bytes of a file, belongs to a known binary format."""
-    if is_workbook(start):
-        return
-    kind = next((BINARY[magic] for magic in BINARY if start.startswith(magic)), None) or _detect_more(start)
-    if kind is not None:
+    if kind := _detect_binary(start):
         raise SourceError(f"{path} is not a text file: it seems to be {kind[0]}.", _fill(kind[1], path))
+
+
+def check_member(path: str, name: str, start: bytes) -> None:
+    """The same for the only file of an archive, of which `start` are the first bytes."""
+    kind = ("a workbook", "") if is_workbook(start) else _detect_binary(start)
+    if kind:
+        hint = _EXTRACT.format("python3 -m zipfile -e {path} {stem}")
+        raise SourceError(
+            f"{path} is a zip archive of one file, {name}, which seems to be {kind[0]}.", _fill(hint, path)
+        )
+
+
+def _detect_binary(start: bytes) -> tuple[str, str] | None:
+    """Kind and hint of a known binary format; None for a workbook, which can be read."""
+    if is_workbook(start):
+        return None
+    return next((BINARY[magic] for magic in BINARY if start.startswith(magic)), None) or _detect_more(start)
 
 
 def choose_member(path: str, names: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ def check_first_rows(path: str, rows: Sequence[Row], options: TableOptions) -> N
             f"{path}: the first row looks like data, not like column names: {_quote(cells)}.",
             "Say that it is data, or that it has the column names:"
             + import_line(path, f"--no-header{example_mapping(len(cells))}")
-            + import_line(path, "--header"),
+            + import_line(path, f"--header{example_mapping(len(cells), cells)}"),
         )
 
 
@@ -142,6 +142,11 @@ def _quote(cells: Sequence[str]) -> str:
     return join_names([repr(shorten(cell, 40)) for cell in cells if cell], 4)
 
 
-def example_mapping(width: int) -> str:
-    """The mapping of a table without column names; with more than two columns only the user knows it."""
-    return " --shape pairs --map question=column_1 --map answer=column_2" if width == 2 else ""
+def example_mapping(width: int, names: Sequence[str] = ("column_1", "column_2")) -> str:
+    """The mapping of two columns to questions and answers; of other numbers of columns only the user knows it."""
+    if width != 2 or len({*names, ""}) < len(names) + 1:
+        return ""
+    question, answer = (
+        shell_quote(f"{field}={name}") for field, name in zip(("question", "answer"), names, strict=True)
+    )
+    return f" --shape pairs --map {question} --map {answer}"

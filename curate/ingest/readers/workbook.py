@@ -10,11 +10,11 @@ from curate.ingest.column_names import make_unique
 from curate.ingest.readers.arrow import ROWS
 from curate.ingest.readers.batch import Batch, batch_of_rows, reject_large
 from curate.ingest.readers.byte_stream import ByteStream
-from curate.ingest.readers.first_rows import MOST_ROWS, Row, check_first_rows
+from curate.ingest.readers.first_rows import MOST_ROWS, Row, check_first_rows, is_header
 from curate.ingest.readers.sheet_extent import check_extent
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
-from schemas.text import shell_quote
+from schemas.text import join_names, shell_quote
 
 if TYPE_CHECKING:
     from python_calamine import CalamineWorkbook
@@ -75,10 +75,18 @@ def _choose_sheet(path: str, workbook: CalamineWorkbook, name: str | None) -> tu
     tables = {each: _cells(path, workbook, each) for each in names if name in (None, each)}
     filled = [each for each, table in tables.items() if table]
     if len(filled) > 1:
-        commands = "".join(import_line(path, f"--sheet {shell_quote(each)}") for each in filled)
-        raise SourceError(f"{path} has {len(filled)} sheets with data.", f"Choose one:{commands}")
+        named = [each for each in filled if _has_known_header(tables[each])] or filled
+        commands = "".join(import_line(path, f"--sheet {shell_quote(each)}") for each in named)
+        others = join_names([repr(each) for each in filled if each not in named], 5)
+        without = f" Without known column names: {others}." if others else ""
+        raise SourceError(f"{path} has {len(filled)} sheets with data.{without}", f"Choose one:{commands}")
     chosen = filled[0] if filled else names[0]
     return chosen, tables[chosen]
+
+
+def _has_known_header(table: list[list[Cell]]) -> bool:
+    """Whether one of the first rows has column names that shapes look for."""
+    return any(is_header([_text(cell) for cell in row]) for row in table[:MOST_ROWS])
 
 
 def _cells(path: str, workbook: CalamineWorkbook, name: str) -> list[list[Cell]]:
