@@ -175,4 +175,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainError(f"{folder} has no {MANIFEST_FILE}.", "Give the folder that curate train wrote.") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise TrainError(f"{path} is not a manifest of this release: {str(error).splitlines()[0]}.") from error
+        raise TrainError(
+            f"{path} is not a manifest of this release: {str(error).splitlines()[0]}.",
+            "Restore it from a backup, or use the release that wrote it.",
+        ) from error

@@ -148,6 +148,10 @@ class ReviewSection(Section):
         return self
 
 
+MOST = 2**31 - 1
+"""The largest number of steps, tokens or rows that the libraries of a training can count."""
+
+
 class TrainSection(Section):
     """How an adapter is trained. Other trainer arguments go into `extra`, which is passed on unchanged."""
 
@@ -163,7 +167,7 @@ class TrainSection(Section):
         description="chat template: tokenizer for the tokenizer's own, a name, or a Jinja file; raw for plain-text "
         "pretraining",
     )
-    max_length: int = Field(2048, ge=8, description="maximum tokens per pack and per conversation")
+    max_length: int = Field(2048, ge=8, le=MOST, description="maximum tokens per pack and per conversation")
     long: Literal["refuse", "drop", "truncate", "split"] = Field(
         "refuse",
         description="longer conversations: truncate cuts after an answer, split makes windows of complete exchanges "
@@ -179,45 +183,53 @@ class TrainSection(Section):
     special_text: Literal["drop", "keep"] = Field(
         "drop", description="conversations in which an answer contains the text of a special token, such as <|im_end|>"
     )
-    rank: int = Field(16, ge=1, description="LoRA r")
-    alpha: int = Field(16, ge=1, description="LoRA alpha")
-    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
+    rank: int = Field(16, ge=1, le=65_536, description="LoRA r")
+    alpha: int = Field(16, ge=1, le=MOST, description="LoRA alpha")
+    learning_rate: float = Field(2e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
     embedding_learning_rate: float | None = Field(
         None,
         gt=0,
+        allow_inf_nan=False,
         description="trains embedding and output head, too, at this learning rate: for a new language or domain, a "
         "fifth to a tenth of learning_rate",
         examples=[5e-5],
     )
-    epochs: float = Field(1.0, gt=0, description="epochs, unless steps is given")
-    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs", examples=[60])
-    batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    epochs: float = Field(1.0, gt=0, le=1e6, description="epochs, unless steps is given")
+    steps: int | None = Field(None, ge=1, le=MOST, description="optimiser steps, instead of epochs", examples=[60])
+    batch: Annotated[int, Field(ge=1, le=MOST)] | Literal["auto"] = Field(
         "auto",
         description="packs (or conversations, unpacked) per forward pass; auto: the fastest that fits, by measurement",
     )
-    accumulate: int = Field(4, ge=1, description="gradient accumulation steps; batch = auto counts as a batch of 2")
-    effective_batch: int | None = Field(
-        None, ge=1, description="packs per optimiser step over all GPUs, instead of accumulate", examples=[16]
+    accumulate: int = Field(
+        4, ge=1, le=MOST, description="gradient accumulation steps; batch = auto counts as a batch of 2"
     )
-    max_memory: float | None = Field(None, gt=0, description="GPU memory limit in GiB", examples=[12.0])
+    effective_batch: int | None = Field(
+        None, ge=1, le=MOST, description="packs per optimiser step over all GPUs, instead of accumulate", examples=[16]
+    )
+    max_memory: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="GPU memory limit in GiB", examples=[12.0]
+    )
     packing: bool = Field(True, description="several conversations per sequence, without attention between them")
-    save_every: int = Field(50, ge=1, description="steps between checkpoints")
+    save_every: int = Field(50, ge=1, le=MOST, description="steps between checkpoints")
     eval_every: int | None = Field(
         None,
         ge=1,
+        le=MOST,
         description="steps between evaluations of the held-out loss; the best adapter is kept",
         examples=[50],
     )
     patience: int | None = Field(
-        None, ge=1, description="early stopping: evaluations without improvement", examples=[3]
+        None, ge=1, le=MOST, description="early stopping: evaluations without improvement", examples=[3]
     )
     track: tuple[str, ...] | None = Field(
         None,
         description="experiment trackers: tensorboard, wandb, mlflow, trackio; by default tensorboard if installed",
         examples=[("tensorboard",)],
     )
-    seed: int = Field(3407, description="random seed")
-    threads: int | None = Field(None, ge=1, description="CPU threads; they change the bits of the result", examples=[2])
+    seed: int = Field(3407, ge=0, lt=1 << 32, description="random seed")
+    threads: int | None = Field(
+        None, ge=1, le=4_096, description="CPU threads; they change the bits of the result", examples=[2]
+    )
     deterministic: bool = Field(False, description="use only bit-reproducible kernels; slower on a GPU")
     trust_remote_code: bool = Field(False, description="run Python code of the base model; recorded in the manifest")
     extra: dict[str, Any] = Field(
@@ -333,7 +345,14 @@ def _describe(error: ValidationError) -> list[str]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # Notepad writes a byte order mark
+        if len(text) > MOST_CHARACTERS:
+            raise RecipeError(
+                f"{path} has {len(text):,} characters; the maximum of a recipe is {MOST_CHARACTERS:,}.", "Shorten it."
+            )
+        if _LONG_KEY.search(text):  # tomllib takes time and memory by the square of its length
+            raise RecipeError(f"{path}: {TOO_DEEP}.", "Correct the recipe.")
+        return tomllib.loads(text)
     except FileNotFoundError as error:
         raise RecipeError(f"The recipe {path} does not exist.", "Create one with: curate init") from error
     except OSError as error:
@@ -341,6 +360,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except _TOML_ERRORS as error:
         raise RecipeError(f"{path} is not valid TOML: {error}.", "Correct it; strings need quotes in TOML.") from error
 
+
+MOST_CHARACTERS = 1 << 20
+
+_LONG_KEY = re.compile(r"""(?:[\w"'-]+[ \t]*\.[ \t]*){64}""")
 
 _TOML_ERRORS = (ValueError, RecursionError)
 """Errors of tomllib: invalid TOML or UTF-8, integers that are too long, lists nested too deep."""

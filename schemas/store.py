@@ -190,9 +190,7 @@ def _open(path: Path, *, read_only: bool, settings: Mapping[str, str] = STORE_ON
             raise KeyboardInterrupt from error
         raise
     except duckdb.Error as error:
-        if explained := _explain(error, path):
-            raise explained from error
-        raise
+        raise _explain(error, path) from error
     finally:
         with suppress(duckdb.Error):  # of a damaged store, which is already reported
             connection.close()
@@ -203,8 +201,8 @@ def is_store_error(error: duckdb.Error) -> bool:
     return isinstance(error, duckdb.PermissionException) or any(words in str(error) for words in DAMAGE_MESSAGES)
 
 
-def _explain(error: duckdb.Error, path: Path) -> StoreError | None:
-    """The explanation of an error that the store causes rather than a query; None for any other error."""
+def _explain(error: duckdb.Error, path: Path) -> StoreError:
+    """The explanation of an error: of the store if its pages, tables or views cause it, otherwise of a query."""
     message = _first_line(error)
     if isinstance(error, duckdb.PermissionException):
         return StoreError(
@@ -225,7 +223,7 @@ def _explain(error: duckdb.Error, path: Path) -> StoreError | None:
             f"The tables of the store {path} are not those of this release: {message}",
             "Restore it from a backup, or import the files into another --store.",
         )
-    return None
+    return StoreError(f"A query failed while the store {path} was open: {message}", "--debug shows the traceback.")
 
 
 def _connect(path: Path, *, read_only: bool, settings: Mapping[str, str]) -> DuckDBPyConnection:
@@ -261,9 +259,11 @@ def _try_to_connect(path: Path, *, read_only: bool, settings: Mapping[str, str])
     try:  # an absolute path: DuckDB treats `md:x` as a service and `:memory:` as a temporary database
         return duckdb.connect(str(path.absolute()), read_only=read_only, config=dict(settings))
     except duckdb.IOException as error:
-        raise _explain(error, path) or _to_store_error(path, str(error)) from error
+        raise (_explain(error, path) if is_store_error(error) else _to_store_error(path, str(error))) from error
     except duckdb.Error as error:
-        raise _explain(error, path) or StoreError(
+        if is_store_error(error):
+            raise _explain(error, path) from error
+        raise StoreError(
             f"{path} cannot be opened as a store: {_first_line(error)}",
             "Give another --store, or restore this file from a backup.",
         ) from error

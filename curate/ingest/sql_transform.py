@@ -25,6 +25,9 @@ from curate.ingest.select_statement import ROW_NUMBER, ROWS, is_ordered, without
 from schemas.errors import SourceError
 from schemas.text import join_names, quote_name, shorten
 
+MOST_BYTES, MOST_TIMES = 512 << 20, 20
+"""Bytes of a result: so many, or so many times those of the rows."""
+
 MEMORY = "50%"
 """Memory of the SELECT; the rows of the file and the result have the rest."""
 
@@ -89,7 +92,8 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
         connection.execute("SET lock_configuration = true")
         try:
             relation = connection.sql(without_end(sql))
-            result: pa.Table = relation.project(_select_list(path, relation)).to_arrow_table()
+            most = max(MOST_BYTES, MOST_TIMES * int(rows.estimated_size()))
+            result = _fetch(path, relation.project(_select_list(path, relation)), sql, most)
         except duckdb.InterruptException as error:
             raise KeyboardInterrupt from error
         except duckdb.OutOfMemoryException as error:
@@ -108,6 +112,21 @@ def _run(path: str, whole: Batch, sql: str) -> pa.Table:
             f"SELECT {ROW_NUMBER}, …, or list({ROW_NUMBER}) AS {ROW_NUMBER} with GROUP BY.",
         )
     return result
+
+
+def _fetch(path: str, relation: duckdb.DuckDBPyRelation, sql: str, most: int) -> pa.Table:
+    """The result; a join can make it larger than the memory, of which DuckDB limits only its own part."""
+    reader = relation.to_arrow_reader(BATCH_ROWS)
+    parts, size = [], 0
+    for part in reader:
+        parts.append(part)
+        size += part.nbytes
+        if size > most:
+            raise SourceError(
+                f"{path}: {shorten(sql)!r} returns more than {most:,} bytes, {MOST_TIMES} times the rows.",
+                "Return fewer rows or shorter texts, or split the file.",
+            )
+    return pa.Table.from_batches(parts, reader.schema)
 
 
 def _select_list(path: str, relation: duckdb.DuckDBPyRelation) -> str:

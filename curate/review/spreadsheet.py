@@ -39,7 +39,7 @@ from schemas.errors import ExportError, ReviewError, SourceError
 from schemas.recipe import Recipe, ReviewSection
 from schemas.review import ANSWER, ANSWER_SCHEMA, DECISION, ISSUES, QUALITY, SUBMITTED, TURNS, Question, Task
 from schemas.store import writing
-from schemas.text import escape_formula, unescape_formula
+from schemas.text import escape_formula, shorten, unescape_formula
 from schemas.timing import timed
 
 SET, CONVERSATION, _, _, TEXT = REVIEW_COLUMNS
@@ -227,7 +227,7 @@ def _load_questions(connection: DuckDBPyConnection, frame: pl.DataFrame, path: P
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ReviewError(
-            f"{path} belongs to the review set {unknown[0]!r}, which this store does not have.",
+            f"{path} belongs to the review set {shorten(repr(unknown[0]), 80)}, which this store does not have.",
             f"Known sets: {', '.join(sorted(known)) or 'none'}. Use --store for another store.",
         )
     questions = {name: parse_questions(known[name]) for name in names}

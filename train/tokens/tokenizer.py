@@ -50,9 +50,14 @@ class Tokenizer:
         """The tokenizer in `folder`. Raises `TrainError` if there is none that the library can read."""
         backend = _backend(folder)
         config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
-        named = {name: _text(config[name]) for name in NAMED_TOKENS if config.get(name) is not None}
-        _add_missing(backend, config, named)
-        return cls(folder, backend, named, _stops(backend, folder, named))
+        try:
+            named = {name: _text(config[name]) for name in NAMED_TOKENS if config.get(name) is not None}
+            _add_missing(backend, config, named)
+            return cls(folder, backend, named, _stops(backend, folder, named))
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+            raise TrainError(
+                f"The settings of the tokenizer in {folder} are not valid: {error}.", "Save the tokenizer again."
+            ) from error
 
     @cached_property
     def specials(self) -> frozenset[str]:
@@ -170,6 +175,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise TrainError(f"{path} is not valid JSON: {error}.", "Save the tokenizer again.") from error
     return value if isinstance(value, dict) else {}

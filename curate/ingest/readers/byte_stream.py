@@ -179,21 +179,30 @@ class ByteStream:
         rest: Bytes = np.frombuffer(self._head, np.uint8)[skip:]
         size, line, last, is_cut = min(FIRST_CHUNK, CHUNK), 1 + self._head.count(b"\n", 0, skip), False, False
         while not last:
-            kept = len(rest)
-            data, last = self._fill(rest, size)
             if is_cut:
-                data, is_cut = _drop_line(data, kept)
+                rest, last, is_cut = *self._drop_line(rest), False
+            data, last = (rest, last) if last else self._fill(rest, size)
             newlines = find_byte(data, NEWLINE)
             open_line = len(data) - (newlines[-1] + 1 if len(newlines) else 0)
             if longest_line is not None and open_line > longest_line and not last:
                 data[-1], is_cut = NEWLINE, True
                 newlines = np.append(newlines, len(data) - 1)
             end, parts = split(data, newlines, last)
-            rest, size = data[end:], CHUNK if end or is_cut else 2 * size
+            rest, size = data[end:], CHUNK if end else 2 * size
             if end:
                 newlines = newlines[: np.searchsorted(newlines, end)]
                 yield Chunk(data[:end], parts, newlines, line)
                 line += len(newlines)
+
+    def _drop_line(self, rest: Bytes) -> tuple[Bytes, bool]:
+        """`rest` and the bytes that follow the current line, and whether the file ends there."""
+        last = False
+        while not last:
+            data, last = self._fill(rest[:0], CHUNK)
+            newlines = find_byte(data, NEWLINE)
+            if len(newlines):
+                return np.concatenate([rest, data[newlines[0] + 1 :]]), last
+        return rest, True
 
     def _fill(self, rest: Bytes, size: int) -> tuple[Bytes, bool]:
         """`rest` and the bytes after it, `size` bytes in total, and whether the file ends there."""
@@ -341,13 +350,6 @@ def _wait_for(pending: Future[T]) -> T:
     while not pending.done():
         wait([pending], timeout=0.2)
     return pending.result()
-
-
-def _drop_line(data: Bytes, start: int) -> tuple[Bytes, bool]:
-    """The data without the rest of a line that begins at `start`, and whether the line continues after the data."""
-    newlines = find_byte(data[start:], NEWLINE)
-    stop = start + newlines[0] + 1 if len(newlines) else len(data)
-    return np.concatenate([data[:start], data[stop:]]), not len(newlines)
 
 
 def find_byte(data: Bytes, byte: int) -> Positions:

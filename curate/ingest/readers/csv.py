@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -109,7 +110,8 @@ class _BatchReader:
     def _problems(self, chunk: Chunk[Records], layout: Layout, texts: pa.LargeStringArray) -> list[Problem]:
         """One problem per invalid record, by position; invalid UTF-8 takes precedence, then quotes, then NUL bytes."""
         data = chunk.data
-        ragged = np.flatnonzero(layout.widths != len(self._names))
+        large = find_large(texts, self._stream.limits)
+        ragged = np.setdiff1d(np.flatnonzero(layout.widths != len(self._names)), large)
         if self._head.closed:
             ragged = ragged[~self._is_closed(layout, ragged)]
         not_utf8 = decode_texts(texts).is_null().arg_true()
@@ -125,8 +127,7 @@ class _BatchReader:
         problems |= {int(at): Problem(int(at), "nul-byte", "The record contains a NUL byte.") for at in nul}
         problems |= {at: Problem(at, *fault) for at, fault in layout.faults.items()}
         problems |= {at: utf8_problem(at, text_bytes(texts, at)) for at in not_utf8}
-        limits = self._stream.limits
-        problems |= {at: Problem(at, TOO_LARGE, limits.reason) for at in find_large(texts, limits)}
+        problems |= {at: Problem(at, TOO_LARGE, self._stream.limits.reason) for at in large}
         return [problems[at] for at in sorted(problems)]
 
     def _repeated_headers(self, data: Bytes, layout: Layout, texts: pa.LargeStringArray) -> list[int]:
@@ -143,12 +144,14 @@ class _BatchReader:
         return closed
 
     def _ragged_reason(self, data: Bytes, layout: Layout, record: int) -> str:
-        cells = [cell.decode(errors="replace") for cell in layout.cells_of(data, record, self._head.signs)]
-        width = len(self._names)
-        counts = f"The record has {plural(len(cells), 'cell')}, the header {width:,}"
-        if len(cells) < width:
-            return f"{counts}; missing: {join_names(map(repr, self._names[len(cells) :]), MAX_NAMED_CELLS)}."
-        return f"{counts}; surplus: {join_names(map(repr, cells[width:]), MAX_NAMED_CELLS)}."
+        found, width = int(layout.widths[record]), len(self._names)
+        counts = f"The record has {plural(found, 'cell')}, the header {width:,}"
+        if found < width:
+            return f"{counts}; missing: {join_names(map(repr, self._names[found:]), MAX_NAMED_CELLS)}."
+        named = itertools.islice(layout.cells_of(data, record, self._head.signs), width, width + MAX_NAMED_CELLS + 1)
+        surplus = [repr(cell.decode(errors="replace")) for cell in named]
+        others = [""] * (found - width - len(surplus))  # only their number is shown
+        return f"{counts}; surplus: {join_names([*surplus, *others], MAX_NAMED_CELLS)}."
 
     def _table(self, data: Bytes, layout: Layout, good: Positions) -> pl.DataFrame:
         """The cells of the valid records; they share the memory of `data`, except cells with doubled quotes."""

@@ -5,6 +5,7 @@ A footer is below the last blank line, or has the words of one and a single cell
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -37,6 +38,10 @@ _WORDS = re.compile(
     rb"|gesamt|summe|anzahl|erstellt|exportiert|ende)\b"
 )
 _NUMBER = re.compile(rb"\s*[+-]?[\d.,]*\d%?\s*")
+
+
+MORE_CELLS = 1_000
+"""Cells of a record beyond those of the header that are compared."""
 
 
 class FooterSearch:
@@ -84,7 +89,8 @@ class FooterSearch:
         return 0
 
     def _cells(self, data: Bytes, layout: Layout, record: int) -> list[bytes]:
-        return list(layout.cells_of(data, record, self._signs))
+        """The cells of a record; of one with far more than the header, enough to see that."""
+        return list(itertools.islice(layout.cells_of(data, record, self._signs), self._width + MORE_CELLS))
 
     def _is_unlike(self, row: list[bytes]) -> bool:
         """Whether a column has another kind of cell in this row than in all rows above."""
