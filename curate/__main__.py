@@ -17,7 +17,7 @@ def main() -> None:
     try:
         run()
     except SystemExit as end:
-        if sys.argv[1:2] == ["import"] and not end.code:
+        if startup.process_end.is_short and not end.code:
             startup.end_process()
         raise
 

@@ -1,5 +1,6 @@
 """Starting `curate`: nothing heavy is imported, and failures before the first command are explained in a sentence."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -40,6 +41,29 @@ def test_ctrl_c_during_the_first_imports_ends_without_a_traceback(curate, tmp_pa
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
     ran = curate("--help", PYTHONPATH=str(tmp_path))
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "Interrupted before anything was started.\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "is_short"),
+    [
+        ("import chats.csv --json", True),
+        ("-q import chats.csv --json", True),
+        ("--debug import chats.csv --json --dry-run", True),
+        ("import missing.csv --json", False),
+        ("status --json", False),
+    ],
+)
+def test_only_a_finished_import_skips_the_exit_of_python(tmp_path, command, is_short):
+    (tmp_path / "chats.csv").write_text("question,answer\nWhere is it?,It is there.\n")
+    script = "import atexit; atexit.register(print, 'at exit'); from curate.__main__ import main; main()"
+    run = [sys.executable, "-P", "-c", script, *command.split()]
+    ran = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.stdout.endswith("at exit\n") is not is_short
+    if is_short:
+        assert ran.returncode == 0
+        assert json.loads(ran.stdout)[0]["rows_kept"] == 1
+        assert (tmp_path / "curate.duckdb").exists() == ("--dry-run" not in command)
+        assert not list(tmp_path.glob("*.wal"))
 
 
 def test_a_file_that_shadows_one_of_our_packages_is_named(curate, tmp_path):

@@ -19,7 +19,7 @@ from curate.cli.options import (
     StoreOption,
     repeat_options,
 )
-from curate.cli.startup import tune_import
+from curate.cli.startup import process_end, tune_import
 from schemas.text import shell_quote
 
 MAX_LIMIT = 10**9
@@ -194,6 +194,7 @@ def import_(
                 raise SourceError(error.what, _complete_commands(error.hint, context)) from error
     note_skipped(files)
     print_json(results) if as_json else show_import(results, dry_run=dry_run)
+    process_end.is_short = True
 
 
 def _complete_commands(hint: str, context: typer.Context) -> str:

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,10 +57,22 @@ def tune_import() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+@dataclass(slots=True)
+class ProcessEnd:
+    """How the process ends after a command that succeeded."""
+
+    is_short: bool = False
+    """set by a command that has nothing left to finish: its contexts are closed, and its output is printed"""
+
+
+process_end = ProcessEnd()
+
+
 def end_process() -> None:
     """End the process with code 0, without the garbage collections of Python's own exit: 0.15 s after an import.
 
-    Returns if the output cannot be written; Python reports that at its exit.
+    The store is committed and closed by then, and the output is flushed here. Functions of `atexit`, finalizers and
+    threads that still run are skipped. Returns if the output cannot be written; Python reports that at its exit.
     """
     with suppress(OSError):
         sys.stdout.flush()
