@@ -153,6 +153,30 @@ def test_a_complete_model_is_accepted(tmp_path):
     assert find_model(str(tmp_path)) == tmp_path
 
 
+TOWER = {"visual.blocks.5.mlp.weight": [4, 4], "vision_tower.encoder.layers.7.mlp.weight": [4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ({"vision_config": {"depth": 6}}, TOWER),
+        ({}, TOWER),
+        ({"text_config": {"depth": 2}, "num_hidden_layers": 40}, {}),
+        ({"word_embed_proj_dim": 2}, {"model.embed_tokens.weight": [8, 2]}),
+        ({"quantization_config": {"bits": 4}}, {"model.embed_tokens.weight": [8, 1]}),
+        ({}, {"model.layers.2.eh_proj.weight": [4, 4]}),
+        ({}, {"mtp.layers.9.mlp.weight": [4, 4]}),
+        ({"is_encoder_decoder": True, "num_hidden_layers": 12}, {}),
+    ],
+    ids=str,
+)
+def test_a_model_with_other_parts_or_shapes_is_accepted(tmp_path, config, tensors):
+    text = {"model.embed_tokens.weight": [8, 4], "model.layers.1.mlp.weight": [4, 4]}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | config))
+    (tmp_path / "model.safetensors").write_bytes(weights(**(text | tensors)))
+    assert find_model(str(tmp_path)) == tmp_path
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "\xff", '"text"'])
 def test_a_config_that_is_not_json_is_refused(tmp_path, text):
     folder = model(tmp_path, "model.safetensors")

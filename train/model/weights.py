@@ -23,7 +23,16 @@ LONGEST_HEADER = 100_000_000
 HUB_BLOBS = ("blobs",)
 """Name of the folder to which the links in the cache of the Hugging Face hub refer."""
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_STACK = r"(?:(?:model|transformer|decoder|language_model)\.)*"
+_LAYER = re.compile(_STACK + r"(?:layers|h|blocks)\.(\d+)\.")
+_EMBEDDING = re.compile(_STACK + r"embed_tokens\.weight")
+"""Names of tensors of the text model, not those of a vision or audio encoder."""
+
+OTHER_STACKS = ("vision_config", "audio_config", "text_config", "is_encoder_decoder")
+"""Keys of configs whose other numbers may describe another part of the model than its text layers."""
+
+OTHER_EMBEDDINGS = ("word_embed_proj_dim", "quantization_config")
+"""Keys of configs whose embedding may have another shape than tokens x hidden size."""
 
 _DAMAGED = "The model is damaged or incomplete: download or save it again."
 
@@ -103,11 +112,22 @@ def _check_config(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, 
         value = config.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise TrainError(f"{path}: {key} is {value!r}, not a positive number.", _DAMAGED)
-    stated, extra = config.get("num_hidden_layers"), config.get("num_nextn_predict_layers") or 0
-    found = 1 + max((int(match[1]) for name in shapes if (match := _LAYER.search(name))), default=-1)
-    if stated is not None and found and not found - extra <= stated <= found:
+    if not any(config.get(key) for key in OTHER_STACKS):
+        _check_layers(path, config, shapes)
+        if not any(config.get(key) for key in OTHER_EMBEDDINGS):
+            _check_embedding(path, config, shapes)
+
+
+def _check_layers(path: Path, config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
+    """Raise `TrainError` if the weights have fewer layers than stated; some have more, which predict later tokens."""
+    stated = config.get("num_hidden_layers")
+    found = 1 + max((int(match[1]) for name in shapes if (match := _LAYER.match(name))), default=-1)
+    if stated is not None and 0 < found < stated:
         raise TrainError(f"{path} states {stated} layers; the weights have {found}.", _DAMAGED)
-    embedding = next((shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), None)
+
+
+def _check_embedding(path: Path, config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
+    embedding = next((shape for name, shape in shapes.items() if _EMBEDDING.fullmatch(name)), None)
     expected = [config.get("vocab_size"), config.get("hidden_size")]
     if embedding and None not in expected and embedding != expected:
         raise TrainError(
