@@ -53,7 +53,7 @@ def test_the_missing_or_damaged_file_is_named(trained, folder, name, command, da
 @pytest.mark.parametrize("command", ["merge", "chat"])
 def test_missing_or_damaged_weights_are_reported_without_contacting_the_hub(trained, folder, command, damage):
     DAMAGES[damage](folder / "adapter_model.safetensors")
-    expected = f"{folder} has no adapter_model.safetensors" if damage == "missing" else f"The weights in {folder} are"
+    expected = f"{folder} has no adapter_model.safetensors" if damage == "missing" else f"The weights in {folder} "
     assert expected in refusal(command, trained, folder)
 
 

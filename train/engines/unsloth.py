@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.environment import install_command
 from schemas.errors import TrainError
-from train.model.base_model import keep_trainable, wrap_load_errors
+from train.model.base_model import keep_trainable
+from train.model.load_errors import wrap_load_errors
 
 if TYPE_CHECKING:
     from train.engines import Job, Loaded

@@ -13,8 +13,9 @@ from typing import Any
 
 from schemas.errors import TrainError
 from schemas.manifest import read_manifest
-from train.model.adapter_files import check_weights, read_template, wrap_weight_errors
+from train.model.adapter_files import check_weights, read_template, verify_hint
 from train.model.base_model import Method, find_base, load_model, model_digest
+from train.model.load_errors import wrap_load_errors
 from train.model.log_capture import quiet
 from train.tokens.loss_mask import ChatRenderer
 from train.tokens.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ def load_chat_model(adapter: Path) -> ChatModel:
     model_folder, adapter_folder = (adapter, None) if is_full_finetune else (base, adapter)
     renderer = ChatRenderer(read_template(adapter, manifest), Tokenizer.load(model_folder))
     trusted = bool(manifest.recipe["trust_remote_code"])
-    with wrap_weight_errors(adapter):
+    with wrap_load_errors(adapter, verify_hint(adapter)):
         model = load_for_inference(model_folder, method, adapter_folder, trust_remote_code=trusted)
     return ChatModel(model, renderer, find_stop_ids(renderer), is_full_finetune)
 

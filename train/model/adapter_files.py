@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import CurateError, TrainError
+from schemas.errors import TrainError
 from schemas.manifest import Manifest
 from train.tokens.chat_template import Template
 
@@ -38,21 +36,14 @@ def read_template(adapter: Path, manifest: Manifest) -> Template:
     if template.digest != manifest.rendering.template_digest:
         raise TrainError(
             f"{path.name} in {adapter} is not the template of run {manifest.run}.",
-            f"Restore the original file; {_hint(path.parent)}",
+            f"Restore the original file; {verify_hint(path.parent)}",
         )
     return template
 
 
-@contextmanager
-def wrap_weight_errors(folder: Path) -> Iterator[None]:
-    """Inside, an error of the libraries that load weights becomes a `TrainError` that names `folder`."""
-    try:
-        yield
-    except CurateError:
-        raise
-    except Exception as error:  # settings and weights of another model can make them raise any type
-        reason = str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
-        raise TrainError(f"The weights in {folder} are damaged: {reason}.", _hint(folder)) from error
+def verify_hint(adapter: Path) -> str:
+    """The command that checks an adapter's files."""
+    return f"curate verify {adapter} lists all missing and changed files."
 
 
 def _read_text(path: Path) -> str:
@@ -65,12 +56,8 @@ def _read_text(path: Path) -> str:
 
 def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise TrainError(f"{path.parent} has no {path.name}.", _hint(path.parent))
+        raise TrainError(f"{path.parent} has no {path.name}.", verify_hint(path.parent))
 
 
 def _damaged_error(path: Path, reason: Exception | str) -> TrainError:
-    return TrainError(f"{path} is damaged: {reason}.", _hint(path.parent))
-
-
-def _hint(adapter: Path) -> str:
-    return f"curate verify {adapter} lists all missing and changed files."
+    return TrainError(f"{path} is damaged: {reason}.", verify_hint(path.parent))

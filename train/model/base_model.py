@@ -6,19 +6,19 @@ Weights must be safetensors: loading a pickle executes code.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas.digest import digest, file_digest
-from schemas.errors import CurateError, TrainError
+from schemas.errors import TrainError
 from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
 from schemas.run import Run, find_run, read_runs
 from schemas.store import reading
 from schemas.text import join_names, shell_quote
 from train.model.adapter_files import read_settings
 from train.model.gpus import suggest_model
+from train.model.load_errors import wrap_load_errors
 from train.model.weights import check_model_files, read_json_object, weight_files
 
 Method = Literal["qlora", "lora", "full"]
@@ -153,21 +153,6 @@ def load_model(folder: Path, method: Method, *, trust_remote_code: bool = False)
         )
     keep_trainable(model)
     return model
-
-
-@contextmanager
-def wrap_load_errors(folder: Path) -> Iterator[None]:
-    """Inside, an error of the libraries that load a model becomes a `TrainError` that names `folder`."""
-    try:
-        yield
-    except CurateError:
-        raise
-    except Exception as error:  # a model's config can make them raise any type
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-        raise TrainError(
-            f"The model in {folder} cannot be loaded: {reason}.",
-            "--debug shows the traceback. If other models load, download or save this one again.",
-        ) from error
 
 
 def keep_trainable(model: Any) -> None:
