@@ -326,3 +326,10 @@ def test_the_commands_freeze_and_versions(store, tmp_path, monkeypatch):
     (listed,) = json.loads(run.invoke(app, ["versions", "--store", str(store), "--json"]).stdout)
     assert listed["digest"] == result["digest"]
     assert "support@1" in run.invoke(app, ["versions", "support", "--store", str(store)]).stdout
+
+
+def test_the_command_creates_no_store(curate, tmp_path):
+    failed = curate("freeze", "a")
+    assert failed.returncode == 1
+    assert "The store curate.duckdb does not exist" in " ".join(failed.stderr.split())
+    assert [*tmp_path.glob("*.duckdb")] == []

@@ -150,7 +150,7 @@ def test_control_tokens_typed_by_a_user_are_a_warning(tmp_path, tokenizer_dir):
 def test_a_missing_version_and_a_missing_model_are_errors(store, tokenizer_dir):
     with pytest.raises(VersionError, match="There is no version chats@7"):
         prepare_version(store, "chats@7", TrainSection(model=str(tokenizer_dir)))
-    with pytest.raises(TrainError, match="No model is given"):
+    with pytest.raises(TrainError, match="No base model is named"):
         prepare_version(store, "chats", TrainSection())
     with pytest.raises(TrainError, match="There is no model folder at nowhere"):
         prepare_version(store, "chats", TrainSection(model="nowhere"))

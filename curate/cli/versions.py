@@ -71,12 +71,15 @@ def freeze(
     options = [f"freeze.{key}={parse_amount(text, option)}" for key, (text, option) in given.items()]
     options += ["freeze.named_splits=false"] if ignore_splits else []
     settings = load_recipe(recipe, [*(set_ or []), *options])
+    with reading(store):
+        pass  # a missing store is an error here, and not created
     with (reading if dry_run else writing)(store) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
         disputed = find_disputed(connection, settings.review, only_kept=True)
     if as_json:
         return print_json(frozen.as_json())
     show_freeze(frozen)
+    note_dry_run(dry_run)
     return note_disputes(len(disputed))
 
 

@@ -103,7 +103,7 @@ def find_tokenizer(model: str) -> Path:
     Raises `TrainError` if `model` is empty or cannot be found.
     """
     if not model:
-        raise TrainError("No model is given.", "Use --model FOLDER, or set model under [train] in the recipe.")
+        raise TrainError("No base model is named.", "Use --model FOLDER, or set model under [train] in the recipe.")
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder

@@ -167,7 +167,8 @@ def show_restore(result: RestoreResult, *, dry_run: bool) -> None:
     """Print the restored version and its recomputed digest."""
     version = result.version
     restored = "would be restored" if dry_run else "restored"
-    state = restored if result.new else "already exists, its members were written again"
+    again = "its members would be written again" if dry_run else "its members were written again"
+    state = restored if result.new else f"already exists, {again}"
     total = plural(sum(version.counts.values()), "conversation")
     print_line(f"{version.label} {state}: {total}, {result.conversations:,} of them new to the store")
     print_line(f"digest {version.digest}, recomputed from the conversations")
