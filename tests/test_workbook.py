@@ -68,6 +68,39 @@ def test_a_cell_beyond_the_header_is_a_column_named_by_its_position(tmp_path):
     assert rows == [{"question": "Why?", "answer": "So.", "column_3": "note"}]
 
 
+def with_formula(path, sheet, cell):
+    """The workbook with another XML for the cell 7 of its sheet."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    part = f"xl/worksheets/s{sheet}.xml"
+    assert b"<c><v>7</v></c>" in parts[part]
+    parts[part] = parts[part].replace(b"<c><v>7</v></c>", cell)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+FORMULA = [["question", "answer"], ["How far?", 7], ["How deep?", "Ten."]]
+
+
+@pytest.mark.parametrize(
+    "cell", [b'<c r="B2"><f>A1&amp;"x"</f></c>', b'<c r="B2" t="str"><f ca="1">A1&amp;"x"</f><v></v></c>']
+)
+def test_a_formula_without_a_stored_result_is_named(tmp_path, cell):
+    path = with_formula(write_workbook(tmp_path / "a.xlsx", Notes=PAIRS, Faq=FORMULA), 2, cell)
+    with pytest.raises(SourceError) as error:
+        read_batches(path, options=TableOptions(sheet="Faq"))
+    assert 'the sheet Faq has 1 formula without a stored result, the first in B2: =A1&"x"' in error.value.what
+    assert len(read_rows(path, options=TableOptions(sheet="Notes"))) == 3
+
+
+def test_a_formula_with_a_stored_result_is_its_result(tmp_path):
+    cell = b'<c r="B2" t="str"><f>A1&amp;"x"</f><v>Two miles.</v></c>'
+    path = with_formula(write_workbook(tmp_path / "a.xlsx", Faq=FORMULA), 1, cell)
+    assert read_rows(path)[0] == {"question": "How far?", "answer": "Two miles."}
+
+
 def test_a_damaged_workbook_is_an_error(tmp_path):
     path = write_workbook(tmp_path / "a.xlsx", S=PAIRS)
     path.write_bytes(path.read_bytes()[:-60])

@@ -187,7 +187,7 @@ def import_(
                     dry_run=dry_run,
                     on_changed="replace" if replace else "add" if add else "stop",
                     progress=advance,
-                    on_mapping=lambda path, mapping: advance(description=f"{path} as {mapping.shape}"),
+                    on_mapping=lambda path, mapping: advance(description=f"{Path(path).name} as {mapping.shape}"),
                     hasher=hasher,
                 )
             except SourceError as error:

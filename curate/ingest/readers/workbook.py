@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curate.ingest.column_names import make_unique
@@ -11,6 +13,7 @@ from curate.ingest.readers.arrow import ROWS
 from curate.ingest.readers.batch import Batch, batch_of_rows, reject_large
 from curate.ingest.readers.byte_stream import ByteStream
 from curate.ingest.readers.first_rows import MOST_ROWS, Row, check_first_rows, is_header
+from curate.ingest.readers.formulas import check_computed
 from curate.ingest.readers.sheet_extent import check_extent
 from curate.ingest.readers.table_options import TableOptions, import_line
 from schemas.errors import SourceError
@@ -43,7 +46,10 @@ def read_workbook(stream: ByteStream, options: TableOptions) -> Iterator[Batch]:
 
 def _read_rows(stream: ByteStream, options: TableOptions) -> list[Row]:
     """The rows with a filled cell, without those that are to be skipped."""
-    name, table = _choose_sheet(stream.path, _open_workbook(stream), options.sheet)
+    file = stream.seekable()
+    workbook = _open_workbook(stream, file)
+    name, table = _choose_sheet(stream.path, workbook, options.sheet)
+    check_computed(stream.path, file, name, workbook.sheet_names.index(name))
     numbered = (Row(number, [_text(cell) for cell in cells]) for number, cells in enumerate(table, 1))
     rows = [row for row in numbered if row.line > options.skip_lines and any(row.cells)]
     if not rows:
@@ -51,10 +57,9 @@ def _read_rows(stream: ByteStream, options: TableOptions) -> list[Row]:
     return rows
 
 
-def _open_workbook(stream: ByteStream) -> CalamineWorkbook:
+def _open_workbook(stream: ByteStream, file: Path | io.BytesIO) -> CalamineWorkbook:
     from python_calamine import CalamineError, CalamineWorkbook, PasswordError
 
-    file = stream.seekable()
     check_extent(stream.path, file, stream.limits)
     try:
         return CalamineWorkbook.from_object(file)
