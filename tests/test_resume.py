@@ -147,6 +147,23 @@ def test_a_failed_run_does_not_block_its_folder_for_another_recipe(project, monk
             train_version(project, "support@1", section(learning_rate=rate), to=project.parent / "mine")
 
 
+def test_checkpoints_of_a_failed_run_are_removed_only_by_fresh(project, monkeypatch):
+    use_load(monkeypatch, fails_with(RuntimeError("no such lamp")))
+    with pytest.raises(TrainError, match="Run r1 failed"):
+        train_version(project, "support@1", section(), to=project.parent / "mine")
+    checkpoint = project.parent / "mine.partial/checkpoints/checkpoint-8"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.bin").write_bytes(b"weights")
+    mark_complete(checkpoint)
+    with pytest.raises(TrainError, match=r"mine\.partial has complete checkpoints of run r1") as caught:
+        train_version(project, "support@1", section(seed=1), to=project.parent / "mine")
+    assert "--fresh" in caught.value.hint
+    assert is_complete(checkpoint)
+    with pytest.raises(TrainError, match="Run r2 failed"):
+        train_version(project, "support@1", section(seed=1), to=project.parent / "mine", start="fresh")
+    assert not checkpoint.exists()
+
+
 def test_a_full_disk_is_reported_as_such(project, monkeypatch):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     use_load(monkeypatch, fails_with(full))

@@ -35,6 +35,11 @@ def newest_complete(folder: Path) -> Path | None:
     return None
 
 
+def has_complete(folder: Path) -> bool:
+    """Whether a checkpoint in `folder` is complete; nothing is removed."""
+    return any(map(is_complete, folder.glob("checkpoint-*")))
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Whether every file of the checkpoint exists and is unchanged since it was marked."""
     marker = checkpoint / COMPLETE

@@ -49,7 +49,7 @@ from train.engines.batch_size import (
 )
 from train.model.adapter import adapter_digest, save_adapter
 from train.model.base_model import find_model, model_digest, pick_method
-from train.model.checkpoints import checkpoint_step, newest_complete
+from train.model.checkpoints import checkpoint_step, has_complete, newest_complete
 from train.model.log_capture import quiet
 from train.plan.preflight import collect_samples
 from train.plan.prepare import prepare_version
@@ -238,17 +238,24 @@ def _acquire_run(store: Path, manifest: Manifest, to: Path | None, start: Start)
                 "Omit --resume to begin one; curate runs lists all runs.",
             )
         else:
-            run = _new_run(store, runs, next_run(connection), manifest, to)
+            run = _new_run(store, runs, next_run(connection), manifest, to, keep_checkpoints=start != "fresh")
         write_run(connection, run)
     return run
 
 
-def _new_run(store: Path, runs: Sequence[Run], name: str, manifest: Manifest, to: Path | None) -> Run:
-    """A new run; the checkpoints of an earlier one that failed in its folder are removed."""
+def _new_run(
+    store: Path, runs: Sequence[Run], name: str, manifest: Manifest, to: Path | None, *, keep_checkpoints: bool
+) -> Run:
+    """A new run; what an earlier one that failed left in its folder is removed. Raises `TrainError` for checkpoints."""
     adapter = (to or store.parent / "adapters" / name).resolve()
     run = Run(name, "running", adapter, manifest.model_copy(update={"run": name}))
     earlier = [known for known in runs if known.adapter == adapter]
     if earlier and earlier[-1].status == "failed":
+        if keep_checkpoints and has_complete(run.partial / "checkpoints"):
+            raise TrainError(
+                f"{run.partial} has complete checkpoints of run {earlier[-1].run}, which was trained differently.",
+                "Give another --to FOLDER, or --fresh to remove them.",
+            )
         shutil.rmtree(run.partial, ignore_errors=True)
     for folder in (adapter, run.partial):  # a .partial folder holds the checkpoints of another run
         if folder.exists() and any(folder.iterdir()):
