@@ -2,16 +2,19 @@
 
 import fcntl
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from support.training import make_project, section
 
+from schemas.errors import TrainError
 from schemas.run import LOCK_FILE, read_runs
-from schemas.store import reading
+from schemas.store import reading, writing
 from train import engines
 from train.model.checkpoints import mark_complete
 from train.runs.fit import train_version
+from train.runs.tidy import tidy_runs
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +38,7 @@ def fail(monkeypatch, store, seed, error):
         raise error
 
     monkeypatch.setitem(engines.ENGINES, "unsloth", replace(engines.ENGINES["unsloth"], load=load))
-    with pytest.raises(type(error)):
+    with pytest.raises((TrainError, KeyboardInterrupt)):
         train_version(store, "support@1", section(seed=seed))
 
 
@@ -74,6 +77,21 @@ def test_adapters_running_runs_and_folders_of_others_stay(project, curate):
         ran = curate("runs", "--tidy", "--checkpoints", cwd=project.parent)
     assert (ran.returncode, names(project)) == (0, ["r1", "r2"])
     assert sorted(path.name for path in adapters.iterdir()) == ["r1", "r1.partial", "r2.partial", "r3.partial"]
+
+
+def test_no_process_can_train_in_a_folder_while_it_is_removed(project, monkeypatch):
+    def remove(folder):
+        with (folder / LOCK_FILE).open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with writing(project):  # nor does the removal of large folders lock the store
+            removed.append(folder.name)
+        rmtree(folder)
+
+    removed: list[str] = []
+    rmtree = shutil.rmtree
+    monkeypatch.setattr("train.runs.tidy.shutil.rmtree", remove)
+    tidy_runs(project)
+    assert (removed, names(project)) == (["r1.partial", "r2.partial"], ["r3"])
 
 
 def test_options_of_tidy_need_it(curate):

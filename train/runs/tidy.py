@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.run import LOCK_FILE, Run, read_runs
 from schemas.store import reading, writing
 from schemas.timing import timed
-from train.model.checkpoints import is_complete
+from train.model.checkpoints import has_complete
 
 RESUMABLE = "it can be resumed"
 
@@ -47,39 +49,55 @@ def tidy_runs(store: Path, *, checkpoints: bool = False, dry_run: bool = False) 
 
     Keeps a run that can be resumed, unless `checkpoints`, one whose folder has an adapter, and one that is trained now.
     """
-    with (reading if dry_run else writing)(store) as connection:
+    with reading(store) as connection:
         unfinished = [run for run in read_runs(connection) if run.status in ("failed", "interrupted")]
-        report = TidyReport([_judge(run, checkpoints=checkpoints) for run in unfinished], written=not dry_run)
-        for run in report.removed if report.written else []:
-            if run.folder is not None:  # first: a row without a folder is removed by the next call, a folder is not
-                shutil.rmtree(run.folder)
-            connection.execute("DELETE FROM runs WHERE run = ?", [run.run])
+    tidied = [_tidy(run, checkpoints=checkpoints, dry_run=dry_run) for run in unfinished]
+    report = TidyReport(tidied, written=not dry_run)
+    if report.removed and report.written:
+        with writing(store) as connection:  # after the folders: a row without one is removed by the next call
+            removed = [run.run for run in report.removed if run.folder is None or not run.folder.exists()]
+            connection.execute("DELETE FROM runs WHERE list_contains(?, run)", [removed])
     return report
 
 
-def _judge(run: Run, *, checkpoints: bool) -> TidiedRun:
+def _tidy(run: Run, *, checkpoints: bool, dry_run: bool) -> TidiedRun:
+    """Judge a run and remove its folder, whose lock is held: no process can begin to train in it meanwhile."""
+    with _lock(run.partial) as is_free:
+        tidied = _judge(run, checkpoints=checkpoints, is_free=is_free)
+        if tidied.folder is not None and not tidied.kept_because and not dry_run:
+            shutil.rmtree(tidied.folder)
+    return tidied
+
+
+def _judge(run: Run, *, checkpoints: bool, is_free: bool) -> TidiedRun:
     folder = run.partial if (run.partial / LOCK_FILE).is_file() else None  # only a folder that a run has written
     size = 0 if folder is None else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    reason = _reason_to_keep(run, folder, checkpoints=checkpoints)
+    reason = _reason_to_keep(run, folder, checkpoints=checkpoints, is_free=is_free)
     return TidiedRun(run.run, run.manifest.data.version, run.status, run.manifest.failure, folder, size, reason)
 
 
-def _reason_to_keep(run: Run, folder: Path | None, *, checkpoints: bool) -> str:
+def _reason_to_keep(run: Run, folder: Path | None, *, checkpoints: bool, is_free: bool) -> str:
     if run.adapter.exists():
         return "it has an adapter"
     if folder is None:
         return ""
-    if _is_locked(folder):
+    if not is_free:
         return "a process works on it"
-    if not checkpoints and any(map(is_complete, folder.glob("checkpoints/checkpoint-*"))):
+    if not checkpoints and has_complete(folder / "checkpoints"):
         return RESUMABLE
     return ""
 
 
-def _is_locked(folder: Path) -> bool:
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Hold the lock of an unfinished run's folder; False if a process trains in it, True also without such a folder."""
+    if not (folder / LOCK_FILE).is_file():
+        yield True
+        return
     with (folder / LOCK_FILE).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return True
-    return False
+            yield False
+            return
+        yield True
