@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from train.plan.prepare import PreparedVersion
-    from train.runs.fit import Start
+    from train.runs.run_folder import Start
 
 EngineOption = Annotated[
     str | None,

@@ -8,17 +8,15 @@ of an uninterrupted run.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import polars as pl
 
@@ -36,7 +34,7 @@ from schemas.manifest import (
     read_manifest,
 )
 from schemas.recipe import TrainSection
-from schemas.run import LOCK_FILE, Run, next_run, read_runs, write_run
+from schemas.run import Run, write_run
 from schemas.store import writing
 from schemas.timing import timed
 from train.engines import Fit, Job, Step, find_engine, token_digest
@@ -49,11 +47,12 @@ from train.engines.batch_size import (
 )
 from train.model.adapter import adapter_digest, save_adapter
 from train.model.base_model import find_model, model_digest, pick_method
-from train.model.checkpoints import checkpoint_step, has_complete, newest_complete
+from train.model.checkpoints import checkpoint_step, newest_complete
 from train.model.log_capture import quiet
 from train.plan.preflight import collect_samples
 from train.plan.prepare import prepare_version
 from train.runs.machine import machine_facts, package_versions, set_threads
+from train.runs.run_folder import Start, acquire_run, locked
 from train.runs.torchrun import SINGLE_PROCESS, Processes, check_devices, fit_distributed
 from train.tokens.chat_template import PINNED_DATE, Template
 from train.tokens.labels import IGNORE_INDEX
@@ -61,8 +60,6 @@ from train.tokens.ledger import add_epoch_counts, check_limits, coverage_metrics
 from train.tokens.render import MASK_POLICY, Progress
 
 logger = logging.getLogger(__name__)
-
-Start = Literal["auto", "resume", "fresh"]
 
 METRICS_FILE = "metrics.jsonl"
 """The losses of a run, one line per step."""
@@ -72,9 +69,6 @@ LOG_FILE = "training.log"
 
 ALMOST_FULL = 1 << 20
 """Free bytes of a disk below which a failure is taken to be that of a full disk."""
-
-LOCK_RETRY = 0.2
-"""Seconds after which a process that only tested the lock has released it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +116,8 @@ def train_version(
         facts = expected.engine
         batch_config = BatchConfig(facts["batch"], facts["accumulate"], facts.get("checkpointing", False))
         prepared = replace(prepared, batch_config=batch_config)  # it decides the last bits of the result
-    run = _acquire_run(store, prepared.manifest, to, start)
-    with _locked(run) as lock:
+    run = acquire_run(store, prepared.manifest, to, start)
+    with locked(run) as lock:
         if (run.adapter / MANIFEST_FILE).exists():  # interrupted after the folder was renamed, before the row
             return _write_finished(store, replace(run, status="done", manifest=read_manifest(run.adapter)))
         return _write_finished(store, _train(store, run, prepared, lock, report))
@@ -221,69 +215,6 @@ def _check_same(expected: Manifest, prepared: PreparedRun) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the run
-
-
-def _acquire_run(store: Path, manifest: Manifest, to: Path | None, start: Start) -> Run:
-    """An unfinished run with the same identity, or a new one, stored with the status `running`."""
-    with writing(store) as connection:
-        runs = read_runs(connection)
-        unfinished = [run for run in runs if run.status != "done" and run.manifest.identity == manifest.identity]
-        if to is not None:
-            unfinished = [run for run in unfinished if run.adapter == to.resolve()]
-        if unfinished and start != "fresh":
-            run = replace(unfinished[-1], status="running")
-        elif start == "resume":
-            raise TrainError(
-                "There is no unfinished run of this version, recipe, model and machine.",
-                "Omit --resume to begin one; curate runs lists all runs.",
-            )
-        else:
-            run = _new_run(store, runs, next_run(connection), manifest, to, keep_checkpoints=start != "fresh")
-        write_run(connection, run)
-    return run
-
-
-def _new_run(
-    store: Path, runs: Sequence[Run], name: str, manifest: Manifest, to: Path | None, *, keep_checkpoints: bool
-) -> Run:
-    """A new run; what an earlier one that failed left in its folder is removed. Raises `TrainError` for checkpoints."""
-    adapter = (to or store.parent / "adapters" / name).resolve()
-    run = Run(name, "running", adapter, manifest.model_copy(update={"run": name}))
-    earlier = [known for known in runs if known.adapter == adapter]
-    if earlier and earlier[-1].status == "failed":
-        if keep_checkpoints and has_complete(run.partial / "checkpoints"):
-            raise TrainError(
-                f"{run.partial} has complete checkpoints of run {earlier[-1].run}, which was trained differently.",
-                "Give another --to FOLDER, or --fresh to remove them.",
-            )
-        shutil.rmtree(run.partial, ignore_errors=True)
-    for folder in (adapter, run.partial):  # a .partial folder holds the checkpoints of another run
-        if folder.exists() and any(folder.iterdir()):
-            raise TrainError(f"{folder} already exists.", "Give another --to FOLDER, or remove this one first.")
-    return run
-
-
-@contextmanager
-def _locked(run: Run) -> Iterator[IO[str]]:
-    """Lock the run's folder, so that no second process trains the run; the lock ends with the process."""
-    run.partial.mkdir(parents=True, exist_ok=True)
-    with (run.partial / LOCK_FILE).open("w") as file:
-        try:
-            _lock(file)
-        except OSError as error:
-            raise TrainError(
-                f"Run {run.run} is being trained by another process ({run.partial} is locked).",
-                "Wait for it, or begin another run with --fresh.",
-            ) from error
-        yield file
-
-
-def _lock(file: IO[str]) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        time.sleep(LOCK_RETRY)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _train(store: Path, run: Run, prepared: PreparedRun, lock: IO[str], report: Callable[[Step], None]) -> Run:
