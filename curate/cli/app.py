@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typer._click import Context
 
 from curate.cli import verbosity
-from curate.cli.completion import IN_BASH, complete_in_bash
 from curate.cli.groups import LazyCommand, LazyGroup
 from schemas.errors import CurateError
 
@@ -155,8 +154,15 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         _check_encoding(arguments)
-        complete_in_bash(app) if os.environ.get(IN_BASH[0]) == IN_BASH[1] else app(prog_name="curate")
+        if os.environ.get("_CURATE_COMPLETE") == "complete_bash":
+            from curate.cli.completion import complete_in_bash
+
+            complete_in_bash(app)
+        else:
+            app(prog_name="curate")
     except BaseException as end:  # also the exit of a command
+        if isinstance(end, SystemExit) and not end.code:
+            raise
         from curate.cli.failures import exit_after
 
         exit_after(end, as_json="--json" in itertools.takewhile(lambda argument: argument != "--", arguments))

@@ -15,10 +15,8 @@ import typer
 
 Completer = Callable[[typer.Context, str], list[str]]
 
-IN_BASH = ("_CURATE_COMPLETE", "complete_bash")
-"""Variable and value with which bash asks for completions, and gives the words in `WORDS` and `CURRENT`."""
-
 WORDS, CURRENT = "COMP_WORDS", "COMP_CWORD"
+"""Variables in which bash gives the words of the command line, and the number of the one to complete."""
 
 
 def from_store(query: str) -> Completer:
