@@ -100,7 +100,10 @@ def test_the_command_shows_the_estimate_above_the_plan(curate, tmp_path):
     ran = curate("plan", "chats@1", "--model", str(TINY), "--gpu", "24g")
     assert ran.returncode == 0, ran.stderr
     assert "a GPU of 24 GiB" in ran.stdout
-    assert "Ready to train." in ran.stdout
+    next_command = f"Ready to train. Next: curate train chats@1 --model {TINY} --set train.epochs=2"
+    assert next_command not in ran.stdout
+    again = curate("plan", "chats@1", "--model", str(TINY), "--set", "train.epochs=2")
+    assert next_command in " ".join(again.stdout.split())
     output = json.loads(curate("plan", "chats@1", "--model", str(TINY), "--gpu", "h100-80g", "--json").stdout)
     assert output["memory"]["best"]["checkpointing"] is False
     assert output["packs"] == 1

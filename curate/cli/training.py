@@ -20,6 +20,7 @@ from curate.cli.options import (
     SetOption,
     StoreOption,
     TemplateOption,
+    repeat_options,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def preview(
 
 
 def plan(
+    context: typer.Context,
     version: VersionArgument,
     model: ModelOption = None,
     template: TemplateOption = None,
@@ -127,7 +129,7 @@ def plan(
     else:
         if memory is not None:
             show_memory(memory)
-        show_plan(result)
+        show_plan(result, repeat_options(context, {"gpu", "as_json"}))
     if result.refusal is not None:
         raise typer.Exit(1)
 

@@ -28,8 +28,11 @@ LOSS_START, LOSS_END, CUT = "⟦", "⟧", "✂"
 """Marks around tokens in the loss and before the cut, so that they are visible without colour."""
 
 
-def show_plan(plan: Plan) -> None:
-    """Print the size of a training run, its dropped and truncated conversations, and whether it would start."""
+def show_plan(plan: Plan, options: str = "") -> None:
+    """Print the size of a training run, its dropped and truncated conversations, and whether it would start.
+
+    `options` are those of the command that trains as planned, each after a space.
+    """
     print_fields(dict(_plan_fields(plan)), title=f"Training plan for {plan.version}")
     unit = ", each window counted" if plan.split_conversations else ""
     print_table(_histogram(plan), ["tokens", "conversations", ""], title=f"Lengths of the train split{unit}")
@@ -44,7 +47,7 @@ def show_plan(plan: Plan) -> None:
     if plan.refusal:
         print_line(f"curate train would refuse to start: {plan.refusal}\n  → {plan.hint}")
     else:
-        print_line(f"Ready to train. Next: curate train {plan.version}")
+        print_line(f"Ready to train. Next: curate train {plan.version}{options}")
 
 
 def _plan_fields(plan: Plan) -> Iterator[tuple[str, str]]:
