@@ -238,6 +238,13 @@ def test_wrong_passwords_from_everywhere_do_not_lock_an_annotator_out(limit, clo
     assert limit.start("ann", "a new address") == 0, "the limit of a name recovers"
 
 
+def test_wrong_passwords_behind_the_same_proxy_do_not_lock_an_annotator_out(limit):
+    assert limit.start("ann", "proxy") == 0
+    limit.succeed("ann", "proxy")
+    assert [limit.start(f"name-{number}", "proxy") for number in range(21)][-1] == 5
+    assert [limit.start("ann", "proxy") for _ in range(6)] == [0.0] * 5 + [30.0], "ann's own attempts are limited"
+
+
 def test_correct_passwords_are_not_counted(limit):
     for _ in range(100):
         assert limit.start("ann", "a") == 0

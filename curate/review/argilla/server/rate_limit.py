@@ -55,8 +55,8 @@ class RateLimit:
 class SignInLimit:
     """Attempts to sign in: per name and address, per address, and per name over all addresses.
 
-    An address from which somebody signed in with a name is not subject to the limit of that name, so that wrong
-    passwords from elsewhere do not lock its owner out.
+    A name that signed in from an address before is only subject to the first of them there, so that wrong passwords
+    from elsewhere, or for other names behind the same proxy, do not lock its owner out.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -84,5 +84,6 @@ class SignInLimit:
             self._known.popitem(last=False)
 
     def _limits(self, name: str, address: str) -> list[tuple[RateLimit, Hashable]]:
-        limits: list[tuple[RateLimit, Hashable]] = [(self._pairs, (name, address)), (self._addresses, address)]
-        return limits if (name, address) in self._known else [*limits, (self._names, name)]
+        if (name, address) in self._known:
+            return [(self._pairs, (name, address))]
+        return [(self._pairs, (name, address)), (self._addresses, address), (self._names, name)]
