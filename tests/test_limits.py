@@ -15,6 +15,8 @@ import pytest
 import zstandard
 from support.source_files import write
 
+from curate.ingest import open_file
+from curate.ingest.pipeline import import_files
 from curate.ingest.readers import Batch, open_source
 from curate.ingest.readers.limits import EXCERPT, TOO_LARGE, Limits
 from schemas.errors import SourceError
@@ -211,3 +213,13 @@ def test_the_command_rejects_records_above_its_option(tmp_path: Path, curate) ->
     assert json.loads(ran.stdout)[0]["rows_rejected"] == 1, ran.stdout
     (reject,) = json.loads(curate("rejects", "--list", "--json").stdout)
     assert (reject["line"], reject["code"]) == (2, TOO_LARGE)
+
+
+def test_a_file_whose_beginning_cannot_be_read_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(open_file, "MAX_UNREADABLE", 1_000)
+    monkeypatch.setattr(open_file, "SMALL_FILE", 0)
+    path = tmp_path / "q.csv"
+    path.write_text("question,answer\n" + '"a\nb' * 20_000)
+    with pytest.raises(SourceError, match=r"q\.csv: none of its first 20,001 rows can be read\. line 2: ") as error:
+        import_files(tmp_path / "curate.duckdb", [str(path)], ImportSection())
+    assert "--quote" in error.value.hint

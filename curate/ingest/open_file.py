@@ -38,6 +38,10 @@ from schemas.text import plural
 SMALL_FILE = 1 << 20
 """Size in bytes up to which a file is read completely when it is opened."""
 
+MAX_UNREADABLE = 200_000
+"""Rows at the beginning of a file that may be unreadable. Their texts wait in memory until the mapping is known: of a
+large file without any readable row that would be the whole file, at 50 to 200 times its size."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
@@ -95,10 +99,14 @@ def open_file(path: str, digest: Digest | None, section: ImportSection, source: 
     is_small = digest is not None and digest.size <= SMALL_FILE and source.is_short
     batches, head = transform_batches(path, filtered, section.sql), []
     batches = iter(list(batches)) if is_small else prefetch(batches)
+    unreadable = 0
     for batch in batches:
         head.append(batch)
         if batch.table.height:
             break
+        unreadable += int((batch.rejects["code"] != EXCLUDED).sum())
+        if unreadable > MAX_UNREADABLE:
+            raise _no_rows_error(path, head, "first ")
     else:
         raise _no_rows_error(path, head)
     with prefix_errors(path):
@@ -134,7 +142,7 @@ _HINTS = {
 """Code of the first reject → what to do if no row can be read."""
 
 
-def _no_rows_error(path: str, batches: list[Batch]) -> SourceError:
+def _no_rows_error(path: str, batches: list[Batch], first_of_more: str = "") -> SourceError:
     rejects = pl.concat([batch.rejects for batch in batches]) if batches else pl.DataFrame()
     if rejects.is_empty():
         return SourceError(f"{path} has no rows.", "Import a file with at least one record.")
@@ -146,6 +154,6 @@ def _no_rows_error(path: str, batches: list[Batch]) -> SourceError:
         )
     known = conversion_hint(path, first["raw"]) if first["code"] == "broken-json" else ""
     return SourceError(
-        f"{path}: none of its {plural(rejects.height, 'row')} can be read. {where}: {first['reason']}",
+        f"{path}: none of its {first_of_more}{plural(rejects.height, 'row')} can be read. {where}: {first['reason']}",
         known or _HINTS.get(first["code"], "If the file has another format, name it with --format."),
     )
