@@ -132,7 +132,7 @@ def test_without_file_locks_a_run_counts_as_running(tmp_path, manifest, monkeypa
 def test_review_tasks_without_earlier_answers_keep_the_digest_of_earlier_releases():
     row = {"conversation": "c1", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}],
            "tools": None, "metadata": {}, "scores": {}, "rules_keep": True, "queue": "random", "blind": False,
-           "earlier": (), "position": None}  # fmt: skip
+           "earlier": (), "position": None, "assigned": None}  # fmt: skip
     shown = {
         "conversation": "c1", "messages": [("user", "Hi"), ("answer 1", "Ho")], "metadata": {"queue": "random"},
         "suggestions": [
