@@ -61,6 +61,7 @@ def freeze(
     """
     from curate.cli.views.versions import note_disputes, show_freeze
     from curate.review.verdicts import find_disputed
+    from curate.scorers.runner import check_not_empty
     from curate.versions import freeze as freezing
     from schemas.recipe import load_recipe
     from schemas.section import parse_amount
@@ -71,8 +72,7 @@ def freeze(
     options = [f"freeze.{key}={parse_amount(text, option)}" for key, (text, option) in given.items()]
     options += ["freeze.named_splits=false"] if ignore_splits else []
     settings = load_recipe(recipe, [*(set_ or []), *options])
-    with reading(store):
-        pass  # a missing store is an error here, and not created
+    check_not_empty(store)  # a store that is missing is not created
     with (reading if dry_run else writing)(store) as connection:
         frozen = freezing.freeze(connection, name, settings, parent=parent, dry_run=dry_run)
         disputed = find_disputed(connection, settings.review, only_kept=True)

@@ -19,8 +19,6 @@ from schemas.recipe import DedupSection, Recipe
 KEPT_ANYWAY, PASSES, PASSES_AS_DUPLICATE = range(3)
 """Tiers of candidates: kept whatever its near-duplicates are; kept unless it is a near-duplicate; only if it is one."""
 
-CANDIDATES = {"conversation": pl.String, "tier": pl.Int8}
-
 CHANGED_CLUSTERS_SQL = """
     SELECT cluster FROM clusters LEFT JOIN candidates USING (conversation) GROUP BY cluster
     HAVING count(tier) > 0 AND NOT (
@@ -33,7 +31,7 @@ CHANGED_CLUSTERS_SQL = """
 def find_duplicates_among(
     connection: DuckDBPyConnection, candidates: pl.DataFrame, recipe: Recipe, clustering: Clustering
 ) -> pl.DataFrame:
-    """The near-duplicates among `candidates` (`CANDIDATES`): columns `conversation`, `nearest`, `similarity`.
+    """The near-duplicates among `candidates` (`conversation`, `tier`): columns `conversation`, `nearest`, `similarity`.
 
     `nearest` is a candidate that is not in the result, of the same tier or a lower one. Only conversations in
     `clusters` matter. In clusters whose kept members are all candidates the choice of `curate dedup` stays; the texts

@@ -1,4 +1,4 @@
-"""A file of corrected rejects → the mapping with which its source was imported, so that nobody has to repeat it."""
+"""A file of corrected rejects → the mapping with which its source was imported."""
 
 from __future__ import annotations
 

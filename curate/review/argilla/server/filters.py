@@ -149,12 +149,17 @@ def _answer_condition(dataset: DatasetScope, query: TermsFilter | RangeFilter, s
     )
 
 
+def read_statuses(query: TermsFilter) -> list[str]:
+    """The statuses that a filter names."""
+    return [str(getattr(value, "value", value)) for value in query.values]
+
+
 def _status_condition(query: TermsFilter | RangeFilter, scope: ResponseFilterScope) -> Sql:
     """Records with an answer of these statuses, by the user if one is given; `pending` means without an answer."""
     if not isinstance(query, TermsFilter) or scope.property != "status":
         raise ValueError(f"Unknown filter scope: {scope}")
     user = _user_condition(scope)
-    statuses = [str(getattr(value, "value", value)) for value in query.values]
+    statuses = read_statuses(query)
     status = _is_in("p.status", [status for status in statuses if status != "pending"])
     answered = f"SELECT p.record_id FROM responses p WHERE {user.text}"
     parts = [Sql(f"d.record IN ({answered} AND {status.text})", [*user.parameters, *status.parameters])]

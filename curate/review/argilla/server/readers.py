@@ -14,6 +14,8 @@ from typing import Any
 
 from argilla_server.search_engine.base import AndFilter, ResponseFilterScope, TermsFilter
 
+from .filters import read_statuses
+
 READING_SECONDS = 15 * 60
 MAX_RECORDS = 20
 """Records per annotator: the page holds ten and requests the next ten when few are left."""
@@ -52,6 +54,6 @@ def asks_for_pending(query: Any) -> bool:
         isinstance(part, TermsFilter)
         and isinstance(part.scope, ResponseFilterScope)
         and not part.scope.question
-        and "pending" in {str(getattr(value, "value", value)) for value in part.values}
+        and "pending" in read_statuses(part)
         for part in parts
     )

@@ -1,6 +1,6 @@
 """A name and a password → the account, checked in another thread and limited per name and address.
 
-bcrypt takes about 0.2 s per password, during which Argilla's event loop would answer nobody. It releases Python's lock,
+bcrypt takes about 0.2 s per password, during which Argilla's event loop would not answer. It releases Python's lock,
 so a thread of its own is enough.
 """
 
